@@ -6,7 +6,6 @@
 __all__ = ['COLORS', 'DASHES', 'EPOCHS', 'use_theme', 'thin', 'curves', 'level', 'regions', 'panels']
 
 # %% ../nbs/12_charts.ipynb #cell03
-import json, math
 from collections.abc import Sequence
 import altair as alt, polars as pl
 
@@ -19,8 +18,8 @@ def use_theme(renderer: str = "png"):
     "Draw every chart of this session in memnb's theme, stored as `png` or `svg` so that it shows anywhere, offline too."
     font = "Helvetica, Arial, DejaVu Sans, sans-serif"
     theme = dict(config=dict(
-        font=font, view=dict(continuousWidth=300, continuousHeight=190, stroke="#ccc"), background="white", padding=8,
-        title=dict(fontSize=13, anchor="start", fontWeight=600, subtitleFontSize=11.5, subtitleColor="#555", offset=8),
+        font=font, view=dict(continuousWidth=300, continuousHeight=200, stroke="#ccc"), background="white", padding=8,
+        title=dict(fontSize=13, anchor="start", frame="group", fontWeight=600, subtitleFontSize=11.5, subtitleColor="#555", offset=8),
         axis=dict(labelFontSize=11, titleFontSize=11.5, titleFontWeight=400, gridColor="#eee", tickColor="#999", domainColor="#999"),
         legend=dict(labelFontSize=11.5, titleFontSize=11.5, titleFontWeight=400, symbolStrokeWidth=2.5, symbolSize=220),
         line=dict(strokeWidth=2)))
@@ -38,15 +37,17 @@ def thin(frame: pl.DataFrame, y: str, by: Sequence[str], x: str = "time", most: 
     return pl.concat([one(c) for c in frame.filter(pl.col(y).is_not_null()).partition_by(*by, maintain_order=True)])
 
 # %% ../nbs/12_charts.ipynb #cell09
-def _color(frame: pl.DataFrame, color: str):
-    "Fixed colours for groups, an ordered palette for anything else."
+def _color(frame: pl.DataFrame, color: str) -> dict:
+    "Fixed colours and line styles for groups, an ordered palette for anything else; a legend if there is a choice."
     values = frame[color].unique(maintain_order=True).to_list()
+    if color == "group": values = [g for g in COLORS if g in values]
+    legend = alt.Legend(orient="top", titleOrient="left", title="noise rate" if color == "rho" else None) if len(values) > 1 else None
     if color == "group":
-        scale = alt.Scale(domain=values, range=[COLORS[v] for v in values])
-        return alt.Color("group:N", scale=scale, title=None), alt.StrokeDash(
-            "group:N", scale=alt.Scale(domain=values, range=[DASHES[v] for v in values]), title=None)
-    scale = alt.Scale(domain=sorted(values), scheme="viridis") if len(values) > 1 else alt.Scale(domain=values, range=[COLORS["clean"]])
-    return alt.Color(f"{color}:O", scale=scale, title={"rho": "noise rate"}.get(color, color)), alt.value([1, 0])
+        scale = lambda table: alt.Scale(domain=values, range=[table[v] for v in values])
+        return dict(color=alt.Color("group:N", scale=scale(COLORS), legend=legend),
+                    strokeDash=alt.StrokeDash("group:N", scale=scale(DASHES), legend=legend))
+    scale = dict(scheme="viridis") if len(values) > 1 else dict(range=[COLORS["clean"]])
+    return dict(color=alt.Color(f"{color}:O", scale=alt.Scale(domain=sorted(values), **scale), legend=legend))
 
 def curves(
     frame: pl.DataFrame,  # columns x, y, color and, for repeated runs, seed
@@ -60,6 +61,7 @@ def curves(
     domain: tuple[float, float] | None = None,  # of y
     log_y: bool = False,
     rules: dict[str, float] | None = None,  # label -> height of a dashed line
+    rules_at: str = "left",  # side of their labels
 ) -> alt.LayerChart:
     "Lines of `y` over `x`; a band where there are several seeds."
     if log_x: frame = frame.filter(pl.col(x) > 0)
@@ -67,35 +69,37 @@ def curves(
     if "seed" not in frame.columns: frame = frame.with_columns(seed=0)
     frame = thin(frame.select(x, y, color, "seed"), y, [color, "seed"], x)
     several = frame["seed"].n_unique() > 1
-    hue, dash = _color(frame, color)
+    look = _color(frame, color)
     base = alt.Chart(frame).encode(
         alt.X(f"{x}:Q", scale=alt.Scale(type="log" if log_x else "linear", nice=False),
-              axis=alt.Axis(title=x_title, format="~s", tickCount=6, grid=False)), color=hue)
+              axis=alt.Axis(title=x_title, format="~s", tickCount=6, grid=False)), color=look["color"])
     scale = alt.Scale(type="log") if log_y else alt.Scale(domain=list(domain)) if domain else alt.Scale(zero=False)
     axis = alt.Axis(title=y_title, tickCount=5, **(dict(format="~g") if log_y else {}))
-    line = base.mark_line().encode(alt.Y(f"median({y}):Q" if several else f"{y}:Q", scale=scale, axis=axis), strokeDash=dash)
+    line = base.mark_line().encode(alt.Y(f"median({y}):Q" if several else f"{y}:Q", scale=scale, axis=axis), **look)
     band = [base.mark_area(opacity=0.2).encode(alt.Y(f"min({y}):Q", scale=scale, axis=axis), alt.Y2(f"max({y}):Q"))] if several else []
-    return alt.layer(*band, line, *level(rules or {})).properties(title=title)
+    return alt.layer(*band, line, *level(rules or {}, rules_at)).properties(title=title)
 
 # %% ../nbs/12_charts.ipynb #cell10
-def level(rules: dict[str, float]) -> list[alt.Chart]:
-    "Labelled dashed lines at given heights."
+def level(rules: dict[str, float], side: str = "left") -> list[alt.Chart]:
+    "Dashed lines at given heights, labelled at the left or right end."
     if not rules: return []
-    at = alt.Chart(pl.DataFrame(dict(label=list(rules), y=list(rules.values()))))
-    return [at.mark_rule(strokeDash=[3, 3], color="#777").encode(y="y:Q"),
-            at.mark_text(align="right", baseline="bottom", dx=-3, dy=-2, color="#555", fontSize=11).encode(
-                y="y:Q", text="label:N", x=alt.value("width"))]
+    base = alt.Chart(pl.DataFrame(dict(label=list(rules), y=list(rules.values())))).encode(y="y:Q")
+    place = dict(dx=3) if side == "left" else dict(dx=-3)
+    text = base.mark_text(align=side, baseline="bottom", dy=-2, color="#555", fontSize=11, **place)
+    return [base.mark_rule(strokeDash=[3, 3], color="#777"), text.encode(text="label:N", x=alt.value(0 if side == "left" else "width"))]
 
-def regions(chart: alt.LayerChart, spans: dict[str, tuple[float, float]]) -> alt.LayerChart:
-    "`chart` with labelled stretches of time shaded behind it: label -> (from, to)."
-    if not spans: return chart
-    frame = pl.DataFrame(dict(region=list(spans), start=[a for a, _ in spans.values()], end=[b for _, b in spans.values()]))
-    hue = alt.Color("region:N", scale=alt.Scale(domain=list(spans), range=["#56B4E9", "#E69F00"][:len(spans)]), title=None)
-    shade = alt.Chart(frame).mark_rect(opacity=0.16).encode(x="start:Q", x2="end:Q", fill=hue.to_dict() and alt.Fill(
-        "region:N", scale=alt.Scale(domain=list(spans), range=["#56B4E9", "#E69F00"][:len(spans)]), title=None))
-    return alt.layer(shade, *chart.layer).properties(title=chart.title).resolve_scale(fill="independent")
+def regions(chart: alt.LayerChart, spans: dict[str, tuple[float, float]], legend: bool = True) -> alt.LayerChart:
+    "`chart` with stretches of time shaded behind it: label -> (from, to)."
+    frame = pl.DataFrame(dict(region=list(spans), start=[float(a) for a, _ in spans.values()], end=[float(b) for _, b in spans.values()]))
+    fill = alt.Fill("region:N", scale=alt.Scale(domain=list(spans), range=["#56B4E9", "#E69F00"][:len(spans)]),
+                    legend=alt.Legend(orient="top", title=None) if legend else None)
+    shade = alt.Chart(frame).mark_rect(opacity=0.18).encode(x="start:Q", x2="end:Q", fill=fill)
+    title, front = chart.title, chart.copy()
+    front.title = alt.Undefined
+    return alt.layer(shade, front).properties(title=title)
 
 def panels(charts: Sequence[alt.LayerChart], title: str, subtitle: str = "", columns: int = 2) -> alt.ConcatChart:
-    "Charts in a grid under one title; legends of their own, since one grid may mix groups and rates."
-    head = alt.TitleParams(title, subtitle=subtitle, fontSize=15) if subtitle else alt.TitleParams(title, fontSize=15)
-    return alt.concat(*charts, columns=columns, title=head).resolve_scale(color="shared", strokeDash="shared")
+    "Charts in a grid under one title, each with its own colours and legend."
+    head = alt.TitleParams(title, subtitle=[subtitle] if subtitle else [], fontSize=15)
+    independent = dict(color="independent", strokeDash="independent", fill="independent")
+    return alt.concat(*charts, columns=columns, title=head).resolve_scale(**independent)

@@ -34,8 +34,7 @@ def _rkc_coefficients(s: int) -> list[tuple[float, ...]]:
     w1 = D[s] / DD[s]
     b = [DD[j] / D[j]**2 for j in range(2, s + 1)]
     b = [b[0], 1 / w0, *b]
-    c = [0, 0] + [w1 * DD[j] / D[j] for j in range(2, s + 1)]
-    c[1] = c[2] / D[2]
+    c = [0, b[1] * w1] + [w1 * DD[j] / D[j] for j in range(2, s + 1)]  # times of the stages
     stages = [(0, 0, b[1] * w1, 0, 0)]
     for j in range(2, s + 1):
         mu = 2 * w1 * b[j] / b[j-1]
@@ -73,6 +72,7 @@ class _Stiffness:
             if self.value == 0: break
             self.v = v
             if i and abs(self.value - last) < 0.02 * self.value: break
+        if not math.isfinite(self.value): raise FloatingPointError(f"the field or its slope is not finite at t={t:.6g}")
         self.value = max(self.value, 1e-12)
 
     def bound(self) -> float: return self.margin * self.value
@@ -94,25 +94,33 @@ def _settling_steps(bound: float) -> list[float]:
 class _RKC:
     "Adaptive Runge-Kutta-Chebyshev integration of `field` from time 0."
 
-    def __init__(self, field, y: Tensor, tol: float = 1e-3, max_stages: int = 100, settle: bool = False):
-        self.field, self.t, self.y, self.f, self.tol = field, 0.0, y, field(0.0, y), tol
+    def __init__(self, field, y: Tensor, tol: float = 1e-3, rtol: float = 0.0, max_stages: int = 100,
+                 growth: float = math.inf, settle: bool = False):
+        if not (tol >= 0 and rtol >= 0 and tol + rtol > 0): raise ValueError(f"tol={tol}, rtol={rtol}: both 0 or more, one above")
+        if max_stages < 2: raise ValueError(f"max_stages={max_stages} must be at least 2")
+        self.field, self.t, self.y, self.f, self.tol, self.rtol = field, 0.0, y, field(0.0, y), tol, rtol
         self.stiff, self.max_stages = _Stiffness(field, 0.0, y, self.f), max_stages
-        self.settle, self.h = settle, 1 / self.stiff.bound()
+        self.growth, self.settle, self.h = growth, settle, 1 / self.stiff.bound()
+
+    def longest(self) -> float:
+        "The longest step now: what the stages reach and, of the time so far, the share `growth`, or half of it while that is cheap."
+        share, rate = self.growth * self.t, self.stiff.value
+        if 0.25 < share * rate < 4: share /= 2
+        return min(max(share, 0.25 / rate), (self.max_stages**2 - 1) / (1.54 * self.stiff.bound()))
 
     def propose(self, goal: float) -> tuple[float, int]:
         "Length and stages of the next step, so that the last two before the goal are of equal length."
-        gap, bound = goal - self.t, self.stiff.bound()
-        n = math.ceil(gap / self.h - 1e-9)
-        # Two cheap steps rather than one: early errors grow with the signal, and their estimate cannot know.
-        if 0.25 < gap * self.stiff.value < 4: n = max(n, 2)
-        h = min(gap / n if n < 3 else self.h, (self.max_stages**2 - 1) / (1.54 * bound))
-        return h, max(2, 1 + int(math.sqrt(1 + 1.54 * h * bound)))
+        gap, h = goal - self.t, min(self.h, self.longest())
+        n = math.ceil(gap / h - 1e-9)
+        if n < 3: h = gap / n
+        return h, max(2, 1 + int(math.sqrt(1 + 1.54 * h * self.stiff.bound())))
 
     def step(self, h: float, s: int):
-        "Try one step; keep it if the error estimate (Sommeijer et al., eq. 2.9) is at most `tol` in norm."
+        "Try one step; keep it if the error estimate (Sommeijer et al., section 2) is at most tol + rtol |y| in norm."
         y = _rkc_step(self.field, self.t, self.y, self.f, h, s)
         f = self.field(self.t + h, y)
-        error = (0.8 * (self.y - y) + 0.4 * h * (self.f + f)).norm().item() / self.tol
+        allowed = self.tol + self.rtol * self.y.norm().item()
+        error = (0.8 * (self.y - y) + 0.4 * h * (self.f + f)).norm().item() / max(allowed, 1e-30)
         grow = min(5, max(0.1, 0.8 * max(error, 1e-9)**(-1 / 3))) if math.isfinite(error) else 0.1
         if error <= 1:
             self.h = max(self.h, h * grow) if h < self.h else h * grow  # a clipped step does not shrink the next
@@ -120,7 +128,7 @@ class _RKC:
             return
         self.h = h * min(grow, 0.8)
         if self.h * self.stiff.bound() < 1e-9:
-            raise FloatingPointError(f"no step at t={self.t:.6g} meets tol={self.tol}: too small, or the field is not finite")
+            raise FloatingPointError(f"no step at t={self.t:.6g} meets an error of {allowed:.1e}: too small, or the field is not finite")
         self.stiff.refresh(self.t, self.y, self.f)
 
     def advance(self, out: float):
@@ -167,7 +175,7 @@ def integrate(
     y0: Tensor,  # state at time 0, floating, any shape
     times: Sequence[float],  # outputs, increasing, from 0 on
     method: str = "rkc",  # a key of `INTEGRATORS`
-    **options,  # rkc: tol (error of a step in norm), max_stages, settle (damp stiff directions before outputs); euler: step
+    **options,  # rkc: tol, rtol (error of a step: tol + rtol |y|), growth (longest step over time so far), max_stages, settle; euler: step
 ) -> Iterator[tuple[float, Tensor]]:
     "Yield `(t, y)` at each of `times`. `FloatingPointError` where the tolerance cannot be met."
     choose("method", method, INTEGRATORS)
@@ -279,10 +287,10 @@ class ReLUField:
         return replace(net, x=self.x[:, :-1], w=w[:-1], b=w[-1], v=v, c=c, basis=self.basis, w_perp=self.w_perp)
 
 # %% ../nbs/05_flow.ipynb #cell30
-def _flow_rkc(model, data, times, tol: float = 0.08, max_stages: int = 100, dtype: torch.dtype | None = None):
+def _flow_rkc(model, data, times, rtol: float = 0.08, dtype: torch.dtype | None = None):
     field = ReLUField(two_layer(model, data), dtype)
-    tol = tol * field.net.w.norm().item()
-    for t, y in integrate(field, field.y0, times, tol=tol, max_stages=max_stages, settle=True): yield t, field.at(y)
+    # Errors made while the signal is small grow with it, which no estimate knows: so steps keep to a share of the time so far.
+    for t, y in integrate(field, field.y0, times, tol=0, rtol=rtol, growth=0.15, settle=True): yield t, field.at(y)
 
 def _flow_gd(model, data, times, lr: float):
     if not lr > 0: raise ValueError(f"lr={lr} must be above 0")
@@ -303,7 +311,7 @@ def flow(
     data: NoisyDataset,  # two classes, clean labels known
     times: Sequence[float],  # flow times = epochs x learning rate, increasing
     method: str = "rkc",  # "rkc": the stabilised integrator; "gd": plain gradient descent
-    **options,  # rkc: tol (relative to the first layer's initial norm), max_stages, dtype (of its products); gd: lr
+    **options,  # rkc: rtol (error of a step over the norm of all parameters), dtype (of its products); gd: lr
 ) -> Iterator[tuple[float, TwoLayer]]:
     "Yield `(t, snapshot)` of full-batch training on the mean cross-entropy, in float32 or the model's precision."
     choose("method", method, METHODS)

@@ -21,10 +21,11 @@ def curve(f: pl.DataFrame, y: str, group: str | None = None) -> tuple[np.ndarray
     f = f.filter(pl.col(y).is_not_null()).sort("epoch")
     return f["epoch"].to_numpy(), f[y].to_numpy()
 
-def first(f: pl.DataFrame, y: str, group: str, at_least: float) -> float:
-    "First epoch at which the curve reaches a value; infinity if it never does."
+def first(f: pl.DataFrame, y: str, group: str, at_least: float, after: float = 0) -> float:
+    "First epoch, not before `after`, at which the curve reaches a value; infinity if it never does."
     t, v = curve(f, y, group)
-    return float(t[v >= at_least][0]) if (v >= at_least).any() else math.inf
+    there = (v >= at_least) & (t >= after)
+    return float(t[there][0]) if there.any() else math.inf
 
 def onset(f: pl.DataFrame) -> float:
     "First epoch at which the noisy directional component reaches 99% of the clean one: competition begins."
@@ -38,7 +39,7 @@ def at(f: pl.DataFrame, epoch: float, y: str, group: str | None = None) -> float
     return float(v[t >= epoch][0]) if (t >= epoch).any() else math.nan
 
 learned = lambda f: first(f, "accuracy", "clean", 0.95)
-memorized = lambda f: first(f, "accuracy", "noisy", 0.5)
+memorized = lambda f: first(f, "accuracy", "noisy", 0.5, after=learned(f))  # an untrained network "fits" half by chance
 
 # %% ../nbs/21_relu_claims.ipynb #cell07
 FIG1 = [
@@ -110,7 +111,8 @@ def _opposed(f: pl.DataFrame) -> float:
     return float((c * curve(f, "radial_weighted", "noisy")[1] < 0)[early].mean()) if early.any() else math.nan
 
 def _sign_changes(f: pl.DataFrame) -> float:
-    "Fewest sign changes of cos(net, clean) in the windows of plain descent."
+    "Fewest sign changes of cos(net, clean) in the windows of plain descent; NaN without one."
+    if "look" not in f.columns: return math.nan
     looks = [curve(part, "cos_net", "clean")[1] for part in f.filter(pl.col("look").is_not_null()).partition_by("look")]
     return min((int((np.diff(np.sign(v)) != 0).sum()) for v in looks), default=math.nan)
 
@@ -126,7 +128,7 @@ FIG3 = [
           "share of epochs before the onset with opposite weighted radial sums; holds at 0.95 or more",
           "noisy labels permuted among all examples", lambda f: _opposed(_no_look(f)), lambda v: v >= AGREE),
     Claim("Competition begins before memorization", "section 4.2", "onset epoch over epoch of 50% noisy accuracy; holds below 1",
-          REVERSED, lambda f: onset(_no_look(f)) / memorized(_no_look(f)), lambda v: v < 1),
+          REVERSED, lambda f: onset(_no_look(f)) / m if (m := memorized(_no_look(f))) > 0 else math.inf, lambda v: v < 1),
     Claim("After that the net radial component is close to zero", "section 4.2",
           "largest |net weighted radial sum| after the onset over the clean one's largest; holds at 0.05 or less", REVERSED,
           lambda f: _net_radial(_no_look(f)), lambda v: v <= NEAR_ZERO),
@@ -135,7 +137,7 @@ FIG3 = [
           "300 plain epochs from the start", _sign_changes, lambda v: v >= 3),
     Claim("Memorization does not much alter the first layer's directions", "section 4.2",
           "mean cosine of neurons' directions with their initial ones at 50% noisy accuracy; holds at 0.95 or more",
-          "the end of a run from 30 times smaller weights", lambda f: at(_no_look(f), memorized(_no_look(f)), "cos_first", "net"), lambda v: v >= AGREE),
+          "initial weights 30 times smaller", lambda f: at(_no_look(f), memorized(_no_look(f)), "cos_first", "net"), lambda v: v >= AGREE),
 ]
 
 # %% ../nbs/21_relu_claims.ipynb #cell13
@@ -169,9 +171,9 @@ def _far(f: pl.DataFrame) -> float:
     return gap[-1] / gap[0] if gap[0] > 0 else 0.0
 
 FIG4 = [
-    Claim("The noisy margin increases", "Fig. 4, caption", "its last value minus its first; holds above 0", "the trajectory mirrored",
+    Claim("The noisy margin increases", "Fig. 4, caption", "its last value minus its first; holds above 0", "the trajectory with time reversed",
           lambda f: _gain(f, "noisy"), lambda v: v > 0),
-    Claim("The clean margin decreases", "Fig. 4, caption", "its last value minus its first; holds below 0", "the trajectory mirrored",
+    Claim("The clean margin decreases", "Fig. 4, caption", "its last value minus its first; holds below 0", "the trajectory with time reversed",
           lambda f: _gain(f, "clean"), lambda v: v < 0),
     Claim("Both converge to a stable trade-off", "Fig. 4, caption", "final over initial distance to the fixed point; holds at 0.05 or less",
           "a tenth of the time", _far, lambda v: v <= NEAR_ZERO),

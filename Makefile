@@ -1,0 +1,44 @@
+# `make fig2` and `make test` do all the set-up: a virtual environment in .venv, made once.
+PYTHON ?= python3
+BIN := .venv/bin
+RATES := 0.05,0.1,0.2,0.3,0.4
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: fig2 test figures notebooks lab clean
+
+fig2: .venv/lab
+	papermill nbs/fig2.ipynb out.ipynb -p rho 0.3
+	@echo "Open out.ipynb: the figure and what was measured."
+
+test: .venv/dev
+	.ci/checks
+
+lab: .venv/lab
+	jupyter lab nbs
+
+# Every figure at preset `quick`, as PNG, into docs/figures.
+figures: .venv/lab
+	rm -rf .cache/figures && mkdir -p .cache/figures
+	for f in 1 2 3 4 5 6; do \
+	    case $$f in [1245]) rates="-p rhos $(RATES)";; *) rates=;; esac; \
+	    papermill nbs/fig$$f.ipynb .cache/figures/fig$$f.ipynb -p out .cache/figures $$rates || exit 1; done
+	find .cache/figures -name '*.png' -exec cp {} docs/figures/ \;
+
+# The experiment notebooks as they are committed: run at their defaults, outputs kept.
+notebooks: .venv/dev
+	for f in nbs/fig?.ipynb; do papermill $$f $$f || exit 1; done
+	nbdev_clean
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/lab: .venv/bin/python pyproject.toml
+	pip install -q -e '.[lab]'
+	touch $@
+
+.venv/dev: .venv/lab
+	pip install -q -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs results out*.ipynb

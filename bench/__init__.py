@@ -1,0 +1,28 @@
+"Side-by-side benchmarks: `python -m bench NAME` prints ratios, never absolute times."
+import json
+import statistics
+import time
+
+
+def alternate(plain, ours, rounds: int) -> tuple[float, float]:
+    "Median seconds of one call each, measured in turns in this process, after one unmeasured call of both."
+    took = ([], [])
+    for i in range(rounds + 1):
+        for call, times in zip((plain, ours), took):
+            start = time.perf_counter()
+            call()
+            if i: times.append(time.perf_counter() - start)
+    return tuple(map(statistics.median, took))
+
+
+def row(name: str, ratio: float, goal: float | None = None, deviation: float | None = None) -> dict:
+    "`ratio`: the plain way's cost over ours; `goal`: the least that will do; `deviation`: how far the answers differ."
+    return dict(name=name, ratio=ratio, goal=goal, deviation=deviation)
+
+
+def report(rows: list[dict], as_json: bool):
+    if as_json: return print(json.dumps(rows, indent=1))
+    text = lambda v: "" if v is None else f"{v:.3g}"
+    table = [("what", "ratio", "goal", "deviation")] + [(r["name"], *map(text, (r["ratio"], r["goal"], r["deviation"]))) for r in rows]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    for line in table: print("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip())
