@@ -6,13 +6,13 @@
 __all__ = ['NOISE', 'DATASETS', 'SCALES', 'NoisyDataset', 'from_torch', 'choose', 'corrupt', 'write_whole', 'data_root', 'load']
 
 # %% ../nbs/00_datasets.ipynb #cell03
-import hashlib, os, tempfile, warnings
+import hashlib, os, tempfile, warnings, zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 # %% ../nbs/00_datasets.ipynb #cell05
 def _checked(what: str, v: Tensor, n: int, device) -> Tensor:
@@ -72,7 +72,7 @@ class NoisyDataset(Dataset):
     @property
     def confusion(self) -> Tensor:
         "(K, K) int64 counts; row: clean class, column: observed class."
-        self.is_noisy  # refuses unknown clean labels
+        if self.clean is None: raise ValueError("clean labels are unknown, so the confusion is unknown too")
         k = self.n_classes
         return torch.bincount(self.clean * k + self.y, minlength=k * k).view(k, k)
 
@@ -81,7 +81,7 @@ class NoisyDataset(Dataset):
         "16 hex digits that change with any input, label or index: the data's part in a Run's key."
         h = hashlib.sha256(repr((tuple(self.x.shape), self.n_classes, self.clean is None)).encode())
         for v in (self.x, self.y, self.clean, self.index):
-            if v is not None: h.update(v.detach().cpu().contiguous().numpy())
+            if v is not None: h.update(v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return h.hexdigest()[:16]
 
     def to(self, device) -> "NoisyDataset":
@@ -111,7 +111,7 @@ def from_torch(
     if n == 0: raise ValueError("the torch data set is empty")
     items = [dataset[i] for i in range(n)]
     x = torch.stack([torch.as_tensor(item[0]) for item in items])
-    y = torch.tensor([int(item[1]) for item in items])
+    y = torch.tensor([torch.as_tensor(item[1]).item() for item in items])
     return NoisyDataset(x.float(), y, clean, n_classes=n_classes, name=type(dataset).__name__).to(device)
 
 # %% ../nbs/00_datasets.ipynb #cell18
@@ -164,11 +164,17 @@ def corrupt(
 # %% ../nbs/00_datasets.ipynb #cell26
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     "The four arrays of a Keras-layout `.npz`; `ValueError` for missing, object or mismatched ones."
-    with np.load(path, allow_pickle=False) as z:
-        missing = {"x_train", "y_train", "x_test", "y_test"} - set(z.files)
-        if missing: raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; it holds {', '.join(z.files) or 'nothing'}")
-        try: a = {k: z[k] for k in ("x_train", "y_train", "x_test", "y_test")}
-        except ValueError as e: raise ValueError(f"{path} holds an object array; only plain numbers are read") from e
+    names = ("x_train", "y_train", "x_test", "y_test")
+    try: z = np.load(path, allow_pickle=False)
+    except FileNotFoundError: raise FileNotFoundError(f"there is no file {path}") from None
+    except (ValueError, EOFError, zipfile.BadZipFile) as e: raise ValueError(f"{path} is not a whole .npz file: {e}") from e
+    if not isinstance(z, np.lib.npyio.NpzFile): raise ValueError(f"{path} is a single array, not a .npz file of {', '.join(names)}")
+    with z:
+        if missing := set(names) - set(z.files):
+            raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; it holds {', '.join(z.files) or 'nothing'}")
+        try: a = {k: z[k] for k in names}
+        except (ValueError, EOFError, zipfile.BadZipFile) as e:
+            raise ValueError(f"{path} holds an object array or is damaged; only plain numbers are read ({e})") from e
     for s in ("train", "test"):
         x, y = a[f"x_{s}"], a[f"y_{s}"] = a[f"x_{s}"], a[f"y_{s}"].reshape(-1)
         if len(x) != len(y): raise ValueError(f"{path}: {len(x)} inputs but {len(y)} labels in {s}")
@@ -185,6 +191,7 @@ def write_whole(path: Path, write) -> Path:
     fd, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(fd, "wb") as f: write(f)
+        os.chmod(part, 0o644)
         os.replace(part, path)
     except BaseException:
         os.unlink(part)
@@ -219,7 +226,7 @@ def _torchvision(name: str, root: Path) -> dict[str, np.ndarray]:
         a[f"x_{s}"] = x.transpose(0, 2, 3, 1) if name == "svhn" else x  # svhn comes channels first
         a[f"y_{s}"] = np.asarray(p.labels if name == "svhn" else p.targets)
     try: write_whole(root / f"{name}.npz", lambda f: np.savez(f, **a))
-    except OSError as e: warnings.warn(f"{name} could not be cached as {root / name}.npz: {e}")
+    except OSError as e: warnings.warn(f"{name} could not be cached in {root}: {e}", stacklevel=2)
     return a
 
 # %% ../nbs/00_datasets.ipynb #cell30
@@ -254,7 +261,7 @@ def _scaled(a: dict, scale: str, peak: float | None) -> tuple[Tensor, Tensor]:
     if scale == "standard":
         over = [0, *range(2, x["train"].ndim)]
         mean, std = x["train"].mean(over, keepdim=True), x["train"].std(over, keepdim=True)
-        x = {s: (v - mean) / std.clamp_min(1e-8) for s, v in x.items()}
+        x = {s: (v - mean) / torch.where(std > 1e-6, std, 1) for s, v in x.items()}
     return x["train"], x["test"]
 
 # %% ../nbs/00_datasets.ipynb #cell33

@@ -9,12 +9,12 @@ __all__ = ['target_vectors', 'radial', 'directional', 'rate', 'class_separation'
 # %% ../nbs/06_dynamics.ipynb #cell03
 import torch
 from torch import Tensor
-from .flow import TwoLayer
+from .models import TwoLayer
 
 # %% ../nbs/06_dynamics.ipynb #cell06
 def _gated_sum(net: TwoLayer, weight: Tensor, rows: slice = slice(None)) -> Tensor:
     "(D, m) float64: 1/N sum of weight_i x_i over the rows that each neuron's gate lets through."
-    return ((net.x[rows] * weight[rows, None]).T @ net.gates[rows].to(net.x) / len(net.x)).double()
+    return ((net.x[rows] * weight[rows, None]).T @ net.gates[rows] / len(net.x)).double()
 
 def target_vectors(net: TwoLayer) -> tuple[Tensor, Tensor]:
     "G_c and G_n, each (D, m) float64: the clean and the noisy examples' part of the target vector (section 2.1)."
@@ -56,23 +56,24 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum() / (a.norm() * b.norm())
 
 def gate_similarity(first: Tensor, now: Tensor) -> Tensor:
-    "Cosine of each neuron's gates (N, m) at two times, averaged over neurons that have an open gate at both (appendix A.5)."
-    a, b = first.sum(0).double(), now.sum(0).double()
+    "Cosine of each neuron's gates, (N, m) of 0.0 and 1.0, at two times, averaged over neurons that have an open gate at both (appendix A.5)."
+    a, b, both = first.sum(0), now.sum(0), (first * now).sum(0)
     live = (a > 0) & (b > 0)
-    return ((first & now).sum(0)[live] / (a[live] * b[live]).sqrt()).mean()
+    return (both[live].double() / (a[live].double() * b[live]).sqrt()).mean()
 
 # %% ../nbs/06_dynamics.ipynb #cell15
-def components(net: TwoLayer, G: dict[str, Tensor]) -> dict[str, dict]:
+def components(net: TwoLayer, G_c: Tensor, G_n: Tensor) -> dict[str, dict]:
     "Size and alignment of the radial and directional parts of the clean, noisy and net target vectors (Fig. 3 and 6)."
-    along = {k: radial(g, net) for k, g in G.items()}
-    inner = lambda a, b: (G[a] * G[b]).sum() - (along[a] * along[b]).sum()  # of the directional parts
-    size = {k: inner(k, k).clamp_min(0).sqrt() for k in G}
-    rows = {k: dict(radial_sum=a.sum(), radial_weighted=(net.v.double() * a).sum(), radial_norm=a.norm(),
-                    direction_norm=size[k], cos_net=inner(k, "net") / (size[k] * size["net"])) for k, a in along.items()}
-    rows["net"]["cos_clean_noisy"] = inner("clean", "noisy") / (size["clean"] * size["noisy"])
-    per_neuron = (G["net"].square().sum(0) - along["net"].square()).clamp_min(0)
-    v = net.v.double()
-    rows["net"] |= dict(radial_rate=(v * along["net"]).norm(), direction_rate=(v.square() / net.r.square() * per_neuron).sum().sqrt())
+    v, r_c, r_n = net.v.double(), radial(G_c, net), radial(G_n, net)
+    inner = lambda a, b, along: (a * b).sum(0) - along  # (m,) inner products of directional parts
+    cc, nn, cn = inner(G_c, G_c, r_c * r_c), inner(G_n, G_n, r_n * r_n), inner(G_c, G_n, r_c * r_n)
+    net2 = inner(total := G_c + G_n, total, (r_c + r_n).square()).clamp_min(0)
+    size = dict(clean=cc.sum().sqrt(), noisy=nn.sum().sqrt(), net=net2.sum().sqrt())
+    with_net = dict(clean=(cc + cn).sum(), noisy=(nn + cn).sum(), net=net2.sum())
+    rows = {k: dict(radial_sum=a.sum(), radial_weighted=(v * a).sum(), radial_norm=a.norm(), direction_norm=size[k],
+                    cos_net=with_net[k] / (size[k] * size["net"])) for k, a in dict(clean=r_c, noisy=r_n, net=r_c + r_n).items()}
+    rows["net"] |= dict(cos_clean_noisy=cn.sum() / (size["clean"] * size["noisy"]), radial_rate=(v * (r_c + r_n)).norm(),
+                        direction_rate=(v.square() / net.r.square() * net2).sum().sqrt())
     return rows
 
 # %% ../nbs/06_dynamics.ipynb #cell16
@@ -91,7 +92,7 @@ def follow():
     def observe(t: float, net: TwoLayer) -> list[dict]:
         if not memory: memory.extend((net, class_separation(net)))
         clean, noisy = target_vectors(net)
-        rows = components(net, {"clean": clean, "noisy": noisy, "net": clean + noisy})
+        rows = components(net, clean, noisy)
         rows["net"] |= approximations(net, clean + noisy, *memory)
         return [{"group": k, **{q: v.item() for q, v in row.items()}} for k, row in rows.items()]
     return observe

@@ -8,12 +8,13 @@ __all__ = ['ROOMS', 'PRESETS', 'RULES', 'parameters', 'prepare', 'expect', 'whol
 # %% ../nbs/20_relu.ipynb #cell03
 import math, time
 from dataclasses import replace
-import numpy as np, polars as pl, torch
+from functools import partial
+import numpy as np, polars as pl
 from .datasets import DATASETS, NOISE, NoisyDataset, corrupt, load
 from .dynamics import components, cosine, follow, gate_similarity, target_vectors, update_rates
 from .experiments import Params, Rule, settle
-from .flow import ReLUField, clean_first, flow, gradient_flow, two_layer
-from .models import build
+from .flow import ReLUField, flow, gradient_flow
+from .models import build, clean_first, two_layer
 from .runs import Run, kept
 
 ROOMS = ("datasets", "models", "runs", "flow", "dynamics", "relu")  # whose source makes these runs
@@ -105,13 +106,13 @@ def close_looks(p: Params, rho: float, seed: int, epochs: int = 300, every: int 
     run = whole_run(p, rho, seed)
     data, _ = prepare(p, rho, seed)
     def watch(t, net):
-        c, n = target_vectors(net)
-        return [{"group": g, "cos_net": float(row["cos_net"])} for g, row in components(net, dict(clean=c, noisy=n, net=c + n)).items()]
+        rows = components(net, *target_vectors(net))
+        return [{"group": g, "cos_net": float(row["cos_net"])} for g, row in rows.items()]
     parts = []
     for start in run.checkpoints:
         config = run.config | dict(kind="look", start=start, epochs=epochs, every=every)
-        make = lambda: gradient_flow(run.at(start), data, [i * p.lr for i in range(0, epochs + 1, every)], "gd", [watch],
-                                     config=config, progress=True, lr=p.lr)
+        make = partial(gradient_flow, run.at(start), data, [i * p.lr for i in range(0, epochs + 1, every)], "gd", [watch],
+                       config=config, progress=True, lr=p.lr)
         look = kept(p.store, config, data, make, ROOMS)
         parts.append(look.rows.with_columns(epoch=pl.col("time") / p.lr, look=pl.lit(round(start / p.lr))))
     return pl.concat(parts).with_columns(rho=pl.lit(rho), seed=pl.lit(seed))

@@ -9,7 +9,7 @@ __all__ = ['REVERSED', 'learned', 'memorized', 'FIG1', 'FIG5', 'FIG2', 'FIG3', '
 # %% ../nbs/21_relu_claims.ipynb #cell03
 import math
 import numpy as np, polars as pl
-from .experiments import AGREE, CHANGE, NEAR_ZERO, Claim
+from .experiments import AGREE, NEAR_ZERO, Claim
 
 REVERSED = "the same run with time reversed"
 

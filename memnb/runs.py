@@ -6,7 +6,7 @@
 __all__ = ['outcome', 'Run', 'publish', 'save', 'load', 'run_key', 'kept']
 
 # %% ../nbs/03_runs.ipynb #cell03
-import hashlib, json, shutil, tempfile, warnings
+import hashlib, json, shutil, tempfile, time, warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,7 +120,7 @@ _TENSORS = ("time", "prediction", "loss", "margin", "y", "clean", "index")
 _PLAIN = ("config", "unit", "n_classes", "digest")
 
 def save(run: Run, folder: str | Path) -> bool:
-    "Write `run` as a folder; False (and nothing written) if that folder is there already."
+    "Write `run` as a folder; False (and nothing written) if that folder holds something already."
     def write(part: Path):
         arrays = {k: getattr(run, k).numpy() for k in _TENSORS if getattr(run, k) is not None}
         np.savez_compressed(part / "arrays.npz", **arrays)
@@ -138,6 +138,7 @@ def load(folder: str | Path) -> Run:
         rest = dict(rows=pl.read_parquet(folder / "rows.parquet"),
                     checkpoints=torch.load(folder / "checkpoints.pt", weights_only=True))
         run = Run(**{k: plain[k] for k in _PLAIN}, **{"clean": None, **{k: arrays[k] for k in _TENSORS if k in arrays}}, **rest)
+    except (MemoryError, PermissionError): raise  # says nothing about what is in the folder
     except Exception as e: raise ValueError(f"{folder} does not hold a whole run: {e}") from e
     if not run.prediction.shape == run.loss.shape == run.margin.shape == (len(run.time), len(run.y)):
         raise ValueError(f"{folder} does not hold a whole run: its arrays do not fit each other")
@@ -161,14 +162,15 @@ def kept(
     make: Callable[[], Run],  # called only if the store lacks the run
     rooms: Sequence[str] = (),
 ) -> Run:
-    "The run from the store, or a new one that is put there. A damaged one is made again, with a warning."
+    "The run from the store, or a new one that is put there. A damaged one is set aside and made again, with a warning."
     if not store: return make()
     folder = Path(store).expanduser() / run_key(config, data.digest, rooms)
     if folder.exists():
         try: return load(folder)
         except ValueError as e:
-            warnings.warn(f"{e}; it is made again")
-            shutil.rmtree(folder)
+            aside = folder.with_name(f".damaged-{folder.name}-{time.time_ns()}")
+            folder.rename(aside)
+            warnings.warn(f"{e}; it is made again, and what was there is now {aside.name}", stacklevel=2)
     run = make()
     save(run, folder)
     return run

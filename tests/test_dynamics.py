@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from memnb.datasets import corrupt, load
 from memnb.dynamics import (approximations, class_separation, components, cosine, directional, follow, gate_similarity, onset_signal,
                             radial, rate, target_vectors, update_rates)
-from memnb.flow import ReLUField, gradient_flow, two_layer
-from memnb.models import TwoLayerReLU
+from memnb.flow import ReLUField, gradient_flow
+from memnb.models import TwoLayerReLU, two_layer
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_components_from_explicit_vectors(case):
     _, _, net = case
     G_c, G_n = target_vectors(net)
     G = dict(clean=G_c, noisy=G_n, net=G_c + G_n)
-    rows = components(net, G)
+    rows = components(net, G_c, G_n)
     P = {k: directional(g, net) for k, g in G.items()}
     for k in G:
         assert rows[k]["direction_norm"].item() == pytest.approx(P[k].norm().item())
@@ -113,9 +113,9 @@ def test_rotated_basis_gives_the_same(case):
 
 def test_gate_similarity_against_a_plain_loop():
     g = torch.Generator().manual_seed(0)
-    a, b = (torch.rand(30, 6, generator=g) < 0.5 for _ in range(2))
-    b[:, 2] = False  # a neuron without an open gate does not count
-    cosines = [torch.nn.functional.cosine_similarity(a[:, i].double(), b[:, i].double(), dim=0) for i in range(6) if i != 2]
+    a, b = ((torch.rand(30, 6, generator=g) < 0.5).double() for _ in range(2))
+    b[:, 2] = 0  # a neuron without an open gate does not count
+    cosines = [torch.nn.functional.cosine_similarity(a[:, i], b[:, i], dim=0) for i in range(6) if i != 2]
     assert gate_similarity(a, b).item() == pytest.approx(torch.stack(cosines).mean().item())
     assert gate_similarity(a, a).item() == pytest.approx(1)
 

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from memnb.datasets import NoisyDataset, corrupt, load
-from memnb.flow import ReLUField, _rkc_step, flow, gradient_flow, integrate, row_space, two_layer
-from memnb.models import TwoLayerReLU
+from memnb.flow import ReLUField, _rkc_step, flow, gradient_flow, integrate, row_space
+from memnb.models import TwoLayerReLU, build, two_layer
 
 DOUBLE = torch.float64
 
@@ -162,7 +162,6 @@ def test_method_gd_is_the_loop_anybody_would_write():
 def test_run_is_in_the_order_of_the_data_and_rebuilds_its_network():
     data, seed = digits(60), torch.random.get_rng_state()
     args = dict(name="two_layer_relu", d=64, width=20, std=0.1, seed=3)
-    from memnb.models import build
     model = build(**args)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     run = gradient_flow(model, data, [0, 5], checkpoints=[0, 5], config=dict(model=args))

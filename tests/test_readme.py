@@ -1,0 +1,18 @@
+"What the README shows runs as it stands."
+import re
+from pathlib import Path
+
+import torch
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_example_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    names = dict(my_dataset=torch.utils.data.TensorDataset(torch.rand(40, 3, 4), torch.arange(40) % 2))
+    exec(code, names)
+    assert names["run"].frame().shape[0] == 3 * 4 and names["run"].rows.shape[0] == 3 * 3
+
+
+def test_files_that_it_names_are_there():
+    for path in re.findall(r"\]\(([\w/.-]+)\)", README): assert (Path(__file__).parents[1] / path).exists(), path
