@@ -14,8 +14,8 @@ COLORS = {"clean": "#0072B2", "noisy": "#D55E00", "test": "#009E73", "net": "#4D
 DASHES = {"clean": [1, 0], "noisy": [6, 3], "test": [2, 2], "net": [1, 0]}
 EPOCHS = "epoch (flow time / learning rate)"
 
-def use_theme(renderer: str = "png"):
-    "Draw every chart of this session in memnb's theme, stored as `png` or `svg` so that it shows anywhere, offline too."
+def use_theme(renderer: str = "svg"):
+    "Draw every chart of this session in memnb's theme, stored as `svg` or `png` so that it shows anywhere, offline too."
     font = "Helvetica, Arial, DejaVu Sans, sans-serif"
     theme = dict(config=dict(
         font=font, view=dict(continuousWidth=300, continuousHeight=200, stroke="#ccc"), background="white", padding=8,
