@@ -7,12 +7,11 @@ __all__ = ['CASTS', 'AGREE', 'NEAR_ZERO', 'Rule', 'injected_names', 'refuse_unkn
            'show', 'facts', 'keep']
 
 # %% ../nbs/13_experiments.ipynb #cell03
-import ast, difflib, hashlib, json, math, platform, sys, tempfile, time
+import ast, difflib, hashlib, json, math, os, platform, sys, tempfile, time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-import os
 import polars as pl
 import memnb
 from .datasets import choose
@@ -166,12 +165,13 @@ def keep(
     frame: pl.DataFrame,
     claims: pl.DataFrame,
     charts: dict,  # name -> Altair chart
-    **more,  # realised noise and whatever else belongs to the record; JSON values
+    **more,  # whatever else belongs to the record; JSON values
 ) -> Path | None:
     "Write the results as `out/<figure>/<key>/`, whole or not at all; the folder, or None without `out`."
     if not p.out: return None
     folder = Path(p.out) / p.figure / _result_key(p)
     record = dict(parameters=p, versions=facts(), wall_seconds=round(time.time() - p.__dict__["started"], 1), **more)
+    if "noise_rate" in frame.columns: record["realised_noise"] = frame.select("rho", "noise_rate").unique(maintain_order=True).to_dicts()
     def write(part: Path):
         frame.write_parquet(part / "frame.parquet")
         claims.write_parquet(part / "claims.parquet")

@@ -48,7 +48,7 @@ def _rkc_step(field, t: float, y: Tensor, f: Tensor, h: float, s: int) -> Tensor
     (_, _, mu1, _, _), *rest = _rkc_coefficients(s)
     older, newer = y, y.add(f, alpha=mu1 * h)
     for mu, nu, step, gamma, c in rest:
-        stage = field(t + c * h, newer).mul_(step * h)
+        stage = field(t + c * h, newer) * (step * h)
         stage.add_(newer, alpha=mu).add_(older, alpha=nu).add_(y, alpha=1 - mu - nu).add_(f, alpha=gamma * h)
         older, newer = newer, stage
     return newer
@@ -142,9 +142,9 @@ class _RKC:
                 self.stiff.refresh(self.t, self.y, self.f)
             self.step(*self.propose(goal))
         for h in calm:
-            self.y = self.y + h * self.f
+            self.t, self.y = self.t + h, self.y + h * self.f
             self.f = self.field(self.t, self.y)
-        self.t = out
+        self.t = out  # to the last bit
 
 # %% ../nbs/05_flow.ipynb #cell17
 def _rkc(field, y, times, **options):
@@ -172,7 +172,7 @@ def increasing(times: Sequence[float]) -> list[float]:
     return t
 
 def integrate(
-    field: Callable[[float, Tensor], Tensor],  # (t, y) -> dy/dt, a new tensor shaped like y; its Jacobian's eigenvalues near the negative real axis
+    field: Callable[[float, Tensor], Tensor],  # (t, y) -> dy/dt, shaped like y; its Jacobian's eigenvalues near the negative real axis
     y0: Tensor,  # state at time 0, floating, any shape
     times: Sequence[float],  # outputs, increasing, from 0 on
     method: str = "rkc",  # a key of `INTEGRATORS`

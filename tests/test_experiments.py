@@ -67,14 +67,14 @@ def test_store_is_found(tmp_path, monkeypatch):
 def results(out, **given):
     p = parameters(out=str(out), **given)
     chart = alt.Chart(pl.DataFrame(dict(x=[1, 2]))).mark_point().encode(x="x:Q")
-    return keep(p, pl.DataFrame(dict(a=[1.5])), pl.DataFrame(dict(verdict=["holds"])), dict(fig=chart), realised=0.21)
+    return keep(p, pl.DataFrame(dict(rho=[0.2], noise_rate=[0.21])), pl.DataFrame(dict(verdict=["holds"])), dict(fig=chart), note="kept")
 
 
 def test_results_are_complete_and_found_by_parameters(tmp_path):
     folder = results(tmp_path)
     assert {f.name for f in folder.iterdir()} == {"frame.parquet", "claims.parquet", "fig.svg", "fig.png", "params.json"}
     record = json.loads((folder / "params.json").read_text())
-    assert record["parameters"]["width"] == 30 and record["realised"] == 0.21 and record["versions"]["torch"] and "wall_seconds" in record
+    assert record["parameters"]["width"] == 30 and record["note"] == "kept" and record["realised_noise"] == [dict(rho=0.2, noise_rate=0.21)] and record["versions"]["torch"] and "wall_seconds" in record
     assert results(tmp_path) == folder and results(tmp_path, seed=1) != folder
     assert not [f for f in folder.parent.iterdir() if f.name.startswith(".")]
 
@@ -83,7 +83,7 @@ def test_nothing_is_written_without_a_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MEMNB_STORE", raising=False)
     p = parameters()
-    relu.frames(p, relu.whole_run)
+    relu.each(p, relu.whole_run)
     assert keep(p, pl.DataFrame(), pl.DataFrame(), {}) is None
     assert not list(tmp_path.iterdir())
 

@@ -66,6 +66,11 @@ def test_linear_decay_never_blows_up(end, rate):
     assert (y - torch.tensor([math.exp(-end), 0 if rate * end > 50 else math.exp(-rate * end)])).abs().max() < 0.02
 
 
+def test_a_field_may_return_its_argument():
+    (_, y), = integrate(lambda t, y: y, torch.ones(1, dtype=DOUBLE), [1.0], tol=1e-6)
+    assert y.item() == pytest.approx(math.e, abs=1e-3)
+
+
 def test_euler_is_the_plain_loop():
     y, out = 1.0, [y.item() for _, y in integrate(lambda t, y: -y, torch.ones(1, dtype=DOUBLE), [0.5, 1], "euler", step=0.1)]
     for i in range(10):

@@ -26,11 +26,14 @@ def params(**given) -> Params:
 def store(tmp_path_factory): return str(tmp_path_factory.mktemp("store"))
 
 
-def whole(store, **given): return relu.frames(params(store=store, **given), relu.whole_run)
+def whole(store, **given):
+    p = params(store=store, **given)
+    return relu.frames(p, relu.each(p, relu.whole_run))
 
 
 def early(store, **other):
-    return relu.frames(params(store=store), lambda p, rho, seed: relu.side_by_side(p, rho, seed, **other))
+    p = params(store=store)
+    return relu.frames(p, {(0.2, 0): relu.side_by_side(p, 0.2, 0, **other)})
 
 
 def permuted(store):
@@ -40,14 +43,14 @@ def permuted(store):
     mask = data.is_noisy[torch.randperm(len(data), generator=torch.Generator().manual_seed(5))]
     shuffled = replace(data, clean=torch.where(mask, 1 - data.y, data.y))
     run = gradient_flow(build(**model), shuffled, [e * p.lr for e in (0, 30, 100, 300, 1000)], observe=[follow()])
-    return relu.frames(p, lambda *_: run)
+    return relu.frames(p, {(0.2, 0): run})
 
 
 def from_the_start(store):
     p = params()
     data, model = relu.prepare(p, 0.2, 0)
     run = gradient_flow(build(**model), data, [e * p.lr for e in range(0, 301, 3)], "gd", [follow()], lr=p.lr)
-    return relu.frames(p, lambda *_: run).with_columns(look=pl.lit(0))
+    return relu.frames(p, {(0.2, 0): run}).with_columns(look=pl.lit(0))
 
 
 def reverse_rho(f):
