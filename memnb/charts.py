@@ -49,6 +49,7 @@ def _color(frame: pl.DataFrame, color: str) -> dict:
     scale = dict(scheme="viridis") if len(values) > 1 else dict(range=[COLORS["clean"]])
     return dict(color=alt.Color(f"{color}:O", scale=alt.Scale(domain=sorted(values), **scale), legend=legend))
 
+# %% ../nbs/12_charts.ipynb #cell10
 def curves(
     frame: pl.DataFrame,  # columns x, y, color and, for repeated runs, seed
     y: str,
@@ -79,7 +80,7 @@ def curves(
     band = [base.mark_area(opacity=0.2).encode(alt.Y(f"min({y}):Q", scale=scale, axis=axis), alt.Y2(f"max({y}):Q"))] if several else []
     return alt.layer(*band, line, *level(rules or {}, rules_at)).properties(title=title)
 
-# %% ../nbs/12_charts.ipynb #cell10
+# %% ../nbs/12_charts.ipynb #cell11
 def level(rules: dict[str, float], side: str = "left") -> list[alt.Chart]:
     "Dashed lines at given heights, labelled at the left or right end."
     if not rules: return []

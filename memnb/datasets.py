@@ -210,6 +210,7 @@ def data_root(root=None) -> Path:
     if path.exists() and not path.is_dir(): raise NotADirectoryError(f"the data root {path} is a file, not a folder")
     return path
 
+# %% ../nbs/00_datasets.ipynb #cell30
 def _torchvision(name: str, root: Path) -> dict[str, np.ndarray]:
     "Read or download `name` by torchvision (which checks its hashes) and cache it as `root/name.npz`."
     import torchvision
@@ -229,7 +230,7 @@ def _torchvision(name: str, root: Path) -> dict[str, np.ndarray]:
     except OSError as e: warnings.warn(f"{name} could not be cached in {root}: {e}", stacklevel=2)
     return a
 
-# %% ../nbs/00_datasets.ipynb #cell30
+# %% ../nbs/00_datasets.ipynb #cell31
 def _read(name: str, root, test_share: float | None, seed: int) -> dict[str, np.ndarray]:
     "The arrays of a named data set or of a `.npz` file."
     if name == "digits":
@@ -247,7 +248,7 @@ def _read(name: str, root, test_share: float | None, seed: int) -> dict[str, np.
     cached = data_root(root) / f"{name}.npz"
     return _read_npz(cached) if cached.exists() else _torchvision(name, data_root(root))
 
-# %% ../nbs/00_datasets.ipynb #cell32
+# %% ../nbs/00_datasets.ipynb #cell33
 SCALES = ("unit", "symmetric", "standard")
 
 def _scaled(a: dict, scale: str, peak: float | None) -> tuple[Tensor, Tensor]:
@@ -264,7 +265,7 @@ def _scaled(a: dict, scale: str, peak: float | None) -> tuple[Tensor, Tensor]:
         x = {s: (v - mean) / torch.where(std > 1e-6, std, 1) for s, v in x.items()}
     return x["train"], x["test"]
 
-# %% ../nbs/00_datasets.ipynb #cell33
+# %% ../nbs/00_datasets.ipynb #cell34
 def _chosen(y: np.ndarray, classes: Sequence[int], n: int | None, seed: int) -> np.ndarray:
     "Sorted rows of `y` in `classes`: all of them, or `n` drawn with as many from each class."
     if n is None: return np.flatnonzero(np.isin(y, classes))
@@ -275,7 +276,7 @@ def _chosen(y: np.ndarray, classes: Sequence[int], n: int | None, seed: int) -> 
     if n > most: raise ValueError(f"n={n} is more than there is: {most} balanced examples of classes {list(classes)}")
     return np.sort(np.concatenate([rng.permutation(r)[:n // k] for r in rows]))
 
-# %% ../nbs/00_datasets.ipynb #cell34
+# %% ../nbs/00_datasets.ipynb #cell35
 def load(
     name: str = "digits",  # one of `DATASETS`, or a path to a Keras-layout `.npz`
     classes: Sequence[int] | None = None,  # source labels, which become 0, 1, ... in this order; default: all

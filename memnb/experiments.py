@@ -36,6 +36,7 @@ def _list(cast):
 
 CASTS = {"number": _number, "whole number": _whole, "list of numbers": _list(_number), "list of whole numbers": _list(_whole), "text": str}
 
+# %% ../nbs/13_experiments.ipynb #cell06
 @dataclass(frozen=True)
 class Rule:
     "What a parameter may be."
@@ -51,7 +52,7 @@ class Rule:
             raise ValueError(f"{name}={value!r} must {self.allowed}")
         return v
 
-# %% ../nbs/13_experiments.ipynb #cell08
+# %% ../nbs/13_experiments.ipynb #cell09
 def injected_names(cells: Sequence[str]) -> set[str]:
     "Names assigned in the cells that papermill put in."
     ours = [c for c in cells if c.lstrip().startswith("# Parameters")]
@@ -70,12 +71,13 @@ def _kernel_cells() -> list[str]:
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return list(shell.user_ns.get("In", [])) if shell else []
 
-# %% ../nbs/13_experiments.ipynb #cell11
+# %% ../nbs/13_experiments.ipynb #cell12
 class Params(dict):
     "Resolved parameters, by key or as attributes."
     __getattr__ = dict.__getitem__
     def __repr__(self): return "  ".join(f"{k}={v!r}" for k, v in self.items())
 
+# %% ../nbs/13_experiments.ipynb #cell13
 def _check_writable(what: str, folder: str):
     "`OSError` unless `folder` can be made and written."
     try:
@@ -83,6 +85,7 @@ def _check_writable(what: str, folder: str):
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as e: raise OSError(f"{what}={folder!r} cannot be written: {e}") from e
 
+# %% ../nbs/13_experiments.ipynb #cell14
 def settle(
     figure: str,  # name of the experiment, which becomes a folder of its results
     presets: dict[str, dict],  # preset -> values for parameters that are None
@@ -102,7 +105,7 @@ def settle(
     p.__dict__["started"] = time.time()
     return p
 
-# %% ../nbs/13_experiments.ipynb #cell14
+# %% ../nbs/13_experiments.ipynb #cell17
 AGREE, NEAR_ZERO = 0.95, 0.05
 
 @dataclass(frozen=True)
@@ -116,13 +119,14 @@ class Claim:
     holds: Callable[[float], bool]
     each_rho: bool = True  # judged for each noise rate; else once over all of them, "not run" with fewer than two
 
-# %% ../nbs/13_experiments.ipynb #cell15
+# %% ../nbs/13_experiments.ipynb #cell18
 def _verdict(claim: Claim, values: list[float | None]) -> dict:
     good = [v for v in values if v is not None and not math.isnan(v)]
     k = sum(bool(claim.holds(v)) for v in good)
     ours = float(sorted(good)[len(good) // 2]) if good else None
     return dict(ours=ours, seeds=f"{k} of {len(values)}", verdict="holds" if k == len(values) else "does not hold" if k == 0 else "mixed")
 
+# %% ../nbs/13_experiments.ipynb #cell19
 def judge(
     figure: str,
     claims: Sequence[Claim],
@@ -139,6 +143,7 @@ def judge(
             rows.append(head | result | dict(definition=c.definition, control=c.control))
     return pl.DataFrame(rows, schema_overrides=dict(rho=pl.Float64, ours=pl.Float64))
 
+# %% ../nbs/13_experiments.ipynb #cell20
 def show(claims: pl.DataFrame):
     "The claims table as Markdown, for a notebook."
     from IPython.display import Markdown
@@ -149,17 +154,19 @@ def show(claims: pl.DataFrame):
     lines += ["| " + " | ".join(cell(bold(r)[n]) for n in names) + " |" for r in claims.iter_rows(named=True)]
     return Markdown("\n".join(lines))
 
-# %% ../nbs/13_experiments.ipynb #cell18
+# %% ../nbs/13_experiments.ipynb #cell23
 def _result_key(p: Params) -> str:
     code = [f.read_text() for f in sorted(Path(memnb.__file__).parent.glob("*.py"))]
     what = {k: v for k, v in p.items() if k not in ("out", "store")}
     return hashlib.sha256(json.dumps([what, code], sort_keys=True).encode()).hexdigest()[:12]
 
+# %% ../nbs/13_experiments.ipynb #cell24
 def facts() -> dict:
     "Versions and machine, for `params.json`."
     packages = ("memnb", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "polars", "altair")
     return dict(python=platform.python_version(), cpus=os.cpu_count(), **{k: version(k) for k in packages})
 
+# %% ../nbs/13_experiments.ipynb #cell25
 def keep(
     p: Params,
     frame: pl.DataFrame,

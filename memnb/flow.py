@@ -248,6 +248,7 @@ def _flow_gd(model, data, times, lr: float):
             epoch += 1
         yield t, two_layer(model, data)
 
+# %% ../nbs/05_flow.ipynb #cell29
 METHODS = {"rkc": _flow_rkc, "gd": _flow_gd}
 
 def flow(
@@ -261,7 +262,7 @@ def flow(
     choose("method", method, METHODS)
     return METHODS[method](model, data, increasing(times), **options)
 
-# %% ../nbs/05_flow.ipynb #cell29
+# %% ../nbs/05_flow.ipynb #cell30
 def gradient_flow(
     model: nn.Module,
     data: NoisyDataset,

@@ -128,6 +128,7 @@ def _pair(net, partner, total: dict, lr: float, scale: float) -> dict:
     for k, v in steps.items(): total[k] = total.get(k, 0) + v
     return out | dict(cos_direction_total=cosine(total["du"], total["du_c"]), radial_ratio_total=total["dr"].norm() / total["dr_c"].norm())
 
+# %% ../nbs/20_relu.ipynb #cell15
 def side_by_side(p: Params, rho: float, seed: int, scale: float | None = None, partner_seed: int | None = None) -> Run:
     """The noisy network's first `window` epochs, each compared with the clean network's.
 
@@ -151,7 +152,7 @@ def side_by_side(p: Params, rho: float, seed: int, scale: float | None = None, p
         return gradient_flow(build(**model), data, times, "gd", [rows], config=config, progress=True, lr=p.lr)
     return kept(p.store, config, data, make, ROOMS)
 
-# %% ../nbs/20_relu.ipynb #cell16
+# %% ../nbs/20_relu.ipynb #cell17
 def each(p: Params, make) -> dict[tuple, Run]:
     "`make(p, rho, seed)` for every noise rate and seed; (rho, seed) -> Run."
     return {(rho, seed): make(p, rho, seed) for rho in p.rhos for seed in p.seeds}

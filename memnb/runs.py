@@ -129,6 +129,7 @@ def save(run: Run, folder: str | Path) -> bool:
         (part / "run.json").write_text(json.dumps({k: getattr(run, k) for k in _PLAIN}, indent=1))
     return publish(Path(folder), write)
 
+# %% ../nbs/03_runs.ipynb #cell13
 def load(folder: str | Path) -> Run:
     "Read a run back; nothing is unpickled. `ValueError` where the folder is not a whole run."
     folder = Path(folder)
@@ -144,7 +145,7 @@ def load(folder: str | Path) -> Run:
         raise ValueError(f"{folder} does not hold a whole run: its arrays do not fit each other")
     return run
 
-# %% ../nbs/03_runs.ipynb #cell14
+# %% ../nbs/03_runs.ipynb #cell15
 def run_key(
     config: dict,  # JSON values
     digest: str,  # of the data
@@ -155,6 +156,7 @@ def run_key(
     source = [(here / f"{room}.py").read_text() for room in sorted(rooms)]
     return hashlib.sha256(json.dumps([config, digest, source], sort_keys=True).encode()).hexdigest()[:16]
 
+# %% ../nbs/03_runs.ipynb #cell16
 def kept(
     store: str | Path | None,  # folder of runs; None or empty: nothing is looked up or written
     config: dict,

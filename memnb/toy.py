@@ -39,6 +39,7 @@ def closed_form(
     x, th = math.exp(m_n0) / balance, np.tanh(w * np.asarray(t, dtype=float))
     return np.log(balance * (x + th) / (1 + x * th))
 
+# %% ../nbs/07_toy.ipynb #cell07
 def solve(
     t: np.ndarray,  # increasing times, 0 or later
     rho: float,
@@ -55,7 +56,7 @@ def solve(
     if not s.success: raise FloatingPointError(s.message)
     return s.y[0]
 
-# %% ../nbs/07_toy.ipynb #cell09
+# %% ../nbs/07_toy.ipynb #cell10
 def trajectories(
     rhos: list[float],
     t_end: float = 10.0,  # above 0
