@@ -178,7 +178,7 @@ def keep(
     if not p.out: return None
     folder = Path(p.out) / p.figure / _result_key(p)
     record = dict(parameters=p, versions=facts(), wall_seconds=round(time.time() - p.__dict__["started"], 1), **more)
-    if "noise_rate" in frame.columns: record["realised_noise"] = frame.select("rho", "noise_rate").unique(maintain_order=True).to_dicts()
+    if "noise_rate" in frame.columns: record["realised_noise"] = frame.select("rho", "noise_rate").drop_nulls().unique(maintain_order=True).to_dicts()
     def write(part: Path):
         frame.write_parquet(part / "frame.parquet")
         claims.write_parquet(part / "claims.parquet")
