@@ -14,8 +14,8 @@ COLORS = {"clean": "#0072B2", "noisy": "#D55E00", "test": "#009E73", "net": "#4D
 DASHES = {"clean": [1, 0], "noisy": [6, 3], "test": [2, 2], "net": [1, 0]}
 EPOCHS = "epoch (flow time / learning rate)"
 
-def use_theme(renderer: str = "svg"):
-    "Draw every chart of this session in memnb's theme, stored as `svg` or `png` so that it shows anywhere, offline too."
+def use_theme(renderer: str = "png"):
+    "Draw every chart of this session in memnb's theme, stored as `png` (shown everywhere) or `svg` (only where a notebook is trusted)."
     font = "Helvetica, Arial, DejaVu Sans, sans-serif"
     theme = dict(config=dict(
         font=font, view=dict(continuousWidth=300, continuousHeight=200, stroke="#ccc"), background="white", padding=8,
@@ -24,7 +24,7 @@ def use_theme(renderer: str = "svg"):
         legend=dict(labelFontSize=11.5, titleFontSize=11.5, titleFontWeight=400, symbolStrokeWidth=2.5, symbolSize=220),
         line=dict(strokeWidth=2)))
     alt.theme.register("memnb", enable=True)(lambda: theme)
-    alt.renderers.enable(renderer, **(dict(ppi=144) if renderer == "png" else {}))
+    alt.renderers.enable(renderer, **(dict(ppi=100) if renderer == "png" else {}))
 
 # %% ../nbs/12_charts.ipynb #cell06
 def thin(frame: pl.DataFrame, y: str, by: Sequence[str], x: str = "time", most: int = 400) -> pl.DataFrame:

@@ -51,7 +51,7 @@ def test_runs_at_preset_ci_and_keeps_its_results(path, out):
     assert len(claims) and set(claims["verdict"]) <= {"holds", "does not hold", "mixed", "not run"}
     assert record["parameters"]["preset"] == "ci" and (folder / f"{path.stem}.png").stat().st_size > 10_000
     shown = nbformat.read(out / f"{path.stem}.ipynb", 4)
-    assert any("image/svg+xml" in o.get("data", {}) for c in shown.cells for o in c.get("outputs", []))
+    assert any("image/png" in o.get("data", {}) for c in shown.cells for o in c.get("outputs", []))
     assert any("does not hold" in str(o) or "**holds**" in str(o) for c in shown.cells for o in c.get("outputs", []))
 
 
