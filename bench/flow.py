@@ -109,7 +109,7 @@ def record(step):
 
 def stable_euler(data, model, times) -> float:
     "Evaluations that explicit Euler needs if each step is 1/lambda, lambda measured along the run: the best plain way."
-    from memnb.flow import _Stiffness
+    from memnb.integrate import _Stiffness
     field, rates = ReLUField(two_layer(model, data), torch.float32), []
     for t, net in flow(model, data, times[7::8]):
         y = torch.cat([torch.cat([net.w, net.b[None]]).flatten(), net.v, net.c])

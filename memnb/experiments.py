@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 import polars as pl
 import memnb
-from .datasets import choose
+from .arrays import choose
 from .runs import publish
 
 # %% ../nbs/13_experiments.ipynb #cell05

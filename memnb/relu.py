@@ -11,14 +11,15 @@ import math, time
 from dataclasses import replace
 from functools import partial
 import numpy as np, polars as pl
-from .datasets import DATASETS, NOISE, NoisyDataset, corrupt, load
+from .arrays import DATASETS
+from .datasets import NOISE, NoisyDataset, corrupt, load
 from .dynamics import components, cosine, follow, gate_similarity, target_vectors, update_rates
 from .experiments import Params, Rule, settle
 from .flow import ReLUField, flow, gradient_flow
 from .models import build, clean_first, two_layer
 from .runs import Run, kept
 
-ROOMS = ("datasets", "models", "runs", "flow", "dynamics", "relu")  # whose source makes these runs
+ROOMS = ("arrays", "datasets", "models", "runs", "recorder", "integrate", "flow", "dynamics", "relu")  # whose source makes these runs
 
 # %% ../nbs/20_relu.ipynb #cell05
 _SMALL = dict(dataset="mnist", n=400, width=100, lr=1e-3, epochs=300_000, early=6_000, window=200)

@@ -34,20 +34,17 @@ def outcome(
     return prediction.to("cpu", torch.int16), loss.float().cpu(), margin.float().cpu()
 
 # %% ../nbs/03_runs.ipynb #cell08
-def _groups(run) -> list[tuple[str, Tensor]]:
-    "The non-empty groups of examples with their (n,) masks."
-    return [(g, rows) for g, rows in (("clean", ~run.is_noisy), ("noisy", run.is_noisy)) if rows.any()]
-
-def _means(run, group: str, rows: Tensor, target: str, label: Tensor) -> pl.DataFrame:
-    "One line of curves of `Run.frame`."
-    mean = lambda v: v[:, rows].double().mean(1).numpy()
-    margin = torch.where(label == run.y, run.margin, -run.margin)
-    known = target == "given" or run.n_classes == 2 or group == "clean"
-    values = dict(accuracy=mean(run.prediction == label), loss=mean(F.softplus(-margin) if run.n_classes == 2 else run.loss),
-                  margin=mean(margin))
-    if not known: values |= dict(loss=None, margin=None)
-    return pl.DataFrame(dict(time=run.time.numpy()) | {"group": group, "target": target} | values,
+def _line(time: Tensor, group: str, target: str, hit: Tensor, loss: Tensor | None, margin: Tensor | None) -> pl.DataFrame:
+    "One line of curves of `Run.frame`, from (T, k) values of the k examples of a group."
+    mean = lambda v: None if v is None else v.double().mean(1).numpy()
+    return pl.DataFrame(dict(time=time.numpy(), group=group, target=target, accuracy=mean(hit), loss=mean(loss), margin=mean(margin)),
                         schema_overrides=dict(loss=pl.Float64, margin=pl.Float64))
+
+def _as_true(run) -> tuple[Tensor | None, Tensor | None]:
+    "(T, k) loss and margin of the true label of the k noisy examples; None where they were not recorded."
+    if run.n_classes > 2: return run.true_loss, run.true_margin
+    margin = -run.margin[:, run.is_noisy]
+    return F.softplus(-margin), margin
 
 # %% ../nbs/03_runs.ipynb #cell09
 @dataclass(eq=False)
@@ -66,6 +63,12 @@ class Run:
     digest: str  # of the data
     rows: pl.DataFrame = field(default_factory=pl.DataFrame)  # what observers added, tidy, with a column `time`
     checkpoints: dict[float, dict[str, Tensor]] = field(default_factory=dict)  # time -> state dict
+    true_loss: Tensor | None = None  # (T, k) float32, of the true label, for the k noisy examples in order
+    true_margin: Tensor | None = None  # (T, k) float32
+    test_y: Tensor | None = None  # (m,) int64 labels of the test set
+    test_prediction: Tensor | None = None  # (T, m) int16
+    test_loss: Tensor | None = None  # (T, m) float32
+    test_margin: Tensor | None = None  # (T, m) float32
 
     def __repr__(self):
         return f"Run({len(self.time)} times to {self.time[-1]:g} ({self.unit}), {len(self.y)} examples, " \
@@ -81,13 +84,31 @@ class Run:
         if data.digest != self.digest: raise ValueError(f"this run was trained on data {self.digest}, not on {data.digest}")
 
     def frame(self) -> pl.DataFrame:
-        """Means over the examples of a group: `time, group (clean | noisy), target (given | true), accuracy, loss, margin`.
+        """Means over the examples of a group: `time, group (clean | noisy | test), target (given | true), accuracy, loss, margin`.
 
-        `target` says which label they are held against; loss and margin "as true" are null beyond two classes.
+        `target` says which label they are held against; test labels are true ones.
         """
-        targets = {"given": self.y} | ({} if self.clean is None else {"true": self.clean})
-        parts = [_means(self, group, rows, target, label) for group, rows in _groups(self) for target, label in targets.items()]
+        hit, noisy, parts = self.prediction == self.y, self.is_noisy, []
+        for group, rows in (("clean", ~noisy), ("noisy", noisy)):
+            if not rows.any(): continue
+            given = hit[:, rows], self.loss[:, rows], self.margin[:, rows]
+            parts.append(_line(self.time, group, "given", *given))
+            if self.clean is None: continue
+            true = ((self.prediction == self.clean)[:, rows], *_as_true(self)) if group == "noisy" else given
+            parts.append(_line(self.time, group, "true", *true))
+        if self.test_y is not None:
+            parts.append(_line(self.time, "test", "true", self.test_prediction == self.test_y, self.test_loss, self.test_margin))
         return pl.concat(parts)
+
+    def learning_time(self) -> Tensor:
+        "(n,) float64: the recorded time from which on the prediction is the given label up to the end; infinite where it is not."
+        since = (self.prediction == self.y).flip(0).to(torch.uint8).cumprod(0).sum(0)  # recorded times at the end
+        return torch.cat([torch.tensor([torch.inf]).double(), self.time.flip(0)])[since.long()]
+
+    def forgetting(self) -> Tensor:
+        "(n,) float64: how often a given label was predicted and no longer at the next recorded time; infinite where it never was (Toneva et al. 2019)."
+        hit = self.prediction == self.y
+        return torch.where(hit.any(0), (hit[:-1] & ~hit[1:]).sum(0).double(), torch.inf)
 
     def at(self, time: float, model: nn.Module | None = None) -> nn.Module:
         "The network as it was at a checkpoint; `model`: a skeleton to fill, for a network that is not memnb's."
@@ -116,7 +137,8 @@ def publish(
     finally: shutil.rmtree(part, ignore_errors=True)
 
 # %% ../nbs/03_runs.ipynb #cell12
-_TENSORS = ("time", "prediction", "loss", "margin", "y", "clean", "index")
+_TENSORS = ("time", "prediction", "loss", "margin", "y", "clean", "index", "true_loss", "true_margin",
+            "test_y", "test_prediction", "test_loss", "test_margin")
 _PLAIN = ("config", "unit", "n_classes", "digest")
 
 def save(run: Run, folder: str | Path) -> bool:

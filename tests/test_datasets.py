@@ -1,5 +1,5 @@
 """Noise that is what it says, data that are what they say, and refusals that say what is allowed."""
-import os
+import os, shutil
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
@@ -8,8 +8,9 @@ from hypothesis import given, settings, strategies as st
 from scipy.stats import binomtest, chisquare
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
-from memnb import datasets
-from memnb.datasets import NOISE, NoisyDataset, corrupt, data_root, from_torch, load, write_whole
+from memnb import arrays, datasets
+from memnb.arrays import data_root, write_whole
+from memnb.datasets import NOISE, NoisyDataset, corrupt, from_torch, load
 
 USERS_DATA = os.environ.get("MEMNB_DATA")
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
@@ -289,7 +290,7 @@ def test_torchvision_is_asked_once(name, tmp_path, monkeypatch):
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     fake(monkeypatch, "mnist")
     def full(*_): raise OSError("disk full")
-    monkeypatch.setattr(datasets, "write_whole", full)
+    monkeypatch.setattr(arrays, "write_whole", full)
     with pytest.warns(UserWarning, match="disk full"): assert len(load("mnist", root=tmp_path)[0]) == 6
 
 @pytest.mark.parametrize("error", [RuntimeError("hash"), URLError("no network")])
@@ -311,3 +312,39 @@ def test_real_mnist(tmp_path):
     assert torch.bincount(test.y).tolist() == [980, 1135] and (train.x.min(), train.x.max()) == (0, 1)
     zero, one = (train.x[train.y == c, 0].mean(0) for c in (0, 1))
     assert zero[14, 14] < 0.1 and one[14, 14] > 0.5  # a zero is empty in the middle
+
+
+def tiny_imagenet(root):
+    "Three classes of two training pictures and one for validation, in the published layout."
+    from PIL import Image
+    folder, colors = root / "tiny-imagenet-200", {"n01": (250, 0, 0), "n02": (0, 250, 0), "n03": (0, 0, 250)}
+    (folder / "val" / "images").mkdir(parents=True)
+    rows = []
+    for i, (name, color) in enumerate(colors.items()):
+        (folder / "train" / name / "images").mkdir(parents=True)
+        for k in range(2): Image.new("RGB", (64, 64), color).save(folder / "train" / name / "images" / f"{name}_{k}.JPEG")
+        Image.new("RGB" if i else "L", (64, 64), color if i else 128).save(folder / "val" / "images" / f"val_{i}.JPEG")
+        rows.append(f"val_{i}.JPEG\t{name}\t0\t0\t62\t62\n")
+    (folder / "val" / "val_annotations.txt").write_text("".join(reversed(rows)))
+    return folder
+
+
+def test_tiny_imagenet_from_its_published_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMNB_DATA", str(tmp_path))
+    folder = tiny_imagenet(tmp_path)
+    train, test = load("tiny_imagenet")
+    assert train.x.shape == (6, 3, 64, 64) and train.clean.tolist() == [0, 0, 1, 1, 2, 2] and test.clean.tolist() == [2, 1, 0]
+    channel = train.x.mean((2, 3)).argmax(1)
+    assert torch.equal(channel, train.clean)
+    assert torch.allclose(test.x[2, 0], test.x[2, 2])  # a grey picture gets three equal channels
+    shutil.rmtree(folder)
+    assert torch.equal(load("tiny_imagenet")[0].x, train.x)  # from the cache
+
+
+def test_tiny_imagenet_that_is_not_there_or_broken(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMNB_DATA", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="tiny-imagenet-200.zip.*digits"): load("tiny_imagenet")
+    folder = tiny_imagenet(tmp_path)
+    (folder / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn99\t0\t0\t1\t1\n")
+    with pytest.raises(ValueError, match="n99"): load("tiny_imagenet")
+    assert not (tmp_path / "tiny_imagenet.npz").exists()

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from memnb.datasets import NoisyDataset, corrupt, load
-from memnb.flow import ReLUField, _rkc_step, flow, gradient_flow, integrate, row_space
+from memnb.flow import ReLUField, flow, gradient_flow, row_space
+from memnb.integrate import _rkc_step, integrate
 from memnb.models import TwoLayerReLU, build, two_layer
 
 DOUBLE = torch.float64

@@ -1,0 +1,493 @@
+"""What is seen of a layer is what it gave or read, a look leaves no trace, and only the layer asked for is put back."""
+from collections import OrderedDict
+import pytest, torch, torchvision
+from hypothesis import given, settings, strategies as st
+from torch import nn
+from memnb.layers import activations, belongs, capture, edit, evaluating, layer_names, layer_state, linear_layers, predict, put_back
+
+NAMES = ["flat", "fc1", "bn", "act1", "drop", "fc2", "act2", "out"]
+
+@pytest.fixture(autouse=True)
+def seeded(): torch.manual_seed(0)
+
+def small() -> nn.Sequential:
+    "In training mode but for one layer; activation and dropout overwrite what they read."
+    net = nn.Sequential(OrderedDict(
+        flat=nn.Flatten(), fc1=nn.Linear(12, 8), bn=nn.BatchNorm1d(8), act1=nn.ReLU(inplace=True), drop=nn.Dropout(0.5, inplace=True),
+        fc2=nn.Linear(8, 6), act2=nn.ReLU(inplace=True), out=nn.Linear(6, 3))).double()
+    for v in (net.bn.running_mean, net.bn.weight, net.bn.bias): nn.init.normal_(v)
+    nn.init.uniform_(net.bn.running_var, 0.5, 2)
+    net.fc2.eval()
+    return net
+
+def inputs(n=10) -> torch.Tensor: return torch.randn(n, 1, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+def by_hand(net, x, change=lambda a: a) -> dict:
+    "Every layer's output in evaluation mode; `change` acts on act1's."
+    p, a = net.state_dict(), {"flat": x.reshape(len(x), 12)}
+    a["fc1"] = a["flat"] @ p["fc1.weight"].T + p["fc1.bias"]
+    a["bn"] = (a["fc1"] - p["bn.running_mean"]) / (p["bn.running_var"] + 1e-5).sqrt() * p["bn.weight"] + p["bn.bias"]
+    a["drop"] = a["act1"] = change(a["bn"].clamp_min(0))
+    a["fc2"] = a["drop"] @ p["fc2.weight"].T + p["fc2.bias"]
+    a["act2"] = a["fc2"].clamp_min(0)
+    a["out"] = a["act2"] @ p["out.weight"].T + p["out.bias"]
+    return a
+
+def copy(net) -> dict: return {k: v.clone() for k, v in net.state_dict().items()}
+
+def same(a, b) -> bool: return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+def close(a, b) -> bool: return a.keys() == b.keys() and all(torch.allclose(a[k], b[k], rtol=1e-9, atol=1e-12) for k in a)
+
+def modes(net) -> list: return [m.training for m in net.modules()]
+
+def hooks(net) -> int: return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules())
+
+class Fails(nn.Module):
+    "A network that fails behind its first layer, with a hook of its user's."
+    def __init__(self):
+        super().__init__()
+        self.fc, self.drop, self.last = nn.Linear(12, 4), nn.Dropout(), nn.Linear(4, 2)
+        self.drop.eval()
+        self.fc.register_forward_hook(lambda *_: None)
+    def forward(self, x):
+        self.fc(x.flatten(1))
+        raise KeyError("inside")
+
+# --- a look changes nothing
+
+@pytest.mark.parametrize("batch", [1, 3, 10, 1024])
+def test_predict_against_a_forward_by_hand(batch):
+    net, x = small(), inputs()
+    assert torch.allclose(predict(net, x, batch), by_hand(net, x)["out"], rtol=1e-9)
+
+def test_predict_passes_no_more_than_a_batch():
+    net, sizes = small(), []
+    net.register_forward_pre_hook(lambda m, args: sizes.append(len(args[0])))
+    predict(net, inputs(), batch=4)
+    list(activations(net, inputs(), ["fc1"], batch=3))
+    assert sizes == [4, 4, 2, 3, 3, 3, 1]
+
+LOOKS = dict(
+    predict=lambda net, x: predict(net, x, 4), activations=lambda net, x: list(activations(net, x, NAMES, 4)),
+    linear_layers=linear_layers, layer_state=lambda net, x: layer_state(net, "fc1"),
+    put_back=lambda net, x: put_back(net, net.state_dict(), "bn"))
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_a_look_leaves_no_trace(look):
+    net, x = small(), inputs()
+    net.fc1.register_forward_hook(lambda *_: None)
+    before, rng = (copy(net), modes(net), hooks(net)), torch.random.get_rng_state()
+    look(net, x)
+    assert same(copy(net), before[0]) and (modes(net), hooks(net)) == before[1:] and torch.equal(x, inputs())
+    assert torch.equal(torch.random.get_rng_state(), rng) and torch.is_grad_enabled()
+    net(x)
+    assert not same(copy(net), before[0]) and not torch.equal(torch.random.get_rng_state(), rng)  # a pass in training does
+
+def test_evaluating():
+    net = small()
+    before = modes(net)
+    with evaluating(net) as within:
+        assert within is net and not any(modes(net)) and not net(inputs()).requires_grad
+    assert modes(net) == before and len(set(before)) == 2 and net(inputs()).requires_grad
+
+def test_modes_come_back_after_an_exception():
+    net = small()
+    before = modes(net)
+    with pytest.raises(KeyError), evaluating(net): raise KeyError
+    assert modes(net) == before and torch.is_grad_enabled()
+
+@pytest.mark.parametrize("look", [predict, linear_layers, lambda net, x: next(activations(net, x, ["fc", "last.input"]))])
+def test_no_trace_after_an_exception_in_the_forward(look):
+    net = Fails()
+    before = modes(net), hooks(net)
+    with pytest.raises(KeyError, match="inside"): look(net, inputs().float())
+    assert (modes(net), hooks(net)) == before and torch.is_grad_enabled()
+
+BLOCKS = dict(capture=lambda net: capture(net, ["fc1", "input", "out.input"]),
+              edit=lambda net: edit(net, {"fc1": torch.neg, "input": torch.neg}))
+
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+@pytest.mark.parametrize("fails", [False, True])
+def test_hooks_end_with_their_block(block, fails):
+    net = small()
+    net.fc1.register_forward_hook(lambda *_: None)
+    with pytest.raises(KeyError) if fails else evaluating(net), block(net):
+        assert hooks(net) > 1
+        if fails: raise KeyError
+    assert hooks(net) == 1
+
+@pytest.mark.parametrize("block", [lambda net: capture(net, ["fc1", "fc7"]), lambda net: edit(net, {"fc1": torch.neg, "fc7": torch.neg})])
+def test_no_hook_stays_when_a_later_name_is_unknown(block):
+    net = small()
+    with pytest.raises(ValueError, match="fc7"), block(net): pass
+    assert hooks(net) == 0
+
+def test_between_batches_the_caller_has_its_own_gradients_and_modes():
+    net = small()
+    before = modes(net)
+    for _ in activations(net, inputs(), ["fc1"], 4):
+        assert torch.is_grad_enabled() and modes(net) == before  # a probe may be trained here
+
+def test_two_streams_side_by_side():
+    net = small()
+    before = modes(net)
+    try:
+        pairs = list(zip(activations(net, inputs(), ["drop"], 5), activations(net, inputs(), ["fc1", "drop"], 5)))
+        assert torch.is_grad_enabled() and modes(net) == before and hooks(net) == 0
+        assert len(pairs) == 2 and all(torch.equal(a["drop"], b["drop"]) for (_, a), (_, b) in pairs)
+    finally: torch.set_grad_enabled(True)  # a failure here must not reach other tests
+
+def test_a_stream_that_is_left_early():
+    net = small()
+    before = modes(net)
+    for _ in activations(net, inputs(), ["fc1"], 4): break
+    assert hooks(net) == 0 and modes(net) == before and torch.is_grad_enabled()
+
+# --- names
+
+def test_layer_names():
+    assert layer_names(small()) == NAMES
+    assert layer_names(nn.Sequential(nn.Linear(1, 1), nn.Sequential(nn.ReLU()))) == ["0", "1", "1.0"]
+
+LOOKUPS = [lambda net, name: capture(net, [name]).__enter__(), lambda net, name: edit(net, {name: torch.neg}).__enter__(),
+           lambda net, name: next(activations(net, inputs(), [name]))]
+
+@pytest.mark.parametrize("look", LOOKUPS)
+@pytest.mark.parametrize("name", ["fc7", "fc7.input", "input.input", "fc1.input.input", "fc1.weight", "fc", ""])
+def test_unknown_names(look, name):
+    with pytest.raises(ValueError, match=f"{name!r}.*input.*" + ", ".join(NAMES)): look(small(), name)
+
+def test_names_of_inputs():
+    net, x = small(), inputs()
+    (_, a), = activations(net, x, ["input", *(f"{name}.input" for name in NAMES)])
+    hand = by_hand(net, x)
+    assert close(a, {"input": x, "flat.input": x} | {f"{to}.input": hand[of] for of, to in zip(NAMES, NAMES[1:])})
+
+class Input(nn.Module):
+    "Its first layer is called input."
+    def __init__(self):
+        super().__init__()
+        self.input, self.out = nn.Linear(12, 4), nn.Linear(4, 2)
+    def forward(self, x): return self.out(self.input(x).relu())
+
+def test_a_layer_called_input():
+    net, x = Input(), torch.randn(5, 12)
+    (out, a), = activations(net, x, ["input", "input.input", "out.input"])
+    hidden = x @ net.input.weight.T + net.input.bias
+    torch.testing.assert_close(a, {"input.input": x, "input": hidden.detach(), "out.input": hidden.relu().detach()})
+    torch.testing.assert_close(out, (hidden.relu() @ net.out.weight.T + net.out.bias).detach())
+
+class Keywords(nn.Module):
+    "It calls its layers with keywords."
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(12, 4), nn.Linear(4, 2)
+    def forward(self, x): return self.fc2(input=self.fc1(input=x).relu())
+
+def test_a_layer_called_with_a_keyword():
+    net, x = Keywords(), torch.randn(5, 12)
+    (_, a), = activations(net, x, ["fc1.input", "fc2.input"])
+    torch.testing.assert_close(a, {"fc1.input": x, "fc2.input": (x @ net.fc1.weight.T + net.fc1.bias).relu().detach()})
+    with edit(net, {"fc2.input": torch.zeros_like}): torch.testing.assert_close(net(x), net.fc2.bias.expand(5, 2))
+
+# --- capture
+
+def test_all_layers_of_one_pass_against_a_forward_by_hand():
+    net, x, passes = small(), inputs(), []
+    net.register_forward_pre_hook(lambda *_: passes.append(1))
+    (out, a), = activations(net, x, NAMES)
+    hand = by_hand(net, x)
+    assert close(a, hand) and torch.allclose(out, hand["out"], rtol=1e-9) and len(passes) == 1
+    assert (a["bn"] < 0).any() and (a["fc2"] < 0).any()  # which the next layer overwrites
+
+def test_dropout_in_place_does_not_reach_a_capture():
+    net = small()
+    with capture(net, ["act1", "drop", "drop.input"]) as got: net(inputs())
+    assert torch.equal(got["act1"], got["drop.input"])
+    kept = got["drop"] != 0
+    assert (~kept & (got["act1"] > 0)).any() and torch.equal(got["drop"][kept], 2 * got["act1"][kept])
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 12), st.integers(1, 12), st.lists(st.sampled_from(["input", "out.input", *NAMES]), unique=True))
+def test_streaming_equals_the_whole(n, batch, layers):
+    net, x = small(), inputs(n)
+    parts = list(activations(net, x, layers, batch))
+    (out, whole), = activations(net, x, layers, n)
+    assert len(parts) == -(-n // batch) and set(whole) == set(layers)
+    assert close({k: torch.cat([a[k] for _, a in parts]) for k in layers} | {"": torch.cat([o for o, _ in parts])}, whole | {"": out})
+
+def test_batches_are_kept_apart():
+    net, x = small(), inputs()
+    for (_, a), part in zip(list(activations(net, x, ["act1"], 4)), x.split(4)): assert close(a, {"act1": by_hand(net, part)["act1"]})
+
+def test_a_capture_holds_the_last_pass():
+    net, (a, b) = small().eval(), inputs().split(5)
+    with capture(net, ["fc1"]) as got:
+        assert not got
+        for part in (a, b):
+            net(part)
+            assert close(got, {"fc1": by_hand(net, part)["fc1"]})
+
+def test_a_capture_is_no_part_of_training():
+    net, grads = small(), []
+    net.drop.inplace = False  # torch has no gradient of an in-place dropout behind a ReLU
+    for layers in ([], ["input", *NAMES]):
+        torch.manual_seed(1)
+        net.zero_grad()
+        with capture(net, layers) as got: net(inputs()).square().sum().backward()
+        assert set(got) == set(layers) and not any(v.requires_grad for v in got.values())
+        for v in got.values(): v.zero_()
+        grads.append({k: p.grad.clone() for k, p in net.named_parameters()})
+    assert same(*grads) and grads[0]["fc1.weight"].any()
+
+class Repeats(nn.Module):
+    "A network that calls one of its layers `times` times."
+    def __init__(self, times):
+        super().__init__()
+        self.times, self.fc, self.out = times, nn.Linear(12, 12), nn.Linear(12, 2)
+    def forward(self, x):
+        for _ in range(self.times): x = self.fc(x)
+        return self.out(x)
+
+@pytest.mark.parametrize("name", ["fc", "fc.input"])
+def test_a_layer_called_twice_has_no_one_activation(name):
+    net, x = Repeats(2), torch.randn(5, 12)
+    with capture(net, ["out", name]) as got:
+        with pytest.raises(RuntimeError, match=f"'{name}'.*more than once.*beside it: out;.*fc, out"): net(x)
+        net.times = 1
+        net(x)
+        assert set(got) == {"out", name}
+        torch.testing.assert_close(got[name], x if name == "fc.input" else (x @ net.fc.weight.T + net.fc.bias).detach())
+    assert hooks(net) == 0
+
+def test_another_layer_called_twice_is_no_obstacle():
+    net, x = Repeats(2), torch.randn(5, 12)
+    (out, a), = activations(net, x, ["out"])
+    assert torch.equal(a["out"], out)
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 2)
+    def forward(self, x): return self.head(self.lstm(x)[0])
+
+@pytest.mark.parametrize("look", [lambda net: capture(net, ["lstm"]), lambda net: edit(net, {"lstm": lambda h: h})])
+def test_a_layer_that_gives_a_tuple(look):
+    net, x = Recurrent(), torch.randn(2, 3, 4)
+    with pytest.raises(TypeError, match="'lstm'.*tuple"), look(net): net(x)
+    assert hooks(net) == 0
+    (_, a), = activations(net, x, ["lstm.input", "head.input"])
+    assert torch.equal(a["lstm.input"], x) and torch.equal(a["head.input"], net.lstm(x)[0])
+
+# --- edit
+
+def silence(h):
+    h = h.clone()
+    h[:, :4] = 0
+    return h
+
+@pytest.mark.parametrize("name", ["act1", "drop.input"])
+def test_an_edit_changes_what_follows_only(name):
+    net, x = small().eval(), inputs()
+    with edit(net, {name: silence}) as within, capture(net, NAMES) as got: within(x)
+    plain, silent = by_hand(net, x), by_hand(net, x, silence)
+    if name == "drop.input": silent["act1"] = plain["act1"]
+    assert within is net and close(dict(got), silent) and not torch.allclose(plain["out"], silent["out"])
+    assert torch.allclose(net(x), plain["out"])
+
+def test_an_edit_of_the_networks_input():
+    net, x = small(), inputs()
+    with edit(net, {"input": lambda v: 2 * v}): assert torch.allclose(predict(net, x), by_hand(net, 2 * x)["out"])
+
+@pytest.mark.parametrize("name", ["input", "act1", "drop.input", "out"])
+def test_an_edit_that_returns_none_leaves_it_as_it_is(name):
+    net, x, seen = small(), inputs(), []
+    plain = predict(net, x)
+    with edit(net, {name: seen.append}): assert torch.equal(predict(net, x), plain)
+    assert len(seen) == 1
+
+def test_several_edits():
+    net, x = small(), inputs()
+    with edit(net, {"fc1": lambda h: -h, "out": lambda h: h + 1}): changed = predict(net, x)
+    with torch.no_grad():
+        for p in net.fc1.parameters(): p.neg_()
+    assert torch.allclose(changed, by_hand(net, x)["out"] + 1)
+
+def test_gradients_go_through_an_edit():
+    net = small()
+    with edit(net, {"act1": silence}): net(inputs()).sum().backward()
+    assert not net.bn.bias.grad[:4].any() and net.bn.bias.grad[4:].any()
+
+# --- linear layers
+
+class Functions(nn.Module):
+    "Three layers, called in another order than defined, and one never; what lies between them is no module."
+    def __init__(self, act=torch.relu):
+        super().__init__()
+        self.act, self.never, self.fc2, self.fc1, self.out = act, nn.Linear(1, 1), nn.Linear(8, 6), nn.Linear(12, 8), nn.Linear(6, 3)
+    def forward(self, x): return self.out(self.act(self.fc2(self.act(self.fc1(x.flatten(1))))))
+
+class Views(nn.Module):
+    "What its second layer reads is overwritten after the module that gave it."
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.flat, self.fc2 = nn.Linear(4, 5), nn.Flatten(), nn.Linear(15, 2)
+    def forward(self, x):
+        h = self.fc1(x[:, 0])
+        flat = self.flat(h)
+        h.relu_()
+        return self.fc2(flat)
+
+class Branches(nn.Module):
+    "Two heads on one trunk."
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Tanh())
+        self.a, self.b = nn.Linear(4, 2), nn.Linear(4, 2)
+    def forward(self, x):
+        h = self.trunk(x)
+        return self.a(h) + self.b(h)
+
+def reads(net, x) -> dict:
+    "What each linear layer reads first, in the order of their calls."
+    got, linear = {}, {m: name for name, m in net.named_modules() if isinstance(m, nn.Linear)}
+    def note(m, args, kwargs):
+        if linear[m] not in got: got[linear[m]] = (args or tuple(kwargs.values()))[0].clone()
+    handles = [m.register_forward_pre_hook(note, with_kwargs=True) for m in linear]
+    with evaluating(net): net(x)
+    for h in handles: h.remove()
+    return got
+
+NETS = dict(
+    sequential=(lambda: small().float(), (1, 3, 4)),
+    direct=(lambda: nn.Sequential(nn.Linear(12, 4), nn.Linear(4, 2)), (12,)),
+    functions=(Functions, (1, 3, 4)), branches=(Branches, (1, 3, 4)), recurrent=(Recurrent, (3, 4)),
+    alexnet=(lambda: torchvision.models.alexnet(num_classes=5), (3, 64, 64)),
+    functions_in_place=(lambda: Functions(torch.relu_), (1, 3, 4)), overwritten_view=(Views, (1, 3, 4)),
+    shared_module=(lambda: Functions(nn.ReLU()), (1, 3, 4)), layer_called_input=(Input, (12,)), keywords=(Keywords, (12,)))
+
+@pytest.mark.parametrize("make, shape", NETS.values(), ids=NETS)
+def test_the_named_layers_activation_is_what_the_linear_layer_reads(make, shape):
+    net, x = make(), torch.randn(2, *shape)
+    truth, found = reads(net, x), linear_layers(net, x)
+    (_, a), = activations(net, x, list(found.values()))
+    assert list(found) == list(truth) and all(torch.equal(a[found[k]], v) for k, v in truth.items())
+
+@pytest.mark.parametrize("net, expected", [
+    ("sequential", {"fc1": "flat", "fc2": "drop", "out": "act2"}), ("direct", {"0": "input", "1": "0"}),
+    ("functions", {"fc1": "fc1.input", "fc2": "fc2.input", "out": "out.input"}),
+    ("branches", {"trunk.1": "trunk.0", "a": "trunk", "b": "trunk"}), ("recurrent", {"head": "head.input"}),
+    ("alexnet", {"classifier.1": "classifier.0", "classifier.4": "classifier.3", "classifier.6": "classifier.5"}),
+])
+def test_linear_layers_by_name(net, expected):
+    make, shape = NETS[net]
+    found = linear_layers(make(), torch.randn(2, *shape))
+    assert found == expected and list(found) == list(expected)
+
+# --- a layer's state
+
+class Rooted(nn.Module):
+    "A parameter and a buffer of the network itself, and two layers with one weight."
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+        self.register_buffer("shift", torch.ones(3))
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.b.weight = self.a.weight
+
+@pytest.mark.parametrize("key, layer, expected", [
+    ("block.1.weight", "block.1", True), ("block.11.weight", "block.1", False), ("block.1.fc.weight", "block.1", True),
+    ("block.1.weight", "block", True), ("block.1.weight", "1", False), ("block.1", "block.1", False), ("block.1", "block.11", False),
+    ("scale", "(root)", True), ("fc.weight", "(root)", False), ("scale", "scale", False), ("scale", "", False),
+])
+def test_belongs(key, layer, expected): assert belongs(key, layer) is expected
+
+parts = st.lists(st.sampled_from(["1", "11", "a", "aa"]), min_size=1, max_size=3)
+
+@given(parts, parts)
+def test_a_group_is_a_prefix_of_whole_components(key, layer):
+    assert belongs(".".join(key), ".".join(layer)) == (len(key) > len(layer) and key[:len(layer)] == layer)
+
+@pytest.mark.parametrize("layer, buffers, expected", [
+    ("fc1", True, ["weight", "bias"]), ("bn", False, ["weight", "bias"]),
+    ("bn", True, ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]),
+])
+def test_layer_state(layer, buffers, expected):
+    net = small()
+    assert same(layer_state(net, layer, buffers), {f"{layer}.{k}": getattr(getattr(net, layer), k) for k in expected})
+
+def test_the_state_of_a_group():
+    net = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(12)))
+    assert list(layer_state(net, "1")) == ["1.0.weight", "1.0.bias", "1.1.weight", "1.1.bias"]
+
+def test_the_state_of_the_root_and_of_a_shared_weight():
+    net = Rooted()
+    assert list(layer_state(net, "(root)")) == ["scale", "shift"] and list(layer_state(net, "(root)", buffers=False)) == ["scale"]
+    assert list(layer_state(net, "b", buffers=False)) == ["b.weight", "b.bias"]
+
+def test_a_state_is_a_copy():
+    net = small()
+    before, state = copy(net), layer_state(net, "bn")
+    for v in state.values():
+        assert not v.requires_grad
+        v.add_(1)
+    assert same(copy(net), before)
+
+@pytest.mark.parametrize("ask", [layer_state, lambda net, layer: put_back(net, net.state_dict(), layer)])
+@pytest.mark.parametrize("layer", ["fc7", "act1", "f", "fc1.weight", "(root)", ""])
+def test_layers_without_a_state(ask, layer):
+    with pytest.raises(ValueError) as e: ask(small(), layer)
+    assert repr(layer) in str(e.value) and str(e.value).endswith("fc1, bn, fc2, out")
+
+def test_a_refusal_names_only_layers_that_would_do():
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False))
+    with pytest.raises(ValueError, match="'1' has no parameters.*: 0$"): layer_state(net, "1", buffers=False)
+
+def moved(net) -> nn.Module:
+    "The network with every parameter and buffer changed."
+    with torch.no_grad():
+        for v in net.state_dict().values(): v.add_(1)
+    return net
+
+def test_put_back_moves_no_other_layer():
+    net = small()
+    before = copy(net)
+    after = copy(moved(net))
+    assert put_back(net, before, "fc1") is net
+    assert same(copy(net), after | {k: before[k] for k in ("fc1.weight", "fc1.bias")})
+    assert all(p.requires_grad for p in net.parameters())
+
+@pytest.mark.parametrize("buffers, kept", [(True, []), (False, ["bn.running_mean", "bn.running_var", "bn.num_batches_tracked"])])
+def test_put_back_with_and_without_buffers(buffers, kept):
+    net = small()
+    before = copy(net)
+    after = copy(moved(net))
+    put_back(net, before, "bn", buffers)
+    assert same(copy(net), after | {k: v for k, v in before.items() if k.startswith("bn.")} | {k: after[k] for k in kept})
+
+def test_put_back_the_root_from_its_own_state():
+    net = Rooted()
+    before, state = copy(net), layer_state(net, "(root)")
+    after = copy(moved(net))
+    put_back(net, state, "(root)")
+    assert same(copy(net), after | {k: before[k] for k in ("scale", "shift")})
+
+@pytest.mark.parametrize("change, says", [
+    (lambda s: s.pop("fc1.bias"), r"lacks fc1\.bias"),
+    (lambda s: s.update({"fc1.bias": torch.zeros(7)}), r"fc1\.bias is \(8,\) in the model, \(7,\) in the state"),
+    (lambda s: s.update({"fc1.bias": torch.zeros(1)}), r"fc1\.bias is \(8,\) in the model, \(1,\) in the state"),
+])
+def test_a_refused_state_changes_nothing(change, says):
+    net = small()
+    state = copy(net)
+    change(state)
+    after = copy(moved(net))
+    with pytest.raises(ValueError, match=says): put_back(net, state, "fc1")
+    assert same(copy(net), after)
+
+def test_only_the_layers_part_of_a_state_must_fit():
+    net = small()
+    state = layer_state(net, "fc1") | {"fc2.weight": torch.zeros(1), "other": torch.zeros(1)}
+    put_back(moved(net), state, "fc1")
+    assert same(layer_state(net, "fc1"), {k: state[k] for k in ("fc1.weight", "fc1.bias")})
