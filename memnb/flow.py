@@ -76,7 +76,7 @@ class ReLUField:
 def _flow_rkc(model, data, times, rtol: float = 0.1, dtype: torch.dtype | None = None):
     field = ReLUField(two_layer(model, data), dtype)
     # Errors made while the signal is small grow with it, which no estimate knows: so steps keep to a share of the time so far.
-    for t, y in integrate(field, field.y0, times, tol=0, rtol=rtol, growth=0.15, settle=True): yield t, field.at(y)
+    for t, y in integrate(field, field.y0, times, tol=0, rtol=rtol, growth=0.07, settle=True): yield t, field.at(y)
 
 def _flow_gd(model, data, times, lr: float):
     if not lr > 0: raise ValueError(f"lr={lr} must be above 0")

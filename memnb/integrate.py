@@ -69,6 +69,10 @@ class _Stiffness:
         if not math.isfinite(self.value): raise FloatingPointError(f"the field or its slope is not finite at t={t:.6g}")
         self.value = max(self.value, 1e-12)
 
+    def is_old(self, t: float) -> bool:
+        "Whether the field may have changed since: after eight steps, or a tenth of the time so far if that is long for the fastest direction."
+        return self.steps >= 8 or (t > 1.1 * self.when and (t - self.when) * self.value > 2)
+
     def bound(self) -> float: return self.margin * self.value
 
 # %% ../nbs/04_integrate.ipynb #cell13
@@ -97,10 +101,8 @@ class _RKC:
         self.growth, self.settle, self.h = growth, settle, 1 / self.stiff.bound()
 
     def longest(self) -> float:
-        "The longest step now: what the stages reach and, of the time so far, the share `growth`, or half of it while that is cheap."
-        share, rate = self.growth * self.t, self.stiff.value
-        if 0.25 < share * rate < 4: share /= 2
-        return min(max(share, 0.25 / rate), (self.max_stages**2 - 1) / (1.54 * self.stiff.bound()))
+        "The longest step now: the share `growth` of the time so far, if the stages reach that far."
+        return min(max(self.growth * self.t, 0.25 / self.stiff.value), (self.max_stages**2 - 1) / (1.54 * self.stiff.bound()))
 
     def propose(self, goal: float) -> tuple[float, int]:
         "Length and stages of the next step, so that the last two before the goal are of equal length."
@@ -131,8 +133,7 @@ class _RKC:
         if 2 * sum(calm) > out - self.t: calm = []
         goal = out - sum(calm)
         while goal - self.t > 1e-12 * max(1.0, out):
-            if self.stiff.steps >= 8 or (self.t - self.stiff.when) * self.stiff.value > 2:
-                self.stiff.refresh(self.t, self.y, self.f)
+            if self.stiff.is_old(self.t): self.stiff.refresh(self.t, self.y, self.f)
             self.step(*self.propose(goal))
         for h in calm:
             self.t, self.y = self.t + h, self.y + h * self.f

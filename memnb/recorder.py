@@ -106,6 +106,11 @@ class Recorder:
         "What was recorded."
         self.close()
         if not self.moments: raise ValueError("nothing was recorded: say at(time), then log(index, logits)")
+        return self.so_far()
+
+    def so_far(self) -> Run | None:
+        "What was recorded before the present time."
+        if not self.moments: return None
         data, rows = self.data, [r for m in self.moments for r in m["rows"]]
         stack = lambda k: map(torch.stack, zip(*(m[k] for m in self.moments))) if k in self.moments[0] else (None,) * 3
         prediction, loss, margin = stack("given")

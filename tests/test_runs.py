@@ -1,8 +1,10 @@
 """What is recorded is what happened, and what is kept is whole."""
 import math, multiprocessing, os, signal, time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 import memnb, numpy as np, polars as pl, pytest, torch
+from hypothesis import given, settings, strategies as st
 from sklearn.metrics import hinge_loss, log_loss
 from memnb.datasets import NoisyDataset
 from memnb.models import build
@@ -30,8 +32,17 @@ def a_run(columns=1, known=True, **other) -> tuple[Run, torch.Tensor]:
     recorded = map(torch.stack, zip(*(outcome(v, y) for v in z)))
     return Run(**dict(zip(("prediction", "loss", "margin"), recorded)) | fields | other), z
 
+def whole_run(columns=5, known=True) -> tuple[Run, torch.Tensor, torch.Tensor]:
+    "`a_run` with a test set of 12 examples and, with more than two classes, what is recorded of the true labels; both logits."
+    (run, z), held, test_y = a_run(columns, known), randn(3, 12, columns, seed=1), torch.arange(12) % max(2, columns)
+    test = zip(("test_prediction", "test_loss", "test_margin"), map(torch.stack, zip(*(outcome(v, test_y) for v in held))))
+    rows = run.is_noisy
+    _, loss, margin = map(torch.stack, zip(*(outcome(v[rows], run.y[rows] if run.clean is None else run.clean[rows]) for v in z)))
+    true = dict(true_loss=loss, true_margin=margin) if known and columns > 2 else {}
+    return replace(run, test_y=test_y, **dict(test), **true), z, held
+
 def assert_same(a: Run, b: Run):
-    for f in ("time", "prediction", "loss", "margin", "y", "clean", "index"):
+    for f in ("time", "prediction", "loss", "margin", "y", "clean", "index", "true_loss", "true_margin", "test_y", "test_prediction", "test_loss", "test_margin"):
         v, w = getattr(a, f), getattr(b, f)
         assert (v is None and w is None) or (v.dtype == w.dtype and torch.equal(v, w))
     for f in ("config", "unit", "n_classes", "digest"): assert getattr(a, f) == getattr(b, f)
@@ -64,19 +75,21 @@ def test_outcome_of_huge_logits(columns):
 def test_refused_logits(shape):
     with pytest.raises(ValueError, match="4 labels need"): outcome(torch.zeros(shape), torch.zeros(4).long())
 
-@pytest.mark.parametrize("columns", [1, 2, 3])
+@pytest.mark.parametrize("columns", [1, 2, 3, 5])
 @pytest.mark.parametrize("known", [True, False])
-def test_frame_against_a_loop(columns, known):
-    run, z = a_run(columns, known)
+@pytest.mark.parametrize("whole", [True, False])
+def test_frame_against_a_loop(columns, known, whole):
+    run, z, held = whole_run(columns, known) if whole else (*a_run(columns, known), None)
     wrong = [known and bool(y != c) for y, c in zip(run.y, run.y if run.clean is None else run.clean)]
     expected = {}
-    for t, logits in zip(run.time.tolist(), two_logits(z).double().tolist()):
-        for group in ("clean", "noisy") if known else ("clean",):
-            for target, labels in (("given", run.y), ("true", run.clean)) if known else (("given", run.y),):
-                rows = [(v, int(c)) for v, c, w in zip(logits, labels, wrong) if w == (group == "noisy")]
-                loss, margin = np.mean([loss_and_margin(v, c) for v, c in rows], 0)
-                if (group, target) == ("noisy", "true") and columns == 3: loss = margin = None
-                expected[t, group, target] = (np.mean([v.index(max(v)) == c for v, c in rows]), loss, margin)
+    for i, t in enumerate(run.time.tolist()):
+        groups = {(group, target): [(v, int(c)) for v, c, w in zip(two_logits(z[i]).double().tolist(), labels, wrong) if w == (group == "noisy")]
+                  for group in ("clean", "noisy") if group == "clean" or known for target, labels in (("given", run.y), ("true", run.clean)) if labels is not None}
+        if whole: groups["test", "true"] = [(v, int(c)) for v, c in zip(two_logits(held[i]).double().tolist(), run.test_y)]
+        for (group, target), rows in groups.items():
+            loss, margin = np.mean([loss_and_margin(v, c) for v, c in rows], 0)
+            if (group, target, whole) == ("noisy", "true", False) and columns > 2: loss = margin = None
+            expected[t, group, target] = (np.mean([v.index(max(v)) == c for v, c in rows]), loss, margin)
     frame = run.frame()
     assert frame.columns == ["time", "group", "target", "accuracy", "loss", "margin"] and len(frame) == len(expected)
     for *key, accuracy, loss, margin in frame.rows():
@@ -87,6 +100,29 @@ def test_frame_has_no_empty_groups():
     run, _ = a_run()
     run.clean = run.y
     assert set(run.frame()["group"]) == {"clean"}
+
+HITS = [[0, 0, 0, 1, 1], [1, 1, 0, 1, 1], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [1, 0, 1, 0, 1]]
+
+def with_hits(hits) -> Run:
+    "A run of examples (rows) whose given label is predicted at times (columns) where there is a 1."
+    n, t = np.shape(hits)
+    y = torch.arange(n) % 3
+    prediction = torch.where(torch.tensor(hits).T == 1, y, (y + 1) % 3).to(torch.int16)
+    return Run({}, "epoch", torch.arange(t).double() * 2 + 0.1, prediction, torch.zeros(t, n), torch.zeros(t, n), y, None, torch.arange(n), 3, "d")
+
+def test_learning_time_and_forgetting_by_hand():
+    run = with_hits(HITS)
+    assert run.learning_time().tolist() == [6.1, 6.1, math.inf, math.inf, 0.1, 8.1]
+    assert run.forgetting().tolist() == [0, 1, 1, math.inf, 0, 2]
+    assert run.learning_time().dtype == run.forgetting().dtype == torch.float64
+
+@settings(deadline=None)
+@given(st.integers(1, 6).flatmap(lambda t: st.lists(st.lists(st.integers(0, 1), min_size=t, max_size=t), min_size=1, max_size=5)))
+def test_learning_time_and_forgetting_against_a_loop(hits):
+    run = with_hits(hits)
+    for row, learned, forgotten in zip(hits, run.learning_time().tolist(), run.forgetting().tolist()):
+        assert learned == min([t for i, t in enumerate(run.time.tolist()) if all(row[i:])], default=math.inf)
+        assert forgotten == ("".join(map(str, row)).count("10") if any(row) else math.inf)
 
 def test_at():
     run, _ = a_run()
@@ -116,6 +152,19 @@ def test_round_trip(tmp_path, other):
     assert_same(again, run)
     assert again.frame().equals(run.frame())
 
+@pytest.mark.parametrize("columns", [1, 5])
+@pytest.mark.parametrize("known", [True, False])
+def test_round_trip_of_test_and_true_labels(tmp_path, columns, known):
+    run, *_ = whole_run(columns, known)
+    save(run, tmp_path / "run")
+    assert_same(again := load(tmp_path / "run"), run)
+    assert again.frame().equals(run.frame()) and (again.true_loss is None) == (columns == 1 or not known)
+
+def test_a_run_without_them_has_none(tmp_path):
+    save(a_run(5)[0], tmp_path / "run")
+    run = load(tmp_path / "run")
+    assert [getattr(run, f) for f in ("true_loss", "true_margin", "test_y", "test_prediction", "test_loss", "test_margin")] == [None] * 6
+
 def test_the_first_save_stays(tmp_path):
     first, _ = a_run()
     assert save(first, tmp_path / "run") and not save(a_run(unit="step")[0], tmp_path / "run")
@@ -139,6 +188,12 @@ def test_damaged_folders(tmp_path, file, how):
 @pytest.mark.parametrize("change", [dict(loss=None), dict(margin=torch.zeros(3, 39)), dict(time=torch.zeros(2))])
 def test_arrays_that_are_missing_or_do_not_fit(tmp_path, change):
     save(a_run(**change)[0], tmp_path / "run")
+    with pytest.raises(ValueError, match="whole run"): load(tmp_path / "run")
+
+@pytest.mark.parametrize("change", [dict(test_prediction=None), dict(test_loss=torch.zeros(3, 11)), dict(test_y=None), dict(true_loss=torch.zeros(3, 3)),
+                                    dict(true_margin=torch.zeros(2, 10)), dict(clean=torch.zeros(39).long()), dict(index=torch.arange(39))])
+def test_new_arrays_that_are_missing_or_do_not_fit(tmp_path, change):
+    save(replace(whole_run()[0], **change), tmp_path / "run")
     with pytest.raises(ValueError, match="whole run"): load(tmp_path / "run")
 
 def test_no_folder(tmp_path):

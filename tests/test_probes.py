@@ -1,0 +1,477 @@
+"""The probes against a literal reading of their algorithms, in all the shapes that activations come in."""
+import json, os, pickle, subprocess, sys
+from contextlib import suppress
+import numpy as np, pytest, torch
+from hypothesis import assume, given, settings, strategies as st
+from sklearn.base import clone
+from sklearn.decomposition import PCA
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import get_tags
+from torch.nn import functional as F
+from memnb import probes
+from memnb.datasets import load
+from memnb.probes import MASC, PROBES, ClassShapes, CosineMean, Logistic, VeLPIC, directions, first_direction
+
+DOUBLE = torch.float64
+GEOMETRIC = [MASC, VeLPIC, CosineMean]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+
+every = pytest.mark.parametrize("probe", PROBES.values())
+geometric = pytest.mark.parametrize("probe", GEOMETRIC)
+precisions = pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+
+# --- the algorithms, word for word
+
+def principal(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Algorithm 4: components of the points and their negatives, and the cumulative share of the energy."
+    pca = PCA(svd_solver="full").fit(np.concatenate([a, -a]))
+    return pca.components_, pca.explained_variance_ratio_.cumsum()
+
+def masc(x, y, z) -> tuple[np.ndarray, np.ndarray]:
+    "Algorithms 2 to 4: predictions, and (n, K) squared cosines to break them down."
+    angles = []
+    for c in np.unique(y):
+        components, energy = principal(x[y == c])
+        p = components[:(energy <= 0.99).sum() + 1]
+        on = z @ p.T @ p
+        angles.append(np.arccos(np.clip((z * on).sum(1) / np.linalg.norm(z, axis=1) / np.linalg.norm(on, axis=1), -1, 1)))
+    return np.argmin(angles, 0), np.cos(angles).T ** 2
+
+def velpic(x, y, z) -> tuple[np.ndarray, np.ndarray]:
+    "Algorithm 1: predictions, and (n, K) cosines."
+    along = []
+    for c in np.unique(y):
+        v, t = principal(x[y == c])[0][0], (x[y == c] @ principal(x[y == c])[0][0]).mean()
+        along.append(z @ (-v if t < 0 else v))
+    return np.argmax(along, 0), np.array(along).T / np.linalg.norm(z, axis=1, keepdims=True)
+
+LITERAL = {MASC: masc, VeLPIC: velpic}
+
+def cloud(kind: str, n: int, d: int, k: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    "Activations, labels and test activations; float64, but exact in float32."
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % k
+    x, to = torch.randn(n + 200, d, generator=g), torch.randn(k, d, generator=g)
+    if kind != "signed": x = x * torch.logspace(0.5, -1, d) + torch.cat([to[y], to[torch.arange(200) % k]])
+    if kind in ("relu", "dead"):
+        x = x.relu()
+        x[:, 1] += 0.1  # so that none is zero throughout
+    if kind == "dead": x[:, ::3] = 0
+    return x[:n].double(), y, x[n:].double()
+
+def agree(probe, x, y, z, dtype, gap):
+    "Compare every prediction whose best two scores differ; the share of them."
+    said, scores = LITERAL[probe](x.numpy(), y.numpy(), z.numpy())
+    best = np.sort(scores, 1)
+    clear = best[:, -1] - best[:, -2] > gap
+    ours = probe().fit(x.to(dtype), y).predict(z.to(dtype)).numpy()
+    np.testing.assert_array_equal(ours[clear], said[clear])
+    return clear.mean()
+
+@pytest.mark.parametrize("probe", LITERAL)
+@pytest.mark.parametrize("kind", ["relu", "dead", "shifted", "signed"])
+@settings(max_examples=12, deadline=None)
+@given(n=st.integers(6, 90), d=st.integers(16, 60), seed=st.integers(0, 10**6))
+def test_predictions_are_those_of_the_algorithm(probe, kind, n, d, seed):
+    assume(kind != "signed" or n < 3 * d)  # otherwise each class spans the whole space
+    assert agree(probe, *cloud(kind, n, d, seed=seed), DOUBLE, 1e-9) > 0.8
+
+@pytest.mark.parametrize("probe", LITERAL)
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(6, 90), d=st.integers(16, 60), seed=st.integers(0, 10**6), kind=st.sampled_from(["relu", "dead", "shifted", "signed"]))
+def test_single_precision_differs_at_ties_only(probe, n, d, seed, kind):
+    x, y, z = cloud(kind, n, d, seed=seed)
+    for c in range(3):
+        energy = torch.linalg.svdvals(x[y == c]).square()
+        assume((energy.cumsum(0) / energy.sum() - 0.99).abs().min() > 1e-6 and energy[1] < 0.99 * energy[0])
+    assert agree(probe, x, y, z, torch.float32, 1e-4) > 0.8
+
+@pytest.mark.parametrize("probe", LITERAL)
+@pytest.mark.parametrize("n, d, power", [(1300, 560, -1), (1300, 560, -0.6), (1300, 560, 0), (1040, 620, -1)])
+def test_large_layers(probe, n, d, power, monkeypatch):
+    g, y, calls = torch.Generator().manual_seed(0), torch.arange(n) % 2, []
+    monkeypatch.setattr(probes, "eigsh", lambda *a, real=probes.eigsh, **k: calls.append(a[1]) or real(*a, **k))
+    x = torch.randn(n + 200, d, generator=g).double() * torch.arange(1.0, d + 1) ** power
+    x = (x + 0.2 * torch.cat([y, torch.arange(200) % 2])[:, None]) @ torch.linalg.qr(torch.randn(d, d, generator=g).double())[0]
+    assert agree(probe, x[:n], y, x[n:], DOUBLE, 1e-9) > 0.8
+    if probe is MASC: assert set(calls) == {-1: {32, 64}, -0.6: {32, 64, 128}, 0: {32, 64, 128}}[power]
+
+def test_where_power_iteration_cannot_be_certain_a_decomposition_decides(monkeypatch):
+    x, y, z = cloud("signed", 90, 20)
+    assert max(principal(x[y == c].numpy())[1][0] for c in range(3)) < 0.5
+    calls = []
+    monkeypatch.setattr(probes, "directions", lambda *a: calls.append(1) or directions(*a))
+    assert agree(VeLPIC, x, y, z, DOUBLE, 1e-9) > 0.9 and len(calls) == 3
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+def test_the_fewest_directions_that_hold_the_share(share):
+    x, y, _ = cloud("relu", 120, 30)
+    owner = MASC(share).fit(x, y).owner_
+    assert owner.bincount().tolist() == [(principal(x[y == c].numpy())[1] <= share).sum() + 1 for c in range(3)]
+
+@pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, float("nan")])
+def test_shares_outside_0_to_1(share):
+    with pytest.raises(ValueError, match="share=.*must lie in"): MASC(share).fit(*cloud("relu", 20, 5)[:2])
+
+def test_subspaces_that_are_the_whole_space_tie():
+    x, y, z = cloud("signed", 300, 4)
+    p = MASC().fit(x, y)
+    assert p.owner_.bincount().tolist() == [4, 4, 4] and not p.predict(z).any()
+
+# --- the other two
+
+def test_cosine_mean_against_its_formula():
+    x, y, z = cloud("relu", 60, 20)
+    mean = np.stack([x[y == c].numpy().mean(0) for c in range(3)])
+    cos = z.numpy() @ mean.T / np.linalg.norm(z, axis=1)[:, None] / np.linalg.norm(mean, axis=1)
+    p = CosineMean().fit(x, y)
+    np.testing.assert_allclose(p.scores(z) / z.norm(dim=1, keepdim=True), cos, atol=1e-12)
+    np.testing.assert_array_equal(p.predict(z), cos.argmax(1))
+
+@pytest.mark.parametrize("C", [0.1, 1, 10])
+@pytest.mark.parametrize("k", [2, 3])
+def test_logistic_against_sklearn(k, C):
+    x, y, z = cloud("shifted", 120, 6, k)
+    ours = Logistic(C).fit(x, y)
+    ref = LogisticRegression(C=2 * C if k == 2 else C, tol=1e-10, max_iter=10_000).fit(x, y)  # two classes: one vector there, two here
+    w, b = (ours.vectors_, ours.bias_) if k > 2 else (ours.vectors_[1:] - ours.vectors_[:1], ours.bias_[1:] - ours.bias_[:1])
+    np.testing.assert_allclose(w, ref.coef_, atol=0.01 * np.abs(ref.coef_).max())
+    np.testing.assert_allclose(b, ref.intercept_, atol=0.01 * np.abs(ref.coef_).max())
+    assert (ours.predict(z).numpy() == ref.predict(z)).mean() > 0.99
+
+def test_logistic_ends_where_the_gradient_vanishes():
+    x, y, _ = cloud("relu", 90, 8)
+    p = Logistic(0.5).fit(x, y)
+    w, b = p.vectors_.clone().requires_grad_(), p.bias_.clone().requires_grad_()
+    (F.cross_entropy(x @ w.T + b, y) + w.square().sum() / (2 * 0.5 * len(x))).backward()
+    assert max(w.grad.abs().max(), b.grad.abs().max()) < 2e-5 and p.n_iter_ < 200
+
+@pytest.mark.parametrize("C", [0, -1, float("nan")])
+def test_logistic_needs_a_positive_C(C):
+    with pytest.raises(ValueError, match="C=.*above 0"): Logistic(C).fit(*cloud("relu", 20, 5)[:2])
+
+# --- Proposition 1
+
+def test_masc_is_a_quadratic_form():
+    x, y, z = cloud("relu", 60, 20)
+    p = MASC().fit(x, y)
+    q = torch.stack([p.basis_[p.owner_ == c].T @ p.basis_[p.owner_ == c] for c in range(3)])
+    torch.testing.assert_close(p.scores(z), torch.einsum("nd,kde,ne->nk", z, q, z))
+    for a in (-1, 3): torch.testing.assert_close(p.scores(a * z), a**2 * p.scores(z))
+    torch.testing.assert_close(q @ q, q)  # projections
+
+def test_third_differences_of_masc_vanish():
+    x, y, z = cloud("relu", 60, 20)
+    p, (a, b) = MASC().fit(x, y), z[:100].split(50)
+    s = [p.scores(a + i * b) for i in range(4)]
+    assert (s[3] - 3 * s[2] + 3 * s[1] - s[0]).abs().max() < 1e-11 * s[3].max() and (s[2] - 2 * s[1] + s[0]).abs().min() > 1e-6
+
+# --- how the activations come in
+
+@geometric
+@pytest.mark.parametrize("kind, n, d", [("relu", 90, 20), ("relu", 20, 60), ("dead", 90, 20), ("signed", 90, 20)])
+def test_moments_and_rows_know_the_same(probe, kind, n, d):
+    x, y, z = cloud(kind, n, d)
+    rows, moments = ClassShapes(3).add(x, y).finish(), ClassShapes(3, n=10**6).add(x, y).finish()
+    assert rows.rows is not None and moments.rows is None and moments.moments.shape[1] == rows.live.sum()
+    a, b = probe().fit_shapes(rows), probe().fit_shapes(moments)
+    torch.testing.assert_close(a.scores(z), b.scores(z))
+    assert torch.equal(a.predict(z), b.predict(z))
+
+def test_moments_are_kept_only_where_they_are_smaller():
+    x, y, _ = cloud("relu", 61, 20)
+    assert ClassShapes(3, n=60).add(x, y).moments is None and ClassShapes(3, n=61).add(x, y).moments.shape == (3, 20, 20)
+
+@geometric
+@pytest.mark.parametrize("n", [None, 10**6])
+@settings(max_examples=8, deadline=None)
+@given(batch=st.integers(1, 60))
+def test_batches_know_the_same_as_the_whole(probe, n, batch):
+    x, y, z = cloud("relu", 60, 12)
+    whole, parts = ClassShapes(3, n).add(x, y), ClassShapes(3, n)
+    for a, b in zip(x.split(batch), y.split(batch)): parts.add(a, b)
+    a, b = (probe().fit_shapes(s.finish()).scores(z) for s in (whole, parts))
+    if n is None: assert torch.equal(a, b)
+    torch.testing.assert_close(a, b)
+
+@every
+def test_columns_without_activation_change_nothing(probe):
+    x, y, z = cloud("relu", 60, 12)
+    at = torch.arange(12) * 3
+    wide, far = x.new_zeros(60, 40).index_copy(1, at, x), torch.randn(len(z), 40, dtype=DOUBLE).index_copy(1, at, z)
+    a, b = probe().fit(x, y), probe().fit(wide, y)
+    inside, outside = (v := getattr(b, "vectors_", getattr(b, "basis_", None)))[:, at], v.index_fill(1, at, 0)
+    assert torch.equal(inside, getattr(a, "vectors_", getattr(a, "basis_", None))) and not outside.any()
+    torch.testing.assert_close(a.scores(z), b.scores(far))
+
+@every
+def test_flattened_on_the_way_in(probe):
+    x, y, z = cloud("relu", 60, 12)
+    a, b = probe().fit(x, y), probe().fit(x.view(-1, 3, 2, 2), y)
+    assert torch.equal(a.scores(z), b.scores(z.view(-1, 3, 2, 2))) and b.n_features_in_ == 12
+
+@every
+def test_order_of_the_examples_does_not_matter(probe):
+    x, y, z = cloud("relu", 60, 12)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(probe().fit(x, y).scores(z), probe().fit(x[order], y[order]).scores(z), atol=1e-4, rtol=1e-4)
+
+@geometric
+@pytest.mark.parametrize("power", [-50, -30, 30])
+def test_directions_do_not_depend_on_the_scale(probe, power):
+    x, y, z = cloud("relu", 60, 12)
+    torch.testing.assert_close(probe().fit(x * 2.0**power, y).scores(z), probe().fit(x, y).scores(z))
+
+@geometric
+def test_activations_whose_squares_overflow(probe):
+    x, y, z = (v.float() if v.is_floating_point() else v for v in cloud("relu", 60, 12))
+    with suppress(ValueError): assert torch.equal(probe().fit(x * 1e25, y).predict(z), probe().fit(x, y).predict(z))  # refused, or right
+
+@every
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(probe, dtype):
+    x, y, z = cloud("relu", 60, 12)
+    low, exact = (probe().fit(x.to(dtype).to(t), y).predict(z.to(dtype).to(t)) for t in (dtype, torch.float32))
+    assert (low == exact).float().mean() > 0.9
+
+@every
+def test_activations_that_carry_a_gradient(probe):
+    x, y, z = cloud("relu", 60, 12)
+    p = probe().fit(x.clone().requires_grad_(), y)
+    assert torch.equal(p.scores(z), probe().fit(x, y).scores(z)) and not p.scores(z).requires_grad
+
+# --- classes and points without much to go by
+
+@every
+@pytest.mark.parametrize("absent", [0, 1, 3])
+def test_a_class_without_examples(probe, absent):
+    x, y, z = cloud("relu", 60, 12)
+    y = torch.tensor([c for c in range(4) if c != absent])[y]
+    with pytest.warns(UserWarning, match=rf"classes \[{absent}\] have no example") as said: p = probe(n_classes=4).fit(x, y)
+    assert len(said) == 1 and p.absent_.tolist() == [c == absent for c in range(4)]
+    torch.testing.assert_close(p.predict(z), p.classes_[0] + torch.tensor([c for c in range(4) if c != absent])[probe().fit(x, y % 4).scores(z).argmax(1)])
+
+@pytest.mark.parametrize("probe", [VeLPIC, CosineMean])
+def test_a_class_without_examples_among_negative_scores(probe):
+    x, y, z = cloud("relu", 60, 12)
+    with pytest.warns(UserWarning, match="no example"): p = probe(n_classes=4).fit(x, y)
+    s = p.scores(-z)
+    assert (s[:, :3] < 0).all() and s[:, 3].isneginf().all() and (p.predict(-z) < 3).all()
+
+@every
+@pytest.mark.parametrize("n", [None, 10**6])
+def test_a_class_without_activations_is_flagged(probe, n):
+    if n and probe is Logistic: pytest.skip("needs the rows")
+    x, y, z = cloud("relu", 60, 12)
+    x[y == 1] = 0
+    p = probe().fit_shapes(ClassShapes(3, n).add(x, y).finish())
+    assert p.dead_.tolist() == [False, True, False] and not p.absent_.any() and p.scores(z).isfinite().all()
+    if probe is not Logistic: assert not p.scores(z)[:, 1].any()
+
+@every
+def test_a_layer_without_activations(probe):
+    _, y, z = cloud("relu", 60, 12)
+    p = probe().fit(torch.zeros(60, 12, dtype=DOUBLE), y)
+    assert p.dead_.all() and p.scores(z).isfinite().all() and not p.predict(z).any()
+
+@geometric
+def test_a_point_without_activation_gets_the_first_class(probe):
+    x, y, _ = cloud("relu", 60, 12)
+    zero = torch.zeros(2, 12, dtype=DOUBLE)
+    assert probe().fit(x, y).predict(zero).tolist() == [0, 0]
+    with pytest.warns(UserWarning, match="no example"): assert probe(n_classes=4).fit(x, y + 1).predict(zero).tolist() == [1, 1]
+
+@geometric
+@precisions
+def test_one_example_in_a_class(probe, dtype):
+    x = torch.tensor([[3, 4, 0], [0, 1, 2], [0, 2, 1]], dtype=dtype)
+    p = probe().fit(x, torch.tensor([0, 1, 1]))
+    v = p.basis_[:1] if probe is MASC else p.vectors_[:1]
+    torch.testing.assert_close(v.abs(), torch.tensor([[0.6, 0.8, 0]], dtype=dtype))
+    assert p.predict(x).tolist() == [0, 1, 1]
+
+def test_fewer_examples_than_dimensions():
+    x, y, z = cloud("relu", 12, 500)
+    p = MASC().fit(x, y)
+    assert torch.equal(p.predict(x), y) and p.basis_.shape == (12, 500)
+    torch.testing.assert_close(p.scores(x)[torch.arange(12), y], x.square().sum(1))
+
+# --- which direction is the first
+
+def first(x, moments=False) -> torch.Tensor:
+    x = torch.as_tensor(x)
+    return first_direction(s := ClassShapes(1, 10**6 if moments else None).add(x, torch.zeros(len(x), dtype=torch.int64)).finish(), 0) \
+        .new_zeros(1, x.shape[1]).index_copy_(1, s.live.nonzero()[:, 0], first_direction(s, 0)[None])[0]
+
+@precisions
+@pytest.mark.parametrize("moments", [False, True])
+@pytest.mark.parametrize("lengths", [[3, 3], [3, 3, 1], [3, 3, 3, 1, 1], [3, 3, 2.9, 2.9, 2.9]])
+def test_among_equally_long_directions_the_one_nearest_to_the_mean(lengths, moments, dtype):
+    k, top = len(lengths), lengths.count(3)
+    turn = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0), dtype=DOUBLE))[0][:, :k]
+    weights = torch.arange(1, k + 1, dtype=DOUBLE).sqrt()  # unequal parts of the mean
+    rows = torch.cat([torch.diag(torch.tensor(lengths)).double()] * 2)
+    rows[k:] *= torch.where(torch.arange(k) % 2 == 0, 1, -1)[:, None] * (weights > 0)[:, None]
+    mean = (rows @ turn.T).mean(0)
+    expected = F.normalize(turn[:, :top] @ (turn[:, :top].T @ mean), dim=0)
+    torch.testing.assert_close(first((rows @ turn.T).to(dtype), moments), expected.to(dtype), atol=2e-5 if dtype is torch.float32 else 1e-9, rtol=0)
+
+@pytest.mark.parametrize("moments", [False, True])
+def test_the_longest_direction_though_the_mean_is_orthogonal_to_it(moments):
+    x = torch.tensor([[5.0, 1], [-5, 1]]).double()
+    torch.testing.assert_close(first(x, moments), torch.tensor([1.0, 0]).double())
+
+@pytest.mark.parametrize("tilt", [1e-9, 1e-5, -1e-5])
+def test_the_longest_direction_though_the_mean_hardly_knows_it(tilt):
+    v = first(torch.tensor([[5 + tilt, 1], [-5 + tilt, 1]], dtype=DOUBLE))
+    torch.testing.assert_close(v.abs(), torch.tensor([1.0, 0]).double(), atol=1e-5, rtol=0)
+    if abs(tilt) > 1e-6: assert v[0] * tilt > 0
+
+@precisions
+@pytest.mark.parametrize("n, d", [(50, 8), (6, 40), (300, 30)])
+def test_points_with_their_negatives_give_one_unit_vector_whatever_their_order(n, d, dtype):
+    g = torch.Generator().manual_seed(n)
+    x = (torch.randn(n, d, generator=g, dtype=DOUBLE) * torch.linspace(2, 1, d)).to(dtype)
+    x, found = torch.cat([x, -x]), []
+    for seed in range(4): found.append(first(x[torch.randperm(2 * n, generator=g.manual_seed(seed))]))
+    top = torch.linalg.svd(x.double(), full_matrices=False)[2][0]
+    for v in found:
+        assert v.norm().item() == pytest.approx(1, abs=1e-5) and abs(v.double() @ top).item() == pytest.approx(1, abs=1e-5)
+        assert v @ found[0] > 0
+    assert torch.equal(first(x), first(x))
+
+@precisions
+@pytest.mark.parametrize("across", [0, 1])
+def test_large_layers_whose_sums_are_zero(across, dtype):
+    half = torch.randint(-3, 4, (300, 4), generator=torch.Generator().manual_seed(0)).to(dtype)
+    half = half @ torch.randint(-3, 4, (4, 700 if across == 0 else 300), generator=torch.Generator().manual_seed(1)).to(dtype)
+    x = torch.cat([half, -half], across)
+    if across: x = torch.cat([x, x])  # examples that sum to zero, more than dimensions; otherwise dimensions that do
+    values, v = directions(ClassShapes(1).add(x, torch.zeros(len(x), dtype=torch.int64)).finish(), 0, 0.99)
+    exact = torch.linalg.svdvals(x.double()).square()[:5]
+    assert len(v) == (exact.cumsum(0) <= 0.99 * exact.sum()).sum() + 1
+    torch.testing.assert_close(values.double(), exact[:len(v)], rtol=1e-5, atol=0)
+
+# --- what does not fit
+
+@every
+@pytest.mark.parametrize("labels, says", [([0, 1, 3], r"span 0 to 3.*\[0, 2\]"), ([-1, 0, 1], r"span -1 to 1.*\[0, 2\]"), ([0, 0.5, 1], "integers|discrete")])
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_labels_out_of_range(probe, labels, says, kind):
+    with pytest.raises(ValueError, match=says): probe(n_classes=3).fit(kind([[1.0, 2], [2, 1], [3, 3]]), kind(labels))
+
+@every
+@pytest.mark.parametrize("kind", [lambda v: v, lambda v: v.numpy()], ids=["tensor", "array"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_activations_that_are_not_finite(probe, kind, bad):
+    x, y, z = cloud("relu", 60, 12)
+    p = probe().fit(kind(x), kind(y))
+    x[3, 4] = z[3, 4] = bad
+    with pytest.raises(ValueError, match="NaN|infinity"): probe().fit(kind(x), kind(y))
+    with pytest.raises(ValueError, match="NaN|infinity"): p.predict(kind(z))
+
+@every
+def test_other_widths_and_lengths(probe):
+    x, y, z = cloud("relu", 60, 12)
+    p = probe().fit(x, y)
+    with pytest.raises(ValueError, match="11 columns.*fitted on 12"): p.predict(z[:, :11])
+    with pytest.raises(ValueError, match="11 features.*12 features"): p.predict(z[:, :11].numpy())
+    with pytest.raises(ValueError, match=r"\(59,\); 60 activations need \(60,\)"): probe().fit(x, y[:-1])
+
+@every
+@pytest.mark.parametrize("method", ["predict", "scores", "decision_function"])
+def test_not_fitted(probe, method):
+    for z in (torch.ones(2, 3), np.ones((2, 3))):
+        with pytest.raises(NotFittedError): getattr(probe(), method)(z)
+
+def test_logistic_refuses_moments():
+    x, y, _ = cloud("relu", 60, 12)
+    with pytest.raises(ValueError, match="the activations themselves"): Logistic().fit_shapes(ClassShapes(3, 10**6).add(x, y).finish())
+
+# --- in and out
+
+@every
+@pytest.mark.parametrize("device", DEVICES)
+@precisions
+def test_tensors_in_tensors_out(probe, device, dtype):
+    x, y, z = cloud("relu", 60, 12)
+    p = probe().fit(x.to(device, dtype), y.to(device))
+    said = p.predict(z.to(device, dtype))
+    assert said.device.type == device and said.dtype == torch.int64 and p.scores(z.to(device, dtype)).dtype == dtype
+    assert (said.cpu() == probe().fit(x, y).predict(z)).float().mean() > 0.99
+
+@every
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("n_classes", [None, 3])
+def test_integer_labels(probe, dtype, n_classes):
+    x, y, z = cloud("relu", 60, 12)
+    for labels in (y.to(dtype), y.to(dtype).numpy()):
+        p = probe(n_classes=n_classes).fit(x if isinstance(labels, torch.Tensor) else x.numpy(), labels)
+        assert torch.equal(p.predict(z).long(), probe().fit(x, y).predict(z))
+
+@every
+@pytest.mark.parametrize("names", [["ant", "bee", "cat"], [2, 5, 9], [-1, 0, 1]])
+def test_arrays_in_labels_out(probe, names):
+    x, y, z = (v.numpy() for v in cloud("relu", 60, 12))
+    said = probe().fit(x, np.array(names)[y]).predict(z)
+    assert isinstance(said, np.ndarray)
+    np.testing.assert_array_equal(said, np.array(names)[probe().fit(x, y).predict(z)])
+
+@every
+def test_tensors_and_arrays_know_the_same(probe):
+    x, y, z = cloud("relu", 60, 12)
+    a, b = probe().fit(x, y), probe().fit(x.numpy(), y.numpy())
+    assert torch.equal(a.scores(z), b.scores(z.numpy())) and a.classes_.tolist() == b.classes_.tolist() == [0, 1, 2]
+
+@every
+def test_integer_activations(probe):
+    x, y, z = cloud("relu", 60, 12)
+    x, z = (4 * x).round(), (4 * z).round()
+    assert torch.equal(probe().fit(x.int(), y).predict(z), probe().fit(x.float(), y).predict(z))
+
+@every
+def test_decision_function(probe):
+    x, y, z = cloud("relu", 60, 12)
+    p, two = probe().fit(x, y), probe().fit(x, y.clamp_max(1))
+    np.testing.assert_array_equal(p.decision_function(z), p.scores(z))
+    assert two.decision_function(z).shape == (len(z),)
+    np.testing.assert_array_equal(two.decision_function(z) > 0, two.predict(z) == 1)
+
+# --- scikit-learn
+
+CHECKS = """
+import json
+from sklearn.utils.estimator_checks import check_estimator
+from memnb.probes import PROBES
+print(json.dumps({k: [(r["check_name"], r["status"], str(r["exception"])) for r in check_estimator(p(), on_fail=None)] for k, p in PROBES.items()}))
+"""
+
+def test_scikit_learns_own_checks():
+    env = os.environ | dict(SCIPY_ARRAY_API="1")  # without it some checks are skipped; read at import
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", CHECKS], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    assert results.keys() == PROBES.keys() and all(len(r) > 40 for r in results.values())
+    assert [(k, *c) for k, r in results.items() for c in r if c[1] != "passed"] == []
+
+def test_only_masc_says_that_its_score_may_be_poor():
+    assert [p for p in PROBES.values() if get_tags(p()).classifier_tags.poor_score] == [MASC]
+
+@every
+def test_clone_and_pickle(probe):
+    x, y, z = cloud("relu", 60, 12)
+    p = (MASC(0.9, n_classes=3) if probe is MASC else probe(n_classes=3)).fit(x, y)
+    again = pickle.loads(pickle.dumps(p))
+    assert torch.equal(again.scores(z), p.scores(z)) and clone(p).get_params() == p.get_params() and not hasattr(clone(p), "classes_")
+
+def test_cross_validation_and_pipelines():
+    data, _ = load("digits", n=400, test_share=0)
+    x, y = data.x.flatten(1).numpy(), data.y.numpy()
+    for p in PROBES.values(): assert cross_val_score(p(), x, y, cv=3).mean() > 0.75
+    pipe = make_pipeline(StandardScaler(), VeLPIC()).fit(x[:300], y[:300])
+    scaled = StandardScaler().fit(x[:300])
+    np.testing.assert_array_equal(pipe.predict(x[300:]), VeLPIC().fit(scaled.transform(x[:300]), y[:300]).predict(scaled.transform(x[300:])))

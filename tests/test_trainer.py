@@ -1,0 +1,508 @@
+"""Training is the loop anybody would write, to the last bit; a killed run goes on as if nothing had been; nonsense is refused before any work."""
+import io, json, math, multiprocessing, os, random, signal, time
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+import pytest, torch
+from hypothesis import given, settings, strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, Adam, AdamW, lr_scheduler
+from memnb import trainer
+from memnb.datasets import NoisyDataset
+from memnb.runs import Run, load
+from memnb.steps import OPTIMIZERS, SCHEDULES, Diverged, expect, order, recorded_times, steps_of
+
+fit, train = partial(trainer.fit, device="cpu"), partial(trainer.train, device="cpu")
+N, BATCH, PER = 50, 16, 4  # examples, examples and steps: the last step of an epoch has two examples
+
+def noisy(n=N, k=3, seed=0) -> NoisyDataset:
+    "A blob for each class, and a fifth of the labels wrong."
+    clean, g = torch.arange(n) % k, torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 6, generator=g) + 2 * F.one_hot(clean, 6)
+    return NoisyDataset(x, torch.where(torch.arange(n) % 5 == 0, (clean + 1) % k, clean), clean, n_classes=k)
+
+def net(*between, out=3, seed=0) -> nn.Sequential:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(6, 8), *(between or [nn.ReLU()]), nn.Linear(8, out))
+
+def dropout(seed=0): return net(nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), seed=seed)
+
+def state(model) -> dict: return {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+def same(a, b) -> bool: return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+def plain(model, data, epochs, optimizer, schedule=None, batch=BATCH, clip=None, seed=0, cast=torch.float32, look=lambda step: None) -> list:
+    "The loop anybody would write; losses. `look` gets the number of steps done."
+    per, losses = math.ceil(len(data) / batch), []
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        look(0)
+        for step in range(round(epochs * per)):
+            rows = order(len(data), step // per, seed)[step % per * batch:][:batch]
+            with torch.autocast("cpu", cast, enabled=cast != torch.float32): z = model(data.x[rows])
+            y = data.y[rows]
+            loss = F.cross_entropy(z.float(), y) if z.shape[1] > 1 else F.binary_cross_entropy_with_logits(z[:, 0], y.float())
+            optimizer.zero_grad()
+            loss.backward()
+            if clip: nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            if schedule: schedule.step()
+            losses.append(loss.item())
+            look(step + 1)
+    return losses
+
+def path(model, data, epochs, lr=0.05, **how) -> list[dict]:
+    "States of the plain loop with SGD after 0, 1, ... steps."
+    states, momentum = [], how.pop("momentum", 0)
+    plain(model, data, epochs, SGD(model.parameters(), lr, momentum, fused=True), look=lambda step: states.append(state(model)), **how)
+    return states
+
+def same_run(a: Run, b: Run):
+    for f in fields(Run):
+        v, w = getattr(a, f.name), getattr(b, f.name)
+        if isinstance(v, Tensor): assert v.dtype == w.dtype and torch.equal(v, w), f.name
+        elif f.name == "rows": assert v.equals(w)
+        elif f.name == "checkpoints": assert v.keys() == w.keys() and all(same(v[t], w[t]) for t in v)
+        else: assert v == w, f.name
+
+# --- the plain loop
+
+@pytest.mark.parametrize("how, optimizer, loop", [
+    (dict(), lambda p: SGD(p, 0.05, fused=True), dict()),
+    (dict(momentum=0.9, weight_decay=0.01, nesterov=True), lambda p: SGD(p, 0.05, 0.9, weight_decay=0.01, nesterov=True, fused=True), dict()),
+    (dict(clip=0.3, momentum=0.9), lambda p: SGD(p, 0.05, 0.9, fused=True), dict(clip=0.3)),
+    (dict(optimizer="adam", weight_decay=0.01), lambda p: Adam(p, 0.05, weight_decay=0.01, fused=True), dict()),
+    (dict(optimizer="adamw", betas=(0.8, 0.9)), lambda p: AdamW(p, 0.05, betas=(0.8, 0.9), fused=True), dict()),
+    (dict(batch=None), lambda p: SGD(p, 0.05, fused=True), dict(batch=N)),
+    (dict(batch=1000), lambda p: SGD(p, 0.05, fused=True), dict(batch=N)),
+    (dict(batch=1), lambda p: SGD(p, 0.05, fused=True), dict(batch=1)),
+    (dict(seed=7), lambda p: SGD(p, 0.05, fused=True), dict(seed=7)),
+    (dict(autocast=torch.bfloat16), lambda p: SGD(p, 0.05, fused=True), dict(cast=torch.bfloat16)),
+])
+@pytest.mark.parametrize("epochs", [3, 1.5])
+def test_parameters_are_those_of_the_plain_loop(how, optimizer, loop, epochs):
+    ours, theirs, data = net(), net(), noisy()
+    fit(ours, data, epochs, **dict(lr=0.05, batch=BATCH) | how)
+    plain(theirs, data, epochs, optimizer(theirs.parameters()), **loop)
+    assert same(state(ours), state(theirs)) and not same(state(ours), state(net()))
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_torchs_default_implementation_agrees(name):
+    ours, theirs, data = net(), net(), noisy()
+    fit(ours, data, 3, lr=0.05, batch=BATCH, optimizer=name)
+    plain(theirs, data, 3, dict(sgd=SGD, adam=Adam, adamw=AdamW)[name](theirs.parameters(), lr=0.05))
+    for a, b in zip(ours.parameters(), theirs.parameters()): assert torch.allclose(a, b, atol=1e-6)
+
+def test_one_logit_for_two_classes():
+    ours, theirs, data = net(out=1), net(out=1), noisy(k=2)
+    run = fit(ours, data, 3, lr=0.05, batch=BATCH)
+    plain(theirs, data, 3, SGD(theirs.parameters(), 0.05, fused=True))
+    assert same(state(ours), state(theirs))
+    assert torch.equal(run.prediction[-1], (theirs(data.x)[:, 0] > 0).to(torch.int16))
+
+BY_HAND = {"constant": lambda i, n: 1, "cosine": lambda i, n: (1 + math.cos(math.pi * i / n)) / 2, "linear": lambda i, n: 1 - i / n}
+THEIRS = {"constant": lambda o, n: None, "cosine": lr_scheduler.CosineAnnealingLR, "one_cycle": lambda o, n: lr_scheduler.OneCycleLR(o, 0.1, n),
+          "linear": lambda o, n: lr_scheduler.LinearLR(o, 1, 0, n)}
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_named_schedules(name):
+    ours, theirs, data, lrs, n = net(), net(), noisy(), [], 3 * PER
+    fit(ours, data, 3, lr=0.1, momentum=0.9, batch=BATCH, schedule=name, each_step=[lambda s: lrs.append(s.lr)])
+    sgd = SGD(theirs.parameters(), 0.1, 0.9, fused=True)
+    plain(theirs, data, 3, sgd, THEIRS[name](sgd, n))
+    assert same(state(ours), state(theirs)) and len(lrs) == n
+    if name in BY_HAND: assert lrs == pytest.approx([0.1 * BY_HAND[name](i, n) for i in range(n)], abs=1e-12)
+
+def test_objects_of_ones_own():
+    (ours, theirs), data = (net(), net()), noisy()
+    made = [(o := SGD(m.parameters(), 0.1, momentum=0.9), lr_scheduler.StepLR(o, 5, 0.3)) for m in (ours, theirs)]
+    run = fit(ours, data, 3, batch=BATCH, optimizer=made[0][0], schedule=made[0][1])
+    plain(theirs, data, 3, *made[1])
+    assert same(state(ours), state(theirs)) and made[0][0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.3**2)
+    json.dumps(run.config)  # is what a Run can be saved with
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.integers(0, 50), st.integers(0, 2**40))
+def test_order(n, epoch, seed):
+    before, a = torch.random.get_rng_state(), order(n, epoch, seed)
+    assert sorted(a.tolist()) == list(range(n)) and torch.equal(a, order(n, epoch, seed))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    if n > 30: assert not torch.equal(a, order(n, epoch + 1, seed)) and not torch.equal(a, order(n, epoch, seed + 1))
+
+# --- what is recorded
+
+@pytest.mark.parametrize("model", [net, dropout])
+def test_recorded_values_are_those_in_evaluation_mode(model):
+    data, held, theirs, seen = noisy(), noisy(20, seed=1), model(), []
+    def look(step):
+        if step % PER: return
+        theirs.eval()
+        with torch.no_grad(): seen.append((theirs(data.x).double(), theirs(held.x).double()))
+        theirs.train()
+    plain(theirs, data, 4, SGD(theirs.parameters(), 0.05, 0.9, fused=True), look=look)
+    run = fit(model(), data, 4, held, lr=0.05, momentum=0.9, batch=BATCH)
+    assert run.time.tolist() == [0, 1, 2, 3, 4] and run.unit == "epoch" and len(seen) == 5
+    for i, both in enumerate(seen):
+        for z, y, kind in zip(both, (data.y, held.y), ("", "test_")):
+            got = {k: getattr(run, kind + k)[i] for k in ("prediction", "loss", "margin")}
+            others = z.clone().scatter_(1, y[:, None], -math.inf).amax(1)
+            assert torch.equal(got["prediction"].long(), z.argmax(1))
+            assert torch.allclose(got["loss"].double(), z.logsumexp(1) - z.gather(1, y[:, None])[:, 0], atol=1e-6)
+            assert torch.allclose(got["margin"].double(), z.gather(1, y[:, None])[:, 0] - others, atol=1e-6)
+        z, rows = both[0], data.is_noisy
+        assert torch.allclose(run.true_loss[i].double(), F.cross_entropy(z[rows], data.clean[rows], reduction="none"), atol=1e-6)
+
+def test_recorded_times_fall_between_steps():
+    data, times = noisy(), [0.25, 0.5, 1.75, 2]
+    states, run = path(net(), data, 2), fit(net(), data, 2, times=times, checkpoints=times, lr=0.05, batch=BATCH)
+    assert run.time.tolist() == times
+    for t in times: assert same(run.checkpoints[t], states[int(PER * t)])
+
+def test_a_recorded_time_is_the_one_asked_for():
+    times = [0.1, 1 / 3, 0.7]
+    run = fit(net(), noisy(), 1, times=times, checkpoints=times, batch=5, observe=[lambda s: [dict(step=s.step)]])
+    assert run.time.tolist() == times and run.rows["time"].to_list() == times
+    for t in run.time.tolist(): run.at(t, net())
+
+def test_what_is_recorded_does_not_change_the_training():
+    data, (a, b) = noisy(), (dropout(), dropout())
+    fit(a, data, 3, noisy(20, seed=1), times=[i / 4 for i in range(13)], batch=BATCH, observe=[lambda s: []])
+    fit(b, data, 3, times=[1], batch=BATCH)
+    assert same(state(a), state(b))
+
+@pytest.mark.parametrize("times", [[], [1, 1], [2, 1], [-1, 1], [0, math.nan], [math.nan], [0, math.inf]])
+def test_times_must_increase(times):
+    with pytest.raises(ValueError, match="times must increase, from 0"): train(net(), noisy(), 3, times=times)
+
+def test_times_must_fit():
+    with pytest.raises(ValueError, match="two of the times fall on one step: an epoch has 4 steps"): train(net(), noisy(), 3, times=[1, 1.1], batch=BATCH)
+    with pytest.raises(ValueError, match="time 3.5 is after the last of 3 epochs"): train(net(), noisy(), 3, times=[1, 3.5], batch=BATCH)
+
+@given(st.floats(1, 1e5))
+def test_default_times(epochs):
+    times = recorded_times(epochs)
+    whole, gaps = times[:-1], [b - a for a, b in zip(times[:-1], times[1:])]
+    assert times[0] == 0 and times[-1] == epochs and all(t == int(t) for t in whole) and min(gaps) > 0
+    assert len(times) == min(100, math.ceil(epochs)) + 1 or epochs != int(epochs)
+    assert max(gaps) <= epochs / min(100, math.ceil(epochs)) + 1
+
+@given(st.lists(st.integers(0, 10_000), min_size=1, unique=True), st.integers(1, 500))
+def test_steps_of(steps, per):
+    steps = sorted(steps)
+    assert steps_of([s / per for s in steps], per) == {s: s / per for s in steps}
+
+def test_checkpoints():
+    data, (a, b) = noisy(), (net(), net())
+    run = fit(a, data, 3, lr=0.05, batch=BATCH)
+    assert list(run.checkpoints) == [3] and same(state(run.at(3, net(seed=1))), state(a))
+    run, states = fit(b, data, 3, lr=0.05, batch=BATCH, checkpoints=[0, 2]), path(net(), data, 3)
+    for t in (0, 2): assert same(state(run.at(t, net(seed=1))), states[PER * t])
+    with pytest.raises(ValueError, match="no checkpoint at 1"): run.at(1, net())
+
+def test_stop_at():
+    data, every = noisy(), range(31)
+    how = dict(lr=0.1, momentum=0.9, batch=BATCH)
+    full = fit(net(), data, 30, checkpoints=every, **how)
+    hits = (full.prediction == full.y).double().mean(1)
+    first = int((hits >= 0.8).nonzero()[0])
+    run = fit(model := net(), data, 30, stop_at=0.8, **how)
+    assert 0 < first < 30 and run.time.tolist() == list(range(first + 1)) and torch.equal(run.loss, full.loss[:first + 1])
+    assert same(state(model), full.checkpoints[first]) and same(run.checkpoints[first], full.checkpoints[first])
+
+def test_rows_of_observers_join_the_run():
+    data, sizes = noisy(), lambda s: [dict(layer=name, norm=p.norm()) for name, p in s.model.named_parameters()]
+    run = fit(net(), data, 2, times=[0, 0.75, 2], lr=0.05, batch=BATCH, observe=[sizes, lambda s: None, lambda s: [dict(step=s.step)]])
+    states = path(net(), data, 2)
+    assert run.rows.columns == ["time", "layer", "norm", "step"] and len(run.rows) == 3 * 5
+    norms = run.rows.filter(layer="0.weight")["norm"].to_list()
+    assert norms == pytest.approx([states[i]["0.weight"].double().norm().item() for i in (0, 3, 8)], rel=1e-6)
+    joined = run.frame().filter(group="noisy", target="given").join(run.rows.drop_nulls("step"), on="time")
+    assert joined["step"].to_list() == [0, 3, 8]
+
+def test_expectations():
+    said, model = expect(net(), noisy(), BATCH, 5, 1), nn.Sequential(nn.Linear(6, 2**20, bias=False))
+    assert said.startswith("expected: 0 MB")
+    assert "120 MB of memory" in expect(model, noisy(2), 0, 0, 0) and "48 MB of disk" in expect(model, noisy(2), 0, 0, 2)
+
+# --- stepping into the loop
+
+def test_each_step_sees_gradients_before_clipping():
+    data, model, seen, clip = noisy(), net(), [], 1e-3
+    look = lambda s: seen.append((s.batch, s.logits.detach(), [p.grad.clone() for p in s.model.parameters()]))
+    fit(model, data, 0.25, times=[0.25], batch=BATCH, clip=clip, each_step=[look])
+    (rows, logits, grads), = seen
+    assert torch.equal(rows, order(N, 0, 0)[:BATCH])
+    fresh = net()
+    assert torch.equal(z := fresh(data.x[rows]), logits)
+    for g, right in zip(grads, torch.autograd.grad(F.cross_entropy(z, data.y[rows]), fresh.parameters())): assert torch.equal(g, right)
+    assert sum(g.square().sum() for g in grads).sqrt() > 10 * clip
+
+def test_each_step_may_change_gradients():
+    ours, data = net(), noisy()
+    fit(ours, data, 1, each_step=[lambda s: s.model[0].weight.grad.zero_()])
+    assert torch.equal(ours[0].weight, net()[0].weight) and not torch.equal(ours[2].weight, net()[2].weight)
+
+def test_training_is_handed_over_at_recorded_times():
+    data, model = noisy(), net()
+    states = path(net(), data, 3)
+    for i, s in enumerate(train(model, data, 3, lr=0.05, batch=BATCH)):
+        assert s.model is model and (s.time, s.step) == (i, i * PER) and same(state(model), states[s.step])
+
+def test_a_change_of_the_weights_takes_effect():
+    data, ours, theirs = noisy(), net(), net()
+    change = lambda model: nn.init.constant_(model[2].weight, 0.1)
+    for s in train(ours, data, 3, lr=0.05, momentum=0.9, batch=BATCH):
+        if s.time == 1: change(s.model)
+    plain(theirs, data, 3, SGD(theirs.parameters(), 0.05, 0.9, fused=True), look=lambda step: change(theirs) if step == PER else None)
+    assert same(state(ours), state(theirs)) and not same(state(ours), path(net(), data, 3, momentum=0.9)[-1])
+
+def test_a_consumer_may_stop():
+    data, model = noisy(), net()
+    for s in train(model, data, 3, lr=0.05, batch=BATCH):
+        if s.time == 2: break
+    assert s.recorder.run().time.tolist() == [0, 1, 2] and same(state(model), path(net(), data, 2)[-1])
+
+# --- randomness
+
+def test_torchs_generator_is_not_touched():
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    fit(dropout(), noisy(), 2, batch=BATCH)
+    for _ in train(dropout(), noisy(), 2, batch=BATCH): assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+def test_dropout_follows_from_the_seed():
+    data, nets = noisy(), [dropout() for _ in range(4)]
+    for i, (model, seed) in enumerate(zip(nets, (5, 5, 6))):
+        torch.manual_seed(i)
+        for _ in train(model, data, 2, lr=0.05, batch=BATCH, seed=seed): torch.rand(3)
+    assert same(state(nets[0]), state(nets[1])) and not same(state(nets[0]), state(nets[2]))
+    assert same(state(nets[0]), path(nets[3], data, 2, seed=5)[-1])
+
+# --- a run that is killed
+
+TIMES = [i / PER for i in range(10 * PER + 1)]
+def long_run(**more) -> dict:
+    "Dropout, momentum and a schedule, recorded after every step."
+    norm = lambda s: [dict(norm=s.model[0].weight.norm(), step=s.step)]
+    return dict(model=dropout(), data=noisy(), epochs=10, test=noisy(20, seed=1), times=TIMES, lr=0.05, momentum=0.9, schedule="cosine",
+                batch=BATCH, checkpoints=[0, 2.5, 10], observe=[norm], config=dict(note="long")) | more
+
+def journal_of(folder: Path) -> Path: return folder.with_name(f".{folder.name}.journal")
+
+def slowly(folder: Path): fit(**long_run(each_step=[lambda s: time.sleep(0.003)]), folder=folder)
+
+def test_killed_at_random_moments(tmp_path):
+    folder, rng, done = tmp_path / "run", random.Random(0), []
+    processes = multiprocessing.get_context("forkserver")  # torch is imported once, in a process that never trained
+    processes.set_forkserver_preload(["memnb.trainer", "torch._dynamo", "pytest", "hypothesis"])
+    count = lambda: len(list(journal_of(folder).glob("[0-9]*.pt")))
+    for _ in range(6):
+        process, goal = processes.Process(target=slowly, args=(folder,)), count() + rng.randint(1, 5)
+        process.start()
+        while process.is_alive() and count() < goal: time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.01))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL and not folder.exists()
+        done.append(count())
+    how, steps = long_run(), []
+    run = fit(**how, folder=folder, each_step=[lambda s: steps.append(s.step)])
+    whole = fit(**(other := long_run()))
+    same_run(run, whole)
+    assert same(state(how["model"]), state(other["model"])) and os.listdir(tmp_path) == ["run"]
+    assert done == sorted(done) and len(steps) in range(len(TIMES) - done[-1], len(TIMES) - done[-1] + 2)  # nothing else was done again
+    same_run(load(folder), whole)
+
+class Killed(BaseException): "Takes the process's place."
+
+def breaks_at(t: float):
+    def look(s):
+        if s.time == t: raise Killed
+    return look
+
+def interrupted(folder: Path, t=5, **more):
+    how = long_run(**more)
+    with pytest.raises(Killed): fit(**how | dict(observe=[*how["observe"], breaks_at(t)]), folder=folder)
+
+SHORT = dict(times=[0, 1, 2], checkpoints=[0, 2], epochs=2)
+
+@pytest.mark.parametrize("at", range(7))
+def test_interrupted_in_the_middle_of_a_file(tmp_path, monkeypatch, at):
+    calls, real = [], torch.save
+    def half(thing, file):
+        real(thing, whole := io.BytesIO())
+        calls.append(len(whole.getvalue()))
+        if len(calls) - 1 != at: return file.write(whole.getvalue()) if hasattr(file, "write") else Path(file).write_bytes(whole.getvalue())
+        part = whole.getvalue()[:calls[-1] // 2]
+        file.write(part) if hasattr(file, "write") else Path(file).write_bytes(part)
+        raise Killed
+    with monkeypatch.context() as m, pytest.raises(Killed):
+        m.setattr(torch, "save", half)
+        fit(**long_run(**SHORT), folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    how, other = long_run(**SHORT), long_run(**SHORT)
+    same_run(fit(**how, folder=tmp_path / "run"), fit(**other))
+    assert same(state(how["model"]), state(other["model"])) and os.listdir(tmp_path) == ["run"]
+
+@pytest.mark.parametrize("before", [True, False])
+def test_interrupted_as_it_is_put_in_its_place(tmp_path, monkeypatch, before):
+    real = trainer.save
+    def save(run, folder):
+        if not before: real(run, folder)
+        raise Killed
+    with monkeypatch.context() as m, pytest.raises(Killed):
+        m.setattr(trainer, "save", save)
+        fit(**long_run(**SHORT), folder=tmp_path / "run")
+    how, other = long_run(**SHORT), long_run(**SHORT)
+    same_run(fit(**how, folder=tmp_path / "run"), fit(**other))
+    assert same(state(how["model"]), state(other["model"])) and os.listdir(tmp_path) == ["run"]
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("optimizer, options", [("sgd", dict(momentum=0.9)), ("adam", dict(betas=(0.8, 0.9))), ("adamw", dict())])
+def test_every_optimizer_and_schedule_goes_on(tmp_path, optimizer, options, schedule):
+    how = long_run(momentum=0, times=[0, 1.25, 2], epochs=2, checkpoints=None, optimizer=optimizer, schedule=schedule) | options
+    if optimizer != "sgd": del how["momentum"]
+    with pytest.raises(Killed): fit(**how | dict(observe=[*how["observe"], breaks_at(2)]), folder=tmp_path / "run")
+    again, whole = how | dict(model=dropout()), how | dict(model=dropout())
+    same_run(fit(**again, folder=tmp_path / "run"), fit(**whole))
+    assert same(state(again["model"]), state(whole["model"]))
+
+def own(model) -> dict:
+    "Objects of one's own, also one that no file can hold."
+    return dict(optimizer=(o := Adam(model.parameters(), 0.02)), schedule=lr_scheduler.LambdaLR(o, lambda i: 0.9**i))
+
+def test_objects_of_ones_own_go_on(tmp_path):
+    data, nets, how = noisy(), [dropout() for _ in range(3)], dict(epochs=3, batch=BATCH)
+    with pytest.raises(Killed): fit(nets[0], data, **how, **own(nets[0]), folder=tmp_path / "run", observe=[breaks_at(2)])
+    run, whole = fit(nets[1], data, **how, **own(nets[1]), folder=tmp_path / "run"), fit(nets[2], data, **how, **own(nets[2]))
+    same_run(run, whole)
+    assert same(state(nets[1]), state(nets[2]))
+
+def test_a_consumers_change_survives(tmp_path):
+    def go(model, stop, **more):
+        for s in train(model, noisy(), 4, lr=0.05, batch=BATCH, **more):
+            if s.time == 1: nn.init.ones_(s.model[2].weight)
+            if s.time == stop: break
+        return s.recorder.run()
+    whole, part = net(), net()
+    a, _ = go(whole, 4), go(net(), 3, journal=tmp_path / "journal")
+    same_run(a, go(part, 4, journal=tmp_path / "journal"))
+    assert same(state(whole), state(part))
+
+@pytest.mark.parametrize("change, says", [
+    (dict(lr=0.06), "differs in lr"), (dict(momentum=0.8, batch=8), "differs in batch, momentum"), (dict(config=dict(note="other")), "differs in note"),
+    (dict(nesterov=True), "differs in nesterov"), (dict(data=noisy(seed=2)), "data"), (dict(test=noisy(20, seed=3)), "test"), (dict(test=None), "test"),
+    (dict(model=net(nn.ReLU())), ""),
+])
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_run_is_refused(tmp_path, change, says, finished):
+    short = dict(SHORT, checkpoints=[2])
+    if finished: fit(**long_run(**short), folder=tmp_path / "run")
+    else: interrupted(tmp_path / "run", 2, **short)
+    other = long_run(**short | change)
+    before = state(other["model"])
+    with pytest.raises(ValueError, match=f"run.*{says}"): fit(**other, folder=tmp_path / "run")
+    assert same(state(other["model"]), before)
+
+@pytest.mark.parametrize("file", ["state.pt", "000001.pt"])
+@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, -1, None])
+def test_a_damaged_journal(tmp_path, file, keep):
+    interrupted(tmp_path / "run", 2, **SHORT)
+    place = journal_of(tmp_path / "run") / file
+    whole = place.read_bytes()
+    if keep is None: place.unlink()
+    else: place.write_bytes(whole[:int(keep * len(whole)) if isinstance(keep, float) else keep])
+    if (file, keep) == ("state.pt", None): return same_run(fit(**long_run(**SHORT), folder=tmp_path / "run"), fit(**long_run(**SHORT)))
+    with pytest.raises(ValueError, match=r"(?s)\.run\.journal is not a whole journal.*move it away"): fit(**long_run(**SHORT), folder=tmp_path / "run")
+
+def test_files_of_others_do_no_harm(tmp_path):
+    interrupted(tmp_path / "run", 2, **SHORT)
+    for name in ("notes.txt", ".state.pt.x7f", "000002.pt", "999999.pt"): (journal_of(tmp_path / "run") / name).write_text("foreign")
+    run = fit(**long_run(**SHORT), folder=tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").write_text("foreign")
+    same_run(run, fit(**long_run(**SHORT)))
+    same_run(fit(**long_run(**SHORT), folder=tmp_path / "run"), run)
+
+@pytest.mark.parametrize("more", [dict(), dict(stop_at=0.5), dict(checkpoints=[0, 1]), dict(checkpoints=[]), dict(times=[0, 1], checkpoints=None),
+                                  dict(config=dict(model=dict(name="mlp", widths=(8,)))), dict(optimizer="adam", betas=(0.8, 0.9))])
+def test_a_finished_run_is_read(tmp_path, more):
+    how = long_run(**SHORT | more)
+    if "optimizer" in more: del how["momentum"]
+    trained, again, steps = how["model"], dropout(seed=1), []
+    run = fit(**how, folder=str(tmp_path / "run"))
+    read = fit(**how | dict(model=again), folder=str(tmp_path / "run"), each_step=[lambda s: steps.append(s)])
+    assert not steps and torch.equal(read.loss, run.loss) and read.frame().equals(run.frame())
+    assert same(state(again), state(trained))
+
+def test_a_folder_that_is_no_run(tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match="whole run"): fit(**long_run(), folder=tmp_path / "run")
+
+# --- a run that diverges
+
+def diverging(times, **more): return dict(data=noisy(), epochs=10, times=times, lr=1e9, momentum=0.9, batch=BATCH) | more
+
+def blow_up() -> tuple[int, list[dict]]:
+    "First step of the plain loop whose loss is not finite, and its states."
+    model, states = net(), []
+    losses = plain(model, noisy(), 10, SGD(model.parameters(), 1e9, 0.9, fused=True), look=lambda step: states.append(state(model)))
+    return next(i for i, v in enumerate(losses) if not math.isfinite(v)), states
+
+def test_diverged(tmp_path):
+    (step, states), model = blow_up(), net()
+    kept, times = [0, (step - 3) / PER, (step - 2) / PER], [0, (step - 3) / PER, (step - 2) / PER, (step + 3) / PER]
+    for _ in range(2):  # again after the journal is read
+        with pytest.raises(Diverged, match=rf"at step {step} \(learning rate 1e\+09\).*put back to time {kept[-1]:g}$") as e:
+            fit(model, **diverging(times), folder=tmp_path / "run")
+        assert same(state(model), states[int(kept[-1] * PER)]) and e.value.run.time.tolist() == kept
+        model = net()
+    assert e.value.run.loss.isfinite().all() and os.listdir(tmp_path) == [".run.journal"]
+
+def test_diverged_before_anything_was_recorded():
+    with pytest.raises(Diverged, match="nothing was recorded") as e: fit(net(), **diverging([10]))
+    assert e.value.run is None
+
+def test_diverged_after_the_last_recorded_time():
+    model = net()
+    with pytest.raises(Diverged, match="put back to time 0") as e: fit(model, **diverging([0]))
+    assert same(state(model), state(net())) and e.value.run.time.tolist() == [0]
+
+def test_what_is_recorded_is_finite():
+    with pytest.raises(Diverged) as e: fit(model := net(), noisy(), 1, lr=1e38, batch=None)
+    assert e.value.run.time.tolist() == [0] and same(state(model), state(net()))
+
+# --- requests that make no sense
+
+@pytest.mark.parametrize("bad, says", [
+    (dict(epochs=0), "epochs=0 must be above 0"), (dict(epochs=-1), "epochs=-1"), (dict(epochs=math.nan), "epochs=nan"),
+    (dict(batch=0), "batch=0 must be 1 or more, or None"), (dict(batch=-3), "batch=-3"), (dict(clip=0), "clip=0 must be above 0, or None"),
+    (dict(clip=-1), "clip=-1"), (dict(stop_at=1.5), r"stop_at=1.5 must be in \(0, 1\]"), (dict(stop_at=0), "stop_at=0"),
+    (dict(optimizer="sdg"), "optimizer='sdg'.*" + ", ".join(OPTIMIZERS)), (dict(schedule="cosin"), "schedule='cosin'.*" + ", ".join(SCHEDULES)),
+    (dict(lr=-1), "lr=-1 must be above 0"), (dict(lr=0), "lr=0"), (dict(lr=math.nan), "lr=nan"), (dict(times=[0, 4]), "time 4"),
+    (dict(model=net(out=4)), r"gives \(2, 4\).*need \(2, 3\)"), (dict(model=net(out=1)), r"gives \(2, 1\)"),
+    (dict(model=nn.Sequential(nn.Linear(6, 3), nn.Unflatten(1, (3, 1)))), r"gives \(2, 3, 1\)"),
+    (dict(checkpoints=[0, 1.5]), r"checkpoints \[1.5\] are not among the times"),
+])
+def test_refused_before_any_work(bad, says):
+    looks, model, before = [], bad.get("model") or net(), torch.random.get_rng_state()
+    was = state(model)
+    with pytest.raises(ValueError, match=says):
+        train(**dict(model=model, data=noisy(), epochs=3, observe=[looks.append], each_step=[looks.append]) | bad)
+    assert not looks and same(state(model), was) and torch.equal(torch.random.get_rng_state(), before)
+
+def test_an_unknown_option():
+    with pytest.raises(TypeError, match="momntum"): train(net(), noisy(), 3, momntum=0.9)
+
+def test_options_that_an_object_would_ignore():
+    model = net()
+    with pytest.raises((TypeError, ValueError), match="momentum"): train(model, noisy(), 3, optimizer=SGD(model.parameters(), 0.1), momentum=0.9)
+
+@pytest.mark.parametrize("option", [dict(foreach=True), dict(fused=False)])
+def test_torchs_own_implementations_can_be_chosen(option):
+    ours, theirs, data = net(), net(), noisy()
+    fit(ours, data, 2, optimizer="adam", lr=0.05, batch=BATCH, **option)
+    plain(theirs, data, 2, Adam(theirs.parameters(), 0.05, **option))
+    assert same(state(ours), state(theirs))
