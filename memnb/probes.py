@@ -17,6 +17,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # %% ../nbs/08_probes.ipynb #cell06
+def _flat(x: Tensor) -> Tensor:
+    "(n, d) activations in single or double precision."
+    return x.flatten(1) if x.dtype in (torch.float32, torch.float64) else x.flatten(1).float()
+
+def _unit(v: Tensor) -> Tensor:
+    "Rows, or one vector, of length 1; zero where they are zero."
+    return F.normalize(v, dim=-1, eps=torch.finfo(v.dtype).tiny)
+
 class ClassShapes:
     "Activations of each class, as far as probes need them."
 
@@ -28,8 +36,8 @@ class ClassShapes:
 
     def add(self, x: Tensor, y: Tensor) -> "ClassShapes":
         "Add activations x (b, ...), flattened, of classes y (b,) in [0, n_classes)."
-        x = x.flatten(1)
-        if not x.isfinite().all(): raise ValueError("the activations hold NaN or infinity")
+        x = _flat(x).detach()
+        if not x.square().sum().isfinite(): raise ValueError("the activations hold NaN or infinity, or are so large that their squares overflow")
         if self.moments is None and self.n is not None and self.n > self.k * x.shape[1]:
             self.moments = x.new_zeros(self.k, x.shape[1], x.shape[1])
             self.total, self.count = x.new_zeros(self.k, x.shape[1]), x.new_zeros(self.k, dtype=torch.int64)
@@ -75,7 +83,7 @@ def _leading(s: Tensor, energy: Tensor, share: float) -> tuple[Tensor, Tensor]:
     k, r = len(s), 32
     fewest = lambda values: int((values.cumsum(0) <= share * energy).sum()) + 1
     while k > 512 and 4 * r < k and s.device.type == "cpu":
-        values, vectors = eigsh(s.numpy(), r, v0=np.ones(k, s.numpy().dtype))
+        values, vectors = eigsh(s.numpy(), r, v0=np.random.default_rng(0).standard_normal(k).astype(s.numpy().dtype))
         values, vectors = torch.from_numpy(values[::-1].copy()), torch.from_numpy(vectors[:, ::-1].copy())
         if (m := fewest(values)) < r: return values[:m], vectors[:, :m]
         r *= 2
@@ -93,16 +101,16 @@ def directions(shapes: ClassShapes, c: int, share: float) -> tuple[Tensor, Tenso
         return values, v.T
     a = shapes.rows[c]
     values, u = _leading(a @ a.T, energy, share)
-    return values, F.normalize(u.T @ a, dim=1)
+    return values, _unit(u.T @ a)
 
 # %% ../nbs/08_probes.ipynb #cell11
 def _power(shapes: ClassShapes, c: int, energy: Tensor) -> Tensor | None:
     "The first direction by power iteration from the mean, or None if that cannot be certain."
-    v, tol = F.normalize(shapes.mean[c], dim=0), 100 * torch.finfo(shapes.mean.dtype).eps
+    v, tol = _unit(shapes.mean[c]), 100 * torch.finfo(shapes.mean.dtype).eps
     for i in range(60):
         w = shapes.times(c, v)
         value = v @ w
-        residual, v = (w - value * v).norm(), F.normalize(w, dim=0)
+        residual, v = (w - value * v).norm(), _unit(w)
         if i % 3 == 2 and residual <= tol * value: return v if value > 0.5 * energy else None
     return None
 
@@ -110,12 +118,13 @@ def first_direction(shapes: ClassShapes, c: int) -> Tensor:
     "(live columns,) unit vector of class c's longest direction, towards its mean; zero for a class without activations."
     mean, energy = shapes.mean[c], shapes.energy(c)
     if not energy > 0: return torch.zeros_like(mean)
-    v = _power(shapes, c, energy) if mean.norm() > 1e-6 * (energy / shapes.count[c]).sqrt() else None
+    if mean.norm() <= 1e-6 * (energy / shapes.count[c]).sqrt(): mean = torch.zeros_like(mean)  # no more than rounding
+    v = _power(shapes, c, energy) if mean.any() else None
     if v is None:
         values, vectors = directions(shapes, c, 1 - 1e-6)
         equal = vectors[values >= values[0] * (1 - 1e3 * torch.finfo(mean.dtype).eps)]
         near = equal.T @ (equal @ mean)
-        v = F.normalize(near, dim=0) if near.norm() > 1e-6 * mean.norm() and mean.norm() > 0 else vectors[0]
+        v = _unit(near) if near.norm() > 1e-6 * mean.norm() else vectors[0]
     side = v @ mean
     if side.abs() <= 1e-6 * mean.norm(): side = v[v.abs().argmax()]  # the mean does not decide: a fixed choice
     return -v if side < 0 else v
@@ -123,8 +132,7 @@ def first_direction(shapes: ClassShapes, c: int) -> Tensor:
 # %% ../nbs/08_probes.ipynb #cell13
 def _as_tensors(X, y, n_classes: int | None) -> tuple[Tensor, Tensor, np.ndarray]:
     "Activations (n, d), class numbers (n,) and the classes' labels; `ValueError` for what does not fit."
-    x, y = X.flatten(1), torch.as_tensor(y, device=X.device)
-    if not x.is_floating_point(): x = x.float()
+    x, y = _flat(X), torch.as_tensor(y, device=X.device)
     if y.shape != (len(x),): raise ValueError(f"y has shape {tuple(y.shape)}; {len(x)} activations need ({len(x)},)")
     if n_classes is None:
         classes, y = y.unique(return_inverse=True)
@@ -165,7 +173,7 @@ class Probe(ClassifierMixin, BaseEstimator):
         "(n, K) scores of activations X (n, d); minus infinity for classes that had no example."
         check_is_fitted(self)
         if not isinstance(X, Tensor): X = torch.from_numpy(np.ascontiguousarray(validate_data(self, X, reset=False, dtype=(np.float64, np.float32))))
-        x = X.flatten(1)
+        x = _flat(X)
         if x.shape[1] != self.n_features_in_: raise ValueError(f"activations have {x.shape[1]} columns; the probe was fitted on {self.n_features_in_}")
         if not x.isfinite().all(): raise ValueError("the activations hold NaN or infinity")
         return self._scores(x).masked_fill(torch.from_numpy(self.absent_).to(x.device), -torch.inf)
@@ -218,7 +226,7 @@ class VeLPIC(Probe):
 class CosineMean(VeLPIC):
     "Nearest class mean by cosine."
 
-    def _fit(self, shapes: ClassShapes): self.vectors_ = shapes.wide(F.normalize(shapes.mean, dim=1))
+    def _fit(self, shapes: ClassShapes): self.vectors_ = shapes.wide(_unit(shapes.mean))
 
 # %% ../nbs/08_probes.ipynb #cell20
 class Logistic(Probe):

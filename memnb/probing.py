@@ -12,14 +12,15 @@ import numpy as np, polars as pl, torch
 from torch import Tensor, nn
 from .arrays import choose
 from .datasets import NoisyDataset
-from .layers import activations, linear_layers
-from .probes import PROBES, ClassShapes, Probe
+from .layers import activations, layer_names, linear_layers
+from .probes import PROBES, ClassShapes, Logistic, Probe
 from .runs import Run
 from .steps import Training
 
 # %% ../nbs/08_probing.ipynb #cell06
 def _groups(data: NoisyDataset, test: NoisyDataset | None, groups: Sequence[str]) -> list[tuple[str, str, Tensor, Tensor]]:
     "Rows (group, target, mask over training or test examples, labels)."
+    for g in groups: choose("group", g, ("test", "clean", "noisy"))
     out = [("test", "true", torch.ones_like(test.y, dtype=torch.bool), test.y)] if "test" in groups and test is not None else []
     noisy = torch.zeros_like(data.y, dtype=torch.bool) if data.clean is None else data.is_noisy
     for group, rows in (("clean", ~noisy), ("noisy", noisy)):
@@ -50,7 +51,7 @@ def check_probes(probes: Sequence[str] | dict[str, Probe], data: NoisyDataset) -
     "Probes by name; `ValueError` for an unknown name, a warning for classes without examples."
     if not isinstance(probes, dict): probes = {choose("probe", p, PROBES): PROBES[p]() for p in probes}
     if absent := sorted(set(range(data.n_classes)) - set(data.y.unique().tolist())):
-        warnings.warn(f"classes {absent} have no training example; no probe ever predicts them", stacklevel=3)
+        warnings.warn(f"classes {absent} have no training example; no probe ever predicts them", stacklevel=4)
     return probes
 
 def collect(model: nn.Module, data: NoisyDataset, layers: Sequence[str], rows: bool = False, batch: int = 1024) -> dict[str, ClassShapes]:
@@ -75,7 +76,7 @@ def probe_model(
     "One row a layer, probe and group. `ValueError` for an unknown layer or probe."
     layers = default_layers(model, data.x) if layers is None else list(layers)
     probes = check_probes(probes, data)
-    fitted = _fitted(collect(model, data, layers, "logistic" in probes, batch), probes)
+    fitted = _fitted(collect(model, data, layers, any(isinstance(p, Logistic) for p in probes.values()), batch), probes)
     held, said = _groups(data, test, groups), {}
     for source, part in (("train", data), ("test", test)):
         if not any((g == "test") == (source == "test") for g, *_ in held): continue
@@ -93,13 +94,16 @@ def probe_model(
 # %% ../nbs/08_probing.ipynb #cell11
 def prober(layers: Sequence[str] | None = None, probes=("masc", "velpic"), groups: Sequence[str] = ("test",), batch: int = 1024) -> Callable:
     "An observer for `train` and `fit`: the rows of `probe_model` at each recorded time."
-    fixed = {}  # data digest -> rows of the input, which never change
+    fixed = {}  # training set -> it, the test set, and their rows of the input, which never change
     def look(s: Training) -> list[dict]:
         names = default_layers(s.model, s.data.x) if layers is None else list(layers)
-        if "input" in names and (key := id(s.data)) not in fixed:
-            fixed[key] = [r for r in probe_model(s.model, s.data, s.test, ["input"], probes, groups, batch) if r["probe"] != "model"]
-        rows = probe_model(s.model, s.data, s.test, [n for n in names if n != "input"], probes, groups, batch)
-        return (fixed[id(s.data)] if "input" in names else []) + rows
+        raw = "input" in names and "input" not in layer_names(s.model)
+        data, test, rows = fixed.get(id(s.data), (None, None, []))
+        known = raw and data is s.data and test is s.test
+        new = probe_model(s.model, s.data, s.test, [n for n in names if n != "input"] if known else names, probes, groups, batch)
+        if known: return rows + new
+        if raw: fixed[id(s.data)] = s.data, s.test, [r for r in new if r["layer"] == "input"]
+        return new
     return look
 
 def probe(

@@ -72,7 +72,7 @@ class Recorder:
         test: bool = False,  # these are test examples
     ):
         "Record a batch."
-        if self.open is None: raise RuntimeError("say at(time) first")
+        self._now()
         if test and self.held is None: raise ValueError("this recorder was made without a test set")
         index, logits, sheet = index.cpu(), logits.detach(), self.held if test else self.given
         sheet.fill(sheet.rows(index), logits)
@@ -82,11 +82,12 @@ class Recorder:
     def add(self, rows: Iterable[dict]):
         "Append an observer's rows, dictionaries of column and value; their `time` is the present one."
         plain = lambda v: v.item() if hasattr(v, "item") else v
-        self.open["rows"] += [{"time": self.open["time"], **{k: plain(v) for k, v in row.items()}} for row in rows]
+        now = self._now()
+        now["rows"] += [{"time": now["time"], **{k: plain(v) for k, v in row.items()}} for row in rows]
 
     def checkpoint(self, state: dict[str, Tensor]):
         "Keep a state dict at the present time."
-        self.open["checkpoint"] = {k: v.detach().cpu().clone() for k, v in state.items()}
+        self._now()["checkpoint"] = {k: v.detach().cpu().clone() for k, v in state.items()}
 
     def accuracy(self) -> float:
         "Share of the training examples whose given label is predicted at the present time, or at the last one."
@@ -98,6 +99,10 @@ class Recorder:
         if self.open is None: return
         self.moments.append(self.open | {k: s.whole() for k, s in self._sheets().items()})
         self.open = None
+
+    def _now(self) -> dict:
+        if self.open is None: raise RuntimeError("say at(time) first")
+        return self.open
 
     def _sheets(self) -> dict[str, _Sheet]:
         return {k: s for k, s in (("given", self.given), ("noisy", self.noisy), ("held", self.held)) if s}
@@ -116,7 +121,7 @@ class Recorder:
         prediction, loss, margin = stack("given")
         _, true_loss, true_margin = stack("noisy")
         test_prediction, test_loss, test_margin = stack("held")
-        return Run(self.config, self.unit, torch.tensor([m["time"] for m in self.moments]).double(), prediction, loss, margin, data.y.cpu(),
+        return Run(self.config, self.unit, torch.tensor([m["time"] for m in self.moments], dtype=torch.float64), prediction, loss, margin, data.y.cpu(),
                    None if data.clean is None else data.clean.cpu(), data.index.cpu(), data.n_classes, data.digest,
                    pl.DataFrame(rows, infer_schema_length=None), {m["time"]: m["checkpoint"] for m in self.moments if m["checkpoint"]},
                    true_loss, true_margin, None if self.test is None else self.test.y.cpu(), test_prediction, test_loss, test_margin)
@@ -137,6 +142,7 @@ class Journal:
         if not place.exists(): return [], None
         try:
             state = torch.load(place, weights_only=True, map_location="cpu")
+            if not (isinstance(state, dict) and isinstance(state["identity"], dict)): raise TypeError(f"{place.name} holds no state")
             if state["identity"] == self.identity: return [torch.load(self._file(i), weights_only=True) for i in range(state["count"])], state["state"]
         except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as e:
             raise ValueError(f"{self.folder} is not a whole journal of a run ({e}); move it away to begin anew") from e

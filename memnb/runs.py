@@ -24,6 +24,7 @@ def outcome(
 ) -> tuple[Tensor, Tensor, Tensor]:
     "Prediction (int16), cross-entropy loss and margin (float32), each (n,), on the CPU."
     if logits.ndim != 2 or len(logits) != len(y): raise ValueError(f"logits are {tuple(logits.shape)}; {len(y)} labels need ({len(y)}, K)")
+    if logits.dtype in (torch.bfloat16, torch.float16): logits = logits.float()
     if logits.shape[1] == 1:
         margin = torch.where(y == 1, logits[:, 0], -logits[:, 0])
         loss, prediction = F.softplus(-margin), logits[:, 0] > 0
@@ -163,7 +164,13 @@ def load(folder: str | Path) -> Run:
         run = Run(**{k: plain[k] for k in _PLAIN}, **{"clean": None, **{k: arrays[k] for k in _TENSORS if k in arrays}}, **rest)
     except (MemoryError, PermissionError): raise  # says nothing about what is in the folder
     except Exception as e: raise ValueError(f"{folder} does not hold a whole run: {e}") from e
-    if not run.prediction.shape == run.loss.shape == run.margin.shape == (len(run.time), len(run.y)):
+    def fit(names: str, shape: tuple) -> bool: return len({None if v is None else tuple(v.shape) for v in (getattr(run, k) for k in names.split())} - {shape}) == 0
+    n, t, k = len(run.y), len(run.time), int(run.is_noisy.sum()) if run.clean is None or run.clean.shape == run.y.shape else -1
+    whole = fit("prediction loss margin", (t, n)) and fit("y index", (n,)) and k >= 0 \
+        and (run.true_loss is run.true_margin is None or fit("true_loss true_margin", (t, k))) \
+        and (run.test_y is run.test_prediction is run.test_loss is run.test_margin is None
+             or run.test_y is not None and fit("test_prediction test_loss test_margin", (t, len(run.test_y))))
+    if not whole:
         raise ValueError(f"{folder} does not hold a whole run: its arrays do not fit each other")
     return run
 

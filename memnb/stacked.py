@@ -8,6 +8,7 @@ __all__ = ['why_not', 'Stack', 'train_stacked', 'copies', 'fit_stacked']
 # %% ../nbs/05_stacked.ipynb #cell03
 import math, warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,21 +18,25 @@ from .models import seeded
 from .recorder import Recorder
 from .runs import Run
 from .steps import Training, check_outputs, make_optimizer, order, pick_device, recorded_times, steps_of
-from .trainer import fit
+from .trainer import _positive, fit
 
 # %% ../nbs/05_stacked.ipynb #cell06
 _PLAIN = (nn.Flatten, nn.Identity, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Tanh, nn.Sigmoid, nn.Softplus)
 
 def _leaves(m: nn.Module) -> list[nn.Module]:
-    return [leaf for child in m for leaf in _leaves(child)] if isinstance(m, nn.Sequential) else [m]
+    return [leaf for child in m for leaf in _leaves(child)] if type(m) is nn.Sequential else [m]
 
 def why_not(models: Sequence[nn.Module]) -> str:
     "Why these networks cannot be stacked, in words; empty if they can."
-    shapes = [[(type(l), *(tuple(p.shape) for p in l.parameters())) for l in _leaves(m)] for m in models]
-    strange = sorted({type(l).__name__ for m in models for l in _leaves(m) if not isinstance(l, (nn.Linear, *_PLAIN))})
+    shapes = [[(type(l), l.extra_repr(), *((tuple(p.shape), p.dtype) for p in l.parameters())) for l in _leaves(m)] for m in models]
+    strange = sorted({type(l).__name__ for m in models for l in _leaves(m) if type(l) not in (nn.Linear, *_PLAIN)})
+    own = [p for m in models for l in _leaves(m) for p in l.parameters()]
     if strange: return f"they hold {', '.join(strange)}; only nn.Sequential of linear layers and activations can be stacked"
     if any(s != shapes[0] for s in shapes): return "they differ in their layers"
-    if len({id(p) for m in models for p in m.parameters()}) < sum(len(list(m.parameters())) for m in models): return "they share parameters"
+    if len(set(map(id, own))) < len(own): return "they share parameters"
+    if not all(p.requires_grad for p in own): return "some of their parameters are frozen"
+    if any(isinstance(l, nn.Flatten) and (i or l.extra_repr() != nn.Flatten().extra_repr()) for m in models for i, l in enumerate(_leaves(m))):
+        return "they flatten anything but their inputs"
     return ""
 
 # %% ../nbs/05_stacked.ipynb #cell07
@@ -55,7 +60,8 @@ class Stack:
 
     def __call__(self, x: Tensor) -> Tensor:
         "Outputs (M, b, K) for inputs (M, b, ...), or (b, ...) that all share."
-        x = x.flatten(2) if len(x) == len(self.models) and x.ndim > 2 else x
+        own = x.ndim > 2 and math.prod(x.shape[2:]) == self.parameters[0].shape[2]
+        x = x.flatten(2) if own else x.flatten(1).expand(len(self.models), -1, -1)
         for layer in self.layers:
             if isinstance(layer, tuple):
                 w, b = layer
@@ -93,11 +99,21 @@ def _losses(z: Tensor, y: Tensor) -> Tensor:
 # %% ../nbs/05_stacked.ipynb #cell11
 def _each(what: str, v, m: int) -> list:
     "One value a network."
-    v = list(v) if isinstance(v, (list, tuple)) else [v] * m
+    v = v.tolist() if hasattr(v, "tolist") else v
+    v = [v] * m if v is None or isinstance(v, (int, float)) else list(v)
     if len(v) != m: raise ValueError(f"{what} has {len(v)} values for {m} networks")
     return v
 
-def _record_all(members: list[Training], at: dict[int, int], out: Tensor, held: Tensor | None, time: float, observe, last: bool, stop_at) -> list[Training]:
+def _check_numbers(m: int, data, test, config):
+    for what, v in (("data sets", data), ("test sets", test), ("config", config)):
+        if v is not None and len(v) != m: raise ValueError(f"{m} networks need {m} {what}; given {len(v)}")
+
+class _Member(Training):
+    "Training of one network of a stack."
+    @property
+    def lr(self) -> float: return self.recorder.config["lr"]
+
+def _record_all(members: list[Training], at: dict[int, int], out: Tensor, held: Tensor | None, time: float, observe, last: bool, keep: bool, stop_at) -> list[Training]:
     "Record a time of every member; those that end here. `at`: id of a member -> its place in the stack."
     ended = []
     for s in members:
@@ -107,9 +123,8 @@ def _record_all(members: list[Training], at: dict[int, int], out: Tensor, held: 
         if held is not None: s.recorder.log(s.test.index, held[i], test=True)
         for look in observe: s.recorder.add(look(s) or [])
         done = last or (stop_at is not None and s.recorder.accuracy() >= stop_at)
-        if done:
-            s.recorder.checkpoint(s.model.state_dict())
-            ended.append(s)
+        if done or keep: s.recorder.checkpoint(s.model.state_dict())
+        if done: ended.append(s)
         s.recorder.close()
     return ended
 
@@ -138,23 +153,30 @@ def train_stacked(
     """
     m, device = len(models), pick_device(device)
     rates, clips, seeds = _each("lr", lr, m), _each("clip", clip, m), _each("seed", seed, m)
-    if len(data) != m or test is not None and len(test) != m: raise ValueError(f"{m} networks need {m} data sets (and test sets); given {len(data)} and {len(test or data)}")
+    _check_numbers(m, data, test, config)
+    if test is not None and len({tuple(t.x.shape) for t in test}) > 1: raise ValueError("the test sets differ in size or input shape")
+    for c in clips: _positive("clip", c, "above 0, or None")
+    _positive("stop_at", stop_at, "in (0, 1], or None", 1)
+    for rate in rates:
+        if not rate > 0: raise ValueError(f"lr={rate} must be above 0")
     if len({(tuple(d.x.shape), d.n_classes) for d in data}) > 1: raise ValueError("the data sets differ in size, input shape or number of classes")
     if not epochs > 0 or batch is not None and batch < 1: raise ValueError(f"epochs={epochs} must be above 0 and batch={batch} 1 or more")
-    for net, d in zip(models, data): check_outputs(net, d)
     inner = sorted(range(m), key=lambda i: rates[i])  # the stack's order
     pick = lambda v: [v[i] for i in inner]
-    stack = Stack([net.to(device) for net in pick(models)])
+    data = [d.to(device) for d in data]
+    for net, d in zip(models, data): check_outputs(net.to(device), d)
+    size = min(batch or len(data[0]), len(data[0]))
+    per_epoch = math.ceil(len(data[0]) / size)
+    plan, last = steps_of(recorded_times(epochs) if times is None else times, per_epoch), round(epochs * per_epoch)
+    if max(plan.values()) > epochs: raise ValueError(f"time {max(plan.values()):g} is after the last of {epochs:g} epochs")
+    stack = Stack(pick(models))
     opt, members = _stacked_optimizer(stack, pick(rates), optimizer, options), []
     for i in range(m):
         known = dict(epochs=epochs, times=None if times is None else [float(t) for t in times], optimizer=optimizer, lr=rates[i], batch=batch,
                      clip=clips[i], seed=seeds[i], stop_at=stop_at, **options) | ((config or [{}] * m)[i])
-        members.append(Training(models[i], data[i].to(device), None if test is None else test[i].to(device), opt, None,
+        members.append(_Member(models[i], data[i], None if test is None else test[i].to(device), opt, None,
                                 Recorder(data[i], None if test is None else test[i], config=known)))
-    size = min(batch or len(data[0]), len(data[0]))
-    per_epoch = math.ceil(len(data[0]) / size)
-    plan, last = steps_of(recorded_times(epochs) if times is None else times, per_epoch), round(epochs * per_epoch)
-    most = None if all(c is None for c in clips) else torch.tensor([math.inf if c is None else c for c in pick(clips)], device=device)
+    most = None if all(c is None for c in clips) else torch.tensor([math.inf if c is None else c for c in pick(clips)], device=device, dtype=stack.parameters[0].dtype)
     return _loop(stack, members, inner, pick(seeds), plan, last, per_epoch, size, most, observe, stop_at, progress)
 
 # %% ../nbs/05_stacked.ipynb #cell13
@@ -176,6 +198,14 @@ def _descend(stack: Stack, opt, x: Tensor, y: Tensor, rows: Tensor, most: Tensor
     opt.step()
     return losses.detach()
 
+@contextmanager
+def _put_back(members: list[Training], final: dict[int, dict]):
+    "At the end, however it comes, networks that ended earlier are as they were then."
+    try: yield
+    finally:
+        for s in members:
+            if id(s) in final: s.model.load_state_dict(final[id(s)])
+
 def _loop(stack, members: list[Training], inner, seeds, plan, last, per_epoch, size, most, observe, stop_at, progress) -> Iterator[list[Training]]:
     order_in = [members[i] for i in inner]
     x, y = _joint([s.data.x for s in order_in]), torch.stack([s.data.y for s in order_in])
@@ -183,22 +213,22 @@ def _loop(stack, members: list[Training], inner, seeds, plan, last, per_epoch, s
     place, going, final, good, losses, n = {id(s): i for i, s in enumerate(order_in)}, list(members), {}, None, [], y.shape[1]
     def end(these):
         for s in these: going.remove(s), final.update({id(s): copies(s)})
-    with tqdm(total=last, desc=f"train {len(members)}", unit="step", mininterval=0.5, disable=not progress) as bar:
+    with _put_back(members, final), tqdm(total=last, desc=f"train {len(members)}", unit="step", mininterval=0.5, disable=not progress) as bar:
         for step in range(last + 1):
             if step in plan:
                 end(_diverged(going, place, losses, good, step))
                 out = _outputs(stack, x), None if held is None else _outputs(stack, held)
-                ended = _record_all(going, place, *out, plan[step], observe, step >= last, stop_at)
+                if going: end(_diverged(going, place, [_losses(out[0], y).float()], good, step + 1))
+                ended = _record_all(going, place, *out, plan[step], observe, step >= last, step == max(plan), stop_at)
                 if going: yield list(going)
                 end(ended)
                 good, losses = [p.detach().clone() for p in stack.parameters], []
+            if step == last: end(_diverged(going, place, losses, good, step))
             if step == last or not going: break
             if step % per_epoch == 0: batches = torch.stack([order(n, step // per_epoch, k) for k in seeds]).to(y.device).split(size, 1)
             losses.append(_descend(stack, members[0].optimizer, x, y, batches[step % per_epoch], most))
             for s in members: s.step = step + 1
             bar.update()
-    for s in members:
-        if id(s) in final: s.model.load_state_dict(final[id(s)])
 
 # %% ../nbs/05_stacked.ipynb #cell14
 def copies(s: Training) -> dict[str, Tensor]:
@@ -214,8 +244,9 @@ def _diverged(going: list[Training], place: dict[int, int], losses: list[Tensor]
         i = place[id(s)]
         if not bad[:, i].any(): continue
         at = step - len(losses) + bad[:, i].nonzero()[0].item()
+        if good is None: raise FloatingPointError(f"a network's loss is not finite at step {at} (learning rate {s.recorder.config['lr']:g}), before anything was recorded")
         warnings.warn(f"a network's loss is not finite at step {at} (learning rate {s.recorder.config['lr']:g}); its Run ends at time {s.time:g}", stacklevel=4)
-        for p, (name, v) in zip((g[i] for g in good or []), s.model.named_parameters()): v.copy_(p)
+        for p, (name, v) in zip((g[i] for g in good), s.model.named_parameters()): v.copy_(p)
         out.append(s)
     return out
 
@@ -230,7 +261,9 @@ def fit_stacked(
     "A Run for each network."
     if why := why_not(models):
         warnings.warn(f"the networks are trained one by one: {why}", stacklevel=2)
-        m, config = len(models), options.pop("config", None) or [None] * len(models)
+        m, config = len(models), options.pop("config", None)
+        _check_numbers(m, data, test, config)
+        config = config or [None] * m
         alone = {k: _each(k, options.pop(k), m) for k in ("lr", "clip", "seed") if k in options}
         return [fit(models[i], data[i], epochs, test and test[i], config=config[i], **{k: v[i] for k, v in alone.items()}, **options) for i in range(m)]
     members = None

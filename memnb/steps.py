@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'SCHEDULES', 'make_optimizer', 'named', 'order', 'recorded_times', 'steps_of', 'copied', 'Training',
-           'loss_of', 'take_step', 'Diverged', 'check_finite', 'check_outputs', 'pick_device', 'expect']
+           'loss_of', 'take_step', 'Diverged', 'check_finite', 'diverged', 'check_outputs', 'pick_device', 'expect']
 
 # %% ../nbs/04_steps.ipynb #cell03
 import math
@@ -29,16 +29,19 @@ SCHEDULES = {  # name -> (optimizer, number of steps) -> scheduler
 }
 
 def make_optimizer(optimizer, parameters, lr: float, options: dict) -> torch.optim.Optimizer:
-    if isinstance(optimizer, torch.optim.Optimizer): return optimizer
+    if isinstance(optimizer, torch.optim.Optimizer):
+        if options: raise ValueError(f"{', '.join(options)}: options are for a named optimizer; this one is an object")
+        return optimizer
     if not lr > 0: raise ValueError(f"lr={lr} must be above 0")
     parameters = list(parameters)
-    fused = all(p.is_floating_point() for p in parameters)
-    return OPTIMIZERS[choose("optimizer", optimizer, OPTIMIZERS)](parameters, lr=lr, fused=fused, **options)
+    if not options.get("foreach"): options = dict(fused=all(p.is_floating_point() for p in parameters)) | options
+    return OPTIMIZERS[choose("optimizer", optimizer, OPTIMIZERS)](parameters, lr=lr, **options)
 
 def named(thing) -> str | list:
     "A name, or what a configuration says of an optimizer or schedule given as an object."
     if isinstance(thing, str): return thing
-    plain = lambda d: {k: v for k, v in sorted(d.items()) if isinstance(v, (int, float, str, bool, list, tuple))}
+    is_plain = lambda v: all(map(is_plain, v)) if isinstance(v, (list, tuple)) else isinstance(v, (int, float, str, bool))
+    plain = lambda d: {k: v for k, v in sorted(d.items()) if is_plain(v)}
     groups = [plain(g) for g in getattr(thing, "param_groups", [])]
     return [type(thing).__name__, groups or plain({k: v for k, v in vars(thing).items() if not k.startswith("_")})]
 
@@ -123,10 +126,14 @@ def check_finite(s: Training, good: dict | None):
     losses, s.losses = s.losses, []
     bad = (~torch.stack([l for l, _ in losses]).isfinite()).nonzero() if losses else ()
     if not len(bad): return
-    i, step = bad[0].item(), s.step - len(losses)
+    i = bad[0].item()
+    diverged(s, good, losses[i][0], s.step - len(losses) + i, losses[i][1])
+
+def diverged(s: Training, good: dict | None, loss: Tensor, step: int, lr: float):
+    "Put the network back and raise `Diverged`."
     kept = "nothing was recorded before" if good is None else f"the network is put back to time {good['time']:g}"
     if good: s.restore(good)
-    error = Diverged(f"the loss is {losses[i][0].item()} at step {step + i} (learning rate {losses[i][1]:g}); {kept}")
+    error = Diverged(f"the loss is {loss.item()} at step {step} (learning rate {lr:g}); {kept}")
     error.run = s.recorder.run() if good else None
     raise error
 

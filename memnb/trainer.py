@@ -6,7 +6,7 @@
 __all__ = ['train', 'fit']
 
 # %% ../nbs/04_trainer.ipynb #cell03
-import math
+import json, math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,14 +20,17 @@ from .layers import predict
 from .models import seeded
 from .recorder import Journal, Recorder
 from .runs import Run, load as load_run, save
-from .steps import (SCHEDULES, Training, check_finite, check_outputs, copied, expect, make_optimizer, named, order, pick_device,
+from .steps import (SCHEDULES, Training, check_finite, check_outputs, copied, diverged, expect, make_optimizer, named, order, pick_device,
                          recorded_times, steps_of, take_step)
 
 # %% ../nbs/04_trainer.ipynb #cell06
-def _record(s: Training, p: "_Plan") -> bool:
+def _record(s: Training, p: "_Plan", good: dict | None) -> bool:
     "Record the present time; whether training ends here."
     s.recorder.at(s.time)
     s.recorder.log(s.data.index, predict(s.model, s.data.x))
+    if not (loss := s.recorder.given.values[1]).isfinite().all():
+        s.recorder.open = None
+        diverged(s, good, loss[~loss.isfinite()][0], s.step, s.lr)
     if s.test is not None: s.recorder.log(s.test.index, predict(s.model, s.test.x), test=True)
     for look in p.observe: s.recorder.add(look(s) or [])
     reached = p.stop_at is not None and s.recorder.accuracy() >= p.stop_at
@@ -57,6 +60,7 @@ def _loop(s: Training, p: _Plan, journal: Journal | None, progress: bool) -> Ite
     cast = torch.autocast(device.type, p.autocast) if p.autocast else nullcontext()
     if journal:
         s.recorder.moments, good = journal.read()
+        if good: _check_network(s.model, good["model"], journal.folder)
         if good: s.restore(good)
         if good: rng = good["rng"]
         if good and good["ended"]: return
@@ -65,7 +69,7 @@ def _loop(s: Training, p: _Plan, journal: Journal | None, progress: bool) -> Ite
             if s.step in p.at and (good is None or s.step > good["step"]):
                 check_finite(s, good)
                 s.time = p.at[s.step]
-                with seeded(rng, device) as rng: ended = _record(s, p)
+                with seeded(rng, device) as rng: ended = _record(s, p, good)
                 yield s
                 good = copied(s.state() | dict(rng=rng, ended=ended))
                 if journal: journal.write(s.recorder.moments, good)
@@ -80,6 +84,11 @@ def _loop(s: Training, p: _Plan, journal: Journal | None, progress: bool) -> Ite
                         take_step(s, rows[i], p.clip, cast, p.each_step)
                         s.time = s.step / p.per_epoch
                         bar.update()
+
+def _check_network(model: nn.Module, state: dict, folder):
+    "`ValueError` unless the state's tensors are the model's, by name and shape."
+    shapes = lambda d: {k: tuple(v.shape) for k, v in d.items()}
+    if shapes(model.state_dict()) != shapes(state): raise ValueError(f"{folder} holds another run: its network has other parameters")
 
 # %% ../nbs/04_trainer.ipynb #cell08
 def _positive(what: str, v, allowed: str = "above 0", most: float = math.inf):
@@ -104,7 +113,9 @@ def _prepare(model, data, epochs, test=None, times=None, optimizer="sgd", lr=0.0
     sched = SCHEDULES[choose("schedule", schedule, SCHEDULES)](opt, last) if isinstance(schedule, str) else schedule
     known = dict(epochs=epochs, times=times, optimizer=named(optimizer), schedule=named(schedule), batch=batch, clip=clip,
                  autocast=str(autocast) if autocast else None, seed=seed, checkpoints=kept, stop_at=stop_at)
+    known |= dict(test=None if test is None else test.digest)
     known |= (dict(lr=lr) | options if isinstance(optimizer, str) else {}) | (config or {})
+    known = json.loads(json.dumps(known))  # as it is read back from a folder
     if progress: print(expect(model, data, size, len(times), len(kept)))
     plan = _Plan(at, last, per_epoch, size, clip, autocast, seed, observe, each_step, kept, stop_at)
     return Training(model, data, test, opt, sched, Recorder(data, test, config=known)), plan
@@ -153,17 +164,21 @@ def fit(
 ) -> Run:
     "The Run of `train`. `ValueError` if the folder holds another run, or is damaged."
     s, plan = _prepare(model, data, epochs, test, progress=progress, **options)
+    journal = _journal(s, folder and Path(folder).with_name(f".{Path(folder).name}.journal"))
     if folder and Path(folder).exists():
         run = load_run(folder)
         run.check(data)
         if differ := sorted(k for k in run.config.keys() | s.recorder.config.keys() if run.config.get(k) != s.recorder.config.get(k)):
             raise ValueError(f"{folder} holds another run: it differs in {', '.join(differ)}")
-        if run.checkpoints: s.model.load_state_dict(run.checkpoints[max(run.checkpoints)])
+        last = run.checkpoints[max(run.checkpoints)]
+        _check_network(s.model, last, folder)
+        s.model.load_state_dict(last)
+        journal.remove()  # of a process that was killed after it had saved the run
         return run
-    journal = _journal(s, folder and Path(folder).with_name(f".{Path(folder).name}.journal"))
     for _ in _loop(s, plan, journal, progress): pass
     run = s.recorder.run()
     if folder:
+        run.checkpoints.setdefault(s.time, {k: v.detach().cpu().clone() for k, v in s.model.state_dict().items()})  # what is read back
         save(run, folder)
         journal.remove()
     return run

@@ -25,7 +25,7 @@ def find_head(model: nn.Module, data: NoisyDataset, head: str | None = None) -> 
     name = head or next(reversed(layers), "")
     if name not in layers: raise ValueError(f"head={head!r} is no linear layer that is called; there are {', '.join(layers) or 'none'}. Name the one before the softmax by head=")
     (logits, got), = activations(model, data.x[:2], [name])
-    if got[name].shape[-1] != k or not torch.equal(got[name], logits):
+    if got[name].shape[-1] != k or head is None and not torch.equal(got[name], logits):
         raise ValueError(f"{name!r} gives {tuple(got[name].shape)} and does not give the {k} logits; name the linear layer before the softmax by head= (there are {', '.join(layers)})")
     return name, f"{name}.input"
 
@@ -98,6 +98,7 @@ def put_head(model: nn.Module, name: str, new: nn.Linear):
     old.weight.copy_(new.weight)
     if old.bias is not None: old.bias.copy_(new.bias)
     elif new.bias.any(): old.bias = nn.Parameter(new.bias.detach().clone())
+    if not torch.equal(old.weight, new.weight): raise ValueError(f"the weight of {name!r} is computed from others (a parametrization), so it cannot be set; remove that first")
 
 # %% ../nbs/08_transfer.ipynb #cell11
 def resist(

@@ -10,7 +10,7 @@ from memnb.datasets import NoisyDataset, corrupt, load
 from memnb.layers import activations, predict
 from memnb.models import build
 from memnb.probes import MASC, PROBES, Logistic, VeLPIC
-from memnb.probing import check_probes, collect, default_layers, probe_model, prober, probe
+from memnb.probing import collect, default_layers, probe_model, prober, probe
 from memnb.trainer import fit
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -49,6 +49,8 @@ def frame(rows) -> pl.DataFrame: return pl.DataFrame(sorted(rows.to_dicts() if i
 
 def said(rows, **of) -> list[float]: return [r["accuracy"] for r in rows if of.items() <= r.items()]
 
+def right(guess, y) -> float: return (guess == y).double().mean().item()
+
 # --- one look
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -63,12 +65,11 @@ def test_rows_against_probes_by_hand(device):
             p = make(n_classes=3).fit(a[layer], data.y)
             answers[layer, name] = p.predict(a[layer]), p.predict(b[layer])
     for (layer, name), (train_said, test_said) in answers.items():
-        for group, target, guess, y, which in [
-            ("test", "true", test_said, test.y, ...), ("clean", "given", train_said, data.y, ~data.is_noisy), ("clean", "true", train_said, data.clean, ~data.is_noisy),
-            ("noisy", "given", train_said, data.y, data.is_noisy), ("noisy", "true", train_said, data.clean, data.is_noisy)]:
-            zero = (b if group == "test" else a)[layer][which].eq(0).all(1).double().mean().item() if layer != "output" else 0.0
-            expected.append(dict(layer=layer, probe=name, group=group, target=target, accuracy=(guess == y)[which].double().mean().item(), zeros=zero))
-    assert_frame_equal(frame(rows), frame(expected))
+        found = [("test", "true", right(test_said, test.y))]
+        for group, rows_of in (("clean", ~data.is_noisy), ("noisy", data.is_noisy)):
+            found += [(group, target, right(train_said[rows_of], y[rows_of])) for target, y in (("given", data.y), ("true", data.clean))]
+        expected += [dict(layer=layer, probe=name, group=g, target=t, accuracy=value) for g, t, value in found]
+    assert_frame_equal(frame(rows).drop("zeros"), frame(expected))
 
 def test_the_labels_that_are_seen_are_the_ones_that_are_learned():
     data, test = clusters(rho=0)
@@ -77,13 +78,14 @@ def test_the_labels_that_are_seen_are_the_ones_that_are_learned():
     assert max(said(probe_model(small(), turned, test, ["input"], ("velpic", "logistic")), layer="input")) < 0.1
 
 @pytest.mark.parametrize("groups, clean, expected", [
-    (("test",), True, [("test", "true")]), (("noisy", "clean"), True, [("clean", "given"), ("clean", "true"), ("noisy", "given"), ("noisy", "true")]),
+    (("test",), True, [("test", "true")]),
+    (("noisy", "clean"), True, [("clean", "given"), ("clean", "true"), ("noisy", "given"), ("noisy", "true")]),
     (ALL, False, [("test", "true"), ("clean", "given")]), ((), True, []),
 ])
 def test_groups_and_targets(groups, clean, expected):
     data, test = clusters()
     rows = probe_model(small(), data if clean else replace(data, clean=None), test, ["input"], ["masc"], groups)
-    assert [(r["group"], r["target"]) for r in rows if r["layer"] == "input"] == expected == [(r["group"], r["target"]) for r in rows if r["layer"] == "output"]
+    for layer in ("input", "output"): assert [(r["group"], r["target"]) for r in rows if r["layer"] == layer] == expected
 
 def test_without_noise_there_is_no_noisy_group():
     rows = probe_model(small(), *clusters(rho=0), ["input"], ["masc"], ALL)
@@ -106,14 +108,15 @@ def test_points_without_activation_are_counted():
     data, test = clusters()
     net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
     nn.init.constant_(net[0].bias, -1)
-    with torch.no_grad(): dead = (net[:2](test.x) == 0).all(1)
-    rows = probe_model(net, data, test, ["input", "1"], ["velpic"])
-    assert 0.1 < dead.float().mean() < 0.9
-    assert [(r["layer"], r["zeros"]) for r in rows] == [("input", 0), ("1", pytest.approx(dead.double().mean().item())), ("output", 0)]
+    with torch.no_grad(): dead, seen = (~net[:2](d.x).any(1) for d in (test, data))
+    share = {"test": right(dead, True), "clean": right(seen[~data.is_noisy], True), "noisy": right(seen[data.is_noisy], True)}
+    rows = probe_model(net, data, test, ["input", "1"], ["velpic"], ALL)
+    assert len(rows) == 15 and 0.1 < min(share.values()) and len(set(share.values())) == 3
+    for r in rows: assert r["zeros"] == (pytest.approx(share[r["group"]]) if r["layer"] == "1" else 0)
 
 def test_one_logit():
     (data, test), net = clusters(k=2), nn.Linear(6, 1)
-    assert said(probe_model(net, data, test, probes=["masc"]), probe="model") == [((predict(net, test.x)[:, 0] > 0) == test.y).double().mean().item()]
+    assert said(probe_model(net, data, test, probes=["masc"]), probe="model") == [right(predict(net, test.x)[:, 0] > 0, test.y)]
 
 # --- layers
 
@@ -139,7 +142,7 @@ def test_a_users_own_network():
     (data, test), net = clusters(), Own()
     hidden = lambda x: net.fc1(x).relu().detach()
     p = VeLPIC().fit(hidden(data.x), data.y)
-    assert said(probe_model(net, data, test), layer="fc2.input", probe="velpic") == [(p.predict(hidden(test.x)) == test.y).double().mean().item()]
+    assert said(probe_model(net, data, test), layer="fc2.input", probe="velpic") == [right(p.predict(hidden(test.x)), test.y)]
 
 def test_unknown_layers():
     for look in (probe_model, lambda *a: collect(*a[:2], a[3])):
@@ -158,7 +161,7 @@ def test_probes_with_settings_by_name():
     (data, test), mine = clusters(), dict(low=MASC(0.5), high=MASC(0.999))
     rows = probe_model(small(), data, test, ["input"], mine)
     for name, p in mine.items():
-        assert said(rows, probe=name) == [(MASC(p.share).fit(data.x, data.y).predict(test.x) == test.y).double().mean().item()]
+        assert said(rows, probe=name) == [right(MASC(p.share).fit(data.x, data.y).predict(test.x), test.y)]
         assert not hasattr(p, "classes_")  # it stays unfitted
     assert said(rows, probe="low") != said(rows, probe="high")
 
@@ -167,7 +170,7 @@ def test_logistic_where_moments_would_be_smaller(probes):
     data, test = clusters()
     assert collect(small(), data, ["input"])["input"].moments is not None
     p = Logistic().fit(data.x, data.y)
-    assert said(probe_model(small(), data, test, ["input"], probes), layer="input") == [(p.predict(test.x) == test.y).double().mean().item()]
+    assert said(probe_model(small(), data, test, ["input"], probes), layer="input") == [right(p.predict(test.x), test.y)]
 
 def test_collected_rows_and_moments():
     data, _ = clusters()
@@ -180,7 +183,9 @@ def test_collected_rows_and_moments():
             torch.testing.assert_close(s.wide(s.mean)[c], a["1"][data.y == c].mean(0))
             torch.testing.assert_close(s.energy(c), a["1"][data.y == c].square().sum())
 
-@pytest.mark.parametrize("look", [probe_model, lambda *a, **k: prober(**k)(SimpleNamespace(model=a[0], data=a[1], test=a[2]))], ids=["model", "prober"])
+def observed(model, data, test, **options) -> list[dict]: return prober(**options)(SimpleNamespace(model=model, data=data, test=test))
+
+@pytest.mark.parametrize("look", [probe_model, observed])
 def test_absent_classes_are_said_once_and_never_predicted(look):
     data, test = (replace(d, n_classes=5) for d in clusters())
     data = replace(data, y=data.y.masked_fill(data.y == 1, 0))
@@ -237,13 +242,15 @@ def test_a_prober_may_look_at_several_runs():
 
 def test_a_prober_may_look_at_several_test_sets():
     look, net, (data, test) = prober(["input"], ["velpic"]), small(), clusters()
-    for part in test.split(0.3): assert look(SimpleNamespace(model=net, data=data, test=part)) == probe_model(net, data, part, ["input"], ["velpic"])
+    for part in test.split(0.3):
+        assert look(SimpleNamespace(model=net, data=data, test=part)) == probe_model(net, data, part, ["input"], ["velpic"])
 
 def test_a_run_of_memnbs_own_network_needs_no_skeleton():
     train, test = load("digits", n=100)
     net = dict(name="mlp", shape=[1, 8, 8], widths=[6])
     run = fit(build(**net), train, 1, test, batch=20, config=dict(model=net), device="cpu")
-    assert_frame_equal(frame(probe(run, train, ["velpic"], test=test)), frame([{"time": 1.0, **r} for r in probe_model(run.at(1), train, test, probes=["velpic"])]))
+    rows = probe_model(run.at(1), train, test, probes=["velpic"])
+    assert_frame_equal(frame(probe(run, train, ["velpic"], test=test)), frame([{"time": 1.0, **r} for r in rows]))
 
 def test_chosen_times():
     run, data, test = trained()
@@ -268,8 +275,9 @@ def test_labels_that_say_nothing_teach_nothing():
     runs, k, probes = 20, 3, {name: make() for name, make in PROBES.items()} | dict(logistic=Logistic(max_iter=15))
     def mean(rho):
         "Test accuracy of every layer and probe over several draws of the labels."
-        rows = [r for seed in range(runs) for r in probe_model(small(), *clusters(60, 40, seed=seed, rho=rho, shift=4), ["input", "3"], probes) if r["probe"] != "model"]
-        return pl.DataFrame(rows).group_by("layer", "probe").agg(pl.col("accuracy").mean())["accuracy"]
+        draws = [clusters(60, 40, seed=seed, rho=rho, shift=4) for seed in range(runs)]
+        rows = pl.DataFrame([r for draw in draws for r in probe_model(small(), *draw, ["input", "3"], probes)])
+        return rows.filter(pl.col("probe") != "model").group_by("layer", "probe").agg(pl.col("accuracy").mean())["accuracy"]
     chance, learned = mean(1.0), mean(0.0)
     bound = 4 * ((1 / k) * (1 - 1 / k) / runs) ** 0.5  # a draw's accuracy varies no more than one guess does
     assert len(chance) == 8 and (chance - 1 / k).abs().max() < bound and learned.min() > 1 / k + bound

@@ -51,7 +51,8 @@ def test_a_loop_of_ones_own_gives_the_run_of_fit():
     for f in fields(ours):
         v, w = getattr(ours, f.name), getattr(theirs, f.name)
         if isinstance(w, Tensor): assert v.dtype == w.dtype and torch.equal(v, w), f.name
-    assert ours.frame().equals(theirs.frame()) and (ours.unit, ours.n_classes, ours.digest) == (theirs.unit, theirs.n_classes, theirs.digest)
+    assert ours.frame().equals(theirs.frame())
+    assert (ours.unit, ours.n_classes, ours.digest) == (theirs.unit, theirs.n_classes, theirs.digest)
 
 def test_logged_batch_by_batch_as_training_goes_on():
     data, model, rec = noisy(), net(), Recorder(noisy())
@@ -143,7 +144,8 @@ def test_rows_may_differ():
     rec.at(1)
     rec.log(noisy().index, randn(30, 4))
     rec.add([dict(c=np.float32(0.5), b=np.int64(3))])
-    assert rec.run().rows.equals(pl.DataFrame(dict(time=[0.0, 0.0, 1.0], a=[1.0, 1.5, None], b=[2.5, None, 3.0], name=[None, "x", None], c=[None, None, 0.5])))
+    assert rec.run().rows.equals(pl.DataFrame(dict(time=[0.0, 0.0, 1.0], a=[1.0, 1.5, None], b=[2.5, None, 3.0], name=[None, "x", None],
+                                                   c=[None, None, 0.5])))
 
 def test_a_checkpoint_is_a_copy():
     rec, model = recorded(noisy(), randn(30, 4)), net()
@@ -158,6 +160,14 @@ def test_a_run_in_between():
     rec.at(2)
     rec.log(data.index, z[2])
     assert first.time.tolist() == [0, 1] and rec.run().time.tolist() == [0, 1, 2] and torch.equal(rec.run().loss[:2], first.loss)
+
+def test_so_far_is_what_was_before_the_present_time():
+    rec, z = Recorder(noisy()), randn(3, 30, 4)
+    assert rec.so_far() is None
+    for t in range(3):
+        rec.at(t)
+        assert rec.so_far() is None if t == 0 else torch.equal(rec.so_far().loss, recorded(noisy(), *z[:t]).run().loss)
+        rec.log(noisy().index, z[t])
 
 def test_a_run_can_be_kept(tmp_path):
     rec = Recorder(noisy(), noisy(8), "step", dict(lr=0.5))
@@ -179,7 +189,8 @@ def test_unknown_index():
     rec = recorded(noisy())
     rec.at(0)
     for bad in (30, -1, 10**9):
-        with pytest.raises(ValueError, match=f"index {bad} is none of the 30 training examples"): rec.log(torch.tensor([3, bad]), randn(2, 4))
+        with pytest.raises(ValueError, match=f"index {bad} is none of the 30 training examples"):
+            rec.log(torch.tensor([3, bad]), randn(2, 4))
     rec = Recorder(noisy(), noisy(8))
     rec.at(0)
     with pytest.raises(ValueError, match="index 8 is none of the 8 test examples"): rec.log(torch.tensor([8]), randn(1, 4), test=True)
@@ -264,12 +275,14 @@ def test_what_the_state_does_not_know_of_is_not_read(tmp_path):
     (tmp_path / "j" / "000003.pt").write_bytes((tmp_path / "j" / "000001.pt").read_bytes())
     assert [m["time"] for m in Journal(tmp_path / "j", ME).read()[0]] == [0, 1, 2]
 
-@pytest.mark.parametrize("other, says", [(ME | dict(lr=0.2), "differs in lr"), (dict(lr=0.1), "differs in times"), (ME | dict(new=1, lr=1), "differs in lr, new")])
+@pytest.mark.parametrize("other, says", [(ME | dict(lr=0.2), "differs in lr"), (dict(lr=0.1), "differs in times"),
+                                         (ME | dict(new=1, lr=1), "differs in lr, new")])
 def test_another_runs_journal(tmp_path, other, says):
     written(tmp_path / "j")
     with pytest.raises(ValueError, match=f"j holds another run: it {says};.*another folder"): Journal(tmp_path / "j", other).read()
 
-@pytest.mark.parametrize("thing", [[], 3, torch.zeros(3), {}, dict(identity=ME), dict(identity=ME, count=9, state={}), dict(identity=7, count=0, state={})])
+@pytest.mark.parametrize("thing", [[], 3, torch.zeros(3), {}, dict(identity=ME), dict(identity=ME, count=9, state={}),
+                                   dict(identity=7, count=0, state={})])
 def test_a_state_that_is_none(tmp_path, thing):
     written(tmp_path / "j")
     torch.save(thing, tmp_path / "j" / "state.pt")

@@ -42,7 +42,8 @@ def whole_run(columns=5, known=True) -> tuple[Run, torch.Tensor, torch.Tensor]:
     return replace(run, test_y=test_y, **dict(test), **true), z, held
 
 def assert_same(a: Run, b: Run):
-    for f in ("time", "prediction", "loss", "margin", "y", "clean", "index", "true_loss", "true_margin", "test_y", "test_prediction", "test_loss", "test_margin"):
+    for f in ("time", "prediction", "loss", "margin", "y", "clean", "index", "true_loss", "true_margin", "test_y", "test_prediction",
+              "test_loss", "test_margin"):
         v, w = getattr(a, f), getattr(b, f)
         assert (v is None and w is None) or (v.dtype == w.dtype and torch.equal(v, w))
     for f in ("config", "unit", "n_classes", "digest"): assert getattr(a, f) == getattr(b, f)
@@ -83,8 +84,10 @@ def test_frame_against_a_loop(columns, known, whole):
     wrong = [known and bool(y != c) for y, c in zip(run.y, run.y if run.clean is None else run.clean)]
     expected = {}
     for i, t in enumerate(run.time.tolist()):
-        groups = {(group, target): [(v, int(c)) for v, c, w in zip(two_logits(z[i]).double().tolist(), labels, wrong) if w == (group == "noisy")]
-                  for group in ("clean", "noisy") if group == "clean" or known for target, labels in (("given", run.y), ("true", run.clean)) if labels is not None}
+        logits, groups = two_logits(z[i]).double().tolist(), {}
+        for group in ("clean", "noisy") if known else ("clean",):
+            for target, labels in (("given", run.y), ("true", run.clean)) if known else (("given", run.y),):
+                groups[group, target] = [(v, int(c)) for v, c, w in zip(logits, labels, wrong) if w == (group == "noisy")]
         if whole: groups["test", "true"] = [(v, int(c)) for v, c in zip(two_logits(held[i]).double().tolist(), run.test_y)]
         for (group, target), rows in groups.items():
             loss, margin = np.mean([loss_and_margin(v, c) for v, c in rows], 0)
@@ -108,7 +111,8 @@ def with_hits(hits) -> Run:
     n, t = np.shape(hits)
     y = torch.arange(n) % 3
     prediction = torch.where(torch.tensor(hits).T == 1, y, (y + 1) % 3).to(torch.int16)
-    return Run({}, "epoch", torch.arange(t).double() * 2 + 0.1, prediction, torch.zeros(t, n), torch.zeros(t, n), y, None, torch.arange(n), 3, "d")
+    return Run({}, "epoch", torch.arange(t).double() * 2 + 0.1, prediction, torch.zeros(t, n), torch.zeros(t, n), y, None, torch.arange(n),
+               3, "d")
 
 def test_learning_time_and_forgetting_by_hand():
     run = with_hits(HITS)
@@ -190,7 +194,8 @@ def test_arrays_that_are_missing_or_do_not_fit(tmp_path, change):
     save(a_run(**change)[0], tmp_path / "run")
     with pytest.raises(ValueError, match="whole run"): load(tmp_path / "run")
 
-@pytest.mark.parametrize("change", [dict(test_prediction=None), dict(test_loss=torch.zeros(3, 11)), dict(test_y=None), dict(true_loss=torch.zeros(3, 3)),
+@pytest.mark.parametrize("change", [dict(test_prediction=None), dict(test_loss=torch.zeros(3, 11)), dict(test_y=None),
+                                    dict(true_loss=torch.zeros(3, 3)),
                                     dict(true_margin=torch.zeros(2, 10)), dict(clean=torch.zeros(39).long()), dict(index=torch.arange(39))])
 def test_new_arrays_that_are_missing_or_do_not_fit(tmp_path, change):
     save(replace(whole_run()[0], **change), tmp_path / "run")

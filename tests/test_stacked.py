@@ -59,14 +59,17 @@ def assert_each_as_alone(data, epochs, test=None, make=net, each={}, **how):
 
 SGD = dict(lr=0.1, momentum=0.9, weight_decay=0.01)
 
-@pytest.mark.parametrize("each", [dict(), dict(lr=[0.1, 0.02, 0.1]), dict(lr=[0.3, 0.2, 0.1]), dict(clip=[0.1, None, 0.7]), dict(clip=[0.1] * 3),
+@pytest.mark.parametrize("each", [dict(), dict(lr=[0.1, 0.02, 0.1]), dict(lr=[0.3, 0.2, 0.1]), dict(clip=[0.1, None, 0.7]),
+                                  dict(clip=[0.1] * 3),
                                   dict(seed=[5, 6, 5]), dict(lr=[0.2, 0.05, 0.1], clip=[0.3, 0.1, None], seed=[1, 2, 3])])
-@pytest.mark.parametrize("optimizer", [SGD, dict(optimizer="adam", lr=0.01, weight_decay=0.01), dict(optimizer="adamw", lr=0.01, betas=(0.8, 0.9))])
+@pytest.mark.parametrize("optimizer", [SGD, dict(optimizer="adam", lr=0.01, weight_decay=0.01),
+                                       dict(optimizer="adamw", lr=0.01, betas=(0.8, 0.9))])
 def test_each_network_trains_as_it_would_alone(each, optimizer):
     how = {k: v for k, v in optimizer.items() if k not in each}
     assert_each_as_alone(sets(), 4, [noisy(9, 10), noisy(8, 10), noisy(9, 10)], each=each, batch=BATCH, **how)
 
-@pytest.mark.parametrize("how", [dict(out=1), dict(out=2), dict(bias=False), dict(act=nn.GELU()), dict(act=nn.LeakyReLU(0.3)), dict(act=nn.ReLU(inplace=True))])
+@pytest.mark.parametrize("how", [dict(out=1), dict(out=2), dict(bias=False), dict(act=nn.GELU()), dict(act=nn.LeakyReLU(0.3)),
+                                 dict(act=nn.ReLU(inplace=True))])
 def test_other_networks(how):
     assert_each_as_alone(sets(k=2 if "out" in how else 3), 3, make=lambda i: net(i, **how), batch=BATCH, **SGD)
 
@@ -99,7 +102,8 @@ def by_torch_func(models, data, clip=None) -> list[dict]:
     loss = lambda p, x, y: F.cross_entropy(functional_call(models[0], p, (x,)), y)
     grads = vmap(grad(loss))(params, torch.stack([d.x for d in data]), torch.stack([d.y for d in data]))
     norms = sum(g.flatten(1).square().sum(1) for g in grads.values()).sqrt()
-    scale = torch.ones_like(norms) if clip is None else torch.tensor([min(1, c / (n + 1e-6)) for c, n in zip(clip, norms.tolist())], dtype=norms.dtype)
+    scale = torch.ones_like(norms) if clip is None else torch.tensor([min(1, c / (n + 1e-6)) for c, n in zip(clip, norms.tolist())],
+                                                                         dtype=norms.dtype)
     return [{k: g[i] * scale[i] for k, g in grads.items()} for i in range(len(models))]
 
 @pytest.mark.parametrize("clip", [None, [0.05, 100, 0.2]])
@@ -212,7 +216,8 @@ def test_one_that_diverges_ends_with_a_warning():
         assert close(state(models[i]), state(single))
 
 def test_what_is_recorded_is_finite():
-    with pytest.warns(UserWarning, match="not finite at step 1"): runs = fit_stacked(models := nets(), sets(), 1, lr=[0.1, 1e200, 0.05], batch=None)
+    with pytest.warns(UserWarning, match="not finite at step 1"):
+        runs = fit_stacked(models := nets(), sets(), 1, lr=[0.1, 1e200, 0.05], batch=None)
     assert [len(r.time) for r in runs] == [2, 1, 2] and all(r.loss.isfinite().all() for r in runs) and same(state(models[1]), state(net(1)))
 
 def test_diverging_after_the_last_recorded_time_is_said_too():
@@ -289,9 +294,11 @@ def test_why_not(name):
 
 def test_why_not_together():
     one = net()
-    assert "differ" in why_not([net(), net(out=4)]) and "differ" in why_not([net(), net(act=nn.Tanh())]) and "differ" in why_not([net(), net(bias=False)])
+    assert "differ" in why_not([net(), net(out=4)]) and "differ" in why_not([net(), net(act=nn.Tanh())])
+    assert "differ" in why_not([net(), net(bias=False)])
     assert "differ" in why_not([net(act=nn.LeakyReLU(0.1)), net(act=nn.LeakyReLU(0.9))]) and "differ" in why_not([net(), net().float()])
-    assert "share parameters" in why_not([one, one]) and why_not(nets()) == "" and why_not([net(act=nn.LeakyReLU(0.1)) for _ in range(2)]) == ""
+    assert "share parameters" in why_not([one, one]) and why_not(nets()) == ""
+    assert why_not([net(act=nn.LeakyReLU(0.1)) for _ in range(2)]) == ""
 
 @pytest.mark.parametrize("name", STRANGE)
 def test_what_cannot_be_stacked_is_trained_one_by_one(name):
@@ -328,7 +335,8 @@ def test_one_value_a_network_in_any_sequence():
         assert_alike(run, alone)
 
 def test_configurations_are_kept():
-    runs = fit_stacked(nets(), sets(), 1, lr=[0.3, 0.1, 0.2], clip=[1, None, 2], seed=[4, 5, 6], batch=BATCH, momentum=0.5, config=[dict(rho=i) for i in range(3)])
+    runs = fit_stacked(nets(), sets(), 1, lr=[0.3, 0.1, 0.2], clip=[1, None, 2], seed=[4, 5, 6], batch=BATCH, momentum=0.5,
+                       config=[dict(rho=i) for i in range(3)])
     for i, run in enumerate(runs):
         right = dict(lr=[0.3, 0.1, 0.2][i], clip=[1, None, 2][i], seed=4 + i, rho=i, batch=BATCH, momentum=0.5, epochs=1, optimizer="sgd")
         assert right.items() <= run.config.items()
@@ -337,8 +345,10 @@ DROPOUT = lambda: [nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(6, 3)).do
 
 @pytest.mark.parametrize("make", [nets, DROPOUT])
 @pytest.mark.parametrize("bad, says", [
-    (dict(lr=[0.1, 0.2]), "lr has 2 values for 3 networks"), (dict(seed=[1] * 4), "seed has 4 values"), (dict(clip=[None]), "clip has 1 values"),
-    (dict(data=sets(2)), "3 networks need 3 data sets"), (dict(data=sets(4)), "3 networks need 3"), (dict(test=sets(2)), "3 networks need 3.*2"),
+    (dict(lr=[0.1, 0.2]), "lr has 2 values for 3 networks"), (dict(seed=[1] * 4), "seed has 4 values"),
+    (dict(clip=[None]), "clip has 1 values"),
+    (dict(data=sets(2)), "3 networks need 3 data sets"), (dict(data=sets(4)), "3 networks need 3"),
+    (dict(test=sets(2)), "3 networks need 3.*2"),
     (dict(config=[{}, {}]), "3 networks need 3 config"),
 ])
 @pytest.mark.filterwarnings("ignore:the networks are trained one by one")
@@ -348,11 +358,16 @@ def test_wrong_numbers(make, bad, says):
     assert not looks
 
 @pytest.mark.parametrize("bad, says", [
-    (dict(data=[noisy(), noisy(n=20), noisy()]), "differ in size"), (dict(data=[noisy(), noisy(k=4), noisy()]), "differ in size.*number of classes"),
-    (dict(test=[noisy(), noisy(n=20), noisy()]), "test sets differ"), (dict(epochs=0), "epochs=0"), (dict(batch=0), "batch=0"), (dict(clip=0), "clip=0"),
-    (dict(clip=[1, -1, None]), "clip=-1"), (dict(stop_at=1.5), r"stop_at=1.5"), (dict(lr=-1), "lr=-1 must be above 0"), (dict(lr=[0.1, 0.2, -1]), "lr=-1 must be"),
-    (dict(lr=[0.1, 0.2, math.nan]), "lr=nan"), (dict(optimizer="sdg"), "optimizer='sdg'.*sgd, adam, adamw"), (dict(times=[0, 3]), "time 3 is after the last of 2 epochs"),
-    (dict(times=[1, 1]), "times must increase"), (dict(times=[]), "times must increase"), (dict(times=[1, 1.1]), "two of the times fall on one step"),
+    (dict(data=[noisy(), noisy(n=20), noisy()]), "differ in size"),
+    (dict(data=[noisy(), noisy(k=4), noisy()]), "differ in size.*number of classes"),
+    (dict(test=[noisy(), noisy(n=20), noisy()]), "test sets differ"), (dict(epochs=0), "epochs=0"), (dict(batch=0), "batch=0"),
+    (dict(clip=0), "clip=0"),
+    (dict(clip=[1, -1, None]), "clip=-1"), (dict(stop_at=1.5), r"stop_at=1.5"), (dict(lr=-1), "lr=-1 must be above 0"),
+    (dict(lr=[0.1, 0.2, -1]), "lr=-1 must be"),
+    (dict(lr=[0.1, 0.2, math.nan]), "lr=nan"), (dict(optimizer="sdg"), "optimizer='sdg'.*sgd, adam, adamw"),
+    (dict(times=[0, 3]), "time 3 is after the last of 2 epochs"),
+    (dict(times=[1, 1]), "times must increase"), (dict(times=[]), "times must increase"),
+    (dict(times=[1, 1.1]), "two of the times fall on one step"),
     (dict(models=nets(out=4)), r"gives \(2, 4\)"), (dict(models=[net(), net(), net(out=4)]), "differ in their layers|gives"),
 ])
 def test_refused_before_any_work(bad, says):

@@ -1,4 +1,4 @@
-"""Training is the loop anybody would write, to the last bit; a killed run goes on as if nothing had been; nonsense is refused before any work."""
+"""Training is the loop anybody would write, to the last bit; a killed run ends as if nothing had been; nonsense is refused at once."""
 import io, json, math, multiprocessing, os, random, signal, time
 from dataclasses import fields
 from functools import partial
@@ -33,7 +33,8 @@ def state(model) -> dict: return {k: v.detach().clone() for k, v in model.state_
 
 def same(a, b) -> bool: return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
-def plain(model, data, epochs, optimizer, schedule=None, batch=BATCH, clip=None, seed=0, cast=torch.float32, look=lambda step: None) -> list:
+def plain(model, data, epochs, optimizer, schedule=None, batch=BATCH, clip=None, seed=0, cast=torch.float32,
+          look=lambda step: None) -> list:
     "The loop anybody would write; losses. `look` gets the number of steps done."
     per, losses = math.ceil(len(data) / batch), []
     with torch.random.fork_rng([]):
@@ -71,7 +72,8 @@ def same_run(a: Run, b: Run):
 
 @pytest.mark.parametrize("how, optimizer, loop", [
     (dict(), lambda p: SGD(p, 0.05, fused=True), dict()),
-    (dict(momentum=0.9, weight_decay=0.01, nesterov=True), lambda p: SGD(p, 0.05, 0.9, weight_decay=0.01, nesterov=True, fused=True), dict()),
+    (dict(momentum=0.9, weight_decay=0.01, nesterov=True), lambda p: SGD(p, 0.05, 0.9, weight_decay=0.01, nesterov=True, fused=True),
+     dict()),
     (dict(clip=0.3, momentum=0.9), lambda p: SGD(p, 0.05, 0.9, fused=True), dict(clip=0.3)),
     (dict(optimizer="adam", weight_decay=0.01), lambda p: Adam(p, 0.05, weight_decay=0.01, fused=True), dict()),
     (dict(optimizer="adamw", betas=(0.8, 0.9)), lambda p: AdamW(p, 0.05, betas=(0.8, 0.9), fused=True), dict()),
@@ -103,8 +105,8 @@ def test_one_logit_for_two_classes():
     assert torch.equal(run.prediction[-1], (theirs(data.x)[:, 0] > 0).to(torch.int16))
 
 BY_HAND = {"constant": lambda i, n: 1, "cosine": lambda i, n: (1 + math.cos(math.pi * i / n)) / 2, "linear": lambda i, n: 1 - i / n}
-THEIRS = {"constant": lambda o, n: None, "cosine": lr_scheduler.CosineAnnealingLR, "one_cycle": lambda o, n: lr_scheduler.OneCycleLR(o, 0.1, n),
-          "linear": lambda o, n: lr_scheduler.LinearLR(o, 1, 0, n)}
+THEIRS = {"constant": lambda o, n: None, "cosine": lr_scheduler.CosineAnnealingLR,
+          "one_cycle": lambda o, n: lr_scheduler.OneCycleLR(o, 0.1, n), "linear": lambda o, n: lr_scheduler.LinearLR(o, 1, 0, n)}
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_named_schedules(name):
@@ -177,7 +179,8 @@ def test_times_must_increase(times):
     with pytest.raises(ValueError, match="times must increase, from 0"): train(net(), noisy(), 3, times=times)
 
 def test_times_must_fit():
-    with pytest.raises(ValueError, match="two of the times fall on one step: an epoch has 4 steps"): train(net(), noisy(), 3, times=[1, 1.1], batch=BATCH)
+    with pytest.raises(ValueError, match="two of the times fall on one step: an epoch has 4 steps"):
+        train(net(), noisy(), 3, times=[1, 1.1], batch=BATCH)
     with pytest.raises(ValueError, match="time 3.5 is after the last of 3 epochs"): train(net(), noisy(), 3, times=[1, 3.5], batch=BATCH)
 
 @given(st.floats(1, 1e5))
@@ -382,19 +385,22 @@ def test_objects_of_ones_own_go_on(tmp_path):
     assert same(state(nets[1]), state(nets[2]))
 
 def test_a_consumers_change_survives(tmp_path):
-    def go(model, stop, **more):
+    def go(model, **more):
         for s in train(model, noisy(), 4, lr=0.05, batch=BATCH, **more):
             if s.time == 1: nn.init.ones_(s.model[2].weight)
-            if s.time == stop: break
         return s.recorder.run()
+    def killed(s):
+        if s.step == PER + 1: raise Killed
     whole, part = net(), net()
-    a, _ = go(whole, 4), go(net(), 3, journal=tmp_path / "journal")
-    same_run(a, go(part, 4, journal=tmp_path / "journal"))
-    assert same(state(whole), state(part))
+    with pytest.raises(Killed): go(net(), journal=tmp_path / "journal", each_step=[killed])
+    same_run(go(part, journal=tmp_path / "journal"), go(whole))
+    assert same(state(whole), state(part)) and not same(state(whole), path(net(), noisy(), 4)[-1])
 
 @pytest.mark.parametrize("change, says", [
-    (dict(lr=0.06), "differs in lr"), (dict(momentum=0.8, batch=8), "differs in batch, momentum"), (dict(config=dict(note="other")), "differs in note"),
-    (dict(nesterov=True), "differs in nesterov"), (dict(data=noisy(seed=2)), "data"), (dict(test=noisy(20, seed=3)), "test"), (dict(test=None), "test"),
+    (dict(lr=0.06), "differs in lr"), (dict(momentum=0.8, batch=8), "differs in batch, momentum"),
+    (dict(config=dict(note="other")), "differs in note"),
+    (dict(nesterov=True), "differs in nesterov"), (dict(data=noisy(seed=2)), "data"), (dict(test=noisy(20, seed=3)), "test"),
+    (dict(test=None), "test"),
     (dict(model=net(nn.ReLU())), ""),
 ])
 @pytest.mark.parametrize("finished", [True, False])
@@ -416,7 +422,8 @@ def test_a_damaged_journal(tmp_path, file, keep):
     if keep is None: place.unlink()
     else: place.write_bytes(whole[:int(keep * len(whole)) if isinstance(keep, float) else keep])
     if (file, keep) == ("state.pt", None): return same_run(fit(**long_run(**SHORT), folder=tmp_path / "run"), fit(**long_run(**SHORT)))
-    with pytest.raises(ValueError, match=r"(?s)\.run\.journal is not a whole journal.*move it away"): fit(**long_run(**SHORT), folder=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"(?s)\.run\.journal is not a whole journal.*move it away"):
+        fit(**long_run(**SHORT), folder=tmp_path / "run")
 
 def test_files_of_others_do_no_harm(tmp_path):
     interrupted(tmp_path / "run", 2, **SHORT)
@@ -426,7 +433,8 @@ def test_files_of_others_do_no_harm(tmp_path):
     same_run(run, fit(**long_run(**SHORT)))
     same_run(fit(**long_run(**SHORT), folder=tmp_path / "run"), run)
 
-@pytest.mark.parametrize("more", [dict(), dict(stop_at=0.5), dict(checkpoints=[0, 1]), dict(checkpoints=[]), dict(times=[0, 1], checkpoints=None),
+@pytest.mark.parametrize("more", [dict(), dict(stop_at=0.5), dict(checkpoints=[0, 1]), dict(checkpoints=[]),
+                                  dict(times=[0, 1], checkpoints=None),
                                   dict(config=dict(model=dict(name="mlp", widths=(8,)))), dict(optimizer="adam", betas=(0.8, 0.9))])
 def test_a_finished_run_is_read(tmp_path, more):
     how = long_run(**SHORT | more)
@@ -480,7 +488,8 @@ def test_what_is_recorded_is_finite():
     (dict(epochs=0), "epochs=0 must be above 0"), (dict(epochs=-1), "epochs=-1"), (dict(epochs=math.nan), "epochs=nan"),
     (dict(batch=0), "batch=0 must be 1 or more, or None"), (dict(batch=-3), "batch=-3"), (dict(clip=0), "clip=0 must be above 0, or None"),
     (dict(clip=-1), "clip=-1"), (dict(stop_at=1.5), r"stop_at=1.5 must be in \(0, 1\]"), (dict(stop_at=0), "stop_at=0"),
-    (dict(optimizer="sdg"), "optimizer='sdg'.*" + ", ".join(OPTIMIZERS)), (dict(schedule="cosin"), "schedule='cosin'.*" + ", ".join(SCHEDULES)),
+    (dict(optimizer="sdg"), "optimizer='sdg'.*" + ", ".join(OPTIMIZERS)),
+    (dict(schedule="cosin"), "schedule='cosin'.*" + ", ".join(SCHEDULES)),
     (dict(lr=-1), "lr=-1 must be above 0"), (dict(lr=0), "lr=0"), (dict(lr=math.nan), "lr=nan"), (dict(times=[0, 4]), "time 4"),
     (dict(model=net(out=4)), r"gives \(2, 4\).*need \(2, 3\)"), (dict(model=net(out=1)), r"gives \(2, 1\)"),
     (dict(model=nn.Sequential(nn.Linear(6, 3), nn.Unflatten(1, (3, 1)))), r"gives \(2, 3, 1\)"),
@@ -498,7 +507,8 @@ def test_an_unknown_option():
 
 def test_options_that_an_object_would_ignore():
     model = net()
-    with pytest.raises((TypeError, ValueError), match="momentum"): train(model, noisy(), 3, optimizer=SGD(model.parameters(), 0.1), momentum=0.9)
+    with pytest.raises((TypeError, ValueError), match="momentum"):
+        train(model, noisy(), 3, optimizer=SGD(model.parameters(), 0.1), momentum=0.9)
 
 @pytest.mark.parametrize("option", [dict(foreach=True), dict(fused=False)])
 def test_torchs_own_implementations_can_be_chosen(option):
