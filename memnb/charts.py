@@ -9,6 +9,7 @@ __all__ = ['COLORS', 'DASHES', 'PALETTE', 'EPOCHS', 'use_theme', 'thin', 'curves
 import time
 from collections.abc import Callable, Sequence
 import altair as alt, polars as pl
+from .arrays import choose
 
 # %% ../nbs/12_charts.ipynb #cell04
 COLORS = {"clean": "#0072B2", "noisy": "#D55E00", "test": "#009E73", "net": "#4D4D4D"}
@@ -44,7 +45,7 @@ def _color(frame: pl.DataFrame, color: str, order: Sequence | None) -> dict:
     values = frame[color].unique().to_list()
     values = [v for v in (order or (COLORS if color == "group" else sorted(values))) if v in values]
     title = {"rho": "noise rate", "group": None}.get(color, color)
-    legend = alt.Legend(orient="top", titleOrient="left", title=title, columns=4) if len(values) > 1 else None
+    legend = alt.Legend(orient="top", titleOrient="left", title=title, symbolType="stroke", symbolOpacity=1) if len(values) > 1 else None
     if color == "group": colors, dashes = COLORS, DASHES
     else:
         others = [v for v in values if v != "model"]
@@ -96,14 +97,15 @@ def dots(
     y_title: str,
     color: str,
     order: Sequence | None = None,  # of the values of x
+    colors: Sequence | None = None,  # order of the values of color; default: sorted
     domain: tuple[float, float] = (0, 1),  # of y
 ) -> alt.LayerChart:
     "A point at the mean of `y` for each name and colour, with a bar over the range of the seeds."
-    look = _color(frame, color, None)
-    base = alt.Chart(frame).encode(alt.X(f"{x}:N", sort=list(order or []), axis=alt.Axis(title=x, labelAngle=0, grid=True)), xOffset=f"{color}:N", color=look["color"])
+    look = _color(frame, color, colors)
+    base = alt.Chart(frame).encode(alt.X(f"{x}:N", sort=list(order or []), axis=alt.Axis(title=x, labelAngle=0, grid=True)), xOffset=alt.XOffset(f"{color}:N", sort=colors), color=look["color"])
     scale, axis = alt.Scale(domain=list(domain)), alt.Axis(title=y_title, tickCount=5)
     bar = base.mark_rule(strokeWidth=1.5).encode(alt.Y(f"min({y}):Q", scale=scale, axis=axis), alt.Y2(f"max({y}):Q"))
-    return alt.layer(bar, base.mark_point(filled=True, size=45, opacity=1).encode(alt.Y(f"mean({y}):Q", scale=scale, axis=axis))).properties(title=title)
+    return alt.layer(bar, base.mark_point(filled=True, size=45, opacity=1).encode(alt.Y(f"mean({y}):Q", scale=scale, axis=axis))).properties(title=title, width=300)
 
 # %% ../nbs/12_charts.ipynb #cell12
 def level(rules: dict[str, float], side: str = "left") -> list[alt.Chart]:
@@ -124,11 +126,11 @@ def regions(chart: alt.LayerChart, spans: dict[str, tuple[float, float]], legend
     front.title = alt.Undefined
     return alt.layer(shade, front).properties(title=title)
 
-def panels(charts: Sequence[alt.LayerChart], title: str, subtitle: str = "", columns: int = 2) -> alt.ConcatChart:
-    "Charts in a grid under one title, each with its own colours and legend."
+def panels(charts: Sequence[alt.LayerChart], title: str, subtitle: str = "", columns: int = 2, legend: str = "each") -> alt.ConcatChart:
+    "Charts in a grid under one title; `legend`: \"each\" with its own, or \"one\" for all, if their colours mean the same."
     head = alt.TitleParams(title, subtitle=[subtitle] if subtitle else [], fontSize=15)
-    independent = dict(color="independent", strokeDash="independent", fill="independent")
-    return alt.concat(*charts, columns=columns, title=head).resolve_scale(**independent)
+    mode = {"each": "independent", "one": "shared"}[choose("legend", legend, ("each", "one"))]
+    return alt.concat(*charts, columns=columns, title=head).resolve_scale(color=mode, strokeDash=mode, fill="independent")
 
 # %% ../nbs/12_charts.ipynb #cell14
 def live(every: float = 1.0) -> Callable:

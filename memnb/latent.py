@@ -16,7 +16,7 @@ from .arrays import DATASETS
 from .datasets import NOISE, NoisyDataset, corrupt, load
 from .experiments import Params, Rule, settle
 from .models import build
-from .runs import Run, load as load_run, run_key, save
+from .runs import Run, found, run_key, save
 from .stacked import fit_stacked, why_not
 from .steps import OPTIMIZERS
 from .trainer import fit
@@ -26,7 +26,7 @@ from .transfer import resist
 _PAPER = dict(dataset="mnist", model="mlp", widths="128,512,2048,2048", rhos="0,0.2,0.4,0.6,0.8,1", seeds="0,1,2", epochs=500, stop_at=0.99,
               lr=1e-3, every=5)
 PRESETS = {
-    "quick": _PAPER | dict(dataset="digits", widths="32,64,128,128", epochs=200, stop_at=None, lr=0.01, every=30),
+    "quick": _PAPER | dict(dataset="digits", widths="32,64,128,128", epochs=200, stop_at=None, lr=0.01, every=45),
     "small": _PAPER | dict(n=4000, rhos="0.4,0.8", seeds="0", epochs=70, stop_at=None, lr=0.01, every=10),
     "paper": _PAPER,
     "ci": _PAPER | dict(dataset="digits", n=300, widths="24,24", rhos="0,0.6", seeds="0", epochs=40, stop_at=None, lr=0.02, every=20),
@@ -38,7 +38,7 @@ HOW = {  # network -> what it is trained with, unless another value is given
 }
 
 
-_LAST = dict(epochs=100, stop_at=None, every=10, rhos="0.4,0.8")  # the figures about the last layer run 100 epochs
+_LAST = dict(epochs=100, stop_at=None, every=5, rhos="0.4,0.8")  # the figures about the last layer run 100 epochs
 FIGURES = {"latent_resist": _LAST, "latent_interventions": _LAST}  # figure -> what it takes in place of the preset's
 
 # %% ../nbs/22_latent.ipynb #cell07
@@ -63,10 +63,13 @@ def parameters(figure: str, n=None, **given) -> Params:
     "The notebook's parameters, cast, checked and completed: a given value, else the network's, else the preset's."
     model = given.get("model") or PRESETS.get(given["preset"], _PAPER)["model"]
     own = FIGURES.get(figure, {})
-    if own and given["preset"] == "ci": own = dict(rhos="0.6")
+    if own and given["preset"] == "ci": own = dict(rhos="0.6", epochs=60)
     given = {k: HOW.get(model, {}).get(k, own.get(k)) if v is None else v for k, v in given.items()}
     if given.get("rho") is not None: given["rhos"] = [given["rho"]]
-    p = settle(figure, PRESETS, RULES, {k: v for k, v in given.items() if k != "rho"} | dict(n=n))
+    p = settle(figure, PRESETS, RULES, given | dict(n=n, rho=0 if given.get("rho") is None else given["rho"]))
+    del p["rho"]
+    for k in ("rhos", "seeds", "widths"):
+        if not p[k]: raise ValueError(f"{k} must not be empty")
     p["n"] = None if p["n"] is None else Rule("whole number", "be at least 2", lambda v: v >= 2)("n", p["n"])
     if own and (bad := [r for r in p.rhos if not 0 < r < 1]): raise ValueError(f"rhos={bad} must lie strictly between 0 and 1: {figure} compares right and wrong labels")
     p["rhos"], p["test_share"], p["stop_at"] = sorted(set(p.rhos)), 0.3322 if p.dataset == "digits" else None, own.get("stop_at", PRESETS[p.preset]["stop_at"])
@@ -81,10 +84,10 @@ def times(p: Params) -> list[float]:
 def prepare(p: Params, rho: float, seed: int) -> tuple[NoisyDataset, NoisyDataset, dict]:
     "Noisy training data, test data, and the network's name and arguments."
     train, test = load(p.dataset, n=p.n, test_share=p.test_share, scale=p.scale, seed=p.noise_seed)
-    data, shape = corrupt(train, rho, p.noise, p.noise_seed), tuple(train.x.shape[1:])
+    data, shape = corrupt(train, rho, p.noise, p.noise_seed), list(train.x.shape[1:])
     if p.model == "alexnet": return data, test, dict(name="alexnet", n_classes=data.n_classes, width=p.widths[0], seed=seed)
     widths = [int(w) for w in p.widths]
-    if p.model == "cnn" and len(shape) != 3: raise ValueError(f"model='cnn' needs pictures; {p.dataset} has inputs of shape {shape}")
+    if p.model == "cnn" and len(shape) != 3: raise ValueError(f"model='cnn' needs pictures; {p.dataset} has inputs of shape {tuple(shape)}")
     return data, test, dict(name=p.model, shape=shape, widths=widths, n_classes=data.n_classes, seed=seed)
 
 # %% ../nbs/22_latent.ipynb #cell11
@@ -97,6 +100,7 @@ class _Job:
 
     def __init__(self, p: Params, variant: str, how: dict, rho: float, seed: int, watched: str):
         from memnb.transfer import transplant
+        if (at := how.get("transplant", 0.0)) not in times(p): raise ValueError(f"an exchange at epoch {at:g} is at no recorded time; there are {times(p)}")
         self.key, self.p, self.seed = (variant, rho, seed), p, seed
         self.data, self.test, self.model = prepare(p, rho, seed)
         self.lr, self.clip, self.init = p.lr * how.get("lr", 1), how.get("clip"), how.get("init", "standard")
@@ -130,7 +134,7 @@ def trainings(
 ) -> dict[tuple, Run]:
     "(variant, rho, seed) -> Run, from the store where it is there."
     jobs = [_Job(p, v, how, rho, seed, watched) for v, how in variants.items() for rho in p.rhos for seed in p.seeds]
-    runs = {j.key: load_run(j.folder) for j in jobs if j.folder and j.folder.exists()}
+    runs = {j.key: run for j in jobs if j.folder and (run := found(j.folder))}
     missing, groups = [j for j in jobs if j.key not in runs], {}
     for j in missing: groups.setdefault(repr([(o.__qualname__, j.config["how"].get("transplant")) for o in j.extra]), []).append(j)
     for part in groups.values():

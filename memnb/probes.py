@@ -37,7 +37,7 @@ class ClassShapes:
     def add(self, x: Tensor, y: Tensor) -> "ClassShapes":
         "Add activations x (b, ...), flattened, of classes y (b,) in [0, n_classes)."
         x = _flat(x).detach()
-        if not x.square().sum().isfinite(): raise ValueError("the activations hold NaN or infinity, or are so large that their squares overflow")
+        if not torch.linalg.vector_norm(x).square().isfinite(): raise ValueError("the activations hold NaN or infinity, or are so large that their squares overflow")
         if self.moments is None and self.n is not None and self.n > self.k * x.shape[1]:
             self.moments = x.new_zeros(self.k, x.shape[1], x.shape[1])
             self.total, self.count = x.new_zeros(self.k, x.shape[1]), x.new_zeros(self.k, dtype=torch.int64)
@@ -53,21 +53,19 @@ class ClassShapes:
     def finish(self):
         "Sort what was added by class; columns that are zero throughout are left out of the work."
         if self.moments is None:
-            x, y = (torch.cat(v) for v in zip(*self.parts))
+            x, y = self.parts[0] if len(self.parts) == 1 else (torch.cat(v) for v in zip(*self.parts))
             self.count = torch.bincount(y, minlength=self.k)
-            self.x, self.y, self.d = x, y, x.shape[1]
-            self.live = (x != 0).any(0)
-            self.rows = x[:, self.live][y.argsort(stable=True)].split(self.count.tolist())
+            self.x, self.y, self.d, self.live = x, y, x.shape[1], torch.linalg.vector_norm(x, torch.inf, dim=0) > 0
+            rows = x.index_select(0, y.argsort(stable=True))
+            self.rows = (rows if self.live.all() else rows[:, self.live]).split(self.count.tolist())
             self.mean = torch.stack([r.sum(0) / max(1, len(r)) for r in self.rows])
+            self.energy = torch.stack([torch.linalg.vector_norm(r).square() for r in self.rows])
         else:
             self.d, self.live = self.moments.shape[1], self.moments.diagonal(dim1=1, dim2=2).sum(0) > 0
             self.moments, self.rows = self.moments[:, self.live][:, :, self.live], None
             self.mean = self.total[:, self.live] / self.count.clamp_min(1)[:, None]
+            self.energy = self.moments.diagonal(dim1=1, dim2=2).sum(1)  # (K,) sums of the squares of each class's activations
         return self
-
-    def energy(self, c: int) -> Tensor:
-        "Sum of the squares of class c's activations."
-        return self.moments[c].trace() if self.rows is None else self.rows[c].square().sum()
 
     def times(self, c: int, v: Tensor) -> Tensor:
         "A^T A v for class c."
@@ -94,7 +92,7 @@ def _leading(s: Tensor, energy: Tensor, share: float) -> tuple[Tensor, Tensor]:
 
 def directions(shapes: ClassShapes, c: int, share: float) -> tuple[Tensor, Tensor]:
     "Squared lengths (r,) and unit vectors (r, live columns) of class c's fewest directions whose energy exceeds `share`; none for a class without activations."
-    energy, width = shapes.energy(c), shapes.mean.shape[1]
+    energy, width = shapes.energy[c], shapes.mean.shape[1]
     if not energy > 0: return energy.new_zeros(0), shapes.mean.new_zeros(0, width)
     if shapes.rows is None or len(shapes.rows[c]) >= width:
         values, v = _leading(shapes.moments[c] if shapes.rows is None else shapes.rows[c].T @ shapes.rows[c], energy, share)
@@ -104,22 +102,31 @@ def directions(shapes: ClassShapes, c: int, share: float) -> tuple[Tensor, Tenso
     return values, _unit(u.T @ a)
 
 # %% ../nbs/08_probes.ipynb #cell11
-def _power(shapes: ClassShapes, c: int, energy: Tensor) -> Tensor | None:
+def _power(shapes: ClassShapes, c: int) -> Tensor | None:
     "The first direction by power iteration from the mean, or None if that cannot be certain."
     v, tol = _unit(shapes.mean[c]), 100 * torch.finfo(shapes.mean.dtype).eps
     for i in range(60):
         w = shapes.times(c, v)
         value = v @ w
-        residual, v = (w - value * v).norm(), _unit(w)
-        if i % 3 == 2 and residual <= tol * value: return v if value > 0.5 * energy else None
+        residual, v = torch.linalg.vector_norm(w - value * v), _unit(w)
+        if i % 3 == 2 and residual <= tol * value: return v if value > 0.5 * shapes.energy[c] or value > 2 * _second(shapes, c, v, value) else None
     return None
+
+def _second(shapes: ClassShapes, c: int, v: Tensor, value: Tensor, steps: int = 12) -> Tensor:
+    "About the next eigenvalue after the pair (value, v): a few power iterations in its complement, which may find too little."
+    u = torch.randn(len(v), generator=torch.Generator().manual_seed(0), dtype=v.dtype).to(v.device)
+    for _ in range(steps):
+        u = _unit(u)
+        w = shapes.times(c, u) - value * (v @ u) * v
+        u, rate = w, torch.linalg.vector_norm(w)
+    return rate
 
 def first_direction(shapes: ClassShapes, c: int) -> Tensor:
     "(live columns,) unit vector of class c's longest direction, towards its mean; zero for a class without activations."
-    mean, energy = shapes.mean[c], shapes.energy(c)
+    mean, energy = shapes.mean[c], shapes.energy[c]
     if not energy > 0: return torch.zeros_like(mean)
     if mean.norm() <= 1e-6 * (energy / shapes.count[c]).sqrt(): mean = torch.zeros_like(mean)  # no more than rounding
-    v = _power(shapes, c, energy) if mean.any() else None
+    v = _power(shapes, c) if mean.any() else None
     if v is None:
         values, vectors = directions(shapes, c, 1 - 1e-6)
         equal = vectors[values >= values[0] * (1 - 1e3 * torch.finfo(mean.dtype).eps)]
@@ -164,7 +171,7 @@ class Probe(ClassifierMixin, BaseEstimator):
         "Fit on what was collected of a layer."
         self.classes_ = np.arange(shapes.k) if classes is None else classes
         self.n_features_in_, self.absent_ = shapes.d, (shapes.count == 0).cpu().numpy()
-        self.dead_ = np.array([n > 0 and not shapes.energy(c) > 0 for c, n in enumerate(shapes.count.tolist())])
+        self.dead_ = np.array([n > 0 and not shapes.energy[c] > 0 for c, n in enumerate(shapes.count.tolist())])
         if self.absent_.any(): warnings.warn(f"classes {self.classes_[self.absent_].tolist()} have no example; they are never predicted", stacklevel=2)
         self._fit(shapes)
         return self
@@ -200,12 +207,13 @@ class MASC(Probe):
         if not 0 < self.share < 1: raise ValueError(f"share={self.share} must lie in (0, 1)")
         bases = [directions(shapes, c, self.share)[1] for c in range(shapes.k)]
         self.basis_ = shapes.wide(torch.cat(bases))
-        self.owner_ = torch.cat([torch.full((len(b),), c) for c, b in enumerate(bases)]).to(self.basis_.device)
-        self.whole_, self.live_ = torch.tensor([len(b) == shapes.live.sum() for b in bases]), shapes.live
+        self.sizes_ = [len(b) for b in bases]
+        self.whole_, self.live_ = torch.tensor([k == int(shapes.live.sum()) for k in self.sizes_]), shapes.live
 
     def _scores(self, x: Tensor) -> Tensor:
-        along = (x @ self.basis_.to(x).T).square()
-        s = along.new_zeros(len(x), len(self.classes_)).index_add_(1, self.owner_.to(x.device), along)
+        along = (x @ self.basis_.to(x).T).split(self.sizes_, 1)
+        s = torch.stack([torch.linalg.vector_norm(a, dim=1).square() for a in along], 1)
+        if not self.whole_.any(): return s
         inside = x[:, self.live_.to(x.device)].square().sum(1, keepdim=True)
         return torch.where(self.whole_.to(x.device), inside, s)  # subspaces that are the whole space tie exactly
 

@@ -145,7 +145,7 @@ class Journal:
             if not (isinstance(state, dict) and isinstance(state["identity"], dict)): raise TypeError(f"{place.name} holds no state")
             if state["identity"] == self.identity: return [torch.load(self._file(i), weights_only=True) for i in range(state["count"])], state["state"]
         except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as e:
-            raise ValueError(f"{self.folder} is not a whole journal of a run ({e}); move it away to begin anew") from e
+            raise ValueError(f"{self.folder} is not a whole journal of a run ({type(e).__name__}); move it away to begin anew") from e
         differ = sorted(k for k in self.identity.keys() | state["identity"].keys() if self.identity.get(k) != state["identity"].get(k))
         raise ValueError(f"{self.folder} holds another run: it differs in {', '.join(differ)}; move it away or name another folder")
 

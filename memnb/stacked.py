@@ -45,29 +45,37 @@ class Stack:
 
     def __init__(self, models: Sequence[nn.Module]):
         if why := why_not(models): raise ValueError(f"the networks cannot be stacked: {why}")
-        self.models, self.layers, self.parameters = models, [], []
+        self.models, self.layers, self.parameters, self.slices = models, [], [], []
         for group in zip(*map(_leaves, models)):
             if isinstance(group[0], nn.Linear):
                 self.layers.append((self._joined([l.weight for l in group]), None if group[0].bias is None else self._joined([l.bias for l in group])))
             elif not isinstance(group[0], nn.Flatten): self.layers.append(group[0])
 
     def _joined(self, parts: list[nn.Parameter]) -> Tensor:
-        whole = torch.stack([p.detach() for p in parts]).requires_grad_()
-        whole.grad = torch.zeros_like(whole)
-        for p, view in zip(parts, whole.detach()): p.data = view
+        turn = (lambda p: p.T) if parts[0].ndim == 2 else (lambda p: p)  # weights lie as the products of the backward pass come out
+        whole = torch.stack([turn(p.detach()) for p in parts]).requires_grad_()
+        for p, view in zip(parts, whole.detach()): p.data = turn(view)
         self.parameters.append(whole)
+        self.slices.append([])
         return whole
 
     def __call__(self, x: Tensor) -> Tensor:
         "Outputs (M, b, K) for inputs (M, b, ...), or (b, ...) that all share."
-        own = x.ndim > 2 and math.prod(x.shape[2:]) == self.parameters[0].shape[2]
+        own = x.ndim > 2 and math.prod(x.shape[2:]) == self.parameters[0].shape[1]
         x = x.flatten(2) if own else x.flatten(1).expand(len(self.models), -1, -1)
         for layer in self.layers:
             if isinstance(layer, tuple):
                 w, b = layer
-                x = torch.bmm(x, w.mT) if b is None else torch.baddbmm(b[:, None], x, w.mT)
+                x = torch.bmm(x, w) if b is None else torch.baddbmm(b[:, None], x, w)
             else: x = layer(x)
         return x
+
+    def differentiate(self, losses: Tensor, most: Tensor | None):
+        "Each network's gradient of its own loss (M,), clipped to the norms in `most` (M,), into `grad`."
+        for p, g in zip(self.parameters, torch.autograd.grad(losses.sum(), self.parameters)): p.grad = g
+        if most is not None: self.clip(most)
+        for p, parts in zip(self.parameters, self.slices):
+            for part, view in parts: view.grad = p.grad[part]
 
     def clip(self, most: Tensor):
         "Scale each network's gradient to at most its norm in `most` (M,), as `torch.nn.utils.clip_grad_norm_` does."
@@ -85,7 +93,7 @@ def _stacked_optimizer(stack: Stack, lr: Sequence[float], optimizer: str, option
     groups = []
     for rate, part in _slices(lr).items():
         views = [p.detach()[part].requires_grad_() for p in stack.parameters]
-        for v, p in zip(views, stack.parameters): v.grad = p.grad[part]
+        for v, known in zip(views, stack.slices): known.append((part, v))
         groups.append((views, rate))
     opt = make_optimizer(optimizer, groups[0][0], groups[0][1], options)
     for views, rate in groups[1:]: opt.add_param_group(dict(params=views, lr=rate))
@@ -190,11 +198,9 @@ def _outputs(stack: Stack, x: Tensor, batch: int = 1024) -> Tensor: return torch
 
 def _descend(stack: Stack, opt, x: Tensor, y: Tensor, rows: Tensor, most: Tensor | None) -> Tensor:
     "One step of every network on its own batch, rows (M, b); their losses (M,)."
-    torch._foreach_zero_([p.grad for p in stack.parameters])
     batch = x[0][rows] if x.stride(0) == 0 else x.gather(1, rows[..., None].expand(-1, -1, x.shape[2]))
     losses = _losses(stack(batch), y.gather(1, rows))
-    losses.sum().backward()
-    if most is not None: stack.clip(most)
+    stack.differentiate(losses, most)
     opt.step()
     return losses.detach()
 
@@ -246,7 +252,7 @@ def _diverged(going: list[Training], place: dict[int, int], losses: list[Tensor]
         at = step - len(losses) + bad[:, i].nonzero()[0].item()
         if good is None: raise FloatingPointError(f"a network's loss is not finite at step {at} (learning rate {s.recorder.config['lr']:g}), before anything was recorded")
         warnings.warn(f"a network's loss is not finite at step {at} (learning rate {s.recorder.config['lr']:g}); its Run ends at time {s.time:g}", stacklevel=4)
-        for p, (name, v) in zip((g[i] for g in good), s.model.named_parameters()): v.copy_(p)
+        for p, v in zip((g[i] for g in good), s.model.parameters()): v.copy_(p.T if v.ndim == 2 else p)
         out.append(s)
     return out
 

@@ -21,8 +21,8 @@ from .runs import Run
 
 # %% ../nbs/04_steps.ipynb #cell05
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-SCHEDULES = {  # name -> (optimizer, number of steps) -> scheduler
-    "constant": lambda o, n: torch.optim.lr_scheduler.LambdaLR(o, lambda i: 1.0),
+SCHEDULES = {  # name -> (optimizer, number of steps) -> scheduler, or None
+    "constant": lambda o, n: None,
     "cosine": lambda o, n: torch.optim.lr_scheduler.CosineAnnealingLR(o, n),
     "linear": lambda o, n: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.0, n),
     "one_cycle": lambda o, n: torch.optim.lr_scheduler.OneCycleLR(o, [g["lr"] for g in o.param_groups], n),
@@ -77,7 +77,7 @@ class Training:
     data: NoisyDataset
     test: NoisyDataset | None
     optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
+    schedule: torch.optim.lr_scheduler.LRScheduler | None  # None: the learning rate is constant
     recorder: Recorder
     time: float = 0.0  # in epochs
     step: int = 0  # of the optimizer, so far
@@ -91,12 +91,13 @@ class Training:
     def state(self) -> dict:
         "All that is needed to go on from here, as tensors and plain values."
         return dict(step=self.step, time=self.time, model=self.model.state_dict(), optimizer=self.optimizer.state_dict(),
-                    schedule=self.schedule.state_dict())
+                    schedule=self.schedule.state_dict() if self.schedule else {})
 
     def restore(self, state: dict):
         "Go back to an earlier `state()`."
         self.step, self.time = state["step"], state["time"]
-        for k in ("model", "optimizer", "schedule"): getattr(self, k).load_state_dict(copied(state[k]))
+        for k in ("model", "optimizer", "schedule"):
+            if part := getattr(self, k): part.load_state_dict(copied(state[k]))
 
 # %% ../nbs/04_steps.ipynb #cell12
 def loss_of(logits: Tensor, y: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ def take_step(s: Training, rows: Tensor, clip: float | None, cast, each_step: Se
     if clip is not None: torch.nn.utils.clip_grad_norm_(s.model.parameters(), clip)
     s.losses.append((loss.detach(), s.lr))
     s.optimizer.step()
-    s.schedule.step()
+    if s.schedule: s.schedule.step()
     s.step += 1
 
 class Diverged(FloatingPointError):

@@ -181,7 +181,7 @@ def test_collected_rows_and_moments():
         assert (s.rows is not None) == rows and s.count.tolist() == data.y.bincount().tolist()
         for c in range(3):
             torch.testing.assert_close(s.wide(s.mean)[c], a["1"][data.y == c].mean(0))
-            torch.testing.assert_close(s.energy(c), a["1"][data.y == c].square().sum())
+            torch.testing.assert_close(s.energy[c], a["1"][data.y == c].square().sum())
 
 def observed(model, data, test, **options) -> list[dict]: return prober(**options)(SimpleNamespace(model=model, data=data, test=test))
 
