@@ -8,13 +8,12 @@ import time
 from copy import deepcopy
 
 import numpy as np
-import polars as pl
 import torch
 from torch.nn import functional as F
 
 from bench import alternate, row
 from memnb.datasets import corrupt, load
-from memnb.dynamics import components, follow, target_vectors
+from memnb.dynamics import follow
 from memnb.flow import ReLUField, flow, gradient_flow
 from memnb.models import TwoLayerReLU, two_layer
 from memnb.runs import outcome
@@ -124,38 +123,38 @@ def stable_euler(data, model, times) -> float:
 def compare(data, model, lr: float, epochs: int) -> list[dict]:
     """Every curve of the flow against 300,000 epochs of the plain loop, and the plain loop against itself.
 
-    A pair of neuron and example that sits at its gate's boundary flips in every other epoch of the plain loop, however
-    small the learning rate. So both sides are compared in windows: 21 epochs of plain descent from their state at each
-    output, over which the clean and the noisy target vector are averaged. "Plain again" starts from weights changed by
-    one part in a million: no method agrees better than that.
+    The plain loop's net vector flickers from epoch to epoch with the gates, so its curves are medians over windows of
+    epochs around each output. "Plain again" starts from weights changed by one part in a million: no method agrees
+    better than that. Two more windows continue from the plain loop's end, one of them at a quarter of its learning rate.
     """
-    times, runs, curves, took = outputs(lr, epochs), {}, {}, {}
+    times, runs, took = outputs(lr, epochs), {}, {}
+    epochs_of = [round(t / lr) for t in times]
+    reach = lambda e: min(10, e // 10)
+    windows = sorted({i for e in epochs_of for i in range(e - reach(e), min(epochs, e + reach(e)) + 1)})
     again, g = deepcopy(model), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in again.parameters(): p.mul_(1 + 1e-6 * torch.randn(p.shape, generator=g))
-    for name, net, options in (("flow", model, {}), ("plain", model, dict(method="gd", lr=lr)), ("again", again, dict(method="gd", lr=lr))):
+    dense = dict(times=[e * lr for e in windows], method="gd", lr=lr, checkpoints=[windows[-1] * lr])
+    for name, net, options in (("flow", model, dict(times=times)), ("plain", model, dense), ("again", again, dense)):
         start = time.perf_counter()
-        runs[name] = gradient_flow(net, data, times, observe=[follow()], checkpoints=times, progress=True, **options)
+        runs[name] = gradient_flow(net, data, observe=[follow()], progress=True, **options)
         took[name] = time.perf_counter() - start
-        curves[name] = pl.DataFrame([r for t in times for r in window(runs[name].checkpoints[t], model, data, lr)])
     ratio, plain, ours = took["plain"] / took["flow"], runs["plain"], runs["flow"]
-    a, b = plain.margin, ours.margin
+    at = np.searchsorted(windows, epochs_of)
+    a, b = plain.margin[at], ours.margin
     spread = float(a.max() - a.min())
     rows = [row("mean margins of clean and noisy, share of the range", ratio, deviation=max(float((a - b)[:, part].double().mean(1).abs().max()) for part in (plain.is_noisy, ~plain.is_noisy)) / spread),
             row("every example's margin, share of the range, worst", ratio, deviation=float((a - b).abs().max()) / spread)]
+    def curve(run, group, y):
+        v = run.rows.filter(group=group)[y].to_numpy()
+        return v if len(v) == len(times) else np.array([np.median(v[i - (r := reach(e)):i + r + 1]) for i, e in zip(at, epochs_of)])
     for group, y in (*((g, n) for n in ("direction_norm", "radial_norm") for g in ("clean", "noisy", "net")), ("net", "cos_clean_noisy"),
                      ("clean", "cos_net"), ("noisy", "cos_net"), ("net", "gate_cosine"), ("net", "cos_first")):
-        relative, source = "norm" in y, curves if y in curves["plain"].columns else {k: r.rows for k, r in runs.items()}
-        base, mine, other = (source[k].filter(group=group)[y].to_numpy() for k in ("plain", "flow", "again"))
+        base, relative = curve(plain, group, y), "norm" in y
         off = lambda v: float(np.abs(v / base - 1 if relative else v - base).max())
-        rows += [row(f"{group} {y}, {'relative' if relative else 'absolute'}", ratio, deviation=off(mine)), row("    plain again", 1.0, deviation=off(other))]
-    return rows
-
-
-def window(state: dict, model, data, lr: float, epochs: int = 21) -> list[dict]:
-    "Components of the target vectors averaged over some epochs of plain descent from a state."
-    net = deepcopy(model)
-    net.load_state_dict(state)
-    steps = [n for _, n in flow(net, data, [i * lr for i in range(epochs)], "gd", lr=lr)]
-    clean, noisy = (sum(G) / epochs for G in zip(*map(target_vectors, steps)))
-    return [{"group": k, **{q: float(v) for q, v in r.items()}} for k, r in components(steps[epochs // 2], clean, noisy).items()]
+        rows += [row(f"{group} {y}, {'relative' if relative else 'absolute'}", ratio, deviation=off(curve(ours, group, y))),
+                 row("    plain again", 1.0, deviation=off(curve(runs["again"], group, y)))]
+    end = deepcopy(model)
+    end.load_state_dict(plain.checkpoints[max(plain.checkpoints)])
+    net = [np.median(gradient_flow(end, data, [i * lr for i in range(1000, 1301)], "gd", observe=[follow()], lr=lr / k).rows.filter(group="net")["direction_norm"]) for k in (1, 4)]
+    return rows + [row("net direction_norm, 1,000 epochs on: learning rate as it was / a quarter of it", net[0] / net[1])]

@@ -24,7 +24,7 @@ def use_theme(renderer: str = "png"):
         font=font, view=dict(continuousWidth=300, continuousHeight=200, stroke="#ccc"), background="white", padding=8,
         title=dict(fontSize=13, anchor="start", frame="group", fontWeight=600, subtitleFontSize=11.5, subtitleColor="#555", offset=8),
         axis=dict(labelFontSize=11, titleFontSize=11.5, titleFontWeight=400, gridColor="#eee", tickColor="#999", domainColor="#999"),
-        legend=dict(labelFontSize=11.5, titleFontSize=11.5, titleFontWeight=400, symbolStrokeWidth=2.5, symbolSize=220),
+        legend=dict(labelLimit=400, labelFontSize=11.5, titleFontSize=11.5, titleFontWeight=400, symbolStrokeWidth=2.5, symbolSize=220),
         line=dict(strokeWidth=2)))
     alt.theme.register("memnb", enable=True)(lambda: theme)
     alt.renderers.enable(renderer, **(dict(ppi=100) if renderer == "png" else {}))
@@ -49,7 +49,7 @@ def _color(frame: pl.DataFrame, color: str, order: Sequence | None) -> dict:
     if color == "group": colors, dashes = COLORS, DASHES
     else:
         others = [v for v in values if v != "model"]
-        colors = {v: PALETTE[i * (len(PALETTE) - 1) // max(1, len(others) - 1)] for i, v in enumerate(others)} | {"model": "#4D4D4D"}
+        colors = {v: PALETTE[round(i * (len(PALETTE) - 1) / max(1, len(others) - 1))] for i, v in enumerate(others)} | {"model": "#4D4D4D"}
         if others == values[:1]: colors[others[0]] = COLORS["clean"]
         dashes = {v: [4, 2] if v == "model" else [1, 0] for v in values}
     scale = lambda table: alt.Scale(domain=values, range=[table[v] for v in values])

@@ -186,7 +186,7 @@ class Probe(ClassifierMixin, BaseEstimator):
         return self._scores(x).masked_fill(torch.from_numpy(self.absent_).to(x.device), -torch.inf)
 
     def predict(self, X):
-        "Labels (n,), an array or, for a tensor, a tensor of them on its device. A zero activation gets the first class that had examples."
+        "Labels (n,), an array or, for a tensor, a tensor of them on its device."
         best = self.scores(X).argmax(1)
         if not isinstance(X, Tensor): return self.classes_[best.numpy()]
         return torch.as_tensor(self.classes_, device=best.device)[best]
@@ -240,7 +240,7 @@ class CosineMean(VeLPIC):
 class Logistic(Probe):
     "Multinomial logistic regression: minimizes C times the sum of cross-entropies plus |W|^2 / 2."
 
-    def __init__(self, C: float = 1.0, max_iter: int = 200, n_classes: int | None = None):  # inverse regularization, above 0; steps of L-BFGS
+    def __init__(self, C: float = 1.0, max_iter: int = 100, n_classes: int | None = None):  # inverse regularization, above 0; steps of L-BFGS
         self.C, self.max_iter, self.n_classes = C, max_iter, n_classes
 
     def _fit(self, shapes: ClassShapes):

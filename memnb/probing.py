@@ -74,6 +74,7 @@ def probe_model(
     batch: int = 1024,
 ) -> list[dict]:
     "One row a layer, probe and group. `ValueError` for an unknown layer or probe."
+    if test is None and list(groups) == ["test"]: raise ValueError("groups=('test',) needs a test set; clean and noisy are groups of the training set")
     layers = default_layers(model, data.x) if layers is None else list(layers)
     probes = check_probes(probes, data)
     fitted = _fitted(collect(model, data, layers, any(isinstance(p, Logistic) for p in probes.values()), batch), probes)
@@ -120,6 +121,7 @@ def probe(
     "The rows of `probe_model` at each time, with a column `time`. `ValueError` for other data or a time without checkpoint."
     run.check(data)
     times = sorted(run.checkpoints) if times is None else list(times)
+    if not run.checkpoints: raise ValueError("this run kept no checkpoints; probe while it trains, with observe=[prober()]")
     if missing := [t for t in times if t not in run.checkpoints]: raise ValueError(f"no checkpoints at {missing}; there are {sorted(run.checkpoints)}")
     rows = [{"time": t, **row} for t in times for row in probe_model(run.at(t, model), data, test, layers, probes, groups, batch)]
     return pl.DataFrame(rows)

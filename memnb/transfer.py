@@ -98,7 +98,7 @@ def put_head(model: nn.Module, name: str, new: nn.Linear):
     old.weight.copy_(new.weight)
     if old.bias is not None: old.bias.copy_(new.bias)
     elif new.bias.any(): old.bias = nn.Parameter(new.bias.detach().clone())
-    if not torch.equal(old.weight, new.weight): raise ValueError(f"the weight of {name!r} is computed from others (a parametrization), so it cannot be set; remove that first")
+    if not torch.equal(old.weight, new.weight.to(old.weight)): raise ValueError(f"the weight of {name!r} is computed from others (a parametrization), so it cannot be set; remove that first")
 
 # %% ../nbs/08_transfer.ipynb #cell11
 def resist(

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 NBS = Path(__file__).parents[1] / "nbs"
-FIGURES = sorted(NBS.glob("fig?.ipynb"))
+FIGURES = sorted([*NBS.glob("fig?.ipynb"), *NBS.glob("latent_*.ipynb")])
 TAGGED = lambda nb: [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
 
 
@@ -27,7 +27,8 @@ def papermill(name: str, folder: Path, **given) -> subprocess.CompletedProcess:
 def out(tmp_path_factory): return tmp_path_factory.mktemp("out")
 
 
-def test_all_six_are_there(): assert [f.stem for f in FIGURES] == [f"fig{i}" for i in range(1, 7)]
+def test_all_are_there():
+    assert [f.stem for f in FIGURES] == [*(f"fig{i}" for i in range(1, 7)), *(f"latent_{n}" for n in ("interventions", "probes", "resist", "transfer"))]
 
 
 @pytest.mark.parametrize("path", FIGURES, ids=lambda p: p.stem)
@@ -38,7 +39,7 @@ def test_parameters_cell(path):
     for line in cell.source.splitlines():
         assert re.fullmatch(r"\w+: (float|int|str) = .+?  # \S.*", line), line
     declared = {n.target.id for n in ast.parse(cell.source).body}
-    settled = re.search(r"relu\.parameters\((.*?)\)\n", "\n".join(c.source for c in nb.cells), re.S)[1]
+    settled = re.search(r"(?:relu|latent)\.parameters\((.*?)\)\n", "\n".join(c.source for c in nb.cells), re.S)[1]
     assert declared == set(re.findall(r"(\w+)=\1", settled))
 
 
@@ -67,15 +68,24 @@ def test_figure_3_after_figure_2_integrates_nothing_again(out):
     assert kinds == ["look", "look", "whole"] and before.items() <= after.items()
 
 
+def test_a_latent_notebook_trains_nothing_twice(out):
+    runs = lambda: {f: f.stat().st_mtime_ns for f in (out / "latent").glob("*/run.json")}
+    assert papermill("latent_interventions", out, preset="ci", store=out / "latent").returncode == 0
+    before = runs()
+    assert papermill("latent_interventions", out, preset="ci", store=out / "latent").returncode == 0
+    assert len(before) == 3 and runs() == before
+
+
 def test_misspelt_parameter_fails_and_names_the_right_one(out):
     done = papermill("fig2", out, rh0=0.3)
     assert done.returncode != 0
     assert "unknown parameter 'rh0'" in done.stderr and "did you mean 'rho'" in done.stderr
 
 
-@pytest.mark.parametrize("given, says", [(dict(rho=0.7), "between 0 and 0.5"), (dict(dataset="nowhere"), "digits, mnist")])
-def test_bad_values_fail_before_any_work(out, given, says):
-    done = papermill("fig2", out, **given)
+@pytest.mark.parametrize("name, given, says", [("fig2", dict(rho=0.7), "between 0 and 0.5"), ("fig2", dict(dataset="nowhere"), "digits, mnist"),
+                                               ("latent_resist", dict(rho=1.0), "between 0 and 1"), ("latent_probes", dict(model="vgg"), "mlp, cnn, alexnet")])
+def test_bad_values_fail_before_any_work(out, name, given, says):
+    done = papermill(name, out, **given)
     assert done.returncode != 0 and says in done.stderr
 
 

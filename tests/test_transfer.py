@@ -255,6 +255,11 @@ def test_put_head_works_in_place():
     put_head(net, "out", new)
     assert net.out.weight is weight and same(state(net.out), state(new)) and weight.data_ptr() != new.weight.data_ptr()
 
+def test_put_head_takes_numbers_of_another_precision():
+    net, new = small(dtype=torch.float32), nn.Linear(7, 3, dtype=torch.float64)
+    put_head(net, "out", new)
+    assert torch.equal(net.out.weight, new.weight.float()) and torch.equal(net.out.bias, new.bias.float())
+
 def test_a_fitted_probe_is_the_one_fitted_by_hand():
     data, net = points(), small()
     x = read(net, data.x, "act1")
