@@ -81,7 +81,7 @@ def curves(
     look = _color(frame, color, order)
     base = alt.Chart(frame).encode(
         alt.X(f"{x}:Q", scale=alt.Scale(type="log" if log_x else "linear", nice=False),
-              axis=alt.Axis(title=x_title, format="~s" if log_x else ",~r", tickCount=6, grid=False)), color=look["color"])
+              axis=alt.Axis(title=x_title, format=("~s" if frame[x].max() >= 1000 else "~g") if log_x else ",~r", tickCount=6, grid=False)), color=look["color"])
     scale = alt.Scale(type="log") if log_y else alt.Scale(domain=list(domain)) if domain else alt.Scale(zero=False)
     axis = alt.Axis(title=y_title, tickCount=5, **(dict(format="~g") if log_y else {}))
     line = base.mark_line().encode(alt.Y(f"median({y}):Q" if several else f"{y}:Q", scale=scale, axis=axis), **look)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[1]
-ROOMS = ["datasets", "models", "runs", "flow", "dynamics", "toy"]
+ROOMS = ["arrays", "datasets", "models", "layers", "runs", "recorder", "steps", "trainer", "stacked", "integrate", "flow", "dynamics", "toy",
+         "probes", "probing", "transfer"]
 LAB = ["altair", "IPython", "ipykernel", "ipywidgets", "anywidget", "papermill", "jupyterlab", "vl_convert"]
 
 
