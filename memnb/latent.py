@@ -60,6 +60,7 @@ RULES = {
     "noise_seed": Rule("whole number", "be 0 or more", lambda v: v >= 0),
 }
 
+# %% ../nbs/22_latent.ipynb #cell08
 def parameters(figure: str, n=None, **given) -> Params:
     "The notebook's parameters, cast, checked and completed: a given value, else the network's, else the preset's."
     model = given.get("model") or PRESETS.get(given["preset"], _PAPER)["model"]
@@ -76,7 +77,7 @@ def parameters(figure: str, n=None, **given) -> Params:
     p["rhos"], p["test_share"], p["stop_at"] = sorted(set(p.rhos)), 0.3322 if p.dataset == "digits" else None, own.get("stop_at", PRESETS[p.preset]["stop_at"])
     return p
 
-# %% ../nbs/22_latent.ipynb #cell09
+# %% ../nbs/22_latent.ipynb #cell10
 def times(p: Params) -> list[float]:
     "Recorded epochs."
     late = [t for t in range(20 + p.every, int(p.epochs) + 1, p.every)]
@@ -91,7 +92,7 @@ def prepare(p: Params, rho: float, seed: int) -> tuple[NoisyDataset, NoisyDatase
     if p.model == "cnn" and len(shape) != 3: raise ValueError(f"model='cnn' needs pictures; {p.dataset} has inputs of shape {tuple(shape)}")
     return data, test, dict(name=p.model, shape=shape, widths=widths, n_classes=data.n_classes, seed=seed)
 
-# %% ../nbs/22_latent.ipynb #cell11
+# %% ../nbs/22_latent.ipynb #cell12
 ROOMS = ("arrays", "datasets", "models", "layers", "runs", "recorder", "steps", "trainer", "stacked", "probes", "probing", "transfer", "latent")
 STANDARD = {"standard": {}}  # variant -> what is changed: lr (a factor), clip, init ("velpic"), transplant (an epoch)
 SMALL = 100_000  # parameters up to which networks are stacked
@@ -118,7 +119,7 @@ class _Job:
         p = self.p
         return dict(times=times(p), optimizer=p.optimizer, batch=p.batch, stop_at=p.stop_at, **(dict(momentum=p.momentum) if p.optimizer == "sgd" else {}))
 
-# %% ../nbs/22_latent.ipynb #cell12
+# %% ../nbs/22_latent.ipynb #cell13
 def _together(jobs: Sequence[_Job], observe: Sequence[Callable]) -> list[Run]:
     p = jobs[0].p
     runs = fit_stacked([j.network() for j in jobs], [j.data for j in jobs], p.epochs, [j.test for j in jobs], lr=[j.lr for j in jobs], clip=[j.clip for j in jobs],
@@ -127,6 +128,7 @@ def _together(jobs: Sequence[_Job], observe: Sequence[Callable]) -> list[Run]:
         if job.folder: save(run, job.folder)
     return runs
 
+# %% ../nbs/22_latent.ipynb #cell14
 def trainings(
     p: Params,
     watch: Sequence[Callable] = (),  # observers
@@ -148,7 +150,7 @@ def trainings(
                               observe=[*watch, *j.extra], config=j.config, **j.options())
     return {j.key: runs[j.key] for j in jobs}
 
-# %% ../nbs/22_latent.ipynb #cell13
+# %% ../nbs/22_latent.ipynb #cell15
 def expect(p: Params, variants: int = 1) -> str:
     "What to expect before heavy work: time from a few measured steps, memory and disk."
     data, test, model = prepare(p, p.rhos[0], p.seeds[0])

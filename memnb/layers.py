@@ -87,6 +87,7 @@ def capture(
         with edit(model, {name: keep(name) for name in layers}): yield got
     finally: fresh.remove()
 
+# %% ../nbs/02_layers.ipynb #cell19
 def activations(
     model: nn.Module,
     x: Tensor,  # (n, ...) inputs
@@ -99,7 +100,7 @@ def activations(
         if missing := [n for n in layers if n not in got]: raise RuntimeError(f"layers {', '.join(missing)} are never called in a pass")
         yield out, got
 
-# %% ../nbs/02_layers.ipynb #cell21
+# %% ../nbs/02_layers.ipynb #cell22
 def linear_layers(model: nn.Module, x: Tensor) -> dict[str, str]:
     "Linear layers in the order of their calls on inputs x (n, ...), each with the layer whose activation it reads."
     version = lambda v: object() if v.is_inference() else v._version  # which an in-place change raises
@@ -125,7 +126,7 @@ def linear_layers(model: nn.Module, x: Tensor) -> dict[str, str]:
         for h in handles: h.remove()
     return {name: next((n for n in gave if calls[n] <= 1), f"{name}.input") for name, gave in order.items()}
 
-# %% ../nbs/02_layers.ipynb #cell24
+# %% ../nbs/02_layers.ipynb #cell25
 def belongs(key: str, layer: str) -> bool:
     "Whether a state dict's key is in a layer or group."
     return "." not in key if layer == "(root)" else key.startswith(f"{layer}.")
@@ -138,6 +139,7 @@ def layer_state(model: nn.Module, layer: str, buffers: bool = True) -> dict[str,
     if not found: raise ValueError(f"{layer!r} has no parameters; these layers have: {', '.join(owners)}")
     return found
 
+# %% ../nbs/02_layers.ipynb #cell26
 @torch.no_grad()
 def put_back(
     model: nn.Module,  # changed in place

@@ -25,6 +25,7 @@ def _unit(v: Tensor) -> Tensor:
     "Rows, or one vector, of length 1; zero where they are zero."
     return F.normalize(v, dim=-1, eps=torch.finfo(v.dtype).tiny)
 
+# %% ../nbs/08_probes.ipynb #cell07
 class ClassShapes:
     "Activations of each class, as far as probes need them."
 
@@ -75,7 +76,7 @@ class ClassShapes:
         "Vectors (k, live columns) in all d columns."
         return v.new_zeros(len(v), self.d).index_copy_(1, self.live.nonzero()[:, 0], v)
 
-# %% ../nbs/08_probes.ipynb #cell08
+# %% ../nbs/08_probes.ipynb #cell09
 def _leading(s: Tensor, energy: Tensor, share: float) -> tuple[Tensor, Tensor]:
     "The fewest eigenpairs of the symmetric s (k, k), largest first, whose sum exceeds `share` of the energy: values (r,), vectors (k, r)."
     k, r = len(s), 32
@@ -101,7 +102,7 @@ def directions(shapes: ClassShapes, c: int, share: float) -> tuple[Tensor, Tenso
     values, u = _leading(a @ a.T, energy, share)
     return values, _unit(u.T @ a)
 
-# %% ../nbs/08_probes.ipynb #cell11
+# %% ../nbs/08_probes.ipynb #cell12
 def _power(shapes: ClassShapes, c: int) -> Tensor | None:
     "The first direction by power iteration from the mean, or None if that cannot be certain."
     v, tol = _unit(shapes.mean[c]), 100 * torch.finfo(shapes.mean.dtype).eps
@@ -121,6 +122,7 @@ def _second(shapes: ClassShapes, c: int, v: Tensor, value: Tensor, steps: int = 
         u, rate = w, torch.linalg.vector_norm(w)
     return rate
 
+# %% ../nbs/08_probes.ipynb #cell13
 def first_direction(shapes: ClassShapes, c: int) -> Tensor:
     "(live columns,) unit vector of class c's longest direction, towards its mean; zero for a class without activations."
     mean, energy = shapes.mean[c], shapes.energy[c]
@@ -136,7 +138,7 @@ def first_direction(shapes: ClassShapes, c: int) -> Tensor:
     if side.abs() <= 1e-6 * mean.norm(): side = v[v.abs().argmax()]  # the mean does not decide: a fixed choice
     return -v if side < 0 else v
 
-# %% ../nbs/08_probes.ipynb #cell13
+# %% ../nbs/08_probes.ipynb #cell15
 def _as_tensors(X, y, n_classes: int | None) -> tuple[Tensor, Tensor, np.ndarray]:
     "Activations (n, d), class numbers (n,) and the classes' labels; `ValueError` for what does not fit."
     x, y = _flat(X), torch.as_tensor(y, device=X.device)
@@ -148,7 +150,7 @@ def _as_tensors(X, y, n_classes: int | None) -> tuple[Tensor, Tensor, np.ndarray
         raise ValueError(f"labels span {y.min().item()} to {y.max().item()}; with n_classes={n_classes} they are integers in [0, {n_classes - 1}]")
     return x, y.long(), np.arange(n_classes)
 
-# %% ../nbs/08_probes.ipynb #cell14
+# %% ../nbs/08_probes.ipynb #cell16
 class Probe(ClassifierMixin, BaseEstimator):
     "A classifier by scores (n, K) of activations; the highest wins, ties go to the first class. Subclasses have `_fit` and `_scores`."
 
@@ -196,7 +198,7 @@ class Probe(ClassifierMixin, BaseEstimator):
         s = self.scores(X).cpu().numpy()
         return s[:, 1] - s[:, 0] if s.shape[1] == 2 else s
 
-# %% ../nbs/08_probes.ipynb #cell16
+# %% ../nbs/08_probes.ipynb #cell18
 class MASC(Probe):
     "Minimum Angle Subspace Classifier (Ketha and Ramaswamy 2025; Algorithms 2 to 4 of the latent-generalization paper)."
 
@@ -222,7 +224,7 @@ class MASC(Probe):
         tags.classifier_tags.poor_score = True  # a cloud away from the origin is not a subspace
         return tags
 
-# %% ../nbs/08_probes.ipynb #cell18
+# %% ../nbs/08_probes.ipynb #cell20
 class VeLPIC(Probe):
     "Vector Linear Probe Intermediate-layer Classifier (Algorithm 1 of the latent-generalization paper)."
 
@@ -236,7 +238,7 @@ class CosineMean(VeLPIC):
 
     def _fit(self, shapes: ClassShapes): self.vectors_ = shapes.wide(_unit(shapes.mean))
 
-# %% ../nbs/08_probes.ipynb #cell20
+# %% ../nbs/08_probes.ipynb #cell22
 class Logistic(Probe):
     "Multinomial logistic regression: minimizes C times the sum of cross-entropies plus |W|^2 / 2."
 
@@ -259,5 +261,5 @@ class Logistic(Probe):
 
     def _scores(self, x: Tensor) -> Tensor: return x @ self.vectors_.to(x).T + self.bias_.to(x)
 
-# %% ../nbs/08_probes.ipynb #cell21
+# %% ../nbs/08_probes.ipynb #cell23
 PROBES = {"masc": MASC, "velpic": VeLPIC, "cosine": CosineMean, "logistic": Logistic}

@@ -54,6 +54,7 @@ def check_probes(probes: Sequence[str] | dict[str, Probe], data: NoisyDataset) -
         warnings.warn(f"classes {absent} have no training example; no probe ever predicts them", stacklevel=4)
     return probes
 
+# %% ../nbs/08_probing.ipynb #cell08
 def collect(model: nn.Module, data: NoisyDataset, layers: Sequence[str], rows: bool = False, batch: int = 1024) -> dict[str, ClassShapes]:
     "One pass over the training set: layer -> its activations by class; `rows`: keep them even where moments are smaller."
     shapes, at = {k: ClassShapes(data.n_classes, None if rows else len(data)) for k in layers}, 0
@@ -62,7 +63,7 @@ def collect(model: nn.Module, data: NoisyDataset, layers: Sequence[str], rows: b
         at += len(out)
     return shapes
 
-# %% ../nbs/08_probing.ipynb #cell09
+# %% ../nbs/08_probing.ipynb #cell10
 @torch.no_grad()
 def probe_model(
     model: nn.Module,
@@ -92,7 +93,7 @@ def probe_model(
             for group, target, rows, y in held
             for (layer, name), (guess, zero) in said["test" if group == "test" else "train"].items()]
 
-# %% ../nbs/08_probing.ipynb #cell11
+# %% ../nbs/08_probing.ipynb #cell12
 def prober(layers: Sequence[str] | None = None, probes=("masc", "velpic"), groups: Sequence[str] = ("test",), batch: int = 1024) -> Callable:
     "An observer for `train` and `fit`: the rows of `probe_model` at each recorded time."
     fixed = {}  # training set -> it, the test set, and their rows of the input, which never change
@@ -107,6 +108,7 @@ def prober(layers: Sequence[str] | None = None, probes=("masc", "velpic"), group
         return new
     return look
 
+# %% ../nbs/08_probing.ipynb #cell13
 def probe(
     run: Run,
     data: NoisyDataset,  # the run's own

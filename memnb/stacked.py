@@ -121,6 +121,7 @@ class _Member(Training):
     @property
     def lr(self) -> float: return self.recorder.config["lr"]
 
+# %% ../nbs/05_stacked.ipynb #cell12
 def _record_all(members: list[Training], at: dict[int, int], out: Tensor, held: Tensor | None, time: float, observe, last: bool, keep: bool, stop_at) -> list[Training]:
     "Record a time of every member; those that end here. `at`: id of a member -> its place in the stack."
     ended = []
@@ -136,7 +137,7 @@ def _record_all(members: list[Training], at: dict[int, int], out: Tensor, held: 
         s.recorder.close()
     return ended
 
-# %% ../nbs/05_stacked.ipynb #cell12
+# %% ../nbs/05_stacked.ipynb #cell13
 def train_stacked(
     models: Sequence[nn.Module],  # M plain stacks of one shape, see `why_not`; trained in place
     data: Sequence[NoisyDataset],  # one a network, all of one size
@@ -187,7 +188,7 @@ def train_stacked(
     most = None if all(c is None for c in clips) else torch.tensor([math.inf if c is None else c for c in pick(clips)], device=device, dtype=stack.parameters[0].dtype)
     return _loop(stack, members, inner, pick(seeds), plan, last, per_epoch, size, most, observe, stop_at, progress)
 
-# %% ../nbs/05_stacked.ipynb #cell13
+# %% ../nbs/05_stacked.ipynb #cell14
 def _joint(parts: list[Tensor]) -> Tensor:
     "(M, n, d) inputs, flattened; without copies where all are the same tensor."
     one = parts[0].flatten(1)
@@ -212,6 +213,7 @@ def _put_back(members: list[Training], final: dict[int, dict]):
         for s in members:
             if id(s) in final: s.model.load_state_dict(final[id(s)])
 
+# %% ../nbs/05_stacked.ipynb #cell15
 def _loop(stack, members: list[Training], inner, seeds, plan, last, per_epoch, size, most, observe, stop_at, progress) -> Iterator[list[Training]]:
     order_in = [members[i] for i in inner]
     x, y = _joint([s.data.x for s in order_in]), torch.stack([s.data.y for s in order_in])
@@ -236,7 +238,7 @@ def _loop(stack, members: list[Training], inner, seeds, plan, last, per_epoch, s
             for s in members: s.step = step + 1
             bar.update()
 
-# %% ../nbs/05_stacked.ipynb #cell14
+# %% ../nbs/05_stacked.ipynb #cell16
 def copies(s: Training) -> dict[str, Tensor]:
     "The network's parameters, copied out of the stack."
     return {k: v.clone() for k, v in s.model.state_dict().items()}
@@ -256,7 +258,7 @@ def _diverged(going: list[Training], place: dict[int, int], losses: list[Tensor]
         out.append(s)
     return out
 
-# %% ../nbs/05_stacked.ipynb #cell16
+# %% ../nbs/05_stacked.ipynb #cell18
 def fit_stacked(
     models: Sequence[nn.Module],
     data: Sequence[NoisyDataset],

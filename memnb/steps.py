@@ -70,6 +70,7 @@ def copied(state):
     if isinstance(state, dict): return {k: copied(v) for k, v in state.items()}
     return [copied(v) for v in state] if isinstance(state, list) else state
 
+# %% ../nbs/04_steps.ipynb #cell11
 @dataclass(eq=False)
 class Training:
     "A training run at one moment."
@@ -99,7 +100,7 @@ class Training:
         for k in ("model", "optimizer", "schedule"):
             if part := getattr(self, k): part.load_state_dict(copied(state[k]))
 
-# %% ../nbs/04_steps.ipynb #cell12
+# %% ../nbs/04_steps.ipynb #cell13
 def loss_of(logits: Tensor, y: Tensor) -> Tensor:
     "Mean cross-entropy of logits (b, K), or (b, 1) for two classes."
     if logits.shape[1] > 1: return F.cross_entropy(logits, y)
@@ -122,6 +123,7 @@ class Diverged(FloatingPointError):
     "The loss is not finite. `run`: what was recorded until then; the network is as it was at the last recorded time."
     run: Run
 
+# %% ../nbs/04_steps.ipynb #cell14
 def check_finite(s: Training, good: dict | None):
     "Raise `Diverged` if a loss since the last check is not finite."
     losses, s.losses = s.losses, []
@@ -138,14 +140,14 @@ def diverged(s: Training, good: dict | None, loss: Tensor, step: int, lr: float)
     error.run = s.recorder.run() if good else None
     raise error
 
-# %% ../nbs/04_steps.ipynb #cell14
+# %% ../nbs/04_steps.ipynb #cell16
 def check_outputs(model: nn.Module, data: NoisyDataset):
     "`ValueError` unless the network classifies into the data's classes."
     logits = predict(model, data.x[:2])
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] not in ((1, 2) if data.n_classes == 2 else (data.n_classes,)):
         raise ValueError(f"the model gives {tuple(getattr(logits, 'shape', ['no tensor']))} for two inputs; {data.n_classes} classes need (2, {data.n_classes})")
 
-# %% ../nbs/04_steps.ipynb #cell15
+# %% ../nbs/04_steps.ipynb #cell17
 def pick_device(device: str | torch.device) -> torch.device:
     "`auto` is the GPU where there is one."
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)

@@ -55,6 +55,7 @@ class _Plan:
     checkpoints: Sequence[float]
     stop_at: float | None
 
+# %% ../nbs/04_trainer.ipynb #cell08
 def _loop(s: Training, p: _Plan, journal: Journal | None, progress: bool) -> Iterator[Training]:
     device, good, rng, n = s.data.x.device, None, p.seed, len(s.data)
     cast = torch.autocast(device.type, p.autocast) if p.autocast else nullcontext()
@@ -85,15 +86,17 @@ def _loop(s: Training, p: _Plan, journal: Journal | None, progress: bool) -> Ite
                         s.time = s.step / p.per_epoch
                         bar.update()
 
+# %% ../nbs/04_trainer.ipynb #cell09
 def _check_network(model: nn.Module, state: dict, folder):
     "`ValueError` unless the state's tensors are the model's, by name and shape."
     shapes = lambda d: {k: tuple(v.shape) for k, v in d.items()}
     if shapes(model.state_dict()) != shapes(state): raise ValueError(f"{folder} holds another run: its network has other parameters")
 
-# %% ../nbs/04_trainer.ipynb #cell08
+# %% ../nbs/04_trainer.ipynb #cell10
 def _positive(what: str, v, allowed: str = "above 0", most: float = math.inf):
     if v is not None and not 0 < v <= most: raise ValueError(f"{what}={v} must be {allowed}")
 
+# %% ../nbs/04_trainer.ipynb #cell11
 def _prepare(model, data, epochs, test=None, times=None, optimizer="sgd", lr=0.01, schedule="constant", batch=128, clip=None,
              autocast=None, seed=0, device="auto", observe=(), each_step=(), checkpoints=None, stop_at=None, config=None,
              progress=False, **options) -> tuple[Training, _Plan]:
@@ -120,9 +123,9 @@ def _prepare(model, data, epochs, test=None, times=None, optimizer="sgd", lr=0.0
     plan = _Plan(at, last, per_epoch, size, clip, autocast, seed, observe, each_step, kept, stop_at)
     return Training(model, data, test, opt, sched, Recorder(data, test, config=known)), plan
 
-# %% ../nbs/04_trainer.ipynb #cell09
+# %% ../nbs/04_trainer.ipynb #cell12
 def train(
-    model: nn.Module,  # trained in place; logits (n, K), or (n, 1) for two classes
+    model: nn.Module,  # trained in place, its modules in the modes they are in; logits (n, K), or (n, 1) for two classes
     data: NoisyDataset,
     epochs: float,  # above 0
     test: NoisyDataset | None = None,
@@ -149,10 +152,11 @@ def train(
                        each_step, checkpoints, stop_at, config, progress, **options)
     return _loop(s, plan, _journal(s, journal), progress)
 
+# %% ../nbs/04_trainer.ipynb #cell13
 def _journal(s: Training, folder) -> Journal | None:
     return Journal(Path(folder), s.recorder.config | dict(data=s.data.digest)) if folder else None
 
-# %% ../nbs/04_trainer.ipynb #cell11
+# %% ../nbs/04_trainer.ipynb #cell15
 def fit(
     model: nn.Module,
     data: NoisyDataset,

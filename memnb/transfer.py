@@ -91,6 +91,7 @@ def transfer(
     put_head(copy, name, new)
     return copy
 
+# %% ../nbs/08_transfer.ipynb #cell11
 @torch.no_grad()
 def put_head(model: nn.Module, name: str, new: nn.Linear):
     "Give the model's layer `name` the numbers of `new`, in place; a bias is added only where it is needed."
@@ -100,7 +101,7 @@ def put_head(model: nn.Module, name: str, new: nn.Linear):
     elif new.bias.any(): old.bias = nn.Parameter(new.bias.detach().clone())
     if not torch.equal(old.weight, new.weight.to(old.weight)): raise ValueError(f"the weight of {name!r} is computed from others (a parametrization), so it cannot be set; remove that first")
 
-# %% ../nbs/08_transfer.ipynb #cell11
+# %% ../nbs/08_transfer.ipynb #cell12
 def resist(
     model: nn.Module,  # freshly initialised, left as it is
     data: NoisyDataset,
@@ -112,7 +113,7 @@ def resist(
     """
     return transfer(model, data, head=head)
 
-# %% ../nbs/08_transfer.ipynb #cell17
+# %% ../nbs/08_transfer.ipynb #cell18
 def transferred(groups: Sequence[str] = ("test",)) -> Callable:
     "An observer: accuracies of a transferred copy, rows as of `probe_model` with probe `transferred`."
     def look(s: Training) -> list[dict]:
