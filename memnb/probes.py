@@ -106,7 +106,7 @@ def directions(shapes: ClassShapes, c: int, share: float) -> tuple[Tensor, Tenso
 def _power(shapes: ClassShapes, c: int) -> Tensor | None:
     "The first direction by power iteration from the mean, or None if that cannot be certain."
     v, tol = _unit(shapes.mean[c]), 100 * torch.finfo(shapes.mean.dtype).eps
-    for i in range(60):
+    for i in range(60 if len(v) > 256 else 15):  # a small matrix is soon decomposed
         w = shapes.times(c, v)
         value = v @ w
         residual, v = torch.linalg.vector_norm(w - value * v), _unit(w)
