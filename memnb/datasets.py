@@ -48,6 +48,7 @@ class NoisyDataset(Dataset):
         k = self.n_classes or max(2, *(int(v.max()) + 1 for v in labels.values()))
         for what, v in labels.items(): _check_range(what, v, k)
         index = torch.arange(n) if self.index is None else self.index
+        if int((index := torch.as_tensor(index)).min()) < 0: raise ValueError(f"index holds {int(index.min())}; it must be 0 or more")
         fields = dict(y=labels["observed"], clean=labels.get("clean"), n_classes=k)
         for f, v in (fields | dict(index=_checked("index", index, n, self.x.device))).items():
             object.__setattr__(self, f, v)

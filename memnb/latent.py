@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'HOW', 'FIGURES', 'SMALLER', 'RULES', 'ROOMS', 'STANDARD',
            'trainings', 'expect', 'frames']
 
 # %% ../nbs/22_latent.ipynb #cell03
-import math, time
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 import polars as pl
@@ -19,8 +19,8 @@ from .models import build
 from .runs import Run, found, run_key, save
 from .stacked import fit_stacked, why_not
 from .steps import OPTIMIZERS
-from .trainer import fit
-from .transfer import resist
+from .trainer import costs, fit
+from .transfer import resist, transplant
 
 # %% ../nbs/22_latent.ipynb #cell06
 _PAPER = dict(dataset="mnist", model="mlp", widths="128,512,2048,2048", rhos="0,0.2,0.4,0.6,0.8,1", seeds="0,1,2", epochs=500, stop_at=0.99,
@@ -36,7 +36,6 @@ HOW = {  # network -> what it is trained with, unless another value is given
     "cnn": dict(optimizer="adam", momentum=0.0, batch=32, scale="standard", lr=2e-4, widths="250,250,250"),
     "alexnet": dict(optimizer="sgd", momentum=0.9, batch=128, scale="standard", lr=0.01, widths="1", every=10),
 }
-
 
 _LAST = dict(epochs=100, stop_at=None, every=5, rhos="0.4,0.8")  # the figures about the last layer run 100 epochs
 FIGURES = {"latent_resist": _LAST, "latent_interventions": _LAST}  # figure -> what it takes in place of the preset's
@@ -93,7 +92,7 @@ def prepare(p: Params, rho: float, seed: int) -> tuple[NoisyDataset, NoisyDatase
     return data, test, dict(name=p.model, shape=shape, widths=widths, n_classes=data.n_classes, seed=seed)
 
 # %% ../nbs/22_latent.ipynb #cell12
-ROOMS = ("arrays", "datasets", "models", "layers", "runs", "recorder", "steps", "trainer", "stacked", "probes", "probing", "transfer", "latent")
+ROOMS = ("arrays", "datasets", "seeds", "vision", "models", "layers", "runs", "recorder", "steps", "trainer", "stacked", "probes", "probing", "transfer", "latent")
 STANDARD = {"standard": {}}  # variant -> what is changed: lr (a factor), clip, init ("velpic"), transplant (an epoch)
 SMALL = 100_000  # parameters up to which networks are stacked
 
@@ -101,7 +100,6 @@ class _Job:
     "One training: a variant at a noise rate with a seed."
 
     def __init__(self, p: Params, variant: str, how: dict, rho: float, seed: int, watched: str):
-        from memnb.transfer import transplant
         if (at := how.get("transplant", 0.0)) not in times(p): raise ValueError(f"an exchange at epoch {at:g} is at no recorded time; there are {times(p)}")
         self.key, self.p, self.seed = (variant, rho, seed), p, seed
         self.data, self.test, self.model = prepare(p, rho, seed)
@@ -151,19 +149,20 @@ def trainings(
     return {j.key: runs[j.key] for j in jobs}
 
 # %% ../nbs/22_latent.ipynb #cell15
-def expect(p: Params, variants: int = 1) -> str:
-    "What to expect before heavy work: time from a few measured steps, memory and disk."
+def expect(
+    p: Params,
+    watch: Sequence[Callable] = (),  # observers
+    variants: int = 1,
+) -> str:
+    "What to expect before heavy work, in words: time from a few measured steps and one recorded time, memory and disk."
     data, test, model = prepare(p, p.rhos[0], p.seeds[0])
     net, runs = build(**model), variants * len(p.rhos) * len(p.seeds)
-    steps, small = math.ceil(len(data) / p.batch), sum(w.numel() for w in net.parameters())
-    share = min(1.0, 10 / steps)
-    fit(net, data, share, times=[0], batch=p.batch, lr=1e-6, device="cpu")
-    start = time.perf_counter()
-    fit(net, data, share, times=[0], batch=p.batch, lr=1e-6, device="cpu")
-    seconds = (time.perf_counter() - start) / share * p.epochs * runs * (0.4 if small <= SMALL else 1)
+    size = sum(w.numel() for w in net.parameters())
+    step, look = costs(net, data, test, p.batch, watch)
+    seconds = runs * (math.ceil(len(data) / p.batch) * p.epochs * step * (0.2 if size <= SMALL else 1) + len(times(p)) * look)  # stacked: a fifth, see bench
     record = runs * len(times(p)) * (len(data) * 18 + len(test) * 10)
-    return (f"expected: {runs} runs, about {max(1, seconds):.0f} s and as much again for probes, {(record + runs * small * 20 + 3 * data.x.numel() * 4) / 2**20 + 400:.0f} MB of memory, "
-            f"{(record + runs * small * 4) / 2**20 if p.store else 0:.0f} MB of disk (nothing is computed that the store has)")
+    return (f"expected: {runs} runs, about {max(1, seconds):.0f} s, {(record + runs * size * 20 + 3 * data.x.numel() * 4) / 2**20 + 400:.0f} MB of memory, "
+            f"{(record + runs * size * 4) / 2**20 if p.store else 0:.0f} MB of disk (nothing is computed that the store has)")
 
 def frames(runs: dict[tuple, Run]) -> pl.DataFrame:
     "Curves and observers' rows of all runs: `variant, rho, noise_rate (realised), seed, epoch, ...`."
@@ -172,5 +171,5 @@ def frames(runs: dict[tuple, Run]) -> pl.DataFrame:
         for part in (run.frame().with_columns(probe=pl.lit("model"), layer=pl.lit("output")), run.rows):
             if len(part): parts.append(part.with_columns(variant=pl.lit(variant), rho=pl.lit(rho), noise_rate=pl.lit(run.is_noisy.double().mean().item()),
                                                          seed=pl.lit(seed), epoch=pl.col("time"), lr=pl.lit(run.config["lr"]),
-                                                         classes=pl.lit(run.n_classes), tests=pl.lit(len(run.test_y))))
+                                                         classes=pl.lit(run.n_classes)))
     return pl.concat(parts, how="diagonal").unique(["variant", "rho", "seed", "epoch", "layer", "probe", "group", "target"], keep="first", maintain_order=True)

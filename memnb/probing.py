@@ -12,7 +12,7 @@ import numpy as np, polars as pl, torch
 from torch import Tensor, nn
 from .arrays import choose
 from .datasets import NoisyDataset
-from .layers import activations, layer_names, linear_layers
+from .layers import activations, examples, layer_names, linear_layers
 from .probes import PROBES, ClassShapes, Logistic, Probe
 from .runs import Run
 from .steps import Training
@@ -31,7 +31,7 @@ def _groups(data: NoisyDataset, test: NoisyDataset | None, groups: Sequence[str]
 def default_layers(model: nn.Module, x: Tensor) -> list[str]:
     "`input`, and what each linear layer reads if that is anything else: in an MLP, every hidden layer after its activation."
     names = list(dict.fromkeys(["input", *linear_layers(model, x[:2]).values()]))
-    (_, got), = activations(model, x[:2], names)
+    with examples(None): (_, got), = activations(model, x[:2], names)
     return [n for n in names if n == "input" or not torch.equal(got[n].flatten(1), x[:2].flatten(1))]
 
 # %% ../nbs/08_probing.ipynb #cell07
@@ -58,7 +58,7 @@ def check_probes(probes: Sequence[str] | dict[str, Probe], data: NoisyDataset) -
 def collect(model: nn.Module, data: NoisyDataset, layers: Sequence[str], rows: bool = False, batch: int = 1024) -> dict[str, ClassShapes]:
     "One pass over the training set: layer -> its activations by class; `rows`: keep them even where moments are smaller."
     shapes, at = {k: ClassShapes(data.n_classes, None if rows else len(data)) for k in layers}, 0
-    for out, got in activations(model, data.x, layers, batch):
+    for out, got in activations(model, data.x, layers, batch, data.index):
         for k, s in shapes.items(): s.add(got[k], data.y[at:at + len(out)])
         at += len(out)
     return shapes
@@ -83,10 +83,11 @@ def probe_model(
     for source, part in (("train", data), ("test", test)):
         if not any((g == "test") == (source == "test") for g, *_ in held): continue
         answers = {}
-        for out, got in activations(model, part.x, layers, batch):
-            answer = {key: (p.predict(got[key[0]]), (got[key[0]].flatten(1) == 0).all(1)) for key, p in fitted.items()}
-            answer["output", "model"] = out.argmax(1) if out.shape[1] > 1 else (out[:, 0] > 0).long(), torch.zeros(len(out), dtype=torch.bool, device=out.device)
-            for key, a in answer.items(): answers.setdefault(key, []).append(a)
+        with examples(None):
+            for out, got in activations(model, part.x, layers, batch, part.index if source == "train" else None):
+                answer = {key: (p.predict(got[key[0]]), (got[key[0]].flatten(1) == 0).all(1)) for key, p in fitted.items()}
+                answer["output", "model"] = out.argmax(1) if out.shape[1] > 1 else (out[:, 0] > 0).long(), torch.zeros(len(out), dtype=torch.bool, device=out.device)
+                for key, a in answer.items(): answers.setdefault(key, []).append(a)
         said[source] = {key: [torch.cat(v) for v in zip(*a)] for key, a in answers.items()}
     share = lambda v: v.double().mean().item()
     return [dict(layer=layer, probe=name, group=group, target=target, accuracy=share(guess[rows] == y[rows]), zeros=share(zero[rows]))

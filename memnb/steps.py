@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from .arrays import choose
 from .datasets import NoisyDataset
-from .layers import predict
+from .layers import examples, predict
 from .recorder import Recorder
 from .runs import Run
 
@@ -101,17 +101,19 @@ class Training:
             if part := getattr(self, k): part.load_state_dict(copied(state[k]))
 
 # %% ../nbs/04_steps.ipynb #cell13
-def loss_of(logits: Tensor, y: Tensor) -> Tensor:
-    "Mean cross-entropy of logits (b, K), or (b, 1) for two classes."
-    if logits.shape[1] > 1: return F.cross_entropy(logits, y)
-    return F.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype))
+def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+    "Cross-entropy of logits (b, K), or (b, 1) for two classes: its mean, or (b,) with reduction `none`."
+    if logits.shape[1] > 1: return F.cross_entropy(logits, y, reduction=reduction)
+    return F.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype), reduction=reduction)
 
-def take_step(s: Training, rows: Tensor, clip: float | None, cast, each_step: Sequence[Callable]):
+def take_step(s: Training, rows: Tensor, clip: float | None, cast, each_step: Sequence[Callable], backward: Callable | None = None):
     s.batch = rows
-    with cast: s.logits = s.model(s.data.x[rows])
-    loss = loss_of(s.logits.float() if s.logits.dtype in (torch.bfloat16, torch.float16) else s.logits, s.data.y[rows])
+    with cast, examples(s.data.index[rows]): s.logits = s.model(s.data.x[rows])
+    loss = loss_of(s.logits.float() if s.logits.dtype in (torch.bfloat16, torch.float16) else s.logits, s.data.y[rows], "none" if backward else "mean")
     s.optimizer.zero_grad()
-    loss.backward()
+    if backward: backward(s, loss)
+    else: loss.backward()
+    loss = loss.mean()
     for look in each_step: look(s)
     if clip is not None: torch.nn.utils.clip_grad_norm_(s.model.parameters(), clip)
     s.losses.append((loss.detach(), s.lr))
@@ -143,7 +145,7 @@ def diverged(s: Training, good: dict | None, loss: Tensor, step: int, lr: float)
 # %% ../nbs/04_steps.ipynb #cell16
 def check_outputs(model: nn.Module, data: NoisyDataset):
     "`ValueError` unless the network classifies into the data's classes."
-    logits = predict(model, data.x[:2])
+    with examples(None): logits = predict(model, data.x[:2])
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] not in ((1, 2) if data.n_classes == 2 else (data.n_classes,)):
         raise ValueError(f"the model gives {tuple(getattr(logits, 'shape', ['no tensor']))} for two inputs; {data.n_classes} classes need (2, {data.n_classes})")
 
@@ -156,7 +158,8 @@ def expect(model: nn.Module, data: NoisyDataset, size: int, times: int, checkpoi
     "The memory and disk that a run will need, in words: from its parameters, data, record and one batch's activations."
     weights, units = sum(p.numel() * p.element_size() for p in model.state_dict().values()), []
     hooks = [m.register_forward_hook(lambda m, a, out: units.append(out.numel() if isinstance(out, Tensor) else 0)) for m in model.modules() if not list(m.children())]
-    try: predict(model, data.x[:2])
+    try:
+        with examples(None): predict(model, data.x[:2])
     finally:
         for h in hooks: h.remove()
     record = times * len(data) * 10

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from .arrays import choose
 from .datasets import NoisyDataset
-from .layers import activations, edit, linear_layers
+from .layers import activations, edit, examples, linear_layers
 from .probes import PROBES, Probe
 from .probing import collect, probe_model
 from .steps import Training
@@ -24,7 +24,7 @@ def find_head(model: nn.Module, data: NoisyDataset, head: str | None = None) -> 
     layers, k = linear_layers(model, data.x[:2]), data.n_classes
     name = head or next(reversed(layers), "")
     if name not in layers: raise ValueError(f"head={head!r} is no linear layer that is called; there are {', '.join(layers) or 'none'}. Name the one before the softmax by head=")
-    (logits, got), = activations(model, data.x[:2], [name])
+    with examples(None): (logits, got), = activations(model, data.x[:2], [name])
     if got[name].shape[-1] != k or head is None and not torch.equal(got[name], logits):
         raise ValueError(f"{name!r} gives {tuple(got[name].shape)} and does not give the {k} logits; name the linear layer before the softmax by head= (there are {', '.join(layers)})")
     return name, f"{name}.input"

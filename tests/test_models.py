@@ -5,7 +5,8 @@ from hypothesis import given, settings, strategies as st
 from scipy.stats import chi2, kstest
 from torch import nn
 from torch.nn import functional as F
-from memnb.models import MODELS, TwoLayerReLU, alexnet, build, cnn, mlp, seeded
+from memnb.models import MODELS, TwoLayerReLU, alexnet, build, cnn, mlp
+from memnb.seeds import seeded
 
 def state(net) -> dict: return {k: v.clone() for k, v in net.state_dict().items()}
 
