@@ -27,8 +27,9 @@ Gradients = dict[str, Tensor]  # by the parameter's name
 
 def _members(model: nn.Module, layers: Sequence[str] | None) -> dict[str, list[list[str]]]:
     "Layer or group -> for each member, the names of its parameters. `ValueError` for one that owns none."
-    names, own = [k for k, _ in model.named_parameters()], owners(model)
-    of = {o: [k for k in names if (k.rpartition(".")[0] or "(root)") == o] for o in own}
+    names = [k for k, _ in model.named_parameters()]  # a shared parameter counts where it is first
+    of = {o: [k for k in names if (k.rpartition(".")[0] or "(root)") == o] for o in owners(model)}
+    own = [o for o in of if of[o]]
     inside = lambda o, layer: o == layer or o.startswith(f"{layer}.")
     out = {layer: [of[o] for o in own if inside(o, layer) and of[o]] for layer in (own if layers is None else layers)}
     for layer, members in out.items():
@@ -75,20 +76,22 @@ def account(
 class Accounting:
     """Online sums of the clean and noisy gradients: `fit(..., backward=a.backward, observe=[a.rows])` for `a = Accounting(data)`.
 
-    The sums are over the steps since the last recorded time; in the rows of the first one they are zero.
+    The sums are over the steps since the last recorded time, or the beginning; at time 0 they are zero.
     """
 
     def __init__(self, data: NoisyDataset, mask: Tensor | None = None, layers: Sequence[str] | None = None):
-        self.mask, self.layers, self.noisy, self.total = group_mask(data, mask), layers, None, None
+        self.mask, self.layers, self.training = group_mask(data, mask), layers, None
+        self.noisy = self.total = None
 
     def _begin(self, s: Training):
         if len(s.data) != len(self.mask): raise ValueError(f"the accounting is of {len(self.mask)} examples, the training of {len(s.data)}")
         self.mask, self.members = self.mask.to(s.data.y.device), _members(s.model, self.layers)
         self.noisy, self.total = ([torch.zeros_like(p) for p in s.model.parameters()] for _ in range(2))
+        self.training = s
 
     def backward(self, s: Training, losses: Tensor):
         "The gradient of the mean of losses (b,), in two parts."
-        if self.noisy is None: self._begin(s)
+        if self.training is not s: self._begin(s)
         of, parameters = self.mask[s.batch], list(s.model.parameters())
         for part, total in ((of, self.noisy), (~of, self.total)):
             ((losses * part).sum() / len(losses)).backward(retain_graph=part is of)
@@ -98,7 +101,7 @@ class Accounting:
 
     def rows(self, s: Training) -> list[dict]:
         "What was summed since the last recorded time, as of `account`; the sums begin anew."
-        if self.noisy is None: self._begin(s)
+        if self.training is not s: self._begin(s)
         names = [k for k, _ in s.model.named_parameters()]
         out = _report(dict(zip(names, self.noisy)), dict(zip(names, self.total)), self.members)
         for sums in (self.noisy, self.total):

@@ -169,13 +169,13 @@ def owners(model: nn.Module) -> list[str]:
 
 def layer_groups(model: nn.Module) -> list[str]:
     "The parts of which a network is built: children of the model with parameters; a row of composite parts counts as its parts."
+    holds = lambda m, recurse=True: any(True for _ in m.parameters(recurse))
+    within = lambda m: [(k, c) for k, c in m._modules.items() if c is not None and holds(c)]  # a layer under two names counts twice
     def split(name: str, m: nn.Module) -> list[str]:
-        own = [(k, c) for k, c in m.named_children() if any(True for _ in c.parameters())]
-        row = isinstance(m, (nn.Sequential, nn.ModuleList)) and all(any(True for _ in c.children()) for _, c in own)
-        return [part for k, c in own for part in split(f"{name}.{k}", c)] if row else [name]
-    if not owners(model): raise ValueError(f"{type(model).__name__} has no parameters")
-    root = ["(root)"] if "(root)" in owners(model) else []
-    return root + [part for k, c in model.named_children() if any(True for _ in c.parameters()) for part in split(k, c)]
+        row = within(m) and isinstance(m, (nn.Sequential, nn.ModuleList)) and not holds(m, False) and all(within(c) for _, c in within(m))
+        return [part for k, c in within(m) for part in split(f"{name}.{k}", c)] if row else [name]
+    if not holds(model): raise ValueError(f"{type(model).__name__} has no parameters")
+    return ["(root)"] * holds(model, False) + [part for k, c in within(model) for part in split(k, c)]
 
 def layer_state(model: nn.Module, layer: str, buffers: bool = True) -> dict[str, Tensor]:
     "Copies of the parameters, and buffers if wanted, of a layer or group, by their whole names; `ValueError` if it has none."

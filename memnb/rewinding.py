@@ -16,49 +16,52 @@ from tqdm import tqdm
 from .accounting import group_mask
 from .arrays import choose
 from .datasets import NoisyDataset
-from .layers import belongs, evaluating, layer_groups, layer_state, parts, predict, put_back
+from .layers import belongs, evaluating, examples, layer_groups, layer_state, parts, predict, put_back
 from .runs import Run
+from .steps import triangle
 from .trainer import fit
 
 # %% ../nbs/09_rewinding.ipynb #cell05
-def _version(out) -> list:
-    "What changes when a tensor in `out` is overwritten."
-    if isinstance(out, Tensor): return [object() if out.is_inference() else out._version]
-    if isinstance(out, dict): out = list(out.values())
-    return sum(map(_version, out), []) if isinstance(out, (tuple, list)) else [] if out is None else [object()]
+def _version(value) -> list:
+    "What changes when a tensor in `value` is overwritten or replaced."
+    if isinstance(value, Tensor): return [object() if value.is_inference() else (id(value), value._version)]
+    if isinstance(value, dict): value = list(value.values())
+    return sum(map(_version, value), []) if isinstance(value, (tuple, list)) else [] if value is None else [object()]
 
 class _Prefix:
     "Outputs of the modules of one pass over a batch, to be replayed while a layer changes."
 
     def __init__(self, model: nn.Module, x: Tensor):
-        self.events, self.out, self.calls = [], {}, Counter()
-        self.names = {m: name for name, m in model.named_modules()}
-        handles = [h for m in self.names for h in (m.register_forward_pre_hook(self._enter), m.register_forward_hook(self._leave))]
-        try: self.logits = model(x)
+        self.events, self.out, self.read, self.calls = [], {}, {}, Counter()
+        self.layers, modules = dict(model.named_modules(remove_duplicate=False)), list(model.modules())
+        hooked = {m for m in modules if m._forward_hooks}  # a hook that changes the output would change it twice
+        handles = [h for m in modules for h in (m.register_forward_pre_hook(self._enter, with_kwargs=True), m.register_forward_hook(self._leave, with_kwargs=True))]
+        try: model(x)
         finally:
             for h in handles: h.remove()
-        self.whole = {m for m, (out, version) in self.out.items() if version == _version(out)}
+        self.whole = {m for m, (out, version) in self.out.items() if version == _version(out)} - hooked
 
-    def _enter(self, module, args):
-        self.events.append((self.names[module], True))
+    def _enter(self, module, args, kwargs):
+        self.events.append((module, True))
         self.calls[module] += 1
+        self.read[module] = _version([args, kwargs])
 
-    def _leave(self, module, args, out):
-        self.events.append((self.names[module], False))
-        self.out[module] = out, _version(out)
+    def _leave(self, module, args, kwargs, out):
+        self.events.append((module, False))
+        if self.read[module] == _version([args, kwargs]): self.out[module] = out, _version(out)  # else it wrote into what it read
 
     def before(self, layer: str) -> dict[nn.Module, object]:
-        "The largest modules that are called once, finished before `layer` begins and are independent of it, with outputs that nobody overwrote."
-        within = lambda name, top: top == "" or name == top or name.startswith(f"{top}.")
+        "The largest modules that are called once, finished before `layer` is first used and are independent of it, with outputs that nobody overwrote."
         if layer == "(root)": return {}
-        mine = {id(p) for m, name in self.names.items() if within(name, layer) for p in m.parameters()}
-        starts = [i for i, (name, entered) in enumerate(self.events) if entered and within(name, layer)]
-        done = {name for name, entered in self.events[:starts[0] if starts else 0] if not entered}
-        apart = lambda m: m in self.whole and self.calls[m] == 1 and self.names[m] in done and not any(id(p) in mine for p in m.parameters())
-        found = [m for m in self.names if apart(m)]
-        tops = {self.names[m] for m in found}
-        inner = lambda name: any(within(name, t) and name != t for t in tops)
-        return {m: self.out[m][0] for m in found if not inner(self.names[m])}
+        own = lambda m, recurse: {id(v) for v in [*m.parameters(recurse), *m.buffers(recurse)]}
+        mine = own(self.layers[layer], True)
+        users = {m for m in self.layers.values() if own(m, False) & mine}
+        if any(not self.calls[m] for m in users): return {}  # their tensors are read by somebody else, who knows when
+        first = next((i for i, (m, entered) in enumerate(self.events) if entered and m in users), 0)
+        done = {m for m, entered in self.events[:first] if not entered}
+        found = {m for m in done & self.whole if self.calls[m] == 1 and not own(m, True) & mine}
+        inner = {c for m in found for c in m.modules() if c is not m}
+        return {m: self.out[m][0] for m in found - inner}
 
 # %% ../nbs/09_rewinding.ipynb #cell06
 @contextmanager
@@ -87,8 +90,8 @@ def _reestimate(model: nn.Module, data: NoisyDataset, batch: int):
     was = [m.momentum for m in norms]
     with evaluating(model):
         for m in norms: m.reset_running_stats(), m.train(), setattr(m, "momentum", None)
-        for part, known in parts(data.x, batch, data.index):
-            with known: model(part)
+        for rows in torch.arange(len(data), device=data.x.device).tensor_split(-(-len(data) // batch)):  # no last batch of one
+            with examples(data.index[rows]): model(data.x[rows])
     for m, momentum in zip(norms, was): m.momentum = momentum
 
 # %% ../nbs/09_rewinding.ipynb #cell09
@@ -97,7 +100,7 @@ def _begin(run: Run, data: NoisyDataset, layers, mask, model) -> tuple[nn.Module
     run.check(data)
     if not run.checkpoints: raise ValueError("this run kept no checkpoints: train with checkpoints=[...]")
     net = deepcopy(run.at(max(run.checkpoints), model)).to(data.x.device).eval()
-    layers = layer_groups(net) if layers is None else list(layers)
+    layers = layer_groups(net) if layers is None else list(dict.fromkeys(layers))
     for layer in layers: layer_state(net, layer, buffers=False)
     return net, layers, group_mask(data, mask)
 
@@ -113,11 +116,12 @@ def rewind(
     cache: bool = True,  # False: the whole network runs for each layer and time, which gives the same
     progress: bool = False,
 ) -> pl.DataFrame:
-    "Accuracy on the given labels of both groups with one layer as it was (localization, section 4.2): `layer, time, group, target, accuracy`."
+    "Accuracy on the given labels of both groups with one layer as it was (localization, section 5.1): `layer, time, group, target, accuracy`."
     choose("convention", convention, CONVENTIONS)
     net, layers, mask = _begin(run, data, layers, mask, model)
-    times = sorted(run.checkpoints) if times is None else [float(t) for t in times]
-    if missing := [t for t in times if t not in run.checkpoints]: raise ValueError(f"no checkpoints at {missing}; there are {sorted(run.checkpoints)}")
+    near = lambda t: next((k for k in run.checkpoints if abs(k - t) <= 1e-9 * max(1, abs(t))), None)
+    if missing := [t for t in times or () if near(t) is None]: raise ValueError(f"no checkpoints at {missing}; there are {sorted(run.checkpoints)}")
+    times = sorted(run.checkpoints) if times is None else list(dict.fromkeys(map(near, times)))
     return pl.DataFrame(_reestimated(net, run, data, layers, times, mask, batch, progress) if convention == "reestimated" else
                         _rewound(net, run, data, layers, times, mask, batch, convention == "buffers", cache, progress))
 
@@ -149,6 +153,17 @@ def _reestimated(net, run, data, layers, times, mask, batch, progress) -> list[d
     return rows
 
 # %% ../nbs/09_rewinding.ipynb #cell15
+def _fresh(net: nn.Module, run: Run, data: NoisyDataset, layer: str) -> nn.Module:
+    "A copy with the layer as it was at time 0 and everything else frozen; `ValueError` if the layer is never used."
+    anew = put_back(deepcopy(net), run.checkpoints[0], layer)
+    own = {id(p) for k, p in anew.named_parameters(remove_duplicate=False) if belongs(k, layer)}
+    for p in anew.parameters(): p.requires_grad_(id(p) in own)
+    with examples(None): used = anew(data.x[:2]).requires_grad
+    if not used: raise ValueError(f"layer {layer!r} is never used, so it cannot be trained")
+    return anew.train()
+
+def _halfway(optimizer, steps: int): return triangle(optimizer, steps, 0.5)
+
 def retrain(
     run: Run,  # with checkpoints, one of them at time 0
     data: NoisyDataset,  # the run's own
@@ -158,17 +173,17 @@ def retrain(
     model: nn.Module | None = None,  # a skeleton, for a network that is not memnb's
     look: Callable | None = None,  # called with (layer, network) when a layer is done
     progress: bool = False,
-    **options,  # of `train`; default: sgd, momentum 0.9, weight decay 5e-4, one cycle to lr 0.1, batches of 512
+    **options,  # of `train`; default: sgd, momentum 0.9, weight decay 5e-4, lr up to 0.1 halfway and down again, batches of 512
 ) -> pl.DataFrame:
-    "Accuracy on the given labels of both groups after each epoch (localization, section 4.3): `layer, time, group, target, accuracy`."
+    "Accuracy on the given labels of both groups after each epoch (localization, section 5.2): `layer, time, group, target, accuracy`."
     if 0 not in run.checkpoints: raise ValueError(f"the run has no checkpoint at time 0, where the layer begins anew; there are {sorted(run.checkpoints)}")
     (net, layers, mask), frames = _begin(run, data, layers, mask, model), []
     seen = lambda s: _rows(_hits(predict(s.model, data.x, index=data.index), data.y), mask)
-    how = dict(optimizer="sgd", schedule="one_cycle", lr=0.1, batch=512, device=data.x.device, times=range(epochs + 1)) | options
+    how = dict(optimizer="sgd", schedule=_halfway, lr=0.1, batch=512, device=data.x.device, times=range(epochs + 1)) | options
     if how["optimizer"] == "sgd": how = dict(momentum=0.9, weight_decay=5e-4) | how
+    for layer in layers: _fresh(net, run, data, layer)
     for layer in tqdm(layers, desc="retrain", unit="layer", mininterval=0.5, disable=not progress):
-        anew = put_back(deepcopy(net), run.checkpoints[0], layer).train()
-        for k, p in anew.named_parameters(): p.requires_grad_(belongs(k, layer))
+        anew = _fresh(net, run, data, layer)
         rows = fit(anew, data.subset(~mask), epochs, observe=[seen], **how).rows
         frames.append(rows.select(pl.lit(layer).alias("layer"), pl.all()))
         if look: look(layer, anew)

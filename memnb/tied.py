@@ -25,20 +25,22 @@ class _AtLayers:
         names = layer_names(model)
         modules = [model.get_submodule(choose("layer", name, names)) for name in layers]
         if not modules: raise ValueError(f"no layer was named; there are {', '.join(names)}")
-        self.layers = list(layers)
+        self.layers, self.active = list(layers), True
         self.handles = [m.register_forward_hook(_Hook(self, i)) for i, m in enumerate(modules)]
 
     def __deepcopy__(self, memo): return self
 
     def remove(self):
+        "Copies of the network are rid of it, too."
+        self.active = False
         for h in self.handles: h.remove()
 
 class _Hook:
     def __init__(self, owner: _AtLayers, site: int): self.owner, self.site = owner, site
-    def __call__(self, module, args, out: Tensor) -> Tensor: return self.owner.act(self.site, out, module.training)
+    def __call__(self, module, args, out: Tensor) -> Tensor: return self.owner.act(self.site, out, module.training) if self.owner.active else out
 
 def _channels(value: Tensor) -> tuple[int, Callable]:
-    "Their number, and how a mask (n or 1, C) is shaped: dimension 1, or the last where the activation is (n, tokens, C)."
+    "Their number, and how a mask (n or 1, C) is shaped: dimension 1, or the last of an activation (n, tokens, C)."
     if value.ndim == 3: return value.shape[2], lambda mask: mask[:, None]
     return value.shape[1], lambda mask: mask.view(*mask.shape, *[1] * (value.ndim - 2))
 
@@ -88,7 +90,7 @@ class TiedDropout(_AtLayers):
 
     def act(self, site: int, value: Tensor, training: bool) -> Tensor:
         c, shaped = _channels(value)
-        if (fixed := round(self.p_gen * c)) < 1: raise ValueError(f"p_gen={self.p_gen} leaves none of the {c} channels of {self.layers[site]!r} on; it must be at least {0.5 / c:.3g}")
+        if (fixed := int(self.p_gen * c + 0.5)) < 1: raise ValueError(f"p_gen={self.p_gen} leaves none of the {c} channels of {self.layers[site]!r} on; it must be at least {0.5 / c:.3g}")
         mode = "own" if training else self.mode
         mask = value.new_zeros(1, c)
         mask[:, :fixed] = 1

@@ -116,11 +116,13 @@ def _prepare(model, data, epochs, test=None, times=None, optimizer="sgd", lr=0.0
     if times[-1] > epochs: raise ValueError(f"time {times[-1]:g} is after the last of {epochs:g} epochs")
     data, test, model = data.to(device), test if test is None else test.to(device), model.to(device)
     check_outputs(model, data)
+    name = named(schedule)
     opt = make_optimizer(optimizer, model.parameters(), lr, options)
-    sched = SCHEDULES[choose("schedule", schedule, SCHEDULES)](opt, last) if isinstance(schedule, str) else schedule
-    known = dict(epochs=epochs, times=times, optimizer=named(optimizer), schedule=named(schedule), batch=batch, clip=clip,
+    if isinstance(schedule, str): schedule = SCHEDULES[choose("schedule", schedule, SCHEDULES)]
+    sched = schedule(opt, last) if callable(schedule) else schedule
+    known = dict(epochs=epochs, times=times, optimizer=named(optimizer), schedule=name, batch=batch, clip=clip,
                  autocast=str(autocast) if autocast else None, seed=seed, checkpoints=kept, stop_at=stop_at)
-    known |= dict(test=None if test is None else test.digest) | ({"backward": backward.__qualname__} if backward else {})
+    known |= dict(test=None if test is None else test.digest) | ({"backward": named(backward)} if backward else {})
     known |= (dict(lr=lr) | options if isinstance(optimizer, str) else {}) | (config or {})
     known = json.loads(json.dumps(known))  # as it is read back from a folder
     if progress: print(expect(model, data, size, len(times), len(kept)))
@@ -136,7 +138,7 @@ def train(
     times: Sequence[float] | None = None,  # recorded times in epochs, also fractions; default: up to 100 whole ones
     optimizer: str | torch.optim.Optimizer = "sgd",  # a key of `OPTIMIZERS`, or an object over the model's parameters
     lr: float = 0.01,  # of a named optimizer, above 0
-    schedule="constant",  # a key of `SCHEDULES`, or a scheduler object; stepped after every optimizer step
+    schedule="constant",  # a key of `SCHEDULES`, a function like theirs, or a scheduler object; stepped after every optimizer step
     batch: int | None = 128,  # examples a step; None: all of them
     clip: float | None = None,  # largest norm of the gradient
     autocast: torch.dtype | None = None,  # e.g. torch.bfloat16: precision of the forward pass
@@ -193,14 +195,13 @@ def fit(
     return run
 
 # %% ../nbs/04_trainer.ipynb #cell23
-def costs(model: nn.Module, data: NoisyDataset, test: NoisyDataset | None = None, batch: int = 128, observe: Sequence[Callable] = ()) -> tuple[float, float]:
+def costs(model: nn.Module, data: NoisyDataset, test: NoisyDataset | None = None, batch: int | None = 128, observe: Sequence[Callable] = (), **options) -> tuple[float, float]:
     "Median seconds of a training step, and seconds of a recorded time with its observers, measured on a copy of the network."
-    stamps, batch = [], min(batch, len(data))
+    stamps, batch = [], min(batch or len(data), len(data))
     def now(*_):
         if data.x.is_cuda: torch.cuda.synchronize()
         stamps.append(time.perf_counter())
-    going = train(deepcopy(model), data, min(1.0, 12 * batch / len(data)), test, [0], lr=1e-6, batch=batch, observe=observe, each_step=[now], device=data.x.device)
+    going = train(deepcopy(model), data, 12 * batch / len(data), test, [0], lr=1e-6, batch=batch, observe=observe, each_step=[now], device=data.x.device, **options)
     now(), next(going), now()
     for _ in going: pass
-    now()
-    return float(np.median(np.diff(stamps[1:]))), stamps[1] - stamps[0]
+    return float(np.median(np.diff(stamps[2:]))), stamps[1] - stamps[0]

@@ -6,6 +6,7 @@
 __all__ = ['WHERE', 'MODES', 'unit_layers', 'Masked', 'critical_units']
 
 # %% ../nbs/09_units.ipynb #cell02
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,44 +15,57 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from .arrays import choose
 from .datasets import NoisyDataset
-from .layers import activations, edit, evaluating, examples, linear_layers
+from .layers import activations, edit, evaluating, examples
 from .steps import loss_of
 
 # %% ../nbs/09_units.ipynb #cell05
 WHERE = ("activation", "filter")
+_LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
-_ACTS = tuple(getattr(nn, k) for k in nn.modules.activation.__all__ if k not in ("MultiheadAttention", "Softmax", "Softmax2d", "LogSoftmax", "Softmin"))
+_ACTS = tuple(getattr(nn, k) for k in nn.modules.activation.__all__ if k not in ("GLU", "MultiheadAttention", "Softmax", "Softmax2d", "LogSoftmax", "Softmin"))
 
-def _calls(model: nn.Module, x: Tensor) -> list[tuple[str, Tensor, Tensor]]:
-    "(name, what it read, what it gave) of the modules without children, in the order of their calls."
-    made, handles = [], []
-    def note(name): return lambda m, args, out: made.append((name, args[0], out)) if args and isinstance(out, Tensor) else None
+def _calls(model: nn.Module, x: Tensor) -> tuple[list[tuple], Counter]:
+    "(name, module, graph node that it read, node that it gave) of each leaf in the order of calls; how many readers a node has."
+    made, handles, first = [], [], lambda args, kwargs: args[0] if args else next(iter(kwargs.values()), None)
+    node = lambda v: v.grad_fn if isinstance(v, Tensor) else None
+    def note(name, m):
+        read = []
+        handles.append(m.register_forward_pre_hook(lambda m, args, kwargs: read.append(node(first(args, kwargs))), with_kwargs=True))
+        handles.append(m.register_forward_hook(lambda m, args, out: made.append((name, m, read.pop(), node(out)))))
     try:
         for name, m in model.named_modules():
-            if not list(m.children()): handles.append(m.register_forward_hook(note(name)))
-        with evaluating(model), examples(None): model(x)
+            if name and set(dict(m.named_children())) <= {"parametrizations"}: note(name, m)
+        with evaluating(model), examples(None), torch.enable_grad(): out = model(x.clone().requires_grad_())
     finally:
         for h in handles: h.remove()
-    return made
+    readers, seen, todo = Counter(), set(), [out.grad_fn]
+    while todo:
+        if (n := todo.pop()) is None or n in seen: continue
+        seen.add(n)
+        readers.update(k for k, _ in n.next_functions)
+        todo += [k for k, _ in n.next_functions]
+    return made, readers
 
 def unit_layers(
     model: nn.Module,
     x: Tensor,  # (n, ...) inputs, of which two are used
     where: str = "activation",  # one of `WHERE`
 ) -> dict[str, str]:
-    "Convolutions and linear layers, but the last one, each with the layer behind which its units are switched off."
-    calls, modules = _calls(model, x[:2]), dict(model.named_modules())
+    """Convolutions and linear layers, but the one called last, each with the layer behind which its units are switched off.
+
+    The graph of a forward pass tells what reads a layer: normalisation and activation count as long as nothing else does.
+    """
     choose("where", where, WHERE)
-    once = {n for n, *_ in calls if sum(n == other for other, *_ in calls) == 1}
-    linear, out = list(linear_layers(model, x[:2])), {}
-    for i, (name, _, gave) in enumerate(calls):
-        if not isinstance(modules[name], (nn.modules.conv._ConvNd, nn.Linear)) or name not in once or linear and name == linear[-1]: continue
-        place = name
-        while where == "activation":
-            readers = [(j, n, g) for j, (n, read, g) in enumerate(calls) if j > i and read is gave]
-            if not readers or readers[0][1] not in once or not isinstance(modules[readers[0][1]], _NORMS + _ACTS): break
-            if len(readers) > 1 and readers[0][2] is not gave: break  # somebody else reads what is before the activation
-            i, place, gave = readers[0]
+    calls, readers = _calls(model, x[:2])
+    times, out = Counter(n for n, *_ in calls), {}
+    own = [(i, *call) for i, call in enumerate(calls) if isinstance(call[1], _LAYERS)][:-1]
+    for i, name, layer, _, gave in own:
+        if times[name] > 1: continue
+        place, norms = name, _NORMS + ((nn.LayerNorm, nn.RMSNorm) if isinstance(layer, nn.Linear) else ())
+        while where == "activation" and readers[gave] == 1:
+            behind = [(n, g) for n, m, read, g in calls if read is gave and times[n] == 1 and isinstance(m, norms + _ACTS)]
+            if not behind: break
+            place, gave = behind[0]
         out[name] = place
     if not out: raise ValueError("the network has no convolution or linear layer, but perhaps the last, that is called once")
     return out
@@ -70,11 +84,13 @@ class Masked:
     "A network under masks: `masked(x, mask)` gives the logits of inputs (b, ...) under the rows of a mask (b, units)."
 
     def __init__(self, model: nn.Module, data: NoisyDataset, layers: Sequence[str] | None = None, where: str = "activation"):
-        at = unit_layers(model, data.x, where) if layers is None else {k: k for k in layers}
+        if layers is not None and not len(layers): raise ValueError("layers=[] names no layer whose units could be switched off")
+        at, modules = unit_layers(model, data.x, where) if layers is None else {k: k for k in layers}, dict(model.named_modules())
         with examples(None): (_, got), = activations(model, data.x[:2], list(at.values()))
         self.model, self.data, self.sites, self.units = model, data, [], 0
         for layer, place in at.items():
-            dim = got[place].ndim - 1 if isinstance(model.get_submodule(layer), nn.Linear) or got[place].ndim == 3 and layers is not None else 1
+            conv = isinstance(modules.get(layer), nn.modules.conv._ConvNd)
+            dim = 1 if conv or got[place].ndim > 3 else got[place].ndim - 1  # (n, C, ...), or (n, tokens, C)
             self.sites.append(_Site(layer, place, dim, self.units, self.units + got[place].shape[dim]))
             self.units = self.sites[-1].stop
 
@@ -133,15 +149,16 @@ class _Search:
         return x + self.sd * torch.randn(x.shape, generator=g, dtype=x.dtype).to(x.device)
 
     def look(self, x: Tensor, rows: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        "Predictions (B,) of the examples x (B, copies, ...) under masks (B, units), and the scores (B, units)."
+        "Predictions (B,) of the examples x (B, copies, ...) under masks (B, units), and the units (B,) of largest score."
         data, masks = self.net.data, masks.detach().requires_grad_()
         logits = self.net(x.flatten(0, 1), masks.repeat_interleave(self.copies, 0), data.index[rows].repeat_interleave(self.copies)).unflatten(0, (-1, self.copies)).mean(1)
         gain = -loss_of(logits, data.y[rows], "none").sum()
         if self.mode == "exact" or self.mode == "hybrid": gain = gain + self._loss(self.reference, masks).sum()
         grad = torch.autograd.grad(gain, masks)[0]
         if self.mode != "exact": grad = grad + self.shared
-        guess = logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()
-        return guess, torch.where(masks > 0, grad, -torch.inf).detach()
+        guess, score = logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long(), torch.where(masks > 0, grad, -torch.inf).detach()
+        best = score.amax(1, keepdim=True)
+        return guess, (score >= best - torch.finfo(score.dtype).eps**0.6 * best.abs()).int().argmax(1)  # the first of those that only rounding tells apart
 
 # %% ../nbs/09_units.ipynb #cell12
 def critical_units(
@@ -167,8 +184,9 @@ def critical_units(
     that on given labels of training examples afterwards. `ValueError` for a row that is not there.
     """
     choose("mode", mode, MODES)
-    rows = torch.arange(len(data)) if rows is None else torch.as_tensor(rows)
-    rows = (rows.nonzero()[:, 0] if rows.dtype == torch.bool and rows.shape == data.y.shape else rows).tolist()
+    rows = torch.arange(len(data)) if rows is None else torch.as_tensor(rows) if len(rows) else torch.zeros(0, dtype=torch.int64)
+    if rows.ndim != 1 or rows.is_floating_point() or rows.dtype == torch.bool and len(rows) != len(data): raise ValueError(f"rows are {rows.dtype} {tuple(rows.shape)}; they must be integers (k,), or torch.bool ({len(data)},)")
+    rows = (rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows).tolist()
     if bad := [r for r in rows if not 0 <= r < len(data)]: raise ValueError(f"rows {bad[:3]} are not there: the data have {len(data)} examples")
     for name, v, least in (("most", most, 1), ("copies", copies, 1), ("batch", batch, 1), ("check", check, 0), ("noise", noise, 0)):
         if v < least: raise ValueError(f"{name}={v} must be {least} or more")
@@ -187,8 +205,8 @@ def _hunt(net: Masked, rows: list[int], search: _Search, most: int, check: int, 
                 x, masks = (torch.cat([x, x_new]), torch.cat([masks, m_new])) if active else (x_new, m_new)
                 active, removed = active + new, removed | {i: [] for i in new}
             at = torch.tensor([rows[i] for i in active], device=data.y.device)
-            guess, score = search.look(x, at, masks)
-            flipped, worst, stay = (guess != data.y[at]).tolist(), score.argmax(1).tolist(), []
+            guess, worst = search.look(x, at, masks)
+            flipped, worst, stay = (guess != data.y[at]).tolist(), worst.tolist(), []
             for j, i in enumerate(active):
                 if flipped[j] or len(removed[i]) >= min(most, net.units):
                     outcome = "misclassified" if not removed[i] and flipped[j] else "flipped" if flipped[j] else "kept"

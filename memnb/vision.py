@@ -6,6 +6,7 @@
 __all__ = ['dense', 'cnn', 'alexnet', 'ScaledLinear', 'Residual', 'resnet9', 'resnet50', 'Attention', 'Block', 'ViT', 'vit']
 
 # %% ../nbs/01_vision.ipynb #cell02
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 import torch
@@ -85,10 +86,10 @@ def _conv(a: int, b: int, kernel: int = 3, stride: int = 1, padding: int = 1) ->
 
 # %% ../nbs/01_vision.ipynb #cell10
 def _picture(shape: Sequence[int], n_classes: int, **above_zero):
-    if len(shape) != 3: raise ValueError(f"shape={tuple(shape)} must be (channels, height, width)")
+    if len(shape) != 3 or min(shape) < 1: raise ValueError(f"shape={tuple(shape)} must be (channels, height, width), each 1 or more")
     if n_classes < 2: raise ValueError(f"n_classes={n_classes} must be 2 or more")
     for name, v in above_zero.items():
-        if not v > 0: raise ValueError(f"{name}={v} must be above 0")
+        if not 0 < v < math.inf: raise ValueError(f"{name}={v} must be above 0")
 
 def resnet9(
     shape: Sequence[int] = (3, 32, 32),  # of one input: channels, height, width; height and width at least 8
@@ -121,7 +122,9 @@ def resnet50(
     _picture(shape, n_classes)
     with seeded(seed):
         net = torchvision.models.resnet50(num_classes=n_classes)
-        if shape[0] != 3: net.conv1 = nn.Conv2d(shape[0], 64, 7, 2, 3, bias=False)
+        if shape[0] != 3:
+            net.conv1 = nn.Conv2d(shape[0], 64, 7, 2, 3, bias=False)
+            nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's
     return net.to(memory_format=torch.channels_last)
 
 # %% ../nbs/01_vision.ipynb #cell16
@@ -180,5 +183,6 @@ def vit(
     "A small vision transformer (localization, section 3): `patches, blocks.0, ..., norm, out`."
     _picture(shape, n_classes, patch=patch, width=width, depth=depth, heads=heads, hidden=hidden)
     if shape[1] % patch or shape[2] % patch: raise ValueError(f"patch={patch} does not divide inputs of {shape[1]} x {shape[2]}")
+    if not 0 <= dropout < 1: raise ValueError(f"dropout={dropout} must lie in [0, 1)")
     if width % heads: raise ValueError(f"width={width} is no multiple of heads={heads}")
     with seeded(seed): return ViT(shape, patch, width, depth, heads, hidden, dropout, n_classes, shifted)

@@ -146,6 +146,39 @@ def test_a_stream_that_is_left_early():
     for _ in activations(net, inputs(), ["fc1"], 4): break
     assert hooks(net) == 0 and modes(net) == before and torch.is_grad_enabled()
 
+# --- the examples of a batch
+
+class Notes(nn.Module):
+    "Passes its input on, and keeps what it is told of the examples."
+    def __init__(self):
+        super().__init__()
+        self.told = []
+    def forward(self, x):
+        self.told.append(present_examples())
+        return x
+
+INDEX = torch.arange(10).flip(0) * 3
+
+def outside() -> bool:
+    "Whether no examples are known, as a message says with its remedy."
+    with pytest.raises(RuntimeError, match=r"index is missing.*with examples\(index\).*predict.*examples\(None\)") as e: present_examples()
+    return e.value.__cause__ is None and e.value.__suppress_context__
+
+def test_examples_of_a_block():
+    assert outside()
+    with examples(INDEX):
+        assert present_examples() is INDEX
+        with examples(None):
+            assert present_examples() is None
+            with pytest.raises(KeyError), examples(INDEX[:2]):
+                assert torch.equal(present_examples(), INDEX[:2])
+                raise KeyError
+            assert present_examples() is None
+        assert present_examples() is INDEX
+    assert outside()
+    with pytest.raises(KeyError), examples(INDEX): raise KeyError
+    assert outside()
+
 STREAMS = dict(predict=predict, activations=lambda net, x, batch, index=None: list(activations(net, x, ["0"], batch, index)))
 
 @pytest.mark.parametrize("look", STREAMS.values(), ids=STREAMS)
@@ -559,8 +592,8 @@ class Listed(nn.Module):
         self.heads = nn.ModuleList([nn.Linear(3, 1), nn.Linear(3, 2)])
 
 def nested() -> nn.Sequential:
-    row = lambda *parts: nn.Sequential(*parts)
-    return row(row(row(nn.Linear(2, 2), nn.ReLU()), nn.ReLU(), row(row(nn.Linear(2, 2)), row(nn.Linear(2, 2)))), row(row(nn.Linear(2, 2)), nn.Linear(2, 2)), nn.Linear(2, 2))
+    row, fc = nn.Sequential, lambda: nn.Linear(2, 2)
+    return row(row(row(fc(), nn.ReLU()), nn.ReLU(), row(row(fc()), row(fc()))), row(row(fc()), fc()), fc())
 
 PER_LAYER = [f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1)]
 GROUPED = dict(
@@ -595,7 +628,8 @@ def grown(tree) -> nn.Module:
     if not isinstance(tree, tuple): return dict(linear=lambda: nn.Linear(2, 2), norm=lambda: nn.BatchNorm1d(2), relu=nn.ReLU)[tree]()
     return (nn.Sequential if tree[0] == "row" else lambda *parts: nn.ModuleList(parts))(*map(grown, tree[1]))
 
-trees = st.recursive(st.sampled_from(["linear", "norm", "relu"]), lambda part: st.tuples(st.sampled_from(["row", "list"]), st.lists(part, max_size=3)), max_leaves=12)
+trees = st.recursive(st.sampled_from(["linear", "norm", "relu"]), lambda part: st.tuples(st.sampled_from(["row", "list"]), st.lists(part, max_size=3)),
+                     max_leaves=12)
 
 @settings(deadline=None)
 @given(trees)

@@ -1,6 +1,6 @@
 """Training is the loop anybody would write, to the last bit; a killed run ends as if nothing had been; nonsense is refused at once."""
 import io, json, math, multiprocessing, os, random, signal, time
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 import pytest, torch
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
 from memnb import trainer
 from memnb.datasets import NoisyDataset
+from memnb.layers import present_examples
 from memnb.runs import Run, load
 from memnb.steps import OPTIMIZERS, SCHEDULES, Diverged, expect, order, recorded_times, steps_of
 
@@ -104,9 +105,11 @@ def test_one_logit_for_two_classes():
     assert same(state(ours), state(theirs))
     assert torch.equal(run.prediction[-1], (theirs(data.x)[:, 0] > 0).to(torch.int16))
 
-BY_HAND = {"constant": lambda i, n: 1, "cosine": lambda i, n: (1 + math.cos(math.pi * i / n)) / 2, "linear": lambda i, n: 1 - i / n}
+BY_HAND = {"constant": lambda i, n: 1, "cosine": lambda i, n: (1 + math.cos(math.pi * i / n)) / 2, "linear": lambda i, n: 1 - i / n,
+           "triangle": lambda i, n: 0.04 + 0.96 * i / (n / 5 - 1) if i <= n / 5 - 1 else 1 - (1 - 4e-6) * (i - n / 5 + 1) / (0.8 * n)}
 THEIRS = {"constant": lambda o, n: None, "cosine": lr_scheduler.CosineAnnealingLR,
-          "one_cycle": lambda o, n: lr_scheduler.OneCycleLR(o, 0.1, n), "linear": lambda o, n: lr_scheduler.LinearLR(o, 1, 0, n)}
+          "one_cycle": lambda o, n: lr_scheduler.OneCycleLR(o, 0.1, n), "linear": lambda o, n: lr_scheduler.LinearLR(o, 1, 0, n),
+          "triangle": lambda o, n: lr_scheduler.OneCycleLR(o, 0.1, n, pct_start=0.2, anneal_strategy="linear", cycle_momentum=False)}
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_named_schedules(name):
@@ -116,6 +119,9 @@ def test_named_schedules(name):
     plain(theirs, data, 3, sgd, THEIRS[name](sgd, n))
     assert same(state(ours), state(theirs)) and len(lrs) == n
     if name in BY_HAND: assert lrs == pytest.approx([0.1 * BY_HAND[name](i, n) for i in range(n)], abs=1e-12)
+
+@pytest.mark.parametrize("n", [1, 2, 4, 6, pytest.param(5, marks=pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason="it rises in 0 steps"))])
+def test_a_triangle_of_few_steps(n): assert len(fit(net(), noisy(n), 1, batch=1, schedule="triangle").time) == 2
 
 def test_objects_of_ones_own():
     (ours, theirs), data = (net(), net()), noisy()
@@ -481,6 +487,139 @@ def test_diverged_after_the_last_recorded_time():
 def test_what_is_recorded_is_finite():
     with pytest.raises(Diverged) as e: fit(model := net(), noisy(), 1, lr=1e38, batch=None)
     assert e.value.run.time.tolist() == [0] and same(state(model), state(net()))
+
+# --- a backward pass of one's own
+
+def mean(s, losses): losses.mean().backward()
+
+@pytest.mark.parametrize("model, k, how", [(dropout, 3, dict(momentum=0.9)), (dropout, 3, dict(clip=0.3, optimizer="adam", schedule="cosine")),
+                                           (partial(net, out=1), 2, dict()), (net, 3, dict(autocast=torch.bfloat16)), (net, 3, dict(batch=None))])
+def test_the_mean_as_ones_own_backward_is_the_same_run(model, k, how):
+    how = dict(test=noisy(20, k, seed=1), times=[0, 1.25, 2], checkpoints=[0, 1.25, 2], lr=0.05, batch=BATCH) | how
+    a, b = (fit(model(), noisy(k=k), 2, **how | more) for more in (dict(), dict(backward=mean)))
+    assert b.config == a.config | dict(backward="mean") and "backward" not in a.config
+    same_run(a, replace(b, config=a.config))
+
+@pytest.mark.parametrize("more", [dict(), dict(clip=0.3)])
+def test_weighted_losses_against_the_loop_anybody_would_write(more):
+    data, (ours, theirs), weight = noisy(), (dropout(), dropout()), torch.rand(N, generator=torch.Generator().manual_seed(2))
+    fit(ours, data, 3, lr=0.05, momentum=0.9, batch=BATCH, backward=lambda s, losses: (weight[s.batch] * losses).sum().backward(), **more)
+    sgd = SGD(theirs.parameters(), 0.05, 0.9, fused=True)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        for step in range(3 * PER):
+            rows = order(N, step // PER, 0)[step % PER * BATCH:][:BATCH]
+            sgd.zero_grad()
+            sum(weight[i] * loss for i, loss in zip(rows, F.cross_entropy(theirs(data.x[rows]), data.y[rows], reduction="none"))).backward()
+            if more: nn.utils.clip_grad_norm_(theirs.parameters(), 0.3)
+            sgd.step()
+    for a, b in zip(state(ours).values(), state(theirs).values()): assert torch.allclose(a, b, atol=1e-6)
+    assert not torch.allclose(state(ours)["0.weight"], state(dropout())["0.weight"], atol=1e-2)
+
+@pytest.mark.parametrize("k, out", [(3, 3), (2, 1)])
+def test_what_a_backward_is_given(k, out):
+    data, calls = noisy(k=k), []
+    def own(s, losses):
+        z, y = s.logits.detach(), data.y[s.batch]
+        right = F.binary_cross_entropy_with_logits(z[:, 0], y.float(), reduction="none") if out == 1 else z.logsumexp(1) - z.gather(1, y[:, None])[:, 0]
+        assert losses.requires_grad and torch.allclose(losses, right, atol=1e-6) and all(p.grad is None for p in s.model.parameters())
+        calls.append(("backward", s.step, len(losses)))
+        losses.mean().backward()
+    def after(s): calls.append(("grad", s.step, sum(p.grad is not None for p in s.model.parameters())))
+    fit(net(out=out), data, 1, batch=BATCH, backward=own, each_step=[after])
+    assert calls == [v for i, n in enumerate([16, 16, 16, 2]) for v in (("backward", i, n), ("grad", i, 4))]
+
+def test_a_run_of_another_backward_is_another_run(tmp_path):
+    how = dict(data=noisy(), epochs=1, batch=BATCH, folder=tmp_path / "run")
+    def twice(s, losses): (2 * losses.mean()).backward()
+    run = fit(net(), backward=mean, **how)
+    assert load(tmp_path / "run").config["backward"] == "mean" and torch.equal(fit(net(), backward=mean, **how).loss, run.loss)
+    for other in (dict(), dict(backward=twice)):
+        with pytest.raises(ValueError, match="another run: it differs in backward$"): fit(net(), **how, **other)
+
+@pytest.mark.parametrize("own", [dict(), dict(backward=mean)])
+def test_a_backward_does_not_hide_a_loss_that_is_not_finite(own):
+    with pytest.raises(Diverged, match="put back to time 0"): fit(net(), **diverging([0]), **own)
+
+@pytest.mark.xfail(strict=True, raises=AttributeError, reason="a partial function has no __qualname__")
+def test_a_backward_without_a_name():
+    assert "mean" in fit(net(), noisy(), 1, backward=partial(mean)).config["backward"]
+
+# --- the examples that a layer is told of
+
+class Notes(nn.Module):
+    "Passes its input on, and keeps what it is told of the examples, and its mode."
+    def __init__(self):
+        super().__init__()
+        self.told = []
+    def forward(self, x):
+        told = present_examples()
+        self.told.append((self.training, None if told is None else told.tolist()))
+        return x
+
+def outside() -> bool:
+    with pytest.raises(RuntimeError, match="index is missing"): present_examples()
+    return True
+
+@pytest.mark.parametrize("own", [dict(), dict(backward=mean)])
+def test_a_layer_is_told_which_examples_it_sees(own):
+    data, held = noisy(80).subset(torch.randperm(80, generator=torch.Generator().manual_seed(3))[:N]), noisy(20, seed=1)
+    model, rows, looks = net(notes := Notes()), [], []
+    went = train(model, data, 2, held, batch=BATCH, observe=[lambda s: looks.append(outside())], each_step=[lambda s: rows.append(s.batch)], **own)
+    assert all(told is None and not training for training, told in notes.told)  # what is asked before any work
+    notes.told.clear()
+    for _ in went: assert outside()
+    look = [(False, data.index.tolist()), (False, None)]
+    steps = [[(True, data.index[r].tolist()) for r in rows[i:i + PER]] for i in (0, PER)]
+    assert notes.told == [*look, *steps[0], *look, *steps[1], *look] and len(looks) == 3 and data.index.tolist() != list(range(N))
+
+def test_without_a_test_set_nobody_is_unknown():
+    notes = Notes()
+    for _ in (went := train(net(notes), noisy(), 1, batch=BATCH)): break
+    assert notes.told[-1] == (False, list(range(N))) and outside()
+    went.close()
+
+def test_the_examples_end_where_a_step_fails():
+    def fails(s, losses): raise KeyError
+    with pytest.raises(KeyError): fit(net(Notes()), noisy(), 1, backward=fails)
+    assert outside()
+
+# --- what it will cost
+
+class Slow(nn.Module):
+    "20 ms a pass in training, 50 ms in evaluation."
+    def forward(self, x):
+        time.sleep(0.02 if self.training else 0.05)
+        return x
+
+@pytest.mark.parametrize("batch", [3, BATCH, pytest.param(N, marks=pytest.mark.xfail(strict=True, reason="one step an epoch counts as two intervals")),
+                                   pytest.param(1000, marks=pytest.mark.xfail(strict=True, reason="as for one step an epoch"))])
+def test_costs(batch):
+    step, look = trainer.costs(net(nn.ReLU(), Slow()), noisy(), noisy(20, seed=1), batch, [lambda s: time.sleep(0.1)])
+    assert type(step) is type(look) is float and 0.02 <= step < 0.1 and 0.2 <= look < 0.6
+
+def test_costs_leave_no_trace():
+    model, data, seen = dropout(), noisy(), []
+    model[1].eval()
+    before, modes, torch_rng, rng = state(model), [m.training for m in model.modules()], torch.random.get_rng_state(), random.getstate()
+    step, look = trainer.costs(model, data, batch=BATCH, observe=[lambda s: seen.append((s.time, s.step, s.data.digest, s.model))])
+    assert step > 0 and look > 0 and same(state(model), before) and [m.training for m in model.modules()] == modes
+    assert torch.equal(torch.random.get_rng_state(), torch_rng) and random.getstate() == rng and all(p.grad is None for p in model.parameters())
+    assert len(seen) == 1 and seen[0][:3] == (0, 0, data.digest) and seen[0][3] is not model
+
+def test_costs_of_a_layer_that_is_told_its_examples():
+    model = net(notes := Notes())
+    assert min(trainer.costs(model, noisy(), noisy(20), BATCH)) > 0 and not notes.told
+
+def test_costs_of_a_backward_of_ones_own():
+    calls = []
+    def own(s, losses):
+        calls.append((len(losses), s.optimizer.param_groups[0]["momentum"]))
+        losses.mean().backward()
+    assert min(trainer.costs(net(), noisy(), batch=BATCH, backward=own, momentum=0.9)) > 0 and calls == [(n, 0.9) for n in (16, 16, 16, 2)]
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="batch=None, with which train takes all examples, is not known to costs")
+def test_costs_of_all_examples_at_once(): assert min(trainer.costs(net(), noisy(), batch=None)) > 0
 
 # --- requests that make no sense
 

@@ -56,7 +56,7 @@ def resnet9_by_hand(p, x, train) -> tuple:
         h = F.conv2d(h, p[f"{name}.conv.weight"], None, stride, padding)
         w, b, mean, var = (p[f"{name}.norm.{k}"][:, None, None] for k in ("weight", "bias", "running_mean", "running_var"))
         if train:
-            for k, v in dict(mean=h.mean((0, 2, 3)), var=h.var((0, 2, 3))).items(): stats[f"{name}.norm.running_{k}"] = 0.9 * p[f"{name}.norm.running_{k}"] + 0.1 * v
+            for k, v in {f"{name}.norm.running_mean": h.mean((0, 2, 3)), f"{name}.norm.running_var": h.var((0, 2, 3))}.items(): stats[k] = 0.9 * p[k] + 0.1 * v
             mean, var = h.mean((0, 2, 3), keepdim=True), h.var((0, 2, 3), correction=0, keepdim=True)
         return ((h - mean) / (var + 1e-5).sqrt() * w + b).clamp_min(0)
     h = layer(layer(x, "conv1"), "conv2", 2, 2)
