@@ -218,13 +218,18 @@ def load(
 # %% ../nbs/00_datasets.ipynb #cell36
 def c_scores(
     path: str | Path,  # of a `.npz` with `scores` (N,) and `labels` (N,), over the whole source
-    data: NoisyDataset,
+    data: NoisyDataset,  # with all classes of the source
 ) -> Tensor:
     "(n,) float32 in [0, 1]: the examples' C-scores, by their index. `ValueError` if the file's labels are not the data's true ones."
     if data.clean is None: raise ValueError("clean labels are unknown, so the order of the scores cannot be checked")
-    with np.load(Path(path).expanduser(), allow_pickle=False) as z:
+    z = np.load(Path(path).expanduser(), allow_pickle=False)
+    if not isinstance(z, np.lib.npyio.NpzFile): raise ValueError(f"{path} is a single array, not a .npz file of scores and labels")
+    with z:
         if missing := {"scores", "labels"} - set(z.files): raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; it holds {', '.join(z.files)}")
-        scores, labels = torch.from_numpy(z["scores"]).float(), torch.from_numpy(z["labels"]).long()
+        scores, labels = z["scores"], z["labels"].reshape(-1)
+    if scores.dtype.kind != "f" or labels.dtype.kind not in "ui" or not ((0 <= scores) & (scores <= 1)).all():
+        raise ValueError(f"{path}: scores must be numbers in [0, 1] and labels integers; they are {scores.dtype} and {labels.dtype}")
+    scores, labels = torch.from_numpy(scores).float(), torch.from_numpy(labels.astype(np.int64))
     at, clean = data.index.cpu(), data.clean.cpu()
     if scores.shape != labels.shape or scores.ndim != 1 or int(at.max()) >= len(scores): raise ValueError(f"{path} scores {tuple(scores.shape)} examples; the data's index goes up to {int(at.max())}")
     if wrong := int((labels[at] != clean).sum()): raise ValueError(f"{path} is in another order: {wrong} of {len(data)} labels differ from the data's true ones")

@@ -39,7 +39,8 @@ HOW = {  # network -> what it is trained with, unless another value is given
 
 _LAST = dict(epochs=100, stop_at=None, every=5, rhos="0.4,0.8")  # the figures about the last layer run 100 epochs
 FIGURES = {"latent_resist": _LAST, "latent_interventions": _LAST}  # figure -> what it takes in place of the preset's
-SMALLER = {"quick": dict(lr=0.05, rhos="0.6"), "ci": dict(rhos="0.6", epochs=60, every=20)}  # ... where a tenth of the rate must still train
+SMALLER = {"quick": dict(lr=0.05, rhos="0.6"), "small": dict(n=1000, rhos="0.4"),  # ... where a tenth of the rate must still train, and many variants
+           "ci": dict(rhos="0.6", epochs=60, every=20)}
 
 # %% ../nbs/22_latent.ipynb #cell07
 _share, _kinds = (lambda v: 0 <= v <= 1), [k for k in NOISE if k != "matrix"]
@@ -65,6 +66,7 @@ def parameters(figure: str, n=None, **given) -> Params:
     model = given.get("model") or PRESETS.get(given["preset"], _PAPER)["model"]
     own = FIGURES.get(figure, {})
     if own: own = own | SMALLER.get(given["preset"], {})
+    n = own.get("n") if n is None else n
     given = {k: HOW.get(model, {}).get(k, own.get(k)) if v is None else v for k, v in given.items()}
     if given.get("rho") is not None: given["rhos"] = [given["rho"]]
     p = settle(figure, PRESETS, RULES, given | dict(n=n, rho=0 if given.get("rho") is None else given["rho"]))

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from functools import partial
 import polars as pl, torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -36,7 +37,7 @@ class _Prefix:
         self.layers, modules = dict(model.named_modules(remove_duplicate=False)), list(model.modules())
         hooked = {m for m in modules if m._forward_hooks}  # a hook that changes the output would change it twice
         handles = [h for m in modules for h in (m.register_forward_pre_hook(self._enter, with_kwargs=True), m.register_forward_hook(self._leave, with_kwargs=True))]
-        try: model(x)
+        try: self.logits = model(x)
         finally:
             for h in handles: h.remove()
         self.whole = {m for m, (out, version) in self.out.items() if version == _version(out)} - hooked
@@ -120,7 +121,7 @@ def rewind(
     choose("convention", convention, CONVENTIONS)
     net, layers, mask = _begin(run, data, layers, mask, model)
     near = lambda t: next((k for k in run.checkpoints if abs(k - t) <= 1e-9 * max(1, abs(t))), None)
-    if missing := [t for t in times or () if near(t) is None]: raise ValueError(f"no checkpoints at {missing}; there are {sorted(run.checkpoints)}")
+    if missing := [t for t in ([] if times is None else times) if near(t) is None]: raise ValueError(f"no checkpoints at {missing}; there are {sorted(run.checkpoints)}")
     times = sorted(run.checkpoints) if times is None else list(dict.fromkeys(map(near, times)))
     return pl.DataFrame(_reestimated(net, run, data, layers, times, mask, batch, progress) if convention == "reestimated" else
                         _rewound(net, run, data, layers, times, mask, batch, convention == "buffers", cache, progress))
@@ -128,7 +129,7 @@ def rewind(
 # %% ../nbs/09_rewinding.ipynb #cell10
 def _rewound(net, run, data, layers, times, mask, batch, buffers, cache, progress) -> list[dict]:
     "Batch by batch, so that only one batch's activations are ever kept."
-    end, now = run.checkpoints[max(run.checkpoints)], net.state_dict()
+    last, now = max(run.checkpoints), net.state_dict()
     keys, hits = {layer: list(layer_state(net, layer, buffers)) for layer in layers}, {}
     with torch.no_grad(), tqdm(total=-(-len(data) // batch) * len(layers), desc="rewind", unit="layer", mininterval=0.5, disable=not progress) as bar:
         for (x, known), y in zip(parts(data.x, batch, data.index), data.y.split(batch)):
@@ -138,8 +139,8 @@ def _rewound(net, run, data, layers, times, mask, batch, buffers, cache, progres
                     with _replaying(prefix.before(layer)) if cache else nullcontext():
                         for t in times:
                             for k in keys[layer]: now[k].copy_(run.checkpoints[t][k])
-                            hits.setdefault((layer, t), []).append(_hits(net(x), y))
-                    for k in keys[layer]: now[k].copy_(end[k])
+                            hits.setdefault((layer, t), []).append(_hits(prefix.logits if cache and t == last else net(x), y))
+                    for k in keys[layer]: now[k].copy_(run.checkpoints[last][k])
                     bar.update()
     return [row for (layer, t), h in hits.items() for row in _rows(torch.cat(h), mask, layer=layer, time=t)]
 
@@ -162,8 +163,6 @@ def _fresh(net: nn.Module, run: Run, data: NoisyDataset, layer: str) -> nn.Modul
     if not used: raise ValueError(f"layer {layer!r} is never used, so it cannot be trained")
     return anew.train()
 
-def _halfway(optimizer, steps: int): return triangle(optimizer, steps, 0.5)
-
 def retrain(
     run: Run,  # with checkpoints, one of them at time 0
     data: NoisyDataset,  # the run's own
@@ -179,7 +178,7 @@ def retrain(
     if 0 not in run.checkpoints: raise ValueError(f"the run has no checkpoint at time 0, where the layer begins anew; there are {sorted(run.checkpoints)}")
     (net, layers, mask), frames = _begin(run, data, layers, mask, model), []
     seen = lambda s: _rows(_hits(predict(s.model, data.x, index=data.index), data.y), mask)
-    how = dict(optimizer="sgd", schedule=_halfway, lr=0.1, batch=512, device=data.x.device, times=range(epochs + 1)) | options
+    how = dict(optimizer="sgd", schedule=partial(triangle, peak=0.5), lr=0.1, batch=512, device=data.x.device, times=range(epochs + 1)) | options
     if how["optimizer"] == "sgd": how = dict(momentum=0.9, weight_decay=5e-4) | how
     for layer in layers: _fresh(net, run, data, layer)
     for layer in tqdm(layers, desc="retrain", unit="layer", mininterval=0.5, disable=not progress):

@@ -21,6 +21,8 @@ from .stacked import fit_stacked
 from .trainer import fit
 
 # %% ../nbs/09_scores.ipynb #cell05
+def _parts(model: nn.Module) -> list[str]: return list(dict.fromkeys(["input", *(g for g in layer_groups(model) if g in layer_names(model))]))
+
 def _embedding(value: Tensor) -> Tensor:
     "(n, d); feature maps are averaged down to 4 x 4."
     if value.ndim == 4 and value.shape[2] * value.shape[3] > 16: value = F.adaptive_avg_pool2d(value, (min(4, value.shape[2]), min(4, value.shape[3])))
@@ -28,7 +30,7 @@ def _embedding(value: Tensor) -> Tensor:
 
 def _neighbours(e: Tensor, y: Tensor, k: int, n_classes: int, batch: int = 512) -> Tensor:
     "(n,) majority label of each example's k nearest others."
-    votes, one_hot = [], F.one_hot(y, n_classes)
+    votes, one_hot, e = [], F.one_hot(y, n_classes), e - e.mean(0)  # far from zero, distances lose their digits
     for rows in torch.arange(len(e), device=e.device).split(batch):
         far = torch.cdist(e[rows], e)
         far[torch.arange(len(rows)), rows] = torch.inf
@@ -44,7 +46,7 @@ def prediction_depth(
     batch: int = 1024,
 ) -> Tensor:
     "(n,) int64: 0 where the first layer already decides, the number of layers where none agrees with the network."
-    if layers is None: layers = ["input", *(g for g in layer_groups(model) if g in layer_names(model))]
+    if layers is None: layers = _parts(model)
     if not 1 <= k < len(data): raise ValueError(f"k={k} neighbours need more than {k} examples; there are {len(data)}")
     logits, agree = predict(model, data.x, batch, data.index), []
     final = logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()
@@ -63,24 +65,24 @@ SCORES = {  # name -> who proposed it
 def mislabel_scores(
     run: Run,
     data: NoisyDataset,  # the run's own
-    model: nn.Module | None = None,  # the trained network; None: rebuilt from the run's last checkpoint; depth and disagreement need it
+    model: nn.Module | None = None,  # the trained network; None: rebuilt from the run's last checkpoint, if it is memnb's with nothing attached; depth and disagreement need it
     units: pl.DataFrame | None = None,  # of `critical_units`
     k: int = 30,  # neighbours of the prediction depth
     layers: Sequence[str] | None = None,  # of depth and disagreement; default: the input and `layer_groups`
 ) -> pl.DataFrame:
     "One row an example: `row, index, label, noisy` and a column for each of `SCORES` that the run tells, higher where a label is more suspicious."
     run.check(data)
-    if model is None and run.checkpoints and "model" in run.config: model = run.at(max(run.checkpoints)).to(data.x.device)
+    if model is None and run.checkpoints and "model" in run.config and not run.config.get("what"): model = run.at(max(run.checkpoints)).to(data.x.device)
     out = dict(row=range(len(data)), index=data.index.tolist(), label=data.y.tolist(), noisy=None if data.clean is None else data.is_noisy.tolist())
     out |= dict(learning_time=run.learning_time().tolist(), forgetting=run.forgetting().tolist(), margin=(-run.margin.double().mean(0)).tolist(),
                 loss=run.loss.double().mean(0).tolist(), final_loss=run.loss[-1].double().tolist())
     if model is not None:
-        if layers is None: layers = ["input", *(g for g in layer_groups(model) if g in layer_names(model))]
-        said = [guess != data.y for (layer, _), guess in probe_answers(model, data, layers, ("masc", "velpic", "cosine")).items() if layer != "output"]
+        if layers is None: layers = _parts(model)
+        said = [guess != data.y for (_, name), guess in probe_answers(model, data, layers, ("masc", "velpic", "cosine")).items() if name != "model"]
         out |= dict(prediction_depth=prediction_depth(model, data, layers, k).double().tolist(), probe_disagreement=torch.stack(said).double().mean(0).tolist())
     frame = pl.DataFrame(out)
     if units is None: return frame
-    found = units.filter(pl.col("outcome") != "misclassified").select("row", critical_units=-pl.col("units").cast(pl.Float64))
+    found = units.filter(pl.col("outcome") != "misclassified").select("row", critical_units=-pl.col("units").cast(pl.Float64)).unique("row", maintain_order=True)
     return frame.join(found, on="row", how="left", maintain_order="left")
 
 def detection(scores: pl.DataFrame, truth: str = "noisy") -> pl.DataFrame:
@@ -88,7 +90,8 @@ def detection(scores: pl.DataFrame, truth: str = "noisy") -> pl.DataFrame:
 
     `auc` is the chance that a wrong label's score is higher than a right one's. `ValueError` where the truth is unknown.
     """
-    if truth not in scores.columns or scores[truth].null_count() == len(scores): raise ValueError(f"there is no column {truth!r} that says which labels are wrong")
+    if truth in scores.columns: scores = scores.filter(pl.col(truth).is_not_null())
+    if truth not in scores.columns or not len(scores): raise ValueError(f"there is no column {truth!r} that says which labels are wrong")
     rows = []
     for name in (c for c in SCORES if c in scores.columns):
         part = scores.filter(pl.col(name).is_not_null(), pl.col(name).is_not_nan())
@@ -117,7 +120,7 @@ def second_split_forgetting(
             hits.append((logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()) == first.y)
         fit(model, data.subset(b), second, times=range(second + 1), observe=[look], **options)
         wrong = (~torch.stack(hits)).flip(0).long().cumprod(0).sum(0)  # recorded times at the end
-        out[a.cpu()] = torch.tensor([math.inf, *range(second, -1, -1)], dtype=torch.float64)[wrong.cpu()]
+        out[a.cpu()] = torch.tensor([math.inf, *range(len(hits) - 1, -1, -1)], dtype=torch.float64)[wrong.cpu()]
     return out
 
 # %% ../nbs/09_scores.ipynb #cell13

@@ -11,6 +11,7 @@ __all__ = ['OPTIMIZERS', 'SCHEDULES', 'triangle', 'make_optimizer', 'named', 'or
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -47,9 +48,10 @@ def make_optimizer(optimizer, parameters, lr: float, options: dict) -> torch.opt
 def named(thing) -> str | list:
     "A name, or what a configuration says of a function, optimizer or schedule."
     if isinstance(thing, str): return thing
-    if callable(thing): return getattr(thing, "func", thing).__qualname__ if hasattr(getattr(thing, "func", thing), "__qualname__") else type(thing).__name__
     is_plain = lambda v: all(map(is_plain, v)) if isinstance(v, (list, tuple)) else isinstance(v, (int, float, str, bool))
     plain = lambda d: {k: v for k, v in sorted(d.items()) if is_plain(v)}
+    if isinstance(thing, partial): return [named(thing.func), plain(thing.keywords)]
+    if callable(thing): return getattr(thing, "__qualname__", type(thing).__name__)
     groups = [plain(g) for g in getattr(thing, "param_groups", [])]
     return [type(thing).__name__, groups or plain({k: v for k, v in vars(thing).items() if not k.startswith("_")})]
 

@@ -6,6 +6,7 @@
 __all__ = ['MODES', 'owned', 'TiedDropout', 'StandardDropout', 'SparseChannels', 'by_mode', 'remembered']
 
 # %% ../nbs/09_tied.ipynb #cell02
+import math
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 import torch
@@ -90,7 +91,7 @@ class TiedDropout(_AtLayers):
 
     def act(self, site: int, value: Tensor, training: bool) -> Tensor:
         c, shaped = _channels(value)
-        if (fixed := int(self.p_gen * c + 0.5)) < 1: raise ValueError(f"p_gen={self.p_gen} leaves none of the {c} channels of {self.layers[site]!r} on; it must be at least {0.5 / c:.3g}")
+        if (fixed := int(self.p_gen * c + 0.5)) < 1: raise ValueError(f"p_gen={self.p_gen} leaves none of the {c} channels of {self.layers[site]!r} on; it must be at least {math.ceil(500 / c) / 1000:g}")
         mode = "own" if training else self.mode
         mask = value.new_zeros(1, c)
         mask[:, :fixed] = 1

@@ -201,7 +201,7 @@ def costs(model: nn.Module, data: NoisyDataset, test: NoisyDataset | None = None
     def now(*_):
         if data.x.is_cuda: torch.cuda.synchronize()
         stamps.append(time.perf_counter())
-    going = train(deepcopy(model), data, 12 * batch / len(data), test, [0], lr=1e-6, batch=batch, observe=observe, each_step=[now], device=data.x.device, **options)
+    going = train(deepcopy(model), data, 12 / math.ceil(len(data) / batch), test, [0], lr=1e-6, batch=batch, observe=observe, each_step=[now], device=data.x.device, **options)
     now(), next(going), now()
     for _ in going: pass
     return float(np.median(np.diff(stamps[2:]))), stamps[1] - stamps[0]

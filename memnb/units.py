@@ -24,8 +24,8 @@ _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 _ACTS = tuple(getattr(nn, k) for k in nn.modules.activation.__all__ if k not in ("GLU", "MultiheadAttention", "Softmax", "Softmax2d", "LogSoftmax", "Softmin"))
 
-def _calls(model: nn.Module, x: Tensor) -> tuple[list[tuple], Counter]:
-    "(name, module, graph node that it read, node that it gave) of each leaf in the order of calls; how many readers a node has."
+def _calls(model: nn.Module, x: Tensor) -> tuple:
+    "(name, module, graph node that it read, node that it gave) of each leaf in the order of calls; the node of the output."
     made, handles, first = [], [], lambda args, kwargs: args[0] if args else next(iter(kwargs.values()), None)
     node = lambda v: v.grad_fn if isinstance(v, Tensor) else None
     def note(name, m):
@@ -38,13 +38,17 @@ def _calls(model: nn.Module, x: Tensor) -> tuple[list[tuple], Counter]:
         with evaluating(model), examples(None), torch.enable_grad(): out = model(x.clone().requires_grad_())
     finally:
         for h in handles: h.remove()
-    readers, seen, todo = Counter(), set(), [out.grad_fn]
+    return made, out.grad_fn
+
+def _reads(top, bottom) -> int:
+    "How often the graph between two nodes reads the lower one."
+    count, seen, todo = 0, set(), [top]
     while todo:
-        if (n := todo.pop()) is None or n in seen: continue
+        if (n := todo.pop()) is None or n in seen or n is bottom: continue
         seen.add(n)
-        readers.update(k for k, _ in n.next_functions)
+        count += sum(k is bottom for k, _ in n.next_functions)
         todo += [k for k, _ in n.next_functions]
-    return made, readers
+    return count
 
 def unit_layers(
     model: nn.Module,
@@ -56,14 +60,14 @@ def unit_layers(
     The graph of a forward pass tells what reads a layer: normalisation and activation count as long as nothing else does.
     """
     choose("where", where, WHERE)
-    calls, readers = _calls(model, x[:2])
+    calls, end = _calls(model, x[:2])
     times, out = Counter(n for n, *_ in calls), {}
     own = [(i, *call) for i, call in enumerate(calls) if isinstance(call[1], _LAYERS)][:-1]
     for i, name, layer, _, gave in own:
         if times[name] > 1: continue
         place, norms = name, _NORMS + ((nn.LayerNorm, nn.RMSNorm) if isinstance(layer, nn.Linear) else ())
-        while where == "activation" and readers[gave] == 1:
-            behind = [(n, g) for n, m, read, g in calls if read is gave and times[n] == 1 and isinstance(m, norms + _ACTS)]
+        while where == "activation":
+            behind = [(n, g) for n, m, read, g in calls if read is gave and times[n] == 1 and isinstance(m, norms + _ACTS) and _reads(g, read) == _reads(end, read)]
             if not behind: break
             place, gave = behind[0]
         out[name] = place
@@ -119,6 +123,7 @@ class Masked:
         with examples(index): return self.model(x)
 
 # %% ../nbs/09_units.ipynb #cell10
+_PASS = 512  # inputs
 MODES = {"exact": 128, "hybrid": 8, "shared": 0}  # mode -> default size of the reference batch
 
 class _Search:
@@ -150,10 +155,14 @@ class _Search:
 
     def look(self, x: Tensor, rows: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         "Predictions (B,) of the examples x (B, copies, ...) under masks (B, units), and the units (B,) of largest score."
-        data, masks = self.net.data, masks.detach().requires_grad_()
+        few = max(1, _PASS // (self.copies + len(self.reference)))  # beyond that a pass gets no cheaper
+        return tuple(map(torch.cat, zip(*(self._look(*part) for part in zip(x.split(few), rows.split(few), masks.detach().split(few))))))
+
+    def _look(self, x: Tensor, rows: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        data, masks = self.net.data, masks.requires_grad_()
         logits = self.net(x.flatten(0, 1), masks.repeat_interleave(self.copies, 0), data.index[rows].repeat_interleave(self.copies)).unflatten(0, (-1, self.copies)).mean(1)
         gain = -loss_of(logits, data.y[rows], "none").sum()
-        if self.mode == "exact" or self.mode == "hybrid": gain = gain + self._loss(self.reference, masks).sum()
+        if self.mode != "shared": gain = gain + self._loss(self.reference, masks).sum()
         grad = torch.autograd.grad(gain, masks)[0]
         if self.mode != "exact": grad = grad + self.shared
         guess, score = logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long(), torch.where(masks > 0, grad, -torch.inf).detach()

@@ -1,9 +1,15 @@
 "What is drawn: thinning that keeps extremes, fixed colours, files that are pictures."
+import base64
+import io
+
+import numpy as np
 import polars as pl
 import pytest
+import torch
 from hypothesis import given, settings, strategies as st
+from PIL import Image
 
-from memnb.charts import COLORS, curves, panels, regions, thin, use_theme
+from memnb.charts import COLORS, DASHES, curves, dots, heat, level, panels, pictures, regions, thin, use_theme
 
 
 def frame(n=50, groups=("clean", "noisy"), seeds=1):
@@ -59,3 +65,118 @@ def test_saved_as_svg_and_png(tmp_path):
     svg = (tmp_path / "c.svg").read_text()
     for text in ("left", "right", "Both", "half", "clean", "early"): assert text in svg
     assert COLORS["clean"].lower() in svg.lower()
+
+
+def png(chart):
+    chart.save(out := io.BytesIO(), format="png")
+    return Image.open(io.BytesIO(out.getvalue())).convert("RGB")
+
+
+def rows(chart): return [r for data in spec(chart)["datasets"].values() for r in data]
+
+
+def colours(chart):
+    "Value -> colour, one and the same wherever it is said."
+    tables = [dict(zip(c["scale"]["domain"], c["scale"]["range"])) for c in find(spec(chart), "color") if isinstance(c, dict) and "scale" in c]
+    assert tables and all(t == tables[0] for t in tables)
+    return tables[0]
+
+
+def many(k, *more): return pl.concat([frame(10, [name]).rename({"group": "layer"}) for name in [*(f"layer{i:02}" for i in range(k)), *more]])
+
+
+@pytest.mark.parametrize("k", [1, 2, 6, 7, 11, 19, 54])
+def test_each_of_many_lines_has_a_colour_of_its_own(k):
+    found = colours(curves(many(k, "model"), "y", "t", "y", color="layer"))
+    assert len(found) == k + 1 == len(set(found.values())) and found["model"] == "#4D4D4D"
+    assert all(len(c) == 7 and int(c[1:], 16) >= 0 for c in found.values())
+
+
+def test_colours_follow_the_order_along_the_palette():
+    names = [f"layer{i:02}" for i in range(9)]
+    there, back = (colours(curves(many(9), "y", "t", "y", color="layer", order=o)) for o in (names, names[::-1]))
+    assert list(there) == names and list(back) == names[::-1] and list(there.values()) == list(back.values())
+    assert list(there.values())[0] == "#440154" and list(there.values())[-1] == "#90d743"
+
+
+def test_the_groups_of_atypical_examples_are_drawn_as_the_others():
+    assert (COLORS["typical"], COLORS["atypical"]) == (COLORS["clean"], COLORS["noisy"]) and DASHES["atypical"] == DASHES["noisy"]
+    assert colours(curves(frame(groups=("typical", "atypical")), "y", "t", "y")) == {g: COLORS[g] for g in ("typical", "atypical")}
+
+
+CELLS = pl.DataFrame([dict(epoch=e, layer=k, cosine=v, other=0) for e, k, v in [(0, "b", -1.0), (0, "a", 1.0), (1, "b", 0.0), (1, "a", None)]])
+
+
+def hot(**more): return heat(CELLS, "epoch", "layer", "cosine", "Heat", "cosine", **more)
+
+
+def test_heat_says_what_is_seen():
+    s = spec(hot(order=["b", "a"], x_title="time"))
+    e = s["encoding"]
+    assert s["mark"]["type"] == "rect" and s["title"] == "Heat" and [e[k]["field"] for k in ("x", "y", "color")] == ["epoch", "layer", "cosine"]
+    assert e["y"]["sort"] == ["b", "a"] and e["x"]["axis"]["title"] == "time" and e["color"]["legend"]["title"] == "cosine"
+    assert rows(hot()) == [{k: v for k, v in r.items() if k != "other"} for r in CELLS.to_dicts()]
+
+
+@pytest.mark.parametrize("domain, middle", [((-1, 1), 0), ((0, 1), 0.5), ((2, 8), 5)])
+def test_heat_is_white_in_the_middle(domain, middle):
+    scale = spec(hot(domain=domain))["encoding"]["color"]["scale"]
+    assert scale["domain"] == [domain[0], middle, domain[1]] and scale["range"] == [COLORS["clean"], "#ffffff", COLORS["noisy"]] and scale["clamp"]
+
+
+def test_heat_in_colour():
+    seen = {"#%02X%02X%02X" % c for _, c in png(hot()).getcolors(1 << 20)}
+    assert {COLORS["clean"], COLORS["noisy"]} <= seen
+
+
+def decoded(url):
+    head, data = url.split(",")
+    assert head == "data:image/png;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+def urls(chart): return [r["url"] for r in rows(chart) if "url" in r]
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 7), (3, 5, 7), (5, 7)])
+def test_pictures_as_png(shape):
+    x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5, 0.1, 100]).view(-1, *[1] * len(shape))
+    for v, url in zip(x.view(4, -1, 5, 7), urls(pictures(x, list("abcd"), "t")), strict=True):
+        got, lo, hi = decoded(url), v.min().item(), v.max().item()
+        expected = ((v.double() - lo) / (hi - lo) * 255).movedim(0, 2).numpy()
+        assert got.shape == ((5, 7) if len(v) == 1 else (5, 7, 3)) and got.dtype == np.uint8
+        assert np.abs(got.reshape(expected.shape) - expected).max() <= 1.001 and (got.min(), got.max()) == (0, 255)
+
+
+def test_levels_of_grey_are_exact_and_a_flat_picture_is_one():
+    x = torch.stack([torch.arange(256).view(1, 16, 16) / 255, torch.full((1, 16, 16), 0.7)])
+    grey, flat = map(decoded, urls(pictures(x, ["", ""], "t")))
+    assert grey.flatten().tolist() == list(range(256)) and len(np.unique(flat)) == 1
+
+
+def test_pictures_lie_in_rows():
+    r = rows(pictures(torch.rand(5, 1, 4, 4), list("abcde"), "t", columns=2))
+    assert [(v["caption"], v["column"], v["row"]) for v in r] == [("a", 0, 0), ("b", 1, 0), ("c", 0, 1), ("d", 1, 1), ("e", 0, 2)]
+
+
+@pytest.mark.parametrize("k, captions", [(3, ["a"]), (0, ["a"]), (2, []), (1, ["a", "b"])])
+def test_captions_that_do_not_fit(k, captions):
+    with pytest.raises(ValueError, match=f"{k} pictures.* given {len(captions)}"): pictures(torch.rand(k, 1, 4, 4), captions, "t")
+
+
+CHARTS = {
+    "heat": lambda: hot(), "pictures": lambda: pictures(torch.rand(12, 1, 8, 8), [str(i) for i in range(12)], "t"), "colour pictures": lambda: pictures(torch.rand(2, 3, 8, 8), ["", ""], "t"),
+    "no pictures": lambda: pictures(torch.zeros(0, 1, 8, 8), [], "t"), "many curves": lambda: curves(many(9, "model"), "y", "t", "y", color="layer", log_x=False),
+    "dots": lambda: dots(many(3).with_columns(mode=pl.lit("own")), "layer", "y", "t", "y", "mode"), "levels": lambda: curves(frame(), "y", "t", "y", rules=dict(a=0.2), rules_at="right"),
+    "panels": lambda: panels([hot(), curves(frame(), "y", "t", "y")], "Both", columns=1), "one legend": lambda: panels([curves(many(8), "y", t, "y", color="layer") for t in "ab"], "Both", legend="one"),
+}
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_everything_becomes_a_picture(name):
+    use_theme()
+    image = png(CHARTS[name]())
+    assert min(image.size) > 20 and (name == "no pictures" or len(image.getcolors(1 << 22)) > 3)
+
+
+def test_no_levels(): assert level({}) == []

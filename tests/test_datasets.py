@@ -348,3 +348,61 @@ def test_tiny_imagenet_that_is_not_there_or_broken(tmp_path, monkeypatch):
     (folder / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn99\t0\t0\t1\t1\n")
     with pytest.raises(ValueError, match="n99"): load("tiny_imagenet")
     assert not (tmp_path / "tiny_imagenet.npz").exists()
+
+# --- published scores
+
+def scored(tmp_path, **arrays) -> Path:
+    "A file of scores over ten examples of a source, or what is given in place of its arrays (None: it is missing)."
+    whole = dict(scores=np.arange(10) / 10, labels=np.arange(10) % 3) | arrays
+    np.savez(tmp_path / "scores.npz", **{k: v for k, v in whole.items() if v is not None})
+    return tmp_path / "scores.npz"
+
+def source(index=range(10)) -> NoisyDataset:
+    at = torch.tensor(list(index))
+    return NoisyDataset(torch.zeros(len(at), 1), (at + 1) % 3, at % 3, at, 3)  # all observed labels are wrong
+
+@pytest.mark.parametrize("index", [range(10), [7, 2, 2, 9], [0]])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("labels", [np.int64, np.uint8, np.int32])
+def test_scores_by_index(tmp_path, index, dtype, labels):
+    got = datasets.c_scores(str(scored(tmp_path, scores=(np.arange(10) / 10).astype(dtype), labels=(np.arange(10) % 3).astype(labels), more=np.zeros(2))), source(index))
+    assert got.dtype == torch.float32 and got.tolist() == pytest.approx([i / 10 for i in index], rel=1e-6)
+
+def test_scores_of_a_part_of_the_digits(tmp_path):
+    train, test = load("digits", n=100)
+    np.savez(tmp_path / "c.npz", scores=np.arange(len(LABELS)) / len(LABELS), labels=LABELS)
+    for part in (train, test, corrupt(train, 0.4)): torch.testing.assert_close(datasets.c_scores(tmp_path / "c.npz", part), part.index / len(LABELS))
+
+@pytest.mark.parametrize("wrong", [[3], [0, 1, 9]])
+def test_scores_in_another_order(tmp_path, wrong):
+    labels = np.arange(10) % 3
+    labels[wrong] = (labels[wrong] + 1) % 3
+    with pytest.raises(ValueError, match=f"another order: {len(wrong)} of 10 labels"): datasets.c_scores(scored(tmp_path, labels=labels), source())
+    assert len(datasets.c_scores(tmp_path / "scores.npz", source([2, 4]))) == 2  # the order is checked where it is used
+
+@pytest.mark.parametrize("arrays, says", [
+    (dict(labels=None), "lacks labels; it holds scores"), (dict(scores=None), "lacks scores; it holds labels"),
+    (dict(scores=None, labels=None, other=np.zeros(3)), "lacks labels, scores; it holds other"),
+    (dict(scores=np.zeros(9), labels=np.arange(9) % 3), r"\(9,\) examples.* up to 9"), (dict(scores=np.zeros((10, 2))), r"\(10, 2\)"), (dict(labels=np.zeros((10, 1), int)), "10"),
+    (dict(scores=np.zeros(12)), r"\(12,\)"),
+])
+def test_refused_scores(tmp_path, arrays, says):
+    with pytest.raises(ValueError, match=says): datasets.c_scores(scored(tmp_path, **arrays), source())
+
+@pytest.mark.parametrize("which", ["scores", "labels"])
+def test_scores_are_never_unpickled(tmp_path, which):
+    marker = tmp_path / "sprung"
+    path = scored(tmp_path, **{which: np.array([Trap(marker)] * 2, dtype=object)})
+    with pytest.raises(ValueError, match="[Oo]bject"): datasets.c_scores(path, source())
+    assert not marker.exists()
+
+def test_scores_need_true_labels(tmp_path):
+    with pytest.raises(ValueError, match="clean labels are unknown"): datasets.c_scores(scored(tmp_path), replace(source(), clean=None))
+
+def test_scores_in_a_plain_array(tmp_path):
+    np.save(tmp_path / "scores.npy", np.zeros(10))
+    with pytest.raises(ValueError, match="npz"): datasets.c_scores(tmp_path / "scores.npy", source())
+
+@pytest.mark.parametrize("bad", [np.nan, -0.1, 9.0])
+def test_scores_that_are_no_shares(tmp_path, bad):
+    with pytest.raises(ValueError, match="scores"): datasets.c_scores(scored(tmp_path, scores=np.full(10, bad)), source())

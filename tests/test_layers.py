@@ -591,6 +591,14 @@ class Listed(nn.Module):
         self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)) for _ in range(2))
         self.heads = nn.ModuleList([nn.Linear(3, 1), nn.Linear(3, 2)])
 
+class Gain(nn.Sequential):
+    "A row with a parameter of its own."
+    def __init__(self, *parts):
+        super().__init__(*parts)
+        self.gain = nn.Parameter(torch.ones(1))
+
+def twice() -> nn.Sequential: return nn.Sequential(layer := nn.Linear(2, 2), nn.ReLU(), layer)
+
 def nested() -> nn.Sequential:
     row, fc = nn.Sequential, lambda: nn.Linear(2, 2)
     return row(row(row(fc(), nn.ReLU()), nn.ReLU(), row(row(fc()), row(fc()))), row(row(fc()), fc()), fc())
@@ -603,7 +611,9 @@ GROUPED = dict(
     lists=(Listed, ["stem", "blocks.0", "blocks.1", "heads"]), row=(lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), ["0", "2"]),
     nested=(nested, ["0.0", "0.2.0", "0.2.1", "1", "2"]), one_layer=(lambda: nn.Linear(2, 2), ["(root)"]), rooted=(Rooted, ["(root)", "a", "b"]),
     small=(small, ["fc1", "bn", "fc2", "out"]), recurrent=(Recurrent, ["lstm", "head"]),
-    dictionary=(lambda: nn.Sequential(nn.ModuleDict(dict(a=nn.Sequential(nn.Linear(2, 2))))), ["0"]))
+    dictionary=(lambda: nn.Sequential(nn.ModuleDict(dict(a=nn.Sequential(nn.Linear(2, 2))))), ["0"]),
+    row_of_blocks=(lambda: nn.Sequential(Gain(nn.Sequential(nn.Linear(2, 2)))), ["0"]), row_without_others=(lambda: nn.Sequential(Gain(nn.ReLU())), ["0"]),
+    shared_layer=(twice, ["0", "2"]), shared_block=(lambda: nn.Sequential(block := twice(), block), ["0", "1"]))
 
 def owners_by_hand(net) -> list:
     return [name or "(root)" for name, m in net.named_modules(remove_duplicate=False) if any(p is not None for p in m._parameters.values())]
@@ -626,9 +636,9 @@ def test_owners():
 
 def grown(tree) -> nn.Module:
     if not isinstance(tree, tuple): return dict(linear=lambda: nn.Linear(2, 2), norm=lambda: nn.BatchNorm1d(2), relu=nn.ReLU)[tree]()
-    return (nn.Sequential if tree[0] == "row" else lambda *parts: nn.ModuleList(parts))(*map(grown, tree[1]))
+    return dict(row=nn.Sequential, gain=Gain, list=lambda *parts: nn.ModuleList(parts), shared=lambda *parts: nn.Sequential(*parts, *parts))[tree[0]](*map(grown, tree[1]))
 
-trees = st.recursive(st.sampled_from(["linear", "norm", "relu"]), lambda part: st.tuples(st.sampled_from(["row", "list"]), st.lists(part, max_size=3)),
+trees = st.recursive(st.sampled_from(["linear", "norm", "relu"]), lambda part: st.tuples(st.sampled_from(["row", "list", "gain", "shared"]), st.lists(part, max_size=3)),
                      max_leaves=12)
 
 @settings(deadline=None)
@@ -642,16 +652,3 @@ def test_groups_are_a_partition_of_any_tree(tree):
         found = layer_groups(net)
         for name in found: assert name == "(root)" or list(net.get_submodule(name).parameters())
         check_partition(net, found, buffers=True)
-
-class Gain(nn.Sequential):
-    "A row with a parameter of its own."
-    def __init__(self, *parts):
-        super().__init__(*parts)
-        self.gain = nn.Parameter(torch.ones(1))
-
-def twice() -> nn.Sequential: return nn.Sequential(layer := nn.Linear(2, 2), nn.ReLU(), layer)
-
-@pytest.mark.xfail(strict=True, reason="groups lack the own parameters of a row, and the second name of a layer")
-@pytest.mark.parametrize("make", [lambda: nn.Sequential(Gain(nn.Sequential(nn.Linear(2, 2)))), lambda: nn.Sequential(Gain(nn.ReLU())), twice],
-                         ids=["row_of_blocks", "row_without_others", "shared_layer"])
-def test_not_yet_a_partition(make): check_partition(make(), layer_groups(make()))

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 NBS = Path(__file__).parents[1] / "nbs"
-FIGURES = sorted([*NBS.glob("fig?.ipynb"), *NBS.glob("latent_*.ipynb")])
+FIGURES = sorted([*NBS.glob("fig?.ipynb"), *NBS.glob("latent_*.ipynb"), *NBS.glob("localization_*.ipynb")])
 TAGGED = lambda nb: [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
 
 
@@ -28,7 +28,8 @@ def out(tmp_path_factory): return tmp_path_factory.mktemp("out")
 
 
 def test_all_are_there():
-    assert [f.stem for f in FIGURES] == [*(f"fig{i}" for i in range(1, 7)), *(f"latent_{n}" for n in ("interventions", "probes", "resist", "transfer"))]
+    assert [f.stem for f in FIGURES] == [*(f"fig{i}" for i in range(1, 7)), *(f"latent_{n}" for n in ("interventions", "probes", "resist", "transfer")),
+                                          *(f"localization_{n}" for n in ("atypical", "dropout", "gradients", "neurons", "retraining", "rewinding"))]
 
 
 @pytest.mark.parametrize("path", FIGURES, ids=lambda p: p.stem)
@@ -39,7 +40,7 @@ def test_parameters_cell(path):
     for line in cell.source.splitlines():
         assert re.fullmatch(r"\w+: (float|int|str) = .+?  # \S.*", line), line
     declared = {n.target.id for n in ast.parse(cell.source).body}
-    settled = re.search(r"(?:relu|latent)\.parameters\((.*?)\)\n", "\n".join(c.source for c in nb.cells), re.S)[1]
+    settled = re.search(r"(?:relu|latent|runs)\.parameters\((.*?)\)\n", "\n".join(c.source for c in nb.cells), re.S)[1]
     assert declared == set(re.findall(r"(\w+)=\1", settled))
 
 
@@ -76,6 +77,18 @@ def test_a_latent_notebook_trains_nothing_twice(out):
     assert len(before) == 3 and runs() == before
 
 
+def test_localization_notebooks_share_a_run(out):
+    runs = lambda: {f: f.stat().st_mtime_ns for f in (out / "localization").glob("*/run.json")}
+    assert papermill("localization_rewinding", out, preset="ci", store=out / "localization").returncode == 0
+    before = runs()
+    for name in ("localization_retraining", "localization_neurons"): assert papermill(name, out, preset="ci", store=out / "localization").returncode == 0
+    assert len(before) == 1 and runs() == before
+
+
+def test_no_committed_notebook_holds_injected_parameters():
+    for path in NBS.glob("*.ipynb"): assert not [c for c in nbformat.read(path, 4).cells if "injected-parameters" in c.metadata.get("tags", [])], path
+
+
 def test_misspelt_parameter_fails_and_names_the_right_one(out):
     done = papermill("fig2", out, rh0=0.3)
     assert done.returncode != 0
@@ -83,7 +96,8 @@ def test_misspelt_parameter_fails_and_names_the_right_one(out):
 
 
 @pytest.mark.parametrize("name, given, says", [("fig2", dict(rho=0.7), "between 0 and 0.5"), ("fig2", dict(dataset="nowhere"), "digits, mnist"),
-                                               ("latent_resist", dict(rho=1.0), "between 0 and 1"), ("latent_probes", dict(model="vgg"), "mlp, cnn, alexnet")])
+                                               ("latent_resist", dict(rho=1.0), "between 0 and 1"), ("latent_probes", dict(model="vgg"), "mlp, cnn, alexnet"),
+                                               ("localization_dropout", dict(p_gen=0.0), "(0, 1]"), ("localization_gradients", dict(model="alexnet"), "resnet9, resnet50, vit")])
 def test_bad_values_fail_before_any_work(out, name, given, says):
     done = papermill(name, out, **given)
     assert done.returncode != 0 and says in done.stderr

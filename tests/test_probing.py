@@ -10,7 +10,8 @@ from memnb.datasets import NoisyDataset, corrupt, load
 from memnb.layers import activations, predict
 from memnb.models import build
 from memnb.probes import MASC, PROBES, Logistic, VeLPIC
-from memnb.probing import collect, default_layers, probe_model, prober, probe
+from memnb.probing import collect, default_layers, probe_answers, probe_model, prober, probe
+from memnb.tied import TiedDropout
 from memnb.trainer import fit
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -117,6 +118,38 @@ def test_points_without_activation_are_counted():
 def test_one_logit():
     (data, test), net = clusters(k=2), nn.Linear(6, 1)
     assert said(probe_model(net, data, test, probes=["masc"]), probe="model") == [right(predict(net, test.x)[:, 0] > 0, test.y)]
+
+# --- what is said of each training example
+
+@pytest.mark.parametrize("layers, probes", [(None, ("masc", "velpic")), (["1", "input"], tuple(PROBES)), (["3"], {"low": MASC(0.5), "regression": Logistic()})])
+@pytest.mark.parametrize("device", DEVICES)
+def test_answers_are_those_that_probe_model_counts(layers, probes, device):
+    data, net = clusters()[0].to(device), small().to(device)
+    said_of = probe_answers(net, data, layers, probes)
+    assert [*said_of] == [(layer, name) for layer in layers or ["input", "1", "3"] for name in probes] + [("output", "model")]
+    rows = probe_model(net, data, None, layers, probes, ("clean", "noisy"))
+    assert len(rows) == 4 * len(said_of)
+    for r in rows:
+        of, y = data.is_noisy if r["group"] == "noisy" else ~data.is_noisy, data.y if r["target"] == "given" else data.clean
+        guess = said_of[r["layer"], r["probe"]]
+        assert guess.shape == data.y.shape and r["accuracy"] == right(guess[of], y[of])
+
+def test_batches_are_no_part_of_the_answers():
+    args = small().double(), replace(clusters()[0], x=clusters()[0].x.double())
+    whole = probe_answers(*args)
+    for batch in (1, 7):
+        for key, guess in probe_answers(*args, batch=batch).items(): assert torch.equal(guess, whole[key])
+
+def test_answers_of_examples_that_own_channels():
+    data, net = clusters()[0], small()
+    TiedDropout(net, ["1"], 0.3, 0.5)
+    answers = probe_answers(net, data, ["1"], ["velpic"])
+    (out, a), = activations(net, data.x, ["1"], index=data.index)
+    assert torch.equal(answers["1", "velpic"], VeLPIC(n_classes=3).fit(a["1"], data.y).predict(a["1"])) and torch.equal(answers["output", "model"], out.argmax(1))
+
+def test_answers_refuse_unknown_names():
+    for given, says in ((dict(layers=["fc7"]), "'fc7'"), (dict(probes=["svm"]), "masc, velpic, cosine, logistic")):
+        with pytest.raises(ValueError, match=says): probe_answers(small(), clusters()[0], **given)
 
 # --- layers
 

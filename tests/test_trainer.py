@@ -12,7 +12,7 @@ from memnb import trainer
 from memnb.datasets import NoisyDataset
 from memnb.layers import present_examples
 from memnb.runs import Run, load
-from memnb.steps import OPTIMIZERS, SCHEDULES, Diverged, expect, order, recorded_times, steps_of
+from memnb.steps import OPTIMIZERS, SCHEDULES, Diverged, expect, order, recorded_times, steps_of, triangle
 
 fit, train = partial(trainer.fit, device="cpu"), partial(trainer.train, device="cpu")
 N, BATCH, PER = 50, 16, 4  # examples, examples and steps: the last step of an epoch has two examples
@@ -106,10 +106,10 @@ def test_one_logit_for_two_classes():
     assert torch.equal(run.prediction[-1], (theirs(data.x)[:, 0] > 0).to(torch.int16))
 
 BY_HAND = {"constant": lambda i, n: 1, "cosine": lambda i, n: (1 + math.cos(math.pi * i / n)) / 2, "linear": lambda i, n: 1 - i / n,
-           "triangle": lambda i, n: 0.04 + 0.96 * i / (n / 5 - 1) if i <= n / 5 - 1 else 1 - (1 - 4e-6) * (i - n / 5 + 1) / (0.8 * n)}
+           "triangle": lambda i, n: (i + 1) / round(n / 5) if i < round(n / 5) else (n - i) / (n - round(n / 5))}
 THEIRS = {"constant": lambda o, n: None, "cosine": lr_scheduler.CosineAnnealingLR,
-          "one_cycle": lambda o, n: lr_scheduler.OneCycleLR(o, 0.1, n), "linear": lambda o, n: lr_scheduler.LinearLR(o, 1, 0, n),
-          "triangle": lambda o, n: lr_scheduler.OneCycleLR(o, 0.1, n, pct_start=0.2, anneal_strategy="linear", cycle_momentum=False)}
+          "one_cycle": lambda o, n: lr_scheduler.OneCycleLR(o, 0.1, n, cycle_momentum=False), "linear": lambda o, n: lr_scheduler.LinearLR(o, 1, 0, n),
+          "triangle": lambda o, n: lr_scheduler.LambdaLR(o, lambda i: BY_HAND["triangle"](i, n))}
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_named_schedules(name):
@@ -120,7 +120,24 @@ def test_named_schedules(name):
     assert same(state(ours), state(theirs)) and len(lrs) == n
     if name in BY_HAND: assert lrs == pytest.approx([0.1 * BY_HAND[name](i, n) for i in range(n)], abs=1e-12)
 
-@pytest.mark.parametrize("n", [1, 2, 4, 6, pytest.param(5, marks=pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason="it rises in 0 steps"))])
+@settings(deadline=None)
+@given(st.integers(1, 100), st.floats(0, 1))
+def test_triangle(n, peak):
+    v = list(map(triangle(SGD([torch.zeros(1)], 0.1), n, peak).lr_lambdas[0], range(n + 1)))
+    assert v[n] == 0 and 0 < min(v[:n]) and max(v) == 1 and abs((top := v.index(1) + 1) - max(1, peak * n)) <= 0.5
+    assert v[:top] == sorted(v[:top]) and v == [min((i + 1) / top, (n - i) / max(1, n - top)) for i in range(n + 1)]
+
+class Thirds:
+    def __call__(self, optimizer, steps): return lr_scheduler.StepLR(optimizer, steps // 3, 0.5)
+
+@pytest.mark.parametrize("schedule, name", [(SCHEDULES["linear"], "<lambda>"), (partial(triangle, peak=0.5), ["triangle", {"peak": 0.5}]), (Thirds(), "Thirds")])
+def test_a_schedule_of_ones_own(schedule, name):
+    (ours, theirs), data = (net(), net()), noisy()
+    assert fit(ours, data, 3, lr=0.1, batch=BATCH, schedule=schedule).config["schedule"] == name
+    plain(theirs, data, 3, sgd := SGD(theirs.parameters(), 0.1, fused=True), schedule(sgd, 3 * PER))
+    assert same(state(ours), state(theirs)) and sgd.param_groups[0]["lr"] < 0.1
+
+@pytest.mark.parametrize("n", [1, 2, 4, 5, 6])
 def test_a_triangle_of_few_steps(n): assert len(fit(net(), noisy(n), 1, batch=1, schedule="triangle").time) == 2
 
 def test_objects_of_ones_own():
@@ -541,9 +558,11 @@ def test_a_run_of_another_backward_is_another_run(tmp_path):
 def test_a_backward_does_not_hide_a_loss_that_is_not_finite(own):
     with pytest.raises(Diverged, match="put back to time 0"): fit(net(), **diverging([0]), **own)
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="a partial function has no __qualname__")
-def test_a_backward_without_a_name():
-    assert "mean" in fit(net(), noisy(), 1, backward=partial(mean)).config["backward"]
+class Mean:
+    def __call__(self, s, losses): losses.mean().backward()
+
+@pytest.mark.parametrize("own, name", [(partial(mean), ["mean", {}]), (Mean(), "Mean"), (Mean().__call__, "Mean.__call__")])
+def test_a_backward_without_a_name(own, name): assert fit(net(), noisy(), 1, backward=own).config["backward"] == name
 
 # --- the examples that a layer is told of
 
@@ -565,13 +584,29 @@ def outside() -> bool:
 def test_a_layer_is_told_which_examples_it_sees(own):
     data, held = noisy(80).subset(torch.randperm(80, generator=torch.Generator().manual_seed(3))[:N]), noisy(20, seed=1)
     model, rows, looks = net(notes := Notes()), [], []
-    went = train(model, data, 2, held, batch=BATCH, observe=[lambda s: looks.append(outside())], each_step=[lambda s: rows.append(s.batch)], **own)
+    def step(s):
+        rows.append(s.batch)
+        assert torch.equal(present_examples(), data.index[s.batch])
+    went = train(model, data, 2, held, batch=BATCH, observe=[lambda s: looks.append(outside())], each_step=[step], **own)
     assert all(told is None and not training for training, told in notes.told)  # what is asked before any work
     notes.told.clear()
     for _ in went: assert outside()
     look = [(False, data.index.tolist()), (False, None)]
     steps = [[(True, data.index[r].tolist()) for r in rows[i:i + PER]] for i in (0, PER)]
     assert notes.told == [*look, *steps[0], *look, *steps[1], *look] and len(looks) == 3 and data.index.tolist() != list(range(N))
+
+class Again(nn.Module):
+    "Computes its part again in the backward pass."
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+    def forward(self, x): return torch.utils.checkpoint.checkpoint(self.part, x, use_reentrant=False)
+
+@pytest.mark.parametrize("own", [dict(), dict(backward=mean)])
+def test_a_layer_is_told_again_in_the_backward_pass(own):
+    fit(net(Again(nn.Sequential(notes := Notes(), nn.Tanh()))), noisy(), 1, times=[1], batch=BATCH, **own)
+    steps = [told for training, told in notes.told if training]
+    assert steps == [rows.tolist() for rows in order(N, 0, 0).split(BATCH) for _ in range(2)]
 
 def test_without_a_test_set_nobody_is_unknown():
     notes = Notes()
@@ -592,8 +627,7 @@ class Slow(nn.Module):
         time.sleep(0.02 if self.training else 0.05)
         return x
 
-@pytest.mark.parametrize("batch", [3, BATCH, pytest.param(N, marks=pytest.mark.xfail(strict=True, reason="one step an epoch counts as two intervals")),
-                                   pytest.param(1000, marks=pytest.mark.xfail(strict=True, reason="as for one step an epoch"))])
+@pytest.mark.parametrize("batch", [3, BATCH, N, 1000, None])
 def test_costs(batch):
     step, look = trainer.costs(net(nn.ReLU(), Slow()), noisy(), noisy(20, seed=1), batch, [lambda s: time.sleep(0.1)])
     assert type(step) is type(look) is float and 0.02 <= step < 0.1 and 0.2 <= look < 0.6
@@ -611,15 +645,13 @@ def test_costs_of_a_layer_that_is_told_its_examples():
     model = net(notes := Notes())
     assert min(trainer.costs(model, noisy(), noisy(20), BATCH)) > 0 and not notes.told
 
-def test_costs_of_a_backward_of_ones_own():
+@pytest.mark.parametrize("batch, sizes", [(BATCH, [16, 16, 16, 2] * 3), (49, [49, 1] * 6), (1000, [N] * 12), (None, [N] * 12), (3, [3] * 12)])
+def test_costs_of_a_backward_of_ones_own(batch, sizes):
     calls = []
     def own(s, losses):
         calls.append((len(losses), s.optimizer.param_groups[0]["momentum"]))
         losses.mean().backward()
-    assert min(trainer.costs(net(), noisy(), batch=BATCH, backward=own, momentum=0.9)) > 0 and calls == [(n, 0.9) for n in (16, 16, 16, 2)]
-
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="batch=None, with which train takes all examples, is not known to costs")
-def test_costs_of_all_examples_at_once(): assert min(trainer.costs(net(), noisy(), batch=None)) > 0
+    assert min(trainer.costs(net(), noisy(), batch=batch, backward=own, momentum=0.9)) > 0 and calls == [(n, 0.9) for n in sizes]
 
 # --- requests that make no sense
 

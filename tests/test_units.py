@@ -15,7 +15,6 @@ from memnb.trainer import fit
 from memnb.units import MODES, WHERE, Masked, critical_units, unit_layers
 
 modes = pytest.mark.parametrize("mode", MODES)
-defect = lambda why: pytest.mark.xfail(strict=True, reason=why)
 
 @cache
 def digits(n=60, **how) -> NoisyDataset:
@@ -71,16 +70,12 @@ NETS = {  # name -> how it is made, and the layers of its units with the places 
 def _trained(name: str) -> nn.Module:
     torch.manual_seed(0)
     net = NETS[name][0]().double()
-    fit(net, digits(), 60, times=[60], lr=0.1 if name == "vit" else 0.05, momentum=0.9, batch=16, schedule="one_cycle", device="cpu")
+    fit(net, digits(), 60, times=[60], lr=0.1 if name in ("vit", "functional") else 0.05, momentum=0.9, batch=16, schedule="one_cycle", device="cpu")
     return net
 
 def trained(name: str) -> nn.Module: return deepcopy(_trained(name))
 
 def pairs(frame: pl.DataFrame) -> list: return [(o, list(zip(a, b))) for o, a, b in frame.select("outcome", "layer", "channel").iter_rows()]
-
-def folded(found: list) -> list:
-    "Keys count as queries: each is only ever multiplied by the other, so their scores are equal and rounding decides."
-    return [(o, [(k, c - 8 if k.endswith("qkv") and 8 <= c < 16 else c) for k, c in off]) for o, off in found]
 
 def classes(z: Tensor) -> Tensor: return z if z.shape[1] > 1 else torch.cat([0 * z, z], 1)  # one logit is that of the second of two
 
@@ -127,16 +122,17 @@ def search(net, data, row, places, mode="hybrid", reference=8, copies=3, noise=0
             now, then = slope(mean(batch), masks), slope(mean(batch), first)
             plus = {k: plus[k] + now[k] - then[k] for k in plus}
         score = {(k, c): (plus[k] - minus[k])[c].item() for k in plus for c in range(len(plus[k])) if masks[k][c]}
-        off.append(max(score, key=score.get))
+        best = max(score.values())
+        off.append(next(u for u, v in score.items() if v >= best - 1e-9 * abs(best)))  # a key's score is its query's, but for rounding
 
 @modes
 @pytest.mark.parametrize("name", NETS)
 def test_every_batch_finds_what_a_plain_search_finds(name, mode):
     net, data, rows = trained(name), digits(), list(range(9))
-    plain = folded([search(net, data, r, NETS[name][1], mode, most=12) for r in rows])
+    plain = [search(net, data, r, NETS[name][1], mode, most=12) for r in rows]
     for batch in (1, 3, 32):
         found = pairs(critical_units(net, data, rows, mode, reference=8, copies=3, most=12, batch=batch))
-        assert folded(found) == plain and all(len(set(off)) == len(off) for _, off in found)
+        assert found == plain and all(len(set(off)) == len(off) for _, off in found)
     assert len({tuple(off) for _, off in plain}) > 3 and {o for o, _ in plain} >= {"flipped"}
 
 @pytest.mark.parametrize("how", [dict(noise=0, copies=1), dict(seed=3, noise=0.3), dict(reference=1), dict(most=2), dict(reference=1000, copies=1)], ids=str)
@@ -163,6 +159,12 @@ def test_layers_that_are_named():
     net, data = trained("twice"), digits()
     found = critical_units(net, data, range(12), layers=["c"], reference=8, copies=3)
     assert pairs(found) == [search(net, data, r, {"c": "c"}) for r in range(12)] and {"c"} == set(found["layer"].explode().drop_nulls())
+
+def test_a_layers_input():
+    net, data = trained("mlp"), digits()
+    found = critical_units(net, data, range(12), layers=["out.input"])
+    assert_frame_equal(found.drop("layer"), critical_units(net, data, range(12), layers=["fc2.1"]).drop("layer"))
+    assert {"out.input"} == set(found["layer"].explode().drop_nulls())
 
 def test_one_logit():
     data = digits(40, classes=(3, 8))
@@ -200,41 +202,34 @@ def test_unit_layers(name):
     assert unit_layers(net, x, "filter") == {k: k for k in places} and unit_layers(net, x[:1]) == places
 
 @pytest.mark.parametrize("how, place", [
-    (None, "relu"), ("sum", "norm"), ("by a module", "conv"),
-    pytest.param("by a sum", "conv", marks=defect("who reads the activation in front of the norm is only seen where it is a module")),
-    pytest.param("in place", "norm", marks=defect("a sum in place keeps the tensor's identity, so the place is behind the sum")),
-])
+    (None, "relu"), ("sum", "norm"), ("by a module", "conv"), ("by a sum", "conv"), ("in place", "norm")])
 def test_sums(how, place): assert unit_layers(Sum(how), torch.rand(2, 3, 4, 4)) == {"conv": place}
 
 chain = lambda *modules: nn.Sequential(*modules, nn.Linear(5, 2))
 shared = nn.Linear(5, 5)
 
 @pytest.mark.parametrize("net, places", [
-    (chain(nn.Linear(4, 5)), {"0": "0"}), (chain(nn.Linear(4, 5), nn.Dropout(), nn.ReLU()), {"0": "0"}),
+    (chain(nn.Linear(4, 5)), {"0": "0"}), (chain(nn.Linear(4, 5), nn.Dropout(), nn.ReLU()), {"0": "2"}),
     (chain(nn.Linear(4, 5), nn.ReLU(), nn.BatchNorm1d(5)), {"0": "2"}), (chain(nn.Linear(4, 5), nn.ReLU(True), nn.Dropout()), {"0": "1"}),
     (chain(nn.Linear(4, 5), nn.Softmax(1)), {"0": "0"}), (chain(nn.Linear(4, 5), nn.ReLU(), shared, nn.ReLU(), shared), {"0": "1"}),
-    pytest.param(chain(nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU()), {"0": "2"}, marks=defect("a LayerNorm behind a linear layer is no norm to unit_layers")),
-    pytest.param(nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 5, 2), nn.ReLU(), nn.Conv1d(5, 2, 1), nn.AdaptiveAvgPool1d(1), nn.Flatten()), {"1": "2"},
-                 marks=defect("the logits' convolution is taken for hidden units where the network has no linear layer")),
-    pytest.param(chain(nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)), nn.ReLU(), nn.Linear(5, 5), nn.ReLU()), {"0": "1", "2": "3"},
-                 marks=defect("a layer with a parametrization has a child, and is passed over in silence")),
-], ids=["linear", "dropout", "norm behind", "in place", "softmax", "called twice", "layer norm", "no linear", "weight norm"])
+    (chain(nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU()), {"0": "2"}), (chain(nn.Linear(4, 5), nn.RMSNorm(5), nn.Dropout(), nn.GELU()), {"0": "3"}), (chain(nn.Linear(4, 5), nn.Softsign()), {"0": "1"}),
+    (nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 5, 2), nn.ReLU(), nn.Conv1d(5, 2, 1), nn.AdaptiveAvgPool1d(1), nn.Flatten()), {"1": "2"}),
+    (nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 5, 2), nn.LayerNorm(3), nn.Flatten(), nn.Linear(15, 2)), {"1": "1"}),
+    (chain(nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)), nn.ReLU(), nn.Linear(5, 5), nn.ReLU()), {"0": "1", "2": "3"}),
+], ids=["linear", "dropout", "norm behind", "in place", "softmax", "called twice", "layer norm", "rms norm", "softsign", "no linear", "norm of places", "weight norm"])
 def test_unit_layers_of_chains(net, places): assert unit_layers(net, torch.rand(2, 4)) == places
 
-@defect("a layer that is called with a keyword is passed over in silence")
 def test_a_layer_that_is_called_with_a_keyword():
     net = Functional()
     net.forward = lambda x: net.out(F.relu(net.fc(input=F.relu(net.conv(x)).flatten(1))))
     assert unit_layers(net, torch.rand(2, 1, 8, 8)) == NETS["functional"][1]
 
-@defect("named layers with three dimensions are all read as tokens")
 def test_a_named_convolution_over_time():
     net, data = nn.Sequential(nn.Conv1d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 2)), NoisyDataset(torch.randn(9, 1, 8), torch.arange(9) % 2)
     assert Masked(net, data).units == Masked(net, data, ["0"]).units == 3
 
 @pytest.mark.parametrize("net", [
-    pytest.param(nn.Linear(64, 10), marks=defect("a network that is one linear layer has its logits taken for units, under the name ''")),
-    nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), nn.Sequential(nn.ReLU(), nn.Flatten())])
+    nn.Linear(64, 10), nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), nn.Sequential(nn.ReLU(), nn.Flatten())])
 def test_nothing_to_switch_off(net):
     with pytest.raises(ValueError, match="no convolution or linear layer"): unit_layers(net, torch.rand(2, 64))
 
@@ -329,10 +324,8 @@ def test_a_subset_knows_where_it_is_from():
     (dict(where="weight"), f"where='weight'.*{', '.join(WHERE)}"), (dict(most=0), "most=0"), (dict(copies=0), "copies=0"), (dict(batch=0), "batch=0"),
     (dict(check=-1), "check=-1"), (dict(noise=-0.1), "noise=-0.1"), (dict(reference=0), "reference=0"), (dict(mode="exact", reference=0), "reference=0"),
     (dict(layers=["fc9"]), "'fc9'.*fc1, fc1.0"),
-    pytest.param(dict(rows=torch.ones(7, dtype=torch.bool)), "(?i)mask|bool|rows",
-                 marks=defect("a mask of the wrong length is read as rows, and ends in torch's error about scalars")),
-    pytest.param(dict(layers=[]), "(?i)layer", marks=defect("no layers end in torch's RuntimeError about gradients")),
-    pytest.param(dict(layers=["out.input"]), "(?i)layer", marks=defect("a layer's input is refused by get_submodule's AttributeError")),
+    (dict(rows=torch.ones(7, dtype=torch.bool)), r"rows are torch.bool \(7,\).*torch.bool \(60,\)"), (dict(rows=[0.5]), r"rows are torch.float32 \(1,\)"),
+    (dict(rows=[[0], [1]]), r"rows are torch.int64 \(2, 1\)"), (dict(layers=[]), "names no layer"), (dict(layers=["fc9.input"]), "'fc9.input'.*fc1, fc1.0"),
 ])
 def test_refusals(bad, what):
     with pytest.raises(ValueError, match=what): critical_units(trained("mlp"), digits(), **bad)
