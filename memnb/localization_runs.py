@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'NETWORKS', 'RULES', 'ROOMS', 'ATTACH', 'parameters', 'network', 'prepare', 'epochs_kept', 'attach',
-           'trained', 'expect', 'marked']
+           'trained', 'memorized', 'expect', 'marked']
 
 # %% ../nbs/24_localization_runs.ipynb #cell02
 import math
@@ -20,6 +20,7 @@ from .latent import RULES as COMMON
 from .layers import layer_groups
 from .models import build
 from .runs import Run, run_key
+from .scores import leave_out_memorization
 from .tied import SparseChannels, StandardDropout, TiedDropout, remembered
 from .trainer import costs, fit
 from .units import MODES
@@ -109,7 +110,14 @@ def trained(
     folder = Path(p.store).expanduser() / run_key(config | {k: how[k] for k in ("lr", "batch", "seed")} | dict(epochs=p.epochs, test=test.digest), data.digest, ROOMS) if p.store else None
     return fit(net, data, p.epochs, test, folder=folder, progress=True, config=config, **how), net.eval(), put
 
-# %% ../nbs/24_localization_runs.ipynb #cell09
+# %% ../nbs/24_localization_runs.ipynb #cell10
+def memorized(data: NoisyDataset, subsets: int = 40) -> Tensor:
+    "(n,) float64: `leave_out_memorization` by MLPs with 64 units; NaN where an example was always or never left out."
+    make = lambda seed: build("mlp", shape=data.x.shape[1:], widths=(64,), n_classes=data.n_classes, seed=seed)
+    lr = min(0.1, 6 / float(data.x.flatten(1).square().sum(1).mean()))
+    return leave_out_memorization(make, data, 40, subsets=subsets, lr=lr, momentum=0.9, batch=32, progress=True)
+
+# %% ../nbs/24_localization_runs.ipynb #cell11
 def expect(p: Params, runs: int, more: str = "") -> str:
     "What to expect before heavy work, in words: time from a few measured steps, memory and disk."
     data, test = prepare(p, 0)

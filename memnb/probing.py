@@ -12,7 +12,7 @@ import numpy as np, polars as pl, torch
 from torch import Tensor, nn
 from .arrays import choose
 from .datasets import NoisyDataset
-from .layers import activations, examples, layer_names, linear_layers
+from .layers import activations, examples, layer_names, linear_layers, predicted
 from .probes import PROBES, ClassShapes, Logistic, Probe
 from .runs import Run
 from .steps import Training
@@ -70,7 +70,7 @@ def _answers(model: nn.Module, part: NoisyDataset, fitted: dict, layers: Sequenc
     with examples(None):
         for out, got in activations(model, part.x, layers, batch, part.index if known else None):
             answer = {key: (p.predict(got[key[0]]), (got[key[0]].flatten(1) == 0).all(1)) for key, p in fitted.items()}
-            answer["output", "model"] = out.argmax(1) if out.shape[1] > 1 else (out[:, 0] > 0).long(), torch.zeros(len(out), dtype=torch.bool, device=out.device)
+            answer["output", "model"] = predicted(out), torch.zeros(len(out), dtype=torch.bool, device=out.device)
             for key, a in answer.items(): answers.setdefault(key, []).append(a)
     return {key: [torch.cat(v) for v in zip(*a)] for key, a in answers.items()}
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from .accounting import group_mask
 from .arrays import choose
 from .datasets import NoisyDataset
-from .layers import belongs, evaluating, examples, layer_groups, layer_state, parts, predict, put_back
+from .layers import belongs, evaluating, examples, layer_groups, layer_state, parts, predict, predicted, put_back
 from .runs import Run
 from .steps import triangle
 from .trainer import fit
@@ -80,8 +80,6 @@ def _replaying(kept: dict[nn.Module, object]):
 # %% ../nbs/09_rewinding.ipynb #cell08
 CONVENTIONS = ("parameters", "buffers", "reestimated")
 
-def _hits(logits: Tensor, y: Tensor) -> Tensor: return (logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()) == y
-
 def _rows(hits: Tensor, mask: Tensor, **more) -> list[dict]:
     return [more | dict(group=group, target="given", accuracy=hits[part].double().mean().item()) for group, part in (("clean", ~mask), ("noisy", mask))]
 
@@ -139,7 +137,7 @@ def _rewound(net, run, data, layers, times, mask, batch, buffers, cache, progres
                     with _replaying(prefix.before(layer)) if cache else nullcontext():
                         for t in times:
                             for k in keys[layer]: now[k].copy_(run.checkpoints[t][k])
-                            hits.setdefault((layer, t), []).append(_hits(prefix.logits if cache and t == last else net(x), y))
+                            hits.setdefault((layer, t), []).append(predicted(prefix.logits if cache and t == last else net(x)) == y)
                     for k in keys[layer]: now[k].copy_(run.checkpoints[last][k])
                     bar.update()
     return [row for (layer, t), h in hits.items() for row in _rows(torch.cat(h), mask, layer=layer, time=t)]
@@ -150,7 +148,7 @@ def _reestimated(net, run, data, layers, times, mask, batch, progress) -> list[d
         net.load_state_dict(end)
         put_back(net, run.checkpoints[t], layer, buffers=False)
         _reestimate(net, data, batch)
-        rows += _rows(_hits(predict(net, data.x, batch, data.index), data.y), mask, layer=layer, time=t)
+        rows += _rows(predicted(predict(net, data.x, batch, data.index)) == data.y, mask, layer=layer, time=t)
     return rows
 
 # %% ../nbs/09_rewinding.ipynb #cell15
@@ -177,7 +175,7 @@ def retrain(
     "Accuracy on the given labels of both groups after each epoch (localization, section 5.2): `layer, time, group, target, accuracy`."
     if 0 not in run.checkpoints: raise ValueError(f"the run has no checkpoint at time 0, where the layer begins anew; there are {sorted(run.checkpoints)}")
     (net, layers, mask), frames = _begin(run, data, layers, mask, model), []
-    seen = lambda s: _rows(_hits(predict(s.model, data.x, index=data.index), data.y), mask)
+    seen = lambda s: _rows(predicted(predict(s.model, data.x, index=data.index)) == data.y, mask)
     how = dict(optimizer="sgd", schedule=partial(triangle, peak=0.5), lr=0.1, batch=512, device=data.x.device, times=range(epochs + 1)) | options
     if how["optimizer"] == "sgd": how = dict(momentum=0.9, weight_decay=5e-4) | how
     for layer in layers: _fresh(net, run, data, layer)

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 from .datasets import NoisyDataset
-from .layers import activations, layer_groups, layer_names, predict
+from .layers import activations, layer_groups, layer_names, predict, predicted
 from .probing import probe_answers
 from .runs import Run
 from .stacked import fit_stacked
@@ -48,8 +48,7 @@ def prediction_depth(
     "(n,) int64: 0 where the first layer already decides, the number of layers where none agrees with the network."
     if layers is None: layers = _parts(model)
     if not 1 <= k < len(data): raise ValueError(f"k={k} neighbours need more than {k} examples; there are {len(data)}")
-    logits, agree = predict(model, data.x, batch, data.index), []
-    final = logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()
+    final, agree = predicted(predict(model, data.x, batch, data.index)), []
     for layer in layers:
         e = torch.cat([_embedding(got[layer]) for _, got in activations(model, data.x, [layer], batch, data.index)])
         agree.append(_neighbours(e, data.y, k, data.n_classes) == final)
@@ -116,8 +115,8 @@ def second_split_forgetting(
         fit(model, first, epochs, times=[epochs], **options)
         hits = []
         def look(s):
-            logits = predict(s.model, first.x.to(s.data.x.device), index=first.index.to(s.data.x.device)).to(first.y.device)
-            hits.append((logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()) == first.y)
+            logits = predict(s.model, first.x.to(s.data.x.device), index=first.index.to(s.data.x.device))
+            hits.append(predicted(logits).to(first.y.device) == first.y)
         fit(model, data.subset(b), second, times=range(second + 1), observe=[look], **options)
         wrong = (~torch.stack(hits)).flip(0).long().cumprod(0).sum(0)  # recorded times at the end
         out[a.cpu()] = torch.tensor([math.inf, *range(len(hits) - 1, -1, -1)], dtype=torch.float64)[wrong.cpu()]
@@ -139,6 +138,6 @@ def leave_out_memorization(
     g, models = torch.Generator().manual_seed(seed), [make(seed + i) for i in range(subsets)]
     within = torch.stack([torch.zeros(len(data), dtype=torch.bool).index_fill_(0, torch.randperm(len(data), generator=g)[:size], True) for _ in models]).to(data.y.device)
     fit_stacked(models, [data.subset(rows) for rows in within], epochs, times=[epochs], seed=[seed + i for i in range(subsets)], **options)
-    logits = [predict(m, data.x.to(next(m.parameters()).device)).to(data.x.device) for m in models]
-    hits = torch.stack([(z.argmax(1) if z.shape[1] > 1 else (z[:, 0] > 0).long()) == data.y for z in logits]).double()
+    said = [predicted(predict(m, data.x.to(next(m.parameters()).device))).to(data.y.device) for m in models]
+    hits = torch.stack([guess == data.y for guess in said]).double()
     return ((hits * within).sum(0) / within.sum(0) - (hits * ~within).sum(0) / (~within).sum(0)).cpu()

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .accounting import group_mask
 from .arrays import choose
 from .datasets import NoisyDataset
-from .layers import examples, layer_names, predict, present_examples
+from .layers import examples, layer_names, predict, predicted, present_examples
 from .steps import Training
 
 # %% ../nbs/09_tied.ipynb #cell05
@@ -138,7 +138,7 @@ def by_mode(
 ) -> list[dict]:
     "Rows `mode, group (clean | noisy | test), target, accuracy`, on given labels."
     mask, rows = group_mask(data, mask), []
-    share = lambda logits, y: ((logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()) == y).double().mean().item()
+    share = lambda logits, y: (predicted(logits) == y).double().mean().item()
     for mode in modes:
         with tied.using(mode):
             logits = predict(model, data.x, index=data.index)

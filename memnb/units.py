@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from .arrays import choose
 from .datasets import NoisyDataset
-from .layers import activations, edit, evaluating, examples
+from .layers import activations, edit, evaluating, examples, predicted
 from .steps import loss_of
 
 # %% ../nbs/09_units.ipynb #cell05
@@ -50,6 +50,7 @@ def _reads(top, bottom) -> int:
         todo += [k for k, _ in n.next_functions]
     return count
 
+# %% ../nbs/09_units.ipynb #cell06
 def unit_layers(
     model: nn.Module,
     x: Tensor,  # (n, ...) inputs, of which two are used
@@ -62,8 +63,7 @@ def unit_layers(
     choose("where", where, WHERE)
     calls, end = _calls(model, x[:2])
     times, out = Counter(n for n, *_ in calls), {}
-    own = [(i, *call) for i, call in enumerate(calls) if isinstance(call[1], _LAYERS)][:-1]
-    for i, name, layer, _, gave in own:
+    for name, layer, _, gave in [call for call in calls if isinstance(call[1], _LAYERS)][:-1]:
         if times[name] > 1: continue
         place, norms = name, _NORMS + ((nn.LayerNorm, nn.RMSNorm) if isinstance(layer, nn.Linear) else ())
         while where == "activation":
@@ -74,7 +74,7 @@ def unit_layers(
     if not out: raise ValueError("the network has no convolution or linear layer, but perhaps the last, that is called once")
     return out
 
-# %% ../nbs/09_units.ipynb #cell08
+# %% ../nbs/09_units.ipynb #cell09
 @dataclass(frozen=True)
 class _Site:
     "Units of a layer: columns [start, stop) of a mask, in dimension `dim` of the activation of `place`."
@@ -122,7 +122,7 @@ class Masked:
         self.mask = mask
         with examples(index): return self.model(x)
 
-# %% ../nbs/09_units.ipynb #cell10
+# %% ../nbs/09_units.ipynb #cell11
 _PASS = 512  # inputs
 MODES = {"exact": 128, "hybrid": 8, "shared": 0}  # mode -> default size of the reference batch
 
@@ -165,11 +165,11 @@ class _Search:
         if self.mode != "shared": gain = gain + self._loss(self.reference, masks).sum()
         grad = torch.autograd.grad(gain, masks)[0]
         if self.mode != "exact": grad = grad + self.shared
-        guess, score = logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long(), torch.where(masks > 0, grad, -torch.inf).detach()
+        guess, score = predicted(logits), torch.where(masks > 0, grad, -torch.inf).detach()
         best = score.amax(1, keepdim=True)
         return guess, (score >= best - torch.finfo(score.dtype).eps**0.6 * best.abs()).int().argmax(1)  # the first of those that only rounding tells apart
 
-# %% ../nbs/09_units.ipynb #cell12
+# %% ../nbs/09_units.ipynb #cell13
 def critical_units(
     model: nn.Module,
     data: NoisyDataset,  # the training set
@@ -202,7 +202,7 @@ def critical_units(
     if mode != "shared" and reference is not None and reference < 1: raise ValueError(f"reference={reference} must be 1 or more in mode {mode}")
     with Masked(model, data, layers, where).ready() as net: return _hunt(net, rows, _Search(net, mode, reference, copies, noise, seed), most, check, batch, seed, progress)
 
-# %% ../nbs/09_units.ipynb #cell13
+# %% ../nbs/09_units.ipynb #cell14
 def _hunt(net: Masked, rows: list[int], search: _Search, most: int, check: int, batch: int, seed: int, progress: bool) -> pl.DataFrame:
     data, (layer, channel), found, waiting = net.data, net.names(), {}, list(reversed(range(len(rows))))
     some = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed + 1))[:check].to(data.y.device)
@@ -234,4 +234,4 @@ def _hunt(net: Masked, rows: list[int], search: _Search, most: int, check: int, 
 def _accuracy(net: Masked, mask: Tensor, rows: Tensor) -> float:
     "On the given labels of training examples, all under one mask (1, units)."
     logits = net(net.data.x[rows], mask, net.data.index[rows])
-    return ((logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()) == net.data.y[rows]).double().mean().item()
+    return (predicted(logits) == net.data.y[rows]).double().mean().item()

@@ -9,7 +9,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from memnb.charts import COLORS, DASHES, curves, dots, heat, level, panels, pictures, regions, thin, use_theme
+from memnb.charts import COLORS, DASHES, curves, dots, heat, level, live, panels, pictures, regions, thin, use_theme
+from memnb.datasets import corrupt, load
+from memnb.models import build
+from memnb.trainer import fit
 
 
 def frame(n=50, groups=("clean", "noisy"), seeds=1):
@@ -180,3 +183,16 @@ def test_everything_becomes_a_picture(name):
 
 
 def test_no_levels(): assert level({}) == []
+
+
+@pytest.mark.parametrize("every, shown", [(0, 4), (1e9, 1)])
+def test_live_chart_is_one_display_that_is_updated(monkeypatch, every, shown):
+    drawn = []
+    handle = type("Handle", (), dict(update=lambda self, chart: drawn.append(chart)))()
+    monkeypatch.setattr("IPython.display.display", lambda chart, display_id: drawn.append(chart) or handle)
+    if every: monkeypatch.setattr("memnb.charts.time.monotonic", lambda: 2 * every)
+    data = corrupt(load("digits", n=100, test_share=0)[0], 0.2, "wrong")
+    fit(build("mlp", shape=[1, 8, 8], widths=(8,)), data, 5, lr=0.1, observe=[live(every)])
+    assert len(drawn) == shown
+    last = [r for rows in drawn[-1].to_dict()["datasets"].values() for r in rows]
+    assert {r["group"] for r in last} == {"clean", "noisy"} and max(r["time"] for r in last) == (4 if every == 0 else 1)
