@@ -29,7 +29,8 @@ figures: .venv/lab
 
 # The experiment notebooks as they are committed: run at their defaults, outputs kept.
 notebooks: .venv/dev
-	for f in nbs/fig?.ipynb nbs/latent_*.ipynb nbs/localization_*.ipynb; do papermill $$f $$f || exit 1; done
+	for f in nbs/fig?.ipynb nbs/latent_*.ipynb nbs/localization_*.ipynb; do \
+	    papermill $$f $$f && jupyter nbconvert --log-level ERROR --coalesce-streams --to notebook --inplace $$f || exit 1; done
 	nbdev_clean
 
 .venv/bin/python:

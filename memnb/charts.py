@@ -158,6 +158,7 @@ def heat(
         alt.X(f"{x}:O", axis=alt.Axis(title=x_title, labelAngle=0, labelOverlap=True)), alt.Y(f"{y}:N", sort=list(order or []), axis=alt.Axis(title=None)),
         alt.Color(f"{value}:Q", scale=scale, legend=alt.Legend(title=value_title, orient="right"))).properties(title=title, width=420)
 
+# %% ../nbs/12_charts.ipynb #cell15
 def _png(picture: Tensor) -> str:
     "A picture (C, H, W) as a data address; its values are stretched to the full range."
     from PIL import Image
@@ -185,7 +186,7 @@ def pictures(
     image, text = base.mark_image(width=size, height=size).encode(url="url:N"), base.mark_text(dy=-size / 2 - 7, fontSize=10, color="#333").encode(text="caption:N")
     return alt.layer(image, text).properties(title=title, width=columns * (size + 22), height=rows * (size + 26))
 
-# %% ../nbs/12_charts.ipynb #cell16
+# %% ../nbs/12_charts.ipynb #cell17
 def live(every: float = 1.0) -> Callable:
     "An observer that shows an updating chart, redrawn at most once in `every` seconds."
     from IPython.display import display

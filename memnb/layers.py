@@ -41,6 +41,7 @@ def present_examples() -> Tensor | None:
     except LookupError: raise RuntimeError("a layer depends on the example, and the batch's index is missing: call the network inside `with examples(index):`, "
                                            "or give `predict` the index; examples(None) stands for examples that it was not trained on") from None
 
+# %% ../nbs/02_layers.ipynb #cell11
 def predicted(logits: Tensor) -> Tensor:
     "(n,) int64 classes that logits (n, K) predict; (n, 1) for two classes."
     return logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()
@@ -63,7 +64,7 @@ def predict(
             with known: out.append(model(part))
     return torch.cat(out)
 
-# %% ../nbs/02_layers.ipynb #cell13
+# %% ../nbs/02_layers.ipynb #cell14
 def layer_names(model: nn.Module) -> list[str]:
     "Dotted names of all modules but the root."
     return [name for name, _ in model.named_modules() if name]
@@ -76,7 +77,7 @@ def _place(model: nn.Module, name: str) -> tuple[nn.Module, bool]:
     if stem != name and stem in modules: return modules[stem], True
     raise ValueError(f"there is no layer {name!r}; there are input, {', '.join(layer_names(model))} and each with .input behind it")
 
-# %% ../nbs/02_layers.ipynb #cell16
+# %% ../nbs/02_layers.ipynb #cell17
 @contextmanager
 def edit(
     model: nn.Module,
@@ -101,7 +102,7 @@ def edit(
     finally:
         for h in handles: h.remove()
 
-# %% ../nbs/02_layers.ipynb #cell20
+# %% ../nbs/02_layers.ipynb #cell21
 @contextmanager
 def capture(
     model: nn.Module,
@@ -122,7 +123,7 @@ def capture(
         with edit(model, {name: keep(name) for name in layers}): yield got
     finally: fresh.remove()
 
-# %% ../nbs/02_layers.ipynb #cell21
+# %% ../nbs/02_layers.ipynb #cell22
 def activations(
     model: nn.Module,
     x: Tensor,  # (n, ...) inputs
@@ -136,7 +137,7 @@ def activations(
         if missing := [n for n in layers if n not in got]: raise RuntimeError(f"layers {', '.join(missing)} are never called in a pass")
         yield out, got
 
-# %% ../nbs/02_layers.ipynb #cell24
+# %% ../nbs/02_layers.ipynb #cell25
 def linear_layers(model: nn.Module, x: Tensor) -> dict[str, str]:
     "Linear layers in the order of their calls on inputs x (n, ...), each with the layer whose activation it reads."
     version = lambda v: object() if v.is_inference() else v._version  # which an in-place change raises
@@ -162,7 +163,7 @@ def linear_layers(model: nn.Module, x: Tensor) -> dict[str, str]:
         for h in handles: h.remove()
     return {name: next((n for n in gave if calls[n] <= 1), f"{name}.input") for name, gave in order.items()}
 
-# %% ../nbs/02_layers.ipynb #cell27
+# %% ../nbs/02_layers.ipynb #cell28
 def belongs(key: str, layer: str) -> bool:
     "Whether a state dict's key is in a layer or group."
     return "." not in key if layer == "(root)" else key.startswith(f"{layer}.")
@@ -188,7 +189,7 @@ def layer_state(model: nn.Module, layer: str, buffers: bool = True) -> dict[str,
     if not found: raise ValueError(f"{layer!r} has no parameters; these layers have: {', '.join(owners(model))}")
     return found
 
-# %% ../nbs/02_layers.ipynb #cell28
+# %% ../nbs/02_layers.ipynb #cell29
 @torch.no_grad()
 def put_back(
     model: nn.Module,  # changed in place

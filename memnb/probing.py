@@ -74,6 +74,7 @@ def _answers(model: nn.Module, part: NoisyDataset, fitted: dict, layers: Sequenc
             for key, a in answer.items(): answers.setdefault(key, []).append(a)
     return {key: [torch.cat(v) for v in zip(*a)] for key, a in answers.items()}
 
+# %% ../nbs/08_probing.ipynb #cell11
 @torch.no_grad()
 def probe_answers(
     model: nn.Module,
@@ -111,7 +112,7 @@ def probe_model(
             for group, target, rows, y in held
             for (layer, name), (guess, zero) in said["test" if group == "test" else "train"].items()]
 
-# %% ../nbs/08_probing.ipynb #cell12
+# %% ../nbs/08_probing.ipynb #cell13
 def prober(layers: Sequence[str] | None = None, probes=("masc", "velpic"), groups: Sequence[str] = ("test",), batch: int = 1024) -> Callable:
     "An observer for `train` and `fit`: the rows of `probe_model` at each recorded time."
     fixed = {}  # training set -> it, the test set, and their rows of the input, which never change
@@ -126,7 +127,7 @@ def prober(layers: Sequence[str] | None = None, probes=("masc", "velpic"), group
         return new
     return look
 
-# %% ../nbs/08_probing.ipynb #cell13
+# %% ../nbs/08_probing.ipynb #cell14
 def probe(
     run: Run,
     data: NoisyDataset,  # the run's own

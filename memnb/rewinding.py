@@ -29,6 +29,7 @@ def _version(value) -> list:
     if isinstance(value, dict): value = list(value.values())
     return sum(map(_version, value), []) if isinstance(value, (tuple, list)) else [] if value is None else [object()]
 
+# %% ../nbs/09_rewinding.ipynb #cell06
 class _Prefix:
     "Outputs of the modules of one pass over a batch, to be replayed while a layer changes."
 
@@ -64,7 +65,7 @@ class _Prefix:
         inner = {c for m in found for c in m.modules() if c is not m}
         return {m: self.out[m][0] for m in found - inner}
 
-# %% ../nbs/09_rewinding.ipynb #cell06
+# %% ../nbs/09_rewinding.ipynb #cell07
 @contextmanager
 def _replaying(kept: dict[nn.Module, object]):
     "Within it, these modules give what they gave, without computing it."
@@ -77,7 +78,7 @@ def _replaying(kept: dict[nn.Module, object]):
             del m.forward
             if forward is not None: m.forward = forward
 
-# %% ../nbs/09_rewinding.ipynb #cell08
+# %% ../nbs/09_rewinding.ipynb #cell09
 CONVENTIONS = ("parameters", "buffers", "reestimated")
 
 def _rows(hits: Tensor, mask: Tensor, **more) -> list[dict]:
@@ -93,7 +94,7 @@ def _reestimate(model: nn.Module, data: NoisyDataset, batch: int):
             with examples(data.index[rows]): model(data.x[rows])
     for m, momentum in zip(norms, was): m.momentum = momentum
 
-# %% ../nbs/09_rewinding.ipynb #cell09
+# %% ../nbs/09_rewinding.ipynb #cell10
 def _begin(run: Run, data: NoisyDataset, layers, mask, model) -> tuple[nn.Module, list[str], Tensor]:
     "A copy of the network at the run's end, the layers and the mask, checked."
     run.check(data)
@@ -124,7 +125,7 @@ def rewind(
     return pl.DataFrame(_reestimated(net, run, data, layers, times, mask, batch, progress) if convention == "reestimated" else
                         _rewound(net, run, data, layers, times, mask, batch, convention == "buffers", cache, progress))
 
-# %% ../nbs/09_rewinding.ipynb #cell10
+# %% ../nbs/09_rewinding.ipynb #cell11
 def _rewound(net, run, data, layers, times, mask, batch, buffers, cache, progress) -> list[dict]:
     "Batch by batch, so that only one batch's activations are ever kept."
     last, now = max(run.checkpoints), net.state_dict()
@@ -151,7 +152,7 @@ def _reestimated(net, run, data, layers, times, mask, batch, progress) -> list[d
         rows += _rows(predicted(predict(net, data.x, batch, data.index)) == data.y, mask, layer=layer, time=t)
     return rows
 
-# %% ../nbs/09_rewinding.ipynb #cell15
+# %% ../nbs/09_rewinding.ipynb #cell16
 def _fresh(net: nn.Module, run: Run, data: NoisyDataset, layer: str) -> nn.Module:
     "A copy with the layer as it was at time 0 and everything else frozen; `ValueError` if the layer is never used."
     anew = put_back(deepcopy(net), run.checkpoints[0], layer)

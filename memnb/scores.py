@@ -84,6 +84,7 @@ def mislabel_scores(
     found = units.filter(pl.col("outcome") != "misclassified").select("row", critical_units=-pl.col("units").cast(pl.Float64)).unique("row", maintain_order=True)
     return frame.join(found, on="row", how="left", maintain_order="left")
 
+# %% ../nbs/09_scores.ipynb #cell08
 def detection(scores: pl.DataFrame, truth: str = "noisy") -> pl.DataFrame:
     """How well each score ranks wrong labels above right ones: `score, auc, examples`.
 
@@ -98,7 +99,7 @@ def detection(scores: pl.DataFrame, truth: str = "noisy") -> pl.DataFrame:
         rows.append(dict(score=name, auc=float(roc_auc_score(part[truth], rankdata(part[name]))) if both else None, examples=len(part)))
     return pl.DataFrame(rows, schema=dict(score=pl.String, auc=pl.Float64, examples=pl.Int64))
 
-# %% ../nbs/09_scores.ipynb #cell10
+# %% ../nbs/09_scores.ipynb #cell11
 def second_split_forgetting(
     make: Callable[[], nn.Module],  # a fresh network
     data: NoisyDataset,
@@ -122,7 +123,7 @@ def second_split_forgetting(
         out[a.cpu()] = torch.tensor([math.inf, *range(len(hits) - 1, -1, -1)], dtype=torch.float64)[wrong.cpu()]
     return out
 
-# %% ../nbs/09_scores.ipynb #cell13
+# %% ../nbs/09_scores.ipynb #cell14
 def leave_out_memorization(
     make: Callable[[int], nn.Module],  # seed -> a fresh network
     data: NoisyDataset,
