@@ -89,7 +89,7 @@ def gradient(
 
 # %% ../nbs/10_modular.ipynb #cell10
 def fit_modular(
-    net: ModularNet,  # trained in place
+    net: ModularNet,  # trained in place; parameters that require no gradient stay as they are
     data: NoisyDataset,  # of `table`
     epochs: int,  # steps, each on all training pairs
     test: NoisyDataset | None = None,
@@ -110,7 +110,7 @@ def fit_modular(
     device = pick_device(device)
     net, data, test = net.to(device), data.to(device), test if test is None else test.to(device)
     grid = Grid(data, net.p)
-    opt = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+    opt = torch.optim.AdamW([q for q in net.parameters() if q.requires_grad], lr=lr, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, epochs)
     known = dict(epochs=epochs, times=times, lr=lr, weight_decay=weight_decay) | (config or {})
     s = Training(net, data, test, opt, schedule, Recorder(data, test, config=known))
