@@ -107,10 +107,11 @@ def dots(
     order: Sequence | None = None,  # of the values of x
     colors: Sequence | None = None,  # order of the values of color; default: sorted
     domain: tuple[float, float] = (0, 1),  # of y
+    angle: float = 0,  # of the names, in degrees
 ) -> alt.LayerChart:
     "A point at the mean of `y` for each name and colour, with a bar over the range of the seeds."
     look = _color(frame, color, colors)
-    base = alt.Chart(frame).encode(alt.X(f"{x}:N", sort=list(order or []), axis=alt.Axis(title=x, labelAngle=0, grid=True)), xOffset=alt.XOffset(f"{color}:N", sort=colors), color=look["color"])
+    base = alt.Chart(frame).encode(alt.X(f"{x}:N", sort=list(order or []), axis=alt.Axis(title=x, labelAngle=angle, grid=True)), xOffset=alt.XOffset(f"{color}:N", sort=colors), color=look["color"])
     scale, axis = alt.Scale(domain=list(domain)), alt.Axis(title=y_title, tickCount=5)
     bar = base.mark_rule(strokeWidth=1.5).encode(alt.Y(f"min({y}):Q", scale=scale, axis=axis), alt.Y2(f"max({y}):Q"))
     return alt.layer(bar, base.mark_point(filled=True, size=45, opacity=1).encode(alt.Y(f"mean({y}):Q", scale=scale, axis=axis))).properties(title=title, width=300)
