@@ -54,8 +54,10 @@ class View:
 
     def agreement(self, logits: Tensor, held: NoisyDataset) -> float:
         "Share of the observed, partly wrong, labels of `held` that logits (q, q, q) give: what thresholds may be chosen by."
+        if held.n_classes != self.p: raise ValueError(f"held has labels modulo {held.n_classes}, the view is modulo {self.p}")
         a, b, y = self.places(held.index // self.p), self.places(held.index % self.p), self.places(held.y)
         there = (a >= 0) & (b >= 0) & (y >= 0)
+        if not there.any(): raise ValueError("held has no pair on the circle: nothing can be chosen by it")
         return (logits[a[there], b[there]].argmax(1) == y[there]).double().mean().item()
 
     def run(self, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
@@ -81,7 +83,9 @@ def label_table(data: NoisyDataset, operation: str) -> View:
 # %% ../nbs/10_fourier.ipynb #cell11
 def spectrum(weights: Tensor) -> Tensor:
     "(q // 2 + 1, M) squared amplitudes of the columns of weights (q, M), frequencies 0, 1, ..."
-    return torch.fft.rfft(weights, dim=0).abs().square()
+    power = torch.fft.rfft(weights, dim=0).abs().square()
+    if len(weights) % 2 == 0: power[-1] /= 2  # the last frequency of an even circle has no conjugate
+    return power
 
 def participation(power: Tensor) -> Tensor:
     "(M,) inverse participation ratio of spectra (K, M) without frequency 0."
@@ -89,7 +93,8 @@ def participation(power: Tensor) -> Tensor:
     return power.square().sum(0) / power.sum(0).square().clamp_min(1e-30)
 
 def joint_power(view: View) -> Tensor:
-    "(K, M) sum of the spectra of U, V and W, each relative to its own sum."
+    "(K, M) sum of the spectra of U, V and W, each relative to its own sum. `ValueError` for a view without weights."
+    if view.u is None: raise ValueError("this view has no weights, only logits")
     parts = [spectrum(m) for m in (view.u, view.v, view.w.T)]
     return sum(s / s[1:].sum(0).clamp_min(1e-30) for s in parts)
 
@@ -104,7 +109,7 @@ def keep_frequency(weights: Tensor, k: Tensor | int) -> Tensor:
 # %% ../nbs/10_fourier.ipynb #cell13
 def _marginals(view: View) -> Tensor:
     l = view.logits
-    return l - l.mean(0, keepdim=True) - l.mean(1, keepdim=True)
+    return l - l.mean(0, keepdim=True) - l.mean(1, keepdim=True) + l.mean((0, 1), keepdim=True)
 
 def _projection(view: View) -> Tensor:
     k = dominant(joint_power(view))
@@ -170,6 +175,7 @@ def extract(
 # %% ../nbs/10_fourier.ipynb #cell17
 def strict(view: View) -> tuple[Tensor, float]:
     "Logits (q, q, q) of the projected neurons whose three frequencies agree, and their share of all neurons."
+    if view.u is None: raise ValueError("this view has no weights, only logits")
     ks = [dominant(spectrum(m)) for m in (view.u, view.v, view.w.T)]
     keep = ((ks[0] == ks[1]) & (ks[1] == ks[2])).nonzero()[:, 0]
     k = ks[0][keep]

@@ -16,7 +16,7 @@ from .datasets import NoisyDataset, corrupt
 from .models import ACTIVATIONS, ModularNet
 from .recorder import Recorder
 from .runs import Run
-from .steps import Training, diverged, pick_device
+from .steps import Training, copied, diverged, pick_device
 
 # %% ../nbs/10_modular.ipynb #cell05
 OPERATIONS = {"add": lambda a, b, p: (a + b) % p, "sub": lambda a, b, p: (a - b) % p, "mul": lambda a, b, p: a * b % p}
@@ -43,7 +43,7 @@ def table(
     "`train, test`: inputs (n, 2 P), two one-hot vectors; labels in [0, P)."
     check_modulus(p, operation)
     size = round(share * p * p)
-    if not 0 < size < p * p: raise ValueError(f"share={share} of {p * p} pairs leaves nothing to {'test' if size else 'train'} on")
+    if not 0 < size < p * p: raise ValueError(f"share={share} of {p * p} pairs leaves nothing to {'test' if size > 0 else 'train'} on")
     order = torch.randperm(p * p, generator=torch.Generator().manual_seed(seed))
     eye, parts = torch.eye(p), []
     for index in (order[:size].sort().values, order[size:].sort().values):
@@ -59,6 +59,7 @@ class Grid:
 
     def __init__(self, data: NoisyDataset, p: int):
         if data.n_classes != p or tuple(data.x.shape[1:]) != (2 * p,): raise ValueError(f"the data have {data.n_classes} classes and inputs {tuple(data.x.shape[1:])}; a network modulo {p} needs {p} and ({2 * p},)")
+        if not (data.x[:, :p].argmax(1) * p + data.x[:, p:].argmax(1)).equal(data.index): raise ValueError("the data's index is not a P + b of its pairs (a, b)")
         self.y = torch.zeros(p * p, dtype=torch.int64, device=data.y.device).scatter(0, data.index, data.y).view(p, p)
         self.share = torch.zeros(p * p, device=data.y.device, dtype=data.x.dtype).scatter(0, data.index, 1 / len(data)).view(p, p)
 
@@ -75,7 +76,7 @@ def gradient(
     loss = net.w.new_zeros(())
     for at in torch.arange(net.p, device=net.w.device).split(rows):
         s = (net.u[at][:, None] + net.v).flatten(0, 1)  # (rows P, M)
-        h, y, share = f(s), grid.y[at].flatten(), grid.share[at].flatten()
+        h, y, share = f(s), grid.y[at].flatten(), grid.share[at].flatten().to(s.dtype)
         log_p = (h @ net.w).log_softmax(1)
         loss -= log_p.gather(1, y[:, None])[:, 0] @ share
         g = log_p.exp_()
@@ -103,32 +104,39 @@ def fit_modular(
     progress: bool = False,
 ) -> Run:
     "The Run of AdamW on all training pairs, the learning rate falling to zero along a cosine. `Diverged` if the loss is not finite."
-    if epochs < 1: raise ValueError(f"epochs={epochs} must be 1 or more")
-    times = sorted({*range(0, epochs, max(1, epochs // 50)), epochs}) if times is None else list(times)
-    if missing := sorted(set(checkpoints) - set(times)): raise ValueError(f"checkpoints {missing} are not among the times")
-    if times != sorted(set(times)) or times[0] < 0 or times[-1] > epochs: raise ValueError(f"times must increase and lie in [0, {epochs}]; given {times[:5]}")
+    if epochs < 1 or epochs != int(epochs): raise ValueError(f"epochs={epochs} must be a whole number, 1 or more")
+    times = sorted({*range(0, epochs, -(-epochs // 50)), epochs}) if times is None else [float(t) for t in times]
+    if not times or any(not 0 <= t <= epochs or t != int(t) for t in times) or any(b <= a for a, b in zip(times, times[1:])):
+        raise ValueError(f"times must be whole, increase and lie in [0, {epochs}]; given {times[:5]}")
+    times, kept = [int(t) for t in times], sorted({int(t) for t in checkpoints} | {int(times[-1])})
+    if missing := sorted(set(kept) - set(times)): raise ValueError(f"checkpoints {missing} are not among the times")
     device = pick_device(device)
     net, data, test = net.to(device), data.to(device), test if test is None else test.to(device)
     grid = Grid(data, net.p)
+    if test is not None: Grid(test, net.p)
     opt = torch.optim.AdamW([q for q in net.parameters() if q.requires_grad], lr=lr, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, epochs)
-    known = dict(epochs=epochs, times=times, lr=lr, weight_decay=weight_decay) | (config or {})
-    s = Training(net, data, test, opt, schedule, Recorder(data, test, config=known))
+    known = dict(epochs=epochs, times=times, lr=lr, weight_decay=weight_decay, checkpoints=kept, test=None if test is None else test.digest) | (config or {})
+    s, good = Training(net, data, test, opt, schedule, Recorder(data, test, config=known)), None
     for epoch in tqdm(range(epochs + 1), desc="train", unit="epoch", mininterval=0.5, disable=not progress):
         s.time = s.step = epoch
-        if epoch in times: _record(s, observe, epoch in checkpoints or epoch == times[-1])
+        if epoch in times: good = _record(s, observe, epoch in kept, good)
         if epoch == epochs: break
-        if not (loss := gradient(net, grid)).isfinite(): diverged(s, None, loss, epoch, s.lr)
+        if not (loss := gradient(net, grid)).isfinite(): diverged(s, good, loss, epoch, s.lr)
         opt.step()
         schedule.step()
     return s.recorder.run()
 
-@torch.no_grad()
-def _record(s: Training, observe: Sequence[Callable], keep: bool):
-    logits = s.model.grid().flatten(0, 1)
+def _record(s: Training, observe: Sequence[Callable], keep: bool, good: dict | None) -> dict:
+    "Record the present epoch; the state to go back to. `Diverged` if a loss is not finite."
+    with torch.no_grad(): logits = s.model.grid().flatten(0, 1)
     s.recorder.at(s.time)
     s.recorder.log(s.data.index, logits[s.data.index])
+    if not (loss := s.recorder.given.values[1]).isfinite().all():
+        s.recorder.open = None
+        diverged(s, good, loss[~loss.isfinite()][0], s.step, s.lr)
     if s.test is not None: s.recorder.log(s.test.index, logits[s.test.index], test=True)
     for look in observe: s.recorder.add(look(s) or [])
     if keep: s.recorder.checkpoint(s.model.state_dict())
     s.recorder.close()
+    return copied(s.state())
