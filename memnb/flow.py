@@ -41,7 +41,7 @@ class ReLUField:
         self.x = torch.cat([net.x @ self.basis, ones], 1)  # (N, D), the bias as a last column
         self.w_perp = net.w - self.basis @ (self.basis.T @ net.w)
         self.shape = (self.x.shape[1], net.w.shape[1])
-        self.dtype = dtype or (torch.bfloat16 if fast_bfloat16(net.x.device) else net.x.dtype)
+        self.dtype = dtype or (torch.bfloat16 if net.x.dtype == torch.float32 and fast_bfloat16(net.x.device) else net.x.dtype)
         self.x_low = self.x.to(self.dtype)
         self.y0 = torch.cat([torch.cat([self.basis.T @ net.w, net.b[None]]).flatten(), net.v, net.c])
         self.last = None, None  # state and logits of the last evaluation
