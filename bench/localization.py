@@ -5,7 +5,6 @@ full width on pictures of 32 x 32. `deviation`: share of examples whose units di
 accuracy, or of a parameter after the steps.
 """
 import statistics
-import time
 from copy import deepcopy
 
 import torch
@@ -19,7 +18,7 @@ from memnb.models import build
 from memnb.rewinding import rewind
 from memnb.tied import TiedDropout
 from memnb.trainer import fit, train
-from memnb.units import MODES, Masked, critical_units, unit_layers
+from memnb.units import MODES, critical_units, unit_layers
 
 HOW = dict(lr=0.1, momentum=0.9, weight_decay=5e-4, batch=64, schedule="triangle", device="cpu")
 SITES = ["conv1", "conv2", "res1", "conv3", "res2", "conv4"]

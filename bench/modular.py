@@ -42,7 +42,7 @@ def run(quick: bool, full: bool) -> list[dict]:
     for p, width, goal, rounds in ((31, 513, 1.5, 30), *(() if quick else ((97, 4097, 2, 5),))):
         train, _ = table(p, "add", rho=0.8)
         a, b = plain(p, width, train), ours(p, width, train)
-        for _ in range(5): (first, last), net = a(), b()
+        for _ in range(5): (_, last), net = a(), b()
         off = float((last.weight.T - net.w).detach().abs().max() / net.w.detach().abs().max())
         base, took = alternate(a, b, rounds)
         rows.append(row(f"P={p}, M={width}: an epoch with one-hot inputs and autograd / ours", base / took, None if quick else goal, off))

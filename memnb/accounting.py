@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import polars as pl, torch
 from torch import Tensor, nn
 from .datasets import NoisyDataset
-from .layers import belongs, examples, owners
+from .layers import evaluating, examples, owners
 from .steps import Training, loss_of
 
 # %% ../nbs/09_accounting.ipynb #cell05
@@ -58,17 +58,14 @@ def account(
 ) -> pl.DataFrame:
     "Rows `layer, group, norm, cosine, parameters` of the mean loss's gradient at fixed weights (localization, section 4.1); no cosine where a part is zero."
     mask, members = group_mask(data, mask), _members(model, layers)
-    modes, free = [(m, m.training) for m in model.modules()], {k: p for k, p in model.named_parameters() if p.requires_grad}
+    free = {k: p for k, p in model.named_parameters() if p.requires_grad}
     parts = [{k: torch.zeros_like(p) for k, p in model.named_parameters()} for _ in range(2)]
-    model.eval()
-    try:
+    with evaluating(model), torch.enable_grad():
         for rows in torch.arange(len(data), device=data.y.device).split(batch):
             with examples(data.index[rows]): losses = loss_of(model(data.x[rows]), data.y[rows], "none") / len(data)
             for total, of in zip(parts, (mask[rows], ~mask[rows])):
                 for k, g in zip(free, torch.autograd.grad((losses * of).sum(), list(free.values()), retain_graph=True, allow_unused=True)):
                     if g is not None: total[k] += g
-    finally:
-        for m, mode in modes: m.training = mode
     noisy, clean = parts
     return pl.DataFrame(_report(noisy, {k: noisy[k] + clean[k] for k in noisy}, members))
 

@@ -8,7 +8,6 @@ __all__ = ['PRESETS', 'NETWORKS', 'RULES', 'ROOMS', 'ATTACH', 'parameters', 'net
 
 # %% ../nbs/24_localization_runs.ipynb #cell02
 import math
-from collections.abc import Sequence
 from pathlib import Path
 import polars as pl, torch
 from torch import Tensor, nn
@@ -39,7 +38,6 @@ NETWORKS = ("resnet9", "resnet50", "vit", "mlp", "cnn")
 _share = lambda v: 0 < v < 1
 RULES = {k: COMMON[k] for k in ("dataset", "noise", "seeds", "lr", "batch", "noise_seed")} | {
     "epochs": Rule("whole number", "be at least 1", lambda v: v >= 1), "mode": Rule("text", f"be one of {', '.join(MODES)}", lambda v: v in MODES),
-    
     "rho": Rule("number", "lie strictly between 0 and 1", _share), "rhos": Rule("list of numbers", "lie strictly between 0 and 1", _share),
     "model": Rule("text", f"be one of {', '.join(NETWORKS)}", lambda v: v in NETWORKS), "width": Rule("number", "be above 0", lambda v: v > 0 and math.isfinite(v)),
     "p_gen": Rule("number", "lie in (0, 1]", lambda v: 0 < v <= 1), "p_mem": Rule("number", "lie in [0, 1]", lambda v: 0 <= v <= 1),
@@ -118,7 +116,7 @@ def memorized(data: NoisyDataset, subsets: int = 40) -> Tensor:
     return leave_out_memorization(make, data, 40, subsets=subsets, lr=lr, momentum=0.9, batch=32, progress=True)
 
 # %% ../nbs/24_localization_runs.ipynb #cell11
-def expect(p: Params, runs: int, more: str = "") -> str:
+def expect(p: Params, runs: int) -> str:
     "What to expect before heavy work, in words: time from a few measured steps, memory and disk."
     data, test = prepare(p, 0)
     net = build(**network(p, data, 0))
@@ -126,7 +124,7 @@ def expect(p: Params, runs: int, more: str = "") -> str:
     step, look = costs(net, data, test, p.batch, backward=ledger.backward)
     size, seconds = sum(v.numel() for v in net.state_dict().values()), runs * p.epochs * (math.ceil(len(data) / p.batch) * step + look)
     disk = runs * (len(epochs_kept(p)) * size * 4 + p.epochs * len(data) * 18) / 2**20 if p.store else 0
-    return f"expected: {runs} runs, about {max(1, seconds):.0f} s{more}, {(runs * len(epochs_kept(p)) * size * 4 + 40 * size + 4 * data.x.numel()) / 2**20 + 500:.0f} MB of memory, {disk:.0f} MB of disk (nothing is trained that the store has)"
+    return f"expected: {runs} runs, about {max(1, seconds):.0f} s, {(runs * len(epochs_kept(p)) * size * 4 + 40 * size + 4 * data.x.numel()) / 2**20 + 500:.0f} MB of memory, {disk:.0f} MB of disk (nothing is trained that the store has)"
 
 def marked(rows: pl.DataFrame, run: Run, rho: float, seed: int) -> pl.DataFrame:
     "Rows of one run with `rho, noise_rate (realised), seed, epoch`."

@@ -7,7 +7,6 @@ __all__ = ['PROBES', 'ClassShapes', 'directions', 'first_direction', 'Probe', 'M
 
 # %% ../nbs/08_probes.ipynb #cell03
 import warnings
-from collections.abc import Iterable
 import numpy as np, torch
 from scipy.sparse.linalg import eigsh
 from sklearn.base import BaseEstimator, ClassifierMixin

@@ -8,7 +8,7 @@ __all__ = ['default_layers', 'check_probes', 'collect', 'probe_answers', 'probe_
 # %% ../nbs/08_probing.ipynb #cell03
 import warnings
 from collections.abc import Callable, Sequence
-import numpy as np, polars as pl, torch
+import polars as pl, torch
 from torch import Tensor, nn
 from .arrays import choose
 from .datasets import NoisyDataset

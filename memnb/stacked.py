@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 from .datasets import NoisyDataset
-from .seeds import seeded
 from .recorder import Recorder
 from .runs import Run
 from .steps import Training, check_outputs, make_optimizer, order, pick_device, recorded_times, steps_of

@@ -16,7 +16,6 @@ from .accounting import group_mask
 from .arrays import choose
 from .datasets import NoisyDataset
 from .layers import examples, layer_names, predict, predicted, present_examples
-from .steps import Training
 
 # %% ../nbs/09_tied.ipynb #cell05
 class _AtLayers:
