@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'DASHES', 'PALETTE', 'EPOCHS', 'use_theme', 'thin', 'curves', 'dots', 'level', 'regions', 'panels', 'heat',
-           'pictures', 'live']
+           'picture_address', 'pictures', 'live']
 
 # %% ../nbs/12_charts.ipynb #cell03
 import base64, io, math, time
@@ -53,7 +53,8 @@ def _color(frame: pl.DataFrame, color: str, order: Sequence | None) -> dict:
     values = frame[color].unique().to_list()
     values = [v for v in (order or (COLORS if color == "group" else sorted(values))) if v in values]
     title = {"rho": "noise rate", "group": None}.get(color, color)
-    legend = alt.Legend(orient="top", titleOrient="left", title=title, symbolType="stroke", symbolOpacity=1) if len(values) > 1 else None
+    wide = sum(len(str(v)) + 5 for v in values) > 63  # more than a panel's width
+    legend = alt.Legend(orient="top", titleOrient="left", title=title, symbolType="stroke", symbolOpacity=1, columns=2 if wide else 0) if len(values) > 1 else None
     if color == "group": colors, dashes = COLORS, DASHES
     else:
         others = [v for v in values if v != "model"]
@@ -151,16 +152,18 @@ def heat(
     value_title: str,
     x_title: str = "epoch",
     order: Sequence | None = None,  # of the names, from the top
-    domain: tuple[float, float] = (-1, 1),  # of the value; its middle is white
+    domain: tuple[float, float] = (-1, 1),  # of the value; its middle is white, or its beginning if that is 0
 ) -> alt.Chart:
-    "Cells coloured by `value`: blue below the middle of the domain, orange above."
-    scale = alt.Scale(domain=[domain[0], sum(domain) / 2, domain[1]], range=[COLORS["clean"], "#ffffff", COLORS["noisy"]], interpolate="rgb", clamp=True)
+    "Cells coloured by `value`: blue below the middle of the domain, orange above; from 0, white to orange."
+    ends = {domain[0]: COLORS["clean"], sum(domain) / 2: "#ffffff", domain[1]: COLORS["noisy"]} if domain[0] else {0: "#ffffff", domain[1]: COLORS["noisy"]}
+    scale = alt.Scale(domain=list(ends), range=list(ends.values()), interpolate="rgb", clamp=True)
+    ticks = frame[x].unique().sort()
     return alt.Chart(frame.select(x, y, value)).mark_rect().encode(
-        alt.X(f"{x}:O", axis=alt.Axis(title=x_title, labelAngle=0, labelOverlap=True)), alt.Y(f"{y}:N", sort=list(order or []), axis=alt.Axis(title=None)),
+        alt.X(f"{x}:O", axis=alt.Axis(title=x_title, labelAngle=0, values=ticks[::-(-len(ticks) // 12)].to_list())), alt.Y(f"{y}:N", sort=list(order or []), axis=alt.Axis(title=None)),
         alt.Color(f"{value}:Q", scale=scale, legend=alt.Legend(title=value_title, orient="right"))).properties(title=title, width=420)
 
 # %% ../nbs/12_charts.ipynb #cell15
-def _png(picture: Tensor) -> str:
+def picture_address(picture: Tensor) -> str:
     "A picture (C, H, W) as a data address; its values are stretched to the full range."
     from PIL import Image
     lo, hi = picture.min(), picture.max()
@@ -179,7 +182,7 @@ def pictures(
     "A grid of pictures with captions above them."
     x = x[:, None] if x.ndim == 3 else x
     if len(captions) != len(x): raise ValueError(f"{len(x)} pictures need as many captions; given {len(captions)}")
-    frame = pl.DataFrame(dict(url=[_png(v) for v in x], caption=list(captions), column=[i % columns for i in range(len(x))], row=[i // columns for i in range(len(x))]),
+    frame = pl.DataFrame(dict(url=[picture_address(v) for v in x], caption=list(captions), column=[i % columns for i in range(len(x))], row=[i // columns for i in range(len(x))]),
                          schema=dict(url=pl.String, caption=pl.String, column=pl.Int64, row=pl.Int64))
     rows = max(1, math.ceil(len(x) / columns))
     base = alt.Chart(frame).encode(alt.X("column:Q", axis=None, scale=alt.Scale(domain=[-0.5, columns - 0.5], nice=False)),

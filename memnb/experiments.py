@@ -34,7 +34,7 @@ def _list(cast):
         return [cast(i) for i in (v if isinstance(v, (list, tuple)) else [v])]
     return many
 
-CASTS = {"number": _number, "whole number": _whole, "list of numbers": _list(_number), "list of whole numbers": _list(_whole), "text": str}
+CASTS = {"number": _number, "whole number": _whole, "list of numbers": _list(_number), "list of whole numbers": _list(_whole), "list of texts": _list(lambda v: str(v).strip()), "text": str}
 
 # %% ../nbs/13_experiments.ipynb #cell06
 @dataclass(frozen=True)

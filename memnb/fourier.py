@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'EXTRACT', 'primitive_root', 'circle', 'View', 'look', 'label_table', 'spectrum', 'participation',
-           'joint_power', 'dominant', 'keep_frequency', 'Method', 'extract', 'strict', 'alignment']
+           'joint_power', 'dominant', 'neuron_spectra', 'keep_frequency', 'Method', 'extract', 'strict', 'alignment']
 
 # %% ../nbs/10_fourier.ipynb #cell02
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-import torch
+import polars as pl, torch
 from torch import Tensor
 from .arrays import choose
 from .datasets import NoisyDataset
@@ -47,18 +47,25 @@ class View:
         at[self.order] = torch.arange(len(self.order), device=self.order.device)
         return at[residues]
 
-    def score(self, logits: Tensor) -> float:
-        "Share of all pairs in the order that logits (q, q, q) answer rightly. The true answers are used here only."
+    def pairs(self, data: NoisyDataset) -> tuple[Tensor, Tensor, Tensor]:
+        "Where the pairs of `data` lie in the order, and their observed labels, -1 for one that does not; other pairs are left out. `ValueError` if none lies there."
+        if data.n_classes != self.p: raise ValueError(f"the data have labels modulo {data.n_classes}, the view is modulo {self.p}")
+        a, b, y = self.places(data.index // self.p), self.places(data.index % self.p), self.places(data.y)
+        there = (a >= 0) & (b >= 0)
+        if not there.any(): raise ValueError("the data have no pair on the circle: nothing can be scored or chosen by them")
+        return a[there], b[there], y[there]
+
+    def score(self, logits: Tensor, test: NoisyDataset | None = None) -> float:
+        "Share of the pairs of `test`, default: all, that logits (q, q, q) answer rightly. The true answers are used here only."
         right = self.places(OPERATIONS[self.operation](self.order[:, None], self.order[None], self.p))
-        return (logits.argmax(2) == right).double().mean().item()
+        a, b = (slice(None), slice(None)) if test is None else self.pairs(test)[:2]
+        return (logits[a, b].argmax(-1) == right[a, b]).double().mean().item()
 
     def agreement(self, logits: Tensor, held: NoisyDataset) -> float:
         "Share of the observed, partly wrong, labels of `held` that logits (q, q, q) give: what thresholds may be chosen by."
-        if held.n_classes != self.p: raise ValueError(f"held has labels modulo {held.n_classes}, the view is modulo {self.p}")
-        a, b, y = self.places(held.index // self.p), self.places(held.index % self.p), self.places(held.y)
-        there = (a >= 0) & (b >= 0) & (y >= 0)
-        if not there.any(): raise ValueError("held has no pair on the circle: nothing can be chosen by it")
-        return (logits[a[there], b[there]].argmax(1) == y[there]).double().mean().item()
+        a, b, y = self.pairs(held)
+        if (y < 0).all(): raise ValueError("held has no pair on the circle with its label there: nothing can be chosen by it")
+        return (logits[a, b].argmax(1) == y)[y >= 0].double().mean().item()
 
     def run(self, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
         "Logits (q, q, q) of other weights in the same network."
@@ -100,6 +107,12 @@ def joint_power(view: View) -> Tensor:
 
 def dominant(power: Tensor) -> Tensor: return power[1:].argmax(0) + 1  # (M,) frequency, not 0
 
+def neuron_spectra(view: View, most: int = 60) -> pl.DataFrame:
+    "`neuron, frequency, power` of the first `most` neurons in the order of their strongest frequency: shares of the joint spectrum, which add up to 1."
+    power = joint_power(view)[1:, :most] / 3
+    power = power[:, (2 * power.argmax(0) - power.amax(0)).argsort()]
+    return pl.DataFrame([dict(neuron=m, frequency=k + 1, power=v) for m, column in enumerate(power.T.tolist()) for k, v in enumerate(column)])
+
 def keep_frequency(weights: Tensor, k: Tensor | int) -> Tensor:
     "Weights (q, M) with nothing but the frequency k, one for each column or one for all."
     z = torch.fft.rfft(weights, dim=0)
@@ -119,8 +132,15 @@ def _sum(view: View) -> Tensor:
     each = lambda k: view.run(keep_frequency(view.u, k), keep_frequency(view.v, k), keep_frequency(view.w.T, k).T)
     return sum(each(k) for k in range(1, len(view.order) // 2 + 1))
 
+def _symmetric(view: View) -> Tensor:
+    "The logits' Fourier coefficients in three dimensions whose frequencies are the same up to their signs: those of addition, of subtraction and of neither."
+    q = len(view.order)
+    k = torch.minimum(i := torch.arange(q, device=view.order.device), q - i)
+    same = (k[:, None, None] == k[None, :, None]) & (k[:, None, None] == k) & (k > 0)
+    return torch.fft.ifftn(torch.where(same, torch.fft.fftn(view.logits), 0)).real
+
 def _oracle(view: View) -> Tensor:
-    "The part that is the same for all pairs with the same answer: a mean over orbits."
+    "The part that is the same for all pairs with the same answer, a mean over orbits: the coefficients (k, k, -k) for addition, (k, -k, -k) for subtraction."
     q, sign = len(view.order), -1 if view.operation == "sub" else 1
     i = torch.arange(q, device=view.order.device)
     a, b, c = i[:, None, None], i[None, :, None], i[None, None]
@@ -153,7 +173,8 @@ class Method:
 
 EXTRACT = {
     "marginals": Method("nothing", _marginals, weights=False), "projection": Method("the group", _projection), "sum of projections": Method("the group", _sum),
-    "pruning": Method("the group", _pruned, True), "largest coefficients": Method("the group", _largest, True, False), "orbit means": Method("the operation", _oracle, weights=False),
+    "pruning": Method("the group", _pruned, True), "largest coefficients": Method("the group", _largest, True, False), "symmetric part": Method("the group", _symmetric, weights=False),
+    "orbit means": Method("the operation", _oracle, weights=False),
 }
 
 # %% ../nbs/10_fourier.ipynb #cell15

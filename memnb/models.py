@@ -60,7 +60,7 @@ ACTIVATIONS = {  # name -> (function, its derivative by its argument)
 }
 
 class ModularNet(nn.Module):
-    "Two-layer network of residue pairs; parameters `u, v` (P, M) and `w` (M, P)."
+    "Two-layer network of residue pairs: `u, v` (P, M), and `w` (M, P), the weight of the linear layer `readout` turned over."
 
     def __init__(self,
         p: int,  # modulus P, 3 or more
@@ -72,15 +72,19 @@ class ModularNet(nn.Module):
         if p < 3 or width < 1: raise ValueError(f"P={p} must be 3 or more, width={width} 1 or more")
         self.p, self.activation, g = p, choose("activation", activation, ACTIVATIONS), torch.Generator().manual_seed(seed)
         draw = lambda a, b, variance: nn.Parameter(variance**0.5 * torch.randn(a, b, generator=g))
-        self.u, self.v, self.w = draw(p, width, 0.5 / p), draw(p, width, 0.5 / p), draw(width, p, 1 / width)
+        self.u, self.v, self.readout = draw(p, width, 0.5 / p), draw(p, width, 0.5 / p), nn.utils.skip_init(nn.Linear, width, p, bias=False)
+        self.readout.weight = nn.Parameter(draw(width, p, 1 / width).detach().T.contiguous())
+
+    @property
+    def w(self) -> Tensor: return self.readout.weight.T
 
     def forward(self, x: Tensor) -> Tensor:
         "Logits (n, P) of inputs (n, 2 P), two one-hot vectors."
-        return ACTIVATIONS[self.activation][0](x @ torch.cat([self.u, self.v])) @ self.w
+        return self.readout(ACTIVATIONS[self.activation][0](x @ torch.cat([self.u, self.v])))
 
     def grid(self) -> Tensor:
         "Logits (P, P, P) of all pairs: row a, column b."
-        return ACTIVATIONS[self.activation][0](self.u[:, None] + self.v[None]) @ self.w
+        return self.readout(ACTIVATIONS[self.activation][0](self.u[:, None] + self.v[None]))
 
 # %% ../nbs/01_models.ipynb #cell13
 MODELS = {"two_layer_relu": TwoLayerReLU, "mlp": mlp, "cnn": cnn, "alexnet": alexnet, "resnet9": resnet9, "resnet50": resnet50, "vit": vit, "modular": ModularNet}

@@ -121,10 +121,20 @@ def test_heat_says_what_is_seen():
     assert rows(hot()) == [{k: v for k, v in r.items() if k != "other"} for r in CELLS.to_dicts()]
 
 
-@pytest.mark.parametrize("domain, middle", [((-1, 1), 0), ((0, 1), 0.5), ((2, 8), 5)])
+@pytest.mark.parametrize("domain, middle", [((-1, 1), 0), ((2, 8), 5)])
 def test_heat_is_white_in_the_middle(domain, middle):
     scale = spec(hot(domain=domain))["encoding"]["color"]["scale"]
     assert scale["domain"] == [domain[0], middle, domain[1]] and scale["range"] == [COLORS["clean"], "#ffffff", COLORS["noisy"]] and scale["clamp"]
+
+
+def test_heat_from_zero_begins_white():
+    scale = spec(hot(domain=(0, 0.5)))["encoding"]["color"]["scale"]
+    assert scale["domain"] == [0, 0.5] and scale["range"] == ["#ffffff", COLORS["noisy"]]
+
+
+def test_heat_labels_at_most_a_dozen_columns():
+    ticks = spec(heat(pl.DataFrame(dict(epoch=list(range(60)), layer=["a"] * 60, cosine=[0.0] * 60)), "epoch", "layer", "cosine", "t", "v"))["encoding"]["x"]["axis"]["values"]
+    assert ticks == list(range(0, 60, 5))
 
 
 def test_heat_in_colour():

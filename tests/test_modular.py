@@ -169,7 +169,7 @@ def test_slopes(activation):
 @pytest.mark.parametrize("p, m", [(31, 513), (97, 100)])
 def test_initial_variances(p, m):
     net = ModularNet(p, m, seed=1)
-    assert {k: tuple(q.shape) for k, q in net.named_parameters()} == dict(u=(p, m), v=(p, m), w=(m, p)) and all(q.requires_grad for q in net.parameters())
+    assert {k: tuple(q.shape) for k, q in net.named_parameters()} == {"u": (p, m), "v": (p, m), "readout.weight": (p, m)} and all(q.requires_grad for q in net.parameters())
     for q, variance in ((net.u, 0.5 / p), (net.v, 0.5 / p), (net.w, 1 / m)):
         z = q.detach().double().flatten() / variance**0.5
         assert abs(z.mean()) * len(z)**0.5 < 4 and abs(z.var() - 1) * (len(z) / 2)**0.5 < 4 and stats.kstest(z.numpy(), "norm").pvalue > 1e-3
@@ -189,9 +189,9 @@ def test_built_by_name(activation):
 def by_autograd(net: ModularNet, data: NoisyDataset) -> tuple[Tensor, list[Tensor]]:
     s = data.x @ torch.cat([net.u, net.v])
     loss = F.cross_entropy(TORCH[net.activation](s) @ net.w, data.y)
-    return loss.detach(), torch.autograd.grad(loss, [net.u, net.v, net.w])
+    return loss.detach(), torch.autograd.grad(loss, list(net.parameters()))
 
-def close(net: ModularNet, grads, tol=1e-13) -> bool: return all(q.grad.dtype == g.dtype and (q.grad - g).abs().max() < tol for q, g in zip((net.u, net.v, net.w), grads))
+def close(net: ModularNet, grads, tol=1e-13) -> bool: return all(q.grad.dtype == g.dtype and (q.grad - g).abs().max() < tol for q, g in zip(net.parameters(), grads))
 
 @every_activation
 @every_operation
@@ -252,7 +252,7 @@ def by_hand(data: NoisyDataset, net: ModularNet, epochs: int, lr: float, weight_
     adamw = torch.optim.AdamW([first.weight, last.weight], lr=lr, weight_decay=weight_decay, fused=False, foreach=False)
     cosine, kept = torch.optim.lr_scheduler.CosineAnnealingLR(adamw, epochs), []
     for epoch in range(epochs + 1):
-        kept.append(dict(u=first.weight.detach().T[:net.p].clone(), v=first.weight.detach().T[net.p:].clone(), w=last.weight.detach().T.clone()))
+        kept.append({"u": first.weight.detach().T[:net.p].clone(), "v": first.weight.detach().T[net.p:].clone(), "readout.weight": last.weight.detach().clone()})
         if epoch == epochs: return kept
         adamw.zero_grad()
         F.cross_entropy(last(TORCH[net.activation](first(data.x))), data.y).backward()
@@ -362,14 +362,14 @@ def test_without_a_test_set():
     run = trained(test=False)[0]
     assert run.test_y is run.test_prediction is run.test_loss is None and set(run.frame()["group"]) == {"clean", "noisy"}
 
-@pytest.mark.parametrize("frozen", ["u", "v", "w"])
+@pytest.mark.parametrize("frozen", ["u", "v", "readout.weight"])
 def test_frozen_parameters_stay(frozen):
     (net, own), (data,) = (net64(5), net64(5)), double(table(5)[0])
-    getattr(net, frozen).requires_grad_(False)
+    net.get_parameter(frozen).requires_grad_(False)
     fit(net, data, 1, weight_decay=0.0)
     _, grads = by_autograd(own, data)
     for (k, q), g in zip(own.named_parameters(), grads):
-        assert torch.equal(getattr(net, k), q) if k == frozen else (getattr(net, k) - q + 1e-2 * g / (g.abs() + 1e-8)).abs().max() < 1e-12  # Adam's first step
+        assert torch.equal(net.get_parameter(k), q) if k == frozen else (net.get_parameter(k) - q + 1e-2 * g / (g.abs() + 1e-8)).abs().max() < 1e-12  # Adam's first step
 
 # --- divergence
 

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 NBS = Path(__file__).parents[1] / "nbs"
-FIGURES = sorted([*NBS.glob("fig?.ipynb"), *NBS.glob("latent_*.ipynb"), *NBS.glob("localization_*.ipynb")])
+FIGURES = sorted([*NBS.glob("fig?.ipynb"), *NBS.glob("latent_*.ipynb"), *NBS.glob("localization_*.ipynb"), *NBS.glob("modular_*.ipynb")])
 TAGGED = lambda nb: [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
 
 
@@ -29,7 +29,8 @@ def out(tmp_path_factory): return tmp_path_factory.mktemp("out")
 
 def test_all_are_there():
     assert [f.stem for f in FIGURES] == [*(f"fig{i}" for i in range(1, 7)), *(f"latent_{n}" for n in ("interventions", "probes", "resist", "transfer")),
-                                          *(f"localization_{n}" for n in ("atypical", "dropout", "gradients", "neurons", "retraining", "rewinding"))]
+                                          *(f"localization_{n}" for n in ("atypical", "dropout", "gradients", "neurons", "retraining", "rewinding")),
+                                          *(f"modular_{n}" for n in ("coexistence", "extraction", "order", "partition", "width"))]
 
 
 @pytest.mark.parametrize("path", FIGURES, ids=lambda p: p.stem)
@@ -97,7 +98,8 @@ def test_misspelt_parameter_fails_and_names_the_right_one(out):
 
 @pytest.mark.parametrize("name, given, says", [("fig2", dict(rho=0.7), "between 0 and 0.5"), ("fig2", dict(dataset="nowhere"), "digits, mnist"),
                                                ("latent_resist", dict(rho=1.0), "between 0 and 1"), ("latent_probes", dict(model="vgg"), "mlp, cnn, alexnet"),
-                                               ("localization_dropout", dict(p_gen=0.0), "(0, 1]"), ("localization_gradients", dict(model="alexnet"), "resnet9, resnet50, vit")])
+                                               ("localization_dropout", dict(p_gen=0.0), "(0, 1]"), ("localization_gradients", dict(model="alexnet"), "resnet9, resnet50, vit"),
+                                               ("modular_extraction", dict(modulus=30), "nearest prime is"), ("modular_width", dict(share=0.95), "held out")])
 def test_bad_values_fail_before_any_work(out, name, given, says):
     done = papermill(name, out, **given)
     assert done.returncode != 0 and says in done.stderr
