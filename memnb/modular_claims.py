@@ -35,7 +35,7 @@ COEXISTENCE = [
 # %% ../nbs/27_modular_claims.ipynb #cell08
 def _got(f: pl.DataFrame, method: str = "projection", view: str = "trained") -> float: return _value(f, view=view, method=method)
 def _best(f: pl.DataFrame, view: str) -> float:
-    v = f.filter(view=view, knows="the group")["accuracy"]
+    v = f.filter(view=view, knows="the group")["accuracy"].drop_nulls()
     return float(v.max()) if len(v) else math.nan
 
 def _phase(f: pl.DataFrame, view: str = "trained", other: bool = False) -> float:
@@ -61,24 +61,26 @@ def _gain(f: pl.DataFrame, decay: str) -> float: return _widest(f, decay) - _wid
 
 WIDTH = [
     Claim("With strong weight decay, wider is better", "larger models tend to generalize better under appropriate optimization", "test accuracy of the widest minus that of the narrowest, at the largest weight decay; holds at 0.2 or more", "widths in reverse", lambda f: _gain(f, "max"), lambda v: v >= 0.2),
-    Claim("Without it, it is not", OURS, "the same at the smallest weight decay; holds at 0 or less", "widths in reverse", lambda f: _gain(f, "min"), lambda v: v <= 0),
+    Claim("Without it, it is not", OURS, "the same at weight decay 0; holds at 0 or less", "widths in reverse", lambda f: _gain(f.filter(weight_decay=0), "min"), lambda v: v <= 0),
     Claim("The widest fits the noisy labels all the same", "simultaneously memorize noisy labels", "accuracy on noisy labels as given, widest, largest weight decay; holds at 0.99 or more", UNTRAINED, lambda f: _widest(f, "max", group="noisy", target="given"), lambda v: v >= 0.99),
 ]
 
 def half(f: pl.DataFrame, group: str) -> float:
     "The first recorded epoch at which the network gives half of the group's labels as given; NaN if never."
-    f = f.filter(pl.col("accuracy") >= 0.5, part="network", group=group, target="given")
+    f = f.filter(pl.col("accuracy").fill_nan(0) >= 0.5, part="network", group=group, target="given")
     return float(f["epoch"].min()) if len(f) else math.nan
 
 def _additive(f: pl.DataFrame) -> float:
-    lead = f.filter(part="network", target="given").pivot("group", index="epoch", values="accuracy").sort(pl.col("noisy") - pl.col("clean"))["epoch"][-1]
+    both = f.filter(part="network", target="given").pivot("group", index="epoch", values="accuracy")
+    if not {"clean", "noisy"} <= set(both.columns): return math.nan
+    lead = both.sort(pl.col("noisy") - pl.col("clean"))["epoch"][-1]
     at = f.filter(part="additive", epoch=lead, target="given")
     return _value(at, group="noisy") - _value(at, group="clean")
 
 ORDER = [
-    Claim("Noisy labels are learnt before clean ones", "memorized faster than clean data", "epoch at which half of the noisy labels are given, over that for clean; holds at 0.8 or less", EXCHANGED, lambda f: half(f, "noisy") / half(f, "clean"), lambda v: v <= 0.8),
+    Claim("Noisy labels are learnt before clean ones", "memorized faster than clean data", "epoch at which half of the noisy labels are given, over that for clean; holds at 0.8 or less", EXCHANGED, lambda f: half(f, "noisy") / (half(f, "clean") or math.nan), lambda v: v <= 0.8),
     Claim("... by what depends on one residue alone", OURS, "accuracy of the logits' additive part on noisy minus clean labels, where the network's own lead is largest; holds at 0.2 or more", EXCHANGED, _additive, lambda v: v >= 0.2),
-    Claim("... which is in the labels", OURS, "how often a noisy label stands in its row and column of the table, over the same for a clean one; holds at 1.2 or more", EXCHANGED, lambda f: _value(f, "copies", group="noisy") / _value(f, "copies", group="clean"), lambda v: v >= 1.2),
+    Claim("... which is in the labels", OURS, "how often a noisy label stands in its row and column of the table, over the same for a clean one; holds at 1.2 or more", EXCHANGED, lambda f: _value(f, "copies", group="noisy") / (_value(f, "copies", group="clean") or math.nan), lambda v: v >= 1.2),
 ]
 
 # %% ../nbs/27_modular_claims.ipynb #cell11
@@ -99,4 +101,4 @@ def verdicts(figure: str, frame: pl.DataFrame) -> pl.DataFrame:
     frame = frame.filter(pl.col("rho") > 0)
     if figure != "modular_extraction": return judge(figure, CLAIMS[figure], frame)
     parts = [judge(figure, CLAIMS[figure], f).with_columns(statement=pl.format("{}: {}", pl.lit(op), "statement")) for (op,), f in frame.partition_by("operation", as_dict=True, maintain_order=True).items()]
-    return pl.concat(parts)
+    return pl.concat(parts) if parts else judge(figure, CLAIMS[figure], frame)

@@ -54,9 +54,15 @@ def parameters(figure: str, **given) -> Params:
         if k in p and not p[k]: raise ValueError(f"{k} must not be empty")
     for k in ("rhos", "widths", "decays"):
         if k in p: p[k] = sorted({*p[k], p.rho} if k == "rhos" else set(p[k]))
+    for k in ("seeds", "operations"):
+        if k in p: p[k] = list(dict.fromkeys(p[k]))
     for one, many, at in (("operation", "operations", 0), ("width", "widths", -1), ("weight_decay", "decays", -1)):
         if many in p: p[one] = p[many][at]
     for operation in p.get("operations", [p.operation]): check_modulus(p.modulus, operation)
+    if "rhos" not in p and p.rho == 0: raise ValueError(f"rho=0 leaves {figure} without a wrong label: it must be above 0")
+    if figure == "modular_order" and p.rho == 1: raise ValueError("rho=1 leaves no right label, and modular_order compares right and wrong ones: it must be below 1")
+    pairs = p.modulus**2
+    if not HELD * pairs + 1 <= round((p.share + HELD) * pairs) < pairs: raise ValueError(f"share={p.share} of {pairs} pairs leaves none to train on, or none to test on beside the {HELD} that are held out")
     return p
 
 # %% ../nbs/26_modular_runs.ipynb #cell07
@@ -73,7 +79,7 @@ def inside(operation: str, train: NoisyDataset, test: NoisyDataset) -> Callable:
         view = look(s.model, operation)
         logits = s.model.grid().detach().flatten(0, 1)
         grid = logits.unflatten(0, (s.model.p, -1))
-        additive = (grid.mean(0, keepdim=True) + grid.mean(1, keepdim=True)).flatten(0, 1)[train.index].argmax(1) == train.y
+        additive = (grid.mean(0, keepdim=True) + grid.mean(1, keepdim=True) - grid.mean((0, 1), keepdim=True)).flatten(0, 1)[train.index].argmax(1) == train.y
         group = lambda name, rows: [dict(part="additive", group=name, target="given", accuracy=additive[rows].double().mean())] if rows.any() else []
         return [dict(part="projection", group="test", target="true", accuracy=view.score(extract(view, "projection")[0], test)), *group("clean", ~train.is_noisy), *group("noisy", train.is_noisy)]
     return rows
