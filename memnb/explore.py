@@ -15,6 +15,8 @@ from .charts import use_theme
 from .scenes import SCENES, examples, history, shown
 from .worlds import KINDS, WORLDS, Session, defaults, numbers
 
+alt.JupyterChart.enable_offline()  # prepares the front end's code, which takes a second: now rather than before the first picture
+
 # %% ../nbs/30_explore.ipynb #cell04
 class CopyButton(anywidget.AnyWidget):
     "Copies `text` to the clipboard."
@@ -72,7 +74,7 @@ class Job:
 
 # %% ../nbs/30_explore.ipynb #cell08
 _ROW = dict(layout=w.Layout(flex_flow="row wrap", align_items="center", width="100%"))
-_FIELD = dict(style=dict(description_width="95px"), layout=w.Layout(width="310px"))
+_FIELD = dict(style=dict(description_width="85px"), layout=w.Layout(width="285px"))
 
 class Panel(w.VBox):
     "Network, data, noise, seed, noise rate, width and learning rate."
@@ -84,7 +86,7 @@ class Panel(w.VBox):
         self.rho, self.lr = w.FloatSlider(0, min=0, max=1, step=0.01, description="noise rate", **late), w.FloatLogSlider(1, min=-4, max=0, step=0.05, description="learning rate", readout_format=".3g", **late)
         self.width, self.seed = w.SelectionSlider(options=[1], description="width", **late), w.IntSlider(0, 0, 9, description="seed", **late)
         self.fields = dict(rho=self.rho, width=self.width, lr=self.lr, dataset=self.dataset, noise=self.noise, seed=self.seed)
-        super().__init__([w.HBox([self.world, self.rho, self.width, self.lr], **_ROW), w.HBox([self.dataset, self.noise, self.seed], **_ROW)])
+        super().__init__([w.HBox([self.world, self.dataset, self.noise, self.rho, self.width, self.lr, self.seed], **_ROW)])
         self.enter()
 
     def enter(self):
@@ -167,6 +169,7 @@ REDRAW = 0.25  # seconds at least between redraws while a network trains
 
 class Explorer(w.VBox):
     "Controls, charts and a network in training. `close()` ends its thread."
+    job: Job | None = None
 
     def __init__(self,
         world: str = "two layers",  # a key of `worlds.WORLDS`
@@ -174,8 +177,7 @@ class Explorer(w.VBox):
         pace: float = 4.0,  # seconds that a training takes at least, so that it can be watched
     ):
         use_theme()
-        alt.JupyterChart.enable_offline()
-        self.preset, self.pace, self.job, self.pinned, self.drawn = preset, pace, None, None, 0.0
+        self.preset, self.pace, self.pinned, self.drawn = preset, pace, None, 0.0
         self.lock, self.quiet = threading.RLock(), False
         self.panel, self.transport, self.stage = Panel(choose("world", world, WORLDS)), Transport(), Stage()
         self.command, self.copy = w.Text(disabled=True, layout=w.Layout(width="640px", max_width="100%")), CopyButton()
@@ -193,10 +195,12 @@ class Explorer(w.VBox):
 
     def begin(self):
         "Train a network of the present values; the one in training, if any, is stopped."
-        if self.job: self.job.stop()
         world, values = self.panel.world.value, self.panel.values()
-        self.drawn, self.transport.status.value, self.transport.progress.value = 0.0, "preparing", 0
-        self.job = Job(lambda: Session(world, self.preset, **values), self._moment, self._ended, self.pace)
+        with self.lock:
+            if self.job: self.job.stop()
+            self.drawn, self.transport.progress.value = 0.0, 0
+            self._say("preparing")
+            self.job = Job(lambda: Session(world, self.preset, **values), self._moment, self._ended, self.pace)
         self.job.start()
 
     def hold(self):
@@ -245,23 +249,24 @@ class Explorer(w.VBox):
         finally: self.quiet = False
         self.begin()
 
-    def _follow(self):
+    def _follow(self, job: Job, text: str):
+        "Show the newest epoch of a job and say how it is, if it is still the newest."
         with self.lock:
-            self.quiet = True
-            try: self.transport.follow(self.session)
-            finally: self.quiet = False
-            self.draw()
+            if job is not self.job: return
+            if job.session:
+                self.quiet = True
+                try: self.transport.follow(job.session)
+                finally: self.quiet = False
+                self.draw()
+            self._say(text)
 
     def _moment(self, job: Job):
-        if job is not self.job or job.stopped.is_set() or time.monotonic() - self.drawn < REDRAW: return
-        if job.session.seen >= 2: self._follow()
-        if job.going.is_set(): self._say(f"epoch {job.session.epochs[job.session.seen - 1]:,.0f} of {job.session.epochs[-1]:,.0f}, {job.left():.0f} s left")
+        if time.monotonic() - self.drawn < REDRAW or job.session.seen < 2: return
+        self._follow(job, f"epoch {job.session.epochs[job.session.seen - 1]:,.0f} of {job.session.epochs[-1]:,.0f}, {job.left():.0f} s left" if job.going.is_set() else "paused")
 
     def _ended(self, job: Job, error: Exception | None):
-        if job is not self.job: return
-        if job.session: self._follow()
-        if error: self._say(f"{type(error).__name__}: {error}")
-        else: self._say(("done: " if job.done else "stopped: ") + ", ".join(f"{k} {v:.4f}" for k, v in numbers(job.session).items()))
+        said = ", ".join(f"{k} {v:.4f}" for k, v in numbers(job.session).items()) if job.session else "nothing was recorded"
+        self._follow(job, f"{type(error).__name__}: {error}" if error else f"{'done' if job.done else 'stopped'}: {said}")
 
 # %% ../nbs/30_explore.ipynb #cell14
 _open: list[Explorer] = []
