@@ -4,7 +4,7 @@ BIN := .venv/bin
 RATES := 0.05,0.1,0.2,0.3,0.4
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: fig2 test figures notebooks lab clean
+.PHONY: fig2 test docs figures notebooks lab voila clean
 
 fig2: .venv/lab
 	papermill nbs/fig2.ipynb out.ipynb -p rho 0.3
@@ -13,8 +13,17 @@ fig2: .venv/lab
 test: .venv/dev
 	.ci/checks
 
+# The site, readable without a network: open .cache/site/html/index.html.
+docs: .venv/dev
+	mkdir -p .cache/site/src
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
 lab: .venv/lab
-	jupyter lab nbs
+	jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb
+
+# The explorer as a page of its own.
+voila: .venv/lab
+	JUPYTER_PATH=$(CURDIR)/docs/jupyter voila nbs/explore.ipynb --template=memnb
 
 # Every figure at preset `quick`, as PNG, into docs/figures.
 figures: .venv/lab
@@ -26,6 +35,7 @@ figures: .venv/lab
 	    papermill $$f .cache/figures/$$(basename $$f) -p out .cache/figures || exit 1; done
 	find .cache/figures -name '*.png' -exec python -c "import sys; from pathlib import Path; from PIL import Image; \
 	    [Image.open(f).convert('RGB').quantize(128, dither=0).save('docs/figures/' + Path(f).name, optimize=True) for f in sys.argv[1:]]" {} +
+	python docs/claims.py .cache/figures
 
 # The experiment notebooks as they are committed: run at their defaults, outputs kept.
 notebooks: .venv/dev

@@ -110,7 +110,7 @@ class Stage(w.Tab):
     def __init__(self):
         self.charts = {name: _blank() for name in SCENES}
         self.beside, self.detail, self.notes, self.picked = {name: _blank() for name in SCENES}, _blank(), {name: w.HTML() for name in SCENES}, None
-        page = lambda name: w.VBox([self.notes[name], w.HBox([self.beside[name], self.charts[name]], **_ROW), *([self.detail] if name == "Examples" else [])])
+        page = lambda name: w.VBox(layout=w.Layout(overflow="auto"), children=[self.notes[name], w.HBox([self.beside[name], self.charts[name]], **_ROW), *([self.detail] if name == "Examples" else [])])
         super().__init__([page(name) for name in SCENES], titles=list(SCENES), selected_index=0)
 
     @property

@@ -54,7 +54,7 @@ class ReLUField:
     def __call__(self, t: float, y: Tensor) -> Tensor:
         w, v, c = self.split(y)
         h = (self.x_low @ w.to(self.dtype)).relu_()
-        z = (h @ v.to(self.dtype)).to(y.dtype) + c
+        z = h.to(y.dtype) @ v + c  # in full precision: the residual of a large logit is as wrong as its last digits
         e = (self.net.y - torch.sigmoid(z)) / self.n
         signal = (self.x * e[:, None]).to(self.dtype).T @ h.sign_()  # (D, m): a gate is the sign of its activation
         out = torch.empty_like(y)

@@ -1,0 +1,36 @@
+"""`python docs/claims.py FOLDER ...`: collect the claims tables in folders of results into docs/claims.csv.
+
+A figure's claims at a preset, a data set and a network replace those that were there; of several results the newest counts.
+"""
+import json
+import sys
+from pathlib import Path
+
+import polars as pl
+
+CSV = Path(__file__).with_name("claims.csv")
+KEY = ["figure", "preset", "dataset", "model"]
+
+
+def read(folder: Path) -> pl.DataFrame:
+    "The claims of one result, with what they were found on."
+    p = json.loads((folder / "params.json").read_text())["parameters"]
+    what = dict(preset=p["preset"], dataset=p.get("dataset") or "", model=p.get("model") or "")
+    if "modulus" in p: what |= dict(dataset=f"modulo {p['modulus']}", model="")
+    return pl.read_parquet(folder / "claims.parquet").with_columns(**{k: pl.lit(v) for k, v in what.items()})
+
+
+def collect(folders: list[Path], stored: pl.DataFrame | None) -> pl.DataFrame:
+    "Stored claims, with those of the folders in their places."
+    found = sorted((f.parent for folder in folders for f in folder.glob("**/claims.parquet")), key=lambda f: f.stat().st_mtime)
+    frames = [f for f in [stored] if f is not None]
+    for new in map(read, found): frames = [f.join(new, on=KEY, how="anti") for f in frames] + [new]
+    return pl.concat(frames, how="diagonal").sort(KEY, maintain_order=True)
+
+
+if __name__ == "__main__":
+    folders = [Path(a) for a in sys.argv[1:]]
+    if not folders: sys.exit(__doc__)
+    claims = collect(folders, pl.read_csv(CSV, schema_overrides=dict(rho=pl.Float64, ours=pl.Float64)) if CSV.exists() else None)
+    claims.with_columns(pl.col("ours").round_sig_figs(4)).write_csv(CSV)
+    print(f"{len(claims)} claims of {claims['figure'].n_unique()} figures in {CSV}")
