@@ -9,6 +9,7 @@ __all__ = ['REDRAW', 'CopyButton', 'Job', 'Panel', 'Stage', 'Transport', 'Explor
 import math, threading, time
 from bisect import bisect_right
 from collections.abc import Callable
+from contextlib import contextmanager
 import altair as alt, anywidget, ipywidgets as w, traitlets
 from .arrays import choose
 from .charts import use_theme
@@ -97,7 +98,7 @@ class Panel(w.VBox):
         self.lr.min, self.lr.max = -6, 2
         self.lr.value, self.lr.min, self.lr.max = start["lr"], math.log10(world.lr[0]), math.log10(world.lr[1])
         for field, choices in ((self.width, world.width[0]), (self.dataset, world.dataset)): field.options = choices
-        for k in ("width", "dataset", "noise"): self.fields[k].value = start[k]
+        for k in ("width", "dataset", "noise", "seed"): self.fields[k].value = start[k]
 
     def values(self) -> dict: return {k: f.value for k, f in self.fields.items()} | dict(rho=round(self.rho.value, 6), lr=float(f"{self.lr.value:.3g}"))
 
@@ -110,6 +111,7 @@ class Stage(w.Tab):
     def __init__(self):
         self.charts = {name: _blank() for name in SCENES}
         self.beside, self.detail, self.notes, self.picked = {name: _blank() for name in SCENES}, _blank(), {name: w.HTML() for name in SCENES}, None
+        self.redraw = lambda: None  # called when an example was clicked on
         page = lambda name: w.VBox(layout=w.Layout(overflow="auto"), children=[self.notes[name], w.HBox([self.beside[name], self.charts[name]], **_ROW), *([self.detail] if name == "Examples" else [])])
         super().__init__([page(name) for name in SCENES], titles=list(SCENES), selected_index=0)
 
@@ -131,13 +133,13 @@ class Stage(w.Tab):
         elif chart is self.beside["Examples"]: chart.chart = examples(session, at)
         else:
             chart.chart = examples(session, at, self.picked)
-            chart.selections.observe(lambda change: self._pick(session, at, change["new"]), "pick")
+            chart.selections.observe(lambda change: self._pick(change["new"]), "pick")
 
-    def _pick(self, session: Session, at: int, selection):
+    def _pick(self, selection):
         rows = [v["row"] for v in selection.value or [] if "row" in v]
         if rows and rows[0] != self.picked:
             self.picked = rows[0]
-            self.draw(session, at)
+            self.redraw()
 
     def _explain(self, session: Session, at: int):
         if self.picked not in shown(session): self.picked = None
@@ -178,11 +180,11 @@ class Explorer(w.VBox):
     ):
         use_theme()
         self.preset, self.pace, self.pinned, self.drawn = preset, pace, None, 0.0
-        self.lock, self.quiet = threading.RLock(), False
+        self.lock, self.quiet = threading.RLock(), set()
         self.panel, self.transport, self.stage = Panel(choose("world", world, WORLDS)), Transport(), Stage()
         self.command, self.copy = w.Text(disabled=True, layout=w.Layout(width="640px", max_width="100%")), CopyButton()
         super().__init__([self.panel, self.transport, self.stage, w.HBox([self.command, self.copy], **_ROW)])
-        t = self.transport
+        t, self.stage.redraw = self.transport, self.draw
         for button, act in ((t.play, self.go_on), (t.pause, self.hold), (t.halt, lambda: self.job.stop()), (t.pin, self.toggle_pin)): button.on_click(lambda _, act=act: act())
         for field in self.panel.fields.values(): field.observe(self._changed, "value")
         self.panel.world.observe(self._entered, "value")
@@ -223,30 +225,38 @@ class Explorer(w.VBox):
         if self.job and self.job.thread is not threading.current_thread(): self.join()
         super().close()
 
-    def draw(self):
-        "Draw what is looked at; whatever goes wrong is said in the status line."
+    def draw(self) -> bool:
+        "Draw what is looked at; whatever goes wrong is said in the status line. Whether all went well."
         with self.lock:
-            if self.session is None or self.session.seen < 2: return
+            if self.session is None or self.session.seen < 2: return True
             try:
                 at = min(self.transport.time.value, self.session.seen - 1)
                 self.transport.epoch.value = f"epoch {self.session.epochs[at]:,.0f}"
                 self.stage.draw(self.session, at, self.pinned)
                 self.command.value = self.copy.text = self.session.command
-            except Exception as e: self._say(f"{type(e).__name__}: {e}")
-            self.drawn = time.monotonic()
+            except Exception as e:
+                self._say(f"{type(e).__name__}: {e}")
+                return False
+            finally: self.drawn = time.monotonic()
+            return True
+
+    @contextmanager
+    def _quietly(self):
+        "Within it, controls that this thread changes begin and draw nothing; those that a person changes meanwhile do."
+        self.quiet.add(threading.get_ident())
+        try: yield
+        finally: self.quiet.discard(threading.get_ident())
 
     def _say(self, text: str): self.transport.status.value = text
 
     def _changed(self, _):
-        if not self.quiet: self.begin()
+        if threading.get_ident() not in self.quiet: self.begin()
 
     def _looked(self, _):
-        if not self.quiet: self.draw()
+        if threading.get_ident() not in self.quiet: self.draw()
 
     def _entered(self, _):
-        self.quiet = True
-        try: self.panel.enter()
-        finally: self.quiet = False
+        with self._quietly(): self.panel.enter()
         self.begin()
 
     def _follow(self, job: Job, text: str):
@@ -254,11 +264,8 @@ class Explorer(w.VBox):
         with self.lock:
             if job is not self.job: return
             if job.session:
-                self.quiet = True
-                try: self.transport.follow(job.session)
-                finally: self.quiet = False
-                self.draw()
-            self._say(text)
+                with self._quietly(): self.transport.follow(job.session)
+            if self.draw(): self._say(text)
 
     def _moment(self, job: Job):
         if time.monotonic() - self.drawn < REDRAW or job.session.seen < 2: return

@@ -115,15 +115,16 @@ class Recorder:
 
     def so_far(self) -> Run | None:
         "What was recorded before the present time."
-        if not self.moments: return None
-        data, rows = self.data, [r for m in self.moments for r in m["rows"]]
-        stack = lambda k: map(torch.stack, zip(*(m[k] for m in self.moments))) if k in self.moments[0] else (None,) * 3
+        moments = list(self.moments)  # as another thread may be recording
+        if not moments: return None
+        data, rows = self.data, [r for m in moments for r in m["rows"]]
+        stack = lambda k: map(torch.stack, zip(*(m[k] for m in moments))) if k in moments[0] else (None,) * 3
         prediction, loss, margin = stack("given")
         _, true_loss, true_margin = stack("noisy")
         test_prediction, test_loss, test_margin = stack("held")
-        return Run(self.config, self.unit, torch.tensor([m["time"] for m in self.moments], dtype=torch.float64), prediction, loss, margin, data.y.cpu(),
+        return Run(self.config, self.unit, torch.tensor([m["time"] for m in moments], dtype=torch.float64), prediction, loss, margin, data.y.cpu(),
                    None if data.clean is None else data.clean.cpu(), data.index.cpu(), data.n_classes, data.digest,
-                   pl.DataFrame(rows, infer_schema_length=None), {m["time"]: m["checkpoint"] for m in self.moments if m["checkpoint"]},
+                   pl.DataFrame(rows, infer_schema_length=None), {m["time"]: m["checkpoint"] for m in moments if m["checkpoint"]},
                    true_loss, true_margin, None if self.test is None else self.test.y.cpu(), test_prediction, test_loss, test_margin)
 
 # %% ../nbs/04_recorder.ipynb #cell14

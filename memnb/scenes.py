@@ -88,7 +88,7 @@ def examples(session: Session, at: int, picked: int | None = None, columns: int 
     click = base.mark_square(size=(size + 12)**2, opacity=0, cursor="pointer").encode(tooltip=["caption:N", "answer:N"]).add_params(alt.selection_point(name="pick", fields=["row"]))
     learnt = sum(state(i) == "the given label" for i in rows)
     return alt.layer(tile, *([image] if image else []), text, click).properties(
-        title=f"Epoch {session.epochs[at]:,.0f}: {learnt} of {len(rows)} noisy labels are given", width=columns * (size + 20), height=lines * (size + 34))
+        title=f"Epoch {session.epochs[at]:,.0f}: {learnt} of {len(rows)} {'noisy ' if run.is_noisy.any() else ''}labels are given", width=columns * (size + 20), height=lines * (size + 34))
 
 # %% ../nbs/29_scenes.ipynb #cell08
 def history(session: Session, at: int, row: int) -> alt.ConcatChart:

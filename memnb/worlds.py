@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'WORLDS', 'Course', 'World', 'defaults', 'Session', 'curves_of', 'numbers']
 
 # %% ../nbs/28_worlds.ipynb #cell02
-import math
+import math, shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 import polars as pl
@@ -36,13 +36,13 @@ def _flow(p: Params) -> Course:
     data, model = relu.prepare(p, p.rho, p.seed)
     times = relu.times(p)
     steps = train_flow(build(**model), data, times, observe=[follow()], checkpoints=times, config=dict(model=model))
-    return Course(data, None, [t / p.lr for t in times], steps, 1 / p.lr)
+    return Course(data, None, [round(t / p.lr) for t in times], steps, 1 / p.lr)
 
 def _layers(p: Params) -> Course:
     data, test, model = latent.prepare(p, p.rhos[0], p.seeds[0])
     epochs = [float(e) for e in range(0, int(p.epochs) + 1, max(1, int(p.epochs) // 50))]
     keep = lambda s: s.recorder.checkpoint(s.model.state_dict()) or []
-    going = train_stacked([build(**model)], [data], p.epochs, [test], epochs, p.optimizer, p.lr, p.batch, seed=p.seeds[0], momentum=p.momentum, observe=[keep], config=[dict(model=model)], device="cpu")
+    going = train_stacked([build(**model)], [data], p.epochs, [test], epochs, p.optimizer, p.lr, p.batch, seed=p.seeds[0], momentum=p.momentum, observe=[keep], stop_at=p.stop_at, config=[dict(model=model)], device="cpu")
     return Course(data, test, epochs, (members[0].recorder for members in going))
 
 def _sums(p: Params) -> Course:
@@ -87,7 +87,7 @@ WORLDS = {
                     lambda v: _pictures(v) | dict(widths=f"{v['width']},{v['width']}", seeds=str(v["seed"]), n=None if v["dataset"] == "digits" else 2000),
                     (0.0, 0.9, 0.4), ((16, 32, 64, 128, 256), 64), (0.002, 0.1, 0.02), _DATA, "redraw"),
     "sums": World("Arithmetic modulo a prime", "modular_coexistence", _sums, modular_runs.parameters,
-                  lambda v: dict(rho=v["rho"], rhos=f"{v['rho']:g}", operation=v["dataset"], noise=v["noise"], lr=v["lr"], width=v["width"], seeds=str(v["seed"])),
+                  lambda v: dict(rho=v["rho"], rhos=str(v["rho"]), operation=v["dataset"], noise=v["noise"], lr=v["lr"], width=v["width"], seeds=str(v["seed"])),
                   (0.0, 0.9, 0.8), ((33, 129, 513), 513), (1e-3, 0.03, 0.01), tuple(OPERATIONS), "wrong"),
 }
 
@@ -128,14 +128,14 @@ class Session:
     def command(self) -> str:
         "The shell command that does the same."
         given = {k: v for k, v in self.world.translate(self.values).items() if v is not None} | (dict(preset=self.preset) if self.preset != "quick" else {})
-        return " ".join([f"papermill nbs/{self.world.figure}.ipynb out.ipynb", *(f"-p {k} {v:g}" if isinstance(v, float) else f'-p {k} "{v}"' if "," in str(v) else f"-p {k} {v}" for k, v in given.items())])
+        return " ".join([f"papermill nbs/{self.world.figure}.ipynb out.ipynb", *(f"-p {k} {shlex.quote(str(v))}" for k, v in given.items())])
 
 # %% ../nbs/28_worlds.ipynb #cell10
 def curves_of(session: Session) -> pl.DataFrame:
     "`epoch, group, target, accuracy, loss, margin` so far, with the observers' columns where there are any."
     run = session.run()
     parts = [run.frame(), *([run.rows] if len(run.rows) else [])]
-    return pl.concat(parts, how="diagonal").with_columns(epoch=pl.col("time") * session.course.unit)
+    return pl.concat(parts, how="diagonal").with_columns(epoch=(pl.col("time") * session.course.unit).round(6))
 
 def numbers(session: Session) -> dict[str, float]:
     "Accuracies at the last recorded epoch: clean, noisy (as given), truth (of noisy examples), test."
