@@ -53,8 +53,8 @@ def _color(frame: pl.DataFrame, color: str, order: Sequence | None) -> dict:
     values = frame[color].unique().to_list()
     values = [v for v in (order or (COLORS if color == "group" else sorted(values))) if v in values]
     title = {"rho": "noise rate", "group": None}.get(color, color)
-    wide = sum(len(str(v)) + 5 for v in values) > 63  # more than a panel's width
-    legend = alt.Legend(orient="top", titleOrient="left", title=title, symbolType="stroke", symbolOpacity=1, columns=2 if wide else 0) if len(values) > 1 else None
+    wide = sum(len(str(v)) + 5 for v in values) > 63  # than a panel: then in two lines
+    legend = alt.Legend(orient="top", titleOrient="left", title=title, symbolType="stroke", symbolOpacity=1, columns=math.ceil(len(values) / 2) if wide else 0) if len(values) > 1 else None
     if color == "group": colors, dashes = COLORS, DASHES
     else:
         others = [v for v in values if v != "model"]

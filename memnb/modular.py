@@ -69,10 +69,10 @@ class Grid:
 def gradient(
     net: ModularNet,
     grid: Grid,
-    rows: int | None = None,  # of the table at once; default: as many as a cache holds
+    rows: int | None = None,  # of the table at once; default: as many as the threads' caches hold
 ) -> Tensor:
     "Set the parameters' `grad` to that of the mean cross-entropy over the training pairs; the loss."
-    rows = rows or max(1, 2**17 // (net.p * net.u.shape[1]))
+    rows = rows or max(1, 2**17 * torch.get_num_threads() // (net.p * net.u.shape[1]))
     f, slope = ACTIVATIONS[net.activation]
     for q in (net.u, net.v, net.readout.weight): q.grad = torch.zeros_like(q)
     loss = net.u.new_zeros(())

@@ -43,6 +43,7 @@ def _source() -> str:
     for f in sorted(Path(memnb.__file__).parent.glob("*.py")): digest.update(f.name.encode() + f.read_bytes())
     return digest.hexdigest()
 
+# %% ../nbs/14_tasks.ipynb #cell07
 @dataclass(frozen=True)
 class Task:
     "A notebook and parameters that were cast."
@@ -78,7 +79,7 @@ def make_task(notebook: str | Path, values: dict | None = None) -> Task:
     key = hashlib.sha256(json.dumps([code, values, _source()], sort_keys=True).encode()).hexdigest()[:16]
     return Task(notebook, tuple(sorted(values.items())), key)
 
-# %% ../nbs/14_tasks.ipynb #cell08
+# %% ../nbs/14_tasks.ipynb #cell09
 class Failed(RuntimeError):
     "A task that failed; the message is its error."
 
@@ -89,6 +90,7 @@ def _child():
     import papermill
     papermill.execute_notebook(notebook, output, parameters=json.loads(Path(parameters).read_text()), kernel_name=None, progress_bar=False, log_output=False)
 
+# %% ../nbs/14_tasks.ipynb #cell10
 _RUN = "from memnb.tasks import _child; _child()"
 KILLED = "was ended by"
 running: set[subprocess.Popen] = set()  # what `end_all` ends
@@ -101,6 +103,7 @@ def _end(process: subprocess.Popen):
     try: os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError: pass
 
+# %% ../nbs/14_tasks.ipynb #cell11
 def execute(
     task: Task,
     root: Path,
@@ -129,7 +132,7 @@ def execute(
         return folder
     finally: shutil.rmtree(part, ignore_errors=True)
 
-# %% ../nbs/14_tasks.ipynb #cell09
+# %% ../nbs/14_tasks.ipynb #cell12
 def _run(task: Task, part: Path, threads: int | None, timeout: float | None) -> str | None:
     "Run it in `part`; what went wrong, or None."
     env = os.environ | ({} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
