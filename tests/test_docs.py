@@ -1,14 +1,16 @@
 "The site is built as by `make docs`, and read as a browser without a network would."
 import ast
 import csv
-import importlib
+import importlib.util
 import inspect
+import json
 import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import polars as pl
 import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
@@ -170,3 +172,30 @@ def test_signature():
     cls, f = ast.parse(source).body
     assert pages.signature(source, cls) == "@dataclass\nclass A:\n    x: int  # a\n    def __init__(self, a,  # b\n        c):"
     assert pages.signature(source, f) == "def f(a):"
+
+
+def result(folder, figure: str, verdict: str, **parameters):
+    folder.mkdir(parents=True)
+    (folder / "params.json").write_text(json.dumps(dict(parameters=parameters)))
+    pl.DataFrame(dict(figure=[figure], statement=["s"], rho=[0.2], ours=[0.123456], verdict=[verdict])).write_parquet(folder / "claims.parquet")
+
+
+def test_claims_are_collected_and_replaced(tmp_path):
+    spec = importlib.util.spec_from_file_location("claims", ROOT / "docs" / "claims.py")
+    claims = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(claims)
+    result(tmp_path / "a" / "fig1" / "k", "fig1", "holds", preset="quick", dataset="digits")
+    result(tmp_path / "a" / "m" / "k", "modular_width", "holds", preset="quick", modulus=31)
+    first = claims.collect([tmp_path / "a"], None)
+    assert first.select("figure", "preset", "dataset", "verdict").rows() == [("fig1", "quick", "digits", "holds"), ("modular_width", "quick", "modulo 31", "holds")]
+    result(tmp_path / "b" / "fig1" / "k", "fig1", "does not hold", preset="quick", dataset="digits")
+    result(tmp_path / "b" / "fig1" / "l", "fig1", "mixed", preset="paper", dataset="mnist")
+    again = claims.collect([tmp_path / "b"], first)
+    assert sorted(again.select("figure", "preset", "verdict").rows()) == [("fig1", "paper", "mixed"), ("fig1", "quick", "does not hold"), ("modular_width", "quick", "holds")]
+
+
+def test_stored_claims_are_those_of_the_notebooks():
+    stored = pl.read_csv(ROOT / "docs" / "claims.csv")
+    figures = {f.stem for f in (ROOT / "nbs").glob("*.ipynb") if not f.stem[0].isdigit()} - {"index", "explore", "audit"}
+    assert set(stored["figure"]) == figures and set(stored.filter(preset="quick")["figure"]) == figures
+    assert set(stored["verdict"]) <= set(pages.VERDICTS)
