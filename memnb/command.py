@@ -60,14 +60,18 @@ def sweep_(notebook: Path, axes, fixed, root: Path, jobs, dask, slurm, retry, ti
     if not axes: raise ValueError("a grid needs an axis: -g rho 0.1,0.2")
     done = sweep(notebook, dict(axes), root, dict(fixed), jobs, dask, dict(slurm) or None, retry, timeout, dry_run=dry_run)
     with pl.Config(tbl_rows=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, fmt_str_lengths=60): click.echo(done)
-    if (done["state"] == "failed").any(): raise click.exceptions.Exit(1)
+    if not dry_run and (done["state"] != "done").any(): raise click.exceptions.Exit(1 if (done["state"] == "failed").any() else 130)
 
 # %% ../nbs/16_command.ipynb #cell06
-def _shown(frame: pl.DataFrame, where, output: Path | None):
+def _rows(frame: pl.DataFrame, where) -> pl.DataFrame:
     for name, value in where:
         if name not in frame.columns: raise ValueError(f"there is no column {name!r}; there are {', '.join(frame.columns)}")
-        kind = frame.schema[name]
-        frame = frame.filter(pl.col(name) == pl.lit(value).cast(kind, strict=False))
+        try: value = pl.Series([value]).cast(frame.schema[name])[0]
+        except pl.exceptions.PolarsError: raise ValueError(f"--where {name} {value}: the column holds {frame.schema[name]}") from None
+        frame = frame.filter(pl.col(name) == value)
+    return frame
+
+def _shown(frame: pl.DataFrame, output: Path | None):
     if output is None: return click.echo(frame)
     write = {".csv": frame.write_csv, ".parquet": frame.write_parquet}.get(output.suffix)
     if write is None: raise ValueError(f"--output {output} must end in .csv or .parquet")
@@ -87,8 +91,8 @@ _OUTPUT = click.option("--output", type=click.Path(path_type=Path), help="A .csv
 @click.option("--color", default="rho", show_default=True, help="Column that tells curves apart.")
 def results_(notebook: Path, root: Path, where, output, chart, y, color):
     "The frames of all runs of NOTEBOOK, parameters as columns."
-    frame = results(notebook, root)
-    if chart is None: return _shown(frame, where, output)
+    frame = _rows(results(notebook, root), where)
+    if chart is None: return _shown(frame, output)
     from memnb.sweeps import figure
     figure(frame, y, color).save(str(chart))
     click.echo(f"drawn from {frame['key'].n_unique()} runs in {chart}")
@@ -99,7 +103,7 @@ def results_(notebook: Path, root: Path, where, output, chart, y, color):
 @_OUTPUT
 def claims(root: Path, where, output):
     "What was found of each claim, over all runs."
-    _shown(results(None, root, "claims").select("figure", "statement", "rho", "paper", "ours", "verdict", "key"), where, output)
+    _shown(_rows(results(None, root, "claims").select("figure", "statement", "rho", "paper", "ours", "verdict", "key"), where), output)
 
 # %% ../nbs/16_command.ipynb #cell07
 @main.command()
