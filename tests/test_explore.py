@@ -7,7 +7,7 @@ import time
 import altair as alt
 import pytest
 
-from memnb import explore as explorers
+from memnb import controls, explore as explorers
 from memnb.explore import Explorer, Panel, Stage, explore
 from memnb.scenes import SCENES, Scene, shown
 from memnb.worlds import KINDS, WORLDS, Session, defaults, numbers
@@ -416,8 +416,8 @@ def test_a_tab_that_does_not_belong_says_so(world, make):
 def test_only_the_open_tab_is_drawn(make, monkeypatch):
     drawn = []
     for name in TABS: monkeypatch.setitem(SCENES, name, Scene(lambda s, at, name=name, draw=SCENES[name].draw: drawn.append(name) or draw(s, at), SCENES[name].only, SCENES[name].else_say))
-    real = explorers.examples
-    monkeypatch.setattr(explorers, "examples", lambda *args, **more: drawn.append("Examples") or real(*args, **more))
+    real = controls.examples
+    monkeypatch.setattr(controls, "examples", lambda *args, **more: drawn.append("Examples") or real(*args, **more))
     e = done(make("sums"))
     assert set(drawn) == {"Training"}
     for name in ("Probes", "Examples", "Spectra", "Training", "Components"):
