@@ -23,7 +23,8 @@ lab: .venv/lab
 
 # The explorer as a page of its own.
 voila: .venv/lab
-	JUPYTER_PATH=$(CURDIR)/docs/jupyter voila nbs/explore.ipynb --template=memnb
+	JUPYTER_PATH=$(CURDIR)/docs/jupyter voila nbs/explore.ipynb --template=memnb \
+	    --VoilaConfiguration.extension_allowlist="[]" --VoilaConfiguration.extension_denylist="['jupyterlab-jupytext']"  # which fails there
 
 # Every figure at preset `quick`, as PNG, into docs/figures.
 figures: .venv/lab

@@ -191,7 +191,7 @@ def test_spectra_of_a_network_that_adds(lab):
 
 
 def test_under_voila(browser, tmp_path):
-    with served("voila explore.ipynb --no-browser --port={port} --Voila.ip=127.0.0.1 --template=memnb", tmp_path) as address, opened(browser, address, "/") as page:
+    with served("voila explore.ipynb --no-browser --port={port} --Voila.ip=127.0.0.1 --template=memnb --VoilaConfiguration.extension_allowlist=[] --VoilaConfiguration.extension_denylist=['jupyterlab-jupytext']", tmp_path) as address, opened(browser, address, "/") as page:
         before = drawn(page)
         status(page, "done: ")
         drag(page, "noise rate", 0.3)
