@@ -154,7 +154,7 @@ def columns_by_hand(run) -> dict[str, list[float]]:
 def test_columns_against_loops(name):
     (run, net), data = trained(name), clusters()
     f = mislabel_scores(run, data, k=5)
-    assert f.columns == ["row", "index", "label", "noisy", "learning_time", "forgetting", "margin", "loss", "final_loss", "prediction_depth", "probe_disagreement"]
+    assert f.columns == ["row", "index", "label", "noisy", "learning_time", "forgetting", "margin", "loss", "final_loss", "prediction_depth", "probe_disagreement", "probe_margin"]
     assert f["row"].to_list() == list(range(60)) and f["index"].to_list() == data.index.tolist() and f["label"].to_list() == data.y.tolist() and f["noisy"].to_list() == data.is_noisy.tolist()
     for k, v in columns_by_hand(run).items(): assert f[k].to_list() == pytest.approx(v, rel=1e-12), k
     assert f["prediction_depth"].to_list() == depth_by_hand(net, data, ["input", *GROUPS[name]], 5)
