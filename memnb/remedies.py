@@ -120,7 +120,7 @@ def remedies(
         rows = torch.tensor(audit(model, data).sort("rank")["row"][:suspects].to_list())
         tried["without the suspects' units"] = [partial(predict, silence_suspects(model, data, rows))]
     if run is not None and len(run.checkpoints) > 1:
-        tried["stopped early by latent generalization"] = [partial(predict, transfer(run.at(t, deepcopy(model)).to(data.x.device), data)) for t in sorted(run.checkpoints)]
+        tried["early stop, class vectors as head"] = [partial(predict, transfer(run.at(t, deepcopy(model)).to(data.x.device), data)) for t in sorted(run.checkpoints)]
     if make is not None:
         tried |= {"tied dropout, memory dropped": [_tied(make, data, epochs, how)], "generalized cross-entropy": [_retrained(make, data, epochs, generalized_cross_entropy(), how)],
                   "early-learning regularization": [_retrained(make, data, epochs, early_learning_regularization(data), how)]}
