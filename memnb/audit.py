@@ -11,13 +11,20 @@ import numpy as np, polars as pl, torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 from .datasets import NoisyDataset
-from .layers import predict
+from .layers import evaluating, examples, predict
 from .recorder import Recorder
 from .runs import Run
 from .scores import ahead, evidence, layer_scores, mislabel_scores
 from .steps import check_outputs
 
 # %% ../nbs/11_audit.ipynb #cell05
+def _plain(labels: Sequence) -> np.ndarray:
+    "(n,) int64, or words as numpy has them."
+    v = np.asarray(labels).reshape(-1)
+    if v.dtype.kind in "OT" and all(isinstance(word, str) for word in v): return np.array(v.tolist())
+    if v.dtype.kind not in "iubUS": raise ValueError(f"labels have dtype {v.dtype}; they must be whole numbers or words")
+    return v.astype(np.int64) if v.dtype.kind in "iub" else v
+
 def from_arrays(
     x,  # (n, ...) inputs, array or tensor, as the network wants them: float, channels first
     labels: Sequence,  # (n,) given labels, numbers or words
@@ -25,10 +32,10 @@ def from_arrays(
     n_classes: int | None = None,  # outputs of the network: whole numbers in [0, n_classes) then stay what they are
 ) -> tuple[NoisyDataset, list]:
     "The data, and the name of each class. `ValueError` for labels that do not fit."
-    given = [np.asarray(v).reshape(-1) for v in (labels, clean) if v is not None]
-    if n_classes and all(v.dtype.kind in "iu" for v in given): names, codes = list(range(n_classes)), given
+    given = [_plain(v) for v in (labels, clean) if v is not None]
+    if len({v.dtype.kind for v in given}) > 1: raise ValueError(f"given labels are {given[0].dtype}, true ones {given[1].dtype}; both must be whole numbers or both words")
+    if n_classes and given[0].dtype.kind == "i": names, codes = list(range(n_classes)), given
     else:
-        if strange := [v.dtype for v in given if v.dtype.kind not in "iuUSb"]: raise ValueError(f"labels have dtype {strange[0]}; they must be whole numbers or words")
         kinds, flat = np.unique(np.concatenate(given), return_inverse=True)
         names, codes = kinds.tolist(), np.split(flat, [len(given[0])])
         if n_classes and len(names) > n_classes: raise ValueError(f"there are {len(names)} labels, {names[:5]} ..., for n_classes={n_classes} outputs")
@@ -44,8 +51,10 @@ def check_model(model: nn.Module, data: NoisyDataset) -> NoisyDataset:
     if held.device.type == "cpu" and held.dtype in (torch.float16, torch.bfloat16): raise ValueError(f"the model is in half precision ({held.dtype}), which is slow and coarse on a CPU; give model.float()")
     if len(kinds := data.y.unique()) < 2: raise ValueError(f"all {len(data)} labels are {int(kinds[0])}; it takes two classes to be wrong")
     data = data.to(held.device)
-    try: check_outputs(model, data)
-    except RuntimeError as e: raise ValueError(f"the model does not take inputs of shape {tuple(data.x.shape[1:])}: {e}") from e
+    try:
+        with examples(None), evaluating(model): model(data.x[:2])
+    except Exception as e: raise ValueError(f"the model does not take inputs of shape {tuple(data.x.shape[1:])}: {e}") from e
+    check_outputs(model, data)
     return data
 
 def snapshot(model: nn.Module, data: NoisyDataset) -> Run:
@@ -90,6 +99,7 @@ def audit(
     says = {probe: evidence(told, probe) for probe in ("velpic", "masc", "cosine")}
     first, second = says["velpic"].topk(2, 1).values.T
     ranks = [rankdata(frame[name]) / len(frame) for name in COMBINED if name in frame.columns]
+    if taken := sorted({*frame.columns, "suggested", "masc", "cosine", "sure", "suspicion", "rank"} & set(more or {})): raise ValueError(f"more has {', '.join(taken)}, which the audit has itself")
     frame = frame.with_columns(*(pl.Series(name, torch.as_tensor(v).tolist()) for name, v in (more or {}).items()))
     return frame.with_columns(suggested=pl.Series(says["velpic"].argmax(1).tolist()), masc=pl.Series(says["masc"].argmax(1).tolist()), cosine=pl.Series(says["cosine"].argmax(1).tolist()),
                               sure=pl.Series((first - second).tolist()), suspicion=pl.Series(np.mean(ranks, 0))).with_columns(rank=pl.col("suspicion").rank("ordinal", descending=True).cast(pl.Int64))

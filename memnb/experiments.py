@@ -170,7 +170,7 @@ def facts() -> dict:
 def keep(
     p: Params,
     frame: pl.DataFrame,
-    claims: pl.DataFrame,
+    claims: pl.DataFrame | None,  # None: a notebook that judges none
     charts: dict,  # name -> Altair chart
     **more,  # whatever else belongs to the record; JSON values
 ) -> Path | None:
@@ -181,7 +181,7 @@ def keep(
     if "noise_rate" in frame.columns: record["realised_noise"] = frame.select("rho", "noise_rate").drop_nulls().unique(maintain_order=True).to_dicts()
     def write(part: Path):
         frame.write_parquet(part / "frame.parquet")
-        claims.write_parquet(part / "claims.parquet")
+        if claims is not None: claims.write_parquet(part / "claims.parquet")
         for name, chart in charts.items():
             chart.save(str(part / f"{name}.svg"))
             chart.save(str(part / f"{name}.png"), ppi=144)

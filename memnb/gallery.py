@@ -80,6 +80,8 @@ class Browser(w.VBox):
         super().__init__([w.HBox([self.start, self.label, self.suggested, self.sure], layout=w.Layout(flex_flow="row wrap")), self.status, self.picture])
         self._draw()
 
+    def __repr__(self): return "(sliders and pictures, once the notebook runs)"
+
     def shown(self) -> pl.DataFrame:
         "The rows that the controls ask for."
         rows = self.found.filter(pl.col("rank") >= self.start.value, pl.col("sure") >= self.sure.value - 1e-9)

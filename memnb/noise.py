@@ -34,7 +34,7 @@ def clear_cases(e: Tensor) -> Tensor:
     "(n,) bool: of each class that the evidence (n, K) suggests, the 70% of examples that are furthest ahead."
     first, second = e.topk(2, 1).values.T
     lead, said, keep = first - second, e.argmax(1), torch.zeros(len(e), dtype=torch.bool, device=e.device)
-    for c in said.unique(): keep |= (said == c) & (lead >= lead[said == c].quantile(1 - CLEAR))
+    for c in said.unique(): keep |= (said == c) & ~(lead < lead[said == c].quantile(1 - CLEAR))  # of leads that are infinite, all
     return keep
 
 def _transitions(said: Tensor, y: Tensor, k: int) -> Tensor:

@@ -8,7 +8,7 @@ __all__ = ['unbiased_hits', 'honest', 'accuracy_of', 'Repair', 'check_held', 're
 # %% ../nbs/11_repair.ipynb #cell02
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import polars as pl, torch
 from scipy.stats import norm
 from torch import Tensor, nn
@@ -26,8 +26,10 @@ def unbiased_hits(
     matrix: Tensor,  # (K, K) transition matrix, row: true class
 ) -> Tensor:
     "(n,) float64 whose mean estimates the accuracy on true labels. `ValueError` where the noise leaves too little to go by."
-    if (worst := torch.linalg.cond(matrix)) > 100: raise ValueError(f"the noise leaves too little to go by: its transition matrix has condition number {worst:.3g}, above 100")
-    return torch.linalg.inv(matrix.double()).to(given.device)[given, prediction]
+    matrix = matrix.double()
+    if (most := int(max(prediction.max(), given.max()))) >= len(matrix): raise ValueError(f"class {most} is not in a transition matrix of {len(matrix)} classes")
+    if not (worst := torch.linalg.cond(matrix)) <= 100: raise ValueError(f"the noise leaves too little to go by: its transition matrix has condition number {worst:.3g}, above 100")
+    return torch.linalg.inv(matrix).to(given.device)[given, prediction]
 
 def honest(
     hits: Tensor,  # (c, n) `unbiased_hits` of c candidates
@@ -61,11 +63,12 @@ class Repair:
         return f"{self.probe} at {self.layer!r}: {gain} expected" if self.layer else f"left as it is: the best repair promises {gain}, which may be none"
 
 # %% ../nbs/11_repair.ipynb #cell09
-def check_held(data: NoisyDataset, held: NoisyDataset) -> NoisyDataset:
+def check_held(data: NoisyDataset, held: NoisyDataset, noise: Noise | None = None) -> NoisyDataset:
     "`ValueError` unless `held` can judge what was learnt from `data`."
     if len(held) < 20: raise ValueError(f"{len(held)} held-out examples are too few to estimate a gain; there must be at least 20")
     if held.x.shape[1:] != data.x.shape[1:] or held.n_classes > data.n_classes: raise ValueError(f"held-out data of {held.n_classes} classes and inputs {tuple(held.x.shape[1:])} do not fit {data.n_classes} classes and inputs {tuple(data.x.shape[1:])}")
-    held, some = held.to(data.x.device), torch.linspace(0, len(held) - 1, 20).long()
+    if noise is not None and len(noise.matrix) != data.n_classes: raise ValueError(f"the noise is that of {len(noise.matrix)} classes; the data have {data.n_classes}")
+    held, some = replace(held.to(data.x.device), x=held.x.to(data.x)), torch.linspace(0, len(held) - 1, 20).long()
     if sum(bool((data.x == x).flatten(1).all(1).any()) for x in held.x[some]) > 10: raise ValueError("the held-out examples are among the training examples, whose labels the network may know by heart; hold some out before training: data.split(0.1)")
     return held
 
@@ -86,10 +89,11 @@ def repair(
     linear layer cannot be found, and for held-out examples that are fewer than 20 or were trained on.
     """
     data = check_model(model, data)
-    held, (name, _) = check_held(data, held), find_head(model, data, head)
+    if not probes: raise ValueError("probes=() leaves nothing to choose from")
+    held, (name, _) = check_held(data, held, noise), find_head(model, data, head)
     last = linear_layers(model, data.x[:2])[name]
     noise = noise or estimate_noise(model, data)
-    known = [(layer, probe) for layer in dict.fromkeys([*(default_layers(model, data.x) if layers is None else layers), last]) for probe in probes]
+    known = [(layer, probe) for layer in dict.fromkeys([*(default_layers(model, data.x) if layers is None else layers), last]) for probe in dict.fromkeys(probes)]
     made = lambda layer, probe: transfer(model, data, None if layer == last else layer, probe, head)
     with examples(None): said = [predicted(predict(net, held.x)) for net in (model, *(made(*key) for key in known))]
     hits = torch.stack([unbiased_hits(guess, held.y, noise.matrix) for guess in said]).cpu()

@@ -64,19 +64,20 @@ def layer_scores(
     model: nn.Module,
     data: NoisyDataset,  # whose observed labels the probes are fitted on
     layers: Sequence[str] | None = None,  # default: the input and `layer_groups`
-    probes: Sequence[str] = ("velpic", "masc", "cosine"),
+    probes: Sequence[str] = ("velpic", "masc", "cosine"),  # of these three
     batch: int = 1024,
 ) -> dict[tuple[str, str], Tensor]:
     "(layer, probe) -> scores (n, K) of the examples, each activation brought to length 1; feature maps are averaged down to at most 4,096 numbers."
-    out = {}
+    if layers is not None and not layers: raise ValueError("layers=[] names no layer to probe")
+    out, probes = {}, [choose("probe", name, ("velpic", "masc", "cosine")) for name in probes]
     for layer in _parts(model) if layers is None else layers:
         got = [got[layer] for _, got in activations(model, data.x, [layer], batch, data.index)]
-        side = max(4, math.isqrt(_NUMBERS // got[0].shape[1])) if got[0].ndim == 4 else 0
+        side = max(1, math.isqrt(_NUMBERS // got[0].shape[1])) if got[0].ndim == 4 else 0
         e = torch.cat([_embedding(v, side) for v in got])
         shapes = ClassShapes(data.n_classes, len(data)).add(e, data.y).finish()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # classes without examples are allowed here
-            for name in probes: out[layer, name] = PROBES[choose("probe", name, PROBES)](n_classes=data.n_classes).fit_shapes(shapes).scores(F.normalize(e, dim=1))
+            for name in probes: out[layer, name] = PROBES[name](n_classes=data.n_classes).fit_shapes(shapes).scores(F.normalize(e, dim=1))
     return out
 
 def evidence(scores: dict[tuple[str, str], Tensor], probe: str = "velpic") -> Tensor:

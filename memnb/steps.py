@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from .arrays import choose
 from .datasets import NoisyDataset
-from .layers import examples, predict
+from .layers import evaluating, examples, predict
 from .recorder import Recorder
 from .runs import Run
 
@@ -156,7 +156,7 @@ def diverged(s: Training, good: dict | None, loss: Tensor, step: int, lr: float)
 # %% ../nbs/04_steps.ipynb #cell16
 def check_outputs(model: nn.Module, data: NoisyDataset):
     "`ValueError` unless the network classifies into the data's classes."
-    with examples(None): logits = predict(model, data.x[:2])
+    with examples(None), evaluating(model): logits = model(data.x[:2])
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] not in ((1, 2) if data.n_classes == 2 else (data.n_classes,)):
         raise ValueError(f"the model gives {tuple(getattr(logits, 'shape', ['no tensor']))} for two inputs; {data.n_classes} classes need (2, {data.n_classes})")
 

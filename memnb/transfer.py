@@ -85,7 +85,10 @@ def transfer(
 
     At the last layer only the head's numbers change; at an earlier one the copy is a `Truncated` network.
     """
-    if layer is not None: return Truncated(deepcopy(model), layer, linear_head(fit_probe(model, data, layer, probe, batch))).train(model.training)
+    if layer is not None:
+        cut = Truncated(deepcopy(model), layer, linear_head(fit_probe(model, data, layer, probe, batch)))
+        cut.training = cut.head.training = model.training  # within, each part keeps its own mode
+        return cut
     name, reads = find_head(model, data, head)
     new, copy = linear_head(fit_probe(model, data, reads, probe, batch)), deepcopy(model)
     put_head(copy, name, new)

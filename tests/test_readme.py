@@ -5,6 +5,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import torch
+import torchvision
 from sklearn.neighbors import NearestCentroid
 from torch import nn
 
@@ -15,19 +16,36 @@ from memnb.probing import probe_model
 REPO = Path(__file__).parents[1]
 README, CONTRIBUTING = ((REPO / f"{name}.md").read_text() for name in ("README", "CONTRIBUTING"))
 NOTEBOOKS = [f.stem for f in (REPO / "nbs").glob("*.ipynb") if not f.stem[0].isdigit() and f.stem != "index"]
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
 MAP = [(question, re.findall(r"nbs/(\w+)\.ipynb\)", links)) for question, links in re.findall(r"^\| (.+?) \| (\[`nbs/.*) \|$", README, re.M)]
 
 
+def test_a_network_and_data_of_ones_own(tmp_path, monkeypatch):
+    weights_and_file, *_ = BLOCKS
+    monkeypatch.chdir(tmp_path)
+    rng, y = np.random.default_rng(0), np.arange(120) % 10
+    x = (rng.integers(0, 60, (120, 32, 32, 3)) + 19 * y[:, None, None, None]).astype(np.uint8)
+    given = np.where(np.arange(120) < 12, (y + 1) % 10, y)
+    np.savez("my.npz", x_train=x[:90], y_train=given[:90], x_test=x[90:], y_test=given[90:])
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), "my.pt")
+    exec(weights_and_file, (names := {}))
+    assert len(weights_and_file.strip().splitlines()) <= 12
+    assert names["found"]["rank"].to_list() == list(range(1, 91)) and names["found"]["suggested"].is_between(0, 9).all()
+    assert names["better"].model(names["data"].x[:2]).shape == (2, 10)
+
+
 def test_the_example_runs():
-    own, flow, repair, locate = re.findall(r"```python\n(.*?)```", README, re.S)
-    names = dict(my_dataset=torch.utils.data.TensorDataset(torch.rand(40, 3, 4), torch.arange(40) % 2))
+    _, own, flow, repair, locate = BLOCKS
+    names = dict(my_dataset=torch.utils.data.TensorDataset(torch.rand(200, 3, 4), torch.arange(200) % 2))
     exec(flow, names)
     assert names["run"].frame().shape[0] == 3 * 4 and names["run"].rows.shape[0] == 3 * 3
     names |= dict(net=nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2)), test=names["data"])
     exec(own, (mine := dict(names)))
-    assert len(own.strip().splitlines()) <= 12 and mine["data"].clean is None and mine["better"](mine["data"].x).shape == (36, 2)
+    assert len(own.strip().splitlines()) <= 14 and mine["data"].clean is None and len(mine["found"]) == 160
+    assert mine["noise"].matrix.shape == (2, 2) and mine["better"].model(mine["data"].x).shape == (160, 2)
     exec(repair, names)
-    assert len(names["run"].time) == 21 and names["better"](names["data"].x).shape == (40, 2)
+    assert len(names["run"].time) == 21 and names["better"](names["data"].x).shape == (200, 2)
     names["net"][1:].apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
     exec(locate, names | dict(suspects=names["data"].is_noisy))
 
