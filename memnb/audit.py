@@ -14,7 +14,7 @@ from .datasets import NoisyDataset
 from .layers import evaluating, examples, predict
 from .recorder import Recorder
 from .runs import Run
-from .scores import ahead, evidence, layer_scores, mislabel_scores
+from .scores import evidence, layer_scores, mislabel_scores
 from .steps import check_outputs
 
 # %% ../nbs/11_audit.ipynb #cell05

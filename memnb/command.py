@@ -12,7 +12,7 @@ import click, polars as pl, torch
 from .arrays import data_root
 from .experiments import facts
 from .sweeps import results, sweep
-from .tasks import Failed, declared, execute, failed, make_task
+from .tasks import Failed, execute, failed, make_task
 
 # %% ../nbs/16_command.ipynb #cell04
 _ROOT = click.option("--root", default="sweeps", show_default=True, help="Folder of results.", type=click.Path(file_okay=False, path_type=Path))

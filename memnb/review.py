@@ -15,7 +15,7 @@ from .arrays import DATASETS, choose, write_whole
 from .audit import check_model, from_arrays
 from .datasets import NOISE, SCALES, NoisyDataset, corrupt, load, scaled
 from .experiments import Params, Rule, settle
-from .models import MODELS, build
+from .models import build
 from .repair import Repair
 from .runs import Run, run_key
 from .seeds import seeded

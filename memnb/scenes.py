@@ -9,13 +9,12 @@ __all__ = ['STATES', 'SCENES', 'training', 'components', 'shown', 'examples', 'h
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-import altair as alt, polars as pl, torch
-from .charts import COLORS, DASHES, curves, dots, heat, panels, picture_address
+import altair as alt, polars as pl
+from .charts import COLORS, curves, dots, heat, panels, picture_address
 from .fourier import alignment, extract, look, neuron_spectra
-from .modular import OPERATIONS
 from .probing import probe_model
 from .toy import trajectories
-from .worlds import Session, World, curves_of, numbers
+from .worlds import Session, curves_of, numbers
 
 # %% ../nbs/29_scenes.ipynb #cell04
 def _timed(session: Session, at: int, y: str, title: str, y_title: str, frame: pl.DataFrame, **options) -> alt.LayerChart:

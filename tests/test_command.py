@@ -5,7 +5,7 @@ import polars as pl, pytest
 from click.testing import CliRunner
 from memnb import command, tasks
 from memnb.tasks import make_task
-from test_tasks import never, notebook, quick
+from test_tasks import never, quick
 
 NAMES = ["run", "sweep", "results", "claims", "doctor"]
 
@@ -16,16 +16,6 @@ def say(*words, code=0) -> str:
     assert done.exit_code == code and (done.exception is None or isinstance(done.exception, SystemExit)), (done.output, done.exception)
     assert "Traceback" not in done.output and ("Error: " in done.output or code == 0 or words[0] == "sweep")
     return done.output
-
-@pytest.fixture
-def tiny(tmp_path): return notebook(tmp_path / "nb")
-
-@pytest.fixture
-def count(monkeypatch):
-    "Tasks that were run, with a quick stand-in for their process; seed 13 fails."
-    made = []
-    monkeypatch.setattr(tasks, "_run", quick(lambda t: "ValueError: unlucky" if dict(t.values).get("seed") == 13 else None, made))
-    return made
 
 @pytest.fixture
 def swept(tmp_path):

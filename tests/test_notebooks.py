@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 NBS = Path(__file__).parents[1] / "nbs"
-FIGURES = sorted([*NBS.glob("fig?.ipynb"), *NBS.glob("latent_*.ipynb"), *NBS.glob("localization_*.ipynb"), *NBS.glob("modular_*.ipynb")])
+FIGURES = sorted([*NBS.glob("fig?.ipynb"), *NBS.glob("latent_*.ipynb"), *NBS.glob("localization_*.ipynb"), *NBS.glob("modular_*.ipynb"), NBS / "audit.ipynb"])
 TAGGED = lambda nb: [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
 
 
@@ -28,7 +28,7 @@ def out(tmp_path_factory): return tmp_path_factory.mktemp("out")
 
 
 def test_all_are_there():
-    assert [f.stem for f in FIGURES] == [*(f"fig{i}" for i in range(1, 7)), *(f"latent_{n}" for n in ("interventions", "probes", "resist", "transfer")),
+    assert [f.stem for f in FIGURES] == ["audit", *(f"fig{i}" for i in range(1, 7)), *(f"latent_{n}" for n in ("interventions", "probes", "resist", "transfer")),
                                           *(f"localization_{n}" for n in ("atypical", "dropout", "gradients", "neurons", "retraining", "rewinding")),
                                           *(f"modular_{n}" for n in ("coexistence", "extraction", "order", "partition", "width"))]
 
@@ -41,7 +41,7 @@ def test_parameters_cell(path):
     for line in cell.source.splitlines():
         assert re.fullmatch(r"\w+: (float|int|str) = .+?  # \S.*", line), line
     declared = {n.target.id for n in ast.parse(cell.source).body}
-    settled = re.search(r"(?:relu|latent|runs)\.parameters\((.*?)\)\n", "\n".join(c.source for c in nb.cells), re.S)[1]
+    settled = re.search(r"(?:relu|latent|runs|review)\.parameters\((.*?)\)\n", "\n".join(c.source for c in nb.cells), re.S)[1]
     assert declared == set(re.findall(r"(\w+)=\1", settled))
 
 
@@ -50,12 +50,12 @@ def test_runs_at_preset_ci_and_keeps_its_results(path, out):
     done = papermill(path.stem, out, preset="ci", out=out / "results")
     assert done.returncode == 0, done.stderr[-3000:]
     (folder,) = (out / "results" / path.stem).iterdir()
-    claims, record = pl.read_parquet(folder / "claims.parquet"), json.loads((folder / "params.json").read_text())
-    assert len(claims) and set(claims["verdict"]) <= {"holds", "does not hold", "mixed", "not run"}
+    record, judges = json.loads((folder / "params.json").read_text()), path.stem != "audit"
+    if judges: assert set(pl.read_parquet(folder / "claims.parquet")["verdict"]) <= {"holds", "does not hold", "mixed", "not run"}
     assert record["parameters"]["preset"] == "ci" and (folder / f"{path.stem}.png").stat().st_size > 10_000
     shown = nbformat.read(out / f"{path.stem}.ipynb", 4)
     assert any("image/png" in o.get("data", {}) for c in shown.cells for o in c.get("outputs", []))
-    assert any("does not hold" in str(o) or "**holds**" in str(o) for c in shown.cells for o in c.get("outputs", []))
+    assert not judges or any("does not hold" in str(o) or "**holds**" in str(o) for c in shown.cells for o in c.get("outputs", []))
 
 
 def test_figure_3_after_figure_2_integrates_nothing_again(out):
