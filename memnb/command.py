@@ -94,7 +94,7 @@ def results_(notebook: Path, root: Path, where, output, chart, y, color):
     frame = _rows(results(notebook, root), where)
     if chart is None: return _shown(frame, output)
     from memnb.sweeps import figure
-    figure(frame, y, color).save(str(chart))
+    figure(frame, y, color).save(str(chart), **(dict(ppi=144) if chart.suffix == ".png" else {}))
     click.echo(f"drawn from {frame['key'].n_unique()} runs in {chart}")
 
 @main.command()

@@ -151,7 +151,7 @@ def figure(frame: pl.DataFrame, y: str = "accuracy", color: str = "rho", x: str 
     seen = {g: given.filter(group=g) for g in ("clean", "noisy", "test")}
     if "target" in frame.columns: seen = {g: f.filter(target="true" if g == "test" else "given") for g, f in seen.items()}
     charts = [curves(f, y, g.capitalize(), y, x=x, color=color) for g, f in seen.items() if len(f)]
-    return panels(charts, f"{y.capitalize()} over {frame['key'].n_unique()} runs", "band: range over seeds", legend="one")
+    return panels(charts, f"{y.capitalize()} over {frame['key'].n_unique()} runs", "band: range over seeds" if "seed" in given.columns and given["seed"].n_unique() > 1 else "", legend="one")
 
 def live(notebook: str | Path, root: str | Path = "sweeps", **options) -> Callable[[pl.DataFrame], None]:
     "A `watch` for a notebook: the `figure` of what is there, drawn again whenever a run has ended."

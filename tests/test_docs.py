@@ -60,7 +60,7 @@ def site(html): return {p.relative_to(html).as_posix(): Reader(p) for p in html.
 
 
 def test_every_notebook_and_module_has_a_page(site):
-    for page in ("index", "CHANGELOG", "reproduction", "api/index", *(f"nbs/{n}" for n in NOTEBOOKS), *(f"api/{m}" for m in MODULES)):
+    for page in ("index", "CHANGELOG", "reproduction", "comparison", "api/index", *(f"nbs/{n}" for n in NOTEBOOKS), *(f"api/{m}" for m in MODULES)):
         assert f"{page}.html" in site
     assert len([v for t, _, v in site["index.html"].links if t == "a" and re.fullmatch(r"nbs/\w+\.html", v)]) >= 20
 
@@ -164,6 +164,15 @@ def test_reproduction(tmp_path):
     text = pages.reproduction(tmp_path / "claims.csv", {"nbs/fig1.ipynb"})
     assert "| [fig1](nbs/fig1.ipynb) | quick | 1 | 0 | 0 | 1 |" in text and "| odd | paper | 0 | 0 | 1 | 0 |" in text
     assert r"| [fig1](nbs/fig1.ipynb) | \|a\| is <span><math" in text and "| **mixed** | paper | mnist |" in text
+
+
+def test_comparison(tmp_path):
+    assert "Nothing measured yet" in pages.comparison(tmp_path / "audit.csv")
+    rows = [["digits", "wrong", "0.1000", seed, method, cost, auc, 0.5] for seed, method, cost, auc in ((1, "margin alone", 1, 0.7), (1, "audit", 4, 0.9), (2, "audit", 4, 0.8), (1, "cleanlab, at the end", 4, 0.75))]
+    with open(tmp_path / "audit.csv", "w", newline="") as f: csv.writer(f).writerows(["data noise rho seed method cost auc precision".split(), *rows])
+    text = pages.comparison(tmp_path / "audit.csv")
+    assert "| data | noise | rate | audit (4) | cleanlab, at the end (4) | margin alone (1) |" in text
+    assert "| digits | wrong | 0.1 | 0.850 | 0.750 | 0.700 |" in text and "| digits | wrong | 0.1 | 0.500 | 0.500 | 0.500 |" in text
 
 
 def test_signature():

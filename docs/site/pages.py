@@ -145,6 +145,26 @@ def reproduction(claims: Path, pages: set[str]) -> str:
                     + table(["figure", "statement", "noise rate", "paper", "ours", "verdict", "preset", "data"], each) + "\n", "docs/claims.csv")
 
 
+COSTS = {1: "one network", 4: "four, or five on four fifths"}
+
+
+def comparison(results: Path) -> str:
+    "What `python -m bench audit` measured, as a page: the mean over seeds of each method."
+    text = "# Which labels are wrong?\n\nHow well the audit ranks wrong labels, beside cleanlab's confident learning and single scores.\n\n"
+    if not results.exists(): return text + "Nothing measured yet.\n"
+    rows = list(csv.DictReader(results.read_text().splitlines()))
+    of = lambda r: (r["data"], r["noise"], f"{float(r['rho']):g}")
+    methods = sorted({(r["method"], int(r["cost"])) for r in rows}, key=lambda m: (not m[0].startswith("audit"), "alone" in m[0], m[1], m[0]))
+    values = {}
+    for r in rows: values.setdefault((of(r), r["method"], int(r["cost"])), []).append((float(r["auc"]), float(r["precision"])))
+    text += "The table is made by `python -m bench audit`; `bench/audit.py` says how. " \
+            "Cost counts trainings: " + "; ".join(f"{k}: {v}" for k, v in COSTS.items()) + ". The audit's combination of scores was chosen on digits, on other seeds.\n"
+    for i, (title, what) in enumerate({"Area under the ROC curve": "The chance that a wrong label is ranked above a right one.", "Precision": "The share of wrong labels among the most suspicious ones, as many as are wrong."}.items()):
+        line = lambda case: [f"{sum(v[i] for v in got) / len(got):.3f}" if (got := values.get((case, *m))) else "" for m in methods]
+        text += f"\n## {title}\n\n{what}\n\n" + table(["data", "noise", "rate", *(f"{name} ({cost})" for name, cost in methods)], [[*case, *line(case)] for case in dict.fromkeys(map(of, rows))]) + "\n"
+    return text
+
+
 def assemble(src: Path) -> list:
     "Writes all pages below a folder; their navigation."
     shutil.rmtree(src, ignore_errors=True)
@@ -165,13 +185,14 @@ def assemble(src: Path) -> list:
     modules = {m.stem: api(m) for m in sorted((ROOT / "memnb").glob("[!_]*.py"))}
     for name, (_, text) in modules.items(): (src / "api" / f"{name}.md").write_text(text)
     (src / "api/index.md").write_text("# Modules\n\n" + table(["module", ""], [[f"[`memnb.{m}`]({m}.md)", about] for m, (about, _) in modules.items()]))
+    (src / "comparison.md").write_text(comparison(ROOT / "bench/results/audit.csv"))
     (src / "reproduction.md").write_text(reproduction(ROOT / "docs/claims.csv", pages))
     return [{"Home": [{"memnb": "README.md"}, *({n[:-3].capitalize(): n} for n in texts[1:])]},
             {"Notebooks": [*({titles[p]: f"nbs/{p.name}"} for p in notebooks if p not in grouped),
                            *({g: part(glob)} for g, glob in GROUPS.items() if part(glob))]},
             {"Library": part("[0-9][0-9]_*")},
             {"API": [{"Modules": "api/index.md"}, *({m: f"api/{m}.md"} for m in modules)]},
-            {"Reproduction": "reproduction.md"}]
+            {"Reproduction": [{"Claims": "reproduction.md"}, {"Wrong labels found": "comparison.md"}]}]
 
 
 def on_config(config):
