@@ -11,6 +11,8 @@ import altair as alt, ipywidgets as w, polars as pl
 from .charts import COLORS, curves, pictures
 from .datasets import NoisyDataset
 
+alt.JupyterChart.enable_offline()  # no code from elsewhere
+
 # %% ../nbs/33_gallery.ipynb #cell06
 def ranked(found: pl.DataFrame, names: Sequence) -> pl.DataFrame:
     "The audit from the most suspicious label on, with the classes' names in place of their numbers."
@@ -62,7 +64,7 @@ def remedy_chart(table: pl.DataFrame) -> alt.LayerChart:
     rows += [dict(remedy=r["remedy"], accuracy=r["test"], low=r["test"], high=r["test"], kind=kinds[1]) for r in table.iter_rows(named=True) if r.get("test") is not None]
     frame = pl.DataFrame(rows)
     scale = alt.Scale(domain=[max(0.0, float(frame["low"].min()) - 0.05), 1.0])
-    base = alt.Chart(frame).encode(alt.X("remedy:N", sort=table["remedy"].to_list(), axis=alt.Axis(title=None, labelAngle=-20, grid=True)), xOffset=alt.XOffset("kind:N", sort=kinds),
+    base = alt.Chart(frame).encode(alt.X("remedy:N", sort=table["remedy"].to_list(), axis=alt.Axis(title=None, labelAngle=-20, labelLimit=300, grid=True)), xOffset=alt.XOffset("kind:N", sort=kinds),
                                    color=alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=[COLORS["net"], COLORS["test"]]), legend=alt.Legend(orient="top", title=None)))
     bar = base.mark_rule(strokeWidth=1.5).encode(alt.Y("low:Q", scale=scale, axis=alt.Axis(title="accuracy", tickCount=5)), alt.Y2("high:Q"))
     return alt.layer(bar, base.mark_point(filled=True, size=45, opacity=1).encode(alt.Y("accuracy:Q", scale=scale))).properties(title="What each remedy would give", width=640)
@@ -79,9 +81,10 @@ class Browser(w.VBox):
     ):
         self.found, self.data, self.names, self.page = found.sort("rank"), data, list(range(data.n_classes) if names is None else names), page
         any_class = [("any", None), *((str(name), i) for i, name in enumerate(self.names))]
-        self.start = w.IntSlider(1, 1, max(1, len(found)), page, description="from rank", continuous_update=False)
-        self.label, self.suggested = w.Dropdown(options=any_class, description="given"), w.Dropdown(options=any_class, description="suggested")
-        self.sure = w.FloatSlider(0, min=0, max=max(0.1, float(found["sure"].max())), step=0.1, description="sure at least", continuous_update=False)
+        wide = dict(style=dict(description_width="90px"), layout=w.Layout(width="290px"))
+        self.start = w.IntSlider(1, 1, max(1, len(found)), page, description="from rank", continuous_update=False, **wide)
+        self.label, self.suggested = w.Dropdown(options=any_class, description="given", **wide), w.Dropdown(options=any_class, description="suggested", **wide)
+        self.sure = w.FloatSlider(0, min=0, max=max(0.1, float(found["sure"].max())), step=0.1, description="sure at least", continuous_update=False, **wide)
         self.picture, self.status = alt.JupyterChart(self._chart(self.shown())), w.Label()
         for control in (self.start, self.label, self.suggested, self.sure): control.observe(self._draw, "value")
         super().__init__([w.HBox([self.start, self.label, self.suggested, self.sure], layout=w.Layout(flex_flow="row wrap")), self.status, self.picture])

@@ -1,4 +1,4 @@
-"The explorer in a real browser: every control in JupyterLab, the main path under Voila."
+"The explorer in a real browser, every control in JupyterLab, the main path under Voila; and the pictures of an audit."
 import os
 import re
 import shutil
@@ -10,11 +10,14 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
+import nbformat
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 NOTEBOOK, WAIT = Path(__file__).parents[1] / "nbs" / "explore.ipynb", 60_000  # milliseconds; generous, for busy machines
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)  # None: playwright's own
+
+VOILA = "voila explore.ipynb --no-browser --port={port} --Voila.ip=127.0.0.1 --template=memnb --VoilaConfiguration.extension_allowlist=[] --VoilaConfiguration.extension_denylist=['jupyterlab-jupytext']"
 
 
 @pytest.fixture(scope="module")
@@ -191,9 +194,30 @@ def test_spectra_of_a_network_that_adds(lab):
 
 
 def test_under_voila(browser, tmp_path):
-    with served("voila explore.ipynb --no-browser --port={port} --Voila.ip=127.0.0.1 --template=memnb --VoilaConfiguration.extension_allowlist=[] --VoilaConfiguration.extension_denylist=['jupyterlab-jupytext']", tmp_path) as address, opened(browser, address, "/") as page:
+    with served(VOILA, tmp_path) as address, opened(browser, address, "/") as page:
         before = drawn(page)
         status(page, "done: ")
         drag(page, "noise rate", 0.3)
         drawn(page, before)
         status(page, "done: ")
+
+
+def test_leafing_through_an_audit(browser, tmp_path):
+    code = """
+import polars as pl, torch
+from memnb.datasets import NoisyDataset
+from memnb.gallery import Browser
+data = NoisyDataset(torch.rand(30, 1, 8, 8), torch.arange(30) % 3)
+Browser(pl.DataFrame(dict(row=range(30), label=data.y.tolist(), suggested=[1] * 30, sure=[i / 10 for i in range(30)], rank=range(1, 31))), data, ["ant", "bee", "cow"])
+"""
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python")))
+    nbformat.write(nb, tmp_path / "leaf.ipynb")
+    with served(VOILA.replace("explore", "leaf"), tmp_path) as address, opened(browser, address, "/") as page:
+        images, words = page.locator(".vega-embed svg image"), page.locator(".widget-label", has_text=re.compile("^ranks"))
+        expect(images).to_have_count(20)
+        expect(words).to_have_text("ranks 1 to 20 of 30; given → suggested")
+        page.locator(".widget-dropdown", has_text="given").locator("select").first.select_option("cow")
+        expect(images).to_have_count(10)
+        expect(page.locator(".vega-embed svg text", has_text="cow → bee")).to_have_count(10)
+        drag(page, "sure at least", 0.9)
+        expect(images).to_have_count(2)
