@@ -57,6 +57,7 @@ def check_model(model: nn.Module, data: NoisyDataset) -> NoisyDataset:
     check_outputs(model, data)
     return data
 
+# %% ../nbs/11_audit.ipynb #cell09
 def snapshot(model: nn.Module, data: NoisyDataset) -> Run:
     "A run of one recorded time: the network as it is."
     recorder = Recorder(data)
@@ -74,7 +75,7 @@ def trained_model(subject: nn.Module | Run, data: NoisyDataset, model: nn.Module
     if isinstance(subject, Run): subject.check(data)
     return snapshot(model, data) if isinstance(subject, nn.Module) else subject, model, data
 
-# %% ../nbs/11_audit.ipynb #cell10
+# %% ../nbs/11_audit.ipynb #cell11
 COMBINED = ("margin", "probe_margin")
 
 def audit(

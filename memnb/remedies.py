@@ -72,6 +72,7 @@ class Silenced(nn.Module):
             return value.index_fill(self.dims.get(layer, 2 if value.ndim == 3 else 1), at, 0)
         with edit(self.body, {layer: partial(off, layer) for layer in self.units}): return self.body(x)
 
+# %% ../nbs/11_remedies.ipynb #cell11
 def silence_suspects(
     model: nn.Module,
     data: NoisyDataset,
@@ -89,7 +90,7 @@ def silence_suspects(
     most = [unit for unit, _ in named.most_common(max(1, round(share * len(named))))] if named else []
     return Silenced(model, {sites[layer].place: [c for l, c in most if l == layer] for layer in dict(most)}, {sites[layer].place: sites[layer].dim for layer in dict(most)})
 
-# %% ../nbs/11_remedies.ipynb #cell13
+# %% ../nbs/11_remedies.ipynb #cell14
 def hidden(model: nn.Module, data: NoisyDataset) -> list[str]:
     "Layers behind which a network's hidden units are switched off; none for a linear classifier."
     try: return list(dict.fromkeys(unit_layers(model, data.x).values()))
@@ -109,7 +110,7 @@ def _retrained(make: Callable, data: NoisyDataset, epochs: float, backward: Call
     fit(net, data, epochs, times=[epochs], device=data.x.device, backward=backward, **how)
     return partial(predict, net)
 
-# %% ../nbs/11_remedies.ipynb #cell14
+# %% ../nbs/11_remedies.ipynb #cell15
 def remedies(
     model: nn.Module,  # trained
     data: NoisyDataset,  # its training set

@@ -39,6 +39,7 @@ def _neighbours(e: Tensor, y: Tensor, k: int, n_classes: int, batch: int = 512) 
         votes.append(one_hot[far.topk(k, largest=False).indices].sum(1).argmax(1))
     return torch.cat(votes)
 
+# %% ../nbs/09_scores.ipynb #cell06
 @torch.no_grad()
 def prediction_depth(
     model: nn.Module,
@@ -56,7 +57,7 @@ def prediction_depth(
         agree.append(_neighbours(e, data.y, k, data.n_classes) == final)
     return len(layers) - torch.stack(agree).flip(0).long().cumprod(0).sum(0)
 
-# %% ../nbs/09_scores.ipynb #cell07
+# %% ../nbs/09_scores.ipynb #cell08
 _NUMBERS = 4096
 
 @torch.no_grad()
@@ -80,6 +81,7 @@ def layer_scores(
             for name in probes: out[layer, name] = PROBES[name](n_classes=data.n_classes).fit_shapes(shapes).scores(F.normalize(e, dim=1))
     return out
 
+# %% ../nbs/09_scores.ipynb #cell09
 def evidence(scores: dict[tuple[str, str], Tensor], probe: str = "velpic") -> Tensor:
     "(n, K) float64: a probe's `layer_scores`, standardised by class and averaged over the layers; minus infinity for a class without examples."
     def standard(s: Tensor) -> Tensor:
@@ -91,7 +93,7 @@ def ahead(e: Tensor, y: Tensor) -> Tensor:
     own = e.gather(1, y[:, None])
     return (e.scatter(1, y[:, None], -torch.inf).amax(1, keepdim=True) - own)[:, 0]
 
-# %% ../nbs/09_scores.ipynb #cell09
+# %% ../nbs/09_scores.ipynb #cell11
 SCORES = {  # name -> who proposed it
     "critical_units": "few units hold the prediction (Maini et al. 2023)", "learning_time": "learnt late", "forgetting": "forgotten often (Toneva et al. 2019)",
     "margin": "small area under the margin (Pleiss et al. 2020)", "loss": "large mean loss", "final_loss": "large loss at the end",
@@ -127,7 +129,7 @@ def mislabel_scores(
     found = units.filter(pl.col("outcome") != "misclassified").select("row", critical_units=-pl.col("units").cast(pl.Float64)).unique("row", maintain_order=True)
     return frame.join(found, on="row", how="left", maintain_order="left")
 
-# %% ../nbs/09_scores.ipynb #cell10
+# %% ../nbs/09_scores.ipynb #cell12
 def detection(scores: pl.DataFrame, truth: str = "noisy") -> pl.DataFrame:
     """How well each score ranks wrong labels above right ones: `score, auc, examples`.
 
@@ -142,7 +144,7 @@ def detection(scores: pl.DataFrame, truth: str = "noisy") -> pl.DataFrame:
         rows.append(dict(score=name, auc=float(roc_auc_score(part[truth], rankdata(part[name]))) if both else None, examples=len(part)))
     return pl.DataFrame(rows, schema=dict(score=pl.String, auc=pl.Float64, examples=pl.Int64))
 
-# %% ../nbs/09_scores.ipynb #cell13
+# %% ../nbs/09_scores.ipynb #cell15
 def second_split_forgetting(
     make: Callable[[], nn.Module],  # a fresh network
     data: NoisyDataset,
@@ -166,7 +168,7 @@ def second_split_forgetting(
         out[a.cpu()] = torch.tensor([math.inf, *range(len(hits) - 1, -1, -1)], dtype=torch.float64)[wrong.cpu()]
     return out
 
-# %% ../nbs/09_scores.ipynb #cell16
+# %% ../nbs/09_scores.ipynb #cell18
 def leave_out_memorization(
     make: Callable[[int], nn.Module],  # seed -> a fresh network
     data: NoisyDataset,
