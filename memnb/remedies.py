@@ -111,6 +111,17 @@ def _retrained(make: Callable, data: NoisyDataset, epochs: float, backward: Call
     return partial(predict, net)
 
 # %% ../nbs/11_remedies.ipynb #cell15
+_TRAINED = ("tied dropout, memory dropped", "generalized cross-entropy", "early-learning regularization")
+
+def _row(remedy: str, nets: list[Callable], held: NoisyDataset, noise: Noise, test: NoisyDataset | None, epochs: float) -> dict:
+    with examples(None): hits = torch.stack([unbiased_hits(predicted(say(held.x)), held.y, noise.matrix) for say in nets])
+    accuracy, low, high = accuracy_of(honest(hits))
+    row = dict(remedy=remedy, accuracy=accuracy, low=low, high=high)
+    if test is not None:
+        with examples(None): row["test"] = (predicted(nets[hits.mean(1).argmax()](test.x.to(held.x.device))).cpu() == test.y.cpu()).double().mean().item()
+    return row | dict(epochs=float(epochs) if remedy in _TRAINED else 0.0)
+
+# %% ../nbs/11_remedies.ipynb #cell16
 def remedies(
     model: nn.Module,  # trained
     data: NoisyDataset,  # its training set
@@ -144,13 +155,3 @@ def remedies(
         tried |= {"tied dropout, memory dropped": [_tied(make, data, epochs, how)] if hidden(make(), data) else [], "generalized cross-entropy": [_retrained(make, data, epochs, generalized_cross_entropy(), how)],
                   "early-learning regularization": [_retrained(make, data, epochs, early_learning_regularization(data), how)]}
     return pl.DataFrame([_row(remedy, nets, held, noise, test, epochs) for remedy, nets in tried.items() if nets], infer_schema_length=None)
-
-def _row(remedy: str, nets: list[Callable], held: NoisyDataset, noise: Noise, test: NoisyDataset | None, epochs: float) -> dict:
-    with examples(None): hits = torch.stack([unbiased_hits(predicted(say(held.x)), held.y, noise.matrix) for say in nets])
-    accuracy, low, high = accuracy_of(honest(hits))
-    row = dict(remedy=remedy, accuracy=accuracy, low=low, high=high)
-    if test is not None:
-        with examples(None): row["test"] = (predicted(nets[hits.mean(1).argmax()](test.x.to(held.x.device))).cpu() == test.y.cpu()).double().mean().item()
-    return row | dict(epochs=float(epochs) if remedy in _TRAINED else 0.0)
-
-_TRAINED = ("tied dropout, memory dropped", "generalized cross-entropy", "early-learning regularization")

@@ -72,6 +72,7 @@ def check_held(data: NoisyDataset, held: NoisyDataset, noise: Noise | None = Non
     if sum(bool((data.x == x).flatten(1).all(1).any()) for x in held.x[some]) > 10: raise ValueError("the held-out examples are among the training examples, whose labels the network may know by heart; hold some out before training: data.split(0.1)")
     return held
 
+# %% ../nbs/11_repair.ipynb #cell10
 @torch.no_grad()
 def repair(
     model: nn.Module,  # trained, left as it is
