@@ -28,7 +28,7 @@ from .transfer import find_head
 _HOW = dict(rho=0.2, noise="wrong", n=None, held=0.2, batch=32, seed=0, top=40)
 PRESETS = {
     "quick": _HOW | dict(data="digits", model="mlp", epochs=150, lr=0.1),
-    "small": _HOW | dict(data="mnist", n=3000, model="cnn", epochs=30, lr=0.05),
+    "small": _HOW | dict(data="mnist", n=3000, model="resnet9", epochs=15, lr=0.05),
     "paper": _HOW | dict(data="cifar10", model="resnet9", epochs=50, lr=0.05, batch=128),
     "ci": _HOW | dict(data="digits", n=400, model="mlp", epochs=60, lr=0.1, top=20),
 }

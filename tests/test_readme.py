@@ -4,6 +4,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import polars as pl
 import torch
 import torchvision
 from sklearn.neighbors import NearestCentroid
@@ -48,6 +49,16 @@ def test_the_example_runs():
     assert len(names["run"].time) == 21 and names["better"](names["data"].x).shape == (200, 2)
     names["net"][1:].apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
     exec(locate, names | dict(suspects=names["data"].is_noisy))
+
+
+def test_the_comparison_is_what_was_measured():
+    f = pl.read_csv(REPO / "bench" / "results" / "audit.csv").with_columns(pl.when(pl.col("method").str.starts_with("cleanlab")).then(pl.lit("cleanlab")).otherwise("method").alias("who"))
+    means = f.group_by("data", "noise", "who", "method", "cost").agg(pl.col("auc").mean()).group_by("data", "noise", "who", "cost").agg(pl.col("auc").max())  # cleanlab at the better moment
+    rows = re.findall(r"^\| (digits|mnist|cifar10) \| (\w+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", README, re.M)
+    assert len(rows) == 9
+    for data, noise, *shown in rows:
+        auc = lambda who, cost: means.filter(data=data, noise=noise, who=who, cost=cost)["auc"][0]
+        assert [float(v) for v in shown] == [round(v, 3) for v in (auc("cleanlab", 4), auc("audit", 1), auc("audit", 4))], (data, noise)
 
 
 def test_files_that_it_names_are_there():
