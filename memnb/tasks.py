@@ -98,16 +98,14 @@ def make_task(notebook: str | Path, values: dict | None = None) -> Task:
 class Failed(RuntimeError):
     "A task that failed; the message is its error."
 
-def _child():
-    "What the process runs: papermill on the notebook beside it, with the parameters of a file."
-    import papermill
-    papermill.execute_notebook("notebook.ipynb", "done.ipynb", parameters=json.loads(Path("given.json").read_text()), progress_bar=False)
-
-# Before anything else is imported: whoever is left behind by the death of its owner ends, PR_SET_PDEATHSIG.
-_RUN = """import os, sys
+# What the process runs: papermill on the notebook beside it, with the parameters of a file. It imports nothing of memnb,
+# whose torch would take seconds. Before anything else: whoever is left behind by the death of its owner ends, PR_SET_PDEATHSIG.
+_RUN = """import json, os, sys
 if sys.platform == "linux": import ctypes; ctypes.CDLL(None).prctl(1, 9)
 if os.getppid() != int(sys.argv[1]): sys.exit("its owner is gone")
-from memnb.tasks import _child; _child()"""
+import papermill
+with open("given.json") as f: given = json.load(f)
+papermill.execute_notebook("notebook.ipynb", "done.ipynb", parameters=given, progress_bar=False)"""
 
 # %% ../nbs/14_tasks.ipynb #cell10
 KILLED, _MARK = "was ended by", "MEMNB_TASK"
