@@ -38,10 +38,12 @@ figures: .venv/lab
 	    [Image.open(f).convert('RGB').quantize(128, dither=0).save('docs/figures/' + Path(f).name, optimize=True) for f in sys.argv[1:]]" {} +
 	python docs/claims.py .cache/figures
 
-# The experiment notebooks as they are committed: run at their defaults, outputs kept.
+# The experiment notebooks as they are committed: run at their defaults, outputs kept. A widget, tagged `live`, is nothing without its kernel.
+TIDY := --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags=live --ClearMetadataPreprocessor.enabled=True \
+    --ClearMetadataPreprocessor.clear_cell_metadata=False --ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec
 notebooks: .venv/dev
 	for f in nbs/fig?.ipynb nbs/latent_*.ipynb nbs/localization_*.ipynb nbs/modular_*.ipynb nbs/audit.ipynb; do \
-	    papermill $$f $$f && jupyter nbconvert --log-level ERROR --coalesce-streams --to notebook --inplace $$f || exit 1; done
+	    papermill $$f $$f && jupyter nbconvert --log-level ERROR --coalesce-streams $(TIDY) --to notebook --inplace $$f || exit 1; done
 	nbdev_clean
 
 .venv/bin/python:
