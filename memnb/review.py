@@ -93,7 +93,7 @@ def _own(p: Params) -> tuple[NoisyDataset, NoisyDataset | None, list]:
     path = Path(p.data).expanduser()
     a = _read(path)
     _note(p, path)
-    both, m = _check(path, a), a["y_train"].size if "y_train" in a else 0
+    both, m = _check(path, a), a["y_train"].size
     plain = [torch.from_numpy(a[f"x_{k}"]).float() for k in both]
     x = plain if p.scale == "none" else scaled({"x_test": a["x_train"][:0], **a}, p.scale, 255 if a["x_train"].dtype == np.uint8 else None)
     flat = lambda *names: np.concatenate([a[k].reshape(-1) for k in names if k in a])
