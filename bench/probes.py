@@ -3,10 +3,13 @@
 Activations of an untrained MLP on a mixture of ten Gaussians, 500 examples a class, at layers of 128, 512 and 2,048
 units. `deviation`: share of 2,000 test points that get another label. Beside it, the best plain way: the
 eigenvectors of each class's second moment, or Gram matrix where that is smaller, by `torch.linalg.eigh`.
+
+Everything runs on one thread: in one process the threads of numpy and of torch wait for each other's.
 """
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
+from threadpoolctl import threadpool_limits
 
 from bench import alternate, row
 from memnb.layers import activations
@@ -58,6 +61,11 @@ def eigen(x: torch.Tensor, y: torch.Tensor, test: torch.Tensor, share: float | N
 
 
 def run(quick: bool, full: bool) -> list[dict]:
+    torch.set_num_threads(1)
+    with threadpool_limits(1): return compare(quick)
+
+
+def compare(quick: bool) -> list[dict]:
     rows, goals = [], {("MASC", 128): 4, ("MASC", 2048): 10, ("VeLPIC", 128): 10, ("VeLPIC", 512): 10, ("VeLPIC", 2048): 10}
     for d, (x, y, test) in layers(quick).items():
         for name, probe, share in (("MASC", MASC, 0.99), ("VeLPIC", VeLPIC, None)):

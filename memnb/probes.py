@@ -55,7 +55,7 @@ class ClassShapes:
         if self.moments is None:
             x, y = self.parts[0] if len(self.parts) == 1 else (torch.cat(v) for v in zip(*self.parts))
             self.count = torch.bincount(y, minlength=self.k)
-            self.x, self.y, self.d, self.live = x, y, x.shape[1], torch.linalg.vector_norm(x, torch.inf, dim=0) > 0
+            self.x, self.y, self.d, self.live = x, y, x.shape[1], (x.amax(0) > 0) | (x.amin(0) < 0)
             rows = x.index_select(0, y.argsort(stable=True))
             self.rows = (rows if self.live.all() else rows[:, self.live]).split(self.count.tolist())
             self.mean = torch.stack([r.sum(0) / max(1, len(r)) for r in self.rows])
@@ -76,30 +76,34 @@ class ClassShapes:
         return v.new_zeros(len(v), self.d).index_copy_(1, self.live.nonzero()[:, 0], v)
 
 # %% ../nbs/08_probes.ipynb #cell09
-def _leading(s: Tensor, energy: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    "The fewest eigenpairs of the symmetric s (k, k), largest first, whose sum exceeds `share` of the energy: values (r,), vectors (k, r)."
+def _leading(s: Tensor, energy: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    "The fewest eigenpairs of the symmetric s (k, k), largest first, whose sum exceeds `share` of the energy: values (r,), vectors (k, r); the other vectors (k, k - r), if they are known."
     k, r = len(s), 32
     fewest = lambda values: int((values.cumsum(0) <= share * energy).sum()) + 1
     while k > 512 and 4 * r < k and s.device.type == "cpu":
         values, vectors = eigsh(s.numpy(), r, v0=np.random.default_rng(0).standard_normal(k).astype(s.numpy().dtype))
         values, vectors = torch.from_numpy(values[::-1].copy()), torch.from_numpy(vectors[:, ::-1].copy())
-        if (m := fewest(values)) < r: return values[:m], vectors[:, :m]
+        if (m := fewest(values)) < r: return values[:m], vectors[:, :m], None
         r *= 2
     values, vectors = torch.linalg.eigh(s)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     m = min(fewest(values), k)
-    return values[:m], vectors[:, :m]
+    return values[:m], vectors[:, :m], vectors[:, m:]
 
 def directions(shapes: ClassShapes, c: int, share: float) -> tuple[Tensor, Tensor]:
     "Squared lengths (r,) and unit vectors (r, live columns) of class c's fewest directions whose energy exceeds `share`; none for a class without activations."
+    return _subspace(shapes, c, share)[:2]
+
+def _subspace(shapes: ClassShapes, c: int, share: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    "`directions`, and unit vectors that complete them to a basis of all, if they are known."
     energy, width = shapes.energy[c], shapes.mean.shape[1]
-    if not energy > 0: return energy.new_zeros(0), shapes.mean.new_zeros(0, width)
+    if not energy > 0: return energy.new_zeros(0), shapes.mean.new_zeros(0, width), None
     if shapes.rows is None or len(shapes.rows[c]) >= width:
-        values, v = _leading(shapes.moments[c] if shapes.rows is None else shapes.rows[c].T @ shapes.rows[c], energy, share)
-        return values, v.T
+        values, v, rest = _leading(shapes.moments[c] if shapes.rows is None else shapes.rows[c].T @ shapes.rows[c], energy, share)
+        return values, v.T, rest if rest is None else rest.T
     a = shapes.rows[c]
-    values, u = _leading(a @ a.T, energy, share)
-    return values, _unit(u.T @ a)
+    values, u, _ = _leading(a @ a.T, energy, share)
+    return values, _unit(u.T @ a), None
 
 # %% ../nbs/08_probes.ipynb #cell12
 def _power(shapes: ClassShapes, c: int) -> Tensor | None:
@@ -206,17 +210,17 @@ class MASC(Probe):
 
     def _fit(self, shapes: ClassShapes):
         if not 0 < self.share < 1: raise ValueError(f"share={self.share} must lie in (0, 1)")
-        bases = [directions(shapes, c, self.share)[1] for c in range(shapes.k)]
-        self.basis_ = shapes.wide(torch.cat(bases))
-        self.sizes_ = [len(b) for b in bases]
-        self.whole_, self.live_ = torch.tensor([k == int(shapes.live.sum()) for k in self.sizes_]), shapes.live
+        _, bases, rests = zip(*(_subspace(shapes, c, self.share) for c in range(shapes.k)))
+        self.basis_, self.sizes_, self.live_ = shapes.wide(torch.cat(bases)), [len(b) for b in bases], shapes.live
+        self._outside = torch.tensor([rest is not None and len(rest) < len(b) for b, rest in zip(bases, rests)])
+        self._fewest = [rest if out else b for b, rest, out in zip(bases, rests, self._outside)]
 
     def _scores(self, x: Tensor) -> Tensor:
-        along = (x @ self.basis_.to(x).T).split(self.sizes_, 1)
+        "The energy inside each subspace: what lies along its directions, or, where that is less work, all but what lies along the others."
+        x = x if self.live_.all() else x[:, self.live_.to(x.device)]
+        along = (x @ torch.cat(self._fewest).to(x).T).split([len(v) for v in self._fewest], 1)
         s = torch.stack([torch.linalg.vector_norm(a, dim=1).square() for a in along], 1)
-        if not self.whole_.any(): return s
-        inside = x[:, self.live_.to(x.device)].square().sum(1, keepdim=True)
-        return torch.where(self.whole_.to(x.device), inside, s)  # subspaces that are the whole space tie exactly
+        return torch.where(self._outside.to(x.device), (x.square().sum(1, keepdim=True) - s).clamp_min(0), s)  # subspaces that are the whole space tie exactly
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
