@@ -119,4 +119,4 @@ def dropout(count: int) -> list[dict]:
 def run(quick: bool, full: bool) -> list[dict]:
     torch.manual_seed(0)
     data, net, record = trained(300 if quick else 800, 10 if quick else 30)
-    return units(net, data, 16 if quick else 40) + rewinding(record, data) + accounting(data, 4 if quick else 12) + dropout(1)
+    return units(net, data, 16 if quick else 80) + rewinding(record, data) + accounting(data, 4 if quick else 12) + dropout(1)

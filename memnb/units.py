@@ -123,14 +123,14 @@ class Masked:
         with examples(index): return self.model(x)
 
 # %% ../nbs/09_units.ipynb #cell11
-_PASS = 512  # inputs
+_PASS, _COMMON = 512, 4  # inputs; units that are off in masks which many searches meet: they begin alike
 MODES = {"exact": 128, "hybrid": 8, "shared": 0}  # mode -> default size of the reference batch
 
 class _Search:
     "Scores of all units for examples under their masks."
 
     def __init__(self, net: Masked, mode: str, reference: int | None, copies: int, noise: float, seed: int):
-        data, self.net, self.mode, self.copies, self.seed = net.data, net, mode, copies, seed
+        data, self.net, self.mode, self.copies, self.seed, self.known = net.data, net, mode, copies, seed, {}
         size = MODES[mode] if reference is None else reference
         self.sd = noise * data.x.square().mean().sqrt()
         self.reference = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:size].to(data.y.device)
@@ -154,20 +154,29 @@ class _Search:
         return x + self.sd * torch.randn(x.shape, generator=g, dtype=x.dtype).to(x.device)
 
     def look(self, x: Tensor, rows: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        "Predictions (B,) of the examples x (B, copies, ...) under masks (B, units), and the units (B,) of largest score."
-        few = max(1, _PASS // (self.copies + len(self.reference)))  # beyond that a pass gets no cheaper
-        return tuple(map(torch.cat, zip(*(self._look(*part) for part in zip(x.split(few), rows.split(few), masks.detach().split(few))))))
-
-    def _look(self, x: Tensor, rows: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        data, masks = self.net.data, masks.requires_grad_()
-        logits = self.net(x.flatten(0, 1), masks.repeat_interleave(self.copies, 0), data.index[rows].repeat_interleave(self.copies)).unflatten(0, (-1, self.copies)).mean(1)
-        gain = -loss_of(logits, data.y[rows], "none").sum()
-        if self.mode != "shared": gain = gain + self._loss(self.reference, masks).sum()
-        grad = torch.autograd.grad(gain, masks)[0]
-        if self.mode != "exact": grad = grad + self.shared
-        guess, score = predicted(logits), torch.where(masks > 0, grad, -torch.inf).detach()
+        "Predictions (B,) of the examples x (B, copies, ...) under masks (B, units), and the units (B,) of largest score; 0 where the label is no longer predicted."
+        few = max(1, _PASS // self.copies)  # beyond that a pass gets no cheaper
+        guess, grad = map(torch.cat, zip(*(self._own(*part) for part in zip(x.split(few), rows.split(few), masks.split(few)))))
+        if self.mode != "exact": grad += self.shared
+        if self.mode != "shared" and (held := guess == self.net.data.y[rows]).any(): grad[held] += self._reference(masks[held])
+        score = torch.where(masks > 0, grad, -torch.inf)
         best = score.amax(1, keepdim=True)
         return guess, (score >= best - torch.finfo(score.dtype).eps**0.6 * best.abs()).int().argmax(1)  # the first of those that only rounding tells apart
+
+    def _own(self, x: Tensor, rows: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        "Predictions, and gradients (B, units) of what lowers the loss of the examples themselves."
+        data, masks = self.net.data, masks.detach().requires_grad_()
+        logits = self.net(x.flatten(0, 1), masks.repeat_interleave(self.copies, 0), data.index[rows].repeat_interleave(self.copies)).unflatten(0, (-1, self.copies)).mean(1)
+        return predicted(logits), torch.autograd.grad(-loss_of(logits, data.y[rows], "none").sum(), masks)[0]
+
+    def _reference(self, masks: Tensor) -> Tensor:
+        "Gradients (B, units) of the reference's loss under each mask."
+        keys = [m.tobytes() for m in masks.bool().cpu().numpy()]
+        new = {k: m for k, m in zip(keys, masks.detach()) if k not in self.known}
+        parts = torch.stack([*new.values()]).split(max(1, _PASS // len(self.reference))) if new else ()
+        found = dict(zip(new, (g for part in parts for g in torch.autograd.grad(self._loss(self.reference, part.requires_grad_()).sum(), part)[0])))
+        self.known |= {k: g for k, g in found.items() if k.count(0) <= _COMMON}
+        return torch.stack([found[k] if k in found else self.known[k] for k in keys])
 
 # %% ../nbs/09_units.ipynb #cell13
 def critical_units(
