@@ -76,16 +76,15 @@ def gradient(
     f, slope = ACTIVATIONS[net.activation]
     for q in (net.u, net.v, net.readout.weight): q.grad = torch.zeros_like(q)
     loss = net.u.new_zeros(())
-    for at in torch.arange(net.p, device=net.u.device).split(rows):
-        s = (net.u[at][:, None] + net.v).flatten(0, 1)  # (rows P, M)
-        h, y, share = f(s), grid.y[at].flatten(), grid.share[at].flatten().to(s.dtype)
+    for start in range(0, net.p, rows):
+        at = slice(start, start + rows)
+        s, share = (net.u[at][:, None] + net.v).flatten(0, 1), grid.share[at].reshape(-1, 1).to(net.u.dtype)  # (rows P, M), (rows P, 1)
+        h, target = f(s), share.new_zeros(len(s), net.p).scatter_(1, grid.y[at].reshape(-1, 1), share)
         log_p = (h @ net.w).log_softmax(1)
-        loss -= log_p.gather(1, y[:, None])[:, 0] @ share
-        g = log_p.exp_()
-        g[torch.arange(len(y), device=y.device), y] -= 1
-        g *= share[:, None]
+        loss -= log_p.flatten() @ target.flatten()
+        g = log_p.exp_().mul_(share).sub_(target)
         net.readout.weight.grad.addmm_(g.T, h)
-        s = (g @ net.readout.weight).mul_(slope(s)).unflatten(0, (-1, net.p))
+        s = torch.mm(g, net.readout.weight, out=h).mul_(slope(s)).unflatten(0, (-1, net.p))
         net.u.grad[at] = s.sum(1)
         net.v.grad += s.sum(0)
     return loss
