@@ -4,7 +4,6 @@ The last row reads many result folders into one frame; its ratio is ten seconds 
 """
 import contextlib
 import io
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from bench import row
+from bench import alternate, row
 
 NOTEBOOK = Path(__file__).parents[1] / "nbs" / "fig4.ipynb"
 
@@ -43,16 +42,16 @@ def reading(folders: int) -> float:
 
 
 def run(quick: bool, full: bool) -> list[dict]:
-    runs, rounds, folders = (2, 1, 1_000) if quick else (4, 3, 10_000)
-    took = {"loop": [], "one": [], "two": []}
-    for i in range(rounds):
-        rates = [round(0.1 + 0.01 * i + 0.05 * k, 3) for k in range(runs)]
-        for name, call in (("loop", lambda f: loop(rates, f)), ("one", lambda f: ours(rates, f, 1)), ("two", lambda f: ours(rates, f, 2))):
-            with tempfile.TemporaryDirectory() as folder:
-                start = time.perf_counter()
-                call(Path(folder))
-                took[name].append(time.perf_counter() - start)
-    loops, one, two = (statistics.median(took[k]) for k in ("loop", "one", "two"))
+    rates, rounds, folders = ([0.1], 1, 1_000) if quick else ([0.1, 0.2], 7, 10_000)
+
+    def fresh(call, *args):
+        "The call with a folder of its own, so that nothing is found there."
+        def once():
+            with tempfile.TemporaryDirectory() as folder: call(args[0], Path(folder), *args[1:])
+        return once
+    loops, one = alternate(fresh(loop, rates), fresh(ours, rates, 1), rounds)
+    four = [*rates, *(r + 0.2 for r in rates)]
+    single, two = alternate(fresh(ours, four, 1), fresh(ours, four, 2), max(1, rounds // 2))
     return [row("papermill in a loop / a sweep, one run at a time", loops / one, None if quick else 0.95),
-            row("a sweep one at a time / two at a time", one / two, None if quick else 1.6),
+            row("a sweep one at a time / two at a time", single / two, None if quick else 1.6),
             row(f"10 s / {folders:,} result folders into one frame", 10 / reading(folders), None if quick else 1)]
