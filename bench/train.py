@@ -54,7 +54,7 @@ def stacked(models, data, epochs: int):
 
 def run(quick: bool, full: bool) -> list[dict]:
     data = corrupt(load("digits", n=1200, test_share=0)[0], 0.4, "redraw")
-    tensors, epochs, rounds = TensorDataset(data.x, data.y), 1 if quick else 3, 3 if quick else 7
+    tensors, epochs, rounds = TensorDataset(data.x, data.y), 1 if quick else 10, 3 if quick else 7
     off = lambda a, b: max(float((p - q).detach().abs().max()) for p, q in zip(a.parameters(), b.parameters()))
     reference = plain_epochs(network(data), tensors, 1)
     plain = lambda: plain_epochs(network(data), tensors, epochs)

@@ -76,13 +76,13 @@ def trained_model(subject: nn.Module | Run, data: NoisyDataset, model: nn.Module
     return snapshot(model, data) if isinstance(subject, nn.Module) else subject, model, data
 
 # %% ../nbs/11_audit.ipynb #cell11
-COMBINED = ("margin", "probe_margin")
+COMBINED = ("loss", "probe_margin")
 
 def audit(
     subject: Run | nn.Module,  # a training run, or a trained network alone
     data: NoisyDataset,  # its training set, whose labels are in doubt
     model: nn.Module | None = None,  # the trained network of a run that cannot rebuild it
-    layers: Sequence[str] | None = None,  # to probe; default: the input and `layer_groups`
+    layers: Sequence[str] | None = None,  # to probe; default: the input and `layer_groups` but the last, the logits
     more: dict[str, Tensor] | None = None,  # further scores (n,) by name, higher where a label is more suspicious; they stand beside the others
     k: int = 30,  # neighbours of the prediction depth
 ) -> pl.DataFrame:
@@ -99,8 +99,8 @@ def audit(
     frame = mislabel_scores(run, data, model, k=min(k, len(data) - 1), layers=layers, told=told)
     says = {probe: evidence(told, probe) for probe in ("velpic", "masc", "cosine")}
     first, second = says["velpic"].topk(2, 1).values.T
-    ranks = [rankdata(frame[name]) / len(frame) for name in COMBINED if name in frame.columns]
+    both = [(v - v.mean()) / max(v.std(), 1e-12) for v in (frame[name].to_numpy() for name in COMBINED if name in frame.columns)]
     if taken := sorted({*frame.columns, "suggested", "masc", "cosine", "sure", "suspicion", "rank"} & set(more or {})): raise ValueError(f"more has {', '.join(taken)}, which the audit has itself")
     frame = frame.with_columns(*(pl.Series(name, torch.as_tensor(v).tolist()) for name, v in (more or {}).items()))
     return frame.with_columns(suggested=pl.Series(says["velpic"].argmax(1).tolist()), masc=pl.Series(says["masc"].argmax(1).tolist()), cosine=pl.Series(says["cosine"].argmax(1).tolist()),
-                              sure=pl.Series((first - second).tolist()), suspicion=pl.Series(np.mean(ranks, 0))).with_columns(rank=pl.col("suspicion").rank("ordinal", descending=True).cast(pl.Int64))
+                              sure=pl.Series((first - second).tolist()), suspicion=pl.Series(rankdata(sum(both)) / len(frame))).with_columns(rank=pl.col("suspicion").rank("ordinal", descending=True).cast(pl.Int64))

@@ -47,7 +47,7 @@ def precision(found: pl.DataFrame, by: Sequence[str] = ("suspicion",), points: i
             rows.append(dict(score=name, k=k, precision=hits[k - 1] / k, recall=hits[k - 1] / max(1, hits[-1])))
     return pl.DataFrame(rows)
 
-def precision_chart(found: pl.DataFrame, by: Sequence[str] = ("suspicion", "margin", "probe_margin", "final_loss", "learning_time")) -> alt.LayerChart:
+def precision_chart(found: pl.DataFrame, by: Sequence[str] = ("suspicion", "loss", "probe_margin", "final_loss", "learning_time")) -> alt.LayerChart:
     "Precision down the list, with the number of wrong labels marked."
     shown = [name for name in by if name in found.columns]
     falls = precision(found, shown)

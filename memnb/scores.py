@@ -64,14 +64,14 @@ _NUMBERS = 4096
 def layer_scores(
     model: nn.Module,
     data: NoisyDataset,  # whose observed labels the probes are fitted on
-    layers: Sequence[str] | None = None,  # default: the input and `layer_groups`
+    layers: Sequence[str] | None = None,  # default: the input and `layer_groups` but the last, the logits, which repeat what was memorized
     probes: Sequence[str] = ("velpic", "masc", "cosine"),  # of these three
     batch: int = 1024,
 ) -> dict[tuple[str, str], Tensor]:
     "(layer, probe) -> scores (n, K) of the examples, each activation brought to length 1; feature maps are averaged down to at most 4,096 numbers."
     if layers is not None and not layers: raise ValueError("layers=[] names no layer to probe")
     out, probes = {}, [choose("probe", name, ("velpic", "masc", "cosine")) for name in probes]
-    for layer in _parts(model) if layers is None else layers:
+    for layer in _parts(model)[:-1] or ["input"] if layers is None else layers:
         got = [got[layer] for _, got in activations(model, data.x, [layer], batch, data.index)]
         side = max(1, math.isqrt(_NUMBERS // got[0].shape[1])) if got[0].ndim == 4 else 0
         e = torch.cat([_embedding(v, side) for v in got])
@@ -106,7 +106,7 @@ def mislabel_scores(
     model: nn.Module | None = None,  # the trained network; None: rebuilt from the run's last checkpoint, if it is memnb's with nothing attached; depth and disagreement need it
     units: pl.DataFrame | None = None,  # of `critical_units`
     k: int = 30,  # neighbours of the prediction depth
-    layers: Sequence[str] | None = None,  # of depth, disagreement and probe margin; default: the input and `layer_groups`
+    layers: Sequence[str] | None = None,  # of depth, disagreement and probe margin; default: the input and `layer_groups`, the last of which only the depth reads
     told: dict[tuple[str, str], Tensor] | None = None,  # of `layer_scores`, where it is known already
 ) -> pl.DataFrame:
     """One row an example: `row, index, label, noisy` and a column for each of `SCORES` that the run tells, higher where a label is more suspicious.
@@ -120,7 +120,6 @@ def mislabel_scores(
         out |= dict(learning_time=run.learning_time().tolist(), forgetting=run.forgetting().tolist(), margin=(-run.margin.double().mean(0)).tolist(), loss=run.loss.double().mean(0).tolist())
     out["final_loss"] = run.loss[-1].double().tolist()
     if model is not None:
-        if layers is None: layers = _parts(model)
         if told is None: told = layer_scores(model, data, layers)
         said = torch.stack([s.argmax(1) != data.y for s in told.values()])
         out |= dict(prediction_depth=prediction_depth(model, data, layers, k).double().tolist(), probe_disagreement=said.double().mean(0).tolist(), probe_margin=ahead(evidence(told), data.y).tolist())

@@ -118,16 +118,16 @@ def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
 
 def take_step(s: Training, rows: Tensor, clip: float | None, cast, each_step: Sequence[Callable], backward: Callable | None = None):
     s.batch = rows
-    with examples(s.data.index[rows]):
-        with cast: s.logits = s.model(s.data.x[rows])
-        loss = loss_of(s.logits.float() if s.logits.dtype in (torch.bfloat16, torch.float16) else s.logits, s.data.y[rows], "none" if backward else "mean")
+    x, y, index = (v.index_select(0, rows) for v in (s.data.x, s.data.y, s.data.index))
+    with examples(index):
+        with cast: s.logits = s.model(x)
+        loss = loss_of(s.logits.float() if s.logits.dtype in (torch.bfloat16, torch.float16) else s.logits, y, "none" if backward else "mean")
         s.optimizer.zero_grad()
         if backward: backward(s, loss)
         else: loss.backward()
         for look in each_step: look(s)
-    loss = loss.mean()
     if clip is not None: torch.nn.utils.clip_grad_norm_(s.model.parameters(), clip)
-    s.losses.append((loss.detach(), s.lr))
+    s.losses.append((loss.detach().mean() if backward else loss.detach(), s.lr))
     s.optimizer.step()
     if s.schedule: s.schedule.step()
     s.step += 1

@@ -573,7 +573,7 @@ def test_nothing_repaired_no_weights(tmp_path, repaired):
 def table(n=50, k=3, seed=0) -> pl.DataFrame:
     g = np.random.default_rng(seed)
     f = pl.DataFrame(dict(row=range(n), index=range(100, 100 + n), label=[i % k for i in range(n)], noisy=(g.random(n) < 0.3).tolist(), suggested=g.integers(0, k, n).tolist(),
-                          masc=g.integers(0, k, n).tolist(), cosine=g.integers(0, k, n).tolist(), sure=(g.random(n) * 3).tolist(), suspicion=g.random(n).tolist(), margin=g.random(n).tolist(),
+                          masc=g.integers(0, k, n).tolist(), cosine=g.integers(0, k, n).tolist(), sure=(g.random(n) * 3).tolist(), suspicion=g.random(n).tolist(), loss=g.random(n).tolist(),
                           final_loss=[None, *g.random(n - 1).tolist()]))
     return f.with_columns(rank=pl.col("suspicion").rank("ordinal", descending=True).cast(pl.Int64))
 
@@ -676,11 +676,11 @@ def test_the_chart_of_precision_holds_the_numbers(n):
     found = table(n)
     chart = precision_chart(found)
     got, d, wrong = curve_of(chart, "k", "precision"), chart.to_dict(), int(found["noisy"].sum())
-    expected = precision(found, ("suspicion", "margin", "final_loss")).drop("recall")
+    expected = precision(found, ("suspicion", "loss", "final_loss")).drop("recall")
     assert got.select("score", "k", "precision").sort("score", "k").equals(expected.sort("score", "k"))
     share = sum(sorted(zip(found["rank"], found["noisy"]))[i][1] for i in range(wrong)) / wrong
     assert d["title"] == f"Of the {wrong} most suspicious labels {share:.1%} are wrong" and f"(of {n}; {wrong} are wrong)" in json.dumps(d)
-    assert curve_of(precision_chart(found, ["margin", "nowhere"]), "k")["score"].unique().to_list() == ["margin"]
+    assert curve_of(precision_chart(found, ["loss", "nowhere"]), "k")["score"].unique().to_list() == ["loss"]
 
 
 def test_where_nothing_is_wrong_the_chart_is_flat():

@@ -164,7 +164,7 @@ def test_columns_against_loops(name):
 def test_disagreement_against_the_probes_by_hand(layers):
     (run, net), data, wrong = trained(), clusters(), []
     acts = dict(input=data.x, fc1=net.fc1(data.x.flatten(1)), fc2=net.fc2(net.fc1(data.x.flatten(1))), out=net(data.x))
-    for layer in layers or acts:
+    for layer in layers or ["input", "fc1", "fc2"]:
         for name in ("masc", "velpic", "cosine"):
             p = PROBES[name](n_classes=3).fit(acts[layer].detach(), data.y)
             wrong.append([p.predict(acts[layer][i:i + 1].detach()).item() != data.y[i].item() for i in range(60)])

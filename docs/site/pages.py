@@ -158,7 +158,7 @@ def comparison(results: Path) -> str:
     values = {}
     for r in rows: values.setdefault((of(r), r["method"], int(r["cost"])), []).append((float(r["auc"]), float(r["precision"])))
     text += "The table is made by `python -m bench audit`; `bench/audit.py` says how. " \
-            "Cost counts trainings: " + "; ".join(f"{k}: {v}" for k, v in COSTS.items()) + ". The audit's pair of scores was chosen on digits, the layers that it reads and their averaging with a look at MNIST and CIFAR-10 too, all on other seeds.\n"
+            "Cost counts trainings: " + "; ".join(f"{k}: {v}" for k, v in COSTS.items()) + ". What the audit adds up was chosen on digits alone, on other seeds (`python -m bench choose`).\n"
     for i, (title, what) in enumerate({"Area under the ROC curve": "The chance that a wrong label is ranked above a right one.", "Precision": "The share of wrong labels among the most suspicious ones, as many as are wrong."}.items()):
         line = lambda case: [f"{sum(v[i] for v in got) / len(got):.3f}" if (got := values.get((case, *m))) else "" for m in methods]
         text += f"\n## {title}\n\n{what}\n\n" + table(["data", "noise", "rate", *(f"{name} ({cost})" for name, cost in methods)], [[*case, *line(case)] for case in dict.fromkeys(map(of, rows))]) + "\n"
