@@ -81,9 +81,12 @@ def units(net, data, k: int) -> list[dict]:
 
 
 def rewinding(run, data) -> list[dict]:
-    whole, ours = alternate(lambda: rewind(run, data, cache=False), lambda: rewind(run, data), 3)
-    a, b = rewind(run, data, cache=False), rewind(run, data)
-    return [row("rewinding: the whole network for each layer and time / only what comes after", whole / ours, 2, float((a["accuracy"] - b["accuracy"]).abs().max()))]
+    out = []
+    for what, layers in (("layers", [k for k, m in build(**run.config["model"]).named_modules() if any(True for _ in m.parameters(recurse=False))]), ("parts", None)):
+        whole, ours = alternate(lambda: rewind(run, data, layers, cache=False), lambda: rewind(run, data, layers), 3)
+        off = float((rewind(run, data, layers, cache=False)["accuracy"] - rewind(run, data, layers)["accuracy"]).abs().max())
+        out.append(row(f"rewinding {what}: the whole network for each and each time / only what comes after", whole / ours, 2 if what == "layers" else None, off))
+    return out
 
 
 def steps(net, data, count: int, **options):

@@ -121,6 +121,15 @@ def test_subspaces_that_are_the_whole_space_tie():
     p = MASC().fit(x, y)
     assert p.sizes_ == [4, 4, 4] and not p.predict(z).any()
 
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99, 0.9999])
+def test_the_energy_inside_is_that_along_the_directions(share):
+    "However it is computed: of few directions, of nearly all, with a column that training never saw."
+    x, y, z = cloud("relu", 150, 30)
+    x[:, 3] = 0
+    p = MASC(share).fit(x, y)
+    torch.testing.assert_close(p.scores(z), torch.stack([(z @ b.T).square().sum(1) for b in p.basis_.split(p.sizes_)], 1), rtol=1e-9, atol=1e-9)
+    assert (min(p.sizes_) > 14) == (share > 0.99) and max(p.sizes_) < 30 and p.scores(z).min() >= 0 and z[:, 3].any()
+
 # --- the other two
 
 def test_cosine_mean_against_its_formula():

@@ -7,6 +7,7 @@ from hypothesis import given, settings, strategies as st
 from polars.testing import assert_frame_equal
 from torch import Tensor, nn
 from torch.nn import functional as F
+from memnb import units
 from memnb.datasets import NoisyDataset, corrupt, load
 from memnb.layers import examples
 from memnb.models import build
@@ -149,6 +150,17 @@ def test_any_small_network(seed, mode, batch):
     data = NoisyDataset(x, net(x).argmax(1), n_classes=3)
     found = critical_units(net, data, range(5), mode, reference=4, copies=2, batch=batch, noise=0.05, seed=seed, check=0)
     assert pairs(found) == [search(net, data, r, {"0": "1", "2": "3"}, mode, 4, 2, 0.05, seed) for r in range(5)]
+
+def test_what_meets_the_reference(monkeypatch):
+    "No mask of few units twice, and none under which the prediction has changed; whatever the batch."
+    net, data, rows, met, loss = trained("mlp"), digits(), range(30), [], units._Search._loss
+    monkeypatch.setattr(units._Search, "_loss", lambda self, at, masks: met.extend(map(tuple, masks.tolist())) or loss(self, at, masks))
+    for batch in (1, 32):
+        met.clear()
+        found = critical_units(net, data, rows, "exact", reference=8, copies=3, batch=batch, check=0)
+        off = [frozenset(zip(f["layer"][:i], f["channel"][:i])) for f in found.iter_rows(named=True) if f["outcome"] == "flipped" for i in range(f["units"])]
+        few = [m for m in met if m.count(0) <= 4]
+        assert len(few) == len(set(few)) == len({o for o in off if len(o) <= 4}) < len([o for o in off if len(o) <= 4]) and len(met) <= len(off)
 
 def test_filters_instead_of_activations():
     net, data, places = trained("resnet9"), digits(), {k: k for k in NETS["resnet9"][1]}
