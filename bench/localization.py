@@ -83,7 +83,7 @@ def units(net, data, k: int) -> list[dict]:
 def rewinding(run, data) -> list[dict]:
     out = []
     for what, layers in (("layers", [k for k, m in build(**run.config["model"]).named_modules() if any(True for _ in m.parameters(recurse=False))]), ("parts", None)):
-        whole, ours = alternate(lambda: rewind(run, data, layers, cache=False), lambda: rewind(run, data, layers), 3)
+        whole, ours = alternate(lambda: rewind(run, data, layers, cache=False), lambda: rewind(run, data, layers), 7)
         off = float((rewind(run, data, layers, cache=False)["accuracy"] - rewind(run, data, layers)["accuracy"]).abs().max())
         out.append(row(f"rewinding {what}: the whole network for each and each time / only what comes after", whole / ours, 2 if what == "layers" else None, off))
     return out
@@ -122,4 +122,4 @@ def dropout(count: int) -> list[dict]:
 def run(quick: bool, full: bool) -> list[dict]:
     torch.manual_seed(0)
     data, net, record = trained(300 if quick else 800, 10 if quick else 30)
-    return units(net, data, 16 if quick else 80) + rewinding(record, data) + accounting(data, 4 if quick else 12) + dropout(1)
+    return rewinding(record, data) + units(net, data, 16 if quick else 80) + accounting(data, 4 if quick else 12) + dropout(1)

@@ -56,8 +56,8 @@ class ClassShapes:
             x, y = self.parts[0] if len(self.parts) == 1 else (torch.cat(v) for v in zip(*self.parts))
             self.count = torch.bincount(y, minlength=self.k)
             self.x, self.y, self.d, self.live = x, y, x.shape[1], (x.amax(0) > 0) | (x.amin(0) < 0)
-            rows = x.index_select(0, y.argsort(stable=True))
-            self.rows = (rows if self.live.all() else rows[:, self.live]).split(self.count.tolist())
+            rows = [x.index_select(0, at) for at in y.argsort(stable=True).split(self.count.tolist())]
+            self.rows = rows if self.live.all() else [r.index_select(1, self.live.nonzero()[:, 0]) for r in rows]
             self.mean = torch.stack([r.sum(0) / max(1, len(r)) for r in self.rows])
             self.energy = torch.stack([torch.linalg.vector_norm(r).square() for r in self.rows])
         else:
@@ -111,19 +111,20 @@ def _power(shapes: ClassShapes, c: int) -> Tensor | None:
     v, tol = _unit(shapes.mean[c]), 100 * torch.finfo(shapes.mean.dtype).eps
     for i in range(60 if len(v) > 256 else 15):  # a small matrix is soon decomposed
         w = shapes.times(c, v)
-        value = v @ w
-        residual, v = torch.linalg.vector_norm(w - value * v), _unit(w)
-        if i % 3 == 2 and residual <= tol * value: return v if value > 0.5 * shapes.energy[c] or value > 2 * _second(shapes, c, v, value) else None
+        if i % 3 == 2:
+            value = v @ w
+            if torch.linalg.vector_norm(w - value * v) <= tol * value:
+                return _unit(w) if value > 0.5 * shapes.energy[c] or value > 2 * _second(shapes, c, _unit(w), value) else None
+        v = _unit(w)
     return None
 
-def _second(shapes: ClassShapes, c: int, v: Tensor, value: Tensor, steps: int = 12) -> Tensor:
+def _second(shapes: ClassShapes, c: int, v: Tensor, value: Tensor, steps: int = 8) -> Tensor:
     "About the next eigenvalue after the pair (value, v): a few power iterations in its complement, which may find too little."
     u = torch.randn(len(v), generator=torch.Generator().manual_seed(0), dtype=v.dtype).to(v.device)
-    for _ in range(steps):
-        u = _unit(u)
-        w = shapes.times(c, u) - value * (v @ u) * v
-        u, rate = w, torch.linalg.vector_norm(w)
-    return rate
+    for i in range(steps):
+        if i == steps - 1: u = _unit(u)
+        u = (shapes.times(c, u) - value * (v @ u) * v) / value  # no eigenvalue is larger, so that u does not grow
+    return value * torch.linalg.vector_norm(u)
 
 # %% ../nbs/08_probes.ipynb #cell13
 def first_direction(shapes: ClassShapes, c: int) -> Tensor:
@@ -187,7 +188,7 @@ class Probe(ClassifierMixin, BaseEstimator):
         if not isinstance(X, Tensor): X = torch.from_numpy(np.ascontiguousarray(validate_data(self, X, reset=False, dtype=(np.float64, np.float32))))
         x = _flat(X)
         if x.shape[1] != self.n_features_in_: raise ValueError(f"activations have {x.shape[1]} columns; the probe was fitted on {self.n_features_in_}")
-        if not x.isfinite().all(): raise ValueError("the activations hold NaN or infinity")
+        if not x.sum().isfinite() and not x.isfinite().all(): raise ValueError("the activations hold NaN or infinity")  # the sum is looked at faster
         return self._scores(x).masked_fill(torch.from_numpy(self.absent_).to(x.device), -torch.inf)
 
     def predict(self, X):
@@ -213,14 +214,15 @@ class MASC(Probe):
         _, bases, rests = zip(*(_subspace(shapes, c, self.share) for c in range(shapes.k)))
         self.basis_, self.sizes_, self.live_ = shapes.wide(torch.cat(bases)), [len(b) for b in bases], shapes.live
         self._outside = torch.tensor([rest is not None and len(rest) < len(b) for b, rest in zip(bases, rests)])
-        self._fewest = [rest if out else b for b, rest, out in zip(bases, rests, self._outside)]
+        few = [rest if out else b for b, rest, out in zip(bases, rests, self._outside)]
+        self._few, self._split = shapes.wide(torch.cat(few)), [len(v) for v in few]
 
     def _scores(self, x: Tensor) -> Tensor:
         "The energy inside each subspace: what lies along its directions, or, where that is less work, all but what lies along the others."
-        x = x if self.live_.all() else x[:, self.live_.to(x.device)]
-        along = (x @ torch.cat(self._fewest).to(x).T).split([len(v) for v in self._fewest], 1)
+        along = (x @ self._few.to(x).T).split(self._split, 1)
         s = torch.stack([torch.linalg.vector_norm(a, dim=1).square() for a in along], 1)
-        return torch.where(self._outside.to(x.device), (x.square().sum(1, keepdim=True) - s).clamp_min(0), s)  # subspaces that are the whole space tie exactly
+        if not self._outside.any(): return s
+        return torch.where(self._outside.to(x.device), (x.square() @ self.live_.to(x)[:, None] - s).clamp_min(0), s)  # subspaces that are the whole space tie exactly
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
