@@ -123,7 +123,7 @@ def _second(shapes: ClassShapes, c: int, v: Tensor, value: Tensor, steps: int = 
     u = torch.randn(len(v), generator=torch.Generator().manual_seed(0), dtype=v.dtype).to(v.device)
     for i in range(steps):
         if i == steps - 1: u = _unit(u)
-        u = (shapes.times(c, u) - value * (v @ u) * v) / value  # no eigenvalue is larger, so that u does not grow
+        u = (shapes.times(c, u) - value * (v @ u) * v) / value  # u shrinks, unless an eigenvalue is larger after all
     return value * torch.linalg.vector_norm(u)
 
 # %% ../nbs/08_probes.ipynb #cell13

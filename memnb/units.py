@@ -154,7 +154,7 @@ class _Search:
         return x + self.sd * torch.randn(x.shape, generator=g, dtype=x.dtype).to(x.device)
 
     def look(self, x: Tensor, rows: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        "Predictions (B,) of the examples x (B, copies, ...) under masks (B, units), and the units (B,) of largest score; 0 where the label is no longer predicted."
+        "Predictions (B,) of the examples x (B, copies, ...) under masks (B, units), and the units (B,) of largest score, of no meaning where the label is no longer predicted."
         few = max(1, _PASS // self.copies)  # beyond that a pass gets no cheaper
         guess, grad = map(torch.cat, zip(*(self._own(*part) for part in zip(x.split(few), rows.split(few), masks.split(few)))))
         if self.mode != "exact": grad += self.shared
