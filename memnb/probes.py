@@ -73,7 +73,7 @@ class ClassShapes:
 
     def wide(self, v: Tensor) -> Tensor:
         "Vectors (k, live columns) in all d columns."
-        return v.new_zeros(len(v), self.d).index_copy_(1, self.live.nonzero()[:, 0], v)
+        return v.new_zeros(len(v), self.d).scatter_(1, self.live.nonzero()[:, 0].expand(len(v), -1), v)
 
 # %% ../nbs/08_probes.ipynb #cell09
 def _leading(s: Tensor, energy: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor | None]:
