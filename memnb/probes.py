@@ -7,11 +7,14 @@ __all__ = ['PROBES', 'ClassShapes', 'directions', 'first_direction', 'Probe', 'M
 
 # %% ../nbs/08_probes.ipynb #cell03
 import warnings
+from functools import cache
+from threading import Lock
 import numpy as np, torch
 from scipy.sparse.linalg import eigsh
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -51,11 +54,12 @@ class ClassShapes:
         return self
 
     def finish(self):
-        "Sort what was added by class; columns that are zero throughout are left out of the work."
+        "Sort what was added by class; columns that are zero throughout, if there are many, are left out of the work."
         if self.moments is None:
             x, y = self.parts[0] if len(self.parts) == 1 else (torch.cat(v) for v in zip(*self.parts))
             self.count = torch.bincount(y, minlength=self.k)
             self.x, self.y, self.d, self.live = x, y, x.shape[1], (x.amax(0) > 0) | (x.amin(0) < 0)
+            if self.live.double().mean() > 0.9: self.live = torch.ones_like(self.live)  # a few more columns cost less than a copy without them
             rows = [x.index_select(0, at) for at in y.argsort(stable=True).split(self.count.tolist())]
             self.rows = rows if self.live.all() else [r.index_select(1, self.live.nonzero()[:, 0]) for r in rows]
             self.mean = torch.stack([r.sum(0) / max(1, len(r)) for r in self.rows])
@@ -73,9 +77,18 @@ class ClassShapes:
 
     def wide(self, v: Tensor) -> Tensor:
         "Vectors (k, live columns) in all d columns."
-        return v.new_zeros(len(v), self.d).scatter_(1, self.live.nonzero()[:, 0].expand(len(v), -1), v)
+        return v if self.live.all() else v.new_zeros(len(v), self.d).scatter_(1, self.live.nonzero()[:, 0].expand(len(v), -1), v)
 
 # %% ../nbs/08_probes.ipynb #cell09
+_controller, _lock = cache(ThreadpoolController), Lock()
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    "a @ b; where threads are few by numpy, which needs one for it and computes only half of a symmetric product."
+    if a.device.type != "cpu" or torch.get_num_threads() > 2: return a @ b
+    with _lock, _controller().limit(limits=1, user_api="blas"):  # the threads of two libraries wait for each other
+        return torch.from_numpy(a.numpy() @ b.numpy())
+
+# %% ../nbs/08_probes.ipynb #cell10
 def _leading(s: Tensor, energy: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor | None]:
     "The fewest eigenpairs of the symmetric s (k, k), largest first, whose sum exceeds `share` of the energy: values (r,), vectors (k, r); the other vectors (k, k - r), if they are known."
     k, r = len(s), 32
@@ -99,13 +112,13 @@ def _subspace(shapes: ClassShapes, c: int, share: float) -> tuple[Tensor, Tensor
     energy, width = shapes.energy[c], shapes.mean.shape[1]
     if not energy > 0: return energy.new_zeros(0), shapes.mean.new_zeros(0, width), None
     if shapes.rows is None or len(shapes.rows[c]) >= width:
-        values, v, rest = _leading(shapes.moments[c] if shapes.rows is None else shapes.rows[c].T @ shapes.rows[c], energy, share)
+        values, v, rest = _leading(shapes.moments[c] if shapes.rows is None else _product(shapes.rows[c].T, shapes.rows[c]), energy, share)
         return values, v.T, rest if rest is None else rest.T
     a = shapes.rows[c]
-    values, u, _ = _leading(a @ a.T, energy, share)
-    return values, _unit(u.T @ a), None
+    values, u, _ = _leading(_product(a, a.T), energy, share)
+    return values, _unit(_product(u.T, a)), None
 
-# %% ../nbs/08_probes.ipynb #cell12
+# %% ../nbs/08_probes.ipynb #cell13
 def _power(shapes: ClassShapes, c: int) -> Tensor | None:
     "The first direction by power iteration from the mean, or None if that cannot be certain."
     v, tol = _unit(shapes.mean[c]), 100 * torch.finfo(shapes.mean.dtype).eps
@@ -126,7 +139,7 @@ def _second(shapes: ClassShapes, c: int, v: Tensor, value: Tensor, steps: int = 
         u = (shapes.times(c, u) - value * (v @ u) * v) / value  # u shrinks, unless an eigenvalue is larger after all
     return value * torch.linalg.vector_norm(u)
 
-# %% ../nbs/08_probes.ipynb #cell13
+# %% ../nbs/08_probes.ipynb #cell14
 def first_direction(shapes: ClassShapes, c: int) -> Tensor:
     "(live columns,) unit vector of class c's longest direction, towards its mean; zero for a class without activations."
     mean, energy = shapes.mean[c], shapes.energy[c]
@@ -142,7 +155,7 @@ def first_direction(shapes: ClassShapes, c: int) -> Tensor:
     if side.abs() <= 1e-6 * mean.norm(): side = v[v.abs().argmax()]  # the mean does not decide: a fixed choice
     return -v if side < 0 else v
 
-# %% ../nbs/08_probes.ipynb #cell15
+# %% ../nbs/08_probes.ipynb #cell16
 def _as_tensors(X, y, n_classes: int | None) -> tuple[Tensor, Tensor, np.ndarray]:
     "Activations (n, d), class numbers (n,) and the classes' labels; `ValueError` for what does not fit."
     x, y = _flat(X), torch.as_tensor(y, device=X.device)
@@ -154,7 +167,7 @@ def _as_tensors(X, y, n_classes: int | None) -> tuple[Tensor, Tensor, np.ndarray
         raise ValueError(f"labels span {y.min().item()} to {y.max().item()}; with n_classes={n_classes} they are integers in [0, {n_classes - 1}]")
     return x, y.long(), np.arange(n_classes)
 
-# %% ../nbs/08_probes.ipynb #cell16
+# %% ../nbs/08_probes.ipynb #cell17
 class Probe(ClassifierMixin, BaseEstimator):
     "A classifier by scores (n, K) of activations; the highest wins, ties go to the first class. Subclasses have `_fit` and `_scores`."
 
@@ -202,7 +215,7 @@ class Probe(ClassifierMixin, BaseEstimator):
         s = self.scores(X).cpu().numpy()
         return s[:, 1] - s[:, 0] if s.shape[1] == 2 else s
 
-# %% ../nbs/08_probes.ipynb #cell18
+# %% ../nbs/08_probes.ipynb #cell19
 class MASC(Probe):
     "Minimum Angle Subspace Classifier (Ketha and Ramaswamy 2025; Algorithms 2 to 4 of the latent-generalization paper)."
 
@@ -215,7 +228,7 @@ class MASC(Probe):
         self.basis_, self.sizes_, self.live_ = shapes.wide(torch.cat(bases)), [len(b) for b in bases], shapes.live
         self._outside = torch.tensor([rest is not None and len(rest) < len(b) for b, rest in zip(bases, rests)])
         few = [rest if out else b for b, rest, out in zip(bases, rests, self._outside)]
-        self._few, self._split = shapes.wide(torch.cat(few)), [len(v) for v in few]
+        self._few, self._split = shapes.wide(torch.cat(few)) if self._outside.any() else self.basis_, [len(v) for v in few]
 
     def _scores(self, x: Tensor) -> Tensor:
         "The energy inside each subspace: what lies along its directions, or, where that is less work, all but what lies along the others."
@@ -229,7 +242,7 @@ class MASC(Probe):
         tags.classifier_tags.poor_score = True  # a cloud away from the origin is not a subspace
         return tags
 
-# %% ../nbs/08_probes.ipynb #cell20
+# %% ../nbs/08_probes.ipynb #cell21
 class VeLPIC(Probe):
     "Vector Linear Probe Intermediate-layer Classifier (Algorithm 1 of the latent-generalization paper)."
 
@@ -243,7 +256,7 @@ class CosineMean(VeLPIC):
 
     def _fit(self, shapes: ClassShapes): self.vectors_ = shapes.wide(_unit(shapes.mean))
 
-# %% ../nbs/08_probes.ipynb #cell22
+# %% ../nbs/08_probes.ipynb #cell23
 class Logistic(Probe):
     "Multinomial logistic regression: minimizes C times the sum of cross-entropies plus |W|^2 / 2."
 
@@ -266,5 +279,5 @@ class Logistic(Probe):
 
     def _scores(self, x: Tensor) -> Tensor: return x @ self.vectors_.to(x).T + self.bias_.to(x)
 
-# %% ../nbs/08_probes.ipynb #cell23
+# %% ../nbs/08_probes.ipynb #cell24
 PROBES = {"masc": MASC, "velpic": VeLPIC, "cosine": CosineMean, "logistic": Logistic}

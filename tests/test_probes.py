@@ -1,5 +1,6 @@
 """The probes against a literal reading of their algorithms, in all the shapes that activations come in."""
 import json, os, pickle, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 import numpy as np, pytest, torch
 from hypothesis import assume, given, settings, strategies as st
@@ -11,6 +12,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import get_tags
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch.nn import functional as F
 from memnb import probes
 from memnb.datasets import load
@@ -130,6 +132,34 @@ def test_the_energy_inside_is_that_along_the_directions(share):
     torch.testing.assert_close(p.scores(z), torch.stack([(z @ b.T).square().sum(1) for b in p.basis_.split(p.sizes_)], 1), rtol=1e-9, atol=1e-9)
     assert (min(p.sizes_) > 14) == (share > 0.99) and max(p.sizes_) < 30 and p.scores(z).min() >= 0 and z[:, 3].any()
 
+@pytest.fixture
+def threads():
+    "Sets torch's threads, for the length of a test."
+    was = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(was)
+
+@pytest.mark.parametrize("n, d", [(90, 20), (20, 60)])
+def test_by_torch_and_by_numpy(n, d, threads, monkeypatch):
+    x, y, z = cloud("relu", n, d)
+    scores, by_numpy = [], []
+    monkeypatch.setattr(probes, "_controller", lambda real=probes._controller: by_numpy.append(1) or real())
+    for count in (1, 2, 3):
+        threads(count)
+        scores.append(MASC().fit(x, y).scores(z))
+        assert bool(by_numpy) == (count < 3)
+        by_numpy.clear()
+    for s in scores[1:]: torch.testing.assert_close(s, scores[0])
+
+def test_numpy_keeps_its_threads_though_many_fit_at_once(threads):
+    x, y, z = cloud("relu", 60, 80)
+    threads(1)
+    blas = lambda: [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+    with threadpool_limits(2, user_api="blas"):
+        before = blas()
+        with ThreadPoolExecutor(4) as pool: said = list(pool.map(lambda _: MASC().fit(x, y).predict(z), range(40)))
+        assert blas() == before and set(before) == {2} and all(torch.equal(s, said[0]) for s in said)
+
 # --- the other two
 
 def test_cosine_mean_against_its_formula():
@@ -185,7 +215,7 @@ def test_third_differences_of_masc_vanish():
 def test_moments_and_rows_know_the_same(probe, kind, n, d):
     x, y, z = cloud(kind, n, d)
     rows, moments = ClassShapes(3).add(x, y).finish(), ClassShapes(3, n=10**6).add(x, y).finish()
-    assert rows.rows is not None and moments.rows is None and moments.moments.shape[1] == rows.live.sum()
+    assert rows.rows is not None and moments.rows is None and moments.moments.shape[1] == x.any(0).sum()
     a, b = probe().fit_shapes(rows), probe().fit_shapes(moments)
     torch.testing.assert_close(a.scores(z), b.scores(z))
     assert torch.equal(a.predict(z), b.predict(z))
@@ -216,6 +246,17 @@ def test_columns_without_activation_change_nothing(probe, kind, n, d):
     inside, outside = (v := getattr(b, "vectors_", getattr(b, "basis_", None)))[:, at], v.index_fill(1, at, 0)
     assert torch.equal(inside, getattr(a, "vectors_", getattr(a, "basis_", None))) and not outside.any()
     torch.testing.assert_close(a.scores(z), b.scores(far))
+
+@every
+@pytest.mark.parametrize("n, d", [(90, 20), (20, 60)])
+def test_the_same_where_so_few_columns_are_without_activation_that_none_is_left_out(probe, n, d):
+    x, y, z = cloud("relu", n, d)
+    x[:, 3] = 0
+    assert ClassShapes(3).add(x, y).finish().live.all()
+    there = x.any(0)
+    b = probe().fit(x, y)
+    assert getattr(b, "vectors_", getattr(b, "basis_", None))[:, ~there].abs().max() < 1e-12
+    torch.testing.assert_close(b.scores(z), probe().fit(x[:, there], y).scores(z[:, there]))
 
 @every
 def test_flattened_on_the_way_in(probe):
