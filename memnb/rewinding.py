@@ -112,7 +112,7 @@ def rewind(
     convention: str = "parameters",  # one of `CONVENTIONS`
     mask: Tensor | None = None,  # (n,) bool; default: the noisy examples
     model: nn.Module | None = None,  # a skeleton, for a network that is not memnb's
-    batch: int = 512,
+    batch: int = 256,  # examples whose activations are kept at a time
     cache: bool = True,  # False: the whole network runs for each layer and time, which gives the same
     progress: bool = False,
 ) -> pl.DataFrame:
