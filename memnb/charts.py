@@ -192,12 +192,12 @@ def pictures(
 
 # %% ../nbs/12_charts.ipynb #cell17
 def live(every: float = 1.0) -> Callable:
-    "An observer that shows an updating chart, redrawn at most once in `every` seconds."
+    "An observer that shows an updating chart, redrawn at most once in `every` seconds and at the last recorded time."
     from IPython.display import display
     state = dict(handle=None, drawn=0.0)
     def look(s) -> list:
-        run = s.recorder.so_far()
-        if run is None or len(run.time) < 2 or time.monotonic() - state["drawn"] < every: return []
+        run = s.recorder.so_far(present=True)
+        if len(run.time) < 2 or not s.ended and time.monotonic() - state["drawn"] < every: return []
         f = run.frame().filter((pl.col("group") != "noisy") | (pl.col("target") == "given"), (pl.col("group") != "clean") | (pl.col("target") == "given"))
         chart = curves(f, "accuracy", f"epoch {s.time:g}, learning rate {s.lr:.3g}", "accuracy on the given labels", x="time", x_title="epoch", log_x=False, domain=(0, 1))
         if state["handle"] is None: state["handle"] = display(chart, display_id=True)

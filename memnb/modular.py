@@ -129,11 +129,11 @@ def fit_modular(net: ModularNet, data: NoisyDataset, epochs: int, *args, **optio
 def _epochs(s: Training, grid: Grid, times: list[int], kept: list[int], observe: Sequence[Callable], progress: bool) -> Iterator[Training]:
     good, last = None, s.recorder.config["epochs"]
     for epoch in tqdm(range(last + 1), desc="train", unit="epoch", mininterval=0.5, disable=not progress):
-        s.time = s.step = epoch
+        s.time, s.step, s.ended = epoch, epoch, epoch == last
         if epoch in times:
             good = _record(s, observe, epoch in kept, good)
             yield s
-        if epoch == last: break
+        if s.ended: break
         if not (loss := gradient(s.model, grid)).isfinite(): diverged(s, good, loss, epoch, s.lr)
         s.optimizer.step()
         s.schedule.step()

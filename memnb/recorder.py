@@ -97,8 +97,10 @@ class Recorder:
     def close(self):
         "End the present time; `ValueError` if examples are missing."
         if self.open is None: return
-        self.moments.append(self.open | {k: s.whole() for k, s in self._sheets().items()})
+        self.moments.append(self._whole())
         self.open = None
+
+    def _whole(self) -> dict: return self.open | {k: s.whole() for k, s in self._sheets().items()}
 
     def _now(self) -> dict:
         if self.open is None: raise RuntimeError("say at(time) first")
@@ -113,9 +115,12 @@ class Recorder:
         if not self.moments: raise ValueError("nothing was recorded: say at(time), then log(index, logits)")
         return self.so_far()
 
-    def so_far(self) -> Run | None:
-        "What was recorded before the present time."
+    def so_far(self,
+        present: bool = False,  # with the present time, all of whose examples were logged
+    ) -> Run | None:
+        "What was recorded before the present time; None if nothing was."
         moments = list(self.moments)  # as another thread may be recording
+        if present and self.open: moments.append(self._whole())
         if not moments: return None
         data, rows = self.data, [r for m in moments for r in m["rows"]]
         stack = lambda k: map(torch.stack, zip(*(m[k] for m in moments))) if k in moments[0] else (None,) * 3

@@ -123,18 +123,16 @@ class _Member(Training):
 # %% ../nbs/05_stacked.ipynb #cell12
 def _record_all(members: list[Training], at: dict[int, int], out: Tensor, held: Tensor | None, time: float, observe, last: bool, keep: bool, stop_at) -> list[Training]:
     "Record a time of every member; those that end here. `at`: id of a member -> its place in the stack."
-    ended = []
     for s in members:
         s.time, i = time, at[id(s)]
         s.recorder.at(time)
         s.recorder.log(s.data.index, out[i])
         if held is not None: s.recorder.log(s.test.index, held[i], test=True)
+        s.ended = last or stop_at is not None and s.recorder.accuracy() >= stop_at
         for look in observe: s.recorder.add(look(s) or [])
-        done = last or (stop_at is not None and s.recorder.accuracy() >= stop_at)
-        if done or keep: s.recorder.checkpoint(s.model.state_dict())
-        if done: ended.append(s)
+        if s.ended or keep: s.recorder.checkpoint(s.model.state_dict())
         s.recorder.close()
-    return ended
+    return [s for s in members if s.ended]
 
 # %% ../nbs/05_stacked.ipynb #cell13
 def train_stacked(

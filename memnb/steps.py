@@ -95,6 +95,7 @@ class Training:
     batch: Tensor | None = None  # (b,) rows of the data in the present step
     logits: Tensor | None = None  # (b, K) outputs of the present step
     losses: list = field(default_factory=list)  # loss and learning rate of the steps since the last check
+    ended: bool = False  # whether it ends at the present time
 
     @property
     def lr(self) -> float: return self.optimizer.param_groups[0]["lr"]

@@ -25,8 +25,8 @@ from .steps import (SCHEDULES, Training, check_finite, check_outputs, copied, di
                          recorded_times, steps_of, take_step)
 
 # %% ../nbs/04_trainer.ipynb #cell06
-def _record(s: Training, p: "_Plan", good: dict | None) -> bool:
-    "Record the present time; whether training ends here."
+def _record(s: Training, p: "_Plan", good: dict | None):
+    "Record the present time."
     s.recorder.at(s.time)
     s.recorder.log(s.data.index, predict(s.model, s.data.x, index=s.data.index))
     if not (loss := s.recorder.given.values[1]).isfinite().all():
@@ -34,12 +34,10 @@ def _record(s: Training, p: "_Plan", good: dict | None) -> bool:
         diverged(s, good, loss[~loss.isfinite()][0], s.step, s.lr)
     if s.test is not None:
         with examples(None): s.recorder.log(s.test.index, predict(s.model, s.test.x), test=True)
+    s.ended = s.step >= p.last or p.stop_at is not None and s.recorder.accuracy() >= p.stop_at
     for look in p.observe: s.recorder.add(look(s) or [])
-    reached = p.stop_at is not None and s.recorder.accuracy() >= p.stop_at
-    ended = reached or s.step >= p.last
-    if ended and p.checkpoints or s.time in p.checkpoints: s.recorder.checkpoint(s.model.state_dict())
+    if s.ended and p.checkpoints or s.time in p.checkpoints: s.recorder.checkpoint(s.model.state_dict())
     s.recorder.close()
-    return ended
 
 # %% ../nbs/04_trainer.ipynb #cell07
 @dataclass(eq=False)
@@ -74,11 +72,11 @@ def _loop(s: Training, p: _Plan, journal: Journal | None, progress: bool) -> Ite
             if s.step in p.at and (good is None or s.step > good["step"]):
                 check_finite(s, good)
                 s.time = p.at[s.step]
-                with seeded(rng, device) as rng: ended = _record(s, p, good)
+                with seeded(rng, device) as rng: _record(s, p, good)
                 yield s
-                good = copied(s.state() | dict(rng=rng, ended=ended))
+                good = copied(s.state() | dict(rng=rng, ended=s.ended))
                 if journal: journal.write(s.recorder.moments, good)
-                if ended: return
+                if s.ended: return
             if s.step >= p.last: return check_finite(s, good)
             goal = min((k for k in p.at if k > s.step), default=p.last)
             with seeded(rng, device) as rng:
