@@ -31,7 +31,7 @@ def _members(model: nn.Module, layers: Sequence[str] | None) -> dict[str, list[l
     of = {o: [k for k in names if (k.rpartition(".")[0] or "(root)") == o] for o in owners(model)}
     own = [o for o in of if of[o]]
     inside = lambda o, layer: o == layer or o.startswith(f"{layer}.")
-    out = {layer: [of[o] for o in own if inside(o, layer) and of[o]] for layer in (own if layers is None else layers)}
+    out = {layer: [of[o] for o in own if inside(o, layer)] for layer in (own if layers is None else layers)}
     for layer, members in out.items():
         if not members: raise ValueError(f"{layer!r} has no parameters of its own; these layers have: {', '.join(own)}")
     return out
@@ -56,9 +56,12 @@ def account(
     mask: Tensor | None = None,  # (n,) bool; default: the noisy examples
     batch: int = 1024,
 ) -> pl.DataFrame:
-    "Rows `layer, group, norm, cosine, parameters` of the mean loss's gradient at fixed weights (localization, section 4.1); no cosine where a part is zero."
+    "Rows `layer, group, norm, cosine, parameters` of the mean loss's gradient at fixed weights, in evaluation mode (localization, section 4.1); no cosine where a part is zero."
+    if batch < 1: raise ValueError(f"batch={batch} must be 1 or more")
+    if layers is not None and not len(layers): raise ValueError("layers=[] names no layer")
     mask, members = group_mask(data, mask), _members(model, layers)
     free = {k: p for k, p in model.named_parameters() if p.requires_grad}
+    if not free: raise ValueError("every parameter is frozen: there is no gradient to account for")
     parts = [{k: torch.zeros_like(p) for k, p in model.named_parameters()} for _ in range(2)]
     with evaluating(model), torch.enable_grad():
         for rows in torch.arange(len(data), device=data.y.device).split(batch):

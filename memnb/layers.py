@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['evaluating', 'examples', 'present_examples', 'predicted', 'parts', 'predict', 'layer_names', 'edit', 'capture',
-           'activations', 'linear_layers', 'belongs', 'owners', 'layer_groups', 'layer_state', 'put_back']
+           'activations', 'linear_layers', 'channel_dim', 'belongs', 'owners', 'layer_groups', 'layer_state',
+           'put_back']
 
 # %% ../nbs/02_layers.ipynb #cell03
 from collections import Counter
@@ -30,7 +31,9 @@ _EXAMPLES = ContextVar("examples")
 
 @contextmanager
 def examples(index: Tensor | None):
-    "Within it, batches hold the training examples of this index (b,); None: examples that nobody was trained on."
+    "Within it, batches hold the training examples of this index (b,) int64; None: examples that nobody was trained on."
+    if index is not None and not (isinstance(index, Tensor) and index.ndim == 1 and index.dtype in (torch.int64, torch.int32)):
+        raise ValueError(f"the index is {getattr(index, 'dtype', type(index).__name__)} {tuple(getattr(index, 'shape', ()))}; it must be a tensor of integers (b,)")
     token = _EXAMPLES.set(index)
     try: yield
     finally: _EXAMPLES.reset(token)
@@ -164,6 +167,17 @@ def linear_layers(model: nn.Module, x: Tensor) -> dict[str, str]:
     return {name: next((n for n in gave if calls[n] <= 1), f"{name}.input") for name, gave in order.items()}
 
 # %% ../nbs/02_layers.ipynb #cell28
+def channel_dim(module: nn.Module, value: Tensor) -> int:
+    "The dimension of an activation (n, ...) that counts channels: the last behind a linear layer, a layer normalisation or an embedding, else 1. A block is known by the last of its layers with parameters."
+    layers = [m for m in module.modules() if any(True for _ in m.parameters(recurse=False))]
+    if not layers: return 2 if value.ndim == 3 else 1
+    at, size = (value.ndim - 1, 1), None
+    if not isinstance(layers[-1], (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding)): at = at[::-1]
+    for name in ("out_features", "out_channels", "num_features", "num_channels", "embedding_dim", "normalized_shape"): size = getattr(layers[-1], name, size)
+    size = size[-1] if isinstance(size, tuple) else size
+    return at[1] if value.shape[at[0]] != size == value.shape[at[1]] else at[0]  # something behind it has moved them
+
+# %% ../nbs/02_layers.ipynb #cell31
 def belongs(key: str, layer: str) -> bool:
     "Whether a state dict's key is in a layer or group."
     return "." not in key if layer == "(root)" else key.startswith(f"{layer}.")
@@ -189,7 +203,7 @@ def layer_state(model: nn.Module, layer: str, buffers: bool = True) -> dict[str,
     if not found: raise ValueError(f"{layer!r} has no parameters; these layers have: {', '.join(owners(model))}")
     return found
 
-# %% ../nbs/02_layers.ipynb #cell29
+# %% ../nbs/02_layers.ipynb #cell32
 @torch.no_grad()
 def put_back(
     model: nn.Module,  # changed in place

@@ -13,6 +13,7 @@ from copy import deepcopy
 from functools import partial
 import polars as pl, torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 from .accounting import group_mask
 from .arrays import choose
@@ -23,13 +24,27 @@ from .steps import triangle
 from .trainer import fit
 
 # %% ../nbs/09_rewinding.ipynb #cell05
+def _leaves(value) -> list:
+    "What nested dictionaries, lists and tuples hold."
+    if isinstance(value, dict): value = list(value.values())
+    return sum(map(_leaves, value), []) if isinstance(value, (tuple, list)) else [] if value is None else [value]
+
 def _version(value) -> list:
     "What changes when a tensor in `value` is overwritten or replaced."
-    if isinstance(value, Tensor): return [object() if value.is_inference() else (id(value), value._version)]
-    if isinstance(value, dict): value = list(value.values())
-    return sum(map(_version, value), []) if isinstance(value, (tuple, list)) else [] if value is None else [object()]
+    return [(id(v), v._version) if isinstance(v, Tensor) and not v.is_inference() else object() for v in _leaves(value)]
+
+class _Reads(TorchDispatchMode):
+    "When each tensor was first given to an operator of torch."
+    def __init__(self, now: Callable):
+        super().__init__()
+        self.now, self.first = now, {}
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        for v in _leaves([args, kwargs]): self.first.setdefault(id(v), self.now())
+        return func(*args, **kwargs or {})
 
 # %% ../nbs/09_rewinding.ipynb #cell06
+def _own(m: nn.Module, recurse: bool = True) -> set[int]: return {id(v) for v in [*m.parameters(recurse), *m.buffers(recurse)]}
+
 class _Prefix:
     "Outputs of the modules of one pass over a batch, to be replayed while a layer changes."
 
@@ -38,10 +53,12 @@ class _Prefix:
         self.layers, modules = dict(model.named_modules(remove_duplicate=False)), list(model.modules())
         hooked = {m for m in modules if m._forward_hooks}  # a hook that changes the output would change it twice
         handles = [h for m in modules for h in (m.register_forward_pre_hook(self._enter, with_kwargs=True), m.register_forward_hook(self._leave, with_kwargs=True))]
-        try: self.logits = model(x)
+        try:
+            with _Reads(lambda: len(self.events)) as reads: self.logits = model(x)
         finally:
             for h in handles: h.remove()
         self.whole = {m for m, (out, version) in self.out.items() if version == _version(out)} - hooked
+        self.reads = {i: reads.first[i] for i in _own(model) & reads.first.keys()}
 
     def _enter(self, module, args, kwargs):
         self.events.append((module, True))
@@ -55,13 +72,12 @@ class _Prefix:
     def before(self, layer: str) -> dict[nn.Module, object]:
         "The largest modules that are called once, finished before `layer` is first used and are independent of it, with outputs that nobody overwrote."
         if layer == "(root)": return {}
-        own = lambda m, recurse: {id(v) for v in [*m.parameters(recurse), *m.buffers(recurse)]}
-        mine = own(self.layers[layer], True)
-        users = {m for m in self.layers.values() if own(m, False) & mine}
-        if any(not self.calls[m] for m in users): return {}  # their tensors are read by somebody else, who knows when
-        first = next((i for i, (m, entered) in enumerate(self.events) if entered and m in users), 0)
+        mine = _own(self.layers[layer])
+        users = {m for m in self.layers.values() if self.calls[m] and _own(m, False) & mine}
+        if mine - self.reads.keys() - {i for m in users for i in _own(m, False)}: return {}  # read by somebody, who knows when
+        first = min([i for i, (m, entered) in enumerate(self.events) if entered and m in users] + [self.reads[i] for i in mine & self.reads.keys()], default=0)
         done = {m for m, entered in self.events[:first] if not entered}
-        found = {m for m in done & self.whole if self.calls[m] == 1 and not own(m, True) & mine}
+        found = {m for m in done & self.whole if self.calls[m] == 1 and not _own(m) & mine}
         inner = {c for m in found for c in m.modules() if c is not m}
         return {m: self.out[m][0] for m in found - inner}
 
@@ -99,8 +115,9 @@ def _begin(run: Run, data: NoisyDataset, layers, mask, model) -> tuple[nn.Module
     "A copy of the network at the run's end, the layers and the mask, checked."
     run.check(data)
     if not run.checkpoints: raise ValueError("this run kept no checkpoints: train with checkpoints=[...]")
-    net = deepcopy(run.at(max(run.checkpoints), model)).to(data.x.device).eval()
+    net = run.at(max(run.checkpoints), model).to(data.x.device)
     layers = layer_groups(net) if layers is None else list(dict.fromkeys(layers))
+    if not layers: raise ValueError("layers=[] names no layer")
     for layer in layers: layer_state(net, layer, buffers=False)
     return net, layers, group_mask(data, mask)
 
@@ -118,6 +135,8 @@ def rewind(
 ) -> pl.DataFrame:
     "Accuracy on the given labels of both groups with one layer as it was (localization, section 5.1): `layer, time, group, target, accuracy`."
     choose("convention", convention, CONVENTIONS)
+    if batch < 1: raise ValueError(f"batch={batch} must be 1 or more")
+    if times is not None and not len(times): raise ValueError("times=[] names no checkpoint to go back to")
     net, layers, mask = _begin(run, data, layers, mask, model)
     near = lambda t: next((k for k in run.checkpoints if abs(k - t) <= 1e-9 * max(1, abs(t))), None)
     if missing := [t for t in ([] if times is None else times) if near(t) is None]: raise ValueError(f"no checkpoints at {missing}; there are {sorted(run.checkpoints)}")
@@ -174,6 +193,9 @@ def retrain(
     **options,  # of `train`; default: sgd, momentum 0.9, weight decay 5e-4, lr up to 0.1 halfway and down again, batches of 512
 ) -> pl.DataFrame:
     "Accuracy on the given labels of both groups after each epoch (localization, section 5.2): `layer, time, group, target, accuracy`."
+    if epochs < 1 or epochs != int(epochs): raise ValueError(f"epochs={epochs} must be a whole number, 1 or more")
+    if taken := sorted({"observe", "folder", "test"} & options.keys()): raise ValueError(f"{', '.join(taken)}: what `retrain` sets itself, for each layer anew")
+    if made := [k for k in ("optimizer", "schedule") if not isinstance(options.get(k, ""), str) and not callable(options[k])]: raise ValueError(f"{', '.join(made)} must be a name or a function that makes one: each layer needs its own")
     if 0 not in run.checkpoints: raise ValueError(f"the run has no checkpoint at time 0, where the layer begins anew; there are {sorted(run.checkpoints)}")
     (net, layers, mask), frames = _begin(run, data, layers, mask, model), []
     seen = lambda s: _rows(predicted(predict(s.model, data.x, index=data.index)) == data.y, mask)

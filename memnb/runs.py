@@ -8,6 +8,7 @@ __all__ = ['outcome', 'Run', 'publish', 'save', 'load', 'run_key', 'found', 'kep
 # %% ../nbs/03_runs.ipynb #cell03
 import hashlib, json, shutil, tempfile, time, warnings
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, polars as pl, torch
@@ -112,10 +113,10 @@ class Run:
         return torch.where(hit.any(0), (hit[:-1] & ~hit[1:]).sum(0).double(), torch.inf)
 
     def at(self, time: float, model: nn.Module | None = None) -> nn.Module:
-        "The network as it was at a checkpoint; `model`: a skeleton to fill, for a network that is not memnb's."
+        "The network as it was at a checkpoint; `model`: a skeleton, of which a copy is filled, for a network that is not memnb's."
         near = [t for t in self.checkpoints if abs(t - time) <= 1e-9 * max(1, abs(time))]
         if not near: raise ValueError(f"no checkpoint at {time}; there are {sorted(self.checkpoints)}")
-        if model is None: model = build(**self.config["model"])
+        model = build(**self.config["model"]) if model is None else deepcopy(model)
         model.load_state_dict(self.checkpoints[near[0]])
         return model.eval()
 

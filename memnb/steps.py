@@ -38,6 +38,7 @@ def triangle(optimizer, steps: int, peak: float) -> torch.optim.lr_scheduler.Lam
 
 def make_optimizer(optimizer, parameters, lr: float, options: dict) -> torch.optim.Optimizer:
     if isinstance(optimizer, torch.optim.Optimizer):
+        if not {id(p) for g in optimizer.param_groups for p in g["params"]} & set(map(id, parameters)): raise ValueError("the optimizer holds none of the network's parameters")
         if options: raise ValueError(f"{', '.join(options)}: options are for a named optimizer; this one is an object")
         return optimizer
     if not lr > 0: raise ValueError(f"lr={lr} must be above 0")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .accounting import group_mask
 from .arrays import choose
 from .datasets import NoisyDataset
-from .layers import examples, layer_names, predict, predicted, present_examples
+from .layers import channel_dim, examples, layer_names, predict, predicted, present_examples
 
 # %% ../nbs/09_tied.ipynb #cell05
 class _AtLayers:
@@ -37,12 +37,15 @@ class _AtLayers:
 
 class _Hook:
     def __init__(self, owner: _AtLayers, site: int): self.owner, self.site = owner, site
-    def __call__(self, module, args, out: Tensor) -> Tensor: return self.owner.act(self.site, out, module.training) if self.owner.active else out
+    def __call__(self, module, args, out: Tensor) -> Tensor:
+        if not self.owner.active: return out
+        if not isinstance(out, Tensor) or out.ndim < 2: raise TypeError(f"layer {self.owner.layers[self.site]!r} gives a {type(out).__name__} {tuple(getattr(out, 'shape', ()))}; its channels cannot be told: they need a tensor (n, ...)")
+        return self.owner.act(self.site, out, module)
 
-def _channels(value: Tensor) -> tuple[int, Callable]:
-    "Their number, and how a mask (n or 1, C) is shaped: dimension 1, or the last of an activation (n, tokens, C)."
-    if value.ndim == 3: return value.shape[2], lambda mask: mask[:, None]
-    return value.shape[1], lambda mask: mask.view(*mask.shape, *[1] * (value.ndim - 2))
+def _channels(module: nn.Module, value: Tensor) -> tuple[int, Callable]:
+    "Their number, and how a mask (n or 1, C) is shaped for a layer's activation."
+    dim = channel_dim(module, value)
+    return value.shape[dim], lambda mask: mask.view(len(mask), *(-1 if d == dim else 1 for d in range(1, value.ndim)))
 
 # %% ../nbs/09_tied.ipynb #cell07
 MODES = ("own", "drop", "scaled", "rescaled")
@@ -74,7 +77,7 @@ class TiedDropout(_AtLayers):
         model: nn.Module,
         layers: Sequence[str],
         p_gen: float = 0.4,  # share of channels that are always on, in (0, 1]
-        p_mem: float = 0.2,  # share of the others that an example owns, in [0, 1]
+        p_mem: float = 0.2,  # share of the others that an example owns, in expectation, in [0, 1]
         seed: int = 0,  # of who owns what
     ):
         if not (0 < p_gen <= 1 and 0 <= p_mem <= 1): raise ValueError(f"p_gen={p_gen} must lie in (0, 1], p_mem={p_mem} in [0, 1]")
@@ -88,10 +91,10 @@ class TiedDropout(_AtLayers):
         try: yield self
         finally: self.mode = was
 
-    def act(self, site: int, value: Tensor, training: bool) -> Tensor:
-        c, shaped = _channels(value)
+    def act(self, site: int, value: Tensor, module: nn.Module) -> Tensor:
+        c, shaped = _channels(module, value)
         if (fixed := int(self.p_gen * c + 0.5)) < 1: raise ValueError(f"p_gen={self.p_gen} leaves none of the {c} channels of {self.layers[site]!r} on; it must be at least {math.ceil(500 / c) / 1000:g}")
-        mode = "own" if training else self.mode
+        mode = "own" if module.training else self.mode
         mask = value.new_zeros(1, c)
         mask[:, :fixed] = 1
         if mode == "scaled": mask[:, fixed:] = self.p_mem
@@ -110,7 +113,7 @@ class StandardDropout(_AtLayers):
         super().__init__(model, layers)
         self.kept = kept
 
-    def act(self, site: int, value: Tensor, training: bool) -> Tensor: return F.dropout(value, 1 - self.kept, training)
+    def act(self, site: int, value: Tensor, module: nn.Module) -> Tensor: return F.dropout(value, 1 - self.kept, module.training)
 
 class SparseChannels(_AtLayers):
     "A fixed random share of the channels at named layers is on; in training and afterwards."
@@ -119,8 +122,8 @@ class SparseChannels(_AtLayers):
         super().__init__(model, layers)
         self.kept, self.seed = kept, seed
 
-    def act(self, site: int, value: Tensor, training: bool) -> Tensor:
-        c, shaped = _channels(value)
+    def act(self, site: int, value: Tensor, module: nn.Module) -> Tensor:
+        c, shaped = _channels(module, value)
         on = torch.randperm(c, generator=torch.Generator().manual_seed(self.seed * 8191 + site))[:max(1, round(self.kept * c))]
         mask = value.new_zeros(1, c)
         mask[:, on.to(value.device)] = 1

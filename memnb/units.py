@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from .arrays import choose
 from .datasets import NoisyDataset
-from .layers import activations, edit, evaluating, examples, predicted
+from .layers import activations, channel_dim, edit, evaluating, examples, predicted
 from .steps import loss_of
 
 # %% ../nbs/09_units.ipynb #cell05
@@ -38,6 +38,7 @@ def _calls(model: nn.Module, x: Tensor) -> tuple:
         with evaluating(model), examples(None), torch.enable_grad(): out = model(x.clone().requires_grad_())
     finally:
         for h in handles: h.remove()
+    if node(out) is None: raise ValueError("the network's output has no gradient: it is no tensor, or computed within torch.no_grad or inference_mode")
     return made, out.grad_fn
 
 def _reads(top, bottom) -> int:
@@ -93,8 +94,7 @@ class Masked:
         with examples(None): (_, got), = activations(model, data.x[:2], list(at.values()))
         self.model, self.data, self.sites, self.units = model, data, [], 0
         for layer, place in at.items():
-            conv = isinstance(modules.get(layer), nn.modules.conv._ConvNd)
-            dim = 1 if conv or got[place].ndim > 3 else got[place].ndim - 1  # (n, C, ...), or (n, tokens, C)
+            dim = channel_dim(modules.get(layer, nn.Identity()), got[place])
             self.sites.append(_Site(layer, place, dim, self.units, self.units + got[place].shape[dim]))
             self.units = self.sites[-1].stop
 
@@ -207,7 +207,7 @@ def critical_units(
     rows = (rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows).tolist()
     if bad := [r for r in rows if not 0 <= r < len(data)]: raise ValueError(f"rows {bad[:3]} are not there: the data have {len(data)} examples")
     for name, v, least in (("most", most, 1), ("copies", copies, 1), ("batch", batch, 1), ("check", check, 0), ("noise", noise, 0)):
-        if v < least: raise ValueError(f"{name}={v} must be {least} or more")
+        if not v >= least: raise ValueError(f"{name}={v} must be {least} or more")
     if mode != "shared" and reference is not None and reference < 1: raise ValueError(f"reference={reference} must be 1 or more in mode {mode}")
     with Masked(model, data, layers, where).ready() as net: return _hunt(net, rows, _Search(net, mode, reference, copies, noise, seed), most, check, batch, seed, progress)
 

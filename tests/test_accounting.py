@@ -119,6 +119,9 @@ def test_true_labels_need_not_be_known():
     unknown = NoisyDataset(data.x, data.y, n_classes=3)
     for mask in (data.is_noisy, data.is_noisy.tolist()): assert account(net, unknown, mask=mask).equals(account(net, data))
     with pytest.raises(ValueError, match="unknown"): account(net, unknown)
+    for how, says in ((dict(batch=0), "batch=0 must be 1 or more"), (dict(layers=[]), "names no layer")):
+        with pytest.raises(ValueError, match=says): account(net, points(), **how)
+    with pytest.raises(ValueError, match="every parameter is frozen"): account(net.requires_grad_(False), points())
 
 def test_one_logit():
     data = points(k=2)

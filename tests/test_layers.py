@@ -3,7 +3,7 @@ from collections import OrderedDict
 import pytest, torch, torchvision
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from memnb.layers import (activations, belongs, capture, edit, evaluating, examples, layer_groups, layer_names, layer_state, linear_layers, owners, parts,
+from memnb.layers import (activations, belongs, capture, channel_dim, edit, evaluating, examples, layer_groups, layer_names, layer_state, linear_layers, owners, parts,
                           predict, present_examples, put_back)
 from memnb.vision import resnet9, vit
 
@@ -652,3 +652,33 @@ def test_groups_are_a_partition_of_any_tree(tree):
         found = layer_groups(net)
         for name in found: assert name == "(root)" or list(net.get_submodule(name).parameters())
         check_partition(net, found, buffers=True)
+
+# --- channels
+
+@pytest.mark.parametrize("make, x", [
+    (torchvision.models.resnet18, (2, 3, 64, 64)), (torchvision.models.convnext_tiny, (2, 3, 64, 64)), (torchvision.models.swin_t, (2, 3, 64, 64)),
+    (lambda: torchvision.models.VisionTransformer(32, 8, 2, 2, 24, 16), (2, 3, 32, 32)), (lambda: nn.Sequential(nn.Conv1d(3, 10, 3), nn.BatchNorm1d(10), nn.ReLU()), (2, 3, 22))],
+    ids=["resnet18", "convnext", "swin", "vit", "conv1d"])
+def test_the_dimension_of_channels_is_that_which_the_layer_made(make, x):
+    "Layers are asked for the size that they declare; blocks for that of the last of their layers."
+    torch.manual_seed(0)
+    net, told = make().eval(), 0
+    def look(module, args, out):
+        nonlocal told
+        names = [n for n in ("out_features", "out_channels", "num_features", "normalized_shape") if hasattr(module, n)]
+        if not names or out.ndim < 3: return
+        size = getattr(module, names[0])
+        assert out.shape[channel_dim(module, out)] == (size[-1] if isinstance(size, tuple) else size)
+        told += 1
+    for m in net.modules(): m.register_forward_hook(look)
+    with torch.no_grad(): net(torch.randn(x))
+    assert told >= 2
+
+def test_a_block_whose_end_moves_the_channels():
+    block = nn.Sequential(nn.Conv2d(3, 8, 1), torchvision.ops.Permute([0, 2, 3, 1]), nn.Linear(8, 12), torchvision.ops.Permute([0, 3, 1, 2]))
+    assert channel_dim(block, block(torch.rand(2, 3, 5, 4))) == 1 and channel_dim(block[2], block[:3](torch.rand(2, 3, 5, 4))) == 3
+
+@pytest.mark.parametrize("index", [[1, 2], torch.tensor([True, False]), torch.tensor([[1], [2]]), torch.tensor([1.0, 2])])
+def test_an_index_that_is_none(index):
+    with pytest.raises(ValueError, match="must be a tensor of integers"):
+        with examples(index): pass

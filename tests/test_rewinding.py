@@ -164,11 +164,30 @@ def test_one_logit():
 def test_a_rewound_run_is_left_as_it_is(name, convention):
     run, data, model = run_of(name)
     before, rng = deepcopy(run.checkpoints), torch.random.get_rng_state()
+    given = state(model) if model else None
     rewind(run, data, convention=convention, model=model)
     assert all(same(run.checkpoints[t], s) for t, s in before.items()) and torch.equal(torch.random.get_rng_state(), rng)
-    if model: assert same(state(model), before[6]) and model.training is False and all("forward" not in vars(m) for m in model.modules())
+    if model: assert same(state(model), given) and model.training and all("forward" not in vars(m) for m in model.modules())
 
 # --- what is replayed
+
+class ReadEarly(nn.Module):
+    "A layer's weight is read before the layer is called; another's only by its parent."
+    def __init__(self):
+        super().__init__()
+        self.enc, self.mid, self.never = nn.Linear(64, 64), nn.Sequential(nn.Linear(64, 64), nn.Tanh()), nn.Linear(64, 64, bias=False)
+        self.out = nn.Linear(64, 10)
+    def forward(self, x):
+        x = x.flatten(1)
+        h = self.enc(self.mid(F.linear(x, self.enc.weight).tanh()))
+        return self.out(F.linear(h, self.never.weight.T).relu())
+
+def test_a_layer_whose_weight_is_read_before_it_is_called():
+    run = trained(ReadEarly, digits())
+    cached, whole = (rewind(run, digits(), model=ReadEarly(), cache=c) for c in (True, False))
+    assert cached.equals(whole) and whole["accuracy"].n_unique() > 3
+    prefix = rewinding._Prefix(net := ReadEarly(), digits().x)
+    assert prefix.before("enc") == {} and set(prefix.before("never")) == {net.enc, net.mid} == set(prefix.before("out"))
 
 class Counted(nn.Linear):
     "It counts its computations."
@@ -419,6 +438,8 @@ def test_a_layer_begins_where_the_run_began():
 def test_unknown_times_and_conventions():
     run, data, _ = run_of("mlp")
     with pytest.raises(ValueError, match=r"no checkpoints at \[2, 5.5\]; there are \[0.0, 1.0, 6.0\]"): rewind(run, data, times=[0, 2, 5.5])
+    for how, says in ((dict(batch=0), "batch=0 must be 1 or more"), (dict(layers=[]), "names no layer"), (dict(times=[]), "names no checkpoint")):
+        with pytest.raises(ValueError, match=says): rewind(run, data, **how)
     with pytest.raises(ValueError, match="'buffer' is unknown.*parameters, buffers, reestimated"): rewind(run, data, convention="buffer")
 
 def test_a_network_that_is_not_memnbs_needs_a_skeleton():
@@ -542,6 +563,9 @@ def test_few_steps(epochs):
 @pytest.mark.parametrize("layers", [["out", "never"], None])
 def test_a_layer_that_is_never_called(layers):
     (run, data, model), done = run_of("own"), []
+    for how, says in ((dict(layers=[]), "names no layer"), (dict(epochs=1.5), "epochs=1.5 must be a whole number"), (dict(folder="x", observe=[]), "folder, observe: what"),
+                      (dict(optimizer=torch.optim.SGD(model.parameters(), 0.1)), "optimizer must be a name")):
+        with pytest.raises(ValueError, match=says): retrain(run, data, model=model, **how)
     with pytest.raises(ValueError, match="'never' is never used"): retrain(run, data, layers, 1, model=model, each_step=[done.append], look=lambda *a: done.append(a))
     assert not done and rewind(run, data, ["never"], model=model)["accuracy"].n_unique() <= 2
 
@@ -557,10 +581,11 @@ def test_best_and_final():
 def test_a_retrained_run_is_left_as_it_is(name):
     run, data, model = run_of(name)
     before, rng = deepcopy(run.checkpoints), torch.random.get_rng_state()
+    given = state(model) if model else None
     if model: next(model.parameters()).requires_grad_(False)
     _, nets = retrained(run, data, ["out"], 2, model=model, batch=16)
     assert all(same(run.checkpoints[t], s) for t, s in before.items()) and torch.equal(torch.random.get_rng_state(), rng)
     if not model: return
     first, *others = model.parameters()
-    assert same(state(model), before[6]) and nets["out"] is not model and not first.requires_grad and all(p.requires_grad for p in others)
+    assert same(state(model), given) and nets["out"] is not model and not first.requires_grad and all(p.requires_grad for p in others)
     first.requires_grad_(True)

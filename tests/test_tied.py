@@ -200,6 +200,19 @@ def test_too_few_general_channels():
     with pytest.raises(ValueError, match=r"p_gen=0.03 leaves none of the 16.*'fc2'.*at least 0.03"): fit(net, digits(), 1, each_step=[steps.append])
     assert not steps and same(net.state_dict(), before)
 
+@pytest.mark.parametrize("net, x, dim", [(lambda: nn.Sequential(nn.Conv1d(3, 10, 3), nn.ReLU()), (4, 3, 22), 1), (lambda: nn.Sequential(nn.Linear(3, 10), nn.ReLU()), (4, 6, 5, 3), 3)])
+def test_whole_channels_are_switched_off(net, x, dim):
+    net, x = nn.Sequential(net()), torch.randn(x)
+    full = net(x)
+    TiedDropout(net, ["0"], 0.4, 0.0)
+    with examples(torch.arange(4)): seen = net(x)
+    assert torch.equal(seen, full * (torch.arange(10) < 4).view([-1 if d == dim else 1 for d in range(x.ndim)]))
+
+@pytest.mark.parametrize("net, layer, x", [(nn.Sequential(nn.LSTM(3, 4)), "0", (2, 3, 3)), (nn.Sequential(nn.Flatten(0), nn.Linear(6, 1)), "0", (2, 3))])
+def test_layers_without_channels(net, layer, x):
+    attach(net, [layer])
+    with pytest.raises(TypeError, match=f"layer '{layer}' gives a .*its channels cannot be told"): net(torch.randn(x))
+
 @pytest.mark.parametrize("c", [1, 2, 3, 4, 7, 16])
 def test_the_least_share(c):
     def go(p_gen):

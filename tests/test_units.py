@@ -250,6 +250,17 @@ def test_units_of_tokens_lie_in_the_last_dimension():
     masked = Masked(net, digits())
     assert {s.layer: (s.dim, s.stop - s.start) for s in masked.sites} == {k: (2, len(net.get_submodule(k).weight)) for k in NETS["vit"][1]}
 
+def test_units_of_the_last_dimension_of_a_picture():
+    net, data = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Flatten(), nn.Linear(120, 2)), NoisyDataset(torch.randn(9, 4, 5, 3), torch.arange(9) % 2)
+    assert [(s.dim, s.stop) for s in Masked(net, data).sites] == [(3, 6)]
+
+def test_outputs_without_a_gradient():
+    class Detached(nn.Sequential):
+        def forward(self, x): return super().forward(x).detach()
+    with pytest.raises(ValueError, match="output has no gradient"): unit_layers(Detached(nn.Linear(64, 4), nn.Linear(4, 10)), torch.rand(2, 64))
+    net, data = trained("mlp"), digits()
+    with torch.inference_mode(), pytest.raises(ValueError, match="output has no gradient"): critical_units(net, data, [0])
+
 # --- masks
 
 def test_a_mask_for_each_example():
@@ -334,7 +345,7 @@ def test_a_subset_knows_where_it_is_from():
 @pytest.mark.parametrize("bad, what", [
     (dict(rows=[0, 60]), r"rows \[60\].*60 examples"), (dict(rows=[-1]), r"rows \[-1\]"), (dict(mode="fast"), "mode='fast'.*exact, hybrid, shared"),
     (dict(where="weight"), f"where='weight'.*{', '.join(WHERE)}"), (dict(most=0), "most=0"), (dict(copies=0), "copies=0"), (dict(batch=0), "batch=0"),
-    (dict(check=-1), "check=-1"), (dict(noise=-0.1), "noise=-0.1"), (dict(reference=0), "reference=0"), (dict(mode="exact", reference=0), "reference=0"),
+    (dict(check=-1), "check=-1"), (dict(noise=-0.1), "noise=-0.1"), (dict(noise=float("nan")), "noise=nan"), (dict(reference=0), "reference=0"), (dict(mode="exact", reference=0), "reference=0"),
     (dict(layers=["fc9"]), "'fc9'.*fc1, fc1.0"),
     (dict(rows=torch.ones(7, dtype=torch.bool)), r"rows are torch.bool \(7,\).*torch.bool \(60,\)"), (dict(rows=[0.5]), r"rows are torch.float32 \(1,\)"),
     (dict(rows=[[0], [1]]), r"rows are torch.int64 \(2, 1\)"), (dict(layers=[]), "names no layer"), (dict(layers=["fc9.input"]), "'fc9.input'.*fc1, fc1.0"),
