@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import polars as pl, torch
 from torch import Tensor, nn
 from .datasets import NoisyDataset
-from .layers import evaluating, examples, owners
+from .layers import device_of, evaluating, examples, owners
 from .steps import Training, loss_of
 
 # %% ../nbs/09_accounting.ipynb #cell05
@@ -19,7 +19,7 @@ def group_mask(data: NoisyDataset, mask: Tensor | None = None) -> Tensor:
     "(n,) bool: the group that an analysis holds against the rest; default: the noisy examples. `ValueError` unless both have members."
     mask = data.is_noisy if mask is None else torch.as_tensor(mask, device=data.y.device)
     if mask.shape != data.y.shape or mask.dtype != torch.bool: raise ValueError(f"the mask is {mask.dtype} {tuple(mask.shape)}; {len(data)} examples need torch.bool ({len(data)},)")
-    if mask.all() or not mask.any(): raise ValueError(f"all {len(data)} examples are in the {'noisy' if mask.any() else 'clean'} group: there is nothing to hold it against")
+    if mask.all() or not mask.any(): raise ValueError(f"all {len(data)} examples are in the {'noisy' if mask.any() else 'clean'} group (the mask's {bool(mask.any())}): there is nothing to hold it against")
     return mask
 
 # %% ../nbs/09_accounting.ipynb #cell07
@@ -59,6 +59,7 @@ def account(
     "Rows `layer, group, norm, cosine, parameters` of the mean loss's gradient at fixed weights, in evaluation mode (localization, section 4.1); no cosine where a part is zero."
     if batch < 1: raise ValueError(f"batch={batch} must be 1 or more")
     if layers is not None and not len(layers): raise ValueError("layers=[] names no layer")
+    data = data.to(device_of(model))
     mask, members = group_mask(data, mask), _members(model, layers)
     free = {k: p for k, p in model.named_parameters() if p.requires_grad}
     if not free: raise ValueError("every parameter is frozen: there is no gradient to account for")

@@ -88,6 +88,7 @@ class NoisyDataset(Dataset):
 
     def to(self, device) -> "NoisyDataset":
         "The same data on `device`."
+        if self.x.device == torch.device(device): return self
         return replace(self, **{f: v.to(device) for f, v in self.__dict__.items() if isinstance(v, Tensor)})
 
     def subset(self, rows: Tensor) -> "NoisyDataset":

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CASTS', 'AGREE', 'NEAR_ZERO', 'Rule', 'injected_names', 'refuse_unknown', 'Params', 'settle', 'Claim', 'judge',
-           'show', 'facts', 'keep']
+           'not_run', 'show', 'facts', 'keep']
 
 # %% ../nbs/13_experiments.ipynb #cell03
 import ast, difflib, hashlib, json, math, os, platform, sys, tempfile, time
@@ -138,10 +138,17 @@ def judge(
         parts = frame.partition_by("rho", as_dict=True) if c.each_rho else {(None,): frame}
         for (rho,), part in sorted(parts.items(), key=lambda kv: kv[0][0] or 0):
             head = dict(figure=figure, statement=c.statement, rho=rho, paper=c.paper)
-            if not c.each_rho and part["rho"].n_unique() < 2: result = dict(ours=None, seeds="", verdict="not run")
+            if not c.each_rho and part["rho"].n_unique() < 2: result = _NOT_RUN
             else: result = _verdict(c, [c.measure(s) for s in part.partition_by("seed")])
             rows.append(head | result | dict(definition=c.definition, control=c.control))
     return pl.DataFrame(rows, schema_overrides=dict(rho=pl.Float64, ours=pl.Float64))
+
+_NOT_RUN = dict(ours=None, seeds="", verdict="not run")
+
+def not_run(figure: str, claim: Claim, rho: float | None = None) -> pl.DataFrame:
+    "The row of `judge` for a claim whose data are not there."
+    row = dict(figure=figure, statement=claim.statement, rho=rho, paper=claim.paper) | _NOT_RUN | dict(definition=claim.definition, control=claim.control)
+    return pl.DataFrame([row], schema_overrides=dict(rho=pl.Float64, ours=pl.Float64))
 
 # %% ../nbs/13_experiments.ipynb #cell20
 def show(claims: pl.DataFrame):

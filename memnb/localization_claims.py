@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PERMUTED', 'EXCHANGED', 'UNTRAINED', 'same_size', 'GRADIENTS', 'SWEEP', 'REWINDING', 'RETRAINING', 'NEURONS',
-           'DROPOUT', 'ATYPICAL', 'CLAIMS', 'ratio', 'last_layer', 'retrained', 'spread', 'verdicts']
+           'DROPOUT', 'ATYPICAL', 'CLAIMS', 'TABLE1', 'C_SCORES', 'ratio', 'last_layer', 'retrained', 'spread',
+           'verdicts']
 
 # %% ../nbs/25_localization_claims.ipynb #cell02
 import math
 import numpy as np, polars as pl
-from .experiments import AGREE, Claim, judge
+from .experiments import AGREE, Claim, judge, not_run
 
 # %% ../nbs/25_localization_claims.ipynb #cell04
 PERMUTED, EXCHANGED, UNTRAINED = "a random group of the same size", "the two groups exchanged", "the same network untrained"
@@ -164,8 +165,24 @@ CLAIMS = {"localization_gradients": GRADIENTS, "localization_rewinding": REWINDI
           "localization_dropout": DROPOUT, "localization_atypical": ATYPICAL}
 
 # %% ../nbs/25_localization_claims.ipynb #cell17
-def verdicts(figure: str, frame: pl.DataFrame, rho: float) -> pl.DataFrame:
-    "The figure's claims table at noise rate `rho`; for the gradients also the claims about other rates."
-    parts = [judge(figure, CLAIMS[figure], frame.filter(pl.col("rho") == rho))]
-    if figure == "localization_gradients": parts.append(judge(figure, SWEEP, frame))
-    return pl.concat(parts)
+TABLE1 = {"cifar10": (0.908, 0.031), "mnist": (0.992, 0.001), "svhn": (0.958, 0.014)}  # clean and noisy accuracy with the memory off
+C_SCORES = {"mnist": 5000, "cifar10": 1000}  # atypical examples (section 7)
+
+def _at_scale(dataset: str) -> Claim:
+    clean, noisy = TABLE1[dataset]
+    return Claim(f"Table 1 on {dataset}", f"{100 * clean:.1f} / {100 * noisy:.1f}%", "clean and noisy accuracy at preset `paper`, memory off: the larger distance from the paper's; holds at 0.05 or less",
+                 "the memory on", lambda f: max(abs(_kept(f, "clean") - clean), abs(_kept(f, "noisy") - noisy)), lambda v: v <= 0.05)
+
+def _by_c_scores(dataset: str) -> Claim:
+    n = C_SCORES[dataset]
+    return Claim(f"As many examples of {dataset} are atypical by their published C-scores", f"about {n} (section 7)", "their number; holds between half and twice the paper's",
+                 "the other data set's number", lambda f: float(f["atypical"][0]), lambda v: 0.5 * n <= v <= 2 * n)
+
+def verdicts(figure: str, frame: pl.DataFrame, rho: float, ran: str = "") -> pl.DataFrame:
+    "The figure's claims table at noise rate `rho`; for some figures also claims about other rates or data sets. `ran`: the data set whose own claims can be judged, others are \"not run\"."
+    part = frame.filter(pl.col("rho") == rho)
+    tables = [judge(figure, CLAIMS[figure], part)]
+    if figure == "localization_gradients": tables.append(judge(figure, SWEEP, frame))
+    make, names = {"localization_dropout": (_at_scale, TABLE1), "localization_atypical": (_by_c_scores, C_SCORES)}.get(figure, (None, ()))
+    tables += [judge(figure, [c], part) if name == ran else not_run(figure, c, rho) for name in names for c in [make(name)]]
+    return pl.concat(tables)

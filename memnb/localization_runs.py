@@ -7,7 +7,8 @@ __all__ = ['PRESETS', 'NETWORKS', 'RULES', 'ROOMS', 'ATTACH', 'parameters', 'net
            'trained', 'memorized', 'expect', 'marked']
 
 # %% ../nbs/24_localization_runs.ipynb #cell02
-import math
+import math, time
+from itertools import pairwise
 from pathlib import Path
 import polars as pl, torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from .models import build
 from .runs import Run, run_key
 from .scores import leave_out_memorization
 from .tied import SparseChannels, StandardDropout, TiedDropout, remembered
+from .steps import pick_device
 from .trainer import costs, fit
 from .units import MODES
 
@@ -52,6 +54,9 @@ def parameters(figure: str, n=None, **given) -> Params:
     p = settle(figure, PRESETS, rules, given | dict(n=n))
     for k in ("rhos", "seeds", "cells", "shares"):
         if k in p and not p[k]: raise ValueError(f"{k} must not be empty")
+    if p.model == "resnet50":
+        if given.get("width") not in (None, 1): raise ValueError(f"width={given['width']}: resnet50 comes in one width, 1")
+        p["width"] = 1.0
     p["test_share"] = 0.3322 if p.dataset == "digits" else None
     return p
 
@@ -66,8 +71,8 @@ def network(p: Params, data: NoisyDataset, seed: int) -> dict:
     return dict(name=p.model, shape=shape, n_classes=data.n_classes, seed=seed, **more[p.model])
 
 def prepare(p: Params, rho: float) -> tuple[NoisyDataset, NoisyDataset]:
-    "Training data, with noise if `rho` is above 0, and test data."
-    train, test = load(p.dataset, n=p.n, test_share=p.test_share, scale="symmetric", seed=p.noise_seed)
+    "Training data, with noise if `rho` is above 0, and test data, on the GPU where there is one."
+    train, test = load(p.dataset, n=p.n, test_share=p.test_share, scale="symmetric", seed=p.noise_seed, device=pick_device("auto"))
     return corrupt(train, rho, p.noise, p.noise_seed) if rho else train, test
 
 def epochs_kept(p: Params) -> list[float]:
@@ -82,10 +87,11 @@ ATTACH = {  # name -> (network, layers, seed, **numbers) -> what is attached to 
 }
 
 def attach(net: nn.Module, what: dict | None, seed: int):
-    "Attach `what`, such as {\"name\": \"tied\", \"p_gen\": 0.4, \"p_mem\": 0.2}, behind each part of the network but the last."
+    "Attach `what`, such as {\"name\": \"tied\", \"p_gen\": 0.4, \"p_mem\": 0.2}, behind each part of the network but the last, and behind a normalisation rather than before it."
     if not what: return None
-    args = {k: v for k, v in what.items() if k != "name"}
-    return ATTACH[choose("attachment", what["name"], ATTACH)](net, [g for g in layer_groups(net) if g != "(root)"][:-1], seed, **args)
+    args, parts = {k: v for k, v in what.items() if k != "name"}, [g for g in layer_groups(net) if g != "(root)"]
+    sites = [part for part, then in pairwise(parts) if not isinstance(net.get_submodule(then), (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm))]
+    return ATTACH[choose("attachment", what["name"], ATTACH)](net, sites, seed, **args)
 
 def trained(
     p: Params,
@@ -109,20 +115,31 @@ def trained(
     return fit(net, data, p.epochs, test, folder=folder, progress=True, config=config, **how), net.eval(), put
 
 # %% ../nbs/24_localization_runs.ipynb #cell10
-def memorized(data: NoisyDataset, subsets: int = 40) -> Tensor:
+def memorized(data: NoisyDataset, subsets: int = 40, epochs: float = 40, progress: bool = True) -> Tensor:
     "(n,) float64: `leave_out_memorization` by MLPs with 64 units; NaN where an example was always or never left out."
     make = lambda seed: build("mlp", shape=data.x.shape[1:], widths=(64,), n_classes=data.n_classes, seed=seed)
     lr = min(0.1, 6 / float(data.x.flatten(1).square().sum(1).mean()))
-    return leave_out_memorization(make, data, 40, subsets=subsets, lr=lr, momentum=0.9, batch=32, progress=True)
+    return leave_out_memorization(make, data, epochs, subsets=subsets, lr=lr, momentum=0.9, batch=32, progress=progress)
 
 # %% ../nbs/24_localization_runs.ipynb #cell11
+def _analyses(p: Params, data: NoisyDataset, net: nn.Module, epoch: float, look: float) -> float:
+    "About how many seconds a figure's analyses take beside training, of which an epoch and a recorded time take so long."
+    layers, seeds = len(layer_groups(net)), len(p.seeds)
+    anew, back = layers * 20 * epoch, layers * look
+    start = time.perf_counter()
+    if p.figure in ("localization_neurons", "localization_atypical"): memorized(data, epochs=1, progress=False)
+    once = 40 * (time.perf_counter() - start)
+    return {"localization_rewinding": seeds * 8 * back, "localization_retraining": seeds * anew, "localization_atypical": seeds * (anew + 6 * back) + once,
+            "localization_neurons": seeds * (p.epochs + 10 + 200 * p.get("examples", 0) / len(data)) * epoch + once}.get(p.figure, 0)  # a search is some 10 passes of 10 inputs for each of two groups
+
 def expect(p: Params, runs: int) -> str:
     "What to expect before heavy work, in words: time from a few measured steps, memory and disk."
     data, test = prepare(p, 0)
     net = build(**network(p, data, 0))
     ledger = Accounting(data, torch.arange(len(data)) < len(data) // 10, layer_groups(net))
     step, look = costs(net, data, test, p.batch, backward=ledger.backward)
-    size, seconds = sum(v.numel() for v in net.state_dict().values()), runs * p.epochs * (math.ceil(len(data) / p.batch) * step + look)
+    size, epoch = sum(v.numel() for v in net.state_dict().values()), math.ceil(len(data) / p.batch) * step + look
+    seconds = runs * p.epochs * epoch + _analyses(p, data, net, epoch, look)
     disk = runs * (len(epochs_kept(p)) * size * 4 + p.epochs * len(data) * 18) / 2**20 if p.store else 0
     return f"expected: {runs} runs, about {max(1, seconds):.0f} s, {(runs * len(epochs_kept(p)) * size * 4 + 40 * size + 4 * data.x.numel()) / 2**20 + 500:.0f} MB of memory, {disk:.0f} MB of disk (nothing is trained that the store has)"
 

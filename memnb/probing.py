@@ -12,7 +12,7 @@ import polars as pl, torch
 from torch import Tensor, nn
 from .arrays import choose
 from .datasets import NoisyDataset
-from .layers import activations, examples, layer_names, linear_layers, predicted
+from .layers import activations, device_of, examples, layer_names, linear_layers, predicted
 from .probes import PROBES, ClassShapes, Logistic, Probe
 from .runs import Run
 from .steps import Training
@@ -84,6 +84,7 @@ def probe_answers(
     batch: int = 1024,
 ) -> dict[tuple[str, str], Tensor]:
     "(layer, probe) -> predictions (n,) for the training examples themselves; (output, model) for the network's."
+    data = data.to(device_of(model))
     layers = default_layers(model, data.x) if layers is None else list(layers)
     probes = check_probes(probes, data)
     fitted = _fitted(collect(model, data, layers, any(isinstance(p, Logistic) for p in probes.values()), batch), probes)
@@ -101,9 +102,10 @@ def probe_model(
 ) -> list[dict]:
     "One row a layer, probe and group. `ValueError` for an unknown layer or probe."
     if test is None and list(groups) == ["test"]: raise ValueError("groups=('test',) needs a test set; clean and noisy are groups of the training set")
+    data, test = data.to(device_of(model)), test and test.to(device_of(model))
     layers = default_layers(model, data.x) if layers is None else list(layers)
     probes = check_probes(probes, data)
-    fitted = _fitted(collect(model, data, layers, any(isinstance(p, Logistic) for p in probes.values()), batch), probes)
+    fitted = _fitted(collect(model, data, layers, any(isinstance(p, Logistic) for p in probes.values()), batch), probes) if probes else {}
     held, said = _groups(data, test, groups), {}
     for source, part in (("train", data), ("test", test)):
         if any((g == "test") == (source == "test") for g, *_ in held): said[source] = _answers(model, part, fitted, layers, batch, source == "train")
@@ -143,6 +145,6 @@ def probe(
     run.check(data)
     times = sorted(run.checkpoints) if times is None else list(times)
     if not run.checkpoints: raise ValueError("this run kept no checkpoints; probe while it trains, with observe=[prober()]")
-    if missing := [t for t in times if t not in run.checkpoints]: raise ValueError(f"no checkpoints at {missing}; there are {sorted(run.checkpoints)}")
-    rows = [{"time": t, **row} for t in times for row in probe_model(run.at(t, model), data, test, layers, probes, groups, batch)]
+    if missing := [t for t in times if not any(abs(k - t) <= 1e-9 * max(1, abs(t)) for k in run.checkpoints)]: raise ValueError(f"no checkpoints at {missing}; there are {sorted(run.checkpoints)}")
+    rows = [{"time": t, **row} for t in times for row in probe_model(run.at(t, model).to(data.x.device), data, test, layers, probes, groups, batch)]
     return pl.DataFrame(rows)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from .arrays import choose
 from .datasets import NoisyDataset
-from .layers import activations, layer_groups, layer_names, predict, predicted
+from .layers import activations, device_of, layer_groups, layer_names, predict, predicted
 from .probes import PROBES, ClassShapes
 from .runs import Run
 from .stacked import fit_stacked
@@ -51,6 +51,8 @@ def prediction_depth(
     "(n,) int64: 0 where the first layer already decides, the number of layers where none agrees with the network."
     if layers is None: layers = _parts(model)
     if not 1 <= k < len(data): raise ValueError(f"k={k} neighbours need more than {k} examples; there are {len(data)}")
+    if not layers: raise ValueError("layers=[] names no layer to look at")
+    data = data.to(device_of(model))
     final, agree = predicted(predict(model, data.x, batch, data.index)), []
     for layer in layers:
         e = torch.cat([_embedding(got[layer]) for _, got in activations(model, data.x, [layer], batch, data.index)])
@@ -70,6 +72,7 @@ def layer_scores(
 ) -> dict[tuple[str, str], Tensor]:
     "(layer, probe) -> scores (n, K) of the examples, each activation brought to length 1; feature maps are averaged down to at most 4,096 numbers."
     if layers is not None and not layers: raise ValueError("layers=[] names no layer to probe")
+    data = data.to(device_of(model))
     out, probes = {}, [choose("probe", name, ("velpic", "masc", "cosine")) for name in probes]
     for layer in _parts(model)[:-1] or ["input"] if layers is None else layers:
         got = [got[layer] for _, got in activations(model, data.x, [layer], batch, data.index)]
@@ -115,6 +118,7 @@ def mislabel_scores(
     """
     run.check(data)
     if model is None and run.checkpoints and "model" in run.config and not run.config.get("what"): model = run.at(max(run.checkpoints)).to(data.x.device)
+    if model is not None: data = data.to(device_of(model))
     out = dict(row=range(len(data)), index=data.index.tolist(), label=data.y.tolist(), noisy=None if data.clean is None else data.is_noisy.tolist())
     if len(run.time) > 1:
         out |= dict(learning_time=run.learning_time().tolist(), forgetting=run.forgetting().tolist(), margin=(-run.margin.double().mean(0)).tolist(), loss=run.loss.double().mean(0).tolist())
@@ -149,20 +153,21 @@ def second_split_forgetting(
     data: NoisyDataset,
     epochs: int = 20,  # on the first split
     second: int = 10,  # epochs on the second split
-    seed: int = 0,  # of the split
+    seed: int = 0,  # of the split and of the order of training
     **options,  # of `train`
 ) -> Tensor:
     "(n,) float64: the epoch of the second phase from which on the given label is wrong for good; 0 if it never was right, infinite if it is kept."
+    if len(data) < 2 or second != int(second) or second < 1: raise ValueError(f"second={second} must be a whole number of epochs, 1 or more, and the data more than one example ({len(data)})")
     order, out = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(data.y.device), torch.empty(len(data), dtype=torch.float64)
     halves = order.chunk(2)
     for a, b in (halves, halves[::-1]):
         first, model = data.subset(a), make()
-        fit(model, first, epochs, times=[epochs], **options)
+        fit(model, first, epochs, times=[epochs], seed=seed, **options)
         hits = []
         def look(s):
             logits = predict(s.model, first.x.to(s.data.x.device), index=first.index.to(s.data.x.device))
             hits.append(predicted(logits).to(first.y.device) == first.y)
-        fit(model, data.subset(b), second, times=range(second + 1), observe=[look], **options)
+        fit(model, data.subset(b), second, times=range(int(second) + 1), observe=[look], seed=seed, **options)
         wrong = (~torch.stack(hits)).flip(0).long().cumprod(0).sum(0)  # recorded times at the end
         out[a.cpu()] = torch.tensor([math.inf, *range(len(hits) - 1, -1, -1)], dtype=torch.float64)[wrong.cpu()]
     return out

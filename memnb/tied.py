@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .accounting import group_mask
 from .arrays import choose
 from .datasets import NoisyDataset
-from .layers import channel_dim, examples, layer_names, predict, predicted, present_examples
+from .layers import channel_dim, device_of, examples, layer_names, predict, predicted, present_examples
 
 # %% ../nbs/09_tied.ipynb #cell05
 class _AtLayers:
@@ -139,6 +139,7 @@ def by_mode(
     mask: Tensor | None = None,  # (n,) bool; default: the noisy examples
 ) -> list[dict]:
     "Rows `mode, group (clean | noisy | test), target, accuracy`, on given labels."
+    data, test = data.to(device_of(model)), test and test.to(device_of(model))
     mask, rows = group_mask(data, mask), []
     share = lambda logits, y: (predicted(logits) == y).double().mean().item()
     for mode in modes:

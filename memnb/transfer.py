@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from .arrays import choose
 from .datasets import NoisyDataset
-from .layers import activations, edit, examples, linear_layers
+from .layers import activations, device_of, edit, examples, linear_layers
 from .probes import PROBES, Probe
 from .probing import collect, probe_model
 from .steps import Training
@@ -85,6 +85,7 @@ def transfer(
 
     At the last layer only the head's numbers change; at an earlier one the copy is a `Truncated` network.
     """
+    data = data.to(device_of(model))
     if layer is not None:
         cut = Truncated(deepcopy(model), layer, linear_head(fit_probe(model, data, layer, probe, batch)))
         cut.training = cut.head.training = model.training  # within, each part keeps its own mode

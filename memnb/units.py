@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from .arrays import choose
 from .datasets import NoisyDataset
-from .layers import activations, channel_dim, edit, evaluating, examples, predicted
+from .layers import activations, channel_dim, device_of, edit, evaluating, examples, predicted
 from .steps import loss_of
 
 # %% ../nbs/09_units.ipynb #cell05
@@ -202,6 +202,7 @@ def critical_units(
     that on given labels of training examples afterwards. `ValueError` for a row that is not there.
     """
     choose("mode", mode, MODES)
+    data = data.to(device_of(model))
     rows = torch.arange(len(data)) if rows is None else torch.as_tensor(rows) if len(rows) else torch.zeros(0, dtype=torch.int64)
     if rows.ndim != 1 or rows.is_floating_point() or rows.dtype == torch.bool and len(rows) != len(data): raise ValueError(f"rows are {rows.dtype} {tuple(rows.shape)}; they must be integers (k,), or torch.bool ({len(data)},)")
     rows = (rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows).tolist()
@@ -228,7 +229,7 @@ def _hunt(net: Masked, rows: list[int], search: _Search, most: int, check: int, 
             for j, i in enumerate(active):
                 if flipped[j] or len(removed[i]) >= min(most, net.units):
                     outcome = "misclassified" if not removed[i] and flipped[j] else "flipped" if flipped[j] else "kept"
-                    found[i] = outcome, removed[i], _accuracy(net, masks[j:j + 1], some) if check and outcome != "misclassified" else None
+                    found[i] = outcome, removed[i], _accuracy(net, masks[j:j + 1], some[some != rows[i]]) if check and outcome != "misclassified" else None
                     bar.update()
                 else:
                     stay.append(j)

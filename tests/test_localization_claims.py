@@ -172,7 +172,8 @@ def test_verdicts(figure):
     v = verdicts(figure, f, 0.5)
     own = v.head(len(CLAIMS[figure]))
     assert v.columns == COLUMNS and own["statement"].to_list() == [c.statement for c in CLAIMS[figure]] and set(own["rho"]) == {0.5} and set(own["verdict"]) == {"holds"}
-    assert set(v["figure"]) == {figure} and v.schema["ours"] == pl.Float64 and len(v) == len(own) + 2 * (figure == "localization_gradients")
+    assert set(v["figure"]) == {figure} and v.schema["ours"] == pl.Float64 and len(v) == len(own) + dict(localization_gradients=2, localization_dropout=3, localization_atypical=2).get(figure, 0)
+    if figure != "localization_gradients": assert set(v["verdict"][len(own):]) <= {"not run"} and set(v["ours"][len(own):]) <= {None}
 
 
 def test_rates_are_compared_where_there_are_two():
@@ -180,6 +181,19 @@ def test_rates_are_compared_where_there_are_two():
     assert v["verdict"].to_list() == ["holds", "holds"] and v["rho"].to_list() == [None, None]
     one = verdicts("localization_gradients", gradients(), 0.1)
     assert one["verdict"].to_list() == ["holds"] * 3 + ["not run"] * 2 and one["ours"].to_list()[3:] == [None, None]
+
+
+@pytest.mark.parametrize("dataset, clean, noisy", [("cifar10", 0.908, 0.031), ("mnist", 0.992, 0.001), ("svhn", 0.958, 0.014)])
+def test_table_1_is_judged_where_it_was_run(dataset, clean, noisy):
+    said = lambda c, n: verdicts("localization_dropout", pl.concat([setting(setting(dropped(), c, cell="main", mode="drop", group="clean"), n, cell="main", mode="drop", group="noisy")]), 0.1, dataset).filter(pl.col("verdict") != "not run").tail(1)
+    assert said(clean - 0.04, noisy)["verdict"].item() == "holds" and said(clean - 0.04, noisy)["ours"].item() == pytest.approx(0.04)
+    assert said(clean, 0.99)["verdict"].item() == said(clean - 0.06, noisy)["verdict"].item() == "does not hold"
+
+
+@pytest.mark.parametrize("dataset, n, other", [("mnist", 5000, 1000), ("cifar10", 1000, 5000)])
+def test_published_c_scores_are_judged_where_there_are_some(dataset, n, other):
+    said = lambda k: verdicts("localization_atypical", atypical().with_columns(atypical=pl.lit(k)), 0.1, dataset).filter(pl.col("statement").str.contains(dataset))["verdict"].item()
+    assert [said(n), said(n // 2), said(other)] == ["holds", "holds", "does not hold"]
 
 
 # reading a frame

@@ -3,6 +3,7 @@ import json, re
 from pathlib import Path
 import polars as pl, pytest, torch
 from polars.testing import assert_frame_equal
+from torch import nn
 from memnb import localization_runs as runs, trainer
 from memnb.accounting import Accounting
 from memnb.layers import layer_groups, predict
@@ -77,7 +78,7 @@ def test_data():
 
 @pytest.mark.parametrize("model", runs.NETWORKS)
 def test_networks_classify_the_data(model):
-    p = params(model=model, width=0.01, n=20)
+    p = params(model=model, width=None if model == "resnet50" else 0.01, n=20)
     data, test = runs.prepare(p, 0.5)
     how = runs.network(p, data, 0)
     with torch.device("meta" if model == "resnet50" else "cpu"): net = build(**how)
@@ -94,7 +95,7 @@ def test_widths(model, argument, whole):
 # --- what is attached
 
 @pytest.mark.parametrize("what, kind, says", [(TIED, TiedDropout, dict(p_gen=0.4, p_mem=0.3, seed=5)), (dict(name="dropout", kept=0.6), StandardDropout, dict(kept=0.6)), (dict(name="sparse", kept=0.4), SparseChannels, dict(kept=0.4, seed=5))])
-@pytest.mark.parametrize("model, layers", [("mlp", ["fc1", "fc2", "fc3"]), ("cnn", ["block1", "block2", "block3", "fc1"]), ("resnet9", ["conv1", "conv2", "res1", "conv3", "res2", "conv4"]), ("vit", ["patches", *(f"blocks.{i}" for i in range(6)), "norm"])])
+@pytest.mark.parametrize("model, layers", [("mlp", ["fc1", "fc2", "fc3"]), ("cnn", ["block1", "block2", "block3", "fc1"]), ("resnet9", ["conv1", "conv2", "res1", "conv3", "res2", "conv4"]), ("vit", ["patches", *(f"blocks.{i}" for i in range(5)), "norm"])])
 def test_attached_behind_each_part_but_the_last(what, kind, says, model, layers):
     p = params(model=model, width=0.1, n=20)
     data, _ = runs.prepare(p, 0.5)
@@ -105,6 +106,29 @@ def test_attached_behind_each_part_but_the_last(what, kind, says, model, layers)
     assert there.shape == plain.shape and torch.equal(there, plain) == (kind is StandardDropout)
     put.remove()
     torch.testing.assert_close(predict(net, data.x), plain)
+
+def test_one_mask_for_a_layer_and_its_normalisation():
+    with torch.device("meta"): net = build("resnet50", shape=[3, 32, 32])
+    assert runs.attach(net, TIED, 0).layers == ["bn1", *(k for k in layer_groups(net) if k.startswith("layer"))]
+
+def test_resnet50_has_one_width():
+    assert params(model="resnet50", width=None).width == params(model="resnet50", width=1).width == 1
+    with pytest.raises(ValueError, match="width=0.5: resnet50 comes in one width"): params(model="resnet50", width=0.5)
+
+@pytest.mark.parametrize("figure, epochs, looks", [("localization_gradients", 0, 0), ("localization_rewinding", 0, 2 * 8 * 3), ("localization_retraining", 2 * 20 * 3, 0)])
+def test_the_expected_time_counts_the_analyses(figure, epochs, looks):
+    p = params(model="mlp", width=0.1, n=20, seeds="0,1")
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    assert runs._analyses(runs.Params(p | dict(figure=figure)), runs.prepare(p, 0)[0], net, 10.0, 1.0) == 10 * epochs + looks
+
+@pytest.mark.parametrize("figure, epochs, looks", [("localization_neurons", 8 + 10 + 200 * 10 / 20, 0), ("localization_atypical", 20 * 3, 6 * 3)])
+def test_the_expected_time_counts_what_is_done_once(figure, epochs, looks, monkeypatch):
+    done = []
+    monkeypatch.setattr(runs, "memorized", lambda data, epochs, progress: done.append(epochs))
+    monkeypatch.setattr(runs.time, "perf_counter", lambda: 2.0 * len(done))
+    p = params(model="mlp", width=0.1, n=20, examples=10)
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    assert runs._analyses(runs.Params(p | dict(figure=figure)), runs.prepare(p, 0)[0], net, 10.0, 1.0) == 10 * epochs + looks + 40 * 2 and done == [1]
 
 @pytest.mark.parametrize("nothing", [None, {}])
 def test_nothing_is_attached(nothing):
