@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'HOW', 'FIGURES', 'SMALLER', 'RULES', 'ROOMS', 'STANDARD', 'SMALL', 'parameters', 'times', 'prepare',
-           'trainings', 'expect', 'frames']
+           'trainings', 'expect', 'at_end', 'on_given', 'frames']
 
 # %% ../nbs/22_latent.ipynb #cell03
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 import polars as pl
 from torch import nn
@@ -67,13 +68,15 @@ def parameters(figure: str, n=None, **given) -> Params:
     own = FIGURES.get(figure, {})
     if own: own = own | SMALLER.get(given["preset"], {})
     n = own.get("n") if n is None else n
-    given = {k: HOW.get(model, {}).get(k, own.get(k)) if v is None else v for k, v in given.items()}
+    how = HOW.get(model, {}) | (dict(batch=128) if (model, given.get("dataset")) == ("cnn", "cifar10") else {})
+    given = {k: how.get(k, own.get(k)) if v is None else v for k, v in given.items()}
     if given.get("rho") is not None: given["rhos"] = [given["rho"]]
     p = settle(figure, PRESETS, RULES, given | dict(n=n, rho=0 if given.get("rho") is None else given["rho"]))
     del p["rho"]
     for k in ("rhos", "seeds", "widths"):
         if not p[k]: raise ValueError(f"{k} must not be empty")
     p["n"] = None if p["n"] is None else Rule("whole number", "be at least 2", lambda v: v >= 2)("n", p["n"])
+    if figure in ("latent_probes", "latent_transfer") and not any(0 < r < 1 for r in p.rhos): raise ValueError(f"rhos={p.rhos}: one at least must lie strictly between 0 and 1, which is what the claims are about")
     if own and (bad := [r for r in p.rhos if not 0 < r < 1]): raise ValueError(f"rhos={bad} must lie strictly between 0 and 1: {figure} compares right and wrong labels")
     p["rhos"], p["test_share"], p["stop_at"] = sorted(set(p.rhos)), 0.3322 if p.dataset == "digits" else None, own.get("stop_at", PRESETS[p.preset]["stop_at"])
     return p
@@ -84,10 +87,13 @@ def times(p: Params) -> list[float]:
     late = [t for t in range(20 + p.every, int(p.epochs) + 1, p.every)]
     return sorted({float(t) for t in [*range(0, 21, 2), *late, p.epochs] if t <= p.epochs})
 
+_loaded = lru_cache(maxsize=1)(load)  # so that many runs share the inputs
+
 def prepare(p: Params, rho: float, seed: int) -> tuple[NoisyDataset, NoisyDataset, dict]:
     "Noisy training data, test data, and the network's name and arguments."
-    train, test = load(p.dataset, n=p.n, test_share=p.test_share, scale=p.scale, seed=p.noise_seed)
+    train, test = _loaded(p.dataset, n=p.n, test_share=p.test_share, scale=p.scale, seed=p.noise_seed)
     data, shape = corrupt(train, rho, p.noise, p.noise_seed), list(train.x.shape[1:])
+    if p.model == "alexnet" and (len(shape) != 3 or shape[0] != 3 or min(shape[1:]) < 63): raise ValueError(f"model='alexnet' needs colour pictures of 63 x 63 or more, as in tiny_imagenet; {p.dataset} has inputs of shape {tuple(shape)}")
     if p.model == "alexnet": return data, test, dict(name="alexnet", n_classes=data.n_classes, width=p.widths[0], seed=seed)
     widths = [int(w) for w in p.widths]
     if p.model == "cnn" and len(shape) != 3: raise ValueError(f"model='cnn' needs pictures; {p.dataset} has inputs of shape {tuple(shape)}")
@@ -165,6 +171,15 @@ def expect(
     record = runs * len(times(p)) * (len(data) * 18 + len(test) * 10)
     return (f"expected: {runs} runs, about {max(1, seconds):.0f} s, {(record + runs * size * 20 + 3 * data.x.numel() * 4) / 2**20 + 400:.0f} MB of memory, "
             f"{(record + runs * size * 4) / 2**20 if p.store else 0:.0f} MB of disk (nothing is computed that the store has)")
+
+def at_end(frame: pl.DataFrame) -> pl.DataFrame:
+    "The rows of each run's last epoch: some end early."
+    return frame.filter(pl.col("epoch") == pl.col("epoch").max().over("variant", "rho", "seed"))
+
+def on_given(frame: pl.DataFrame) -> pl.DataFrame:
+    "Accuracy on all given training labels, right and wrong, and the share of them that is `true`, of rows on the clean and the noisy ones."
+    given = frame.filter(target="given").with_columns(weight=pl.when(group="noisy").then(pl.col("noise_rate")).otherwise(1 - pl.col("noise_rate")))
+    return given.group_by("variant", "rho", "seed", "epoch", "probe", maintain_order=True).agg(accuracy=(pl.col("accuracy") * pl.col("weight")).sum(), true=1 - pl.col("noise_rate").first())
 
 def frames(runs: dict[tuple, Run]) -> pl.DataFrame:
     "Curves and observers' rows of all runs: `variant, rho, noise_rate (realised), seed, epoch, ...`."

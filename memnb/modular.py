@@ -147,7 +147,7 @@ def _record(s: Training, observe: Sequence[Callable], keep: bool, good: dict | N
         s.recorder.open = None
         diverged(s, good, loss[~loss.isfinite()][0], s.step, s.lr)
     if s.test is not None: s.recorder.log(s.test.index, logits[s.test.index], test=True)
-    for look in observe: s.recorder.add(look(s) or [])
     if keep: s.recorder.checkpoint(s.model.state_dict())
+    for look in observe: s.recorder.add(look(s) or [])
     s.recorder.close()
     return copied(s.state())

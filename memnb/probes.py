@@ -186,12 +186,12 @@ class Probe(ClassifierMixin, BaseEstimator):
         x, codes, self.classes_ = _as_tensors(X, y, self.n_classes)
         return self.fit_shapes(ClassShapes(len(self.classes_)).add(x, codes).finish(), self.classes_)
 
-    def fit_shapes(self, shapes: ClassShapes, classes: np.ndarray | None = None):
-        "Fit on what was collected of a layer."
+    def fit_shapes(self, shapes: ClassShapes, classes: np.ndarray | None = None, warn: bool = True):
+        "Fit on what was collected of a layer; `warn` of classes without an example."
         self.classes_ = np.arange(shapes.k) if classes is None else classes
         self.n_features_in_, self.absent_ = shapes.d, (shapes.count == 0).cpu().numpy()
         self.dead_ = np.array([n > 0 and not shapes.energy[c] > 0 for c, n in enumerate(shapes.count.tolist())])
-        if self.absent_.any(): warnings.warn(f"classes {self.classes_[self.absent_].tolist()} have no example; they are never predicted", stacklevel=2)
+        if warn and self.absent_.any(): warnings.warn(f"classes {self.classes_[self.absent_].tolist()} have no example; they are never predicted", stacklevel=2)
         self._fit(shapes)
         return self
 

@@ -42,15 +42,13 @@ def _fitted(shapes: dict[str, ClassShapes], probes: dict[str, Probe]) -> dict[tu
         s.finish()
         for name, probe in probes.items():
             fresh = type(probe)(**{**probe.get_params(), "n_classes": s.k})
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # an absent class is said once, by `check_probes`
-                out[layer, name] = fresh.fit_shapes(s)
+            out[layer, name] = fresh.fit_shapes(s, warn=False)  # `check_probes` has
     return out
 
-def check_probes(probes: Sequence[str] | dict[str, Probe], data: NoisyDataset) -> dict[str, Probe]:
-    "Probes by name; `ValueError` for an unknown name, a warning for classes without examples."
+def check_probes(probes: Sequence[str] | dict[str, Probe], data: NoisyDataset, warn: bool = True) -> dict[str, Probe]:
+    "Probes by name; `ValueError` for an unknown name, a warning, if wanted, for classes without examples."
     if not isinstance(probes, dict): probes = {choose("probe", p, PROBES): PROBES[p]() for p in probes}
-    if absent := sorted(set(range(data.n_classes)) - set(data.y.unique().tolist())):
+    if warn and probes and (absent := sorted(set(range(data.n_classes)) - set(data.y.unique().tolist()))):
         warnings.warn(f"classes {absent} have no training example; no probe ever predicts them", stacklevel=4)
     return probes
 
@@ -99,12 +97,13 @@ def probe_model(
     probes: Sequence[str] | dict[str, Probe] = ("masc", "velpic"),  # names in `PROBES`, or unfitted probes by name
     groups: Sequence[str] = ("test",),  # of test, clean, noisy
     batch: int = 1024,
+    warn: bool = True,  # of classes without examples
 ) -> list[dict]:
     "One row a layer, probe and group. `ValueError` for an unknown layer or probe."
     if test is None and list(groups) == ["test"]: raise ValueError("groups=('test',) needs a test set; clean and noisy are groups of the training set")
     data, test = data.to(device_of(model)), test and test.to(device_of(model))
     layers = default_layers(model, data.x) if layers is None else list(layers)
-    probes = check_probes(probes, data)
+    probes = check_probes(probes, data, warn)
     fitted = _fitted(collect(model, data, layers, any(isinstance(p, Logistic) for p in probes.values()), batch), probes) if probes else {}
     held, said = _groups(data, test, groups), {}
     for source, part in (("train", data), ("test", test)):
@@ -122,10 +121,10 @@ def prober(layers: Sequence[str] | None = None, probes=("masc", "velpic"), group
         names = default_layers(s.model, s.data.x) if layers is None else list(layers)
         raw = "input" in names and "input" not in layer_names(s.model)
         data, test, rows = fixed.get(id(s.data), (None, None, []))
-        known = raw and data is s.data and test is s.test
-        new = probe_model(s.model, s.data, s.test, [n for n in names if n != "input"] if known else names, probes, groups, batch)
+        known = data is s.data and test is s.test
+        new = probe_model(s.model, s.data, s.test, [n for n in names if n != "input"] if known and raw else names, probes, groups, batch, warn=not known)
         if known: return rows + new
-        if raw: fixed[id(s.data)] = s.data, s.test, [r for r in new if r["layer"] == "input"]
+        fixed[id(s.data)] = s.data, s.test, [r for r in new if raw and r["layer"] == "input"]
         return new
     return look
 
@@ -146,5 +145,5 @@ def probe(
     times = sorted(run.checkpoints) if times is None else list(times)
     if not run.checkpoints: raise ValueError("this run kept no checkpoints; probe while it trains, with observe=[prober()]")
     if missing := [t for t in times if not any(abs(k - t) <= 1e-9 * max(1, abs(t)) for k in run.checkpoints)]: raise ValueError(f"no checkpoints at {missing}; there are {sorted(run.checkpoints)}")
-    rows = [{"time": t, **row} for t in times for row in probe_model(run.at(t, model).to(data.x.device), data, test, layers, probes, groups, batch)]
+    rows = [{"time": t, **row} for t in times for row in probe_model(run.at(t, model).to(data.x.device), data, test, layers, probes, groups, batch, warn=t == times[0])]
     return pl.DataFrame(rows)

@@ -6,7 +6,7 @@
 __all__ = ['Recorder', 'Journal']
 
 # %% ../nbs/04_recorder.ipynb #cell03
-import pickle, shutil
+import math, pickle, shutil
 from collections.abc import Iterable
 from pathlib import Path
 import polars as pl, torch
@@ -52,6 +52,7 @@ class Recorder:
         unit: str = "epoch",  # of time
         config: dict | None = None,  # stored with the Run; JSON values
     ):
+        if data.n_classes > 32767: raise ValueError(f"{data.n_classes} classes are more than the 32767 of which a run can keep the predictions")
         self.data, self.test, self.unit, self.config = data, test, unit, config or {}
         y, index, self.moments, self.open = data.y.cpu(), data.index.cpu(), [], None
         self.given, self.noisy, self.held = _Sheet(y, index, "training"), None, None
@@ -63,6 +64,7 @@ class Recorder:
         "Begin a recorded time, later than the last one; `ValueError` if the last one lacks examples."
         self.close()
         if self.moments and not time > self.moments[-1]["time"]: raise ValueError(f"time {time} is not after {self.moments[-1]['time']}")
+        if not math.isfinite(time): raise ValueError(f"time {time} is not finite")
         self.open = dict(time=float(time), rows=[], checkpoint=None)
         for s in self._sheets().values(): s.clear()
 
@@ -74,6 +76,8 @@ class Recorder:
         "Record a batch."
         self._now()
         if test and self.held is None: raise ValueError("this recorder was made without a test set")
+        k = self.data.n_classes
+        if logits.ndim != 2 or logits.shape[1] not in ((1, 2) if k == 2 else (k,)) or len(logits) != len(index): raise ValueError(f"{len(index)} examples came with logits {tuple(logits.shape)}; {k} classes need ({len(index)}, {k})")
         index, logits, sheet = index.cpu(), logits.detach(), self.held if test else self.given
         sheet.fill(sheet.rows(index), logits)
         if self.noisy and not test and (part := torch.isin(index, self.noisy.sorted)).any():

@@ -116,6 +116,7 @@ class Run:
         "The network as it was at a checkpoint; `model`: a skeleton, of which a copy is filled, for a network that is not memnb's."
         near = [t for t in self.checkpoints if abs(t - time) <= 1e-9 * max(1, abs(time))]
         if not near: raise ValueError(f"no checkpoint at {time}; there are {sorted(self.checkpoints)}")
+        if model is None and "model" not in self.config: raise ValueError("the run does not say how its network is built: give one like it, at(time, model), or train with config=dict(model=...), the arguments of `build`")
         model = build(**self.config["model"]) if model is None else deepcopy(model)
         model.load_state_dict(self.checkpoints[near[0]])
         return model.eval()
@@ -167,6 +168,11 @@ def load(folder: str | Path) -> Run:
     except Exception as e: raise ValueError(f"{folder} does not hold a whole run: {e}") from e
     def fit(names: str, shape: tuple) -> bool: return len({None if v is None else tuple(v.shape) for v in (getattr(run, k) for k in names.split())} - {shape}) == 0
     n, t, k = len(run.y), len(run.time), int(run.is_noisy.sum()) if run.clean is None or run.clean.shape == run.y.shape else -1
+    states = run.checkpoints.values() if isinstance(run.checkpoints, dict) else [None]
+    if not all(isinstance(s, dict) and all(isinstance(v, Tensor) for v in s.values()) for s in states) or not all(isinstance(t, (int, float)) for t in run.checkpoints):
+        raise ValueError(f"{folder} does not hold a whole run: its checkpoints are not states of a network by time")
+    if not isinstance(run.config, dict) or not isinstance(run.n_classes, int) or run.prediction.dtype != torch.int16 or not (run.time.diff() > 0).all():
+        raise ValueError(f"{folder} does not hold a whole run: its configuration, predictions or times are of another kind")
     whole = fit("prediction loss margin", (t, n)) and fit("y index", (n,)) and k >= 0 \
         and (run.true_loss is run.true_margin is None or fit("true_loss true_margin", (t, k))) \
         and (run.test_y is run.test_prediction is run.test_loss is run.test_margin is None

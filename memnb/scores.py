@@ -7,7 +7,7 @@ __all__ = ['SCORES', 'prediction_depth', 'layer_scores', 'evidence', 'ahead', 'm
            'second_split_forgetting', 'leave_out_memorization']
 
 # %% ../nbs/09_scores.ipynb #cell02
-import math, warnings
+import math
 from collections.abc import Callable, Sequence
 import polars as pl, torch
 from scipy.stats import rankdata
@@ -79,9 +79,7 @@ def layer_scores(
         side = max(1, math.isqrt(_NUMBERS // got[0].shape[1])) if got[0].ndim == 4 else 0
         e = torch.cat([_embedding(v, side) for v in got])
         shapes = ClassShapes(data.n_classes, len(data)).add(e, data.y).finish()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # classes without examples are allowed here
-            for name in probes: out[layer, name] = PROBES[name](n_classes=data.n_classes).fit_shapes(shapes).scores(F.normalize(e, dim=1))
+        for name in probes: out[layer, name] = PROBES[name](n_classes=data.n_classes).fit_shapes(shapes, warn=False).scores(F.normalize(e, dim=1))
     return out
 
 # %% ../nbs/09_scores.ipynb #cell09

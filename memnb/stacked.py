@@ -59,9 +59,8 @@ class Stack:
         return whole
 
     def __call__(self, x: Tensor) -> Tensor:
-        "Outputs (M, b, K) for inputs (M, b, ...), or (b, ...) that all share."
-        own = x.ndim > 2 and math.prod(x.shape[2:]) == self.parameters[0].shape[1]
-        x = x.flatten(2) if own else x.flatten(1).expand(len(self.models), -1, -1)
+        "Outputs (M, b, K) for inputs (M, b, ...), or (1, b, ...) that all share."
+        x = x.flatten(2).expand(len(self.models), -1, -1)
         for layer in self.layers:
             if isinstance(layer, tuple):
                 w, b = layer
@@ -129,8 +128,8 @@ def _record_all(members: list[Training], at: dict[int, int], out: Tensor, held: 
         s.recorder.log(s.data.index, out[i])
         if held is not None: s.recorder.log(s.test.index, held[i], test=True)
         s.ended = last or stop_at is not None and s.recorder.accuracy() >= stop_at
-        for look in observe: s.recorder.add(look(s) or [])
         if s.ended or keep: s.recorder.checkpoint(s.model.state_dict())
+        for look in observe: s.recorder.add(look(s) or [])
         s.recorder.close()
     return [s for s in members if s.ended]
 
@@ -204,11 +203,12 @@ def _descend(stack: Stack, opt, x: Tensor, y: Tensor, rows: Tensor, most: Tensor
 
 @contextmanager
 def _put_back(members: list[Training], final: dict[int, dict]):
-    "At the end, however it comes, networks that ended earlier are as they were then."
+    "At the end, however it comes, networks that ended earlier are as they were then, and each has parameters of its own."
     try: yield
     finally:
         for s in members:
             if id(s) in final: s.model.load_state_dict(final[id(s)])
+            for p in s.model.parameters(): p.data = p.data.clone(memory_format=torch.contiguous_format)
 
 # %% ../nbs/05_stacked.ipynb #cell15
 def _loop(stack, members: list[Training], inner, seeds, plan, last, per_epoch, size, most, observe, stop_at, progress) -> Iterator[list[Training]]:

@@ -6,7 +6,7 @@
 __all__ = ['train', 'fit', 'costs']
 
 # %% ../nbs/04_trainer.ipynb #cell03
-import json, math, time
+import hashlib, json, math, time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
@@ -35,8 +35,8 @@ def _record(s: Training, p: "_Plan", good: dict | None):
     if s.test is not None:
         with examples(None): s.recorder.log(s.test.index, predict(s.model, s.test.x), test=True)
     s.ended = s.step >= p.last or p.stop_at is not None and s.recorder.accuracy() >= p.stop_at
+    if s.ended and p.checkpoints or s.time in p.checkpoints: s.recorder.checkpoint(s.model.state_dict())  # as it was recorded: an observer may change it
     for look in p.observe: s.recorder.add(look(s) or [])
-    if s.ended and p.checkpoints or s.time in p.checkpoints: s.recorder.checkpoint(s.model.state_dict())
     s.recorder.close()
 
 # %% ../nbs/04_trainer.ipynb #cell07
@@ -118,9 +118,12 @@ def _prepare(model, data, epochs, test=None, times=None, optimizer="sgd", lr=0.0
     opt = make_optimizer(optimizer, model.parameters(), lr, options)
     if isinstance(schedule, str): schedule = SCHEDULES[choose("schedule", schedule, SCHEDULES)]
     sched = schedule(opt, last) if callable(schedule) else schedule
+    if isinstance(sched, torch.optim.lr_scheduler.ReduceLROnPlateau): raise ValueError("ReduceLROnPlateau waits for a measured value; step it in your own loop over `train`")
+    if sched is not None and getattr(sched, "optimizer", opt) is not opt: raise ValueError("the schedule is of another optimizer")
     known = dict(epochs=epochs, times=times, optimizer=named(optimizer), schedule=name, batch=batch, clip=clip,
                  autocast=str(autocast) if autocast else None, seed=seed, checkpoints=kept, stop_at=stop_at)
-    known |= dict(test=None if test is None else test.digest) | ({"backward": named(backward)} if backward else {})
+    known |= dict(test=None if test is None else test.digest, network=hashlib.sha256(repr(model).encode()).hexdigest()[:16])
+    known |= {"backward": named(backward)} if backward else {}
     known |= (dict(lr=lr) | options if isinstance(optimizer, str) else {}) | (config or {})
     known = json.loads(json.dumps(known))  # as it is read back from a folder
     if progress: print(expect(model, data, size, len(times), len(kept)))
@@ -179,6 +182,7 @@ def fit(
         run.check(data)
         if differ := sorted(k for k in run.config.keys() | s.recorder.config.keys() if run.config.get(k) != s.recorder.config.get(k)):
             raise ValueError(f"{folder} holds another run: it differs in {', '.join(differ)}")
+        if not run.checkpoints: raise ValueError(f"{folder} holds a run without checkpoints, from which the network cannot be had; read it with memnb.runs.load")
         last = run.checkpoints[max(run.checkpoints)]
         _check_network(s.model, last, folder)
         s.model.load_state_dict(last)

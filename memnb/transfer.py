@@ -100,6 +100,7 @@ def transfer(
 def put_head(model: nn.Module, name: str, new: nn.Linear):
     "Give the model's layer `name` the numbers of `new`, in place; a bias is added only where it is needed."
     old = model.get_submodule(name)
+    if shared := [k for k, p in model.named_parameters(remove_duplicate=False) if p is old.weight and k != f"{name}.weight"]: raise ValueError(f"the weight of {name!r} is {', '.join(shared)}, too, which would change with it; copy it first")
     old.weight.copy_(new.weight)
     if old.bias is not None: old.bias.copy_(new.bias)
     elif new.bias.any(): old.bias = nn.Parameter(new.bias.detach().clone())
@@ -118,18 +119,22 @@ def resist(
     return transfer(model, data, head=head)
 
 # %% ../nbs/08_transfer.ipynb #cell18
-def transferred(groups: Sequence[str] = ("test",)) -> Callable:
+def transferred(groups: Sequence[str] = ("test",), head: str | None = None) -> Callable:
     "An observer: accuracies of a transferred copy, rows as of `probe_model` with probe `transferred`."
     def look(s: Training) -> list[dict]:
-        rows = probe_model(transfer(s.model, s.data), s.data, s.test, [], (), groups)
+        rows = probe_model(transfer(s.model, s.data, head=head), s.data, s.test, [], (), groups)
         return [row | dict(probe="transferred") for row in rows]
     return look
 
-def transplant(at: float) -> Callable:
-    "An observer that gives the network in training the VeLPIC head at the recorded time `at` (an intervention, appendix E.3.2)."
+def transplant(at: float, head: str | None = None) -> Callable:
+    "An observer that gives the network in training the VeLPIC head at the recorded time `at` (an intervention, appendix E.3.2). `ValueError` where that time is passed without being recorded."
     def act(s: Training) -> list[dict]:
-        if s.time == at:
-            name, reads = find_head(s.model, s.data)
+        if s.time < at: act.waits = True
+        elif s.time == at:
+            act.waits = False
+            name, reads = find_head(s.model, s.data, head)
             put_head(s.model, name, linear_head(fit_probe(s.model, s.data, reads)))
+        elif act.waits: raise ValueError(f"time {at:g} was not recorded, so the last layer was not changed; {s.time:g} is the next one that is")
         return []
+    act.waits = False
     return act

@@ -68,11 +68,11 @@ def alexnet(
 
 # %% ../nbs/01_vision.ipynb #cell09
 class ScaledLinear(nn.Linear):
-    "A linear layer without bias whose outputs are multiplied by `scale`."
+    "A linear layer, made without bias, whose outputs are multiplied by `scale`."
     def __init__(self, d: int, k: int, scale: float):
         super().__init__(d, k, bias=False)
         self.scale = scale
-    def forward(self, x: Tensor) -> Tensor: return self.scale * F.linear(x, self.weight)
+    def forward(self, x: Tensor) -> Tensor: return self.scale * F.linear(x, self.weight, self.bias)
 
 class Residual(nn.Module):
     "Two layers and their input, added."

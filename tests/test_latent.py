@@ -1,12 +1,15 @@
 "Parameters completed, variants that differ as they say, and runs that a store keeps."
+from types import SimpleNamespace
+
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 from memnb import experiments, latent
 from memnb.models import build
 from memnb.probing import prober
-from memnb.transfer import fit_probe, resist
+from memnb.transfer import fit_probe, resist, transplant
 
 NAMES = "rho rhos dataset model widths n scale optimizer lr momentum batch epochs every seeds".split()
 TINY = dict(widths="16,16", n=100, epochs=4, rhos="0,0.6")
@@ -52,7 +55,7 @@ def test_a_given_value_wins_over_the_networks_which_wins_over_the_presets():
 
 
 def test_rho_stands_in_place_of_rhos():
-    assert params(rho=0.4).rhos == [0.4] and params(rho="0.4", rhos="0.1,0.2").rhos == [0.4] and params(rho=0).rhos == [0]
+    assert params(rho=0.4).rhos == [0.4] and params(rho="0.4", rhos="0.1,0.2").rhos == [0.4]
     assert params().rhos == [0, 0.6] and params(rhos="0.6,0.2,0.6").rhos == [0.2, 0.6]
 
 
@@ -64,7 +67,7 @@ def test_rho_may_be_injected(monkeypatch):
 @pytest.mark.parametrize("figure", latent.FIGURES)
 @pytest.mark.parametrize("given", [dict(rhos="0,0.4"), dict(rhos="0.4,1"), dict(rho=0), dict(rho=1)])
 def test_figures_about_the_last_layer_need_right_and_wrong_labels(figure, given):
-    assert set(params(**given).rhos) & {0, 1}
+    if "rhos" in given: assert set(params(**given).rhos) & {0, 1}
     with pytest.raises(ValueError, match=rf"rhos=\[[01]\.0\] must lie strictly between 0 and 1: {figure}"): params(figure, **given)
 
 
@@ -229,7 +232,9 @@ def test_an_exchange_changes_what_comes_after_it(variants):
 
 def test_an_exchange_is_of_the_head(variants):
     data = latent.prepare(params(**TINY), 0.6, 0)[0]
-    net, standard = variants["epoch 4", 0.6, 0].at(4), variants["standard", 0.6, 0].at(4)
+    changed, standard = variants["epoch 4", 0.6, 0], variants["standard", 0.6, 0].at(4)
+    for a, b in zip(changed.at(4).parameters(), standard.parameters()): same(a, b, 1e-5)  # as it was recorded: the exchange comes after
+    transplant(4.0)(SimpleNamespace(time=4.0, model=(net := changed.at(4)), data=data))
     same(net.out.weight.detach(), fit_probe(standard, data, "fc2").vectors_, 1e-4)
     assert not net.out.bias.any() and standard.out.bias.any()
     same(net.fc2[0].weight, standard.fc2[0].weight, 1e-5)
@@ -287,3 +292,31 @@ def test_frames_of_variants(variants):
     f = latent.frames(variants)
     assert f["variant"].unique(maintain_order=True).to_list() == list(VARIANTS)
     assert f.filter(variant="rate")["lr"].unique().to_list() == [pytest.approx(0.002)]
+
+
+@pytest.mark.parametrize("figure", ["latent_probes", "latent_transfer"])
+@pytest.mark.parametrize("given", [dict(rho=0), dict(rho=1), dict(rhos="0,1")])
+def test_a_rate_that_the_claims_are_about(figure, given):
+    with pytest.raises(ValueError, match="one at least must lie strictly between 0 and 1"): params(figure, **given)
+
+
+def test_alexnet_needs_large_pictures():
+    with pytest.raises(ValueError, match="model='alexnet' needs colour pictures.*digits"): latent.prepare(params(model="alexnet"), 0.4, 0)
+
+
+def test_batches_of_the_papers_cnn():
+    assert params(model="cnn", dataset="cifar10", preset="paper").batch == 128 and params(model="cnn", dataset="mnist", preset="paper").batch == 32
+    assert params(model="cnn", dataset="cifar10", preset="paper", batch=16).batch == 16
+
+
+def test_many_runs_share_their_inputs():
+    p = params(**TINY)
+    assert latent.prepare(p, 0.2, 0)[0].x.data_ptr() == latent.prepare(p, 0.6, 1)[0].x.data_ptr()
+
+
+def test_the_end_of_runs_that_end_early_and_what_they_know_of_all_labels():
+    row = lambda epoch, seed, group, accuracy: dict(variant="standard", rho=0.4, noise_rate=0.25, seed=seed, epoch=epoch, probe="model", group=group, target="given", accuracy=accuracy)
+    f = pl.DataFrame([row(e, s, g, a) for s, last in ((0, 2.0), (1, 6.0)) for e in (0.0, last) for g, a in (("clean", 0.8), ("noisy", 0.4))])
+    assert latent.at_end(f).select("seed", "epoch").unique(maintain_order=True).rows() == [(0, 2.0), (1, 6.0)]
+    seen = latent.on_given(f)
+    assert len(seen) == 4 and seen["accuracy"].to_list() == pytest.approx([0.7] * 4) and set(seen["true"]) == {0.75}

@@ -75,7 +75,7 @@ def test_a_latent_notebook_trains_nothing_twice(out):
     assert papermill("latent_interventions", out, preset="ci", store=out / "latent").returncode == 0
     before = runs()
     assert papermill("latent_interventions", out, preset="ci", store=out / "latent").returncode == 0
-    assert len(before) == 3 and runs() == before
+    assert len(before) == 4 and runs() == before
 
 
 def test_localization_notebooks_share_a_run(out):

@@ -314,3 +314,14 @@ def test_labels_that_say_nothing_teach_nothing():
     chance, learned = mean(1.0), mean(0.0)
     bound = 4 * ((1 / k) * (1 - 1 / k) / runs) ** 0.5  # a draw's accuracy varies no more than one guess does
     assert len(chance) == 8 and (chance - 1 / k).abs().max() < bound and learned.min() > 1 / k + bound
+
+def test_an_absent_class_is_said_once(recwarn):
+    "By each observer."
+    data, test = clusters()
+    data = data.subset(data.y != 1)
+    warnings.simplefilter("always")
+    run = fit(small(), data, 4, test, lr=0.01, times=range(5), observe=[prober(), prober(["0"])], checkpoints=range(5), device="cpu")
+    assert sum("no training example" in str(w.message) for w in recwarn) == 2 and {str(w.message) for w in recwarn} == {"classes [1] have no training example; no probe ever predicts them"}
+    recwarn.clear()
+    probe(run, data, test=test, model=small())
+    assert len(recwarn) == 1

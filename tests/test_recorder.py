@@ -239,7 +239,7 @@ def test_nothing_was_recorded():
 def test_logits_that_do_not_fit(shape):
     rec = Recorder(noisy())
     rec.at(0)
-    with pytest.raises(ValueError, match="2 labels need"): rec.log(torch.arange(2), randn(*shape))
+    with pytest.raises(ValueError, match="2 examples came with logits|2 labels need"): rec.log(torch.arange(2), randn(*shape))
 
 # --- the journal
 
@@ -312,3 +312,13 @@ def test_remove(tmp_path):
     Journal(tmp_path / "j", ME).remove()
     assert not list(tmp_path.iterdir())
     Journal(tmp_path / "j", ME).remove()
+
+@pytest.mark.parametrize("shape", [(5, 2), (5, 4), (5, 1), (4, 3), (5,)])
+def test_logits_of_another_shape(shape):
+    rec = Recorder(NoisyDataset(torch.zeros(5, 1), torch.arange(5) % 3, n_classes=3))
+    rec.at(0)
+    with pytest.raises(ValueError, match=r"5 examples came with logits .*3 classes need \(5, 3\)"): rec.log(torch.arange(5), torch.zeros(shape))
+
+def test_times_are_finite_and_classes_fit():
+    with pytest.raises(ValueError, match="time nan is not finite"): Recorder(NoisyDataset(torch.zeros(5, 1), torch.arange(5) % 3, n_classes=3)).at(float("nan"))
+    with pytest.raises(ValueError, match="40000 classes are more than"): Recorder(NoisyDataset(torch.zeros(5, 1), torch.arange(5), n_classes=40000))

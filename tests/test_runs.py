@@ -139,7 +139,9 @@ def test_at():
 def test_at_fills_a_network_of_ones_own():
     own = torch.nn.Linear(3, 2)
     run, _ = a_run(config={}, checkpoints={1.0: {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}})
-    assert run.at(1, own) is own and own.weight.eq(1).all()
+    before = own.weight.detach().clone()
+    assert run.at(1, own).weight.eq(1).all() and torch.equal(own.weight, before)
+    with pytest.raises(ValueError, match="does not say how its network is built"): run.at(1)
 
 def test_check():
     data = NoisyDataset(torch.zeros(2, 1), torch.tensor([0, 1]))
@@ -188,6 +190,18 @@ def test_damaged_folders(tmp_path, file, how):
     save(a_run()[0], tmp_path / "run")
     damage(tmp_path / "run", file, how)
     with pytest.raises(ValueError, match="run does not hold a whole run"): load(tmp_path / "run")
+
+@pytest.mark.parametrize("checkpoints", [[1, 2], dict(weight=torch.zeros(2)), {0.0: [1]}, {0.0: dict(weight=1)}])
+def test_checkpoints_of_another_kind(tmp_path, checkpoints):
+    save(a_run()[0], tmp_path / "run")
+    torch.save(checkpoints, tmp_path / "run" / "checkpoints.pt")
+    with pytest.raises(ValueError, match="run does not hold a whole run: its checkpoints are not states"): load(tmp_path / "run")
+
+@pytest.mark.parametrize("change", [lambda r: dict(prediction=r.prediction.float()), lambda r: dict(time=r.time.flip(0)), lambda r: dict(config=[1]), lambda r: dict(n_classes="two")])
+def test_runs_of_another_kind(tmp_path, change):
+    run, _ = a_run()
+    save(replace(run, **change(run)), tmp_path / "run")
+    with pytest.raises(ValueError, match="run does not hold a whole run: its configuration, predictions or times"): load(tmp_path / "run")
 
 @pytest.mark.parametrize("change", [dict(loss=None), dict(margin=torch.zeros(3, 39)), dict(time=torch.zeros(2))])
 def test_arrays_that_are_missing_or_do_not_fit(tmp_path, change):

@@ -239,7 +239,7 @@ def test_outputs(shape):
     x, models = torch.randn(3, *shape, dtype=torch.float64), nets()
     each, shared = [model(v) for model, v in zip(models, x)], [model(x[0]) for model in models]
     stack = Stack(models)
-    assert torch.allclose(stack(x), torch.stack(each), rtol=1e-9) and torch.allclose(stack(x[0]), torch.stack(shared), rtol=1e-9)
+    assert torch.allclose(stack(x), torch.stack(each), rtol=1e-9) and torch.allclose(stack(x[:1]), torch.stack(shared), rtol=1e-9)
 
 def test_networks_stay_modules():
     models = nets()
@@ -372,3 +372,9 @@ def test_wrong_numbers(make, bad, says):
 ])
 def test_refused_before_any_work(bad, says):
     with pytest.raises(ValueError, match=says): train_stacked(**dict(models=nets(), data=sets(), epochs=2, batch=BATCH) | bad)
+
+def test_at_the_end_each_network_has_parameters_of_its_own():
+    fit_stacked(models := nets(), sets(), 2, times=[2], stop_at=0.99)
+    for m in models:
+        for p in m.parameters(): assert p.is_contiguous() and p.untyped_storage().nbytes() == p.numel() * p.element_size()
+        nn.utils.parameters_to_vector(m.parameters())

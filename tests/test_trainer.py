@@ -1,5 +1,6 @@
 """Training is the loop anybody would write, to the last bit; a killed run ends as if nothing had been; nonsense is refused at once."""
 import io, json, math, multiprocessing, os, random, signal, time
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch.optim import SGD, Adam, AdamW, lr_scheduler
 from memnb import trainer
 from memnb.datasets import NoisyDataset
 from memnb.layers import present_examples
-from memnb.runs import Run, load
+from memnb.runs import Run, load, save
 from memnb.steps import OPTIMIZERS, SCHEDULES, Diverged, expect, order, recorded_times, steps_of, triangle
 
 fit, train = partial(trainer.fit, device="cpu"), partial(trainer.train, device="cpu")
@@ -468,6 +469,32 @@ def test_a_finished_run_is_read(tmp_path, more):
     assert not steps and torch.equal(read.loss, run.loss) and read.frame().equals(run.frame())
     assert same(state(again), state(trained))
 
+@pytest.mark.parametrize("done", [True, False])
+def test_a_run_of_another_network_is_another_run(tmp_path, done):
+    how, other = long_run(**SHORT), net(nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3))
+    def dies(s):
+        if s.time and not done: raise KeyboardInterrupt
+    with nullcontext() if done else pytest.raises(KeyboardInterrupt): fit(**how | dict(observe=[dies]), folder=tmp_path / "run")
+    with pytest.raises(ValueError, match="holds another run: it differs in network"): fit(**how | dict(model=other), folder=tmp_path / "run")
+
+def test_a_finished_run_without_checkpoints_cannot_fill_a_network(tmp_path):
+    run = fit(**long_run(**SHORT))
+    save(replace(run, checkpoints={}), tmp_path / "run")
+    with pytest.raises(ValueError, match="holds a run without checkpoints"): fit(**long_run(**SHORT), folder=tmp_path / "run")
+
+def test_objects_of_another_network():
+    model, other = net(), SGD(net(seed=1).parameters(), 0.1)
+    with pytest.raises(ValueError, match="holds none of the network's parameters"): fit(model, noisy(), 1, optimizer=other)
+    own = SGD(model.parameters(), 0.1)
+    with pytest.raises(ValueError, match="schedule is of another optimizer"): fit(model, noisy(), 1, optimizer=own, schedule=torch.optim.lr_scheduler.ConstantLR(other))
+    with pytest.raises(ValueError, match="waits for a measured value"): fit(model, noisy(), 1, optimizer=own, schedule=torch.optim.lr_scheduler.ReduceLROnPlateau(own))
+
+def test_a_checkpoint_is_what_was_recorded_though_an_observer_changes_the_network():
+    def change(s):
+        with torch.no_grad(): s.model[-1].bias.mul_(-9)
+    run = fit(net(), noisy(), 2, times=[0, 1, 2], checkpoints=[0, 1, 2], observe=[change])
+    for i, t in enumerate([0, 1, 2]): assert torch.equal(run.prediction[i], run.at(t, net())(noisy().x).argmax(1).to(torch.int16))
+
 def test_a_folder_that_is_no_run(tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(ValueError, match="whole run"): fit(**long_run(), folder=tmp_path / "run")
@@ -499,7 +526,7 @@ def test_diverged_before_anything_was_recorded():
 def test_diverged_after_the_last_recorded_time():
     model = net()
     with pytest.raises(Diverged, match="put back to time 0") as e: fit(model, **diverging([0]))
-    assert same(state(model), state(net())) and e.value.run.time.tolist() == [0]
+    assert same(state(model), state(net())) and e.value.run.time.tolist() == [0] and same(e.value.run.at(0, net(seed=1)).state_dict(), state(net()))
 
 def test_what_is_recorded_is_finite():
     with pytest.raises(Diverged) as e: fit(model := net(), noisy(), 1, lr=1e38, batch=None)

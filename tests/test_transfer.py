@@ -13,7 +13,7 @@ from memnb.layers import activations, predict
 from memnb.models import build
 from memnb.probes import MASC, CosineMean, Logistic, VeLPIC
 from memnb.trainer import fit
-from memnb.transfer import Truncated, find_head, fit_probe, linear_head, put_head, read_until, resist, transfer
+from memnb.transfer import Truncated, find_head, fit_probe, linear_head, put_head, read_until, resist, transfer, transferred, transplant
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 LINEAR = {"velpic": VeLPIC, "cosine": CosineMean, "logistic": Logistic}
@@ -276,3 +276,37 @@ def test_resist_on_a_fresh_network():
 def test_resist_with_a_named_head():
     data, net = points(), Own(lambda v: v.log_softmax(1)).double()
     torch.testing.assert_close(resist(net, data, head="head").head.weight, VeLPIC().fit(read(net, data.x, "head.input"), data.y).vectors_)
+
+# --- heads that differ from a plain linear layer
+
+@every
+def test_a_scaled_head_without_bias_makes_the_probes_predictions(probe):
+    data = load("digits", n=200, test_share=0)[0]
+    net = build("resnet9", shape=[1, 8, 8], width=0.125)
+    data = replace(data, y=data.y.clamp_min(1))  # class 0 is absent
+    with pytest.warns(UserWarning, match="no example"): p, changed = fit_probe(net, data, "flatten", probe), transfer(net, data, probe=probe)
+    assert torch.equal(guess(changed, data.x), p.predict(read(net, data.x, "flatten"))) and predict(changed, data.x)[:, 0].max() < -1e20
+
+def test_a_head_that_shares_its_weight():
+    net = small(d=7, k=7)
+    net.fc1 = nn.Linear(7, 7).double()
+    net.fc2, net.out.weight = nn.Linear(7, 7).double(), net.fc1.weight
+    with pytest.raises(ValueError, match="the weight of 'out' is fc1.weight, too"): transfer(net, points(k=7, d=7))
+
+def test_an_exchange_at_a_time_that_was_not_recorded():
+    data, how = points(), dict(lr=0.01, device="cpu")
+    with pytest.raises(ValueError, match="time 1 was not recorded.*2 is the next"): fit(small(), data, 3, times=[0, 2, 3], observe=[transplant(1)], **how)
+    run = fit(net := small(), data, 3, times=[1, 3], checkpoints=[1, 3], observe=[transplant(1)], **how)  # nothing was recorded before
+    assert torch.equal(run.prediction[0], run.at(1, small()).eval()(data.x).argmax(1).to(torch.int16)) and not torch.equal(run.prediction[0], run.prediction[1])
+
+def test_an_observer_that_is_told_the_head():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head, self.aside = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+        def forward(self, x):
+            h = F.relu(self.body(x))
+            return self.head(h) + 0 * self.aside(h)
+    data, how = points(dtype=torch.float32), dict(lr=0.01, device="cpu")
+    with pytest.raises(ValueError, match="head="): fit(Two(), data, 1, observe=[transferred(("clean",))], **how)
+    assert len(fit(Two(), data, 1, observe=[transferred(("clean",), "head"), transplant(1, "head")], **how).rows) > 0
