@@ -196,8 +196,9 @@ def live(every: float = 1.0) -> Callable:
     from IPython.display import display
     state = dict(handle=None, drawn=0.0)
     def look(s) -> list:
+        if not s.ended and time.monotonic() - state["drawn"] < every: return []
         run = s.recorder.so_far(present=True)
-        if len(run.time) < 2 or not s.ended and time.monotonic() - state["drawn"] < every: return []
+        if len(run.time) < 2: return []
         f = run.frame().filter((pl.col("group") != "noisy") | (pl.col("target") == "given"), (pl.col("group") != "clean") | (pl.col("target") == "given"))
         chart = curves(f, "accuracy", f"epoch {s.time:g}, learning rate {s.lr:.3g}", "accuracy on the given labels", x="time", x_title="epoch", log_x=False, domain=(0, 1))
         if state["handle"] is None: state["handle"] = display(chart, display_id=True)

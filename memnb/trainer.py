@@ -6,7 +6,7 @@
 __all__ = ['train', 'fit', 'costs']
 
 # %% ../nbs/04_trainer.ipynb #cell03
-import hashlib, json, math, time
+import hashlib, json, math, sys, time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
@@ -103,7 +103,11 @@ def _prepare(model, data, epochs, test=None, times=None, optimizer="sgd", lr=0.0
              autocast=None, seed=0, device="auto", observe=(), each_step=(), backward=None, checkpoints=None, stop_at=None, config=None,
              progress=False, **options) -> tuple[Training, _Plan]:
     "Check everything, move model and data to the device, and say what is expected."
-    _positive("epochs", epochs), _positive("batch", batch, "1 or more, or None for all examples")
+    _positive("epochs", epochs, "above 0, and finite", sys.float_info.max), _positive("batch", batch, "1 or more, or None for all examples")
+    if batch is not None and batch != int(batch): raise ValueError(f"batch={batch} must be a whole number")
+    if autocast is not None and not isinstance(autocast, torch.dtype): raise ValueError(f"autocast={autocast!r} must be a torch.dtype, such as torch.bfloat16")
+    if test is not None and (test.x.shape[1:] != data.x.shape[1:] or test.n_classes != data.n_classes):
+        raise ValueError(f"test examples have shape {tuple(test.x.shape[1:])} and {test.n_classes} classes, training examples {tuple(data.x.shape[1:])} and {data.n_classes}")
     _positive("clip", clip, "above 0, or None"), _positive("stop_at", stop_at, "in (0, 1], or None", 1)
     times = recorded_times(epochs) if times is None else [float(t) for t in times]
     kept = times[-1:] if checkpoints is None else sorted(float(t) for t in checkpoints)

@@ -482,6 +482,11 @@ def test_a_finished_run_without_checkpoints_cannot_fill_a_network(tmp_path):
     save(replace(run, checkpoints={}), tmp_path / "run")
     with pytest.raises(ValueError, match="holds a run without checkpoints"): fit(**long_run(**SHORT), folder=tmp_path / "run")
 
+@pytest.mark.parametrize("how, says", [(dict(epochs=math.inf), "epochs=inf must be above 0, and finite"), (dict(batch=2.5), "batch=2.5 must be a whole number"), (dict(autocast="bfloat16"), "must be a torch.dtype"),
+                                       (dict(test=NoisyDataset(torch.zeros(4, 5), torch.arange(4) % 3, n_classes=3)), r"shape \(5,\) and 3 classes"), (dict(test=noisy(k=4)), "and 4 classes, training examples .* and 3")])
+def test_what_cannot_be_trained_with(how, says):
+    with pytest.raises(ValueError, match=says): fit(net(), noisy(), **dict(epochs=1) | how)
+
 def test_objects_of_another_network():
     model, other = net(), SGD(net(seed=1).parameters(), 0.1)
     with pytest.raises(ValueError, match="holds none of the network's parameters"): fit(model, noisy(), 1, optimizer=other)
