@@ -126,9 +126,11 @@ def _analyses(p: Params, data: NoisyDataset, net: nn.Module, epoch: float, look:
     "About how many seconds a figure's analyses take beside training, of which an epoch and a recorded time take so long."
     layers, seeds = len(layer_groups(net)), len(p.seeds)
     anew, back = layers * 20 * epoch, layers * look
-    start = time.perf_counter()
-    if p.figure in ("localization_neurons", "localization_atypical"): memorized(data, epochs=1, progress=False)
-    once = 40 * (time.perf_counter() - start)
+    def took(epochs: int) -> float:
+        start = time.perf_counter()
+        memorized(data, epochs=epochs, progress=False)
+        return time.perf_counter() - start
+    once = (one := took(1)) + 39 / 2 * (took(3) - one) if p.figure in ("localization_neurons", "localization_atypical") else 0
     return {"localization_rewinding": seeds * 8 * back, "localization_retraining": seeds * anew, "localization_atypical": seeds * (anew + 6 * back) + once,
             "localization_neurons": seeds * (p.epochs + 10 + 200 * p.get("examples", 0) / len(data)) * epoch + once}.get(p.figure, 0)  # a search is some 10 passes of 10 inputs for each of two groups
 
