@@ -100,7 +100,7 @@ def prepare(p: Params, rho: float, seed: int) -> tuple[NoisyDataset, NoisyDatase
     return data, test, dict(name=p.model, shape=shape, widths=widths, n_classes=data.n_classes, seed=seed)
 
 # %% ../nbs/22_latent.ipynb #cell12
-ROOMS = ("arrays", "datasets", "seeds", "vision", "models", "layers", "runs", "recorder", "steps", "trainer", "stacked", "probes", "probing", "transfer", "latent")
+ROOMS = ("arrays", "datasets", "seeds", "vision", "models", "layers", "runs", "recorder", "steps", "trainer", "stacked", "geometry", "probes", "probing", "transfer", "latent")
 STANDARD = {"standard": {}}  # variant -> what is changed: lr (a factor), clip, init ("velpic"), transplant (an epoch)
 SMALL = 100_000  # parameters up to which networks are stacked
 

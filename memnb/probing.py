@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from .arrays import choose
 from .datasets import NoisyDataset
 from .layers import activations, device_of, examples, layer_names, linear_layers, predicted
-from .probes import PROBES, ClassShapes, Logistic, Probe
+from .geometry import ClassShapes
+from .probes import PROBES, Logistic, Probe
 from .runs import Run
 from .steps import Training
 

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from .arrays import choose
 from .datasets import NoisyDataset
 from .layers import activations, device_of, layer_groups, layer_names, predict, predicted
-from .probes import PROBES, ClassShapes
+from .geometry import ClassShapes
+from .probes import PROBES
 from .runs import Run
 from .stacked import fit_stacked
 from .trainer import fit

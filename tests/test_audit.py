@@ -16,7 +16,8 @@ from memnb.datasets import NoisyDataset, corrupt, load
 from memnb.layers import examples
 from memnb.models import build
 from memnb.noise import CLEAR, Noise, clear_cases, estimate_noise, noise_of
-from memnb.probes import PROBES, ClassShapes
+from memnb.geometry import ClassShapes
+from memnb.probes import PROBES
 from memnb.runs import Run, load as load_run, save
 from memnb.scores import SCORES, ahead, detection, evidence, layer_scores, mislabel_scores, prediction_depth
 from memnb.tied import TiedDropout

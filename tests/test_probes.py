@@ -14,9 +14,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import get_tags
 from threadpoolctl import threadpool_info, threadpool_limits
 from torch.nn import functional as F
-from memnb import probes
+from memnb import geometry
 from memnb.datasets import load
-from memnb.probes import MASC, PROBES, ClassShapes, CosineMean, Logistic, VeLPIC, directions, first_direction
+from memnb.geometry import ClassShapes, directions, first_direction
+from memnb.probes import MASC, PROBES, CosineMean, Logistic, VeLPIC
 
 DOUBLE = torch.float64
 GEOMETRIC = [MASC, VeLPIC, CosineMean]
@@ -96,7 +97,7 @@ def test_single_precision_differs_at_ties_only(probe, n, d, seed, kind):
 @pytest.mark.parametrize("n, d, power", [(1300, 560, -1), (1300, 560, -0.6), (1300, 560, 0), (1040, 620, -1)])
 def test_large_layers(probe, n, d, power, monkeypatch):
     g, y, calls = torch.Generator().manual_seed(0), torch.arange(n) % 2, []
-    monkeypatch.setattr(probes, "eigsh", lambda *a, real=probes.eigsh, **k: calls.append(a[1]) or real(*a, **k))
+    monkeypatch.setattr(geometry, "eigsh", lambda *a, real=geometry.eigsh, **k: calls.append(a[1]) or real(*a, **k))
     x = torch.randn(n + 200, d, generator=g).double() * torch.arange(1.0, d + 1) ** power
     x = (x + 0.2 * torch.cat([y, torch.arange(200) % 2])[:, None]) @ torch.linalg.qr(torch.randn(d, d, generator=g).double())[0]
     assert agree(probe, x[:n], y, x[n:], DOUBLE, 1e-9) > 0.8
@@ -106,7 +107,7 @@ def test_where_power_iteration_cannot_be_certain_a_decomposition_decides(monkeyp
     x, y, z = cloud("signed", 90, 20)
     assert max(principal(x[y == c].numpy())[1][0] for c in range(3)) < 0.5
     calls = []
-    monkeypatch.setattr(probes, "directions", lambda *a: calls.append(1) or directions(*a))
+    monkeypatch.setattr(geometry, "directions", lambda *a: calls.append(1) or directions(*a))
     assert agree(VeLPIC, x, y, z, DOUBLE, 1e-9) > 0.9 and len(calls) == 3
 
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
@@ -143,7 +144,7 @@ def threads():
 def test_by_torch_and_by_numpy(n, d, threads, monkeypatch):
     x, y, z = cloud("relu", n, d)
     scores, by_numpy = [], []
-    monkeypatch.setattr(probes, "_controller", lambda real=probes._controller: by_numpy.append(1) or real())
+    monkeypatch.setattr(geometry, "_controller", lambda real=geometry._controller: by_numpy.append(1) or real())
     for count in (1, 2, 3):
         threads(count)
         scores.append(MASC().fit(x, y).scores(z))
