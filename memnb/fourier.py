@@ -115,6 +115,7 @@ def neuron_spectra(view: View, most: int = 60) -> pl.DataFrame:
 
 def keep_frequency(weights: Tensor, k: Tensor | int) -> Tensor:
     "Weights (q, M) with nothing but the frequency k, one for each column or one for all."
+    if not weights.numel(): return weights  # of no neuron at all, which MKL refuses
     z = torch.fft.rfft(weights, dim=0)
     at = torch.arange(len(z), device=weights.device)[:, None] == torch.as_tensor(k, device=weights.device)
     return torch.fft.irfft(torch.where(at, z, 0), n=len(weights), dim=0)

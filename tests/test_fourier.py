@@ -254,6 +254,8 @@ def test_strict_drops_what_does_not_agree():
     assert share == pytest.approx(16 / 18)
     logits, share = strict(replace(view, w=wave(11, 4).expand(18, 11)))  # none
     assert share == 0 and logits.shape == (11, 11, 11) and (logits == 0).all()
+    low = {k: getattr(view, k).float() for k in "uv"} | dict(w=wave(11, 4).expand(18, 11).float())
+    assert strict(replace(view, **low))[1] == 0 and not strict(replace(view, **low))[0].any()
 
 @every
 def test_strict_by_hand(operation, p):
