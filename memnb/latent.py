@@ -76,7 +76,6 @@ def parameters(figure: str, n=None, **given) -> Params:
     for k in ("rhos", "seeds", "widths"):
         if not p[k]: raise ValueError(f"{k} must not be empty")
     p["n"] = None if p["n"] is None else Rule("whole number", "be at least 2", lambda v: v >= 2)("n", p["n"])
-    if figure in ("latent_probes", "latent_transfer") and not any(0 < r < 1 for r in p.rhos): raise ValueError(f"rhos={p.rhos}: one at least must lie strictly between 0 and 1, which is what the claims are about")
     if own and (bad := [r for r in p.rhos if not 0 < r < 1]): raise ValueError(f"rhos={bad} must lie strictly between 0 and 1: {figure} compares right and wrong labels")
     p["rhos"], p["test_share"], p["stop_at"] = sorted(set(p.rhos)), 0.3322 if p.dataset == "digits" else None, own.get("stop_at", PRESETS[p.preset]["stop_at"])
     return p
@@ -162,7 +161,8 @@ def expect(
     watch: Sequence[Callable] = (),  # observers
     variants: int = 1,
 ) -> str:
-    "What to expect before heavy work, in words: time from a few measured steps and one recorded time, memory and disk."
+    "What to expect before heavy work, in words: time from a few measured steps and one recorded time, memory and disk. `ValueError` for noise rates about which there are no claims."
+    if not any(0 < r < 1 for r in p.rhos): raise ValueError(f"rhos={p.rhos}: one at least must lie strictly between 0 and 1, which is what the claims are about")
     data, test, model = prepare(p, p.rhos[0], p.seeds[0])
     net, runs = build(**model), variants * len(p.rhos) * len(p.seeds)
     size = sum(w.numel() for w in net.parameters())

@@ -7,14 +7,17 @@ __all__ = ['seeded']
 
 # %% ../nbs/00_seeds.ipynb #cell02
 from contextlib import contextmanager
+from threading import RLock
 import torch
 
 # %% ../nbs/00_seeds.ipynb #cell04
+_turn = RLock()  # torch's generators are those of all threads
+
 @contextmanager
 def seeded(seed: int | dict, device: str | torch.device = "cpu"):
-    "Torch's generators of CPU and `device` start from `seed`, or from the states of an earlier block; yields a dict that holds their states at the end."
+    "Torch's generators of CPU and `device` start from `seed`, or from the states of an earlier block; yields a dict that holds their states at the end. Other threads wait their turn."
     cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(cuda):
+    with _turn, torch.random.fork_rng(cuda):
         if isinstance(seed, dict):
             torch.random.set_rng_state(seed["cpu"])
             for d in cuda: torch.cuda.set_rng_state(seed["cuda"], d)

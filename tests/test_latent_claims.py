@@ -224,7 +224,7 @@ def test_the_leak_detector_is_quiet_where_nothing_leaks():
     "Examples of one class are answered alike, so accuracy at chance varies far more than that of independent guesses."
     quiet = []
     for noise_seed in range(6):
-        p = params("latent_probes", widths="16,16", rhos="0.5,1", noise_seed=noise_seed)
+        p = params("latent_probes", widths="16,16", rho=1, noise_seed=noise_seed)
         data, test, model = latent.prepare(p, 1.0, 0)
         rows = probe_model(build(**model), data, test)
         f = pl.DataFrame(rows).with_columns(epoch=0.0, variant=pl.lit("standard"), rho=1.0, seed=noise_seed, classes=10, tests=len(test))

@@ -1,4 +1,5 @@
 """The network is the one that its formula and its arguments say."""
+from concurrent.futures import ThreadPoolExecutor
 import math
 import numpy as np, pytest, torch, torchvision
 from hypothesis import given, settings, strategies as st
@@ -187,3 +188,10 @@ def test_refused_networks(make, args, says):
     before = torch.random.get_rng_state()
     with pytest.raises(ValueError, match=says): make(**args)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+def test_networks_that_are_built_at_once_by_many_threads():
+    make = lambda seed: build("mlp", shape=(64,), widths=(256, 256), seed=seed)
+    alone = [make(s) for s in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            for a, b in zip(alone, pool.map(make, range(8))): assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))

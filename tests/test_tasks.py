@@ -203,7 +203,7 @@ def killer(request):
     made.stop = True
     made.join()
 
-@pytest.mark.parametrize("killer", [(1, 2.5)], indirect=True)
+@pytest.mark.parametrize("killer", [(1, 0.5)], indirect=True)
 def test_killed_once(tmp_path, tiny, killer):
     folder = execute(make_task(tiny), root := tmp_path / "root", threads=1)
     assert len(killer.killed) == 1 and pl.read_parquet(folder / "frame.parquet")["value"].to_list() == [200.0] and os.listdir(root / "tiny") == [folder.name] and none_left(root)
