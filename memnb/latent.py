@@ -9,7 +9,6 @@ __all__ = ['PRESETS', 'HOW', 'FIGURES', 'SMALLER', 'RULES', 'ROOMS', 'STANDARD',
 # %% ../nbs/22_latent.ipynb #cell03
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 import polars as pl
 from torch import nn
@@ -86,11 +85,11 @@ def times(p: Params) -> list[float]:
     late = [t for t in range(20 + p.every, int(p.epochs) + 1, p.every)]
     return sorted({float(t) for t in [*range(0, 21, 2), *late, p.epochs] if t <= p.epochs})
 
-_loaded = lru_cache(maxsize=1)(load)  # so that many runs share the inputs
+def _load(p: Params) -> tuple[NoisyDataset, NoisyDataset]: return load(p.dataset, n=p.n, test_share=p.test_share, scale=p.scale, seed=p.noise_seed)
 
-def prepare(p: Params, rho: float, seed: int) -> tuple[NoisyDataset, NoisyDataset, dict]:
-    "Noisy training data, test data, and the network's name and arguments."
-    train, test = _loaded(p.dataset, n=p.n, test_share=p.test_share, scale=p.scale, seed=p.noise_seed)
+def prepare(p: Params, rho: float, seed: int, source: tuple[NoisyDataset, NoisyDataset] | None = None) -> tuple[NoisyDataset, NoisyDataset, dict]:
+    "Noisy training data, test data, and the network's name and arguments. `source`: clean data that were loaded already, whose inputs are shared."
+    train, test = source or _load(p)
     data, shape = corrupt(train, rho, p.noise, p.noise_seed), list(train.x.shape[1:])
     if p.model == "alexnet" and (len(shape) != 3 or shape[0] != 3 or min(shape[1:]) < 63): raise ValueError(f"model='alexnet' needs colour pictures of 63 x 63 or more, as in tiny_imagenet; {p.dataset} has inputs of shape {tuple(shape)}")
     if p.model == "alexnet": return data, test, dict(name="alexnet", n_classes=data.n_classes, width=p.widths[0], seed=seed)
@@ -106,10 +105,10 @@ SMALL = 100_000  # parameters up to which networks are stacked
 class _Job:
     "One training: a variant at a noise rate with a seed."
 
-    def __init__(self, p: Params, variant: str, how: dict, rho: float, seed: int, watched: str):
+    def __init__(self, p: Params, variant: str, how: dict, rho: float, seed: int, watched: str, source: tuple[NoisyDataset, NoisyDataset]):
         if (at := how.get("transplant", 0.0)) not in times(p): raise ValueError(f"an exchange at epoch {at:g} is at no recorded time; there are {times(p)}")
         self.key, self.p, self.seed = (variant, rho, seed), p, seed
-        self.data, self.test, self.model = prepare(p, rho, seed)
+        self.data, self.test, self.model = prepare(p, rho, seed, source)
         self.lr, self.clip, self.init = p.lr * how.get("lr", 1), how.get("clip"), how.get("init", "standard")
         self.extra = [transplant(how["transplant"])] if "transplant" in how else []
         self.config = dict(kind="latent", model=self.model, rho=rho, noise=p.noise, how=how, watched=watched, test=self.test.digest)
@@ -141,7 +140,8 @@ def trainings(
     variants: dict[str, dict] = STANDARD,
 ) -> dict[tuple, Run]:
     "(variant, rho, seed) -> Run, from the store where it is there."
-    jobs = [_Job(p, v, how, rho, seed, watched) for v, how in variants.items() for rho in p.rhos for seed in p.seeds]
+    source = _load(p)
+    jobs = [_Job(p, v, how, rho, seed, watched, source) for v, how in variants.items() for rho in p.rhos for seed in p.seeds]
     runs = {j.key: run for j in jobs if j.folder and (run := found(j.folder))}
     missing, groups = [j for j in jobs if j.key not in runs], {}
     for j in missing: groups.setdefault(repr([(o.__qualname__, j.config["how"].get("transplant")) for o in j.extra]), []).append(j)

@@ -152,7 +152,7 @@ def diverged(s: Training, good: dict | None, loss: Tensor, step: int, lr: float)
     kept = "nothing was recorded before" if good is None else f"the network is put back to time {good['time']:g}"
     if good: s.restore(good)
     error = Diverged(f"the loss is {loss.item()} at step {step} (learning rate {lr:g}); {kept}")
-    if good: s.recorder.moments[-1]["checkpoint"] = copied(good["model"])
+    if good: s.recorder.moments[-1]["checkpoint"] = {k: v.cpu() for k, v in good["model"].items()}
     error.run = s.recorder.run() if good else None
     raise error
 

@@ -309,9 +309,15 @@ def test_batches_of_the_papers_cnn():
     assert params(model="cnn", dataset="cifar10", preset="paper", batch=16).batch == 16
 
 
-def test_many_runs_share_their_inputs():
-    p = params(**TINY)
-    assert latent.prepare(p, 0.2, 0)[0].x.data_ptr() == latent.prepare(p, 0.6, 1)[0].x.data_ptr()
+def test_many_runs_share_their_inputs(monkeypatch):
+    "And the data are read anew for the next ones: a file may have changed."
+    read, jobs = [], []
+    monkeypatch.setattr(latent, "load", lambda *a, real=latent.load, **k: read.append(1) or real(*a, **k))
+    monkeypatch.setattr(latent, "_together", lambda part, observe: jobs.extend(part) or [None] * len(part))
+    for count in (1, 2):
+        latent.trainings(params(**TINY))
+        assert len(read) == count
+    assert len(jobs) == 4 and jobs[0].data.x is jobs[1].data.x and jobs[0].data.x is not jobs[2].data.x
 
 
 def test_the_end_of_runs_that_end_early_and_what_they_know_of_all_labels():
