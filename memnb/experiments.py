@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CASTS', 'AGREE', 'NEAR_ZERO', 'Rule', 'injected_names', 'refuse_unknown', 'Params', 'settle', 'Claim', 'judge',
-           'not_run', 'show', 'facts', 'keep']
+           'not_run', 'show', 'setting', 'facts', 'keep']
 
 # %% ../nbs/13_experiments.ipynb #cell03
 import ast, difflib, hashlib, json, math, os, platform, sys, tempfile, time
@@ -160,6 +160,21 @@ def show(claims: pl.DataFrame):
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     lines += ["| " + " | ".join(cell(bold(r)[n]) for n in names) + " |" for r in claims.iter_rows(named=True)]
     return Markdown("\n".join(lines))
+
+# %% ../nbs/13_experiments.ipynb #set1
+def setting(p: Params) -> str:
+    "Data, size, network and seeds in a few words, for a picture's subtitle."
+    source = f"arithmetic modulo {p.modulus}" if "modulus" in p else Path(str(p.dataset)).stem
+    words = [f"preset {p.preset}", source]
+    if p.get("n"):
+        words.append(f"{p.n:,} examples")
+    if p.get("model"):
+        words.append(p.model)
+    if p.get("width"):
+        words.append(f"width {p.width:g}")
+    seeds = len(p.get("seeds") or [0])
+    words.append("1 seed" if seeds == 1 else f"{seeds} seeds")
+    return ", ".join(words)
 
 # %% ../nbs/13_experiments.ipynb #cell23
 def _result_key(p: Params) -> str:
