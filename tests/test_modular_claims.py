@@ -11,6 +11,7 @@ import torch
 from memnb import modular_runs as runs
 from memnb.claims import Claim, judge
 from memnb.fourier import EXTRACT, extract, look, strict
+from memnb.models import build
 from memnb.modular import fit_modular
 from memnb.modular_claims import (
     CLAIMS,
@@ -32,7 +33,6 @@ from memnb.modular_claims import (
     half,
     verdicts,
 )
-from memnb.models import build
 
 COMMON = "modulus activation lr epochs share seeds"
 TAKEN = dict(
