@@ -277,7 +277,7 @@ _HINTS = {
     "start": "the network starts from other parameters or buffers: build it anew, with the same seed",
     "network": "its layers, their settings or their modes are others",
     "frozen": "other parameters are frozen",
-}
+} | {k: f"{k} is other code, or holds other values" for k in ("each_step", "observe", "backward")}
 
 
 def _shown(v) -> str | None:

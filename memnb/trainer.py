@@ -103,7 +103,7 @@ def _identity(s: Training, p: _Plan) -> tuple[dict, list[str]]:
     unknown = []
     for what, thing in p.own.items():
         try:
-            known[f"{what}, as code and values"] = fingerprint(thing, strict=what in _STRICT)
+            known[what] = [known.get(what), fingerprint(thing, strict=what in _STRICT)]
         except Unknown as e:
             unknown.append(f"{what} holds {e}, which cannot be told from another one")
     return known | (dict(unknown=unknown) if unknown else {}), unknown
