@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 import memnb
 from .arrays import choose
-from .runs import publish
+from .stores import Damaged, publish, set_aside, verify
 
 # %% ../nbs/13_experiments.ipynb #cell05
 def _number(v):
@@ -186,13 +186,18 @@ def keep(
     folder = Path(p.out) / p.figure / _result_key(p)
     record = dict(parameters=p, versions=facts(), wall_seconds=round(time.time() - p.__dict__["started"], 1), **more)
     if "noise_rate" in frame.columns: record["realised_noise"] = frame.select("rho", "noise_rate").drop_nulls().unique(maintain_order=True).to_dicts()
+    text = json.dumps(record, indent=1)
     def write(part: Path):
-        frame.write_parquet(part / "frame.parquet")
-        if claims is not None: claims.write_parquet(part / "claims.parquet")
+        tables = dict(frame=frame) if claims is None else dict(frame=frame, claims=claims)
+        for name, table in tables.items():
+            with (part / f"{name}.parquet").open("wb") as f: table.write_parquet(f)
         for name, chart in charts.items():
             chart.save(str(part / f"{name}.svg"))
             chart.save(str(part / f"{name}.png"), ppi=144)
-        (part / "params.json").write_text(json.dumps(record, indent=1))
+        (part / "params.json").write_text(text, encoding="utf-8")
+    if folder.exists():
+        try: verify(folder)
+        except Damaged as e: set_aside(folder, f"the results in {folder} are damaged: {e}", "they are written again")
     fresh = publish(folder, write)
     print(f"results {'in' if fresh else 'were there already:'} {folder}")
     return folder

@@ -33,9 +33,13 @@ def local_path(
             "give a folder here, or mount that one"
         )
     try:
-        return Path(place).expanduser()
+        path = Path(place).expanduser()
+        path.exists()
     except RuntimeError as e:
         raise ValueError(f"{what}={str(place)!r} names a home that is not known: {e}") from e
+    except OSError as e:
+        raise OSError(f"{what}={str(place)!r} cannot be a path here: {e.strerror}") from e
+    return path
 
 # %% ../nbs/00_stores.ipynb #cell06
 def check_writable(what: str, folder: Path):
@@ -190,11 +194,11 @@ def strangers(folder: Path, names: list[str]):
 
 # %% ../nbs/00_stores.ipynb #cell17
 def add(
-    folder: Path,  # with a manifest
+    folder: Path,  # made if it is not there
     writes: dict[str, Callable],  # name -> `write(file)`; of those that are there already, at most one may be kept half
 ):
     "Write files into a folder, and note them in its manifest. `Damaged` if the manifest is."
-    files, before = _read_manifest(folder)
+    files, before = _read_manifest(folder) if (folder / MANIFEST).exists() else ({}, {})
     parts = {name: _beside(folder / name, write) for name, write in writes.items()}
     fresh = {name: _entry(part) for name, part in parts.items()}
     still = {}
