@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 from tqdm import tqdm
 from .stores import Damaged, check_writable, local_path, publish, verify
-from .tasks import Failed, Task, end_all, ending, execute, failed, make_task, record, sweep_up
+from .tasks import Failed, Task, check_timeout, end_all, ending, execute, failed, make_task, record, sweep_up
 
 # %% ../nbs/15_sweeps.ipynb #cell04
 def values_of(text: str | Sequence) -> list:
@@ -91,8 +91,8 @@ def sweep(
     dry_run: bool = False,  # only say what would be run
 ) -> pl.DataFrame:
     "The table of all tasks: their parameters, `state` (done, failed or left), `seconds`, `error`."
-    if not isinstance(jobs, int) or jobs < 1: raise ValueError(f"jobs={jobs!r} must be a whole number, at least 1")
-    if timeout is not None and not timeout > 0: raise ValueError(f"timeout={timeout} must be seconds above 0, or None")
+    if not isinstance(jobs, int) or jobs < 1: raise ValueError(f"jobs={jobs!r} must be at least 1, and whole")
+    check_timeout(timeout)
     root, tasks = local_path("root", root).resolve(), grid(notebook, axes, fixed)
     if not dry_run: check_writable("root", root)
     left, said = plan(tasks, root, retry)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KILLED', 'running', 'ending', 'declared', 'cast', 'Task', 'record', 'failed', 'make_task', 'Failed', 'end_all',
-           'execute', 'sweep_up']
+           'execute', 'check_timeout', 'sweep_up']
 
 # %% ../nbs/14_tasks.ipynb #cell02
 import ast, hashlib, json, os, shutil, signal, socket, subprocess, sys, tempfile, threading, time
@@ -147,8 +147,7 @@ def execute(
     "Run a task unless its result is there; its folder. `Failed` if the notebook raised, was killed or took too long."
     if not isinstance(task, Task):
         raise ValueError(f"{task!r} is no task; make one of a notebook with make_task")
-    if timeout is not None and not timeout > 0:
-        raise ValueError(f"timeout={timeout} must be seconds above 0, or None")
+    check_timeout(timeout)
     root = local_path("root", root).resolve()  # as the task's process has a working folder of its own
     folder = task.folder(root)
     if task.state(root) == "done": return folder
@@ -165,14 +164,19 @@ def execute(
         return folder
     finally: shutil.rmtree(part, ignore_errors=True)
 
-def _tried(task: Task, part: Path, root: Path, threads: int | None, timeout: float | None) -> str | None:
-    "Run the notebook, again where it was killed: whoever kills a process, be it for memory, may leave the next one alone."
+def check_timeout(timeout):
+    "`ValueError` unless it is a number of seconds above 0, or None."
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0):
+        raise ValueError(f"timeout={timeout!r} must be seconds above 0, or None")
+
+def _tried(task: Task, part: Path, root: Path, threads: int | None, timeout: float | None) -> str:
+    "What went wrong, or nothing. Run again where it was killed: whoever kills a process, be it for memory, may leave the next one alone."
     for _ in range(3):
         if ending.is_set(): raise InterruptedError(f"{task.name()} was given up")
         shutil.rmtree(part / "out", ignore_errors=True)
         (part / "given.json").write_text(json.dumps(dict(task.values) | dict(out=str(part / "out"), store=str(root / "runs"))))
-        error = _run(task, part, threads, timeout)
-        if not (error or "").startswith(KILLED): break
+        error = _run(task, part, threads, timeout) or ""
+        if not error.startswith(KILLED): break
     if ending.is_set() and error: raise InterruptedError(f"{task.name()} was given up")
     return error
 

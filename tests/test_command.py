@@ -4,6 +4,7 @@ from pathlib import Path
 import polars as pl, pytest
 from click.testing import CliRunner
 from memnb import command, tasks
+from memnb.stores import seal
 from memnb.tasks import make_task
 from test_tasks import never, quick
 
@@ -29,6 +30,7 @@ def swept(tmp_path):
             claim = dict(figure="tiny", statement=f"s{s}", rho=r, paper="1", ours=1.0, verdict="agrees" if s else "differs", key=folder.name)
             pl.DataFrame([claim]).write_parquet(folder / "claims.parquet")
             (folder / "task.json").write_text(json.dumps(dict(wall_seconds=1, error="")))
+            seal(folder)
     return tmp_path / "root"
 
 # --- help

@@ -3,6 +3,7 @@ import contextlib, json, os, random, signal, subprocess, sys, threading, time
 from pathlib import Path
 import polars as pl, pytest
 from memnb import tasks
+from memnb.stores import seal
 from memnb.sweeps import figure, grid, plan, results, sweep, values_of
 from memnb.tasks import failed, make_task
 from test_tasks import alive, hidden, none_left, notebook, quick
@@ -81,13 +82,28 @@ def test_a_full_disk_is_told_and_tried_again(tiny, tmp_path, monkeypatch):
     assert sweep(tiny, dict(seed="0:3"), root, retry=True)["state"].to_list() == ["done"] * 3
 
 @pytest.mark.parametrize("how", ["missing", b"", b"{"])
-def test_a_failure_whose_record_is_damaged(tiny, tmp_path, count, how):
-    root = tmp_path / "root"
-    sweep(tiny, dict(seed="12:14"), root)
+def test_a_failure_whose_record_is_damaged_is_run_again(tiny, tmp_path, count, how):
+    root, axes = tmp_path / "root", dict(seed="12:14")
+    before = sweep(tiny, axes, root)
     f = failed(make_task(tiny, dict(seed=13)).folder(root)) / "task.json"
     f.unlink() if how == "missing" else f.write_bytes(how)
-    assert sweep(tiny, dict(seed="12:14"), root)["state"][0] == "done"
-    assert sweep(tiny, dict(seed="12:15"), root, retry=True)["state"].to_list() == ["done", "failed", "done"]
+    with pytest.warns(UserWarning, match="tiny seed=13: its result is damaged: .*task.json.*; it is run again"):
+        again = sweep(tiny, axes, root)
+    assert again.equals(before) and [dict(t.values)["seed"] for t in count] == [12, 13, 13]
+
+@pytest.mark.parametrize("how", ["bit", "half", "missing"])
+@pytest.mark.parametrize("file", ["frame.parquet", "task.json", "tiny.ipynb", "manifest.json"])
+def test_what_a_sweep_calls_done_is_what_results_reads(tiny, tmp_path, count, file, how):
+    root, axes = tmp_path / "root", dict(seed="0:2")
+    sweep(tiny, axes, root)
+    whole, place = values(tiny, root), root / "tiny" / count[0].key / file
+    held = bytearray(place.read_bytes())
+    held[len(held) // 2] ^= 4
+    if how == "missing": place.unlink()
+    else: place.write_bytes(held if how == "bit" else held[:len(held) // 2])
+    with pytest.warns(UserWarning, match="damaged and left out"): assert values(tiny, root)["key"].to_list() == [count[1].key]
+    with pytest.warns(UserWarning, match="its result is damaged"): assert sweep(tiny, axes, root)["state"].to_list() == ["done"] * 2
+    assert values(tiny, root).equals(whole) and count[2:] == count[:1]
 
 @pytest.mark.parametrize("jobs", [pytest.param(0), -1])
 def test_no_jobs(tiny, tmp_path, jobs):
@@ -195,6 +211,7 @@ def put(root, key, frame, folder="tiny", what="frame"):
     (root / folder / key).mkdir(parents=True, exist_ok=True)
     pl.DataFrame(frame).with_columns(key=pl.lit(key)).write_parquet(root / folder / key / f"{what}.parquet")
     (root / folder / key / "task.json").write_text(json.dumps(dict(wall_seconds=1, error="")))
+    seal(root / folder / key)
 
 def test_results(tmp_path):
     put(tmp_path, "a", dict(rho=[0.1, 0.1], y=[1, 2]))
@@ -212,7 +229,7 @@ def test_damaged_ones_are_left_out(tmp_path):
     for k in "abc": put(tmp_path, k, dict(rho=[0.1]))
     f = tmp_path / "tiny" / "b" / "frame.parquet"
     f.write_bytes(f.read_bytes()[:50])
-    with pytest.warns(UserWarning, match="b/frame.parquet is damaged and left out"): assert results("tiny", tmp_path)["key"].to_list() == ["a", "c"]
+    with pytest.warns(UserWarning, match="b is damaged and left out"): assert results("tiny", tmp_path)["key"].to_list() == ["a", "c"]
 
 @pytest.mark.parametrize("make", [lambda d: None, lambda d: put(d, "a.failed", dict(x=[1])), lambda d: (d / "tiny").mkdir(), lambda d: put(d, "a", dict(x=[1]), "other"), lambda d: put(d, "a", dict(x=[1]), what="claims")])
 def test_nothing_there(tmp_path, make):
