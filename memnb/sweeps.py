@@ -31,6 +31,7 @@ def values_of(text: str | Sequence) -> list:
 def grid(notebook: str | Path, axes: dict[str, str | Sequence], fixed: dict | None = None) -> list[Task]:
     "The tasks of a grid, each once. `ValueError` for unknown parameters, or values that cannot be cast."
     if not isinstance(axes, dict): raise ValueError(f"axes={axes!r} must be a dictionary: parameter -> values, as dict(rho=\"0.1,0.2\")")
+    if fixed is not None and not isinstance(fixed, dict): raise ValueError(f"fixed={fixed!r} must be a dictionary of parameters")
     points = [make_task(notebook, (fixed or {}) | dict(zip(axes, point))) for point in itertools.product(*(values_of(v) for v in axes.values()))]
     tasks = list({t.key: t for t in points}.values())
     if len(tasks) < len(points): warnings.warn(f"{len(points) - len(tasks)} points of the grid are there twice; each is run once", stacklevel=2)
@@ -93,6 +94,9 @@ def sweep(
     "The table of all tasks: their parameters, `state` (done, failed or left), `seconds`, `error`."
     if not isinstance(jobs, int) or jobs < 1: raise ValueError(f"jobs={jobs!r} must be at least 1, and whole")
     check_timeout(timeout)
+    if dask is not None and (not isinstance(dask, str) or not dask): raise ValueError(f"dask={dask!r} must be the address of a scheduler, or 'local'")
+    if slurm is not None and not isinstance(slurm, dict): raise ValueError(f"slurm={slurm!r} must be a dictionary of submitit's parameters")
+    if watch is not None and not callable(watch): raise ValueError(f"watch={watch!r} must be a function of the table")
     root, tasks = local_path("root", root).resolve(), grid(notebook, axes, fixed)
     if not dry_run: check_writable("root", root)
     left, said = plan(tasks, root, retry)
@@ -142,6 +146,7 @@ def table(tasks: Sequence[Task], root: Path) -> pl.DataFrame:
 def results(notebook: str | Path | None = None, root: str | Path = "sweeps", what: str = "frame") -> pl.DataFrame:
     "The frames (or `what=\"claims\"`) of all runs of a notebook, of all if None, below each other. Damaged ones are left out, with a warning."
     root = local_path("root", root)
+    if not isinstance(what, str) or not what or Path(what).name != what: raise ValueError(f"what={what!r} must be a name, such as 'frame' or 'claims'")
     name = "[!.]*" if notebook is None else glob.escape(local_path("notebook", notebook).stem)
     places = [f for f in sorted(root.glob(f"{name}/[!.]*")) if f.is_dir() and not f.name.endswith(".failed")]
     frames = [f for place in places if (f := _frame(place, f"{what}.parquet")) is not None]
@@ -160,6 +165,7 @@ def figure(frame: pl.DataFrame, y: str = "accuracy", color: str = "rho", x: str 
     "An Altair chart of `y` for each group, curves told apart by `color`, seeds as bands. `ValueError` for columns that are not there."
     from memnb.charts import curves, panels, use_theme
     use_theme()
+    if not isinstance(frame, pl.DataFrame): raise ValueError(f"the results to draw must be a polars DataFrame, not a {type(frame).__name__}")
     if missing := [c for c in (x, y, color, "group") if c not in frame.columns]: raise ValueError(f"the results have no column {', '.join(missing)}; they have {', '.join(frame.columns)}")
     if color == "seed": frame, color = frame.with_columns(pl.col("seed").alias("of seed"), seed=0), "of seed"
     given = frame.filter(pl.col(y).is_not_null(), pl.col("target").is_in(["given", "true"]) if "target" in frame.columns else True)
