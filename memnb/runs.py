@@ -25,6 +25,8 @@ def outcome(
     y: Tensor,  # (n,) int64 observed labels
 ) -> tuple[Tensor, Tensor, Tensor]:
     "Prediction (int16), cross-entropy loss and margin (float32), each (n,), on the CPU."
+    if not isinstance(logits, Tensor): raise ValueError(f"logits={logits!r} must be a tensor")
+    if not isinstance(y, Tensor): raise ValueError(f"the labels must be a tensor, not a {type(y).__name__}")
     if logits.ndim != 2 or len(logits) != len(y): raise ValueError(f"logits are {tuple(logits.shape)}; {len(y)} labels need ({len(y)}, K)")
     if logits.dtype in (torch.bfloat16, torch.float16): logits = logits.float()
     if logits.shape[1] == 1:
@@ -48,6 +50,9 @@ def _as_true(run) -> tuple[Tensor | None, Tensor | None]:
     if run.n_classes > 2: return run.true_loss, run.true_margin
     margin = -run.margin[:, run.is_noisy]
     return F.softplus(-margin), margin
+
+def _check_data(data):
+    if not isinstance(data, NoisyDataset): raise ValueError(f"data={data!r} must be a NoisyDataset")
 
 # %% ../nbs/03_runs.ipynb #cell09
 @dataclass(eq=False)
@@ -84,6 +89,7 @@ class Run:
 
     def check(self, data: NoisyDataset):
         "`ValueError` if `data` is not what this run was trained on."
+        _check_data(data)
         if data.digest != self.digest: raise ValueError(f"this run was trained on data {self.digest}, not on {data.digest}")
 
     def frame(self) -> pl.DataFrame:
@@ -115,6 +121,7 @@ class Run:
 
     def at(self, time: float, model: nn.Module | None = None) -> nn.Module:
         "The network as it was at a checkpoint; `model`: a skeleton, of which a copy is filled, for a network that is not memnb's."
+        if isinstance(time, bool) or not isinstance(time, (int, float)): raise ValueError(f"time={time!r} must be a number")
         near = [t for t in self.checkpoints if abs(t - time) <= 1e-9 * max(1, abs(time))]
         if not near: raise ValueError(f"no checkpoint at {time}; there are {sorted(self.checkpoints)}")
         if model is None and "model" not in self.config: raise ValueError("the run does not say how its network is built: give one like it, at(time, model), or train with config=dict(model=...), the arguments of `build`")
@@ -225,7 +232,7 @@ def run_key(
     rooms: Sequence[str] = (),  # memnb modules whose source made the run
 ) -> str:
     "16 hex digits that name the run which this configuration, data and code give."
-    files = [Path(memnb.__file__).parent / f"{room}.py" for room in sorted(rooms)]
+    files = [Path(memnb.__file__).parent / f"{room}.py" for room in sorted(map(str, rooms))]
     if missing := [f.stem for f in files if not f.is_file()]:
         raise ValueError(f"rooms={missing} are no modules of memnb")
     source = [f.read_text(encoding="utf-8") for f in files]
@@ -262,6 +269,9 @@ def kept(
     rooms: Sequence[str] = (),
 ) -> Run:
     "The run from the store, or a new one that is put there. A damaged one is set aside and made again, with a warning."
+    _check_data(data)
+    if not callable(make):
+        raise ValueError(f"make={make!r} must be a function that makes the run")
     if not store:
         return make()
     store = local_path("store", store)
