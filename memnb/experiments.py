@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 import memnb
 from .arrays import choose
-from .stores import Damaged, publish, set_aside, verify
+from .stores import Damaged, local_path, publish, set_aside, verify
 
 # %% ../nbs/13_experiments.ipynb #cell05
 def _number(v):
@@ -162,10 +162,16 @@ def show(claims: pl.DataFrame):
     return Markdown("\n".join(lines))
 
 # %% ../nbs/13_experiments.ipynb #cell23
+def _notebook_code() -> list[str]:
+    "What the kernel has run, each cell once, without those of parameters, which are in the key by their values."
+    cells = dict.fromkeys(c.strip() for c in _kernel_cells())
+    return [c for c in cells if c and not c.startswith("# Parameters")]
+
 def _result_key(p: Params) -> str:
-    code = [f.read_text() for f in sorted(Path(memnb.__file__).parent.glob("*.py"))]
+    code = [f.read_text(encoding="utf-8") for f in sorted(Path(memnb.__file__).parent.glob("*.py"))]
     what = {k: v for k, v in p.items() if k not in ("out", "store")}
-    return hashlib.sha256(json.dumps([what, code], sort_keys=True).encode()).hexdigest()[:12]
+    known = json.dumps([what, code, _notebook_code()], sort_keys=True)
+    return hashlib.sha256(known.encode()).hexdigest()[:12]
 
 # %% ../nbs/13_experiments.ipynb #cell24
 def facts() -> dict:
@@ -182,11 +188,16 @@ def keep(
     **more,  # whatever else belongs to the record; JSON values
 ) -> Path | None:
     "Write the results as `out/<figure>/<key>/`, whole or not at all; the folder, or None without `out`."
+    if not isinstance(p, Params): raise ValueError(f"the parameters are a {type(p).__name__}; they must be those that `settle` gave")
+    for name, table in dict(frame=frame, claims=claims).items():
+        if not isinstance(table, pl.DataFrame) and (name == "frame" or table is not None): raise ValueError(f"{name} is a {type(table).__name__}; it must be a polars DataFrame")
+    if not isinstance(charts, dict) or not all(isinstance(k, str) and hasattr(v, "save") for k, v in charts.items()): raise ValueError(f"charts={charts!r} must be a dictionary: name -> Altair chart")
     if not p.out: return None
-    folder = Path(p.out) / p.figure / _result_key(p)
+    folder = local_path("out", p.out) / p.figure / _result_key(p)
     record = dict(parameters=p, versions=facts(), wall_seconds=round(time.time() - p.__dict__["started"], 1), **more)
     if "noise_rate" in frame.columns: record["realised_noise"] = frame.select("rho", "noise_rate").drop_nulls().unique(maintain_order=True).to_dicts()
-    text = json.dumps(record, indent=1)
+    try: text = json.dumps(record, indent=1)
+    except (TypeError, ValueError, RecursionError) as e: raise ValueError(f"what else belongs to the record must be JSON values: {e}") from None
     def write(part: Path):
         tables = dict(frame=frame) if claims is None else dict(frame=frame, claims=claims)
         for name, table in tables.items():

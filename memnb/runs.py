@@ -121,7 +121,8 @@ class Run:
 
     def at(self, time: float, model: nn.Module | None = None) -> nn.Module:
         "The network as it was at a checkpoint; `model`: a skeleton, of which a copy is filled, for a network that is not memnb's."
-        if isinstance(time, bool) or not isinstance(time, (int, float)): raise ValueError(f"time={time!r} must be a number")
+        try: time = float(time)
+        except (TypeError, ValueError): raise ValueError(f"time={time!r} must be a number") from None
         near = [t for t in self.checkpoints if abs(t - time) <= 1e-9 * max(1, abs(time))]
         if not near: raise ValueError(f"no checkpoint at {time}; there are {sorted(self.checkpoints)}")
         if model is None and "model" not in self.config: raise ValueError("the run does not say how its network is built: give one like it, at(time, model), or train with config=dict(model=...), the arguments of `build`")

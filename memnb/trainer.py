@@ -242,7 +242,8 @@ def fit(
     `ValueError` if the folder holds another run, and `OSError` if it cannot be written, before any work. A damaged run
     is set aside, with a warning, and trained again.
     """
-    place = _place(folder) if folder else None
+    if "journal" in options: raise ValueError("journal: `fit` keeps one of its own beside folder=; `train` takes one")
+    place = None if folder is None or folder == "" else _place(folder)
     s, plan = _prepare(model, data, epochs, test, progress=progress, **options)
     journal = known = None
     if place:
