@@ -49,7 +49,7 @@ DATASETS = ("digits", *_TV, "tiny_imagenet")
 
 def data_root(root=None) -> Path:
     "Where data sets are kept: `root`, else `$MEMNB_DATA`, else `~/.cache/memnb`. `NotADirectoryError` for a file."
-    path = local_path("root", root or os.environ.get("MEMNB_DATA") or "~/.cache/memnb")
+    path = local_path("root", (os.environ.get("MEMNB_DATA") or "~/.cache/memnb") if root is None or isinstance(root, str) and not root else root)
     if path.exists() and not path.is_dir(): raise NotADirectoryError(f"the data root {path} is a file, not a folder")
     return path
 

@@ -200,6 +200,8 @@ def _module(look: _Look, model: nn.Module) -> list:
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     "Parameters and buffers, also those that a state dict leaves out."
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{model!r} must be a network, torch.nn.Module")
     return {k: v for f in (model.named_parameters, model.named_buffers) for k, v in f(remove_duplicate=False)}
 
 

@@ -53,6 +53,9 @@ class Recorder:
         unit: str = "epoch",  # of time
         config: dict | None = None,  # stored with the Run; JSON values
     ):
+        for what, v in (("data", data), ("test", test)):
+            if not isinstance(v, NoisyDataset) and (what == "data" or v is not None): raise ValueError(f"{what}={v!r} must be a NoisyDataset")
+        if not isinstance(unit, str) or config is not None and not isinstance(config, dict): raise ValueError(f"unit={unit!r} must be a text, config={config!r} a dictionary or None")
         if data.n_classes > 32767: raise ValueError(f"{data.n_classes} classes are more than the 32767 of which a run can keep the predictions")
         self.data, self.test, self.unit, self.config = data, test, unit, config or {}
         y, index, self.moments, self.open = data.y.cpu(), data.index.cpu(), [], None
@@ -63,6 +66,7 @@ class Recorder:
 
     def at(self, time: float):
         "Begin a recorded time, later than the last one; `ValueError` if the last one lacks examples."
+        if isinstance(time, bool) or not isinstance(time, (int, float)): raise ValueError(f"time={time!r} must be a number")
         self.close()
         if self.moments and not time > self.moments[-1]["time"]: raise ValueError(f"time {time} is not after {self.moments[-1]['time']}")
         if not math.isfinite(time): raise ValueError(f"time {time} is not finite")
@@ -77,6 +81,8 @@ class Recorder:
         "Record a batch."
         self._now()
         if test and self.held is None: raise ValueError("this recorder was made without a test set")
+        if not isinstance(index, Tensor) or index.ndim != 1 or index.is_floating_point() or index.is_complex(): raise ValueError(f"index={index!r} must be a tensor of whole numbers, one an example")
+        if not isinstance(logits, Tensor): raise ValueError(f"logits={logits!r} must be a tensor")
         k = self.data.n_classes
         if logits.ndim != 2 or logits.shape[1] not in ((1, 2) if k == 2 else (k,)) or len(logits) != len(index): raise ValueError(f"{len(index)} examples came with logits {tuple(logits.shape)}; {k} classes need ({len(index)}, {k})")
         index, logits, sheet = index.cpu(), logits.detach(), self.held if test else self.given
@@ -87,11 +93,13 @@ class Recorder:
     def add(self, rows: Iterable[dict]):
         "Append an observer's rows, dictionaries of column and value; their `time` is the present one."
         plain = lambda v: v.item() if hasattr(v, "item") else v
-        now = self._now()
+        now, rows = self._now(), rows if isinstance(rows, dict) or not isinstance(rows, Iterable) else list(rows)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows): raise ValueError(f"an observer's rows must be dictionaries in a list, or None; given {rows!r}")
         now["rows"] += [{"time": now["time"], **{k: plain(v) for k, v in row.items()}} for row in rows]
 
     def checkpoint(self, state: dict[str, Tensor]):
         "Keep a state dict at the present time."
+        if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()): raise ValueError(f"a checkpoint must be a network's state_dict(), not {type(state).__name__}")
         self._now()["checkpoint"] = {k: v.detach().cpu().clone() for k, v in state.items()}
 
     def accuracy(self) -> float:

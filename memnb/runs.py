@@ -126,8 +126,10 @@ class Run:
         near = [t for t in self.checkpoints if abs(t - time) <= 1e-9 * max(1, abs(time))]
         if not near: raise ValueError(f"no checkpoint at {time}; there are {sorted(self.checkpoints)}")
         if model is None and "model" not in self.config: raise ValueError("the run does not say how its network is built: give one like it, at(time, model), or train with config=dict(model=...), the arguments of `build`")
+        if model is not None and not isinstance(model, nn.Module): raise ValueError(f"model={model!r} must be a network like the run's")
         model = build(**self.config["model"]) if model is None else deepcopy(model)
-        model.load_state_dict(self.checkpoints[near[0]])
+        try: model.load_state_dict(self.checkpoints[near[0]])
+        except RuntimeError as e: raise ValueError(f"the network does not fit the run's checkpoint: {e}") from None
         return model.eval()
 
 # %% ../nbs/03_runs.ipynb #cell11
@@ -233,6 +235,8 @@ def run_key(
     rooms: Sequence[str] = (),  # memnb modules whose source made the run
 ) -> str:
     "16 hex digits that name the run which this configuration, data and code give."
+    if isinstance(rooms, (bytes, int, float)) or not isinstance(rooms, Sequence):
+        raise ValueError(f"rooms={rooms!r} must be names of memnb's modules")
     files = [Path(memnb.__file__).parent / f"{room}.py" for room in sorted(map(str, rooms))]
     if missing := [f.stem for f in files if not f.is_file()]:
         raise ValueError(f"rooms={missing} are no modules of memnb")
@@ -244,8 +248,9 @@ def run_key(
     return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 # %% ../nbs/03_runs.ipynb #cell16
-def found(folder: Path) -> Run | None:
+def found(folder: str | Path) -> Run | None:
     "The run in a folder, if there is one. A damaged one is set aside, with a warning."
+    folder = local_path("folder", folder)
     if not folder.exists():
         return None
     try:
@@ -273,7 +278,7 @@ def kept(
     _check_data(data)
     if not callable(make):
         raise ValueError(f"make={make!r} must be a function that makes the run")
-    if not store:
+    if store is None or isinstance(store, str) and not store:
         return make()
     store = local_path("store", store)
     check_writable("store", store)

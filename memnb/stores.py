@@ -163,8 +163,9 @@ def _read_manifest(folder: Path) -> tuple[dict, dict]:
     return files, before
 
 # %% ../nbs/00_stores.ipynb #cell15
-def verify(folder: Path) -> list[str]:
+def verify(folder: str | Path) -> list[str]:
     "Names of the files that were written into `folder`. `Damaged` unless each is as it was written."
+    folder = local_path("folder", folder)
     try:
         files, before = _read_manifest(folder)
         for name, entry in files.items():
@@ -228,10 +229,11 @@ def put(part: Path, folder: Path) -> bool:
 
 
 def publish(
-    folder: Path,  # where the result shall be
+    folder: str | Path,  # where the result shall be
     write: Callable[[Path], None],  # fills a temporary folder beside it
 ) -> bool:
     "Write a folder whole or not at all; False if another was first, whose result then stays."
+    folder = local_path("folder", folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", dir=folder.parent))
     try:

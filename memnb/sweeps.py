@@ -62,8 +62,12 @@ def pool(jobs: int = 1, dask: str | None = None, slurm: dict | None = None, logs
             ending.clear()
 
 # %% ../nbs/15_sweeps.ipynb #cell08
+def _check_tasks(tasks):
+    if isinstance(tasks, (str, bytes)) or not isinstance(tasks, Sequence) or not all(isinstance(t, Task) for t in tasks): raise ValueError(f"tasks={tasks!r} must be a list of tasks, as of `grid`")
+
 def plan(tasks: Sequence[Task], root: Path, retry: bool = False) -> tuple[list[Task], str]:
     "The tasks that are left, and what is known before they run."
+    _check_tasks(tasks)
     for folder in {t.folder(root).parent for t in tasks}: sweep_up(folder)
     states = {t: t.state(root) for t in tasks}
     left = [t for t, s in states.items() if s == "missing" or retry and s == "failed"]
@@ -134,6 +138,7 @@ def _note(task: Task, root: Path, future) -> str:
 
 def table(tasks: Sequence[Task], root: Path) -> pl.DataFrame:
     "One row a task: its parameters, `state`, `seconds`, `error`, `key`."
+    _check_tasks(tasks)
     rows = []
     for t in tasks:
         state = t.state(root)
@@ -166,6 +171,8 @@ def figure(frame: pl.DataFrame, y: str = "accuracy", color: str = "rho", x: str 
     from memnb.charts import curves, panels, use_theme
     use_theme()
     if not isinstance(frame, pl.DataFrame): raise ValueError(f"the results to draw must be a polars DataFrame, not a {type(frame).__name__}")
+    for what, v in dict(x=x, y=y, color=color).items():
+        if not isinstance(v, str): raise ValueError(f"{what}={v!r} must be the name of a column")
     if missing := [c for c in (x, y, color, "group") if c not in frame.columns]: raise ValueError(f"the results have no column {', '.join(missing)}; they have {', '.join(frame.columns)}")
     if color == "seed": frame, color = frame.with_columns(pl.col("seed").alias("of seed"), seed=0), "of seed"
     given = frame.filter(pl.col(y).is_not_null(), pl.col("target").is_in(["given", "true"]) if "target" in frame.columns else True)

@@ -69,7 +69,7 @@ class Task:
     values: tuple[tuple[str, object], ...]  # sorted pairs
     key: str
 
-    def folder(self, root: Path) -> Path: return root / self.notebook.stem / self.key
+    def folder(self, root: str | Path) -> Path: return local_path("root", root) / self.notebook.stem / self.key
 
     def name(self) -> str: return f"{self.notebook.stem} " + (" ".join(f"{k}={v}" for k, v in self.values) or "as it is")
 
@@ -185,6 +185,7 @@ def _owned(key: str, pid: int | str) -> str: return f".{key}.{socket.gethostname
 def sweep_up(folder: Path):
     "Remove what tasks left in a notebook's folder whose owners on this machine are gone."
     import psutil
+    folder = local_path("folder", folder)
     here = socket.gethostname()
     for part in folder.glob(".*.*.*") if folder.is_dir() else ():
         _, _, owner = part.name.rsplit(".", 1)[0].partition(f".{here}-")

@@ -110,20 +110,66 @@ def _identity(s: Training, p: _Plan) -> tuple[dict, list[str]]:
 
 # %% ../nbs/04_trainer.ipynb #cell10
 def _positive(what: str, v, allowed: str = "above 0", most: float = math.inf):
-    if v is not None and not 0 < v <= most: raise ValueError(f"{what}={v} must be {allowed}")
+    number = isinstance(v, (int, float, np.number)) and not isinstance(v, bool)
+    if v is not None and not (number and 0 < v <= most): raise ValueError(f"{what}={v if number else repr(v)} must be {allowed}")
+
+def _whole(what: str, v, least: int = 0):
+    "`ValueError` unless it is a whole number from `least` on."
+    if isinstance(v, bool) or not isinstance(v, (int, np.integer)) or not least <= v < 2**63: raise ValueError(f"{what}={v!r} must be a whole number, {least} or more, and below 2**63")
+
+def _numbers(what: str, given) -> list[float]:
+    "Several numbers as floats. `ValueError` for anything else."
+    try:
+        if isinstance(given, (str, bytes)): raise TypeError
+        return [float(v) for v in given]
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{what}={given!r} must be a list of numbers") from None
+
+def _check_kinds(model, data, test, optimizer, schedule, config):
+    "`ValueError` for an argument of another kind than it must be."
+    kinds = dict(model=(model, nn.Module, "a network, torch.nn.Module"), data=(data, NoisyDataset, "a NoisyDataset"),
+                 test=(test, (NoisyDataset, type(None)), "a NoisyDataset, or None"),
+                 optimizer=(optimizer, (str, torch.optim.Optimizer), "a name or a torch optimizer"),
+                 config=(config, (dict, type(None)), "a dictionary, or None"))
+    for what, (v, kind, words) in kinds.items():
+        if not isinstance(v, kind): raise ValueError(f"{what}={v!r} must be {words}")
+    if not (isinstance(schedule, str) or callable(schedule) or hasattr(schedule, "step")):
+        raise ValueError(f"schedule={schedule!r} must be a name, a function that makes one, or a torch scheduler")
 
 def _functions(what: str, given) -> list[Callable]:
     "Several functions. `ValueError` for anything else, one function by itself included."
     if callable(given) or not isinstance(given, Sequence) or not all(map(callable, given)):
         raise ValueError(f"{what}={given!r} must be a list of functions")
     return list(given)
+def _made(optimizer, model: nn.Module, lr: float, options: dict) -> torch.optim.Optimizer:
+    "The optimizer. What torch refuses is said in memnb's words; an unknown option is a `TypeError`, as everywhere."
+    try:
+        return make_optimizer(optimizer, model.parameters(), lr, options)
+    except TypeError as e:
+        if "unexpected keyword" in str(e):
+            raise TypeError(f"{', '.join(options)}: one of these is no option of {optimizer!r} ({e})") from None
+        raise ValueError(f"{optimizer!r} cannot be made with {options}: {e}") from None
+    except (ValueError, RuntimeError) as e:
+        raise ValueError(f"{e} (optimizer={named(optimizer)!r}, with {options})" if options else str(e)) from None
+
+def _device(device) -> torch.device:
+    try:
+        picked = pick_device(device)
+        torch.empty(0, device=picked)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as e:
+        raise ValueError(f"device={device!r} is none that torch can use here: {e}") from None
+    return picked
 
 # %% ../nbs/04_trainer.ipynb #cell11
 def _prepare(model, data, epochs, test=None, times=None, optimizer="sgd", lr=0.01, schedule="constant", batch=128, clip=None,
              autocast=None, seed=0, device="auto", observe=(), each_step=(), backward=None, checkpoints=None, stop_at=None, config=None,
              progress=False, **options) -> tuple[Training, _Plan]:
     "Check everything, move model and data to the device, and say what is expected."
-    _positive("epochs", epochs, "above 0, and finite", sys.float_info.max), _positive("batch", batch, "1 or more, or None for all examples")
+    _check_kinds(model, data, test, optimizer, schedule, config)
+    if epochs is None: raise ValueError("epochs=None must be a number above 0")
+    if isinstance(optimizer, str): _positive("lr", lr, "above 0, and finite", sys.float_info.max)
+    _whole("seed", seed, -2**63)
+    _positive("epochs", epochs, "above 0, and finite", sys.float_info.max), _positive("batch", batch, "1 or more, or None for all examples", 2**62)
     if batch is not None and batch != int(batch): raise ValueError(f"batch={batch} must be a whole number")
     if autocast is not None and not isinstance(autocast, torch.dtype): raise ValueError(f"autocast={autocast!r} must be a torch.dtype, such as torch.bfloat16")
     if test is not None and (test.x.shape[1:] != data.x.shape[1:] or test.n_classes != data.n_classes):
@@ -131,19 +177,19 @@ def _prepare(model, data, epochs, test=None, times=None, optimizer="sgd", lr=0.0
     _positive("clip", clip, "above 0, or None"), _positive("stop_at", stop_at, "in (0, 1], or None", 1)
     observe, each_step = _functions("observe", observe), _functions("each_step", each_step)
     if backward is not None and not callable(backward): raise ValueError(f"backward={backward!r} must be a function, or None")
-    times = recorded_times(epochs) if times is None else [float(t) for t in times]
-    kept = times[-1:] if checkpoints is None else sorted(float(t) for t in checkpoints)
+    times = recorded_times(epochs) if times is None else _numbers("times", times)
+    kept = times[-1:] if checkpoints is None else sorted(_numbers("checkpoints", checkpoints))
     if missing := sorted(set(kept) - set(times)): raise ValueError(f"checkpoints {missing} are not among the times")
     size = min(batch or len(data), len(data))
     per_epoch = math.ceil(len(data) / size)
-    at, last, device = steps_of(times, per_epoch), round(epochs * per_epoch), pick_device(device)
+    at, last, device = steps_of(times, per_epoch), round(epochs * per_epoch), _device(device)
     if times[-1] > epochs: raise ValueError(f"time {times[-1]:g} is after the last of {epochs:g} epochs")
     data, test, model = data.to(device), test if test is None else test.to(device), model.to(device)
     check_outputs(model, data)
     name = named(schedule)
     own = dict(each_step=each_step, observe=observe, backward=backward) | {k: v for k, v in dict(optimizer=optimizer, schedule=schedule).items() if not isinstance(v, str)}
     own = {k: v for k, v in own.items() if v}
-    opt = make_optimizer(optimizer, model.parameters(), lr, options)
+    opt = _made(optimizer, model, lr, options)
     if isinstance(schedule, str): schedule = SCHEDULES[choose("schedule", schedule, SCHEDULES)]
     sched = schedule(opt, last) if callable(schedule) else schedule
     if isinstance(sched, torch.optim.lr_scheduler.ReduceLROnPlateau): raise ValueError("ReduceLROnPlateau waits for a measured value; step it in your own loop over `train`")
@@ -189,7 +235,7 @@ def train(
     "Train on the observed labels, and yield the `Training` at each recorded time. `Diverged` when the loss is not finite."
     s, plan = _prepare(model, data, epochs, test, times, optimizer, lr, schedule, batch, clip, autocast, seed, device, observe,
                        each_step, backward, checkpoints, stop_at, config, progress, **options)
-    return _loop(s, plan, _journal(journal, *_identity(s, plan)) if journal else None, progress)
+    return _loop(s, plan, None if journal is None or isinstance(journal, str) and not journal else _journal(journal, *_identity(s, plan)), progress)
 
 # %% ../nbs/04_trainer.ipynb #cell13
 def _journal(folder: str | Path, known: dict, unknown: list[str]) -> Journal | None:
@@ -243,7 +289,7 @@ def fit(
     is set aside, with a warning, and trained again.
     """
     if "journal" in options: raise ValueError("journal: `fit` keeps one of its own beside folder=; `train` takes one")
-    place = None if folder is None or folder == "" else _place(folder)
+    place = None if folder is None or isinstance(folder, str) and not folder else _place(folder)
     s, plan = _prepare(model, data, epochs, test, progress=progress, **options)
     journal = known = None
     if place:
@@ -270,6 +316,8 @@ def _beside(place: Path) -> Path:
 # %% ../nbs/04_trainer.ipynb #cell23
 def costs(model: nn.Module, data: NoisyDataset, test: NoisyDataset | None = None, batch: int | None = 128, observe: Sequence[Callable] = (), **options) -> tuple[float, float]:
     "Median seconds of a training step, and seconds of a recorded time with its observers, measured on a copy of the network."
+    _check_kinds(model, data, test, "sgd", "constant", None)
+    _positive("batch", batch, "1 or more, or None for all examples")
     stamps, batch = [], min(batch or len(data), len(data))
     def now(*_):
         if data.x.is_cuda: torch.cuda.synchronize()

@@ -319,6 +319,20 @@ def test_nothing_is_unpickled(tmp_path, file):
 def test_places_that_are_none(folder, says):
     with pytest.raises(ValueError, match=says): Journal(folder, ME)
 
+@pytest.mark.parametrize("call, says", [
+    (lambda rec: Recorder(None), "data=None must be a NoisyDataset"), (lambda rec: Recorder(noisy(8), 3), "test=3 must be a NoisyDataset"),
+    (lambda rec: Recorder(noisy(8), unit=3), "unit=3 must be a text"), (lambda rec: Recorder(noisy(8), config=[1]), "config=.1. a dictionary"),
+    (lambda rec: rec.at("noon"), "time='noon' must be a number"), (lambda rec: rec.at(None), "time=None"), (lambda rec: rec.at([1]), "time="),
+    (lambda rec: rec.log(None, randn(8, 4)), "index=None must be a tensor"), (lambda rec: rec.log([0, 1], randn(2, 4)), "index=.0, 1. must be a tensor"),
+    (lambda rec: rec.log(torch.zeros(8), randn(8, 4)), "must be a tensor of whole numbers"), (lambda rec: rec.log(torch.arange(8), None), "logits=None must be a tensor"),
+    (lambda rec: rec.add(3), "rows must be dictionaries in a list"), (lambda rec: rec.add(dict(a=1)), "rows must be dictionaries"), (lambda rec: rec.add(["a"]), "rows must be"),
+    (lambda rec: rec.checkpoint(None), "a checkpoint must be a network's state_dict"), (lambda rec: rec.checkpoint(net()), "not Sequential"),
+    (lambda rec: rec.checkpoint(dict(a=1)), "state_dict")])
+def test_bad_calls(call, says):
+    rec = Recorder(noisy(8))
+    rec.at(0)
+    with pytest.raises(ValueError, match=says): call(rec)
+
 def test_what_is_no_journal_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ValueError, match="holds other files and no journal"): Journal(tmp_path, ME).read()
