@@ -23,7 +23,7 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from bench import row
-from memnb.arrays import write_whole
+from memnb.stores import write_whole
 from memnb.audit import audit
 from memnb.datasets import NoisyDataset, corrupt, load
 from memnb.layers import predict

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, polars as pl, torch
 from torch import nn
-from .arrays import DATASETS, choose, write_whole
+from .arrays import DATASETS, choose
 from .audit import check_model, from_arrays
 from .datasets import NOISE, SCALES, NoisyDataset, corrupt, load, scaled
 from .experiments import Params, Rule, settle
@@ -21,6 +21,7 @@ from .noise import Noise
 from .repair import Repair, check_held, unbiased_hits
 from .runs import Run, run_key
 from .seeds import seeded
+from .stores import add
 from .trainer import costs, fit
 from .transfer import find_head
 
@@ -164,8 +165,8 @@ def unjudged(model: nn.Module, data: NoisyDataset, held: NoisyDataset | None, no
 
 def export(folder: Path, suspects: pl.DataFrame, mended: Repair | None):
     "Write the ranked list as `suspects.csv`, and the weights of a repaired network as `repaired.pt`, into a folder of results."
-    write_whole(folder / "suspects.csv", lambda f: suspects.write_csv(f))
-    if mended and mended.layer: write_whole(folder / "repaired.pt", lambda f: torch.save(mended.model.state_dict(), f))
+    add(folder, {"suspects.csv": lambda f: suspects.write_csv(f)})
+    if mended and mended.layer: add(folder, {"repaired.pt": lambda f: torch.save(mended.model.state_dict(), f)})
 
 def momentum(p: Params) -> float: return 0.0 if p.model == "mlp" else 0.9
 

@@ -156,6 +156,7 @@ def second_split_forgetting(
     **options,  # of `train`
 ) -> Tensor:
     "(n,) float64: the epoch of the second phase from which on the given label is wrong for good; 0 if it never was right, infinite if it is kept."
+    if taken := sorted({"folder", "journal"} & options.keys()): raise ValueError(f"{', '.join(taken)}: one place cannot keep four runs")
     if len(data) < 2 or second != int(second) or second < 1: raise ValueError(f"second={second} must be a whole number of epochs, 1 or more, and the data more than one example ({len(data)})")
     order, out = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(data.y.device), torch.empty(len(data), dtype=torch.float64)
     halves = order.chunk(2)

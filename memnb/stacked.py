@@ -264,6 +264,7 @@ def fit_stacked(
     **options,  # of `train_stacked`
 ) -> list[Run]:
     "A Run for each network."
+    if taken := sorted({"folder", "journal"} & options.keys()): raise ValueError(f"{', '.join(taken)}: one place cannot keep many runs; save each with memnb.runs.save")
     if why := why_not(models):
         warnings.warn(f"the networks are trained one by one: {why}", stacklevel=2)
         m, config = len(models), options.pop("config", None)

@@ -9,7 +9,8 @@ from scipy.stats import binomtest, chisquare
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 from memnb import arrays, datasets
-from memnb.arrays import data_root, write_whole
+from memnb.arrays import data_root
+from memnb.stores import write_whole
 from memnb.datasets import NOISE, NoisyDataset, corrupt, from_torch, load
 
 USERS_DATA = os.environ.get("MEMNB_DATA")
@@ -290,7 +291,7 @@ def test_torchvision_is_asked_once(name, tmp_path, monkeypatch):
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     fake(monkeypatch, "mnist")
     def full(*_): raise OSError("disk full")
-    monkeypatch.setattr(arrays, "write_whole", full)
+    monkeypatch.setattr(arrays, "write_checked", full)
     with pytest.warns(UserWarning, match="disk full"): assert len(load("mnist", root=tmp_path)[0]) == 6
 
 @pytest.mark.parametrize("error", [RuntimeError("hash"), URLError("no network")])
