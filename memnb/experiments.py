@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'CASTS', 'SEED', 'RATE', 'DATASET', 'FILE', 'AGREE', 'NEAR_ZERO', 'Rule', 'count', 'between', 'one_of',
-           'many', 'injected_names', 'refuse_unknown', 'Params', 'settle', 'check_fits', 'Claim', 'judge', 'not_run',
-           'show', 'facts', 'keep']
+           'many', 'once', 'injected_names', 'refuse_unknown', 'Params', 'settle', 'check_fits', 'Claim', 'judge',
+           'not_run', 'show', 'facts', 'keep']
 
 # %% ../nbs/13_experiments.ipynb #cell03
 import ast, difflib, hashlib, json, math, numbers, os, platform, shutil, sys, tempfile, time
@@ -24,10 +24,7 @@ LONGEST = 1000  # values in a list
 def _number(v) -> float:
     if isinstance(v, bool) or not isinstance(v, (numbers.Real, str)):
         raise TypeError
-    number = float(v)
-    if math.isnan(number):
-        raise ValueError
-    return number
+    return float(v)
 
 def _whole(v) -> int:
     if isinstance(v, numbers.Integral) and not isinstance(v, bool):
@@ -51,7 +48,7 @@ def _text(v) -> str:
     return text
 
 def _list(cast: Callable) -> Callable:
-    "Casts `\"0.1,0.2\"`, a single value, a list or nothing to a list, each value once."
+    "Casts `\"0.1,0.2\"`, a single value, a list or nothing to a list."
     def cast_all(v) -> list:
         if isinstance(v, str):
             inner = v.strip().removeprefix("[").removesuffix("]")
@@ -59,7 +56,7 @@ def _list(cast: Callable) -> Callable:
         items = v if isinstance(v, (list, tuple, range)) else v.tolist() if isinstance(v, np.ndarray) else [v]
         if len(items) > LONGEST:
             raise ValueError
-        return list(dict.fromkeys(cast(i) for i in items))
+        return [cast(i) for i in items]
     return cast_all
 
 CASTS = {
@@ -85,8 +82,8 @@ class Rule:
         except (TypeError, ValueError, OverflowError):
             many = f" of at most {LONGEST} values" if self.kind.startswith("list") else ""
             raise ValueError(f"{name}={shown(value)} must be a {self.kind}{many}") from None
-        if not all(self.test(i) for i in (v if isinstance(v, list) else [v])):
-            raise ValueError(f"{name}={shown(value)} must {self.allowed}")
+        if not all(i == i and self.test(i) for i in (v if isinstance(v, list) else [v])):  # NaN is not itself
+            raise ValueError(f"{name}={shown(value)} must {self.allowed or f'be a {self.kind}'}")
         return v
 
 # %% ../nbs/13_experiments.ipynb #new71
@@ -105,6 +102,10 @@ def one_of(valid: Sequence[str], many: bool = False) -> Rule:
 def many(rule: Rule) -> Rule:
     "A list of what `rule` allows."
     return replace(rule, kind=f"list of {rule.kind}s")
+
+def once(values: list) -> list:
+    "Each value once, in order of appearance."
+    return list(dict.fromkeys(values))
 
 def _is_file(text: str) -> bool:
     try:

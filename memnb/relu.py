@@ -14,7 +14,7 @@ import numpy as np, polars as pl
 from .arrays import source
 from .datasets import NOISE, NoisyDataset, corrupt, load
 from .dynamics import components, cosine, follow, gate_similarity, target_vectors, update_rates
-from .experiments import DATASET, SEED, Params, Rule, between, check_fits, count, many, one_of, settle
+from .experiments import DATASET, SEED, Params, Rule, between, check_fits, count, many, once, one_of, settle
 from .flow import ReLUField, flow, gradient_flow
 from .models import build, clean_first, two_layer
 from .runs import Run, kept
@@ -75,9 +75,9 @@ def needs(p: Params, d: int) -> tuple[float, float]:
 def parameters(figure: str, **given) -> Params:
     "The figure's parameters, cast, checked and completed; lists that are empty become the single value."
     p = settle(figure, PRESETS, RULES, given)
-    p["rhos"] = sorted(p.get("rhos") or [p.rho])
+    p["rhos"] = sorted(set(p.get("rhos") or [p.rho]))
     if "seeds" in p:
-        p["seeds"] = p.seeds or [p.seed]
+        p["seeds"] = once(p.seeds or [p.seed])
     if "early" in p and p.early >= p.epochs:
         raise ValueError(f"early={p.early} must be less than epochs={p.epochs}")
     for k in ("epochs", "clean_epochs", "window"):
