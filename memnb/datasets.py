@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np, torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from .arrays import check_memory, choose, local_path, read, read_arrays, shown
-from .seeds import check_device, check_seed, generator
+from .arrays import check_memory, check_seed, choose, local_path, read, read_arrays, shown
+from .seeds import check_device, generator
 
 # %% ../nbs/00_datasets.ipynb #cell05
 MOST_CLASSES = 2**15 - 1  # a Run keeps predictions as int16
