@@ -8,12 +8,13 @@ __all__ = ['OPERATIONS', 'LARGEST', 'is_prime', 'check_modulus', 'table', 'Grid'
 # %% ../nbs/10_modular.ipynb #cell02
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from numbers import Integral, Real
-import torch
+import numpy as np, torch
 from torch import Tensor
 from tqdm import tqdm
-from .arrays import check_memory, choose, shown
-from .datasets import NoisyDataset, corrupt
+from .arrays import check_memory, choose, shown, whole_number
+from .datasets import NoisyDataset, check_data, corrupt
 from .models import ACTIVATIONS, ModularNet
 from .recorder import Recorder
 from .runs import Run
@@ -77,6 +78,7 @@ class Grid:
     "The training pairs of a table as a grid: labels (P, P), and which pairs are trained on."
 
     def __init__(self, data: NoisyDataset, p: int):
+        check_data(data)
         if data.n_classes != p or tuple(data.x.shape[1:]) != (2 * p,): raise ValueError(f"the data have {data.n_classes} classes and inputs {tuple(data.x.shape[1:])}; a network modulo {p} needs {p} and ({2 * p},)")
         if not (data.x[:, :p].argmax(1) * p + data.x[:, p:].argmax(1)).equal(data.index): raise ValueError("the data's index is not a P + b of its pairs (a, b)")
         self.y = torch.zeros(p * p, dtype=torch.int64, device=data.y.device).scatter(0, data.index, data.y).view(p, p)
@@ -108,6 +110,28 @@ def gradient(
     return loss
 
 # %% ../nbs/10_modular.ipynb #cell12
+def _check_course(net: ModularNet, data: NoisyDataset, test: NoisyDataset | None, epochs: int, lr: float, weight_decay: float):
+    "`ValueError` unless this can be trained."
+    if not isinstance(net, ModularNet):
+        raise ValueError(f"the network is a {type(net).__name__}; it must be a ModularNet")
+    check_data(data)
+    if test is not None:
+        check_data(test, "the test data")
+    whole_number("epochs", epochs, 1, 10**9)
+    for name, v in dict(lr=lr, weight_decay=weight_decay).items():
+        if isinstance(v, bool) or not isinstance(v, Real) or not 0 <= v <= 1e300:
+            raise ValueError(f"{name}={shown(v)} must be a finite number, 0 or more")
+
+def _epochs_of(what: str, times: Sequence[int], last: int) -> list[int]:
+    "A list of epochs, at most `last` + 1 of them, as ints; `ValueError` for anything else."
+    if isinstance(times, (np.ndarray, Tensor)):
+        times = times.tolist()
+    if not isinstance(times, (list, tuple, range)) or len(times) > last + 1:
+        raise ValueError(f"{what}={shown(times)} must be a list of epochs, {last + 1} at most")
+    if odd := [t for t in times if isinstance(t, bool) or not isinstance(t, Real) or not math.isfinite(t) or t != int(t)]:
+        raise ValueError(f"{what} must be whole numbers of epochs; {shown(odd[0])} is none")
+    return [int(t) for t in times]
+
 def train_modular(
     net: ModularNet,  # trained in place; parameters that require no gradient stay as they are
     data: NoisyDataset,  # of `table`
@@ -122,14 +146,14 @@ def train_modular(
     config: dict | None = None,  # stored with the Run; JSON values
     progress: bool = False,
 ) -> Iterator[Training]:
-    "AdamW on all training pairs, the learning rate falling to zero along a cosine; yields at the recorded epochs. `Diverged` if the loss is not finite."
-    if epochs < 1 or epochs != int(epochs): raise ValueError(f"epochs={epochs} must be a whole number, 1 or more")
-    times = sorted({*range(0, epochs, -(-epochs // 50)), epochs}) if times is None else [float(t) for t in times]
-    if not times or any(not 0 <= t <= epochs or t != int(t) for t in times) or any(b <= a for a, b in zip(times, times[1:])):
-        raise ValueError(f"times must be whole, increase and lie in [0, {epochs}]; given {times[:5]}")
-    times, kept = [int(t) for t in times], sorted({int(t) for t in checkpoints} | {int(times[-1])})
+    "AdamW on all training pairs, the learning rate falling to zero along a cosine; yields at the recorded epochs. `ValueError` for what cannot be trained, at once; `Diverged` if the loss is not finite."
+    device = check_device(pick_device(device) if isinstance(device, str) and device == "auto" else device)
+    _check_course(net, data, test, epochs, lr, weight_decay)
+    times = sorted({*range(0, epochs, -(-epochs // 50)), epochs}) if times is None else _epochs_of("times", times, epochs)
+    if not times or times[0] < 0 or times[-1] > epochs or any(b <= a for a, b in pairwise(times)):
+        raise ValueError(f"times must be whole, increase and lie in [0, {epochs}]; given {shown(times[:5])}")
+    kept = sorted({*_epochs_of("checkpoints", checkpoints, epochs), times[-1]})
     if missing := sorted(set(kept) - set(times)): raise ValueError(f"checkpoints {missing} are not among the times")
-    device = pick_device(device)
     net, data, test = net.to(device), data.to(device), test if test is None else test.to(device)
     grid = Grid(data, net.p)
     if test is not None: Grid(test, net.p)
