@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 import shutil
 import tempfile
 import time
@@ -22,24 +23,28 @@ from pathlib import Path
 # %% ../nbs/00_stores.ipynb #cell05
 def local_path(
     what: str,  # the argument's name, for the message
-    place,
+    place: str | Path,
 ) -> Path:
-    "`place` as a path. `ValueError` for what is no path, or an address such as `s3://bucket/key`."
-    if not isinstance(place, (str, os.PathLike)) or not str(place).strip() or "\0" in str(place):
-        raise ValueError(f"{what}={place!r} must be a path: a text or a pathlib.Path")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(place)):
+    """`place` as a path of this machine, with `~` expanded.
+
+    `ValueError` for what is no path, for what no file system takes, and for an address such as
+    `s3://bucket/key`, of which `pathlib` would make a folder `s3:`.
+    """
+    text = os.fspath(place) if isinstance(place, (str, os.PathLike)) else ""
+    said = f"{what}={reprlib.repr(str(place) if text else place)}"
+    if not isinstance(text, str) or not text.strip() or not text.isprintable():
+        raise ValueError(f"{said} must be a path on this machine: a text or a pathlib.Path")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         raise ValueError(
-            f"{what}={str(place)!r} is an address, and memnb reads and writes on this machine only: "
+            f"{said} is an address, and memnb reads and writes on this machine only: "
             "give a folder here, or mount that one"
         )
+    if len(text) > 4000 or max(len(os.fsencode(part)) for part in text.split("/")) > 255:
+        raise ValueError(f"{said} is too long: a name has at most 255 bytes")
     try:
-        path = Path(place).expanduser()
-        path.exists()
+        return Path(text).expanduser()
     except RuntimeError as e:
-        raise ValueError(f"{what}={str(place)!r} names a home that is not known: {e}") from e
-    except OSError as e:
-        raise OSError(f"{what}={str(place)!r} cannot be a path here: {e.strerror}") from e
-    return path
+        raise ValueError(f"{said} names a home that is not known: {e}") from e
 
 # %% ../nbs/00_stores.ipynb #cell06
 def check_writable(what: str, folder: Path):

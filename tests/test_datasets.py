@@ -225,7 +225,7 @@ def test_channels_and_plain_features(tmp_path):
 
 @pytest.mark.parametrize("arrays, says", [
     ({k: v for k, v in keras().items() if k != "y_test"}, "lacks y_test.*holds x_train"),
-    (keras(y_train=np.zeros(5, int)), "6 inputs but 5 labels"), (keras(x_train=np.full((6, 2), np.nan)), "x_train.*NaN"),
+    (keras(y_train=np.zeros(5, int)), "6 inputs but 5 labels"), (keras(x_train=np.full((6, 2), np.nan), x_test=np.zeros((2, 2))), "x_train.*NaN"),
     (keras(y_train=np.array([0, 1, -1] * 2)), "-1.*0 or more"),
     (keras(y_train=np.array([0., 1] * 3)), "float64.*integers"), (keras(y_test=np.array([2, 9])), r"\[9\].*never"),
 ])
