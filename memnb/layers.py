@@ -31,7 +31,7 @@ def evaluating(model: nn.Module):
     finally:
         for m, mode in modes: m.training = mode
 
-# %% ../nbs/02_layers.ipynb #6fd3d004
+# %% ../nbs/02_layers.ipynb #1055951a
 def compiled(model: nn.Module) -> bool:
     "Whether `torch.compile` was applied to a network or to a part of it."
     return any(
@@ -350,7 +350,7 @@ def layer_state(model: nn.Module, layer: str, buffers: bool = True) -> dict[str,
         raise ValueError(f"{layer!r} has no parameters; these layers have: {there}")
     return {k: state[k].detach().clone() for k in mine}
 
-# %% ../nbs/02_layers.ipynb #051229ef
+# %% ../nbs/02_layers.ipynb #efb202fb
 def _holds(m: nn.Module, recurse: bool = True) -> bool:
     return any(True for _ in m.parameters(recurse))
 
@@ -365,7 +365,7 @@ def _weights(m: nn.Module) -> int:
     return sum(any(p.ndim > 1 for p in c.parameters(False)) for c in m.modules())
 
 def _is_row(m: nn.Module) -> bool:
-    if isinstance(m, (nn.ModuleList, nn.ModuleDict)):
+    if isinstance(m, (nn.ModuleList, nn.ModuleDict)) and type(m).forward is nn.Module.forward:
         return True  # never called itself
     composite = all(_children(c) for _, c in _children(m))
     return isinstance(m, nn.Sequential) and composite and not _holds(m, False)
@@ -394,7 +394,7 @@ def layer_groups(model: nn.Module) -> list[str]:
     most = sum(_weights(c) for _, c in children) / 2
     return own + [part for k, c in children for part in _split(k, c, most)]
 
-# %% ../nbs/02_layers.ipynb #04c821b8
+# %% ../nbs/02_layers.ipynb #5ccc9ff1
 @dataclass(eq=False)
 class _Call:
     "What a module gave in a pass."
@@ -456,7 +456,7 @@ def _behind(tops: list) -> set:
         todo += [n for n, _ in node.next_functions if n is not None]
     return seen
 
-# %% ../nbs/02_layers.ipynb #407dbbcb
+# %% ../nbs/02_layers.ipynb #71c9a69e
 def _mixes(m: nn.Module) -> bool:
     "Whether outputs of a module depend on several of its inputs; a scale or a shift does not."
     if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd)):
@@ -483,7 +483,7 @@ def _heads(model: nn.Module, groups: list[str], calls: dict, logits: Tensor) -> 
             found.append(group)  # one of several networks, whose outputs are averaged
     return found
 
-# %% ../nbs/02_layers.ipynb #434ad328
+# %% ../nbs/02_layers.ipynb #ad31f169
 def _why_not(name: str, calls: dict[str, _Call], n: int) -> str:
     "Why a group has no activation of n examples to look at; empty if it has."
     call = calls.get(name)
