@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl, torch
 from torch import Tensor
 from .arrays import write_whole
+from .checks import given, number
 from .datasets import NoisyDataset
 from .runs import Run, outcome
 
@@ -43,6 +44,24 @@ class _Sheet:
         return self.values
 
 # %% ../nbs/04_recorder.ipynb #cell08
+def _check_batch(index, logits, k: int):
+    "`TypeError` or `ValueError` unless they are an index (b,) and finite logits (b, K), or (b, 1) for two classes."
+    if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32) or index.ndim != 1:
+        what = f"{index.dtype} {tuple(index.shape)}" if isinstance(index, Tensor) else given(index)
+        raise TypeError(f"the index is {what}; it must be a tensor of integers (b,)")
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        raise TypeError(f"the logits are {given(logits)}; they must be a tensor of numbers (b, {k})")
+    b = len(index)
+    if logits.ndim != 2 or logits.shape[1] not in ((1, 2) if k == 2 else (k,)) or len(logits) != b:
+        shape = tuple(logits.shape)
+        raise ValueError(f"{b} examples came with logits {shape}; {k} classes need ({b}, {k})")
+    if not (finite := logits.isfinite().all(1)).all():
+        bad = index[(~finite).to(index.device).nonzero()[0, 0]]
+        raise ValueError(
+            f"the logits of {int((~finite).sum())} examples hold NaN or infinity (the first has index "
+            f"{int(bad)}); there is no prediction in them"
+        )
+
 class Recorder:
     "Makes a `Run` of logits: `at(time)`, then `log(index, logits)` until every example was seen; at last `run()`."
 
@@ -52,6 +71,9 @@ class Recorder:
         unit: str = "epoch",  # of time
         config: dict | None = None,  # stored with the Run; JSON values
     ):
+        for what, d in (("training", data), ("test", test)):
+            if not isinstance(d, NoisyDataset) and not (d is None and what == "test"):
+                raise TypeError(f"the {what} data are {given(d)}; they must be a NoisyDataset")
         if data.n_classes > 32767: raise ValueError(f"{data.n_classes} classes are more than the 32767 of which a run can keep the predictions")
         self.data, self.test, self.unit, self.config = data, test, unit, config or {}
         y, index, self.moments, self.open = data.y.cpu(), data.index.cpu(), [], None
@@ -62,9 +84,9 @@ class Recorder:
 
     def at(self, time: float):
         "Begin a recorded time, later than the last one; `ValueError` if the last one lacks examples."
+        time = number("time", time, "be finite")
         self.close()
         if self.moments and not time > self.moments[-1]["time"]: raise ValueError(f"time {time} is not after {self.moments[-1]['time']}")
-        if not math.isfinite(time): raise ValueError(f"time {time} is not finite")
         self.open = dict(time=float(time), rows=[], checkpoint=None)
         for s in self._sheets().values(): s.clear()
 
@@ -77,7 +99,7 @@ class Recorder:
         self._now()
         if test and self.held is None: raise ValueError("this recorder was made without a test set")
         k = self.data.n_classes
-        if logits.ndim != 2 or logits.shape[1] not in ((1, 2) if k == 2 else (k,)) or len(logits) != len(index): raise ValueError(f"{len(index)} examples came with logits {tuple(logits.shape)}; {k} classes need ({len(index)}, {k})")
+        _check_batch(index, logits, k)
         index, logits, sheet = index.cpu(), logits.detach(), self.held if test else self.given
         sheet.fill(sheet.rows(index), logits)
         if self.noisy and not test and (part := torch.isin(index, self.noisy.sorted)).any():

@@ -22,22 +22,32 @@ from .layers import examples, predict
 from .seeds import seeded
 from .recorder import Journal, Recorder
 from .runs import Run, load as load_run, save
-from .steps import (SCHEDULES, Training, batches, check_finite, check_outputs, copied, diverged, expect, joins,
+from .steps import (SCHEDULES, Training, batches, check_finite, check_outputs, copied, diverged, expect, joins, loss_of,
                          make_optimizer, named, order, pick_device, recorded_times, steps_of, take_step, times_of)
 
 # %% ../nbs/04_trainer.ipynb #cell06
+def _log(s: Training, good: dict | None, logits: torch.Tensor, test: bool = False):
+    "Record outputs; `Diverged` where they, or their losses, are not finite."
+    data = s.test if test else s.data
+    loss = loss_of(logits, data.y, "none").float()
+    fine = logits.isfinite().all(1) & loss.isfinite()
+    if not fine.all():
+        s.recorder.open = None
+        diverged(s, good, loss[~fine][0], s.step, s.lr)
+    s.recorder.log(data.index, logits, test=test)
+
 def _record(s: Training, p: "_Plan", good: dict | None):
     "Record the present time."
     s.recorder.at(s.time)
-    s.recorder.log(s.data.index, predict(s.model, s.data.x, index=s.data.index))
-    if not (loss := s.recorder.given.values[1]).isfinite().all():
-        s.recorder.open = None
-        diverged(s, good, loss[~loss.isfinite()][0], s.step, s.lr)
+    _log(s, good, predict(s.model, s.data.x, index=s.data.index))
     if s.test is not None:
-        with examples(None): s.recorder.log(s.test.index, predict(s.model, s.test.x), test=True)
+        with examples(None):
+            _log(s, good, predict(s.model, s.test.x), test=True)
     s.ended = s.step >= p.last or p.stop_at is not None and s.recorder.accuracy() >= p.stop_at
-    if s.ended and p.checkpoints or s.time in p.checkpoints: s.recorder.checkpoint(s.model.state_dict())  # as it was recorded: an observer may change it
-    for look in p.observe: s.recorder.add(look(s) or [])
+    if s.ended and p.checkpoints or s.time in p.checkpoints:
+        s.recorder.checkpoint(s.model.state_dict())  # as it was recorded: an observer may change it
+    for look in p.observe:
+        s.recorder.add(look(s) or [])
     s.recorder.close()
 
 # %% ../nbs/04_trainer.ipynb #cell07
@@ -113,11 +123,6 @@ def _check_numbers_of(epochs, batch, clip, stop_at, seed):
     _positive("stop_at", stop_at, "in (0, 1], or None", 1)
     seed_of(seed)
 
-def _check_functions(**functions):
-    for what, v in functions.items():
-        if not isinstance(v, (list, tuple)) or not all(map(callable, v)):
-            raise TypeError(f"{what}={given(v)} must be a list of functions")
-
 def _check_test(data: NoisyDataset, test: NoisyDataset | None):
     "`TypeError` or `ValueError` unless the test set is like the training set."
     for what, d in (("training", data), ("test", test)):
@@ -161,7 +166,6 @@ def _prepare(model, data, epochs, test=None, times=None, optimizer="sgd", lr=0.0
              progress=False, **options) -> tuple[Training, _Plan]:
     "Check everything, move model and data to the device, and say what is expected."
     _check_numbers_of(epochs, batch, clip, stop_at, seed)
-    _check_functions(observe=observe, each_step=each_step, **({} if backward is None else dict(backward=[backward])))
     if config is not None and not isinstance(config, dict): raise TypeError(f"config={given(config)} must be a dict of JSON values")
     if autocast is not None and not isinstance(autocast, torch.dtype): raise ValueError(f"autocast={autocast!r} must be a torch.dtype, such as torch.bfloat16")
     _check_test(data, test)

@@ -219,7 +219,7 @@ class Masked:
         with examples(index):
             return self.model(x)
 
-# %% ../nbs/09_units.ipynb #26f1931b
+# %% ../nbs/09_units.ipynb #d054bcc3
 class _WholeNumbers(TorchDispatchMode):
     "Follows what is computed from the inputs alone, and keeps what is cast to whole numbers of it."
 
@@ -270,7 +270,7 @@ def _cast(model: nn.Module, x: Tensor) -> tuple[list[Tensor], list[str]]:
                 h.remove()
     return mode.cast, [name for name, times in Counter(tables).items() if times == 1]
 
-# %% ../nbs/09_units.ipynb #9ebca96f
+# %% ../nbs/09_units.ipynb #1ee67593
 class _Noise:
     "Gaussian noise for copies of an example, in what numbers it is given by."
 
@@ -299,11 +299,13 @@ class _Noise:
         return ", ".join(where) if where and self.size else "nowhere"
 
     def _changes(self, x: Tensor, cast: list[Tensor]) -> bool:
-        "Whether noise in the numbers changes what is made a whole number."
+        "Whether the numbers are part of what is made a whole number: large changes of them show it."
         g = torch.Generator().manual_seed(self.seed)
-        noise = torch.randn(x.shape, generator=g, dtype=x.dtype).to(x.device) * self.numbers
-        sd = self.size * _root_mean_square(x[:, self.numbers])
-        other, _ = _cast(self.net.model, x + sd * noise)
+        change = torch.randn(x.shape, generator=g, dtype=x.dtype).to(x.device) * self.numbers
+        try:
+            other, _ = _cast(self.net.model, x + 3 * _root_mean_square(x[:, self.numbers]) * change)
+        except Exception:  # an embedding has no row for it
+            return True
         return any(not torch.equal(a, b) for a, b in zip(cast, other))
 
     def _spread(self, name: str) -> tuple[Tensor, torch.Size]:

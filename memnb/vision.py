@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .checks import fits, number, seed_of, sizes, whole
 from .seeds import seeded
 
-# %% ../nbs/01_vision.ipynb #88bc50c1
+# %% ../nbs/01_vision.ipynb #dfbd5bbe
 def made(what: str, make: Callable[[], nn.Module], seed: int) -> nn.Module:
     "What `make` gives, with weights from the seed. `ValueError` if it cannot be made or does not fit."
     seed = seed_of(seed)
@@ -54,7 +54,7 @@ def cnn(
 ) -> nn.Sequential:
     "Blocks of two 3 x 3 convolutions with ReLU and 2 x 2 max pooling, then an MLP: `block1, ..., flatten, fc1, ..., out`."
     shape, channels = sizes("shape", shape, ("channels", "height", "width")), sizes("channels", channels)
-    pool_stride, n_classes = whole("pool_stride", pool_stride, 1), whole("n_classes", n_classes, 2)
+    pool_stride, n_classes = whole("pool_stride", pool_stride, 1, 2**31), whole("n_classes", n_classes, 2)
     widths = sizes("widths", widths)
 
     def conv(a: int, b: int) -> list[nn.Module]:
@@ -70,7 +70,7 @@ def cnn(
     try:
         with torch.device("meta"):
             d = nn.Sequential(*blocks().values(), nn.Flatten())(torch.zeros(1, *shape)).shape[1]
-    except RuntimeError as e:
+    except (RuntimeError, OverflowError, TypeError) as e:
         n = len(channels)
         raise ValueError(f"inputs of shape {shape} are too small for {n} blocks: {e}") from e
 
