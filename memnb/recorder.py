@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 import polars as pl, torch
 from torch import Tensor
+from .checks import given, number
 from .datasets import NoisyDataset
 from .identity import differences
 from .runs import Run, outcome
@@ -44,6 +45,24 @@ class _Sheet:
         return self.values
 
 # %% ../nbs/04_recorder.ipynb #cell08
+def _check_batch(index, logits, k: int):
+    "`TypeError` or `ValueError` unless they are an index (b,) and finite logits (b, K), or (b, 1) for two classes."
+    if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32) or index.ndim != 1:
+        what = f"{index.dtype} {tuple(index.shape)}" if isinstance(index, Tensor) else given(index)
+        raise TypeError(f"the index is {what}; it must be a tensor of integers (b,)")
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        raise TypeError(f"the logits are {given(logits)}; they must be a tensor of numbers (b, {k})")
+    b = len(index)
+    if logits.ndim != 2 or logits.shape[1] not in ((1, 2) if k == 2 else (k,)) or len(logits) != b:
+        shape = tuple(logits.shape)
+        raise ValueError(f"{b} examples came with logits {shape}; {k} classes need ({b}, {k})")
+    if not (finite := logits.isfinite().all(1)).all():
+        bad = index[(~finite).to(index.device).nonzero()[0, 0]]
+        raise ValueError(
+            f"the logits of {int((~finite).sum())} examples hold NaN or infinity (the first has index "
+            f"{int(bad)}); there is no prediction in them"
+        )
+
 class Recorder:
     "Makes a `Run` of logits: `at(time)`, then `log(index, logits)` until every example was seen; at last `run()`."
 
@@ -53,9 +72,11 @@ class Recorder:
         unit: str = "epoch",  # of time
         config: dict | None = None,  # stored with the Run; JSON values
     ):
-        for what, v in (("data", data), ("test", test)):
-            if not isinstance(v, NoisyDataset) and (what == "data" or v is not None): raise ValueError(f"{what}={v!r} must be a NoisyDataset")
-        if not isinstance(unit, str) or config is not None and not isinstance(config, dict): raise ValueError(f"unit={unit!r} must be a text, config={config!r} a dictionary or None")
+        for what, d in (("training", data), ("test", test)):
+            if not isinstance(d, NoisyDataset) and not (d is None and what == "test"):
+                raise TypeError(f"the {what} data are {given(d)}; they must be a NoisyDataset")
+        if not isinstance(unit, str): raise TypeError(f"unit={given(unit)} must be a text")
+        if config is not None and not isinstance(config, dict): raise TypeError(f"config={given(config)} must be a dictionary or None")
         if data.n_classes > 32767: raise ValueError(f"{data.n_classes} classes are more than the 32767 of which a run can keep the predictions")
         self.data, self.test, self.unit, self.config = data, test, unit, config or {}
         y, index, self.moments, self.open = data.y.cpu(), data.index.cpu(), [], None
@@ -66,10 +87,9 @@ class Recorder:
 
     def at(self, time: float):
         "Begin a recorded time, later than the last one; `ValueError` if the last one lacks examples."
-        if isinstance(time, bool) or not isinstance(time, (int, float)): raise ValueError(f"time={time!r} must be a number")
+        time = number("time", time, "be finite")
         self.close()
         if self.moments and not time > self.moments[-1]["time"]: raise ValueError(f"time {time} is not after {self.moments[-1]['time']}")
-        if not math.isfinite(time): raise ValueError(f"time {time} is not finite")
         self.open = dict(time=float(time), rows=[], checkpoint=None)
         for s in self._sheets().values(): s.clear()
 
@@ -84,7 +104,7 @@ class Recorder:
         if not isinstance(index, Tensor) or index.ndim != 1 or index.is_floating_point() or index.is_complex(): raise ValueError(f"index={index!r} must be a tensor of whole numbers, one an example")
         if not isinstance(logits, Tensor): raise ValueError(f"logits={logits!r} must be a tensor")
         k = self.data.n_classes
-        if logits.ndim != 2 or logits.shape[1] not in ((1, 2) if k == 2 else (k,)) or len(logits) != len(index): raise ValueError(f"{len(index)} examples came with logits {tuple(logits.shape)}; {k} classes need ({len(index)}, {k})")
+        _check_batch(index, logits, k)
         index, logits, sheet = index.cpu(), logits.detach(), self.held if test else self.given
         sheet.fill(sheet.rows(index), logits)
         if self.noisy and not test and (part := torch.isin(index, self.noisy.sorted)).any():

@@ -6,7 +6,7 @@
 __all__ = ['train', 'fit', 'costs']
 
 # %% ../nbs/04_trainer.ipynb #cell03
-import hashlib, json, math, sys, time, warnings
+import hashlib, json, math, time, warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
@@ -16,29 +16,40 @@ import numpy as np, torch
 from torch import nn
 from tqdm import tqdm
 from .arrays import choose
+from .checks import given, number, seed_of, whole
 from .datasets import NoisyDataset
 from .identity import Unknown, architecture, differences, fingerprint, start_of
 from .layers import examples, predict
 from .seeds import seeded
 from .recorder import Journal, Recorder
 from .runs import Run, found, holds_run, identity_of, save
-from .steps import (SCHEDULES, Training, check_finite, check_outputs, copied, diverged, expect, make_optimizer, named, order, pick_device,
-                         recorded_times, steps_of, take_step)
+from .steps import (SCHEDULES, Training, batches, check_finite, check_outputs, copied, diverged, expect, joins, loss_of,
+                         make_optimizer, named, order, pick_device, recorded_times, steps_of, take_step, times_of)
 from .stores import check_writable, local_path
 
 # %% ../nbs/04_trainer.ipynb #cell06
+def _log(s: Training, good: dict | None, logits: torch.Tensor, test: bool = False):
+    "Record outputs; `Diverged` where they, or their losses, are not finite."
+    data = s.test if test else s.data
+    loss = loss_of(logits, data.y, "none").float()
+    fine = logits.isfinite().all(1) & loss.isfinite()
+    if not fine.all():
+        s.recorder.open = None
+        diverged(s, good, loss[~fine][0], s.step, s.lr)
+    s.recorder.log(data.index, logits, test=test)
+
 def _record(s: Training, p: "_Plan", good: dict | None):
     "Record the present time."
     s.recorder.at(s.time)
-    s.recorder.log(s.data.index, predict(s.model, s.data.x, index=s.data.index))
-    if not (loss := s.recorder.given.values[1]).isfinite().all():
-        s.recorder.open = None
-        diverged(s, good, loss[~loss.isfinite()][0], s.step, s.lr)
+    _log(s, good, predict(s.model, s.data.x, index=s.data.index))
     if s.test is not None:
-        with examples(None): s.recorder.log(s.test.index, predict(s.model, s.test.x), test=True)
+        with examples(None):
+            _log(s, good, predict(s.model, s.test.x), test=True)
     s.ended = s.step >= p.last or p.stop_at is not None and s.recorder.accuracy() >= p.stop_at
-    if s.ended and p.checkpoints or s.time in p.checkpoints: s.recorder.checkpoint(s.model.state_dict())  # as it was recorded: an observer may change it
-    for look in p.observe: s.recorder.add(look(s) or [])
+    if s.ended and p.checkpoints or s.time in p.checkpoints:
+        s.recorder.checkpoint(s.model.state_dict())  # as it was recorded: an observer may change it
+    for look in p.observe:
+        s.recorder.add(look(s) or [])
     s.recorder.close()
 
 # %% ../nbs/04_trainer.ipynb #cell07
@@ -49,6 +60,7 @@ class _Plan:
     last: int  # step
     per_epoch: int  # steps
     size: int  # examples a step
+    join: bool  # the last batch of an epoch, of one example, with the one before
     clip: float | None
     autocast: torch.dtype | None
     seed: int
@@ -83,7 +95,7 @@ def _loop(s: Training, p: _Plan, journal: Journal | None, progress: bool) -> Ite
             goal = min((k for k in p.at if k > s.step), default=p.last)
             with seeded(rng, device) as rng:
                 for epoch in range(s.step // p.per_epoch, math.ceil(goal / p.per_epoch)):
-                    rows = order(n, epoch, p.seed).to(device).split(p.size)
+                    rows = batches(order(n, epoch, p.seed).to(device), p.size, p.join)
                     check_finite(s, good)
                     for i in range(s.step - epoch * p.per_epoch, min(p.per_epoch, goal - epoch * p.per_epoch)):
                         take_step(s, rows[i], p.clip, cast, p.each_step, p.backward)
@@ -110,90 +122,94 @@ def _identity(s: Training, p: _Plan) -> tuple[dict, list[str]]:
 
 # %% ../nbs/04_trainer.ipynb #cell10
 def _positive(what: str, v, allowed: str = "above 0", most: float = math.inf):
-    number = isinstance(v, (int, float, np.number)) and not isinstance(v, bool)
-    if v is not None and not (number and 0 < v <= most): raise ValueError(f"{what}={v if number else repr(v)} must be {allowed}")
+    if v is not None:
+        number(what, v, f"be {allowed}", lambda v: 0 < v <= most)
 
-def _whole(what: str, v, least: int = 0):
-    "`ValueError` unless it is a whole number from `least` on."
-    if isinstance(v, bool) or not isinstance(v, (int, np.integer)) or not least <= v < 2**63: raise ValueError(f"{what}={v!r} must be a whole number, {least} or more, and below 2**63")
+_MOST_EPOCHS = 1e9
 
-def _numbers(what: str, given) -> list[float]:
-    "Several numbers as floats. `ValueError` for anything else."
-    try:
-        if isinstance(given, (str, bytes)): raise TypeError
-        return [float(v) for v in given]
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{what}={given!r} must be a list of numbers") from None
+def _check_numbers_of(epochs, batch, clip, stop_at, seed):
+    "`TypeError` or `ValueError` for a number that is none or out of range."
+    number("epochs", epochs, "be above 0, and finite (at most 1e9)", lambda v: 0 < v <= _MOST_EPOCHS)
+    if batch is not None:
+        _positive("batch", batch, "1 or more, or None for all examples")
+        whole("batch", batch, 1)
+    _positive("clip", clip, "above 0, or None")
+    _positive("stop_at", stop_at, "in (0, 1], or None", 1)
+    seed_of(seed)
 
-def _check_kinds(model, data, test, optimizer, schedule, config):
-    "`ValueError` for an argument of another kind than it must be."
-    kinds = dict(model=(model, nn.Module, "a network, torch.nn.Module"), data=(data, NoisyDataset, "a NoisyDataset"),
-                 test=(test, (NoisyDataset, type(None)), "a NoisyDataset, or None"),
-                 optimizer=(optimizer, (str, torch.optim.Optimizer), "a name or a torch optimizer"),
-                 config=(config, (dict, type(None)), "a dictionary, or None"))
-    for what, (v, kind, words) in kinds.items():
-        if not isinstance(v, kind): raise ValueError(f"{what}={v!r} must be {words}")
-    if not (isinstance(schedule, str) or callable(schedule) or hasattr(schedule, "step")):
-        raise ValueError(f"schedule={schedule!r} must be a name, a function that makes one, or a torch scheduler")
+def _check_test(data: NoisyDataset, test: NoisyDataset | None):
+    "`TypeError` or `ValueError` unless the test set is like the training set."
+    for what, d in (("training", data), ("test", test)):
+        if not isinstance(d, NoisyDataset) and not (d is None and what == "test"):
+            raise TypeError(f"the {what} data are {given(d)}; they must be a NoisyDataset")
+    if test is None:
+        return
+    shapes, classes = [tuple(d.x.shape[1:]) for d in (test, data)], [d.n_classes for d in (test, data)]
+    if shapes[0] != shapes[1] or classes[0] != classes[1]:
+        raise ValueError(f"test examples have shape {shapes[0]} and {classes[0]} classes, training examples {shapes[1]} and {classes[1]}")
+    if test.x.dtype != data.x.dtype:
+        raise ValueError(f"test examples are {test.x.dtype}, training examples {data.x.dtype}")
 
-def _functions(what: str, given) -> list[Callable]:
-    "Several functions. `ValueError` for anything else, one function by itself included."
-    if callable(given) or not isinstance(given, Sequence) or not all(map(callable, given)):
-        raise ValueError(f"{what}={given!r} must be a list of functions")
-    return list(given)
-def _made(optimizer, model: nn.Module, lr: float, options: dict) -> torch.optim.Optimizer:
-    "The optimizer. What torch refuses is said in memnb's words; an unknown option is a `TypeError`, as everywhere."
-    try:
-        return make_optimizer(optimizer, model.parameters(), lr, options)
-    except TypeError as e:
-        if "unexpected keyword" in str(e):
-            raise TypeError(f"{', '.join(options)}: one of these is no option of {optimizer!r} ({e})") from None
-        raise ValueError(f"{optimizer!r} cannot be made with {options}: {e}") from None
-    except (ValueError, RuntimeError) as e:
-        raise ValueError(f"{e} (optimizer={named(optimizer)!r}, with {options})" if options else str(e)) from None
+def _kept_times(checkpoints, times: list[float]) -> list[float]:
+    "Times at which parameters are kept: the last, or those asked for, which must be among the times."
+    if checkpoints is None:
+        return times[-1:]
+    if isinstance(checkpoints, (str, dict)) or not hasattr(checkpoints, "__iter__"):
+        raise TypeError(f"checkpoints={given(checkpoints)} must be a list of numbers")
+    kept = sorted(number("a checkpoint", t) for t in checkpoints)
+    if missing := sorted(set(kept) - set(times)):
+        raise ValueError(f"checkpoints {missing} are not among the times")
+    return kept
 
-def _device(device) -> torch.device:
-    try:
-        picked = pick_device(device)
-        torch.empty(0, device=picked)
-    except (RuntimeError, TypeError, ValueError, AssertionError) as e:
-        raise ValueError(f"device={device!r} is none that torch can use here: {e}") from None
-    return picked
+def _schedule_of(schedule, optimizer, steps: int):
+    "A scheduler, or None, of a name, a function or a scheduler object."
+    if isinstance(schedule, str):
+        schedule = SCHEDULES[choose("schedule", schedule, SCHEDULES)]
+    made = schedule(optimizer, steps) if callable(schedule) else schedule
+    if isinstance(made, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise ValueError("ReduceLROnPlateau waits for a measured value; step it in your own loop over `train`")
+    if made is not None and not hasattr(made, "step"):
+        raise TypeError(f"schedule={given(made)} must be a name ({', '.join(SCHEDULES)}), a function or a scheduler")
+    if made is not None and getattr(made, "optimizer", optimizer) is not optimizer:
+        raise ValueError("the schedule is of another optimizer")
+    return made
+
+def _functions(what: str, value) -> list[Callable]:
+    "Several functions. `TypeError` for anything else, one function by itself included."
+    if callable(value) or not isinstance(value, Sequence) or not all(map(callable, value)):
+        raise TypeError(f"{what}={given(value)} must be a list of functions")
+    return list(value)
+
+def _own(optimizer, schedule, **functions) -> dict:
+    "The caller's functions and objects, by the name of their argument."
+    objects = {k: v for k, v in dict(optimizer=optimizer, schedule=schedule).items() if not isinstance(v, str)}
+    return {k: v for k, v in (functions | objects).items() if v}
 
 # %% ../nbs/04_trainer.ipynb #cell11
 def _prepare(model, data, epochs, test=None, times=None, optimizer="sgd", lr=0.01, schedule="constant", batch=128, clip=None,
              autocast=None, seed=0, device="auto", observe=(), each_step=(), backward=None, checkpoints=None, stop_at=None, config=None,
              progress=False, **options) -> tuple[Training, _Plan]:
     "Check everything, move model and data to the device, and say what is expected."
-    _check_kinds(model, data, test, optimizer, schedule, config)
-    if epochs is None: raise ValueError("epochs=None must be a number above 0")
-    if isinstance(optimizer, str): _positive("lr", lr, "above 0, and finite", sys.float_info.max)
-    _whole("seed", seed, -2**63)
-    _positive("epochs", epochs, "above 0, and finite", sys.float_info.max), _positive("batch", batch, "1 or more, or None for all examples", 2**62)
-    if batch is not None and batch != int(batch): raise ValueError(f"batch={batch} must be a whole number")
+    _check_numbers_of(epochs, batch, clip, stop_at, seed)
+    if config is not None and not isinstance(config, dict): raise TypeError(f"config={given(config)} must be a dict of JSON values")
     if autocast is not None and not isinstance(autocast, torch.dtype): raise ValueError(f"autocast={autocast!r} must be a torch.dtype, such as torch.bfloat16")
-    if test is not None and (test.x.shape[1:] != data.x.shape[1:] or test.n_classes != data.n_classes):
-        raise ValueError(f"test examples have shape {tuple(test.x.shape[1:])} and {test.n_classes} classes, training examples {tuple(data.x.shape[1:])} and {data.n_classes}")
-    _positive("clip", clip, "above 0, or None"), _positive("stop_at", stop_at, "in (0, 1], or None", 1)
+    _check_test(data, test)
     observe, each_step = _functions("observe", observe), _functions("each_step", each_step)
-    if backward is not None and not callable(backward): raise ValueError(f"backward={backward!r} must be a function, or None")
-    times = recorded_times(epochs) if times is None else _numbers("times", times)
-    kept = times[-1:] if checkpoints is None else sorted(_numbers("checkpoints", checkpoints))
-    if missing := sorted(set(kept) - set(times)): raise ValueError(f"checkpoints {missing} are not among the times")
+    if backward is not None and not callable(backward): raise TypeError(f"backward={given(backward)} must be a function, or None")
+    times = recorded_times(epochs) if times is None else times_of(times)
+    kept = _kept_times(checkpoints, times)
     size = min(batch or len(data), len(data))
-    per_epoch = math.ceil(len(data) / size)
-    at, last, device = steps_of(times, per_epoch), round(epochs * per_epoch), _device(device)
     if times[-1] > epochs: raise ValueError(f"time {times[-1]:g} is after the last of {epochs:g} epochs")
-    data, test, model = data.to(device), test if test is None else test.to(device), model.to(device)
     check_outputs(model, data)
+    device = pick_device(device)
+    data, test, model = data.to(device), test if test is None else test.to(device), model.to(device)
+    join = joins(model, data, size)
+    per_epoch = math.ceil(len(data) / size) - join
+    at, last = steps_of(times, per_epoch), round(epochs * per_epoch)
     name = named(schedule)
-    own = dict(each_step=each_step, observe=observe, backward=backward) | {k: v for k, v in dict(optimizer=optimizer, schedule=schedule).items() if not isinstance(v, str)}
-    own = {k: v for k, v in own.items() if v}
-    opt = _made(optimizer, model, lr, options)
-    if isinstance(schedule, str): schedule = SCHEDULES[choose("schedule", schedule, SCHEDULES)]
-    sched = schedule(opt, last) if callable(schedule) else schedule
-    if isinstance(sched, torch.optim.lr_scheduler.ReduceLROnPlateau): raise ValueError("ReduceLROnPlateau waits for a measured value; step it in your own loop over `train`")
-    if sched is not None and getattr(sched, "optimizer", opt) is not opt: raise ValueError("the schedule is of another optimizer")
+    own = _own(optimizer, schedule, each_step=each_step, observe=observe, backward=backward)
+    opt = make_optimizer(optimizer, model.parameters(), lr, options)
+    sched = _schedule_of(schedule, opt, last)
     known = dict(epochs=epochs, times=times, optimizer=named(optimizer), schedule=name, batch=batch, clip=clip,
                  autocast=str(autocast) if autocast else None, seed=seed, checkpoints=kept, stop_at=stop_at)
     known |= dict(test=None if test is None else test.digest, network=hashlib.sha256(repr(model).encode()).hexdigest()[:16])
@@ -204,7 +220,7 @@ def _prepare(model, data, epochs, test=None, times=None, optimizer="sgd", lr=0.0
     except (TypeError, ValueError, RecursionError) as e:
         raise ValueError(f"config and options must hold JSON values (texts, numbers, lists, dictionaries): {e}") from None
     if progress: print(expect(model, data, size, len(times), len(kept)))
-    plan = _Plan(at, last, per_epoch, size, clip, autocast, seed, observe, each_step, backward, kept, stop_at, own)
+    plan = _Plan(at, last, per_epoch, size, join, clip, autocast, seed, observe, each_step, backward, kept, stop_at, own)
     return Training(model, data, test, opt, sched, Recorder(data, test, config=known)), plan
 
 # %% ../nbs/04_trainer.ipynb #cell12
