@@ -190,7 +190,7 @@ def two_layer(
     part = data.subset(order)
     (w, b), (v, c) = [(l.weight.detach(), torch.zeros(l.out_features).to(l.weight) if l.bias is None else l.bias.detach()) for l in linear]
     net = TwoLayer(part.x.flatten(1).to(w), part.y.to(w), part.clean.to(w), int((~data.is_noisy).sum()), w.T.clone(), b.clone(), v[0].clone(), c.clone())
-    with torch.no_grad(): given = model(part.x[:64].to(w)).flatten()
-    if not torch.allclose(given, net.z[:64], rtol=1e-3, atol=1e-4):
+    with torch.no_grad(): logits = model(part.x[:64].to(w)).flatten()
+    if not torch.allclose(logits, net.z[:64], rtol=1e-3, atol=1e-4):
         raise ValueError("the model's logits are not those of its two linear layers with a ReLU between them")
     return net

@@ -332,7 +332,7 @@ def _beside(place: Path) -> Path:
 # %% ../nbs/04_trainer.ipynb #cell23
 def costs(model: nn.Module, data: NoisyDataset, test: NoisyDataset | None = None, batch: int | None = 128, observe: Sequence[Callable] = (), **options) -> tuple[float, float]:
     "Median seconds of a training step, and seconds of a recorded time with its observers, measured on a copy of the network."
-    _check_kinds(model, data, test, "sgd", "constant", None)
+    _check_test(data, test)
     _positive("batch", batch, "1 or more, or None for all examples")
     stamps, batch = [], min(batch or len(data), len(data))
     def now(*_):
