@@ -199,9 +199,6 @@ def _module(look: _Look, model: nn.Module) -> list:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    "Parameters and buffers, also those that a state dict leaves out."
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{model!r} must be a network, torch.nn.Module")
     return {k: v for f in (model.named_parameters, model.named_buffers) for k, v in f(remove_duplicate=False)}
 
 
@@ -265,13 +262,20 @@ def _short(description) -> str:
     return hashlib.sha256(repr(description).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
+def _check_network(model):
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{model!r} must be a network, torch.nn.Module")
+
+
 def start_of(model: nn.Module) -> str:
-    "16 hex digits of all parameters and buffers, by name."
+    "16 hex digits of all parameters and buffers, by name, also of those that a state dict leaves out."
+    _check_network(model)
     return _short([[k, _tensor(v)] for k, v in sorted(_tensors(model).items())])
 
 
 def architecture(model: nn.Module) -> str:
     "16 hex digits of a network's layers, their code, settings, modes and hooks; not of its parameters' values."
+    _check_network(model)
     return _short(_module(_Look(strict=False), model))
 
 # %% ../nbs/04_identity.ipynb #cell16

@@ -42,10 +42,12 @@ def early_learning_regularization(
 ) -> Callable:
     """For `train(backward=...)`: cross-entropy, and what the network learnt early. `ValueError` out of range.
 
-    It is made for one training, whose (n, K) targets it keeps; a `journal` does not hold them.
+    It is made for one training, whose (n, K) targets it keeps; no journal holds them, so a killed run begins anew.
     """
     if not (weight >= 0 and 0 <= momentum < 1): raise ValueError(f"weight={weight} must be 0 or more, momentum={momentum} lie in [0, 1)")
-    return partial(_early_learning, targets=torch.zeros(len(data), data.n_classes, device=data.x.device), weight=weight, momentum=momentum)
+    backward = partial(_early_learning, targets=torch.zeros(len(data), data.n_classes, device=data.x.device), weight=weight, momentum=momentum)
+    backward.resumable = False
+    return backward
 
 def _early_learning(s, losses: Tensor, targets: Tensor, weight: float, momentum: float):
     logits = s.logits.float() if s.logits.shape[1] > 1 else torch.cat([torch.zeros_like(s.logits), s.logits], 1).float()

@@ -6,7 +6,7 @@ import altair as alt
 import polars as pl
 import pytest
 
-from memnb import relu
+from memnb import experiments, relu
 from memnb.experiments import Rule, injected_names, keep, refuse_unknown, settle
 
 GOOD = dict(rho=0.2, rhos="", noise="flip", dataset=None, n=None, width=None, lr=None, std=0.0316, epochs=None, early=None, window=None,
@@ -67,11 +67,30 @@ def results(out, **given):
 
 def test_results_are_complete_and_found_by_parameters(tmp_path):
     folder = results(tmp_path)
-    assert {f.name for f in folder.iterdir()} == {"frame.parquet", "claims.parquet", "fig.svg", "fig.png", "params.json"}
+    assert {f.name for f in folder.iterdir()} == {"frame.parquet", "claims.parquet", "fig.svg", "fig.png", "params.json", "manifest.json"}
     record = json.loads((folder / "params.json").read_text())
     assert record["parameters"]["width"] == 30 and record["note"] == "kept" and record["realised_noise"] == [dict(rho=0.2, noise_rate=0.21)] and record["versions"]["torch"] and "wall_seconds" in record
     assert results(tmp_path) == folder and results(tmp_path, seed=1) != folder
     assert not [f for f in folder.parent.iterdir() if f.name.startswith(".")]
+
+
+def test_results_of_a_changed_notebook_are_others(tmp_path, monkeypatch):
+    cells = ["n = 3", "frame = f(n)"]
+    monkeypatch.setattr(experiments, "_kernel_cells", lambda: cells)
+    first = results(tmp_path)
+    cells += ["# Parameters\nout = 'elsewhere'", "frame = f(n)"]  # given, and run again
+    assert results(tmp_path) == first
+    cells[1] = "frame = g(n)"
+    assert results(tmp_path) != first
+
+
+@pytest.mark.parametrize("given, says", [
+    (dict(p={}), "must be those that `settle` gave"), (dict(frame=None), "frame is a NoneType"), (dict(claims=[1]), "claims is a list"),
+    (dict(charts=[1]), "charts=.* must be a dictionary"), (dict(charts=dict(a=1)), "charts="), (dict(note={1}), "must be JSON values")])
+def test_what_cannot_be_kept(tmp_path, given, says):
+    how = dict(p=parameters(out=str(tmp_path)), frame=pl.DataFrame(), claims=None, charts={}) | given
+    with pytest.raises(ValueError, match=says): keep(**how)
+    assert not list(tmp_path.rglob("*.*"))
 
 
 def test_nothing_is_written_without_a_place(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from torch.optim import SGD, Adam, AdamW, lr_scheduler
 from memnb import trainer
 from memnb.datasets import NoisyDataset
 from memnb.layers import present_examples
+from memnb.remedies import early_learning_regularization
 from memnb.runs import Run, identity_of, load, save
 from memnb.steps import OPTIMIZERS, SCHEDULES, Diverged, expect, order, recorded_times, steps_of, triangle
 
@@ -621,6 +622,17 @@ def test_a_function_that_cannot_be_compared(tmp_path, steps):
         with pytest.raises(ValueError, match="holds a run that cannot be held against this one: each_step holds a generator"):
             fit(net(), **how, **more)
     assert len(steps) == taken
+
+def test_a_run_whose_backward_keeps_values_of_its_own_begins_anew(tmp_path, steps):
+    "Its targets are in no journal: what goes on would be another run."
+    def how(): return long_run(**SHORT, backward=early_learning_regularization(noisy()), folder=tmp_path / "run")
+    whole = fit(**{k: v for k, v in how().items() if k != "folder"})
+    with pytest.MonkeyPatch.context() as m, pytest.raises(Killed), pytest.warns(UserWarning, match="no journal holds"):
+        m.setenv("BREAK_AT", str(PER))
+        fit(**how())
+    steps.clear()
+    with pytest.warns(UserWarning, match="no journal holds"): same_run(fit(**how()), whole)
+    assert steps[0] == 0
 
 def test_a_run_that_was_saved_by_hand_is_not_taken_for_this_one(tmp_path):
     save(fit(**long_run(**SHORT)), tmp_path / "run")
