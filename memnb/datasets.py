@@ -23,8 +23,10 @@ MOST_CLASSES = 2**15 - 1  # a Run keeps predictions as int16
 def _tensor(what: str, v) -> Tensor:
     "`v` as a tensor; `ValueError` for what is none."
     try:
+        if hasattr(v, "__len__"):
+            check_memory(f"{what} takes", 8 * len(v))  # a range is short, whatever it spans
         return torch.as_tensor(v)
-    except (TypeError, ValueError, RuntimeError) as e:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as e:
         raise ValueError(f"{what} must be a tensor or a list of numbers; given {shown(v)} ({e})") from e
 
 def _whole(what: str, v, n: int, device) -> Tensor:
@@ -156,7 +158,7 @@ def _pair(dataset: Dataset, i: int) -> tuple[Tensor, int]:
         raise ValueError(f"item {i} is a {type(item).__name__}; it must be a pair (input, label)") from e
     try:
         x = torch.as_tensor(x)
-    except (TypeError, ValueError, RuntimeError) as e:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as e:
         raise ValueError(f"the input of item {i} is a {type(x).__name__}; it must be a tensor: for pictures, "
                          "give the data set the transform torchvision.transforms.ToTensor()") from e
     label = _tensor(f"the label of item {i}", y)
@@ -176,8 +178,8 @@ def from_torch(
     device = check_device(device)
     try:
         n = len(dataset)
-    except TypeError as e:
-        raise ValueError(f"a {type(dataset).__name__} has no length: {e}") from e
+    except (TypeError, OverflowError) as e:
+        raise ValueError(f"a {type(dataset).__name__} has no length that could be read: {e}") from e
     if n == 0: raise ValueError("the torch data set is empty")
     first, _ = _pair(dataset, 0)
     check_memory(f"{n:,} inputs of shape {tuple(first.shape)} take", 8 * n * first.numel())
@@ -266,13 +268,20 @@ def _chosen(y: np.ndarray, classes: Sequence[int], n: int | None, seed: int) -> 
     rng = np.random.default_rng(seed)
     return np.sort(np.concatenate([rng.permutation(r)[:n // k] for r in rows]))
 
+def _length(values: Sequence) -> float:
+    "Its length, infinite for a range that Python cannot count."
+    try:
+        return len(values)
+    except OverflowError:
+        return math.inf
+
 def _classes(classes: Sequence[int] | None, there: list[int], name: str) -> list[int]:
     "The source labels that are taken; `ValueError` unless they are two or more that are there, each once."
     if classes is None:
         return there
     if isinstance(classes, (np.ndarray, Tensor)):
         classes = classes.tolist()
-    if not isinstance(classes, (list, tuple, range, set)) or len(classes) > MOST_CLASSES:
+    if not isinstance(classes, (list, tuple, range, set)) or _length(classes) > MOST_CLASSES:
         raise ValueError(f"classes={shown(classes)} must be a list of source labels")
     chosen = [v.item() if isinstance(v, (np.generic, Tensor)) and v.ndim == 0 else v for v in classes]  # may be numpy's
     if strange := [v for v in chosen if isinstance(v, bool) or not isinstance(v, int)]:

@@ -46,7 +46,7 @@ RULES = {k: COMMON[k] for k in ("dataset", "noise", "seeds", "lr", "batch", "noi
     "mode": one_of(MODES),
     "n": replace(count(20, 10**12), optional=True),
     "width": between(1e-4, 100),
-    "epochs": count(1, 10**6),
+    "epochs": count(1, 10**5),  # each is recorded
     "rho": _INSIDE,
     "rhos": many(_INSIDE),
     "p_gen": _SHARE,

@@ -76,8 +76,11 @@ def _put_in_order(p: Params):
 
 def _check_together(p: Params):
     "`ValueError` unless the parameters fit each other, in this figure."
-    for operation in p.get("operations", [p.operation]):
-        check_modulus(p.modulus, operation)
+    try:
+        for operation in p.get("operations", [p.operation]):
+            check_modulus(p.modulus, operation)
+    except ValueError as e:
+        raise ValueError(f"modulus={p.modulus}: {e}") from e
     if "rhos" not in p and p.rho == 0:
         raise ValueError(f"rho=0 leaves {p.figure} without a wrong label: it must be above 0")
     if p.figure == "modular_order" and p.rho == 1:
@@ -86,7 +89,8 @@ def _check_together(p: Params):
     if not HELD * pairs + 1 <= round((p.share + HELD) * pairs) < pairs:
         raise ValueError(f"share={p.share} of {pairs} pairs leaves none to train on, or none to test on beside the {HELD} that are held out")
     if p.lr * p.weight_decay >= 2:
-        raise ValueError(f"lr={p.lr:g} times weight_decay={p.weight_decay:g} must be below 2: each step multiplies the weights by 1 minus that")
+        name = "decays" if "decays" in p else "weight_decay"
+        raise ValueError(f"lr={p.lr:g} times {p.weight_decay:g} of {name} must be below 2: each step multiplies the weights by 1 minus that")
 
 def picture_tasks(p: Params, rho: float) -> list[int]:
     "Numbers of classes of the pictures that networks are trained on at a noise rate: two only with a majority of right labels."
@@ -118,7 +122,7 @@ def parameters(figure: str, **given) -> Params:
     _check_together(p)
     if "dataset" in p:
         _check_pictures(p)
-    check_fits(p, *needs(p, len(p.seeds)), "modulus width")
+    check_fits(p, *needs(p, len(p.seeds)), "modulus widths width")
     return p
 
 # %% ../nbs/26_modular_runs.ipynb #cell07
