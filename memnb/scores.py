@@ -16,16 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from .arrays import choose
 from .datasets import NoisyDataset
-from .layers import activations, device_of, layer_groups, layer_names, predict, predicted
+from .layers import activations, device_of, hidden_groups, predict, predicted
 from .geometry import ClassShapes
 from .probes import PROBES
 from .runs import Run
 from .stacked import fit_stacked
+from .steps import check_outputs
 from .trainer import fit
 
 # %% ../nbs/09_scores.ipynb #cell05
-def _parts(model: nn.Module) -> list[str]: return list(dict.fromkeys(["input", *(g for g in layer_groups(model) if g in layer_names(model))]))
-
 def _embedding(value: Tensor, side: int = 4) -> Tensor:
     "(n, d); feature maps are averaged down to side x side."
     if value.ndim == 4 and value.shape[2] * value.shape[3] > side**2: value = F.adaptive_avg_pool2d(value, (min(side, value.shape[2]), min(side, value.shape[3])))
@@ -45,15 +44,15 @@ def _neighbours(e: Tensor, y: Tensor, k: int, n_classes: int, batch: int = 512) 
 def prediction_depth(
     model: nn.Module,
     data: NoisyDataset,
-    layers: Sequence[str] | None = None,  # in the order of the network; default: the input and `layer_groups`
+    layers: Sequence[str] | None = None,  # in the order of the network; default: the input and `hidden_groups` with the head
     k: int = 30,  # neighbours, below the number of examples
     batch: int = 1024,
 ) -> Tensor:
     "(n,) int64: 0 where the first layer already decides, the number of layers where none agrees with the network."
-    if layers is None: layers = _parts(model)
     if not 1 <= k < len(data): raise ValueError(f"k={k} neighbours need more than {k} examples; there are {len(data)}")
-    if not layers: raise ValueError("layers=[] names no layer to look at")
-    data = data.to(device_of(model))
+    if layers is not None and not layers: raise ValueError("layers=[] names no layer to look at")
+    data = check_outputs(model, data)
+    if layers is None: layers = ["input", *hidden_groups(model, data.x, head=True)]
     final, agree = predicted(predict(model, data.x, batch, data.index)), []
     for layer in layers:
         e = torch.cat([_embedding(got[layer]) for _, got in activations(model, data.x, [layer], batch, data.index)])
@@ -67,15 +66,16 @@ _NUMBERS = 4096
 def layer_scores(
     model: nn.Module,
     data: NoisyDataset,  # whose observed labels the probes are fitted on
-    layers: Sequence[str] | None = None,  # default: the input and `layer_groups` but the last, the logits, which repeat what was memorized
+    layers: Sequence[str] | None = None,  # default: the input and `hidden_groups`, without the head, whose logits repeat what was memorized
     probes: Sequence[str] = ("velpic", "masc", "cosine"),  # of these three
     batch: int = 1024,
 ) -> dict[tuple[str, str], Tensor]:
     "(layer, probe) -> scores (n, K) of the examples, each activation brought to length 1; feature maps are averaged down to at most 4,096 numbers."
     if layers is not None and not layers: raise ValueError("layers=[] names no layer to probe")
-    data = data.to(device_of(model))
+    data = check_outputs(model, data)
+    if layers is None: layers = ["input", *hidden_groups(model, data.x)]
     out, probes = {}, [choose("probe", name, ("velpic", "masc", "cosine")) for name in probes]
-    for layer in _parts(model)[:-1] or ["input"] if layers is None else layers:
+    for layer in layers:
         got = [got[layer] for _, got in activations(model, data.x, [layer], batch, data.index)]
         side = max(1, math.isqrt(_NUMBERS // got[0].shape[1])) if got[0].ndim == 4 else 0
         e = torch.cat([_embedding(v, side) for v in got])

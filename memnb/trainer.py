@@ -6,7 +6,7 @@
 __all__ = ['train', 'fit', 'costs']
 
 # %% ../nbs/04_trainer.ipynb #cell03
-import hashlib, json, math, sys, time
+import hashlib, json, math, time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
@@ -16,13 +16,14 @@ import numpy as np, torch
 from torch import nn
 from tqdm import tqdm
 from .arrays import choose
+from .checks import given, number, seed_of, whole
 from .datasets import NoisyDataset
 from .layers import examples, predict
 from .seeds import seeded
 from .recorder import Journal, Recorder
 from .runs import Run, load as load_run, save
-from .steps import (SCHEDULES, Training, check_finite, check_outputs, copied, diverged, expect, make_optimizer, named, order, pick_device,
-                         recorded_times, steps_of, take_step)
+from .steps import (SCHEDULES, Training, batches, check_finite, check_outputs, copied, diverged, expect, joins,
+                         make_optimizer, named, order, pick_device, recorded_times, steps_of, take_step, times_of)
 
 # %% ../nbs/04_trainer.ipynb #cell06
 def _record(s: Training, p: "_Plan", good: dict | None):
@@ -47,6 +48,7 @@ class _Plan:
     last: int  # step
     per_epoch: int  # steps
     size: int  # examples a step
+    join: bool  # the last batch of an epoch, of one example, with the one before
     clip: float | None
     autocast: torch.dtype | None
     seed: int
@@ -81,7 +83,7 @@ def _loop(s: Training, p: _Plan, journal: Journal | None, progress: bool) -> Ite
             goal = min((k for k in p.at if k > s.step), default=p.last)
             with seeded(rng, device) as rng:
                 for epoch in range(s.step // p.per_epoch, math.ceil(goal / p.per_epoch)):
-                    rows = order(n, epoch, p.seed).to(device).split(p.size)
+                    rows = batches(order(n, epoch, p.seed).to(device), p.size, p.join)
                     check_finite(s, good)
                     for i in range(s.step - epoch * p.per_epoch, min(p.per_epoch, goal - epoch * p.per_epoch)):
                         take_step(s, rows[i], p.clip, cast, p.each_step, p.backward)
@@ -96,34 +98,86 @@ def _check_network(model: nn.Module, state: dict, folder):
 
 # %% ../nbs/04_trainer.ipynb #cell10
 def _positive(what: str, v, allowed: str = "above 0", most: float = math.inf):
-    if v is not None and not 0 < v <= most: raise ValueError(f"{what}={v} must be {allowed}")
+    if v is not None:
+        number(what, v, f"be {allowed}", lambda v: 0 < v <= most)
+
+_MOST_EPOCHS = 1e9
+
+def _check_numbers_of(epochs, batch, clip, stop_at, seed):
+    "`TypeError` or `ValueError` for a number that is none or out of range."
+    number("epochs", epochs, "be above 0, and finite (at most 1e9)", lambda v: 0 < v <= _MOST_EPOCHS)
+    if batch is not None:
+        _positive("batch", batch, "1 or more, or None for all examples")
+        whole("batch", batch, 1)
+    _positive("clip", clip, "above 0, or None")
+    _positive("stop_at", stop_at, "in (0, 1], or None", 1)
+    seed_of(seed)
+
+def _check_functions(**functions):
+    for what, v in functions.items():
+        if not isinstance(v, (list, tuple)) or not all(map(callable, v)):
+            raise TypeError(f"{what}={given(v)} must be a list of functions")
+
+def _check_test(data: NoisyDataset, test: NoisyDataset | None):
+    "`TypeError` or `ValueError` unless the test set is like the training set."
+    for what, d in (("training", data), ("test", test)):
+        if not isinstance(d, NoisyDataset) and not (d is None and what == "test"):
+            raise TypeError(f"the {what} data are {given(d)}; they must be a NoisyDataset")
+    if test is None:
+        return
+    shapes, classes = [tuple(d.x.shape[1:]) for d in (test, data)], [d.n_classes for d in (test, data)]
+    if shapes[0] != shapes[1] or classes[0] != classes[1]:
+        raise ValueError(f"test examples have shape {shapes[0]} and {classes[0]} classes, training examples {shapes[1]} and {classes[1]}")
+    if test.x.dtype != data.x.dtype:
+        raise ValueError(f"test examples are {test.x.dtype}, training examples {data.x.dtype}")
+
+def _kept_times(checkpoints, times: list[float]) -> list[float]:
+    "Times at which parameters are kept: the last, or those asked for, which must be among the times."
+    if checkpoints is None:
+        return times[-1:]
+    if isinstance(checkpoints, (str, dict)) or not hasattr(checkpoints, "__iter__"):
+        raise TypeError(f"checkpoints={given(checkpoints)} must be a list of numbers")
+    kept = sorted(number("a checkpoint", t) for t in checkpoints)
+    if missing := sorted(set(kept) - set(times)):
+        raise ValueError(f"checkpoints {missing} are not among the times")
+    return kept
+
+def _schedule_of(schedule, optimizer, steps: int):
+    "A scheduler, or None, of a name, a function or a scheduler object."
+    if isinstance(schedule, str):
+        schedule = SCHEDULES[choose("schedule", schedule, SCHEDULES)]
+    made = schedule(optimizer, steps) if callable(schedule) else schedule
+    if isinstance(made, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise ValueError("ReduceLROnPlateau waits for a measured value; step it in your own loop over `train`")
+    if made is not None and not hasattr(made, "step"):
+        raise TypeError(f"schedule={given(made)} must be a name ({', '.join(SCHEDULES)}), a function or a scheduler")
+    if made is not None and getattr(made, "optimizer", optimizer) is not optimizer:
+        raise ValueError("the schedule is of another optimizer")
+    return made
 
 # %% ../nbs/04_trainer.ipynb #cell11
 def _prepare(model, data, epochs, test=None, times=None, optimizer="sgd", lr=0.01, schedule="constant", batch=128, clip=None,
              autocast=None, seed=0, device="auto", observe=(), each_step=(), backward=None, checkpoints=None, stop_at=None, config=None,
              progress=False, **options) -> tuple[Training, _Plan]:
     "Check everything, move model and data to the device, and say what is expected."
-    _positive("epochs", epochs, "above 0, and finite", sys.float_info.max), _positive("batch", batch, "1 or more, or None for all examples")
-    if batch is not None and batch != int(batch): raise ValueError(f"batch={batch} must be a whole number")
+    _check_numbers_of(epochs, batch, clip, stop_at, seed)
+    _check_functions(observe=observe, each_step=each_step, **({} if backward is None else dict(backward=[backward])))
+    if config is not None and not isinstance(config, dict): raise TypeError(f"config={given(config)} must be a dict of JSON values")
     if autocast is not None and not isinstance(autocast, torch.dtype): raise ValueError(f"autocast={autocast!r} must be a torch.dtype, such as torch.bfloat16")
-    if test is not None and (test.x.shape[1:] != data.x.shape[1:] or test.n_classes != data.n_classes):
-        raise ValueError(f"test examples have shape {tuple(test.x.shape[1:])} and {test.n_classes} classes, training examples {tuple(data.x.shape[1:])} and {data.n_classes}")
-    _positive("clip", clip, "above 0, or None"), _positive("stop_at", stop_at, "in (0, 1], or None", 1)
-    times = recorded_times(epochs) if times is None else [float(t) for t in times]
-    kept = times[-1:] if checkpoints is None else sorted(float(t) for t in checkpoints)
-    if missing := sorted(set(kept) - set(times)): raise ValueError(f"checkpoints {missing} are not among the times")
+    _check_test(data, test)
+    times = recorded_times(epochs) if times is None else times_of(times)
+    kept = _kept_times(checkpoints, times)
     size = min(batch or len(data), len(data))
-    per_epoch = math.ceil(len(data) / size)
-    at, last, device = steps_of(times, per_epoch), round(epochs * per_epoch), pick_device(device)
     if times[-1] > epochs: raise ValueError(f"time {times[-1]:g} is after the last of {epochs:g} epochs")
-    data, test, model = data.to(device), test if test is None else test.to(device), model.to(device)
     check_outputs(model, data)
+    device = pick_device(device)
+    data, test, model = data.to(device), test if test is None else test.to(device), model.to(device)
+    join = joins(model, data, size)
+    per_epoch = math.ceil(len(data) / size) - join
+    at, last = steps_of(times, per_epoch), round(epochs * per_epoch)
     name = named(schedule)
     opt = make_optimizer(optimizer, model.parameters(), lr, options)
-    if isinstance(schedule, str): schedule = SCHEDULES[choose("schedule", schedule, SCHEDULES)]
-    sched = schedule(opt, last) if callable(schedule) else schedule
-    if isinstance(sched, torch.optim.lr_scheduler.ReduceLROnPlateau): raise ValueError("ReduceLROnPlateau waits for a measured value; step it in your own loop over `train`")
-    if sched is not None and getattr(sched, "optimizer", opt) is not opt: raise ValueError("the schedule is of another optimizer")
+    sched = _schedule_of(schedule, opt, last)
     known = dict(epochs=epochs, times=times, optimizer=named(optimizer), schedule=name, batch=batch, clip=clip,
                  autocast=str(autocast) if autocast else None, seed=seed, checkpoints=kept, stop_at=stop_at)
     known |= dict(test=None if test is None else test.digest, network=hashlib.sha256(repr(model).encode()).hexdigest()[:16])
@@ -131,7 +185,7 @@ def _prepare(model, data, epochs, test=None, times=None, optimizer="sgd", lr=0.0
     known |= (dict(lr=lr) | options if isinstance(optimizer, str) else {}) | (config or {})
     known = json.loads(json.dumps(known))  # as it is read back from a folder
     if progress: print(expect(model, data, size, len(times), len(kept)))
-    plan = _Plan(at, last, per_epoch, size, clip, autocast, seed, observe, each_step, backward, kept, stop_at)
+    plan = _Plan(at, last, per_epoch, size, join, clip, autocast, seed, observe, each_step, backward, kept, stop_at)
     return Training(model, data, test, opt, sched, Recorder(data, test, config=known)), plan
 
 # %% ../nbs/04_trainer.ipynb #cell12

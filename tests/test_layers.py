@@ -1,10 +1,13 @@
 """What is seen of a layer is what it gave or read, a look leaves no trace, and only the layer asked for is put back."""
-from collections import OrderedDict
+import warnings
+from collections import OrderedDict, namedtuple
+from dataclasses import make_dataclass
 import pytest, torch, torchvision
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from memnb.layers import (activations, belongs, capture, channel_dim, edit, evaluating, examples, layer_groups, layer_names, layer_state, linear_layers, owners, parts,
-                          predict, present_examples, put_back)
+from memnb.layers import (activations, belongs, capture, channel_dim, edit, evaluating, examples, first_tensor, hidden_groups, layer_groups, layer_names,
+                          layer_state, linear_layers, owners, parts, predict, present_examples, put_back)
+from memnb.models import build
 from memnb.vision import resnet9, vit
 
 NAMES = ["flat", "fc1", "bn", "act1", "drop", "fc2", "act2", "out"]
@@ -361,13 +364,52 @@ class Recurrent(nn.Module):
         self.lstm, self.head = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 2)
     def forward(self, x): return self.head(self.lstm(x)[0])
 
-@pytest.mark.parametrize("look", [lambda net: capture(net, ["lstm"]), lambda net: edit(net, {"lstm": lambda h: h})])
-def test_a_layer_that_gives_a_tuple(look):
+class Outputs(dict): pass
+
+class Boxed(nn.Module):
+    "A layer that gives more than a tensor."
+    def __init__(self, box):
+        super().__init__()
+        self.fc, self.box = nn.Linear(4, 4), box
+    def forward(self, x): return self.box(self.fc(x))
+
+class Opens(nn.Sequential):
+    def forward(self, x):
+        got = self[0](x)
+        return self[1](first_tensor(got))
+
+Named = namedtuple("Named", "note, hidden")
+Data = make_dataclass("Data", ["hidden", "more"])
+BOXES = dict(tuple=lambda h: (h, h + 1), list=lambda h: [None, h], named=lambda h: Named("text", h), nested=lambda h: ((h,), h),
+             dictionary=lambda h: Outputs(hidden=h, loss=None), dataclass=lambda h: Data(h, 3))
+
+@pytest.mark.parametrize("box", BOXES.values(), ids=BOXES)
+def test_of_a_layer_that_gives_several_things_the_first_tensor_is_meant(box):
+    net, x = Opens(Boxed(box), nn.Linear(4, 2)), torch.randn(3, 4)
+    with capture(net, ["0"]) as got, edit(net, {"0": torch.neg}): out = net(x)
+    hidden = net[0].fc(x)
+    assert torch.equal(got["0"], hidden.detach()) and torch.equal(out, net[1](-hidden))
+    assert type(net[0](x)) is type(box(hidden))
+
+def test_an_lstm_is_looked_at_by_its_outputs():
     net, x = Recurrent(), torch.randn(2, 3, 4)
-    with pytest.raises(TypeError, match="'lstm'.*tuple"), look(net): net(x)
+    (_, a), = activations(net, x, ["lstm", "lstm.input", "head.input"])
+    assert torch.equal(a["lstm"], net.lstm(x)[0]) and torch.equal(a["head.input"], a["lstm"]) and torch.equal(a["lstm.input"], x)
+    assert linear_layers(net, x) == {"head": "lstm"}
+
+def test_a_layer_that_gives_no_tensor():
+    net = nn.Sequential(Boxed(lambda h: "text"), nn.Identity())
+    with pytest.raises(TypeError, match="'0' gives 'text'"), capture(net, ["0"]): net(torch.randn(3, 4))
     assert hooks(net) == 0
-    (_, a), = activations(net, x, ["lstm.input", "head.input"])
-    assert torch.equal(a["lstm.input"], x) and torch.equal(a["head.input"], net.lstm(x)[0])
+
+def test_a_layer_whose_first_dimension_is_time():
+    net = Recurrent()
+    net.lstm.batch_first = False
+    with pytest.raises(ValueError, match=r"'net.lstm.input' gives \(5, 7, 4\) for 7 inputs.*batch_first"):
+        list(activations(nn.Sequential(OrderedDict(turn=Turn(), net=net)), torch.randn(7, 5, 4), ["net.lstm.input"]))
+
+class Turn(nn.Module):
+    def forward(self, x): return x.transpose(0, 1)
 
 # --- edit
 
@@ -466,7 +508,7 @@ def test_the_named_layers_activation_is_what_the_linear_layer_reads(make, shape)
 @pytest.mark.parametrize("net, expected", [
     ("sequential", {"fc1": "flat", "fc2": "drop", "out": "act2"}), ("direct", {"0": "input", "1": "0"}),
     ("functions", {"fc1": "fc1.input", "fc2": "fc2.input", "out": "out.input"}),
-    ("branches", {"trunk.1": "trunk.0", "a": "trunk", "b": "trunk"}), ("recurrent", {"head": "head.input"}),
+    ("branches", {"trunk.1": "trunk.0", "a": "trunk", "b": "trunk"}), ("recurrent", {"head": "lstm"}),
     ("alexnet", {"classifier.1": "classifier.0", "classifier.4": "classifier.3", "classifier.6": "classifier.5"}),
 ])
 def test_linear_layers_by_name(net, expected):
@@ -608,15 +650,16 @@ GROUPED = dict(
     resnet9=(lambda: resnet9((3, 8, 8)), ["conv1", "conv2", "res1", "conv3", "res2", "conv4", "out"]),
     resnet18=(torchvision.models.resnet18, ["conv1", "bn1", *PER_LAYER, "fc"]),
     vit=(lambda: vit(depth=3), ["(root)", "patches", "blocks.0", "blocks.1", "blocks.2", "norm", "out"]),
-    lists=(Listed, ["stem", "blocks.0", "blocks.1", "heads"]), row=(lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), ["0", "2"]),
+    lists=(Listed, ["stem", "blocks.0", "blocks.1", "heads.0", "heads.1"]), row=(lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), ["0", "2"]),
     nested=(nested, ["0.0", "0.2.0", "0.2.1", "1", "2"]), one_layer=(lambda: nn.Linear(2, 2), ["(root)"]), rooted=(Rooted, ["(root)", "a", "b"]),
     small=(small, ["fc1", "bn", "fc2", "out"]), recurrent=(Recurrent, ["lstm", "head"]),
-    dictionary=(lambda: nn.Sequential(nn.ModuleDict(dict(a=nn.Sequential(nn.Linear(2, 2))))), ["0"]),
-    row_of_blocks=(lambda: nn.Sequential(Gain(nn.Sequential(nn.Linear(2, 2)))), ["0"]), row_without_others=(lambda: nn.Sequential(Gain(nn.ReLU())), ["0"]),
+    dictionary=(lambda: nn.Sequential(nn.ModuleDict(dict(a=nn.Sequential(nn.Linear(2, 2))))), ["0.a.0"]),
+    row_of_blocks=(lambda: nn.Sequential(Gain(nn.Sequential(nn.Linear(2, 2)))), ["0.(root)", "0.0.0"]), row_without_others=(lambda: nn.Sequential(Gain(nn.ReLU())), ["0"]),
     shared_layer=(twice, ["0", "2"]), shared_block=(lambda: nn.Sequential(block := twice(), block), ["0", "1"]))
 
 def owners_by_hand(net) -> list:
-    return [name or "(root)" for name, m in net.named_modules(remove_duplicate=False) if any(p is not None for p in m._parameters.values())]
+    own = [name for name, m in net.named_modules(remove_duplicate=False) if any(p is not None for p in m._parameters.values())]
+    return ["(root)" if not name else f"{name}.(root)" if any(other.startswith(name + ".") for other in own) else name for name in own]
 
 def check_partition(net, found, buffers=False):
     "Each parameter is in one of the layers or groups."
@@ -650,7 +693,7 @@ def test_groups_are_a_partition_of_any_tree(tree):
         with pytest.raises(ValueError, match=f"{type(net).__name__} has no parameters"): layer_groups(net)
     else:
         found = layer_groups(net)
-        for name in found: assert name == "(root)" or list(net.get_submodule(name).parameters())
+        for name in found: assert list(net.get_submodule(name.removesuffix("(root)").removesuffix(".")).parameters())
         check_partition(net, found, buffers=True)
 
 # --- channels

@@ -98,7 +98,7 @@ def without(net, places: dict, off: list) -> dict:
     for layer, c in off: masks[layer][c] = 0
     return masks
 
-def search(net, data, row, places, mode="hybrid", reference=8, copies=3, noise=0.01, seed=0, most=100) -> tuple[str, list]:
+def search(net, data, row, places, mode="exact", reference=8, copies=3, noise=0.01, seed=0, most=100) -> tuple[str, list]:
     "Outcome and (layer, channel) in order: one example, one mask at a time."
     net, off, y = deepcopy(net), [], data.y[[row] * copies]
     g = torch.Generator().manual_seed(seed * 1_000_003 + int(data.index[row]))
