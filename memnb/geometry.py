@@ -177,8 +177,8 @@ class ClassShapes:
         self.energy = torch.stack([_energy(r) for r in self.rows])
         safe = (self.energy > range_of.tiny**0.5) & (self.energy < range_of.max**0.5)
         for c in (~safe & (self.count > 0)).nonzero()[:, 0].tolist():
+            if not self.rows[c].any(): continue
             largest = self.rows[c].abs().amax()
-            if not largest > 0: continue
             power = 2.0 ** (int(torch.frexp(largest)[1]) - 1)
             self.rows[c] = (self.rows[c].double() / power).to(self.dtype)
             self.energy[c] = _energy(self.rows[c])
@@ -231,7 +231,9 @@ def _fewest(values: Tensor, share: float) -> int:
 
 def _whole(s: Tensor) -> tuple[Tensor, Tensor]:
     "Eigenvalues (k,), the largest first, and eigenvectors, the rows of (k, k), of a symmetric matrix."
-    values, vectors = torch.linalg.eigh(s)
+    try: values, vectors = torch.linalg.eigh(s)
+    except torch.linalg.LinAlgError:  # one library's gives up on some repeated values, another's does not
+        values, vectors = (torch.from_numpy(v).to(s) for v in np.linalg.eigh(s.cpu().numpy()))
     return values.flip(0).clamp_min(0), vectors.T.flip(0)
 
 def _lanczos(s: Tensor, r: int, tol: float) -> tuple[Tensor, Tensor]:
@@ -274,25 +276,32 @@ def _rotated(s: Tensor, vectors: Tensor) -> Tensor:
     q = torch.linalg.qr(vectors.double().T)[0]
     return torch.linalg.eigh(q.T @ (s @ q))[1].flip(1).T @ q.T
 
-def _mixed(s: Tensor, share: float) -> tuple[Tensor, Tensor, int]:
-    "Eigenpairs of s (k, k) of trace 1, the vectors float32 rows, and how many it takes to exceed `share`."
+def _mixed(s: Tensor, share: float) -> tuple[Tensor, Tensor, int] | None:
+    """Eigenpairs of s (k, k) of trace 1, the vectors float32 rows, and how many it takes to exceed `share`.
+
+    None where single precision fails, or where more than half of them are about as long as the last one kept.
+    """
     top, q = _dominant(s)
-    j = len(top)
+    j, eps = len(top), torch.finfo(torch.float32).eps
     below = (s.diagonal() - q.square() @ top).max().clamp_min(1e-30)
     half = s @ q - q * ((top - below) / 2)
     sides = torch.cat([half, q], 1), torch.cat([q, half], 1).T
     rest = torch.addmm(s, *sides, alpha=-1)  # s without these; they have the only negative eigenvalue, -below
-    values, vectors = torch.linalg.eigh(rest.float())
+    try: values, vectors = torch.linalg.eigh(rest.float())
+    except torch.linalg.LinAlgError: return None
+    error = eps * values[-1].double()  # of single precision, about
     values = torch.cat([top.flip(0), values[j:].double().flip(0)])
     vectors = torch.cat([q.float().T.flip(0), vectors.T[j:].flip(0)])
     if (values.diff() > 0).any():
         order = values.argsort(descending=True)
         values, vectors = values[order], vectors[order]
-    doubt = 8 * torch.finfo(torch.float32).eps * (1 - top.sum()) + _SLACK
+    doubt = 8 * eps * (1 - top.sum()) + _SLACK
     if ((values.cumsum(0) - share).abs() <= doubt).any():  # too close for single precision
         values = torch.linalg.eigvalsh(s).flip(0)
     m = _fewest(values, share)
-    near = slice(max(0, m - WINDOW), m + WINDOW)
+    alike = ((values - values[m - 1]).abs() <= 1024 * error).nonzero()[:, 0].tolist()
+    near = slice(max(0, min(m - WINDOW, alike[0])), max(m + WINDOW, alike[-1] + 1))
+    if near.stop - near.start > max(len(s) // 2, 2 * WINDOW): return None
     vectors[near] = _rotated(s, vectors[near]).float()
     return values.clamp_min(0), vectors, m
 
@@ -312,11 +321,12 @@ def _leading(
         found = _few(s, share, 1e-9 if single else 0)
         if found is not None: return found[0] * trace, found[1].to(dtype), None
     mixed = cpu and single and len(s) > SMALL and share <= 0.999
-    if mixed:
-        values, vectors, m = _mixed(s, share)
-    else:
+    found = _mixed(s, share) if mixed else None
+    if found is None:
         values, vectors = _whole(s)
         m = _fewest(values, share)
+    else:
+        values, vectors, m = found
     return values[:m] * trace, vectors[:m].to(dtype), vectors[m:].to(dtype)
 
 def directions(shapes: ClassShapes, c: int, share: float) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ __all__ = ['PROBES', 'Probe', 'MASC', 'VeLPIC', 'CosineMean', 'Logistic']
 import warnings
 import numpy as np, torch
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
@@ -78,6 +79,9 @@ class Probe(ClassifierMixin, BaseEstimator):
             absent = self.classes_[self.absent_].tolist()
             warnings.warn(f"classes {absent} have no example; they are never predicted", stacklevel=2)
         self._fit(shapes)
+        if warn and not getattr(self, "converged_", True):
+            message = f"{type(self).__name__} did not converge in {self.n_iter_} steps; give it more (max_iter)"
+            warnings.warn(message, ConvergenceWarning, stacklevel=2)
         return self
 
     def _check_settings(self):
@@ -217,7 +221,8 @@ class Logistic(Probe):
     """Multinomial logistic regression: minimizes C times the sum of cross-entropies plus |W|^2 / 2.
 
     L-BFGS in the activations' precision, until the mean loss has a gradient of at most 1e-5 or hardly changes;
-    `n_iter_` says after how many steps, and a `ConvergenceWarning` that it was stopped before.
+    `n_iter_` says after how many steps, `converged_` whether it was not stopped before, which `fit` warns of. What is
+    stopped depends on rounding: on MNIST 13 of 10,000 predictions differ from those in float64 after 100 steps.
     """
 
     needs_rows = True
@@ -252,6 +257,7 @@ class Logistic(Probe):
         self.vectors_ = shapes.wide(w.detach())
         self.bias_ = b.detach()[:, 0]
         self.n_iter_ = lbfgs.state[w]["n_iter"]
+        self.converged_ = self.n_iter_ < self.max_iter
 
     def _scores(self, x: Tensor) -> Tensor: return x @ self.vectors_.to(x).T + self.bias_.to(x)
 
