@@ -9,6 +9,7 @@ __all__ = ['PRESETS', 'HOW', 'FIGURES', 'SMALLER', 'RULES', 'ROOMS', 'STANDARD',
 # %% ../nbs/22_latent.ipynb #cell03
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 import polars as pl
 import torch
@@ -22,7 +23,7 @@ from .runs import Run, found, run_key, save
 from .stacked import fit_stacked, why_not
 from .steps import OPTIMIZERS, Training
 from .trainer import costs, fit
-from .transfer import find_head, fit_probe, resist, transfer, transplant
+from .transfer import find_head, fit_probe, linear_head, put_head, resist, transplant
 
 # %% ../nbs/22_latent.ipynb #cell06
 _PAPER = dict(dataset="mnist", model="mlp", widths="128,512,2048,2048", rhos="0,0.2,0.4,0.6,0.8,1", seeds="0,1,2", epochs=500, stop_at=0.99,
@@ -235,7 +236,8 @@ def agreement(
     def look(s: Training) -> list[dict]:
         head, reads = find_head(s.model, s.data)
         probe = fit_probe(s.model, s.data, reads)
-        changed = transfer(s.model, s.data)
+        changed = deepcopy(s.model)
+        put_head(changed, head, linear_head(probe))
         if keep_bias:
             changed.get_submodule(head).bias.copy_(s.model.get_submodule(head).bias)
         x = s.test.x.to(device_of(s.model))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLEAN', 'FROZEN', 'SLOW', 'AGAIN', 'TEST', 'PROBING', 'DEPTH', 'LEAK', 'TRANSFER', 'MEMORIZED', 'GENERALIZES',
            'RESIST', 'INTERVENE', 'CLAIMS', 'curve', 'last', 'network', 'hidden', 'fall', 'fall_share', 'over_time',
-           'memorized', 'resisted', 'spared', 'better', 'claims_about', 'verdicts']
+           'velpic_wins', 'late_from', 'memorized', 'resisted', 'spared', 'better', 'claims_about', 'verdicts']
 
 # %% ../nbs/23_latent_claims.ipynb #cell03
 import math
@@ -96,7 +96,7 @@ def _ahead(f: pl.DataFrame, probe: str, which) -> float:
     return which(v[-1] for _, v in hidden(f, probe).values()) - float(network(f)[1][-1])
 
 # %% ../nbs/23_latent_claims.ipynb #cell11
-def _velpic_wins(f: pl.DataFrame) -> float:
+def velpic_wins(f: pl.DataFrame) -> float:
     "Share of layers and training time where VeLPIC is better than MASC; ties count half."
     masc = hidden(f, "masc")
     wins = [
@@ -107,7 +107,7 @@ def _velpic_wins(f: pl.DataFrame) -> float:
 
 
 def _late_minus_early(f: pl.DataFrame) -> float:
-    "MASC on the later half of the layers minus that on the earlier, over the second half of training."
+    "MASC on the later half of the layers minus the earlier, over the second half of training."
     means = [over_time(t, v, t[-1] / 2) for t, v in hidden(f, "masc").values()]
     half = len(means) // 2
     return float(np.mean(means[-half:]) - np.mean(means[:half])) if half else math.nan
@@ -174,7 +174,7 @@ PROBING = [
         definition="share of hidden layers and of training time after epoch 0 where VeLPIC's test "
         "accuracy is higher; ties count half",
         control=CLEAN,
-        measure=_velpic_wins,
+        measure=velpic_wins,
         at_least=0.9,
     ),
     Claim(
@@ -244,11 +244,20 @@ LEAK = [
 ]
 
 # %% ../nbs/23_latent_claims.ipynb #cell18
+def late_from(f: pl.DataFrame) -> float:
+    """The epoch from which on half of the wrong labels known at the end are known.
+
+    Half of the training where no label is wrong.
+    """
+    t, v = curve(f, **MEMORIZED, variant="standard")
+    return float(t[v >= v[-1] / 2][0]) if len(t) else f["epoch"].max() / 2
+
+
 def _lift(f: pl.DataFrame) -> float:
-    "The smallest gain of the exchange at a recorded epoch of the second half of training."
+    "The smallest gain of the exchange at a recorded epoch of the late phase."
     t, v = network(f)
     gain = curve(f, probe="transferred", **TEST)[1] - v
-    return float(gain[t >= t[-1] / 2].min())
+    return float(gain[t >= late_from(f)].min())
 
 
 def _on_given(f: pl.DataFrame, probe: str) -> float:
@@ -277,10 +286,11 @@ TRANSFER = [
         statement="In the late phase the exchange lifts test accuracy",
         paper="improvement in every epoch of the latter phase of training (section 6, Fig. 3)",
         definition="test accuracy with the exchange minus that without, in the worst recorded "
-        "epoch of the second half of training",
+        "epoch once half of the wrong labels known at the end are known",
         control=CLEAN,
         measure=_lift,
         above=0,
+        own=True,
     ),
     Claim(
         statement="Its training accuracy is near the share of true labels",

@@ -87,7 +87,7 @@ GRADIENTS = [
     Claim(
         statement="... all through training",
         paper="nearly as large, true for all the epochs (A.1, Fig. 10)",
-        definition=_ONLINE + "in the tenth of the training where it is smallest; median over layers",
+        definition=_ONLINE + "the tenth of the training where it is smallest; median over layers",
         control=RANDOM,
         measure=_smallest_ratio,
         at_least=0.5,
@@ -153,8 +153,8 @@ def layers_of(f: pl.DataFrame) -> list[str]:
 
 
 def last_layer(f: pl.DataFrame) -> str:
-    "The network's last layer."
-    return layers_of(f)[-1]
+    "The network's last layer; empty without rows."
+    return next(reversed(layers_of(f)), "")
 
 
 def kept(
@@ -216,7 +216,7 @@ REWINDING = [
         paper="critical layers are initial and middle ones (Fig. 3)",
         definition="the same for the layer, but the last, that matters most",
         control=ALONE,
-        measure=lambda f: min(kept(f, layer) for layer in layers_of(f)[:-1]),
+        measure=lambda f: min((kept(f, k) for k in layers_of(f)[:-1]), default=math.nan),
         at_most=0.5,
         own=True,
     ),
@@ -263,7 +263,14 @@ def retrained(f: pl.DataFrame, which: str, group: str = "noisy") -> dict[str, fl
 
 def _final(f: pl.DataFrame) -> float:
     "Median over layers of the final accuracy."
-    return float(np.median(list(retrained(f, "final").values())))
+    final = list(retrained(f, "final").values())
+    return float(np.median(final)) if final else math.nan
+
+
+def _given_back(f: pl.DataFrame) -> float:
+    "Share of layers whose best accuracy is 0.9 or more."
+    best = retrained(f, "best").values()
+    return sum(v >= 0.9 for v in best) / len(best) if best else math.nan
 
 
 RETRAINING = [
@@ -273,7 +280,7 @@ RETRAINING = [
         definition="share of layers whose best accuracy on noisy examples, in retraining on clean "
         "ones, is 0.9 or more",
         control=TRUE,
-        measure=lambda f: float(np.mean([v >= 0.9 for v in retrained(f, "best").values()])),
+        measure=_given_back,
         above=0.5,
     ),
     Claim(
@@ -290,7 +297,7 @@ RETRAINING = [
         paper="most layers (including the last few) confer nearly 100% (section 1, Fig. 4)",
         definition="best accuracy on noisy examples of the last layer",
         control=ALONE,
-        measure=lambda f: retrained(f, "best")[last_layer(f)],
+        measure=lambda f: retrained(f, "best").get(last_layer(f), math.nan),
         at_least=0.9,
     ),
 ]
@@ -430,7 +437,8 @@ def _other(f: pl.DataFrame, cell: str, group: str) -> float:
 def table2(f: pl.DataFrame) -> pl.DataFrame:
     "Table 2 of one seed: `p_mem, p_gen, clean, noisy, counts`, memory off."
     part = f.filter(cell="grid", mode="drop").filter(pl.col("group").is_in(["clean", "noisy"]))
-    table = part.pivot("group", index=["p_mem", "p_gen"], values="accuracy", aggregate_function="mean")
+    index = ["p_mem", "p_gen"]
+    table = part.pivot("group", index=index, values="accuracy", aggregate_function="mean")
     return table.sort("p_mem", "p_gen").with_columns(counts=pl.col("clean") >= BROKEN)
 
 
@@ -558,7 +566,7 @@ DROPOUT = [*TIED, *TABLE3, *TABLE2]
 # %% ../nbs/25_localization_claims.ipynb #cell23
 def _worst_best(f: pl.DataFrame) -> float:
     "The worst layer's best accuracy in retraining."
-    return min(retrained(f, "best").values())
+    return min(retrained(f, "best").values(), default=math.nan)
 
 
 ATYPICAL = [
