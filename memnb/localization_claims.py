@@ -436,9 +436,8 @@ def _other(f: pl.DataFrame, cell: str, group: str) -> float:
 
 def table2(f: pl.DataFrame) -> pl.DataFrame:
     "Table 2 of one seed: `p_mem, p_gen, clean, noisy, counts`, memory off."
-    part = f.filter(cell="grid", mode="drop").filter(pl.col("group").is_in(["clean", "noisy"]))
-    index = ["p_mem", "p_gen"]
-    table = part.pivot("group", index=index, values="accuracy", aggregate_function="mean")
+    mean = {g: pl.col("accuracy").filter(pl.col("group") == g).mean() for g in ("clean", "noisy")}
+    table = f.filter(cell="grid", mode="drop").group_by("p_mem", "p_gen").agg(**mean)
     return table.sort("p_mem", "p_gen").with_columns(counts=pl.col("clean") >= BROKEN)
 
 

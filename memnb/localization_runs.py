@@ -118,7 +118,8 @@ def trained(
     net = build(**model)
     put = attach(net, what, seed)
     config = dict(kind="localization", model=model, what=what, group="given" if mask is not None else "noisy", mask=None if mask is None else mask.nonzero()[:, 0].tolist())
-    how = dict(times=range(int(p.epochs) + 1), optimizer="sgd", momentum=0.9, weight_decay=5e-4, lr=p.lr, schedule="triangle", batch=p.batch, seed=seed)
+    times = range(int(p.epochs) + 1) if put is None else epochs_kept(p)
+    how = dict(times=times, optimizer="sgd", momentum=0.9, weight_decay=5e-4, lr=p.lr, schedule="triangle", batch=p.batch, seed=seed)
     if put is None:
         ledger = Accounting(data, mask, layer_groups(net))
         how |= dict(backward=ledger.backward, observe=[ledger.rows], checkpoints=epochs_kept(p))
@@ -194,7 +195,7 @@ def _analyses(p: Params, data: NoisyDataset, net: nn.Module, epoch: float, look:
     anew, back = layers * 20 * epoch, layers * look
     def took(epochs: int) -> float:
         start = time.perf_counter()
-        seen_and_unseen(data, epochs=epochs, progress=False)
+        memorized(data, epochs=epochs, progress=False)
         return time.perf_counter() - start
     once = (one := took(1)) + 39 / 2 * (took(3) - one) if p.figure in ("localization_neurons", "localization_atypical") else 0
     return {"localization_rewinding": seeds * 8 * back, "localization_retraining": seeds * anew, "localization_atypical": seeds * (anew + 6 * back) + once,
