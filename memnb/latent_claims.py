@@ -12,7 +12,6 @@ import math
 
 import numpy as np
 import polars as pl
-from scipy.stats import binom
 
 from .claims import Claim, judge
 

@@ -35,7 +35,9 @@ from memnb.models import build
 from memnb.probing import probe_model, prober
 from memnb.transfer import transferred
 
-NAMES = "rho rhos dataset model widths n scale optimizer lr momentum batch epochs every seeds".split()
+NAMES = (
+    "rho rhos dataset model widths n scale optimizer lr momentum batch epochs every seeds".split()
+)
 SEEDS = (0, 1, 2)
 
 
@@ -102,7 +104,9 @@ def keeping_the_bias():
     return latent.frames(latent.trainings(p, [latent.agreement(keep_bias=True)], "bias kept"))
 
 
-@pytest.mark.parametrize("claim", PROBING + TRANSFER + list(DEPTH.values()), ids=lambda c: c.statement)
+@pytest.mark.parametrize(
+    "claim", PROBING + TRANSFER + list(DEPTH.values()), ids=lambda c: c.statement
+)
 def test_a_claim_about_probes_fails_on_its_control(claim, probed):
     noisy = probed.filter(rho=0.6)
     control = {
@@ -114,7 +118,10 @@ def test_a_claim_about_probes_fails_on_its_control(claim, probed):
     assert verdict(claim, control) != "holds"
 
 
-HERE = {PROBING[i].statement for i in (0, 1, 3, 4, 5)} | {TRANSFER[0].statement, TRANSFER[1].statement}
+HERE = {PROBING[i].statement for i in (0, 1, 3, 4, 5)} | {
+    TRANSFER[0].statement,
+    TRANSFER[1].statement,
+}
 
 
 @pytest.mark.parametrize(
@@ -243,7 +250,9 @@ def test_measures_by_hand(made):
 
 
 def test_the_order_of_rows_is_no_part_of_a_measure(made):
-    layers_in_order = made.sample(fraction=1, shuffle=True, seed=0).sort("layer", maintain_order=True)
+    layers_in_order = made.sample(fraction=1, shuffle=True, seed=0).sort(
+        "layer", maintain_order=True
+    )
     assert [c.measure(layers_in_order) for c in ALL] == pytest.approx(BY_HAND)
 
 
@@ -289,10 +298,17 @@ def test_reading_a_frame(made):
 
 
 def test_a_claim_about_depth_is_the_one_about_the_network(made):
-    asked = {model: claims_about("latent_probes", model)[len(PROBING):] for model in ("mlp", "cnn", "alexnet")}
+    asked = {
+        model: claims_about("latent_probes", model)[len(PROBING) :]
+        for model in ("mlp", "cnn", "alexnet")
+    }
     assert asked == {"mlp": [DEPTH["mlp"]], "cnn": [DEPTH["cnn"]], "alexnet": []}
     cnn = made.with_columns(network=pl.lit("cnn"))
-    (row,) = verdicts("latent_probes", cnn).filter(statement=DEPTH["cnn"].statement).iter_rows(named=True)
+    (row,) = (
+        verdicts("latent_probes", cnn)
+        .filter(statement=DEPTH["cnn"].statement)
+        .iter_rows(named=True)
+    )
     assert row["verdict"] == "does not hold"  # here late layers are better
 
 
@@ -313,7 +329,11 @@ def test_nothing_to_judge(rho, figure, made):
 
 
 def test_every_claim_says_who_defined_it_and_names_its_control():
-    every = [c for claims in CLAIMS.values() for c in claims] + [*DEPTH.values(), *GENERALIZES.values(), *LEAK]
+    every = [c for claims in CLAIMS.values() for c in claims] + [
+        *DEPTH.values(),
+        *GENERALIZES.values(),
+        *LEAK,
+    ]
     assert all(c.control and c.paper and c.definition for c in every)
     assert len({(c.statement) for c in every}) == len(every)
     assert all(c.own for c in every if c.paper.startswith("not measured"))
