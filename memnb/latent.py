@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'HOW', 'FIGURES', 'SMALLER', 'RULES', 'ROOMS', 'STANDARD', 'SMALL', 'parameters', 'times', 'prepare',
-           'trainings', 'expect', 'at_end', 'on_given', 'frames', 'about', 'agreement']
+           'trainings', 'expect', 'at_end', 'on_given', 'frames', 'panel_names', 'about', 'agreement']
 
 # %% ../nbs/22_latent.ipynb #cell03
 import math
@@ -212,6 +212,12 @@ def frames(runs: dict[tuple, Run]) -> pl.DataFrame:
     """
     parts = [part for key, run in runs.items() for part in _rows(*key, run)]
     return pl.concat(parts, how="diagonal").unique(_KEYS, keep="first", maintain_order=True)
+
+
+def panel_names(frame: pl.DataFrame) -> dict[float, str]:
+    "Noise rate -> a panel's title, with the share of labels that are wrong."
+    rates = frame.group_by("rho").agg(pl.col("noise_rate").mean()).sort("rho")
+    return {rho: f"noise rate {rho:g}: {wrong:.0%} wrong" for rho, wrong in rates.iter_rows()}
 
 
 def about(p: Params, data: NoisyDataset) -> str:
