@@ -341,10 +341,12 @@ def source(
     if file is None:
         there = _digits(test_share, seed)
         shape, labels = (8, 8), [there["y_train"], there["y_test"]]
-    elif file.exists() or name not in _PUBLISHED:
+    elif file.exists():
         _check_layout(file, found := headers(file))
         there = read_arrays(file, ("y_train", "y_test"))
         shape, labels = found["x_train"].shape[1:], [there["y_train"].reshape(-1), there["y_test"].reshape(-1)]
+    elif name not in _PUBLISHED:
+        raise FileNotFoundError(f"dataset={name}: there is no such file")
     else:
         shape, counts, tests = _PUBLISHED[name]
         return Source(shape, dict(enumerate(counts)), tests)

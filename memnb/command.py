@@ -96,6 +96,7 @@ def results_(notebook: Path, root: Path, where, output, chart, y, color):
     "The frames of all runs of NOTEBOOK, parameters as columns."
     frame = _rows(results(notebook, root), where)
     if chart is None: return _shown(frame, output)
+    if frame.is_empty(): raise ValueError(f"no run of {notebook} has {', '.join(f'{k} {v}' for k, v in where) or 'a result'} in {root}: there is nothing to draw")
     from memnb.sweeps import figure
     figure(frame, y, color).save(str(chart), **(dict(ppi=144) if chart.suffix == ".png" else {}))
     click.echo(f"drawn from {frame['key'].n_unique()} runs in {chart}")

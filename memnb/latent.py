@@ -5,31 +5,34 @@
 # %% auto #0
 __all__ = ['PRESETS', 'HOW', 'FIGURES', 'SMALLER', 'RULES', 'MOST_TIMES', 'EXCHANGES', 'VARIANTS', 'ROOMS', 'STANDARD', 'SMALL',
            'parameters', 'times', 'network', 'prepare', 'check_source', 'size_of', 'needs', 'trainings', 'expect',
-           'at_end', 'on_given', 'frames']
+           'at_end', 'on_given', 'frames', 'panel_names', 'about', 'agreement']
 
 # %% ../nbs/22_latent.ipynb #cell03
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-import polars as pl, torch
+import polars as pl
+import torch
 from torch import nn
 from .arrays import Source, choose, shown, source
 from .datasets import NOISE, SCALES, NoisyDataset, corrupt, load
-from .experiments import DATASET, RATE, SEED, Params, Rule, between, check_fits, count, many, once, one_of, settle
+from .experiments import DATASET, RATE, SEED, Params, Rule, between, check_fits, count, many, once, one_of, setting, settle
+from .layers import activations, device_of, examples, predict, predicted
 from .models import build
 from .runs import Run, found, run_key, save
 from .stacked import fit_stacked, why_not
-from .steps import OPTIMIZERS
+from .steps import OPTIMIZERS, Training
 from .trainer import costs, fit
-from .transfer import resist, transplant
+from .transfer import find_head, fit_probe, linear_head, put_head, resist, transplant
 
 # %% ../nbs/22_latent.ipynb #cell06
 _PAPER = dict(dataset="mnist", model="mlp", widths="128,512,2048,2048", rhos="0,0.2,0.4,0.6,0.8,1", seeds="0,1,2", epochs=500, stop_at=0.99,
               lr=1e-3, every=5)
 PRESETS = {
-    "quick": _PAPER | dict(dataset="digits", widths="32,64,128,128", epochs=100, stop_at=None, lr=0.02, every=20),
-    "small": _PAPER | dict(n=4000, rhos="0.4,0.8", seeds="0", epochs=70, stop_at=None, lr=0.01, every=10),
+    "quick": _PAPER | dict(dataset="digits", widths="32,64,128,128", epochs=100, stop_at=None, lr=0.02, every=10),
+    "small": _PAPER | dict(n=4000, rhos="0.4,0.8", epochs=70, stop_at=None, lr=0.01, every=10),
     "paper": _PAPER,
     "ci": _PAPER | dict(dataset="digits", n=300, widths="24,24", rhos="0,0.6", seeds="0", epochs=40, stop_at=None, lr=0.02, every=20),
 }
@@ -249,12 +252,78 @@ def on_given(frame: pl.DataFrame) -> pl.DataFrame:
     given = frame.filter(target="given").with_columns(weight=pl.when(group="noisy").then(pl.col("noise_rate")).otherwise(1 - pl.col("noise_rate")))
     return given.group_by("variant", "rho", "seed", "epoch", "probe", maintain_order=True).agg(accuracy=(pl.col("accuracy") * pl.col("weight")).sum(), true=1 - pl.col("noise_rate").first())
 
+# %% ../nbs/22_latent.ipynb #cell17
+_KEYS = ["variant", "rho", "seed", "epoch", "layer", "probe", "group", "target"]
+
+
+def _rows(variant: str, rho: float, seed: int, run: Run) -> list[pl.DataFrame]:
+    "Curves and observers' rows of one run, with what tells it from others."
+    own = run.frame().with_columns(probe=pl.lit("model"), layer=pl.lit("output"))
+    about = dict(
+        variant=pl.lit(variant),
+        rho=pl.lit(rho),
+        noise_rate=pl.lit(run.is_noisy.double().mean().item()),
+        seed=pl.lit(seed),
+        epoch=pl.col("time"),
+        lr=pl.lit(run.config["lr"]),
+        classes=pl.lit(run.n_classes),
+        tests=pl.lit(len(run.test_y)),
+        network=pl.lit(run.config["model"]["name"]),
+    )
+    return [part.with_columns(**about) for part in (own, run.rows) if len(part)]
+
+
 def frames(runs: dict[tuple, Run]) -> pl.DataFrame:
-    "Curves and observers' rows of all runs: `variant, rho, noise_rate (realised), seed, epoch, ...`."
-    parts = []
-    for (variant, rho, seed), run in runs.items():
-        for part in (run.frame().with_columns(probe=pl.lit("model"), layer=pl.lit("output")), run.rows):
-            if len(part): parts.append(part.with_columns(variant=pl.lit(variant), rho=pl.lit(rho), noise_rate=pl.lit(run.is_noisy.double().mean().item()),
-                                                         seed=pl.lit(seed), epoch=pl.col("time"), lr=pl.lit(run.config["lr"]),
-                                                         classes=pl.lit(run.n_classes)))
-    return pl.concat(parts, how="diagonal").unique(["variant", "rho", "seed", "epoch", "layer", "probe", "group", "target"], keep="first", maintain_order=True)
+    """Curves and observers' rows of all runs, with `variant, rho, noise_rate, seed, epoch, ...`.
+
+    Rows of one run, epoch, layer, probe, group and target occur once.
+    """
+    parts = [part for key, run in runs.items() for part in _rows(*key, run)]
+    return pl.concat(parts, how="diagonal").unique(_KEYS, keep="first", maintain_order=True)
+
+
+def panel_names(frame: pl.DataFrame) -> dict[float, str]:
+    "Noise rate -> a panel's title, with the share of labels that are wrong."
+    rates = frame.group_by("rho").agg(pl.col("noise_rate").mean()).sort("rho")
+    return {rho: f"noise rate {rho:g}: {wrong:.0%} wrong" for rho, wrong in rates.iter_rows()}
+
+
+def about(p: Params, data: NoisyDataset) -> str:
+    "Data, sizes, network and seeds in a few words, for a picture's subtitle."
+    size = "" if p.get("n") else f", {len(data):,} training examples"
+    return f"{setting(p)}{size}"
+
+# %% ../nbs/22_latent.ipynb #cell19
+_NEAR = 1e-5  # of an activation's length: what float32 may round
+
+
+def agreement(
+    keep_bias: bool = False,  # whether the exchange leaves the old bias where it was
+) -> Callable:
+    """An observer: does the changed network answer test examples as VeLPIC on its last layer does?
+
+    One row, probe `agreement`, target `velpic`: `accuracy` is the share of the same answers
+    among the examples that are no near ties, `ties` the share of those that are.
+    """
+
+    @torch.no_grad()
+    def look(s: Training) -> list[dict]:
+        head, reads = find_head(s.model, s.data)
+        probe = fit_probe(s.model, s.data, reads)
+        changed = deepcopy(s.model)
+        put_head(changed, head, linear_head(probe))
+        if keep_bias:
+            changed.get_submodule(head).bias.copy_(s.model.get_submodule(head).bias)
+        x = s.test.x.to(device_of(s.model))
+        with examples(None):
+            got = [part[reads].flatten(1) for _, part in activations(s.model, x, [reads])]
+            answers = predicted(predict(changed, x))
+        read = torch.cat(got)
+        best = probe.scores(read).topk(2, dim=1)
+        clear = best.values[:, 0] - best.values[:, 1] > _NEAR * read.norm(dim=1)
+        same = (answers == best.indices[:, 0])[clear].double()
+        row = dict(layer="output", probe="agreement", group="test", target="velpic")
+        ties = 1 - clear.double().mean().item()
+        return [row | dict(accuracy=same.mean().item() if len(same) else None, ties=ties)]
+
+    return look

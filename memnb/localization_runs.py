@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'NETWORKS', 'RULES', 'ROOMS', 'ATTACH', 'parameters', 'network', 'prepare', 'epochs_kept', 'needs',
-           'attach', 'trained', 'memorized', 'expect', 'marked']
+           'attach', 'trained', 'seen_and_unseen', 'memorized', 'published_counts', 'about', 'expect', 'marked']
 
 # %% ../nbs/24_localization_runs.ipynb #cell02
 import math, time
@@ -12,27 +12,29 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-import polars as pl, torch
+import numpy as np
+import polars as pl
+import torch
 from torch import Tensor, nn
 from .accounting import Accounting
-from .arrays import Source, choose, local_path, shown
+from .arrays import Source, choose, data_root, local_path, shown
 from .datasets import NoisyDataset, c_scores, corrupt, load
-from .experiments import FILE, RATE, Params, Rule, between, check_fits, count, many, once, one_of, settle
+from .experiments import FILE, RATE, Params, Rule, between, check_fits, count, many, once, one_of, setting, settle
 from .latent import RULES as COMMON, check_source, size_of
-from .layers import layer_groups, predict
+from .layers import device_of, layer_groups, predict, predicted
 from .models import build
 from .runs import Run, run_key
-from .scores import leave_out_memorization
+from .stacked import fit_stacked
 from .tied import SparseChannels, StandardDropout, TiedDropout, remembered
-from .steps import pick_device
+from .steps import Training, pick_device
 from .trainer import costs, fit
 from .units import MODES
 
 # %% ../nbs/24_localization_runs.ipynb #cell04
 _PAPER = dict(dataset="cifar10", model="resnet9", width=1.0, rhos="0.01,0.1,0.5,0.9,0.99", seeds="0,1,2", epochs=50, lr=0.1, batch=512, examples=1000, cells="0.1,0.2,0.3,0.4,0.5,0.6", shares="0.1,0.2")
 PRESETS = {
-    "quick": _PAPER | dict(dataset="digits", n=800, width=0.25, rhos="0.1,0.5,0.9", seeds="0", epochs=30, batch=64, examples=80, cells="0.1,0.4,0.6", shares="0.2"),
-    "small": _PAPER | dict(dataset="mnist", n=2000, width=0.25, rhos="0.1,0.5,0.9", seeds="0", epochs=20, batch=64, examples=200, cells="0.1,0.4,0.6", shares="0.2"),
+    "quick": _PAPER | dict(dataset="digits", n=800, width=0.25, epochs=30, batch=64, examples=80, cells="0.2,0.4,0.6", shares="0.2"),
+    "small": _PAPER | dict(dataset="mnist", n=2000, width=0.25, epochs=20, batch=64, examples=200, cells="0.2,0.4,0.6", shares="0.2"),
     "paper": _PAPER,
     "ci": _PAPER | dict(dataset="digits", n=300, width=0.125, rhos="0.1,0.5", seeds="0", epochs=8, batch=64, examples=10, cells="0.4", shares="0.2"),
 }
@@ -127,6 +129,16 @@ def attach(net: nn.Module, what: dict | None, seed: int):
     sites = [part for part, then in pairwise(parts) if not isinstance(net.get_submodule(then), (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm))]
     return ATTACH[choose("attachment", what["name"], ATTACH)](net, sites, seed, **args)
 
+def _memory(tied: TiedDropout, mask: Tensor | None):
+    "An observer: accuracy with the memory on and off, at the end in the other modes, too."
+    along = remembered(tied, ("own", "drop"), mask)
+    at_end = remembered(tied, ("own", "drop", "scaled", "rescaled"), mask)
+
+    def look(s: Training) -> list[dict]:
+        return at_end(s) if s.ended else along(s)
+
+    return look
+
 def trained(
     p: Params,
     data: NoisyDataset,
@@ -140,20 +152,75 @@ def trained(
     net = build(**model)
     put = attach(net, what, seed)
     config = dict(kind="localization", model=model, what=what, group="given" if mask is not None else "noisy", mask=None if mask is None else mask.nonzero()[:, 0].tolist())
-    how = dict(times=range(int(p.epochs) + 1), optimizer="sgd", momentum=0.9, weight_decay=5e-4, lr=p.lr, schedule="triangle", batch=p.batch, seed=seed)
+    times = range(int(p.epochs) + 1) if put is None else epochs_kept(p)
+    how = dict(times=times, optimizer="sgd", momentum=0.9, weight_decay=5e-4, lr=p.lr, schedule="triangle", batch=p.batch, seed=seed)
     if put is None:
         ledger = Accounting(data, mask, layer_groups(net))
         how |= dict(backward=ledger.backward, observe=[ledger.rows], checkpoints=epochs_kept(p))
-    elif isinstance(put, TiedDropout): how |= dict(observe=[remembered(put, ("own", "drop", "scaled", "rescaled"), mask)])
+    elif isinstance(put, TiedDropout): how |= dict(observe=[_memory(put, mask)])
     folder = Path(p.store).expanduser() / run_key(config | {k: how[k] for k in ("lr", "batch", "seed")} | dict(epochs=p.epochs, test=test.digest), data.digest, ROOMS) if p.store else None
     return fit(net, data, p.epochs, test, folder=folder, progress=True, config=config, **how), net.eval(), put
 
 # %% ../nbs/24_localization_runs.ipynb #cell10
-def memorized(data: NoisyDataset, subsets: int = 40, epochs: float = 40, progress: bool = True) -> Tensor:
-    "(n,) float64: `leave_out_memorization` by MLPs with 64 units; NaN where an example was always or never left out."
-    make = lambda seed: build("mlp", shape=data.x.shape[1:], widths=(64,), n_classes=data.n_classes, seed=seed)
-    lr = min(0.1, 6 / float(data.x.flatten(1).square().sum(1).mean()))
-    return leave_out_memorization(make, data, epochs, subsets=subsets, lr=lr, momentum=0.9, batch=32, progress=progress)
+def seen_and_unseen(
+    data: NoisyDataset,
+    subsets: int = 40,  # MLPs with 64 units, each trained on its own random 70% of the data
+    epochs: float = 40,
+    progress: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """(n,) float64 each: how many of the MLPs give an example its given label.
+
+    The first of those that were trained on it, the second of those that were not: an estimate of
+    its C-score. NaN where there is none.
+    """
+    n, size = len(data), round(0.7 * len(data))
+    shape, lr = data.x.shape[1:], _suitable_lr(data)
+    models = [
+        build("mlp", shape=shape, widths=(64,), n_classes=data.n_classes, seed=i)
+        for i in range(subsets)
+    ]
+    g = torch.Generator().manual_seed(0)
+    within = torch.zeros(subsets, n, dtype=torch.bool)
+    for row in within:
+        row[torch.randperm(n, generator=g)[:size]] = True
+    parts = [data.subset(rows) for rows in within.to(data.y.device)]
+    options = dict(lr=lr, momentum=0.9, batch=32, progress=progress)
+    fit_stacked(models, parts, epochs, times=[epochs], seed=list(range(subsets)), **options)
+    right = torch.stack(
+        [predicted(predict(m, data.x.to(device_of(m)))).cpu() == data.y.cpu() for m in models]
+    )
+    seen = (right & within).sum(0).double() / within.sum(0)
+    unseen = (right & ~within).sum(0).double() / (~within).sum(0)
+    return seen, unseen
+
+
+def _suitable_lr(data: NoisyDataset) -> float:
+    "A learning rate for inputs of this size: stable as long as it is below 2 over their curvature."
+    return min(0.1, 6 / float(data.x.flatten(1).square().sum(1).mean()))
+
+
+def memorized(data: NoisyDataset, **options) -> Tensor:
+    "(n,) float64 in [-1, 1]: accuracy where an example was trained on minus where it was not."
+    seen, unseen = seen_and_unseen(data, **options)
+    return seen - unseen
+
+
+def published_counts(threshold: float = 0.5) -> dict[str, int]:
+    "Data set -> examples whose published C-score is below a threshold, where the file is there."
+    files = {k: data_root() / f"{k}-cscores-orig-order.npz" for k in ("mnist", "cifar10")}
+    counts = {}
+    for name, path in files.items():
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as z:
+                counts[name] = int((z["scores"] < threshold).sum())
+    return counts
+
+
+def about(p: Params, data: NoisyDataset) -> str:
+    "Data, sizes, network, seeds and wrong labels in a few words, for a picture's subtitle."
+    size = "" if p.get("n") else f", {len(data):,} examples"
+    wrong = int(data.is_noisy.sum())
+    return f"{setting(p)}{size}, {wrong:,} wrong labels"
 
 # %% ../nbs/24_localization_runs.ipynb #cell11
 def _analyses(p: Params, data: NoisyDataset, net: nn.Module, epoch: float, look: float) -> float:

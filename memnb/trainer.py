@@ -251,13 +251,16 @@ def train(
     "Train on the observed labels, and yield the `Training` at each recorded time. `Diverged` when the loss is not finite."
     s, plan = _prepare(model, data, epochs, test, times, optimizer, lr, schedule, batch, clip, autocast, seed, device, observe,
                        each_step, backward, checkpoints, stop_at, config, progress, **options)
-    return _loop(s, plan, None if journal is None or isinstance(journal, str) and not journal else _journal(journal, *_identity(s, plan)), progress)
+    return _loop(s, plan, None if journal is None or isinstance(journal, str) and not journal else _journal(journal, *_identity(s, plan), plan), progress)
 
 # %% ../nbs/04_trainer.ipynb #cell13
-def _journal(folder: str | Path, known: dict, unknown: list[str]) -> Journal | None:
+def _journal(folder: str | Path, known: dict, unknown: list[str], p: _Plan) -> Journal | None:
     "What a run is written down in; None, with a warning, where it could not be taken up again."
     folder = local_path("journal", folder)
     check_writable("journal", folder.parent)
+    if any(getattr(f, "resumable", True) is False for f in (p.backward, *p.each_step)):
+        warnings.warn("a function of this training keeps values that no journal holds: if it is killed, it begins anew", stacklevel=3)
+        return None
     if not unknown:
         return Journal(folder, known)
     warnings.warn(f"{'; '.join(unknown)}: this run is not recognised again, and if it is killed, it begins anew", stacklevel=3)
@@ -314,7 +317,7 @@ def fit(
             s.model.load_state_dict(run.checkpoints[max(run.checkpoints)])
             Journal(_beside(place), known).remove()  # of a process that was killed after it had saved the run
             return run
-        journal = _journal(_beside(place), known, unknown)
+        journal = _journal(_beside(place), known, unknown, plan)
     for _ in _loop(s, plan, journal, progress):
         pass
     run = s.recorder.run()

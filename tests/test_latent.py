@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from memnb import experiments, latent
+from memnb.datasets import NoisyDataset
 from memnb.models import build
 from memnb.probing import prober
+from memnb.trainer import fit
 from memnb.transfer import fit_probe, resist, transplant
 
 NAMES = "rho rhos dataset model widths n scale optimizer lr momentum batch epochs every seeds".split()
@@ -329,3 +331,77 @@ def test_the_end_of_runs_that_end_early_and_what_they_know_of_all_labels():
     assert latent.at_end(f).select("seed", "epoch").unique(maintain_order=True).rows() == [(0, 2.0), (1, 6.0)]
     seen = latent.on_given(f)
     assert len(seen) == 4 and seen["accuracy"].to_list() == pytest.approx([0.7] * 4) and set(seen["true"]) == {0.75}
+
+
+# the same predictions?
+
+def compared(net, data, test, **how):
+    "The observer's row."
+    (row,) = latent.agreement(**how)(SimpleNamespace(model=net, data=data, test=test))
+    return row
+
+
+@pytest.fixture
+def trained():
+    p = params(widths="16", n=100, epochs=10, rhos="0.6")
+    data, test, model = latent.prepare(p, 0.6, 0)
+    net = build(**model)
+    fit(net, data, 10, lr=0.05, momentum=0.9, batch=20, times=[10])
+    return net, data, test
+
+
+def test_the_changed_network_gives_the_probes_answers(trained):
+    row = compared(*trained)
+    assert row["accuracy"] == 1
+    assert row["ties"] < 0.02
+
+
+def test_an_exchange_that_keeps_the_bias_gives_others(trained):
+    net, data, test = trained
+    bias = torch.arange(10.0) / 10
+    with torch.no_grad():
+        net.get_submodule("out").bias.copy_(bias)
+    vectors = fit_probe(net, data, "out.input").vectors_.double()
+    scores = features(net, test.x).double() @ vectors.T
+    same = scores.argmax(1) == (scores + bias).argmax(1)
+
+    row = compared(net, data, test, keep_bias=True)
+
+    assert row["accuracy"] == pytest.approx(same.double().mean().item(), abs=0.005)
+    assert row["accuracy"] < 0.98
+
+
+def test_classes_that_are_twins_are_near_ties(trained):
+    net, data, test = trained
+    x, y = data.x.clone(), data.y.clone()
+    first = (y == 0).nonzero()[:, 0]
+    second = (y == 1).nonzero()[:, 0]
+    both = min(len(first), len(second))
+    keep = torch.ones(len(y), dtype=torch.bool)
+    keep[first[both:]] = keep[second[both:]] = False
+    x[second[:both]] = x[first[:both]]  # the two classes have the same examples
+    twins = NoisyDataset(x[keep], y[keep], y[keep], data.index[keep], 10, "twins")
+    zeros = test.subset(fit_probe(net, twins, "out.input").predict(features(net, test.x)) == 0)
+
+    assert len(zeros)
+    assert compared(net, twins, zeros) | dict(accuracy=None) == dict(
+        layer="output", probe="agreement", group="test", target="velpic", accuracy=None, ties=1.0
+    )
+
+
+@torch.no_grad()
+def features(net, x):
+    "(n, d) what the last layer reads."
+    return net.get_submodule("fc1")(x.flatten(1)).relu()
+
+
+def test_frames_say_on_how_many_examples_and_with_what_network(runs):
+    f = latent.frames(runs)
+    assert f["tests"].unique().to_list() == [len(runs["standard", 0.6, 0].test_y)]
+    assert f["network"].unique().to_list() == ["mlp"]
+
+
+def test_a_pictures_subtitle_says_data_and_size():
+    assert latent.about(params(n=100), None) == "preset ci, digits, 100 examples, mlp, 1 seed"
+    data, _, _ = latent.prepare(params(preset="quick"), 0.2, 0)
+    assert latent.about(params(preset="quick"), data) == "preset quick, digits, mlp, 3 seeds, 1,200 training examples"

@@ -1,13 +1,15 @@
 """Parameters completed; networks that fit the data; runs that a store keeps, with what is attached and what was counted."""
 import json, re
 from pathlib import Path
-import polars as pl, pytest, torch
+import numpy as np, polars as pl, pytest, torch
 from polars.testing import assert_frame_equal
 from torch import nn
 from memnb import localization_runs as runs, trainer
 from memnb.accounting import Accounting
+from memnb.datasets import NoisyDataset
 from memnb.layers import layer_groups, predict
 from memnb.models import build
+from memnb.scores import leave_out_memorization
 from memnb.tied import SparseChannels, StandardDropout, TiedDropout, by_mode
 
 NAMES = "n dataset model width rhos seeds lr epochs batch cells examples shares".split()
@@ -246,3 +248,47 @@ def test_marked():
 
 def test_rooms_are_modules():
     for room in runs.ROOMS: assert (Path(runs.__file__).parent / f"{room}.py").is_file()
+
+
+# --- how much single examples are memorized
+
+def test_the_memorization_score_is_feldmans():
+    p = params(**TINY)
+    data, _ = runs.prepare(p, 0.2)
+
+    def make(seed):
+        return build("mlp", shape=data.x.shape[1:], widths=(64,), n_classes=10, seed=seed)
+
+    how = dict(lr=runs._suitable_lr(data), momentum=0.9, batch=32)
+    expected = leave_out_memorization(make, data, 2, subsets=6, **how)
+
+    ours = runs.memorized(data, subsets=6, epochs=2, progress=False)
+
+    torch.testing.assert_close(ours, expected, equal_nan=True)
+
+
+def test_a_c_score_counts_only_networks_that_never_saw_the_example():
+    data, _ = runs.prepare(params(**TINY), 0)
+    odd = data.y.clone()
+    odd[0] = (odd[0] + 1) % 10  # a wrong label, which nothing but itself can teach
+    data = NoisyDataset(data.x, odd, odd, data.index, 10, "one odd example")
+
+    seen, unseen = runs.seen_and_unseen(data, subsets=10, epochs=40, progress=False)
+
+    assert seen[0] > 0.9
+    assert unseen[0] < 0.1
+
+
+def test_published_c_scores_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMNB_DATA", str(tmp_path))
+    assert runs.published_counts() == {}
+    scores = np.array([0.1, 0.49, 0.5, 0.9])
+    np.savez(tmp_path / "mnist-cscores-orig-order.npz", scores=scores, labels=np.zeros(4, int))
+    assert runs.published_counts() == {"mnist": 2}
+    assert runs.published_counts(0.3) == {"mnist": 1}
+
+
+def test_a_pictures_subtitle_says_data_and_size():
+    p = params(**TINY)
+    words = runs.about(p, runs.prepare(p, 0.2)[0])
+    assert words == "preset ci, digits, 60 examples, mlp, width 0.03, 1 seed, 12 wrong labels"
