@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import Page, expect, sync_playwright
 
-NOTEBOOK, WAIT = Path(__file__).parents[1] / "nbs" / "explore.ipynb", 60_000  # milliseconds; generous, for busy machines
+NOTEBOOK, WAIT = Path(__file__).parents[1] / "nbs" / "explore.ipynb", 180_000  # milliseconds; generous, for busy machines
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 VOILA = "voila explore.ipynb --no-browser --port={port} --Voila.ip=127.0.0.1 --template=memnb --VoilaConfiguration.extension_allowlist=[] --VoilaConfiguration.extension_denylist=['jupyterlab-jupytext']"
