@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROOMS', 'PRESETS', 'SEEDS', 'RULES', 'FITTED', 'SPAN', 'CONFIDENT', 'parameters', 'prepare', 'permuted', 'expect',
-           'clean_accuracy', 'drift', 'times', 'whole_run', 'close_looks', 'early_window', 'side_by_side', 'each',
-           'frames', 'noisy_over_clean', 'subtitle', 'clean_margins']
+           'clean_accuracy', 'drift', 'watch', 'times', 'whole_run', 'close_looks', 'early_window', 'side_by_side',
+           'each', 'frames', 'noisy_over_clean', 'subtitle', 'clean_margins']
 
 # %% ../nbs/20_relu.ipynb #cell03
 import math, time
@@ -155,6 +155,17 @@ def drift() -> Callable:
 
     return observe
 
+
+def watch() -> Callable:
+    "An observer of all that figures 2, 3 and 6 need: `follow`, with the columns of `drift` added."
+    observers = follow(), drift()
+
+    def observe(t: float, net: TwoLayer) -> list[dict]:
+        rows, (moved,) = (look(t, net) for look in observers)
+        return [row | moved if row["group"] == "net" else row for row in rows]
+
+    return observe
+
 # %% ../nbs/20_relu.ipynb #cell10
 def times(p: Params) -> list[float]:
     "Recorded flow times: evenly spaced early epochs, then on a logarithmic grid."
@@ -180,9 +191,8 @@ def whole_run(p: Params, rho: float, seed: int) -> Run:
         if p.clean_epochs:
             _train_on_clean(net, data, p.clean_epochs * p.lr)
         looks = [epoch * p.lr for epoch in _look_epochs(p)]
-        watch = [follow(), drift()]
         return gradient_flow(
-            net, data, times(p), observe=watch, checkpoints=looks, config=config, progress=True
+            net, data, times(p), observe=[watch()], checkpoints=looks, config=config, progress=True
         )
 
     return kept(p.store, config, data, make, ROOMS)

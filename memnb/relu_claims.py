@@ -247,7 +247,7 @@ FIG2 = [
         " that at the next lower rate; the largest such ratio",
         control=FROZEN,
         measure=_margin_step,
-        below=1,
+        at_most=AGREE,
         own=True,
         each_rho=False,
     ),

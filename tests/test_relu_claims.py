@@ -100,7 +100,7 @@ CONTROLS = {
     REMARK: lambda s: whole(s, clean_epochs=2000),
     TINY: lambda s: whole(s, std=0.001),
     LARGE: lambda s: whole(s, std=1.0),
-    STOPPED: lambda s: whole(s, epochs=150, early=100),
+    STOPPED: lambda s: whole(s, preset="quick", epochs=60, early=50),
     ENDED: lambda s: whole(s, epochs=300, early=200),
     ABOVE: lambda s: toy([0.2], m_n0=2.0, m_c0=-2.0),
     "a tenth of the time": lambda s: toy([0.2], t_end=2.0),
