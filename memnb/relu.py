@@ -344,9 +344,14 @@ def noisy_over_clean(frame: pl.DataFrame, y: str) -> pl.DataFrame:
 
 
 def subtitle(p: Params) -> str:
-    "What a picture shows: data, size, seeds, and what its lines are."
-    several = "; line: median of the seeds, band: their range" if len(p.seeds) > 1 else ""
-    return f"{setting(p)}{several}"
+    "What a picture shows: data, size and seeds, what its lines are, and how large the paper is."
+    words = [setting(p)]
+    if len(p.seeds) > 1:
+        words.append("line: median of the seeds, band: their range")
+    paper = PRESETS["paper"]
+    if any(p[name] != paper[name] for name in ("dataset", "n", "width")):
+        words.append(f"paper: {paper['dataset']}, {paper['n']:,} examples, width {paper['width']}")
+    return "; ".join(words)
 
 
 CONFIDENT = 3.0  # a margin at which the network gives a label 95%
