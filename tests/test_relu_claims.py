@@ -277,7 +277,7 @@ def test_the_clean_network_is_slowed_by_the_realised_rate(store):
     assert run.config["scale"] == 1 - 2 * data.rho
 
 
-def test_the_early_window_is_1_6_times_the_fit():
+def test_the_early_window_is_1_7_times_the_fit():
     p = params()
     data, model = relu.prepare(p, 0.2, 0)
     net = build(**model)
@@ -290,7 +290,7 @@ def test_the_early_window_is_1_6_times_the_fit():
         loss(net(data.x)[:, 0], data.y.float()).backward()
         descent.step()
         epoch += 1
-    assert relu.early_window(p) == round(1.6 * epoch)
+    assert relu.early_window(p) == round(1.7 * epoch)
     assert relu.early_window(params(window=7)) == 7
 
 
