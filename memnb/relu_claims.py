@@ -78,12 +78,12 @@ def learned(f: pl.DataFrame) -> float:
 
 
 def memorized(f: pl.DataFrame) -> float:
-    "Epoch, after that, at which half of the noisy labels are; an untrained one has half by chance."
+    "Epoch, after that, at which half of the noisy ones are; an untrained network has half."
     return crossing(curve(f, "accuracy", "noisy"), 0.5, after=learned(f))
 
 
 def onset(f: pl.DataFrame, y: str = "radial_sum") -> float:
-    "Epoch, once clean labels are fitted, at which |y| of the noisy side is about that of the clean."
+    "Epoch, once clean labels are fitted, at which noisy |y| is about as large as clean |y|."
     return crossing(ratio(f, y), AGREE, after=learned(f))
 
 
@@ -201,7 +201,7 @@ def _margin_step(f: pl.DataFrame) -> float:
     "Largest ratio of that margin at one noise rate to that at the next lower one."
     by_rate = f.sort("rho").partition_by("rho", maintain_order=True)
     margins = [_best_margin(part) for part in by_rate]
-    return max(high / low for low, high in zip(margins, margins[1:]))
+    return max(high / low for low, high in zip(margins, margins[1:], strict=False))
 
 
 def _share_of_wait(f: pl.DataFrame) -> float:
@@ -243,8 +243,8 @@ FIG2 = [
     Claim(
         statement="More noise, further from high margins",
         paper="the deviation is amplified as the noise rate increases (section 4.2)",
-        definition="largest mean clean-label margin before half of the noisy labels are fitted, over"
-        " that at the next lower rate; the largest such ratio",
+        definition="largest mean clean-label margin before half of the noisy labels are fitted,"
+        " over that at the next lower rate; the largest such ratio",
         control=FROZEN,
         measure=_margin_step,
         at_most=AGREE,
@@ -366,8 +366,8 @@ FIG3_COMPETITION = [
     Claim(
         statement="Competition emerges: the noisy magnitude component reaches the clean one",
         paper="|<Gn, U>| about |<Gc, U>| or more (section 4.2, orange region)",
-        definition="largest noisy over clean |sum of <G, u>|, at most 1, from 95% of the clean labels"
-        " fitted to half of the noisy ones",
+        definition="largest noisy over clean |sum of <G, u>|, at most 1, from 95% of the clean"
+        " labels fitted to half of the noisy ones",
         control=STOPPED,
         measure=lambda f: min(1, highest(ratio(f, "radial_sum"), learned(f), memorized(f))),
         at_least=AGREE,
@@ -725,7 +725,9 @@ def tally(
     "At how many noise rates a claim holds, for a title: `2 of 5 noise rates`."
     rows = claims.filter(pl.col("statement") == statement)
     if not len(rows):
-        raise ValueError(f"no claim {statement!r}; there are {claims['statement'].unique().to_list()}")
+        raise ValueError(
+            f"no claim {statement!r}; there are {claims['statement'].unique().to_list()}"
+        )
     holds = (rows["verdict"] == "holds").sum()
     return f"{holds} of {len(rows)} noise rate{'s' if len(rows) > 1 else ''}"
 

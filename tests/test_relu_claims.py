@@ -137,7 +137,7 @@ def test_no_statement_stands_twice_in_a_figure():
 
 def verdicts(figure, frame) -> dict:
     rows = judge(figure, CLAIMS[figure], frame)
-    return dict(zip(rows["statement"], rows["verdict"]))
+    return dict(zip(rows["statement"], rows["verdict"], strict=True))
 
 
 def test_what_holds_on_a_real_run_of_figure_2(store):
@@ -207,7 +207,9 @@ def test_crossing_against_a_plain_loop():
     t, v = np.cumsum(rng.uniform(0.1, 5, 60)), rng.normal(size=60)
     fine = np.arange(t[0], t[-1], 1e-3)
     after = float(t[20] + 0.05)
-    expected = next(e for e, x in zip(fine, np.interp(fine, t, v)) if x >= 1.5 and e >= after)
+    expected = next(
+        e for e, x in zip(fine, np.interp(fine, t, v), strict=True) if x >= 1.5 and e >= after
+    )
     assert crossing((t, v), 1.5, after) == pytest.approx(expected, abs=2e-3)
 
 
@@ -232,7 +234,7 @@ def test_events_against_a_plain_loop(store):
     )
     sides = [f.filter(pl.col("radial_sum").is_not_null(), group=g) for g in ("clean", "noisy")]
     clean, noisy = (side.sort("epoch") for side in sides)
-    sums = zip(clean["epoch"], clean["radial_sum"], noisy["radial_sum"])
+    sums = zip(clean["epoch"], clean["radial_sum"], noisy["radial_sum"], strict=True)
     begin = next(e for e, c, n in sums if e >= first and abs(n) >= 0.95 * abs(c))
     recorded = clean["epoch"].to_list()
     for event, upper in ((learned(f), first), (memorized(f), half), (onset(f), begin)):
@@ -262,7 +264,7 @@ def test_drift_against_the_weights_themselves(store):
     first, last = start.hidden.weight.double(), end.hidden.weight.double()
     cosines = torch.nn.functional.cosine_similarity(first, last)
     grown = (last.norm(dim=1) / first.norm(dim=1) - 1).abs().mean().item()
-    turned = (last / last.norm(dim=1, keepdim=True) - first / first.norm(dim=1, keepdim=True))
+    turned = last / last.norm(dim=1, keepdim=True) - first / first.norm(dim=1, keepdim=True)
     row = run.rows.filter(pl.col("time") == time, group="net").row(0, named=True)
     assert row["cos_first"] == pytest.approx(cosines.mean().item(), rel=1e-4)
     assert row["length_change"] == pytest.approx(grown, rel=1e-4)
@@ -294,10 +296,16 @@ def test_the_early_window_is_1_7_times_the_fit():
     assert relu.early_window(params(window=7)) == 7
 
 
-def test_seeds_that_are_not_given_are_the_presets():
-    assert relu.parameters("test", **(GIVEN | dict(seeds=None, preset="quick")))["seeds"] == [0, 1, 2]
-    assert relu.parameters("test", **(GIVEN | dict(seeds=None, seed=4)))["seeds"] == [4]
-    assert relu.parameters("test", **(GIVEN | dict(seeds="3,5", seed=4)))["seeds"] == [3, 5]
+@pytest.mark.parametrize(
+    "given, seeds",
+    [
+        (dict(seeds=None, preset="quick"), [0, 1, 2]),
+        (dict(seeds=None, seed=4), [4]),
+        (dict(seeds="3,5", seed=4), [3, 5]),
+    ],
+)
+def test_seeds_that_are_not_given_are_the_presets(given, seeds):
+    assert relu.parameters("test", **(GIVEN | given))["seeds"] == seeds
 
 
 def test_permuted_noise_keeps_labels_and_rate():
