@@ -9,7 +9,7 @@ __all__ = ['ROOMS', 'PRESETS', 'SEEDS', 'RULES', 'FITTED', 'SPAN', 'CONFIDENT', 
 
 # %% ../nbs/20_relu.ipynb #cell03
 import math, time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -343,10 +343,11 @@ def noisy_over_clean(frame: pl.DataFrame, y: str) -> pl.DataFrame:
     return both.select(*keys, ratio=pl.col(y) / pl.col(f"{y}_clean"))
 
 
-def subtitle(p: Params) -> str:
+def subtitle(p: Params, seeds: Sequence[int] | None = None) -> str:
     "What a picture shows: data, size and seeds, what its lines are, and how large the paper is."
-    words = [setting(p)]
-    if len(p.seeds) > 1:
+    seeds = p.seeds if seeds is None else seeds
+    words = [setting(Params(p | dict(seeds=seeds)))]
+    if len(seeds) > 1:
         words.append("line: median of the seeds, band: their range")
     paper = PRESETS["paper"]
     if any(p[name] != paper[name] for name in ("dataset", "n", "width")):
