@@ -9,10 +9,12 @@ __all__ = ['METHODS', 'row_space', 'fast_bfloat16', 'ReLUField', 'flow', 'train_
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
+
 from .arrays import choose
 from .datasets import NoisyDataset
 from .integrate import increasing, integrate
@@ -22,18 +24,23 @@ from .runs import Run
 
 # %% ../nbs/05_flow.ipynb #cell06
 def row_space(x: Tensor) -> Tensor:
-    "(d, rank) orthonormal basis of the rows of x (N, d): singular values above 1e-6 of the largest, in float64."
+    "(d, rank) orthonormal basis of the rows of x (N, d): singular values above 1e-6 of the largest."
     _, s, q = torch.linalg.svd(x.double(), full_matrices=False)
     return q[s > 1e-6 * s[0]].T.to(x.dtype)
 
+
 def fast_bfloat16(device) -> bool:
     "Whether this CPU multiplies bfloat16 matrices natively; elsewhere float32 is used."
-    has = lambda name: getattr(torch.cpu, name, lambda: False)()
-    return torch.device(device).type == "cpu" and (has("_is_avx512_bf16_supported") or has("_is_amx_tile_supported"))
+    features = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    has = any(getattr(torch.cpu, name, lambda: False)() for name in features)
+    return torch.device(device).type == "cpu" and has
 
 # %% ../nbs/05_flow.ipynb #cell07
 class ReLUField:
-    "Minus the gradient of the mean cross-entropy of a two-layer ReLU network, as a field over one flat vector."
+    """Minus the gradient of the mean cross-entropy of a two-layer ReLU network.
+
+    A field over one flat vector: the first layer with its biases, the outgoing weights, their bias.
+    """
 
     def __init__(self, net: TwoLayer, dtype: torch.dtype | None = None):
         self.net, self.basis, self.n = net, row_space(net.x), len(net.x)
@@ -41,22 +48,31 @@ class ReLUField:
         self.x = torch.cat([net.x @ self.basis, ones], 1)  # (N, D), the bias as a last column
         self.w_perp = net.w - self.basis @ (self.basis.T @ net.w)
         self.shape = (self.x.shape[1], net.w.shape[1])
-        self.dtype = dtype or (torch.bfloat16 if net.x.dtype == torch.float32 and fast_bfloat16(net.x.device) else net.x.dtype)
+        low = net.x.dtype == torch.float32 and fast_bfloat16(net.x.device)
+        self.dtype = dtype or (torch.bfloat16 if low else net.x.dtype)
         self.x_low = self.x.to(self.dtype)
-        self.y0 = torch.cat([torch.cat([self.basis.T @ net.w, net.b[None]]).flatten(), net.v, net.c])
+        first_layer = torch.cat([self.basis.T @ net.w, net.b[None]])
+        self.y0 = torch.cat([first_layer.flatten(), net.v, net.c])
         self.last = None, None  # state and logits of the last evaluation
+        self.first = None  # the snapshot at time 0
+        self.first = self.at(self.y0)
 
     def split(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        "Views of the flat state: first layer (D, m) with biases as its last row, outgoing weights (m,), bias (1,)."
+        """Views of the flat state.
+
+        First layer (D, m) with biases as its last row, outgoing weights (m,), bias (1,).
+        """
         k = self.shape[0] * self.shape[1]
         return y[:k].view(self.shape), y[k:-1], y[-1:]
 
     def __call__(self, t: float, y: Tensor) -> Tensor:
         w, v, c = self.split(y)
         h = (self.x_low @ w.to(self.dtype)).relu_()
-        z = h.to(y.dtype) @ v + c  # in full precision: the residual of a large logit is as wrong as its last digits
+        # in full precision: the residual of a large logit is as wrong as its last digits
+        z = h.to(y.dtype) @ v + c
         e = (self.net.y - torch.sigmoid(z)) / self.n
-        signal = (self.x * e[:, None]).to(self.dtype).T @ h.sign_()  # (D, m): a gate is the sign of its activation
+        gates = h.sign_()  # a gate is the sign of its activation
+        signal = (self.x * e[:, None]).to(self.dtype).T @ gates  # (D, m)
         out = torch.empty_like(y)
         dw, dv, dc = self.split(out)
         torch.mul(signal, v, out=dw)
@@ -66,73 +82,147 @@ class ReLUField:
         return out
 
     def at(self, y: Tensor) -> TwoLayer:
-        "The snapshot of a state, in the rotated basis."
-        (w, v, c), net = self.split(y), self.net
-        net = replace(net, x=self.x[:, :-1], w=w[:-1], b=w[-1], v=v, c=c, basis=self.basis, w_perp=self.w_perp)
-        if self.last[0] is y and self.dtype == y.dtype: net.z = self.last[1]  # the integrator has just been here
+        "The snapshot of a state, in the rotated basis; its `first` is that of time 0."
+        w, v, c = self.split(y)
+        net = replace(
+            self.net, x=self.x[:, :-1], w=w[:-1], b=w[-1], v=v, c=c, basis=self.basis,
+            w_perp=self.w_perp, first=self.first,
+        )  # fmt: skip
+        if self.last[0] is y and self.dtype == y.dtype:
+            net.z = self.last[1]  # the integrator has just been here
         return net
 
 # %% ../nbs/05_flow.ipynb #cell11
-def _flow_rkc(model, data, times, rtol: float = 0.1, dtype: torch.dtype | None = None):
-    field = ReLUField(two_layer(model, data), dtype)
-    # Errors made while the signal is small grow with it, which no estimate knows: so steps keep to a share of the time so far.
-    for t, y in integrate(field, field.y0, times, tol=0, rtol=rtol, growth=0.07, settle=True): yield t, field.at(y)
+def _loss(net: TwoLayer) -> float:
+    return F.binary_cross_entropy_with_logits(net.z, net.y).item()
 
-def _flow_gd(model, data, times, lr: float):
-    if not lr > 0: raise ValueError(f"lr={lr} must be above 0")
-    model, part, epoch = deepcopy(model), data.subset(clean_first(data)), 0
-    descent, y = torch.optim.SGD(model.parameters(), lr), part.y.to(part.x)
+
+def _falling(snapshots, first: TwoLayer):
+    "The same snapshots; `FloatingPointError` where the loss rises, which no gradient flow does."
+    lowest = _loss(first)
+    for t, net in snapshots:
+        loss = _loss(net)
+        if not loss <= 1.02 * lowest + 0.01:
+            raise FloatingPointError(
+                f"the loss rose from {lowest:.4g} to {loss:.4g} before t={t:.6g}: the integration "
+                "is wrong there; give a smaller rtol, or a model in float64"
+            )
+        lowest = min(lowest, loss)
+        yield t, net
+
+
+def _flow_rkc(model, data, times, *, rtol=None, growth=None, dtype: torch.dtype | None = None):
+    field = ReLUField(two_layer(model, data), dtype)
+    # A gate that flips within a step is an error of first order. Where gates are few, each counts.
+    coarse = field.n * field.shape[1] >= 10**6
+    if rtol is None:
+        rtol = 0.1 if coarse else 0.03
+    # Errors made while the signal is small grow with it, which no estimate knows: so steps keep
+    # to a share of the time so far.
+    if growth is None:
+        growth = 0.07 if coarse else 0.03
+    steps = integrate(field, field.y0, times, rtol=rtol, growth=growth, settle=True)
+    return _falling(((t, field.at(y)) for t, y in steps), field.first)
+
+# %% ../nbs/05_flow.ipynb #cell12
+def _flow_gd(model, data, times, *, lr: float):
+    if not 0 < lr < torch.inf:
+        raise ValueError(f"lr={lr} must be finite and above 0")
+    first = two_layer(model, data)
+    return _descent(deepcopy(model), data, times, lr, first)
+
+
+def _descent(model, data, times, lr: float, first: TwoLayer):
+    "Snapshots of `model` after the epochs nearest to `times`; it is trained on the way."
+    descent, epoch = torch.optim.SGD(model.parameters(), lr), 0
+    part = data.subset(clean_first(data))
+    x, y = part.x.to(first.x), first.y
     for t in times:
         while epoch < round(t / lr):
             descent.zero_grad()
-            F.binary_cross_entropy_with_logits(model(part.x)[:, 0], y).backward()
+            F.binary_cross_entropy_with_logits(model(x)[:, 0], y).backward()
             descent.step()
             epoch += 1
-        yield t, two_layer(model, data)
+        if not all(p.isfinite().all() for p in model.parameters()):
+            raise FloatingPointError(f"the weights are not finite at t={t:.6g}: lr={lr} is too large")
+        net = two_layer(model, data)
+        net.first = first
+        yield t, net
 
-# %% ../nbs/05_flow.ipynb #cell12
+# %% ../nbs/05_flow.ipynb #cell13
 METHODS = {"rkc": _flow_rkc, "gd": _flow_gd}
+
 
 def flow(
     model: nn.Module,  # a `TwoLayerReLU`, or any network of the same four parameters; left as it is
     data: NoisyDataset,  # two classes, clean labels known
-    times: Sequence[float],  # flow times = epochs x learning rate, increasing
+    times: Sequence[float],  # flow times = epochs x learning rate, increasing, from 0 on
     method: str = "rkc",  # "rkc": the stabilised integrator; "gd": plain gradient descent
-    **options,  # rkc: rtol (error of a step over the norm of all parameters), dtype (of its products); gd: lr
+    **options,  # rkc: rtol, growth, dtype; gd: lr, the learning rate
 ) -> Iterator[tuple[float, TwoLayer]]:
-    "Yield `(t, snapshot)` of full-batch training on the mean cross-entropy, in float32 or the model's precision."
+    """Yield `(t, snapshot)` of full-batch training on the mean cross-entropy.
+
+    In float32, or in the model's precision if that is finer. What is yielded at a time does not
+    depend, to the last bit, on the other times; each snapshot's `first` is the one at time 0.
+
+    `"rkc"`: `rtol` is a step's error over the distance from the initial weights, `growth` the
+    longest step over the time so far; by default both are 0.03, and 0.1 and 0.07 from a million
+    gates (examples x neurons) on. The tolerance that they keep, against the exact flow: mean
+    margins of clean and of noisy examples within 1% of the largest margin, any one example's
+    within 10%. Single neurons keep none, as a gate that is all but shut may decide where they go,
+    nor do networks with initial weights of `std` 1 and more, which are chaotic. `dtype` is that
+    of the matrix products: by default bfloat16 where the CPU multiplies it.
+
+    `"gd"`: the state after `round(t / lr)` epochs.
+
+    `FloatingPointError` where a step fails, the loss rises or the weights are not finite.
+    """
     choose("method", method, METHODS)
     return METHODS[method](model, data, increasing(times), **options)
 
-# %% ../nbs/05_flow.ipynb #cell13
+# %% ../nbs/05_flow.ipynb #cell14
 def train_flow(
     model: nn.Module,
     data: NoisyDataset,
     times: Sequence[float],
     method: str = "rkc",
-    observe: Sequence[Callable[[float, TwoLayer], list[dict]]] = (),  # each returns rows for the Run's frame
+    observe: Sequence[Callable[[float, TwoLayer], list[dict]]] = (),  # rows for the Run's frame
+    *,
     checkpoints: Sequence[float] = (),  # those of `times` at which the parameters are kept
     config: dict | None = None,  # stored with the Run; JSON values
     progress: bool = False,  # a bar over the recorded times
-    **options,
+    **options,  # of the method, see `flow`
 ) -> Iterator[Recorder]:
-    "Yield the recorder after each of `times` of `flow`: every example, and what the observers saw."
+    "Yield the recorder after each of `times` of `flow`: every example, and what observers saw."
     times, back = increasing(times), clean_first(data).argsort()
-    if missing := sorted(set(checkpoints) - set(times)): raise ValueError(f"checkpoints {missing} are not among the times")
-    bar = tqdm(flow(model, data, times, method, **options), total=len(times), desc="flow", mininterval=0.5, disable=not progress)
-    return _recorded(Recorder(data, unit="flow time", config=config), bar, data, back, observe, checkpoints)
+    if missing := sorted(set(checkpoints) - set(times)):
+        raise ValueError(f"checkpoints {missing} are not among the times")
+    steps = flow(model, data, times, method, **options)
+    bar = tqdm(steps, total=len(times), desc="flow", mininterval=0.5, disable=not progress)
+    recorder = Recorder(data, unit="flow time", config=config)
+    return _recorded(recorder, bar, data, back, observe=observe, checkpoints=checkpoints)
 
-def _recorded(rec: Recorder, steps, data: NoisyDataset, back: Tensor, observe, checkpoints) -> Iterator[Recorder]:
+
+def _recorded(rec: Recorder, steps, data: NoisyDataset, back: Tensor, *, observe, checkpoints):
     for t, net in steps:
         rec.at(t)
         rec.log(data.index, net.z[back, None])
-        for look in observe: rec.add(look(t, net))
-        if t in checkpoints: rec.checkpoint(net.state_dict())
+        for look in observe:
+            rec.add(look(t, net))
+        if t in checkpoints:
+            rec.checkpoint(net.state_dict())
         rec.close()
         yield rec
 
-# %% ../nbs/05_flow.ipynb #cell14
-def gradient_flow(model: nn.Module, data: NoisyDataset, times: Sequence[float], *args, **options) -> Run:
+# %% ../nbs/05_flow.ipynb #cell15
+def gradient_flow(
+    model: nn.Module,
+    data: NoisyDataset,
+    times: Sequence[float],
+    *args,  # of `train_flow`
+    **options,
+) -> Run:
     "The Run of `train_flow`, whose parameters it takes."
-    for rec in train_flow(model, data, times, *args, **options): pass
+    for rec in train_flow(model, data, times, *args, **options):
+        pass
     return rec.run()
