@@ -147,6 +147,7 @@ class TwoLayer:
     c: Tensor  # (1,) output bias
     basis: Tensor | None = None  # (d, D) orthonormal, where x is rotated
     w_perp: Tensor | None = None  # (d, m) part of the weights outside that basis, which no gradient reaches
+    first: "TwoLayer | None" = None  # the snapshot at time 0 of the run that it belongs to
 
     @cached_property
     def h(self) -> Tensor: return torch.addmm(self.b, self.x, self.w)  # (N, m) pre-activations
