@@ -206,10 +206,10 @@ def _prepare(model, data, epochs, test=None, times=None, optimizer="sgd", lr=0.0
     join = joins(model, data, size)
     per_epoch = math.ceil(len(data) / size) - join
     at, last = steps_of(times, per_epoch), round(epochs * per_epoch)
-    name = named(schedule)
     own = _own(optimizer, schedule, each_step=each_step, observe=observe, backward=backward)
     opt = make_optimizer(optimizer, model.parameters(), lr, options)
     sched = _schedule_of(schedule, opt, last)
+    name = named(schedule)
     known = dict(epochs=epochs, times=times, optimizer=named(optimizer), schedule=name, batch=batch, clip=clip,
                  autocast=str(autocast) if autocast else None, seed=seed, checkpoints=kept, stop_at=stop_at)
     known |= dict(test=None if test is None else test.digest, network=hashlib.sha256(repr(model).encode()).hexdigest()[:16])

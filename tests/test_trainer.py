@@ -198,9 +198,14 @@ def test_what_is_recorded_does_not_change_the_training():
     fit(b, data, 3, times=[1], batch=BATCH)
     assert same(state(a), state(b))
 
-@pytest.mark.parametrize("times", [[], [1, 1], [2, 1], [-1, 1], [0, math.nan], [math.nan], [0, math.inf]])
+@pytest.mark.parametrize("times", [[], [1, 1], [2, 1], [-1, 1]])
 def test_times_must_increase(times):
     with pytest.raises(ValueError, match="times must increase, from 0"): train(net(), noisy(), 3, times=times)
+
+@pytest.mark.parametrize("times", [[0, math.nan], [math.nan], [0, math.inf]])
+def test_times_are_finite(times):
+    with pytest.raises(ValueError, match="a time=(nan|inf) must be a finite number"):
+        train(net(), noisy(), 3, times=times)
 
 def test_times_must_fit():
     with pytest.raises(ValueError, match="two of the times fall on one step: an epoch has 4 steps"):
@@ -654,7 +659,7 @@ def test_what_is_no_run_is_left_alone(tmp_path, steps, make, says, name):
 
 @pytest.mark.parametrize("folder, error, says", [
     ("s3://bucket/run", ValueError, "is an address"), (7, ValueError, "folder=7 must be a path"), (b"run", ValueError, "must be a path"),
-    ("a\0b", ValueError, "must be a path"), ("/proc/none/run", OSError, "cannot be written"), ("x" * 300 + "/run", OSError, "cannot be a path here: File name too long")])
+    ("a\0b", ValueError, "must be a path"), ("/proc/none/run", OSError, "cannot be written"), ("x" * 300 + "/run", ValueError, "is too long: a name has at most 255 bytes")])
 def test_places_where_no_run_can_be_kept(tmp_path, monkeypatch, steps, folder, error, says):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=says): fit(net(), noisy(), 1, folder=folder)
@@ -898,22 +903,28 @@ def test_costs_of_a_backward_of_ones_own(batch, sizes):
     (dict(lr=-1), "lr=-1 must be above 0"), (dict(lr=0), "lr=0"), (dict(lr=math.nan), "lr=nan"), (dict(times=[0, 4]), "time 4"),
     (dict(model=net(out=4)), r"gives \(2, 4\).*need \(2, 3\)"), (dict(model=net(out=1)), r"gives \(2, 1\)"),
     (dict(model=nn.Sequential(nn.Linear(6, 3), nn.Unflatten(1, (3, 1)))), r"gives \(2, 3, 1\)"),
-    (dict(model=None), "model=None must be a network"), (dict(model="mlp"), "model='mlp' must be a network"), (dict(data=[1, 2]), r"data=\[1, 2\] must be a NoisyDataset"),
-    (dict(test=3), "test=3 must be a NoisyDataset, or None"), (dict(epochs=None), "epochs=None must be a number"), (dict(epochs="3"), "epochs='3' must be above 0"),
-    (dict(times=3), "times=3 must be a list of numbers"), (dict(times="0,1"), "times='0,1' must be a list"), (dict(times=[0, None]), "must be a list of numbers"),
-    (dict(checkpoints=[None]), "checkpoints=.* must be a list of numbers"), (dict(optimizer=None), "optimizer=None must be a name"), (dict(optimizer=SGD), "optimizer=<class.* must be a name or"),
-    (dict(schedule=None), "schedule=None must be a name"), (dict(schedule=3), "schedule=3 must be"), (dict(lr="fast"), "lr='fast' must be above 0"), (dict(lr=math.inf), "lr=inf must be above 0, and finite"),
-    (dict(batch="32"), "batch='32' must be 1 or more"), (dict(batch=math.inf), "batch=inf"), (dict(clip=[1]), r"clip=\[1\] must be above 0"), (dict(stop_at="half"), "stop_at='half'"),
-    (dict(seed=1.5), "seed=1.5 must be a whole number"), (dict(seed=None), "seed=None"), (dict(seed=10**30), "seed=10+ must be a whole number"), (dict(device="gpu"), "device='gpu' is none"),
-    (dict(device=3), "device=3 is none"), (dict(observe=3), "observe=3 must be a list of functions"), (dict(observe=print), "observe=.* must be a list of functions"), (dict(each_step="f"), "each_step='f' must be"),
-    (dict(backward=[1]), r"backward=\[1\] must be a function"), (dict(config=[1]), r"config=\[1\] must be a dictionary"), (dict(config=dict(a=torch.ones(1))), "must hold JSON values"),
-    (dict(momentum="much"), "with {'momentum': 'much'}"), (dict(momentum=-1), "Invalid momentum"), (dict(journal=3), "journal=3 must be a path"), (dict(journal="s3://bucket/j"), "is an address"),
+    (dict(model=None), "the model is None; it must be a torch.nn.Module"),
+    (dict(model="mlp"), "the model is 'mlp'"),
+    (dict(data=[1, 2]), r"the training data are \[1, 2\]; they must be a NoisyDataset"),
+    (dict(test=3), "the test data are 3; they must be a NoisyDataset"),
+    (dict(epochs=None), "epochs=None must be a number"),
+    (dict(epochs="3"), "epochs='3' must be a number"),
+    (dict(times=3), "times=3 must be a list of numbers"),
+    (dict(times="0,1"), "times='0,1' must be a list"),
+    (dict(times=[0, None]), "a time=None must be a number"),
+    (dict(checkpoints=[None]), "a checkpoint=None must be a number"), (dict(optimizer=None), "optimizer=None is unknown; choose one of"), (dict(optimizer=SGD), "optimizer=<class.* is unknown"),
+    (dict(schedule=None), "schedule=None must be a name"), (dict(schedule=3), "schedule=3 must be"), (dict(lr="fast"), "lr='fast' must be a number"), (dict(lr=math.inf), "lr=inf must be above 0, and finite"),
+    (dict(batch="32"), "batch='32' must be a number"), (dict(batch=math.inf), "batch=inf"), (dict(clip=[1]), r"clip=\[1\] must be a number"), (dict(stop_at="half"), "stop_at='half'"),
+    (dict(seed=1.5), "seed=1.5 must be a whole number"), (dict(seed=None), "seed=None"), (dict(seed=10**30), "seed=10+ must be 0 to"), (dict(device="gpu"), "device='gpu' is not there"),
+    (dict(device=3), "device=3 is not there"), (dict(observe=3), "observe=3 must be a list of functions"), (dict(observe=print), "observe=.* must be a list of functions"), (dict(each_step="f"), "each_step='f' must be"),
+    (dict(backward=[1]), r"backward=\[1\] must be a function"), (dict(config=[1]), r"config=\[1\] must be a dict of JSON values"), (dict(config=dict(a=torch.ones(1))), "must hold JSON values"),
+    (dict(momentum="much"), "sgd does not take momentum='much'"), (dict(momentum=-1), "Invalid momentum"), (dict(journal=3), "journal=3 must be a path"), (dict(journal="s3://bucket/j"), "is an address"),
     (dict(checkpoints=[0, 1.5]), r"checkpoints \[1.5\] are not among the times"),
 ])
 def test_refused_before_any_work(bad, says):
     looks, model, before = [], bad["model"] if isinstance(bad.get("model"), nn.Module) else net(), torch.random.get_rng_state()
     was = state(model)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises((TypeError, ValueError), match=says):
         train(**dict(model=model, data=noisy(), epochs=3, observe=[looks.append], each_step=[looks.append]) | bad)
     assert not looks and same(state(model), was) and torch.equal(torch.random.get_rng_state(), before)
 
