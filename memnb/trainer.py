@@ -168,7 +168,8 @@ def _schedule_of(schedule, optimizer, steps: int):
     made = schedule(optimizer, steps) if callable(schedule) else schedule
     if isinstance(made, torch.optim.lr_scheduler.ReduceLROnPlateau):
         raise ValueError("ReduceLROnPlateau waits for a measured value; step it in your own loop over `train`")
-    if made is not None and not hasattr(made, "step"):
+    makes_none = made is None and callable(schedule)  # a constant rate needs no scheduler
+    if not makes_none and not hasattr(made, "step"):
         raise TypeError(f"schedule={given(made)} must be a name ({', '.join(SCHEDULES)}), a function or a scheduler")
     if made is not None and getattr(made, "optimizer", optimizer) is not optimizer:
         raise ValueError("the schedule is of another optimizer")
