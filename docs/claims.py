@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from memnb.stores import verify
+from memnb.stores import Damaged, verify
 
 CSV = Path(__file__).with_name("claims.csv")
 KEY = ["figure", "preset", "dataset", "model"]
@@ -17,7 +17,8 @@ FLOATS = dict.fromkeys(("rho", "ours", "low", "high"), pl.Float64)
 
 def read(folder: Path) -> pl.DataFrame:
     "The claims of one result, with what they were found on."
-    verify(folder)
+    try: verify(folder)
+    except Damaged as e: raise ValueError(f"{folder}: {e}") from e
     p = json.loads((folder / "params.json").read_text())["parameters"]
     what = dict(preset=p["preset"], dataset=p.get("dataset") or "", model=p.get("model") or "")
     if "modulus" in p: what |= dict(dataset=f"modulo {p['modulus']}", model="")

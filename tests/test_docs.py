@@ -15,6 +15,8 @@ import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
+from memnb.stores import seal
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs/site"))
 import pages
@@ -198,6 +200,7 @@ def result(folder, figure: str, verdict: str, **parameters):
     folder.mkdir(parents=True)
     (folder / "params.json").write_text(json.dumps(dict(parameters=parameters)))
     pl.DataFrame(dict(figure=[figure], statement=["s"], rho=[0.2], ours=[0.123456], verdict=[verdict])).write_parquet(folder / "claims.parquet")
+    seal(folder)
 
 
 def test_claims_are_collected_and_replaced(tmp_path):

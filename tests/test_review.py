@@ -558,14 +558,14 @@ def mended(layer): return SimpleNamespace(layer=layer, model=small(7))
 def test_results_are_written_and_read_back(tmp_path):
     frame = pl.DataFrame(dict(rank=[1, 2], label=WORDS[:2].tolist(), margin=[0.1, math.inf]))
     export(tmp_path / "a b", frame, mended("out"))
-    assert pl.read_csv(tmp_path / "a b/suspects.csv").equals(frame) and sorted(f.name for f in (tmp_path / "a b").iterdir()) == ["repaired.pt", "suspects.csv"]
+    assert pl.read_csv(tmp_path / "a b/suspects.csv").equals(frame) and sorted(f.name for f in (tmp_path / "a b").iterdir()) == ["manifest.json", "repaired.pt", "suspects.csv"]
     assert same(load_weights(small(), tmp_path / "a b/repaired.pt").state_dict(), small(7).state_dict())
 
 
 @pytest.mark.parametrize("repaired", [None, mended("")], ids=["not tried", "left as it is"])
 def test_nothing_repaired_no_weights(tmp_path, repaired):
     export(tmp_path, pl.DataFrame(dict(rank=[1])), repaired)
-    assert [f.name for f in tmp_path.iterdir()] == ["suspects.csv"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["manifest.json", "suspects.csv"]
 
 
 # --- pictures
