@@ -149,7 +149,7 @@ def curves(
     _must_be((list, tuple), "a list of values", order=order or [])
     _check_frame(frame, [color], [x, y])
     whole = frame
-    frame = frame.filter(pl.col(x).is_not_null())
+    frame = frame.filter(pl.col(x).is_not_null(), pl.col(y).is_not_null())
     if log_x: frame = frame.filter(pl.col(x) > 0)
     if log_y: frame = frame.filter(pl.col(y) > 0)
     if frame.is_empty():
@@ -265,7 +265,7 @@ def _columns_drawn(frame: pl.DataFrame, x: str, y: str) -> tuple[pl.DataFrame, l
         return frame, []
     step = -(-len(columns) // most)
     few = columns[::step]
-    return frame.filter(pl.col(x).is_in(few.implode())), [f"drawn: {len(few):,} of {len(columns):,} columns, each {step}th"]
+    return frame.filter(pl.col(x).is_in(few.implode())), [f"drawn: {len(few):,} of {len(columns):,} columns, every {step} of them one"]
 
 def heat(
     frame: pl.DataFrame,  # columns x, y, value; one row a cell
