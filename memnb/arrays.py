@@ -22,12 +22,14 @@ _brief = reprlib.Repr()
 _brief.maxstring = _brief.maxother = 100
 _brief.maxlist = _brief.maxtuple = 12
 
+
 def shown(value) -> str:
     "`value` as an error message shows it: one line of some hundred characters at most."
     try:
         return " ".join(_brief.repr(value).split())
     except Exception:  # a whole number of thousands of digits, or a `__repr__` that fails
         return f"<{type(value).__name__}>"
+
 
 def choose(what: str, name: str, valid) -> str:
     "`name`, or a `ValueError` that lists the valid ones."
@@ -46,10 +48,10 @@ def whole_number(what: str, v: int, least: int, most: int) -> int:
         raise ValueError(f"{what}={shown(v)} must be a whole number from {least} to {most:,}")
     return number
 
+
 def check_seed(seed: int, what: str = "seed") -> int:
     "`seed` as an int. `ValueError` unless it is a whole number from 0 to 2**63 - 1."
     return whole_number(what, seed, 0, 2**63 - 1)
-
 
 # %% ../nbs/00_arrays.ipynb #new51
 def _number_in(path: str, pattern: str) -> float:
@@ -59,6 +61,7 @@ def _number_in(path: str, pattern: str) -> float:
     except (OSError, TypeError):
         return math.inf
 
+
 def _physical() -> float:
     "Bytes of memory of this machine; infinite where the system does not say."
     try:
@@ -66,8 +69,11 @@ def _physical() -> float:
     except (AttributeError, OSError, ValueError):
         return math.inf
 
+
 def free_memory() -> float:
-    "Bytes that this process may still take, by the system, a container and `ulimit -v`; infinite where nobody says."
+    """Bytes that this process may still take, by the system, a container and `ulimit -v`; infinite
+    where nobody says.
+    """
     available = 1024 * _number_in("/proc/meminfo", r"MemAvailable: +(\d+)")
     free = [_physical(), available, _number_in("/sys/fs/cgroup/memory.max", r"^(\d+)")]
     try:
@@ -83,10 +89,12 @@ def free_memory() -> float:
 # %% ../nbs/00_arrays.ipynb #new52
 _UNITS = dict(MB=2**20, GB=2**30, TB=2**40)
 
+
 def in_words(size: float) -> str:
     "Bytes as `350 MB`, `3.7 GB` or `5,000 TB`."
     unit = next((u for u in _UNITS if size < 1000 * _UNITS[u]), "TB")
     return f"{float(f'{size / _UNITS[unit]:.3g}'):,g} {unit}"
+
 
 def check_memory(what: str, size: float):
     "`ValueError` unless `size` bytes of memory are free; `what`: what takes them, with its verb."
@@ -95,13 +103,30 @@ def check_memory(what: str, size: float):
         raise ValueError(f"{what} about {in_words(size)} of memory; {in_words(free)} are free")
 
 # %% ../nbs/00_arrays.ipynb #new55
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_BROKEN = (ValueError, TypeError, KeyError, IndexError, EOFError, AttributeError, RuntimeError, SyntaxError, OverflowError,
-           zipfile.BadZipFile, zlib.error, struct.error)  # what zipfile and numpy raise on damaged bytes
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+_BROKEN = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    AttributeError,
+    RuntimeError,
+    SyntaxError,
+    OverflowError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+)  # what zipfile and numpy raise on damaged bytes
+
 
 @dataclass(frozen=True)
 class Header:
     "What the header of an array states."
+
     shape: tuple[int, ...]
     dtype: np.dtype
 
@@ -110,24 +135,36 @@ class Header:
         "Bytes in memory."
         return math.prod(self.shape) * self.dtype.itemsize
 
+
 def _header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Header:
-    "The header of one array; `ValueError` if the array is of objects, or of another size than it says."
+    """The header of one array; `ValueError` if the array is of objects, or of another size than it
+    says.
+    """
     with archive.open(member) as f:
         version = np.lib.format.read_magic(f)
         if version not in _HEADERS:
-            raise ValueError(f"{member.filename} has format {version}; {' and '.join(map(str, _HEADERS))} are read")
+            raise ValueError(
+                f"{member.filename} has format {version}; {' and '.join(map(str, _HEADERS))} are "
+                "read"
+            )
         shape, _, dtype = _HEADERS[version](f)
         header = Header(tuple(shape), dtype)
         held = member.file_size - f.tell()
     if dtype.hasobject:
         raise ValueError(f"{member.filename} is an object array; only plain numbers are read")
     if min(shape, default=0) < 0 or header.size != held:
-        raise ValueError(f"{member.filename} claims {header.size:,} bytes, {dtype} {shown(shape)}, and holds {held:,}")
+        raise ValueError(
+            f"{member.filename} claims {header.size:,} bytes, {dtype} {shown(shape)}, and holds "
+            f"{held:,}"
+        )
     return header
 
 # %% ../nbs/00_arrays.ipynb #new56
 def headers(path: Path) -> dict[str, Header]:
-    "name -> header of the arrays in a `.npz` file; nothing else is read. `ValueError` for a file that is none."
+    """name -> header of the arrays in a `.npz` file; nothing else is read.
+
+    `ValueError` for a file that is none.
+    """
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     try:
@@ -137,12 +174,16 @@ def headers(path: Path) -> dict[str, Header]:
     except _BROKEN as e:
         raise ValueError(f"{path} is not a whole .npz file of plain arrays: {shown(str(e))}") from e
 
+
 def read_arrays(
     path: Path,
     needed: Sequence[str],  # names that must be there
     also: Sequence[str] = (),  # names that are read where they are there
 ) -> dict[str, np.ndarray]:
-    "Arrays of a `.npz` file, in this machine's byte order. `ValueError` for missing, damaged or object ones, and for what does not fit into memory."
+    """Arrays of a `.npz` file, in this machine's byte order.
+
+    `ValueError` for missing, damaged or object ones, and for what does not fit into memory.
+    """
     path = local_path("file", path)
     there = headers(path)
     if missing := sorted(set(needed) - set(there)):
@@ -161,27 +202,45 @@ def read_arrays(
 _SPLITS = ("train", "test")
 _LAYOUT = ("x_train", "y_train", "x_test", "y_test")
 
+
 def _check_layout(path: Path, there: dict[str, Header]):
-    "`ValueError` unless the four arrays of a data set are there and fit each other, by their headers."
+    """`ValueError` unless the four arrays of a data set are there and fit each other, by their
+    headers.
+    """
     if missing := [k for k in _LAYOUT if k not in there]:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(list(there)[:10]) or 'nothing'}")
+        raise ValueError(
+            f"{path} lacks {', '.join(missing)}; it holds "
+            f"{', '.join(list(there)[:10]) or 'nothing'}"
+        )
     for s in _SPLITS:
         x, y = there[f"x_{s}"], there[f"y_{s}"]
         if not x.shape or x.shape[0] != math.prod(y.shape):
-            raise ValueError(f"{path}: {(x.shape or (1,))[0]} inputs but {math.prod(y.shape)} labels in {s}")
+            raise ValueError(
+                f"{path}: {(x.shape or (1,))[0]} inputs but {math.prod(y.shape)} labels in {s}"
+            )
         if x.dtype.kind not in "uif" or x.dtype.itemsize > 8 or y.dtype.kind not in "ui":
-            raise ValueError(f"{path}: {s} has dtypes {x.dtype}, {y.dtype}; inputs are numbers of at most 64 bits, labels integers")
+            raise ValueError(
+                f"{path}: {s} has dtypes {x.dtype}, {y.dtype}; inputs are numbers of at most 64 "
+                "bits, labels integers"
+            )
     one, other = there["x_train"].shape[1:], there["x_test"].shape[1:]
     if not one or 0 in one:
-        raise ValueError(f"{path}: x_train has shape {there['x_train'].shape}; each input needs at least one number of its own, as in (n, d)")
+        raise ValueError(
+            f"{path}: x_train has shape {there['x_train'].shape}; each input needs at least one "
+            "number of its own, as in (n, d)"
+        )
     if there["x_test"].shape[0] and one != other:
-        raise ValueError(f"{path}: inputs of shape {one} in train, of {other} in test; they must be alike")
+        raise ValueError(
+            f"{path}: inputs of shape {one} in train, of {other} in test; they must be alike"
+        )
+
 
 def _check_labels(path: Path, what: str, y: np.ndarray):
     if y.size and y.min() < 0:
         raise ValueError(f"{path}: {what} holds {y.min()}; labels are 0 or more")
     if y.size and y.max() >= 2**63:
         raise ValueError(f"{path}: {what} holds {y.max()}; labels are below 2**63")
+
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     "The four arrays of a Keras-layout `.npz`; `ValueError` for missing, object or mismatched ones."
@@ -195,14 +254,26 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     return a
 
 # %% ../nbs/00_arrays.ipynb #cell08
-_TV = dict(mnist=("MNIST", "MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz"),
-           fashion_mnist=("FashionMNIST", "FashionMNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz"),
-           cifar10=("CIFAR10", "cifar-10-python.tar.gz"), svhn=("SVHN", "{train,test}_32x32.mat"))
+_TV = dict(
+    mnist=("MNIST", "MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz"),
+    fashion_mnist=(
+        "FashionMNIST",
+        "FashionMNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz",
+    ),
+    cifar10=("CIFAR10", "cifar-10-python.tar.gz"),
+    svhn=("SVHN", "{train,test}_32x32.mat"),
+)
 DATASETS = ("digits", *_TV, "tiny_imagenet")
 
+
 def data_root(root=None) -> Path:
-    "Where data sets are kept: `root`, else `$MEMNB_DATA`, else `~/.cache/memnb`. `NotADirectoryError` for a file."
-    path = local_path("root", os.environ.get("MEMNB_DATA") or "~/.cache/memnb" if root is None or root == "" else root)
+    """Where data sets are kept: `root`, else `$MEMNB_DATA`, else `~/.cache/memnb`.
+
+    `NotADirectoryError` for a file.
+    """
+    if root is None or root == "":
+        root = os.environ.get("MEMNB_DATA") or "~/.cache/memnb"
+    path = local_path("root", root)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"the data root {path} is a file, not a folder")
     return path
@@ -210,22 +281,41 @@ def data_root(root=None) -> Path:
 # %% ../nbs/00_arrays.ipynb #cell09
 def _cached(a: dict[str, np.ndarray], name: str, root: Path) -> dict[str, np.ndarray]:
     "`a`, put into the data root as `name.npz` where that can be written."
-    try: write_checked(root / f"{name}.npz", lambda f: np.savez(f, **a))
-    except OSError as e: warnings.warn(f"{name} could not be cached in {root}: {e}", stacklevel=3)
+    try:
+        write_checked(root / f"{name}.npz", lambda f: np.savez(f, **a))
+    except OSError as e:
+        warnings.warn(f"{name} could not be cached in {root}: {e}", stacklevel=3)
     return a
 
+
 def _torchvision(name: str, root: Path) -> dict[str, np.ndarray]:
-    "Read or download `name` by torchvision (which checks its hashes) and cache it as `root/name.npz`."
+    """Read or download `name` by torchvision (which checks its hashes) and cache it as
+    `root/name.npz`.
+    """
     import torchvision
+
     cls, files = _TV[name]
     make = getattr(torchvision.datasets, cls)
-    key = [dict(split=s) for s in _SPLITS] if name == "svhn" else [dict(train=s == "train") for s in _SPLITS]
-    try: parts = [make(root, download=True, **k) for k in key]
+    key = (
+        [dict(split=s) for s in _SPLITS]
+        if name == "svhn"
+        else [dict(train=s == "train") for s in _SPLITS]
+    )
+    try:
+        parts = [make(root, download=True, **k) for k in key]
     except (OSError, RuntimeError) as e:
-        raise FileNotFoundError(f"{name} is not in {root} and could not be downloaded ({e}). Put {files} or {name}.npz "
-                                f"there, or use 'digits', which needs no file") from e
-    except (*_BROKEN, AssertionError) as e:  # after a download whose hash was right, somebody changed what was unpacked
-        raise ValueError(f"the files of {name} in {root} are damaged ({e!r}); delete them, so that they are fetched again") from e
+        raise FileNotFoundError(
+            f"{name} is not in {root} and could not be downloaded ({e}). Put {files} or {name}.npz "
+            f"there, or use 'digits', which needs no file"
+        ) from e
+    except (
+        *_BROKEN,
+        AssertionError,
+    ) as e:  # after a download whose hash was right, somebody changed what was unpacked
+        raise ValueError(
+            f"the files of {name} in {root} are damaged ({e!r}); delete them, so that they are "
+            "fetched again"
+        ) from e
     a = {}
     for s, p in zip(_SPLITS, parts):
         x = np.asarray(p.data)
@@ -238,10 +328,14 @@ def _torchvision(name: str, root: Path) -> dict[str, np.ndarray]:
 def _picture(path: Path) -> np.ndarray:
     "(64, 64, 3) uint8; its size is looked at before it is decoded."
     from PIL import Image
+
     with Image.open(path) as image:
         if image.size != (64, 64):
-            raise ValueError(f"{path} has {image.size[0]} x {image.size[1]} pixels; Tiny ImageNet's have 64 x 64")
+            raise ValueError(
+                f"{path} has {image.size[0]} x {image.size[1]} pixels; Tiny ImageNet's have 64 x 64"
+            )
         return np.asarray(image.convert("RGB"))
+
 
 def _tiny_imagenet(root: Path) -> dict[str, np.ndarray]:
     "Read `root/tiny-imagenet-200` and cache it as `root/tiny_imagenet.npz`."
@@ -249,17 +343,38 @@ def _tiny_imagenet(root: Path) -> dict[str, np.ndarray]:
     names = sorted(p.name for p in (folder / "train").glob("*") if p.is_dir())
     table = folder / "val" / "val_annotations.txt"
     if not names or not table.is_file():
-        raise FileNotFoundError(f"tiny_imagenet is not in {root}. Unpack tiny-imagenet-200.zip there, so that {folder}/train/<class>/images "
-                                f"and {table} exist, or use 'digits', which needs no file")
-    train = [(p, i) for i, name in enumerate(names) for p in sorted((folder / "train" / name / "images").glob("*.JPEG"))]
-    rows = [(line.split("\t") + [""])[:2] for line in table.read_text(errors="replace").splitlines() if line.strip()]
-    if strange := sorted({name for _, name in rows} - set(names)): raise ValueError(f"{table} names classes {strange[:3]} that train/ lacks")
-    if not train or not rows: raise ValueError(f"{folder} holds {len(train)} training and {len(rows)} validation pictures; both are needed")
-    check_memory(f"the {len(train) + len(rows):,} pictures of {folder} take", 64 * 64 * 3 * (len(train) + len(rows)))
+        raise FileNotFoundError(
+            f"tiny_imagenet is not in {root}. Unpack tiny-imagenet-200.zip there, so that "
+            f"{folder}/train/<class>/images "
+            f"and {table} exist, or use 'digits', which needs no file"
+        )
+    train = [
+        (p, i)
+        for i, name in enumerate(names)
+        for p in sorted((folder / "train" / name / "images").glob("*.JPEG"))
+    ]
+    rows = [
+        (line.split("\t") + [""])[:2]
+        for line in table.read_text(errors="replace").splitlines()
+        if line.strip()
+    ]
+    if strange := sorted({name for _, name in rows} - set(names)):
+        raise ValueError(f"{table} names classes {strange[:3]} that train/ lacks")
+    if not train or not rows:
+        raise ValueError(
+            f"{folder} holds {len(train)} training and {len(rows)} validation pictures; both are "
+            "needed"
+        )
+    check_memory(
+        f"the {len(train) + len(rows):,} pictures of {folder} take",
+        64 * 64 * 3 * (len(train) + len(rows)),
+    )
     test = [(folder / "val" / "images" / file, names.index(name)) for file, name in rows]
     a = {}
     for s, items in (("train", train), ("test", test)):
-        a[f"x_{s}"] = np.stack([_picture(p) for p, _ in tqdm(items, f"decoding {s}", mininterval=0.5)])
+        a[f"x_{s}"] = np.stack(
+            [_picture(p) for p, _ in tqdm(items, f"decoding {s}", mininterval=0.5)]
+        )
         a[f"y_{s}"] = np.array([i for _, i in items])
     return _cached(a, "tiny_imagenet", root)
 
@@ -268,8 +383,10 @@ def _tiny_imagenet(root: Path) -> dict[str, np.ndarray]:
 def _all_digits() -> tuple[np.ndarray, np.ndarray]:
     "Pictures (1797, 8, 8) and labels of scikit-learn's digits, which must not be written to."
     from sklearn.datasets import load_digits
+
     x, y = load_digits(return_X_y=True)
     return x.reshape(-1, 8, 8), y
+
 
 def _digits(test_share: float | None, seed: int) -> dict[str, np.ndarray]:
     "scikit-learn's digits, a share of which, drawn at random, is the test set."
@@ -280,27 +397,45 @@ def _digits(test_share: float | None, seed: int) -> dict[str, np.ndarray]:
     order = np.random.default_rng(check_seed(seed)).permutation(len(y))
     size = round(share * len(y))
     test, train = np.sort(order[:size]), np.sort(order[size:])
-    return dict(x_train=x[train], y_train=y[train], x_test=x[test], y_test=y[test], i_train=train, i_test=test)
+    return dict(
+        x_train=x[train],
+        y_train=y[train],
+        x_test=x[test],
+        y_test=y[test],
+        i_train=train,
+        i_test=test,
+    )
+
 
 def _file_of(name: str | Path, root: str | Path | None) -> Path | None:
-    "The `.npz` file of a data set: the named one, or that in the data root; None for digits. `ValueError` for an unknown name."
+    """The `.npz` file of a data set: the named one, or that in the data root; None for digits.
+
+    `ValueError` for an unknown name.
+    """
     if str(name).endswith(".npz"):
         return local_path("dataset", name)
     choose("dataset", str(name), (*DATASETS, "a path to a .npz file"))
     return None if name == "digits" else data_root(root) / f"{name}.npz"
 
+
 def read(
     name: str | Path,  # one of `DATASETS`, or a path to a `.npz` file
     root: str | Path | None = None,  # data root, see `data_root`
-    test_share: float | None = None,  # in [0, 1), of a source without a test set of its own (default 0.2)
+    test_share: float
+    | None = None,  # in [0, 1), of a source without a test set of its own (default 0.2)
     seed: int = 0,  # of the test share, 0 or more
 ) -> dict[str, np.ndarray]:
-    "`x_train, y_train, x_test, y_test` of a named data set or of a file; `i_train, i_test` where a split was drawn."
+    """`x_train, y_train, x_test, y_test` of a named data set or of a file; `i_train, i_test` where
+    a split was drawn.
+    """
     file = _file_of(name, root)
     if file is None:
         return _digits(test_share, seed)
     if test_share:
-        raise ValueError(f"test_share={shown(test_share)}: {name} has a test set of its own; only 0 (none) is allowed")
+        raise ValueError(
+            f"test_share={shown(test_share)}: {name} has a test set of its own; only 0 (none) is "
+            "allowed"
+        )
     if str(name).endswith(".npz"):
         return _read_npz(file)
     if file.exists():
@@ -309,7 +444,9 @@ def read(
             return _read_npz(file)
         except Damaged as e:
             set_aside(file, str(e), f"{name} is decoded again")
-    return _tiny_imagenet(file.parent) if name == "tiny_imagenet" else _torchvision(name, file.parent)
+    if name == "tiny_imagenet":
+        return _tiny_imagenet(file.parent)
+    return _torchvision(name, file.parent)
 
 # %% ../nbs/00_arrays.ipynb #new131
 _PUBLISHED = {  # name -> shape of one input, training examples of each class, test examples
@@ -320,15 +457,21 @@ _PUBLISHED = {  # name -> shape of one input, training examples of each class, t
     "tiny_imagenet": ((3, 64, 64), [500] * 200, 10_000),
 }
 
+
 @dataclass(frozen=True)
 class Source:
     "What a data set holds."
-    shape: tuple[int, ...]  # of one input as `datasets.load` gives it: channels, height, width of a picture
+
+    shape: tuple[
+        int, ...
+    ]  # of one input as `datasets.load` gives it: channels, height, width of a picture
     counts: dict[int, int]  # label -> training examples
     tests: int  # test examples whose label occurs in training
 
+
 def _loaded_shape(one: tuple[int, ...]) -> tuple[int, ...]:
     return (1, *one) if len(one) == 2 else (one[-1], *one[:-1]) if len(one) == 3 else one
+
 
 def source(
     name: str | Path,  # one of `DATASETS`, or a path to a `.npz` file
@@ -336,7 +479,10 @@ def source(
     seed: int = 0,  # of the test share
     root: str | Path | None = None,  # data root, see `data_root`
 ) -> Source:
-    "What a data set holds, without reading its inputs. `ValueError` or `OSError` for a file that is no data set."
+    """What a data set holds, without reading its inputs.
+
+    `ValueError` or `OSError` for a file that is no data set.
+    """
     file = _file_of(name, root)
     if file is None:
         there = _digits(test_share, seed)
@@ -344,7 +490,10 @@ def source(
     elif file.exists():
         _check_layout(file, found := headers(file))
         there = read_arrays(file, ("y_train", "y_test"))
-        shape, labels = found["x_train"].shape[1:], [there["y_train"].reshape(-1), there["y_test"].reshape(-1)]
+        shape, labels = (
+            found["x_train"].shape[1:],
+            [there["y_train"].reshape(-1), there["y_test"].reshape(-1)],
+        )
     elif name not in _PUBLISHED:
         raise FileNotFoundError(f"dataset={name}: there is no such file")
     else:

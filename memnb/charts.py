@@ -37,23 +37,35 @@ def use_theme(renderer: str = "png"):
 # %% ../nbs/12_charts.ipynb #cell06
 MOST_POINTS, MOST_ROWS = 400, 5000  # of a curve; of a chart, which is Altair's own limit
 
+
 def _must_be(kind: type | tuple[type, ...], words: str, **values):
     "`ValueError` for a value that is not of `kind`, `words` in a message."
     for name, v in values.items():
         if not isinstance(v, kind) or isinstance(v, bool):
             raise ValueError(f"{name}={shown(v)} must be {words}")
 
+
 def _check_frame(frame: pl.DataFrame, names: Sequence[str], numbers: Sequence[str] = ()):
-    "`ValueError` unless `frame` has the named columns, `numbers` among them as numbers, and at least one row."
+    """`ValueError` unless `frame` has the named columns, `numbers` among them as numbers, and at
+    least one row.
+    """
     if not isinstance(frame, pl.DataFrame):
         raise ValueError(f"the frame is a {type(frame).__name__}; it must be a polars DataFrame")
-    if missing := [k for k in [*names, *numbers] if not isinstance(k, str) or k not in frame.columns]:
-        raise ValueError(f"there is no column {shown(missing[0])}; the frame has {', '.join(frame.columns) or 'none'}")
+    if missing := [
+        k for k in [*names, *numbers] if not isinstance(k, str) or k not in frame.columns
+    ]:
+        raise ValueError(
+            f"there is no column {shown(missing[0])}; the frame has "
+            f"{', '.join(frame.columns) or 'none'}"
+        )
     if frame.is_empty():
-        raise ValueError(f"there is nothing to draw: the frame has no rows (columns {', '.join(frame.columns)})")
+        raise ValueError(
+            f"there is nothing to draw: the frame has no rows (columns {', '.join(frame.columns)})"
+        )
     for k in numbers:
         if not frame.schema[k].is_numeric():
             raise ValueError(f"column {k!r} holds {frame.schema[k]}; it must hold numbers")
+
 
 def thin(
     frame: pl.DataFrame,
@@ -63,7 +75,10 @@ def thin(
     most: int = MOST_POINTS,  # rows a curve, 2 or more
     highest: str | None = None,  # a column whose maxima are kept, if not those of y
 ) -> pl.DataFrame:
-    "At most `most` rows a curve: the lowest and highest `y` of each stretch of `x`. Rows without a `y` are left out."
+    """At most `most` rows a curve: the lowest and highest `y` of each stretch of `x`.
+
+    Rows without a `y` are left out.
+    """
     _must_be((list, tuple), "a list of columns", by=by)
     _must_be(int, "a whole number", most=most)
     _check_frame(frame, [x, *by], [y])
@@ -74,14 +89,22 @@ def thin(
     def one(curve: pl.DataFrame) -> pl.DataFrame:
         if len(curve) <= most:
             return curve
-        bins = curve.sort(x).with_row_index("_i").with_columns(_bin=pl.col("_i") * (most // 2) // len(curve))
-        ends = bins.group_by("_bin").agg(lo=pl.col("_i").get(pl.col(y).arg_min()), hi=pl.col("_i").get(high.arg_max()))
+        bins = (
+            curve.sort(x)
+            .with_row_index("_i")
+            .with_columns(_bin=pl.col("_i") * (most // 2) // len(curve))
+        )
+        ends = bins.group_by("_bin").agg(
+            lo=pl.col("_i").get(pl.col(y).arg_min()), hi=pl.col("_i").get(high.arg_max())
+        )
         keep = ends["lo"].append(ends["hi"])
         return bins.filter(pl.col("_i").is_in(keep.implode())).drop("_i", "_bin")
 
     there = frame.filter(pl.col(y).is_not_null())
     if there.is_empty():
-        raise ValueError(f"there is nothing to draw: column {y!r} holds no number in {len(frame)} rows")
+        raise ValueError(
+            f"there is nothing to draw: column {y!r} holds no number in {len(frame)} rows"
+        )
     return pl.concat([one(curve) for curve in there.partition_by(*by, maintain_order=True)])
 
 # %% ../nbs/12_charts.ipynb #cell09
@@ -116,21 +139,39 @@ def _color(frame: pl.DataFrame, color: str, order: Sequence | None) -> dict:
 
 # %% ../nbs/12_charts.ipynb #cell10
 def _over_seeds(frame: pl.DataFrame, x: str, y: str, color: str, middle: str) -> pl.DataFrame:
-    "One row for each x and colour: `y` in the middle of the seeds (`mean` or `median`), `lowest` and `highest`."
+    """One row for each x and colour: `y` in the middle of the seeds (`mean` or `median`), `lowest`
+    and `highest`.
+    """
     value = pl.col(y)
-    return frame.filter(value.is_not_null()).group_by(list(dict.fromkeys([x, color])), maintain_order=True).agg(
-        getattr(value, middle)(), value.min().alias("lowest"), value.max().alias("highest"))
+    return (
+        frame.filter(value.is_not_null())
+        .group_by(list(dict.fromkeys([x, color])), maintain_order=True)
+        .agg(getattr(value, middle)(), value.min().alias("lowest"), value.max().alias("highest"))
+    )
 
-def _drawn(frame: pl.DataFrame, x: str, y: str, color: str, several: bool) -> tuple[pl.DataFrame, list[str]]:
-    "What is drawn of the curves, few enough rows for a chart, and a line that says so where some are left out."
+
+def _drawn(
+    frame: pl.DataFrame, x: str, y: str, color: str, several: bool
+) -> tuple[pl.DataFrame, list[str]]:
+    """What is drawn of the curves, few enough rows for a chart, and a line that says so where some
+    are left out.
+    """
     curves = frame[color].n_unique()
     most = min(MOST_POINTS, MOST_ROWS // curves)
     if most < 2:
-        raise ValueError(f"{curves:,} curves are more than a chart can show, which has {MOST_ROWS:,} points: draw some of the values of {color!r}")
-    rows = _over_seeds(frame, x, y, color, "median") if several else frame.filter(pl.col(y).is_not_null())
+        raise ValueError(
+            f"{curves:,} curves are more than a chart can show, which has {MOST_ROWS:,} points: "
+            f"draw some of the values of {color!r}"
+        )
+    rows = (
+        _over_seeds(frame, x, y, color, "median")
+        if several
+        else frame.filter(pl.col(y).is_not_null())
+    )
     few = thin(rows, "lowest" if several else y, [color], x, most, "highest" if several else None)
     note = f"drawn: {len(few):,} of {len(rows):,} points, each curve's extremes among them"
     return few, [note] if len(few) < len(rows) else []
+
 
 def curves(
     frame: pl.DataFrame,  # columns x, y, color and, for repeated runs, seed
@@ -147,27 +188,62 @@ def curves(
     rules_at: str = "left",  # side of their labels
     order: Sequence | None = None,  # of the values of `color`; default: sorted
 ) -> alt.LayerChart:
-    "Lines of `y` over `x`, at most 400 points each; a band where there are several seeds. `ValueError` where there is nothing to draw."
+    """Lines of `y` over `x`, at most 400 points each; a band where there are several seeds.
+
+    `ValueError` where there is nothing to draw.
+    """
     _must_be(str, "text", title=title, y_title=y_title, x_title=x_title)
     _must_be((list, tuple), "a list of values", order=order or [])
     _check_frame(frame, [color], [x, y])
     whole = frame
-    frame = frame.filter(pl.col(x).is_not_null())
-    if log_x: frame = frame.filter(pl.col(x) > 0)
-    if log_y: frame = frame.filter(pl.col(y) > 0)
+    frame = frame.filter(pl.col(x).is_not_null(), pl.col(y).is_not_null())
+    if log_x:
+        frame = frame.filter(pl.col(x) > 0)
+    if log_y:
+        frame = frame.filter(pl.col(y) > 0)
     if frame.is_empty():
-        raise ValueError(f"there is nothing to draw: none of the {len(whole)} rows has {x!r} and {y!r}, above 0 where an axis is logarithmic")
+        raise ValueError(
+            f"there is nothing to draw: none of the {len(whole)} rows has {x!r} and {y!r}, above 0 "
+            "where an axis is logarithmic"
+        )
     several = "seed" in frame.columns and frame["seed"].n_unique() > 1
     frame, note = _drawn(frame.select(list(dict.fromkeys([x, y, color]))), x, y, color, several)
     look = _color(frame, color, order)
     base = alt.Chart(frame).encode(
-        alt.X(f"{x}:Q", scale=alt.Scale(type="log" if log_x else "linear", nice=False),
-              axis=alt.Axis(title=x_title, format=("~s" if frame[x].max() >= 1000 else "~g") if log_x else ",~r", tickCount=6, grid=False)), color=look["color"])
-    scale = alt.Scale(type="log") if log_y else alt.Scale(domain=_domain(domain)) if domain else alt.Scale(zero=False)
+        alt.X(
+            f"{x}:Q",
+            scale=alt.Scale(type="log" if log_x else "linear", nice=False),
+            axis=alt.Axis(
+                title=x_title,
+                format=("~s" if frame[x].max() >= 1000 else "~g") if log_x else ",~r",
+                tickCount=6,
+                grid=False,
+            ),
+        ),
+        color=look["color"],
+    )
+    scale = (
+        alt.Scale(type="log")
+        if log_y
+        else alt.Scale(domain=_domain(domain))
+        if domain
+        else alt.Scale(zero=False)
+    )
     axis = alt.Axis(title=y_title, tickCount=5, **(dict(format="~g") if log_y else {}))
     line = base.mark_line().encode(alt.Y(f"{y}:Q", scale=scale, axis=axis), **look)
-    band = [base.mark_area(opacity=0.2).encode(alt.Y("lowest:Q", scale=scale, axis=axis), alt.Y2("highest:Q"))] if several else []
-    return alt.layer(*band, line, *level(rules or {}, rules_at)).properties(title=alt.TitleParams(title, subtitle=note) if note else title)
+    band = (
+        [
+            base.mark_area(opacity=0.2).encode(
+                alt.Y("lowest:Q", scale=scale, axis=axis), alt.Y2("highest:Q")
+            )
+        ]
+        if several
+        else []
+    )
+    return alt.layer(*band, line, *level(rules or {}, rules_at)).properties(
+        title=alt.TitleParams(title, subtitle=note) if note else title
+    )
+
 
 def _domain(domain: tuple[float, float]) -> list[float]:
     "The ends of an axis; `ValueError` unless they are two finite numbers, the first the lower."
@@ -192,7 +268,10 @@ def dots(
     domain: tuple[float, float] = (0, 1),  # of y
     angle: float = 0,  # of the names, in degrees
 ) -> alt.LayerChart:
-    "A point at the mean of `y` for each name and colour, with a bar over the range of the seeds. `ValueError` where there is nothing to draw."
+    """A point at the mean of `y` for each name and colour, with a bar over the range of the seeds.
+
+    `ValueError` where there is nothing to draw.
+    """
     _must_be(str, "text", title=title, y_title=y_title)
     _must_be((list, tuple), "a list of values", order=order or [], colors=colors or [])
     if isinstance(angle, bool) or not isinstance(angle, Real) or not -360 <= angle <= 360:
@@ -200,49 +279,98 @@ def dots(
     _check_frame(frame, [x, color], [y])
     rows = _over_seeds(frame, x, y, color, "mean")
     if not 0 < len(rows) <= MOST_ROWS:
-        raise ValueError(f"{len(rows):,} points of {y!r} are to be drawn, by {x!r} and {color!r}; a chart has 1 to {MOST_ROWS:,}")
+        raise ValueError(
+            f"{len(rows):,} points of {y!r} are to be drawn, by {x!r} and {color!r}; a chart has 1 "
+            f"to {MOST_ROWS:,}"
+        )
     look = _color(rows, color, colors)
-    base = alt.Chart(rows).encode(alt.X(f"{x}:N", sort=list(order or []), axis=alt.Axis(title=x, labelAngle=angle, grid=True)), xOffset=alt.XOffset(f"{color}:N", sort=colors), color=look["color"])
+    base = alt.Chart(rows).encode(
+        alt.X(
+            f"{x}:N", sort=list(order or []), axis=alt.Axis(title=x, labelAngle=angle, grid=True)
+        ),
+        xOffset=alt.XOffset(f"{color}:N", sort=colors),
+        color=look["color"],
+    )
     scale, axis = alt.Scale(domain=_domain(domain)), alt.Axis(title=y_title, tickCount=5)
-    bar = base.mark_rule(strokeWidth=1.5).encode(alt.Y("lowest:Q", scale=scale, axis=axis), alt.Y2("highest:Q"))
-    return alt.layer(bar, base.mark_point(filled=True, size=45, opacity=1).encode(alt.Y(f"{y}:Q", scale=scale, axis=axis))).properties(title=title, width=300)
+    bar = base.mark_rule(strokeWidth=1.5).encode(
+        alt.Y("lowest:Q", scale=scale, axis=axis), alt.Y2("highest:Q")
+    )
+    return alt.layer(
+        bar,
+        base.mark_point(filled=True, size=45, opacity=1).encode(
+            alt.Y(f"{y}:Q", scale=scale, axis=axis)
+        ),
+    ).properties(title=title, width=300)
 
 # %% ../nbs/12_charts.ipynb #cell12
 def level(rules: dict[str, float], side: str = "left") -> list[alt.Chart]:
     "Dashed lines at given heights, labelled at the left or right end."
     choose("side", side, ("left", "right"))
     _must_be(dict, "a dictionary, label -> height", rules=rules)
-    if not rules: return []
-    if bad := [k for k, v in rules.items() if isinstance(v, bool) or not isinstance(v, Real) or not math.isfinite(v)]:
-        raise ValueError(f"the line {shown(bad[0])} is at {shown(rules[bad[0]])}; it must be at a finite number")
-    base = alt.Chart(pl.DataFrame(dict(label=[str(k) for k in rules], y=[float(v) for v in rules.values()]))).encode(y="y:Q")
+    if not rules:
+        return []
+    if bad := [
+        k
+        for k, v in rules.items()
+        if isinstance(v, bool) or not isinstance(v, Real) or not math.isfinite(v)
+    ]:
+        raise ValueError(
+            f"the line {shown(bad[0])} is at {shown(rules[bad[0]])}; it must be at a finite number"
+        )
+    base = alt.Chart(
+        pl.DataFrame(dict(label=[str(k) for k in rules], y=[float(v) for v in rules.values()]))
+    ).encode(y="y:Q")
     place = dict(dx=3) if side == "left" else dict(dx=-3)
     text = base.mark_text(align=side, baseline="bottom", dy=-2, color="#555", fontSize=11, **place)
-    return [base.mark_rule(strokeDash=[3, 3], color="#777"), text.encode(text="label:N", x=alt.value(0 if side == "left" else "width"))]
+    return [
+        base.mark_rule(strokeDash=[3, 3], color="#777"),
+        text.encode(text="label:N", x=alt.value(0 if side == "left" else "width")),
+    ]
+
 
 _SHADES = ["#56B4E9", "#E69F00", "#CC79A7", "#F0E442"]
 
-def regions(chart: alt.LayerChart, spans: dict[str, tuple[float, float]], legend: bool = True) -> alt.LayerChart:
+
+def regions(
+    chart: alt.LayerChart, spans: dict[str, tuple[float, float]], legend: bool = True
+) -> alt.LayerChart:
     "`chart` with stretches of time shaded behind it: label -> (from, to), four at most."
     _must_be(alt.TopLevelMixin, "a chart", chart=chart)
     _must_be(dict, "a dictionary, label -> (from, to)", spans=spans)
     for label, span in spans.items():
-        if not isinstance(span, (list, tuple)) or len(span) != 2 or not all(isinstance(v, Real) for v in span):
+        if (
+            not isinstance(span, (list, tuple))
+            or len(span) != 2
+            or not all(isinstance(v, Real) for v in span)
+        ):
             raise ValueError(f"the stretch {shown(label)} is {shown(span)}; it must be (from, to)")
     if not 0 < len(spans) <= len(_SHADES):
-        raise ValueError(f"{len(spans)} stretches are to be shaded; there are colours for 1 to {len(_SHADES)}")
-    frame = pl.DataFrame(dict(region=list(spans), start=[float(a) for a, _ in spans.values()], end=[float(b) for _, b in spans.values()]))
-    fill = alt.Fill("region:N", scale=alt.Scale(domain=list(spans), range=_SHADES[:len(spans)]),
-                    legend=alt.Legend(orient="top", title=None) if legend else None)
+        raise ValueError(
+            f"{len(spans)} stretches are to be shaded; there are colours for 1 to {len(_SHADES)}"
+        )
+    frame = pl.DataFrame(
+        dict(
+            region=list(spans),
+            start=[float(a) for a, _ in spans.values()],
+            end=[float(b) for _, b in spans.values()],
+        )
+    )
+    fill = alt.Fill(
+        "region:N",
+        scale=alt.Scale(domain=list(spans), range=_SHADES[: len(spans)]),
+        legend=alt.Legend(orient="top", title=None) if legend else None,
+    )
     shade = alt.Chart(frame).mark_rect(opacity=0.18).encode(x="start:Q", x2="end:Q", fill=fill)
     title, front = chart.title, chart.copy()
     front.title = alt.Undefined
     return alt.layer(shade, front).properties(title=title)
 
+
 def _check_columns(columns: int):
     _must_be(int, "a whole number", columns=columns)
     if not 1 <= columns <= MOST_ROWS:
         raise ValueError(f"columns={columns} must lie between 1 and {MOST_ROWS:,}")
+
 
 def panels(
     charts: Sequence[alt.LayerChart],
@@ -262,11 +390,15 @@ def panels(
     lines = [subtitle] if isinstance(subtitle, str) else list(subtitle)
     head = alt.TitleParams(title, subtitle=[line for line in lines if line], fontSize=15)
     mode = {"each": "independent", "one": "shared"}[choose("legend", legend, ("each", "one"))]
-    return alt.concat(*charts, columns=columns, title=head).resolve_scale(color=mode, strokeDash=mode, fill="independent")
+    return alt.concat(*charts, columns=columns, title=head).resolve_scale(
+        color=mode, strokeDash=mode, fill="independent"
+    )
 
 # %% ../nbs/12_charts.ipynb #cell14
 def _columns_drawn(frame: pl.DataFrame, x: str, y: str) -> tuple[pl.DataFrame, list[str]]:
-    "Cells of as many columns, evenly spaced, as a chart can show, and a line that says so where some are left out."
+    """Cells of as many columns, evenly spaced, as a chart can show, and a line that says so where
+    some are left out.
+    """
     columns = frame[x].unique().sort()
     most = MOST_ROWS // frame[y].n_unique()
     if most < 2:
@@ -275,7 +407,10 @@ def _columns_drawn(frame: pl.DataFrame, x: str, y: str) -> tuple[pl.DataFrame, l
         return frame, []
     step = -(-len(columns) // most)
     few = columns[::step]
-    return frame.filter(pl.col(x).is_in(few.implode())), [f"drawn: {len(few):,} of {len(columns):,} columns, each {step}th"]
+    return frame.filter(pl.col(x).is_in(few.implode())), [
+        f"drawn: {len(few):,} of {len(columns):,} columns, every {step} of them one"
+    ]
+
 
 def heat(
     frame: pl.DataFrame,  # columns x, y, value; one row a cell
@@ -286,29 +421,67 @@ def heat(
     value_title: str,
     x_title: str = "epoch",
     order: Sequence | None = None,  # of the names, from the top
-    domain: tuple[float, float] = (-1, 1),  # of the value; its middle is white, or its beginning if that is 0
+    domain: tuple[float, float] = (
+        -1,
+        1,
+    ),  # of the value; its middle is white, or its beginning if that is 0
 ) -> alt.Chart:
-    "Cells coloured by `value`: blue below the middle of the domain, orange above; from 0, white to orange. `ValueError` where there is nothing to draw."
+    """Cells coloured by `value`: blue below the middle of the domain, orange above; from 0, white
+    to orange. `ValueError` where there is nothing to draw.
+    """
     _must_be(str, "text", title=title, value_title=value_title, x_title=x_title)
     _must_be((list, tuple), "a list of names", order=order or [])
     _check_frame(frame, [x, y], [value])
     low, high = _domain(domain)
     frame, note = _columns_drawn(frame.select(list(dict.fromkeys([x, y, value]))), x, y)
     if len(frame) > MOST_ROWS:
-        raise ValueError(f"{len(frame):,} cells are more than one for each {x!r} and {y!r}; a chart has at most {MOST_ROWS:,}")
-    ends = {low: COLORS["clean"], (low + high) / 2: "#ffffff", high: COLORS["noisy"]} if low else {0: "#ffffff", high: COLORS["noisy"]}
+        raise ValueError(
+            f"{len(frame):,} cells are more than one for each {x!r} and {y!r}; a chart has at most "
+            f"{MOST_ROWS:,}"
+        )
+    ends = (
+        {low: COLORS["clean"], (low + high) / 2: "#ffffff", high: COLORS["noisy"]}
+        if low
+        else {0: "#ffffff", high: COLORS["noisy"]}
+    )
     scale = alt.Scale(domain=list(ends), range=list(ends.values()), interpolate="rgb", clamp=True)
     ticks = frame[x].unique().sort()
-    return alt.Chart(frame).mark_rect().encode(
-        alt.X(f"{x}:O", axis=alt.Axis(title=x_title, labelAngle=0, values=ticks[::-(-len(ticks) // 12)].to_list())), alt.Y(f"{y}:N", sort=list(order or []), axis=alt.Axis(title=None)),
-        alt.Color(f"{value}:Q", scale=scale, legend=alt.Legend(title=value_title, orient="right"))).properties(title=alt.TitleParams(title, subtitle=note) if note else title, width=420)
+    return (
+        alt.Chart(frame)
+        .mark_rect()
+        .encode(
+            alt.X(
+                f"{x}:O",
+                axis=alt.Axis(
+                    title=x_title, labelAngle=0, values=ticks[:: -(-len(ticks) // 12)].to_list()
+                ),
+            ),
+            alt.Y(f"{y}:N", sort=list(order or []), axis=alt.Axis(title=None)),
+            alt.Color(
+                f"{value}:Q", scale=scale, legend=alt.Legend(title=value_title, orient="right")
+            ),
+        )
+        .properties(title=alt.TitleParams(title, subtitle=note) if note else title, width=420)
+    )
 
 # %% ../nbs/12_charts.ipynb #cell15
 def picture_address(picture: Tensor) -> str:
-    "A picture (C, H, W), one or three channels, as a data address; its values are stretched to the full range."
+    """A picture (C, H, W), one or three channels, as a data address; its values are stretched to
+    the full range.
+    """
     from PIL import Image
-    if not isinstance(picture, Tensor) or picture.ndim != 3 or len(picture) not in (1, 3) or not picture.numel() or picture.is_complex():
-        raise ValueError(f"a picture is {shown(tuple(getattr(picture, 'shape', ())))}; it must be (1, H, W) or (3, H, W)")
+
+    if (
+        not isinstance(picture, Tensor)
+        or picture.ndim != 3
+        or len(picture) not in (1, 3)
+        or not picture.numel()
+        or picture.is_complex()
+    ):
+        raise ValueError(
+            f"a picture is {shown(tuple(getattr(picture, 'shape', ())))}; it must be (1, H, W) or "
+            "(3, H, W)"
+        )
     picture = picture.double()
     lo, hi = picture.min(), picture.max()
     if not (hi - lo).isfinite():
@@ -317,6 +490,7 @@ def picture_address(picture: Tensor) -> str:
     buffer = io.BytesIO()
     Image.fromarray(v[..., 0] if v.shape[2] == 1 else v).save(buffer, "png")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
 
 def pictures(
     x: Tensor,  # (k, C, H, W), one or three channels, or (k, H, W); k at most 5,000
@@ -327,21 +501,39 @@ def pictures(
 ) -> alt.LayerChart:
     "A grid of pictures with captions above them."
     if not isinstance(x, Tensor) or x.ndim not in (3, 4):
-        raise ValueError(f"the pictures are {shown(tuple(getattr(x, 'shape', ())))}; they must be a tensor (k, C, H, W) or (k, H, W)")
+        raise ValueError(
+            f"the pictures are {shown(tuple(getattr(x, 'shape', ())))}; they must be a tensor (k, "
+            "C, H, W) or (k, H, W)"
+        )
     _must_be(str, "text", title=title)
     _must_be((list, tuple), "a list, one a picture", captions=captions)
     _check_columns(columns)
     if len(x) > MOST_ROWS:
         raise ValueError(f"{len(x):,} pictures; a chart shows at most {MOST_ROWS:,}")
     x = x[:, None] if x.ndim == 3 else x
-    if len(captions) != len(x): raise ValueError(f"{len(x)} pictures need as many captions; given {len(captions)}")
-    frame = pl.DataFrame(dict(url=[picture_address(v) for v in x], caption=[str(c) for c in captions], column=[i % columns for i in range(len(x))], row=[i // columns for i in range(len(x))]),
-                         schema=dict(url=pl.String, caption=pl.String, column=pl.Int64, row=pl.Int64))
+    if len(captions) != len(x):
+        raise ValueError(f"{len(x)} pictures need as many captions; given {len(captions)}")
+    frame = pl.DataFrame(
+        dict(
+            url=[picture_address(v) for v in x],
+            caption=[str(c) for c in captions],
+            column=[i % columns for i in range(len(x))],
+            row=[i // columns for i in range(len(x))],
+        ),
+        schema=dict(url=pl.String, caption=pl.String, column=pl.Int64, row=pl.Int64),
+    )
     rows = max(1, math.ceil(len(x) / columns))
-    base = alt.Chart(frame).encode(alt.X("column:Q", axis=None, scale=alt.Scale(domain=[-0.5, columns - 0.5], nice=False)),
-                                   alt.Y("row:Q", axis=None, scale=alt.Scale(domain=[rows - 0.5, -0.5], nice=False)))
-    image, text = base.mark_image(width=size, height=size).encode(url="url:N"), base.mark_text(dy=-size / 2 - 7, fontSize=10, color="#333").encode(text="caption:N")
-    return alt.layer(image, text).properties(title=title, width=columns * (size + 22), height=rows * (size + 26))
+    base = alt.Chart(frame).encode(
+        alt.X("column:Q", axis=None, scale=alt.Scale(domain=[-0.5, columns - 0.5], nice=False)),
+        alt.Y("row:Q", axis=None, scale=alt.Scale(domain=[rows - 0.5, -0.5], nice=False)),
+    )
+    image, text = (
+        base.mark_image(width=size, height=size).encode(url="url:N"),
+        base.mark_text(dy=-size / 2 - 7, fontSize=10, color="#333").encode(text="caption:N"),
+    )
+    return alt.layer(image, text).properties(
+        title=title, width=columns * (size + 22), height=rows * (size + 26)
+    )
 
 # %% ../nbs/12_charts.ipynb #cell17
 def live(every: float = 1.0) -> Callable:

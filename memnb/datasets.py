@@ -20,6 +20,7 @@ from .seeds import check_device, generator
 # %% ../nbs/00_datasets.ipynb #cell05
 MOST_CLASSES = 2**15 - 1  # a Run keeps predictions as int16
 
+
 def _tensor(what: str, v) -> Tensor:
     "`v` as a tensor; `ValueError` for what is none."
     try:
@@ -27,10 +28,15 @@ def _tensor(what: str, v) -> Tensor:
             check_memory(f"{what} takes", 8 * len(v))  # a range is short, whatever it spans
         return torch.as_tensor(v)
     except (TypeError, ValueError, RuntimeError, OverflowError) as e:
-        raise ValueError(f"{what} must be a tensor or a list of numbers; given {shown(v)} ({e})") from e
+        raise ValueError(
+            f"{what} must be a tensor or a list of numbers; given {shown(v)} ({e})"
+        ) from e
+
 
 def _whole(what: str, v, n: int, device) -> Tensor:
-    "`v` as int64 on `device`; `ValueError` unless it holds one whole number for each of `n` inputs."
+    """`v` as int64 on `device`; `ValueError` unless it holds one whole number for each of `n`
+    inputs.
+    """
     v = _tensor(what, v)
     if v.shape != (n,):
         raise ValueError(f"{what} has shape {tuple(v.shape)}; {n} inputs need ({n},)")
@@ -38,16 +44,21 @@ def _whole(what: str, v, n: int, device) -> Tensor:
         raise ValueError(f"{what} has dtype {v.dtype}; it must be integer")
     return v.to(device, torch.int64)
 
+
 def _share(what: str, v) -> float:
     "`v` as a float; `ValueError` unless it lies in [0, 1]."
     if isinstance(v, bool) or not isinstance(v, Real) or not 0 <= v <= 1:
         raise ValueError(f"{what}={shown(v)} must lie in [0, 1]")
     return float(v)
 
+
 def _check_range(what: str, v: Tensor, n_classes: int):
     lo, hi = int(v.min()), int(v.max())
     if lo < 0 or hi >= n_classes:
-        raise ValueError(f"{what} labels span {lo} to {hi}; with {n_classes} classes they lie in [0, {n_classes - 1}]")
+        raise ValueError(
+            f"{what} labels span {lo} to {hi}; with {n_classes} classes they lie in [0, "
+            f"{n_classes - 1}]"
+        )
 
 # %% ../nbs/00_datasets.ipynb #cell06
 def _check_inputs(x: Tensor):
@@ -55,7 +66,10 @@ def _check_inputs(x: Tensor):
     if not isinstance(x, Tensor):
         raise ValueError(f"inputs are a {type(x).__name__}; they must be a float tensor (n, ...)")
     if x.ndim < 2 or x.layout != torch.strided:
-        raise ValueError(f"inputs have shape {tuple(x.shape)}, {x.layout}; they must be a dense tensor (n, ...), one row an example")
+        raise ValueError(
+            f"inputs have shape {tuple(x.shape)}, {x.layout}; they must be a dense tensor (n, "
+            "...), one row an example"
+        )
     if len(x) == 0:
         raise ValueError("a data set needs at least one example; 0 were given")
     if not x.is_floating_point():
@@ -66,21 +80,33 @@ def _check_inputs(x: Tensor):
 # %% ../nbs/00_datasets.ipynb #new60
 @dataclass(frozen=True, eq=False)
 class NoisyDataset(Dataset):
-    "Inputs, the labels that a network sees and, where known, the true ones. `ValueError` for any that do not fit."
+    """Inputs, the labels that a network sees and, where known, the true ones.
+
+    `ValueError` for any that do not fit.
+    """
+
     x: Tensor  # (n, ...) float inputs, finite
     y: Tensor  # (n,) integer observed labels in [0, n_classes)
     clean: Tensor | None = None  # (n,) integer true labels; None where nobody knows them
     index: Tensor | None = None  # (n,) integer place of each example in its source; default 0..n-1
-    n_classes: int | None = None  # K, 2 to `MOST_CLASSES`; default: the largest label + 1, at least 2
+    n_classes: int | None = (
+        None  # K, 2 to `MOST_CLASSES`; default: the largest label + 1, at least 2
+    )
     name: str = ""  # where the inputs come from
 
     def __post_init__(self):
         _check_inputs(self.x)
         n, device = len(self.x), self.x.device
         y = _whole("y, the observed labels,", self.y, n, device)
-        clean = None if self.clean is None else _whole("clean, the true labels,", self.clean, n, device)
+        clean = (
+            None if self.clean is None else _whole("clean, the true labels,", self.clean, n, device)
+        )
         labels = {"observed": y} | ({} if clean is None else {"clean": clean})
-        k = max(2, *(int(v.max()) + 1 for v in labels.values())) if self.n_classes is None else self.n_classes
+        k = (
+            max(2, *(int(v.max()) + 1 for v in labels.values()))
+            if self.n_classes is None
+            else self.n_classes
+        )
         k = whole_number("n_classes", k, 2, MOST_CLASSES)
         for what, v in labels.items():
             _check_range(what, v, k)
@@ -90,17 +116,28 @@ class NoisyDataset(Dataset):
         for field, v in dict(y=y, clean=clean, index=place, n_classes=k).items():
             object.__setattr__(self, field, v)
 
-    def __len__(self): return len(self.x)
-    def __getitem__(self, i): return self.x[i], self.y[i], self.index[i]
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.x[i], self.y[i], self.index[i]
+
     def __repr__(self):
         noise = "clean labels unknown" if self.clean is None else f"rho={self.rho:.3g}"
-        return f"NoisyDataset({self.name or 'unnamed'}: n={len(self)}, inputs {tuple(self.x.shape[1:])}, " \
-               f"{self.n_classes} classes, {noise}, {self.x.device})"
+        return (
+            f"NoisyDataset({self.name or 'unnamed'}: n={len(self)}, inputs "
+            f"{tuple(self.x.shape[1:])}, "
+            f"{self.n_classes} classes, {noise}, {self.x.device})"
+        )
 
     @property
     def is_noisy(self) -> Tensor:
-        "(n,) bool: the observed label is not the clean one. `ValueError` where clean labels are unknown."
-        if self.clean is None: raise ValueError("clean labels are unknown, so which ones are noisy is unknown too")
+        """(n,) bool: the observed label is not the clean one.
+
+        `ValueError` where clean labels are unknown.
+        """
+        if self.clean is None:
+            raise ValueError("clean labels are unknown, so which ones are noisy is unknown too")
         return self.y != self.clean
 
     @property
@@ -111,7 +148,8 @@ class NoisyDataset(Dataset):
     @property
     def confusion(self) -> Tensor:
         "(K, K) int64 counts; row: clean class, column: observed class."
-        if self.clean is None: raise ValueError("clean labels are unknown, so the confusion is unknown too")
+        if self.clean is None:
+            raise ValueError("clean labels are unknown, so the confusion is unknown too")
         k = self.n_classes
         return torch.bincount(self.clean * k + self.y, minlength=k * k).view(k, k)
 
@@ -120,31 +158,52 @@ class NoisyDataset(Dataset):
         "16 hex digits that change with any input, label or index: the data's part in a Run's key."
         h = hashlib.sha256(repr((tuple(self.x.shape), self.n_classes, self.clean is None)).encode())
         for v in (self.x, self.y, self.clean, self.index):
-            if v is not None: h.update(v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            if v is not None:
+                h.update(v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return h.hexdigest()[:16]
 
     def to(self, device: str | torch.device) -> "NoisyDataset":
         "The same data on `device`. `ValueError` for one that is not there."
         device = check_device(device)
-        if self.x.device == device: return self
-        return replace(self, **{f: v.to(device) for f, v in self.__dict__.items() if isinstance(v, Tensor)})
+        if self.x.device == device:
+            return self
+        return replace(
+            self, **{f: v.to(device) for f, v in self.__dict__.items() if isinstance(v, Tensor)}
+        )
 
     def subset(self, rows: Tensor) -> "NoisyDataset":
-        "The examples in `rows` ((k,) integers or (n,) bool, k at least 1), in that order; `index` still names their source."
+        """The examples in `rows` ((k,) integers or (n,) bool, k at least 1), in that order; `index`
+        still names their source.
+        """
         at, n = _tensor("rows", rows), len(self)
-        if at.ndim != 1 or at.is_floating_point() or at.is_complex() or at.dtype == torch.bool and len(at) != n:
-            raise ValueError(f"rows are {at.dtype} {tuple(at.shape)}; they must be integers (k,), or bool ({n},)")
+        if (
+            at.ndim != 1
+            or at.is_floating_point()
+            or at.is_complex()
+            or at.dtype == torch.bool
+            and len(at) != n
+        ):
+            raise ValueError(
+                f"rows are {at.dtype} {tuple(at.shape)}; they must be integers (k,), or bool ({n},)"
+            )
         if at.dtype != torch.bool and len(at) and not -n <= int(at.min()) <= int(at.max()) < n:
-            raise ValueError(f"rows span {int(at.min())} to {int(at.max())}; there are {n} examples")
+            raise ValueError(
+                f"rows span {int(at.min())} to {int(at.max())}; there are {n} examples"
+            )
         if not (at.any() if at.dtype == torch.bool else len(at)):
             raise ValueError("a subset needs at least one example; rows name none")
         at = at.to(self.x.device)
-        return replace(self, **{f: v[at] for f, v in self.__dict__.items() if isinstance(v, Tensor)})
+        return replace(
+            self, **{f: v[at] for f, v in self.__dict__.items() if isinstance(v, Tensor)}
+        )
 
     def split(self, share: float, seed: int = 0) -> tuple["NoisyDataset", "NoisyDataset"]:
-        "Two parts drawn at random, the second with round(share n) examples, 0 < share < 1, each part non-empty."
+        """Two parts drawn at random, the second with round(share n) examples, 0 < share < 1, each
+        part non-empty.
+        """
         k = round(_share("share", share) * len(self))
-        if not 0 < k < len(self): raise ValueError(f"share={share} of {len(self)} examples leaves an empty part")
+        if not 0 < k < len(self):
+            raise ValueError(f"share={share} of {len(self)} examples leaves an empty part")
         order = torch.randperm(len(self), generator=generator(seed)).to(self.x.device)
         return self.subset(order[k:].sort().values), self.subset(order[:k].sort().values)
 
@@ -155,16 +214,26 @@ def _pair(dataset: Dataset, i: int) -> tuple[Tensor, int]:
     try:
         x, y = item[0], item[1]
     except (TypeError, IndexError, KeyError) as e:
-        raise ValueError(f"item {i} is a {type(item).__name__}; it must be a pair (input, label)") from e
+        raise ValueError(
+            f"item {i} is a {type(item).__name__}; it must be a pair (input, label)"
+        ) from e
     try:
         x = torch.as_tensor(x)
     except (TypeError, ValueError, RuntimeError, OverflowError) as e:
-        raise ValueError(f"the input of item {i} is a {type(x).__name__}; it must be a tensor: for pictures, "
-                         "give the data set the transform torchvision.transforms.ToTensor()") from e
+        raise ValueError(
+            f"the input of item {i} is a {type(x).__name__}; it must be a tensor: for pictures, "
+            "give the data set the transform torchvision.transforms.ToTensor()"
+        ) from e
     label = _tensor(f"the label of item {i}", y)
-    if label.numel() != 1 or label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
+    if (
+        label.numel() != 1
+        or label.is_floating_point()
+        or label.is_complex()
+        or label.dtype == torch.bool
+    ):
         raise ValueError(f"the label of item {i} is {shown(y)}; it must be one integer")
     return x, int(label)
+
 
 def from_torch(
     dataset: Dataset,  # items `(input, label, ...)`; inputs of one shape; anything after the label is ignored
@@ -172,22 +241,34 @@ def from_torch(
     n_classes: int | None = None,  # 2 or more; default: the largest label + 1
     device: str = "cpu",
 ) -> NoisyDataset:
-    "A `NoisyDataset` with everything in memory, read once, item by item, in order. `ValueError` for items that are no such pairs, or do not fit into memory."
+    """A `NoisyDataset` with everything in memory, read once, item by item, in order.
+
+    `ValueError` for items that are no such pairs, or do not fit into memory.
+    """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise ValueError(f"a {type(dataset).__name__} has no items to be counted and taken one by one; give a torch data set with both")
+        raise ValueError(
+            f"a {type(dataset).__name__} has no items to be counted and taken one by one; give a "
+            "torch data set with both"
+        )
     device = check_device(device)
     try:
         n = len(dataset)
     except (TypeError, OverflowError) as e:
         raise ValueError(f"a {type(dataset).__name__} has no length that could be read: {e}") from e
-    if n == 0: raise ValueError("the torch data set is empty")
+    if n == 0:
+        raise ValueError("the torch data set is empty")
     first, _ = _pair(dataset, 0)
     check_memory(f"{n:,} inputs of shape {tuple(first.shape)} take", 8 * n * first.numel())
     items = [_pair(dataset, i) for i in range(n)]
     if odd := [i for i, (x, _) in enumerate(items) if x.shape != first.shape]:
-        raise ValueError(f"inputs must be of one shape; item 0 has {tuple(first.shape)}, item {odd[0]} {tuple(items[odd[0]][0].shape)}")
+        raise ValueError(
+            f"inputs must be of one shape; item 0 has {tuple(first.shape)}, item {odd[0]} "
+            f"{tuple(items[odd[0]][0].shape)}"
+        )
     x, y = torch.stack([x for x, _ in items]), torch.tensor([y for _, y in items])
-    return NoisyDataset(x.float(), y, clean, n_classes=n_classes, name=type(dataset).__name__).to(device)
+    return NoisyDataset(x.float(), y, clean, n_classes=n_classes, name=type(dataset).__name__).to(
+        device
+    )
 
 # %% ../nbs/00_datasets.ipynb #cell18
 def _other(y, k, g): return (y + torch.randint(1, k, y.shape, generator=g)) % k
@@ -205,11 +286,16 @@ NOISE = {  # kind -> (clean labels, rho, K, generator) -> observed labels
 # %% ../nbs/00_datasets.ipynb #cell19
 def _transition(matrix, k: int) -> Tensor:
     "`matrix` as (K, K) float64; `ValueError` unless its rows are distributions."
-    if matrix is None: raise ValueError("noise='matrix' needs matrix=, a K x K transition matrix")
+    if matrix is None:
+        raise ValueError("noise='matrix' needs matrix=, a K x K transition matrix")
     t = _tensor("matrix", matrix)
-    if t.is_complex(): raise ValueError(f"the transition matrix has dtype {t.dtype}; it must be real")
+    if t.is_complex():
+        raise ValueError(f"the transition matrix has dtype {t.dtype}; it must be real")
     t = t.to(torch.float64)
-    if t.shape != (k, k): raise ValueError(f"the transition matrix has shape {tuple(t.shape)}; {k} classes need {(k, k)}")
+    if t.shape != (k, k):
+        raise ValueError(
+            f"the transition matrix has shape {tuple(t.shape)}; {k} classes need {(k, k)}"
+        )
     if not (t >= 0).all() or not torch.allclose(t.sum(1), torch.ones(k, dtype=torch.float64)):
         raise ValueError("each row of the transition matrix must be non-negative and sum to 1")
     return t
@@ -222,14 +308,22 @@ def corrupt(
     seed: int = 0,  # of this corruption's own generator, 0 or more
     matrix=None,  # (K, K) row-stochastic, for `matrix` only; row: clean class
 ) -> NoisyDataset:
-    "`data` with labels drawn anew from its *clean* labels; see `rho` and `confusion` of the result for what was drawn. `ValueError` for a rate, kind, seed or matrix that is none."
+    """`data` with labels drawn anew from its *clean* labels; see `rho` and `confusion` of the
+    result for what was drawn. `ValueError` for a rate, kind, seed or matrix that is none.
+    """
     check_data(data)
     choose("noise", noise, NOISE)
     if noise == "matrix":
-        if rho is not None: raise ValueError(f"rho={shown(rho)} was given; the transition matrix already states the rates")
-    elif matrix is not None: raise ValueError(f"a matrix was given; noise={noise!r} takes only rho")
-    else: _share("rho", rho)
-    if data.clean is None: raise ValueError("clean labels are unknown; noise is drawn from them")
+        if rho is not None:
+            raise ValueError(
+                f"rho={shown(rho)} was given; the transition matrix already states the rates"
+            )
+    elif matrix is not None:
+        raise ValueError(f"a matrix was given; noise={noise!r} takes only rho")
+    else:
+        _share("rho", rho)
+    if data.clean is None:
+        raise ValueError("clean labels are unknown; noise is drawn from them")
     how = _transition(matrix, data.n_classes) if noise == "matrix" else rho
     y = NOISE[noise](data.clean.cpu(), how, data.n_classes, generator(seed))
     return replace(data, y=y.to(data.x.device))
@@ -237,19 +331,27 @@ def corrupt(
 # %% ../nbs/00_datasets.ipynb #cell27
 SCALES = ("unit", "symmetric", "standard")
 
+
 def check_data(data: NoisyDataset, what: str = "the data"):
     "`ValueError` for what is no `NoisyDataset`."
     if not isinstance(data, NoisyDataset):
-        raise ValueError(f"{what} are a {type(data).__name__}; they must be a NoisyDataset, such as `load` and `from_torch` give")
+        raise ValueError(
+            f"{what} are a {type(data).__name__}; they must be a NoisyDataset, such as `load` and "
+            "`from_torch` give"
+        )
+
 
 def scaled(a: dict, scale: str, peak: float | None) -> tuple[Tensor, Tensor]:
-    "Channel-first float32 inputs of both splits; `peak` None: the range is that of the training inputs."
+    """Channel-first float32 inputs of both splits; `peak` None: the range is that of the training
+    inputs.
+    """
     x = {s: torch.from_numpy(np.ascontiguousarray(a[f"x_{s}"])).float() for s in ("train", "test")}
     lo, hi = (0, peak) if peak else (x["train"].min(), x["train"].max())
     for s, v in x.items():
         v = v[:, None] if v.ndim == 3 else v.movedim(-1, 1) if v.ndim == 4 else v
         x[s] = ((v - lo) / (hi - lo if hi > lo else 1)).contiguous()
-    if scale == "symmetric": x = {s: 2 * v - 1 for s, v in x.items()}
+    if scale == "symmetric":
+        x = {s: 2 * v - 1 for s, v in x.items()}
     if scale == "standard":
         over = [0, *range(2, x["train"].ndim)]
         mean, std = x["train"].mean(over, keepdim=True), x["train"].std(over, keepdim=True)
@@ -259,14 +361,23 @@ def scaled(a: dict, scale: str, peak: float | None) -> tuple[Tensor, Tensor]:
 # %% ../nbs/00_datasets.ipynb #cell28
 def _chosen(y: np.ndarray, classes: Sequence[int], n: int | None, seed: int) -> np.ndarray:
     "Sorted rows of `y` in `classes`: all of them, or `n` drawn with as many from each class."
-    if n is None: return np.flatnonzero(np.isin(y, classes))
+    if n is None:
+        return np.flatnonzero(np.isin(y, classes))
     k = len(classes)
-    if n < k or n % k: raise ValueError(f"n={n} must be a positive multiple of the number of classes, {k}, for balance")
+    if n < k or n % k:
+        raise ValueError(
+            f"n={n} must be a positive multiple of the number of classes, {k}, for balance"
+        )
     rows = [np.flatnonzero(y == c) for c in classes]
     most = k * min(map(len, rows))
-    if n > most: raise ValueError(f"n={n} is more than there is: {most} balanced examples of classes {shown(list(classes))}")
+    if n > most:
+        raise ValueError(
+            f"n={n} is more than there is: {most} balanced examples of classes "
+            f"{shown(list(classes))}"
+        )
     rng = np.random.default_rng(seed)
-    return np.sort(np.concatenate([rng.permutation(r)[:n // k] for r in rows]))
+    return np.sort(np.concatenate([rng.permutation(r)[: n // k] for r in rows]))
+
 
 def _length(values: Sequence) -> float:
     "Its length, infinite for a range that Python cannot count."
@@ -275,33 +386,46 @@ def _length(values: Sequence) -> float:
     except OverflowError:
         return math.inf
 
+
 def _classes(classes: Sequence[int] | None, there: list[int], name: str) -> list[int]:
-    "The source labels that are taken; `ValueError` unless they are two or more that are there, each once."
+    """The source labels that are taken; `ValueError` unless they are two or more that are there,
+    each once.
+    """
     if classes is None:
         return there
     if isinstance(classes, (np.ndarray, Tensor)):
         classes = classes.tolist()
     if not isinstance(classes, (list, tuple, range, set)) or _length(classes) > MOST_CLASSES:
         raise ValueError(f"classes={shown(classes)} must be a list of source labels")
-    chosen = [v.item() if isinstance(v, (np.generic, Tensor)) and v.ndim == 0 else v for v in classes]  # may be numpy's
+    chosen = [
+        v.item() if isinstance(v, (np.generic, Tensor)) and v.ndim == 0 else v for v in classes
+    ]  # may be numpy's
     if strange := [v for v in chosen if isinstance(v, bool) or not isinstance(v, int)]:
-        raise ValueError(f"classes={shown(chosen)} must be whole numbers; {shown(strange[0])} is none")
-    if len(chosen) < 2 or len(set(chosen)) < len(chosen): raise ValueError(f"classes={shown(chosen)} must be two or more, each once")
-    if absent := sorted(set(chosen) - set(there)): raise ValueError(f"classes {shown(absent)} are not in {name}; it has {shown(there)}")
+        raise ValueError(
+            f"classes={shown(chosen)} must be whole numbers; {shown(strange[0])} is none"
+        )
+    if len(chosen) < 2 or len(set(chosen)) < len(chosen):
+        raise ValueError(f"classes={shown(chosen)} must be two or more, each once")
+    if absent := sorted(set(chosen) - set(there)):
+        raise ValueError(f"classes {shown(absent)} are not in {name}; it has {shown(there)}")
     return chosen
 
 # %% ../nbs/00_datasets.ipynb #cell29
 def load(
     name: str | Path = "digits",  # one of `arrays.DATASETS`, or a path to a Keras-layout `.npz`
-    classes: Sequence[int] | None = None,  # source labels, which become 0, 1, ... in this order; default: all
+    classes: Sequence[int]
+    | None = None,  # source labels, which become 0, 1, ... in this order; default: all
     n: int | None = None,  # size of a balanced training subset; default: all there is
-    test_share: float | None = None,  # of a source without a test set of its own (default 0.2); 0: no test set
+    test_share: float
+    | None = None,  # of a source without a test set of its own (default 0.2); 0: no test set
     scale: str = "unit",  # one of `SCALES`
     seed: int = 0,  # of the choice of a subset and of the test share, 0 or more
     root: str | Path | None = None,  # data root; default `$MEMNB_DATA`, else `~/.cache/memnb`
     device: str = "cpu",
 ) -> tuple[NoisyDataset, NoisyDataset | None]:
-    "`train, test` with clean labels, inputs (n, C, H, W) or as the file has them; `test` is None if `test_share` is 0. `ValueError` or `OSError` for what is not there or does not fit."
+    """`train, test` with clean labels, inputs (n, C, H, W) or as the file has them; `test` is None
+    if `test_share` is 0. `ValueError` or `OSError` for what is not there or does not fit.
+    """
     choose("scale", scale, SCALES)
     seed, device = check_seed(seed), check_device(device)
     n = n if n is None else whole_number("n", n, 0, 2**53)
@@ -309,16 +433,33 @@ def load(
     name = str(name)
     there = np.unique(a["y_train"]).tolist()
     classes = _classes(classes, there, name)
-    if stray := sorted(set(np.unique(a["y_test"]).tolist()) - set(there)): raise ValueError(f"{name}: test labels {shown(stray)} never occur in training")
-    rows = {"train": _chosen(a["y_train"], classes, n, seed), "test": _chosen(a["y_test"], classes, None, seed)}
+    if stray := sorted(set(np.unique(a["y_test"]).tolist()) - set(there)):
+        raise ValueError(f"{name}: test labels {shown(stray)} never occur in training")
+    rows = {
+        "train": _chosen(a["y_train"], classes, n, seed),
+        "test": _chosen(a["y_test"], classes, None, seed),
+    }
     size = sum(map(len, rows.values())) * math.prod(a["x_train"].shape[1:])
     check_memory(f"the inputs of {name} as float32 take", 2 * 4 * size)
     index = {s: a.get(f"i_{s}", np.arange(len(a[f"y_{s}"])))[r] for s, r in rows.items()}
-    y = {s: np.argmax(a[f"y_{s}"][r][:, None] == np.array(classes), axis=1) for s, r in rows.items()}
+    y = {
+        s: np.argmax(a[f"y_{s}"][r][:, None] == np.array(classes), axis=1) for s, r in rows.items()
+    }
     peak = 16 if name == "digits" else 255 if a["x_train"].dtype == np.uint8 else None
-    x = dict(zip(("train", "test"), scaled({f"x_{s}": a[f"x_{s}"][r] for s, r in rows.items()}, scale, peak)))
-    make = lambda s: NoisyDataset(x[s], torch.tensor(y[s]), torch.tensor(y[s]), torch.tensor(index[s]),
-                                  len(classes), Path(name).stem).to(device)
+    x = dict(
+        zip(
+            ("train", "test"),
+            scaled({f"x_{s}": a[f"x_{s}"][r] for s, r in rows.items()}, scale, peak),
+        )
+    )
+    make = lambda s: NoisyDataset(
+        x[s],
+        torch.tensor(y[s]),
+        torch.tensor(y[s]),
+        torch.tensor(index[s]),
+        len(classes),
+        Path(name).stem,
+    ).to(device)
     return make("train"), make("test") if len(rows["test"]) and test_share != 0 else None
 
 # %% ../nbs/00_datasets.ipynb #cell36
@@ -326,23 +467,45 @@ def _scores(path: Path) -> tuple[np.ndarray, np.ndarray]:
     "Scores and labels (N,) of a file; `ValueError` unless they are shares and integers."
     a = read_arrays(path, ("scores", "labels"))
     scores, labels = a["scores"], a["labels"].reshape(-1)
-    if scores.dtype.kind != "f" or scores.dtype.itemsize > 8 or labels.dtype.kind not in "ui" or not ((0 <= scores) & (scores <= 1)).all():
-        raise ValueError(f"{path}: scores must be numbers in [0, 1] and labels integers; they are {scores.dtype} and {labels.dtype}")
+    if (
+        scores.dtype.kind != "f"
+        or scores.dtype.itemsize > 8
+        or labels.dtype.kind not in "ui"
+        or not ((0 <= scores) & (scores <= 1)).all()
+    ):
+        raise ValueError(
+            f"{path}: scores must be numbers in [0, 1] and labels integers; they are "
+            f"{scores.dtype} and {labels.dtype}"
+        )
     if scores.ndim != 1 or scores.shape != labels.shape:
-        raise ValueError(f"{path} holds scores of shape {scores.shape} and labels of shape {a['labels'].shape}; both must be (N,)")
+        raise ValueError(
+            f"{path} holds scores of shape {scores.shape} and labels of shape {a['labels'].shape}; "
+            "both must be (N,)"
+        )
     return scores, labels
+
 
 def c_scores(
     path: str | Path,  # of a `.npz` with `scores` (N,) and `labels` (N,), over the whole source
     data: NoisyDataset,  # with all classes of the source
 ) -> Tensor:
-    "(n,) float32 in [0, 1]: the examples' C-scores, by their index. `ValueError` if the file's labels are not the data's true ones."
+    """(n,) float32 in [0, 1]: the examples' C-scores, by their index.
+
+    `ValueError` if the file's labels are not the data's true ones.
+    """
     check_data(data)
-    if data.clean is None: raise ValueError("clean labels are unknown, so the order of the scores cannot be checked")
+    if data.clean is None:
+        raise ValueError("clean labels are unknown, so the order of the scores cannot be checked")
     scores, labels = _scores(local_path("scores", path))
     at, clean = data.index.cpu(), data.clean.cpu()
     if int(at.max()) >= len(scores):
-        raise ValueError(f"{path} scores {scores.shape} examples; the data's index goes up to {int(at.max())}")
+        raise ValueError(
+            f"{path} scores {scores.shape} examples; the data's index goes up to {int(at.max())}"
+        )
     wrong = int((torch.from_numpy(labels[at.numpy()].astype(np.int64)) != clean).sum())
-    if wrong: raise ValueError(f"{path} is in another order: {wrong} of {len(data)} labels differ from the data's true ones")
+    if wrong:
+        raise ValueError(
+            f"{path} is in another order: {wrong} of {len(data)} labels differ from the data's "
+            "true ones"
+        )
     return torch.from_numpy(scores[at.numpy()]).float().to(data.y.device)

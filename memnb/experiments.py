@@ -21,10 +21,12 @@ from .stores import Damaged, local_path, publish, set_aside, verify
 # %% ../nbs/13_experiments.ipynb #cell05
 LONGEST = 1000  # values in a list
 
+
 def _number(v) -> float:
     if isinstance(v, bool) or not isinstance(v, (numbers.Real, str)):
         raise TypeError
     return float(v)
+
 
 def _whole(v) -> int:
     if isinstance(v, numbers.Integral) and not isinstance(v, bool):
@@ -39,35 +41,53 @@ def _whole(v) -> int:
         raise ValueError
     return int(number)
 
+
 def _text(v) -> str:
-    if isinstance(v, bool) or not isinstance(v, (str, Path, numbers.Real)):  # papermill makes a number of a name such as 3
+    if isinstance(v, bool) or not isinstance(
+        v, (str, Path, numbers.Real)
+    ):  # papermill makes a number of a name such as 3
         raise TypeError
     text = str(v).strip()
     if not text.isprintable():
         raise ValueError
     return text
 
+
 def _list(cast: Callable) -> Callable:
-    "Casts `\"0.1,0.2\"`, a single value, a list or nothing to a list."
+    'Casts `"0.1,0.2"`, a single value, a list or nothing to a list.'
+
     def cast_all(v) -> list:
         if isinstance(v, str):
             inner = v.strip().removeprefix("[").removesuffix("]")
             v = [part.strip() for part in inner.split(",") if part.strip()]
-        items = v if isinstance(v, (list, tuple, range)) else v.tolist() if isinstance(v, np.ndarray) else [v]
+        items = (
+            v
+            if isinstance(v, (list, tuple, range))
+            else v.tolist()
+            if isinstance(v, np.ndarray)
+            else [v]
+        )
         if len(items) > LONGEST:
             raise ValueError
         return [cast(i) for i in items]
+
     return cast_all
 
+
 CASTS = {
-    "number": _number, "whole number": _whole, "text": _text, "list of numbers": _list(_number),
-    "list of whole numbers": _list(_whole), "list of texts": _list(_text),
+    "number": _number,
+    "whole number": _whole,
+    "text": _text,
+    "list of numbers": _list(_number),
+    "list of whole numbers": _list(_whole),
+    "list of texts": _list(_text),
 }
 
 # %% ../nbs/13_experiments.ipynb #cell06
 @dataclass(frozen=True)
 class Rule:
     "What a parameter may be."
+
     kind: str  # a key of `CASTS`
     allowed: str = ""  # in words, for the error message
     test: Callable = lambda v: True  # on the cast value, or on each item of a list
@@ -82,30 +102,41 @@ class Rule:
         except (TypeError, ValueError, OverflowError):
             many = f" of at most {LONGEST} values" if self.kind.startswith("list") else ""
             raise ValueError(f"{name}={shown(value)} must be a {self.kind}{many}") from None
-        if not all(i == i and self.test(i) for i in (v if isinstance(v, list) else [v])):  # NaN is not itself
+        if not all(
+            i == i and self.test(i) for i in (v if isinstance(v, list) else [v])
+        ):  # NaN is not itself
             raise ValueError(f"{name}={shown(value)} must {self.allowed or f'be a {self.kind}'}")
         return v
 
 # %% ../nbs/13_experiments.ipynb #new71
 def count(least: int, most: int) -> Rule:
     "A whole number from `least` to `most`."
-    return Rule("whole number", f"be at least {least} and at most {most:,}", lambda v: least <= v <= most)
+    return Rule(
+        "whole number", f"be at least {least} and at most {most:,}", lambda v: least <= v <= most
+    )
+
 
 def between(low: float, high: float) -> Rule:
     "A number from `low` to `high`, both above 0."
     return Rule("number", f"be above 0, from {low:g} to {high:g}", lambda v: low <= v <= high)
 
+
 def one_of(valid: Sequence[str], many: bool = False) -> Rule:
     "One of the names, or a list of them."
-    return Rule("list of texts" if many else "text", f"be one of {', '.join(valid)}", lambda v: v in valid)
+    return Rule(
+        "list of texts" if many else "text", f"be one of {', '.join(valid)}", lambda v: v in valid
+    )
+
 
 def many(rule: Rule) -> Rule:
     "A list of what `rule` allows."
     return replace(rule, kind=f"list of {rule.kind}s")
 
+
 def once(values: list) -> list:
     "Each value once, in order of appearance."
     return list(dict.fromkeys(values))
+
 
 def _is_file(text: str) -> bool:
     try:
@@ -113,10 +144,14 @@ def _is_file(text: str) -> bool:
     except ValueError:
         return False
 
+
 SEED = Rule("whole number", "be 0 or more and at most 2147483647", lambda v: 0 <= v < 2**31)
 RATE = Rule("number", "lie in [0, 1]", lambda v: 0 <= v <= 1)
-DATASET = Rule("text", f"be one of {', '.join(DATASETS)} or a path to a .npz file of this machine",
-               lambda v: v in DATASETS or v.endswith(".npz") and _is_file(v))
+DATASET = Rule(
+    "text",
+    f"be one of {', '.join(DATASETS)} or a path to a .npz file of this machine",
+    lambda v: v in DATASETS or v.endswith(".npz") and _is_file(v),
+)
 FILE = Rule("text", "be empty or a path to a file of this machine", lambda v: not v or _is_file(v))
 
 # %% ../nbs/13_experiments.ipynb #cell09
@@ -147,12 +182,14 @@ class Params(dict):
             return self[name]
         raise AttributeError(f"there is no parameter {name!r}; there are {', '.join(self)}")
 
-    def __repr__(self): return "  ".join(f"{k}={v!r}" for k, v in self.items())
+    def __repr__(self):
+        return "  ".join(f"{k}={v!r}" for k, v in self.items())
 
 # %% ../nbs/13_experiments.ipynb #cell13
 def _nearest(folder: Path) -> Path:
     "The folder, or the nearest one above it that is there."
     return next(f for f in (folder, *folder.parents) if f.exists())
+
 
 def _check_writable(what: str, folder: str):
     "`OSError` unless `folder` can be made and written; nothing is made."
@@ -161,8 +198,12 @@ def _check_writable(what: str, folder: str):
     except OSError as e:
         raise OSError(f"{what}={shown(folder)} cannot be written: {e}") from e
 
+
 def _place(what: str, value) -> str:
-    "A folder as text, its `~` expanded; empty for none. `ValueError` for an address, `OSError` where nothing can be written."
+    """A folder as text, its `~` expanded; empty for none.
+
+    `ValueError` for an address, `OSError` where nothing can be written.
+    """
     if value is None or isinstance(value, str) and not value.strip():
         return ""
     folder = str(local_path(what, value))
@@ -176,7 +217,10 @@ def settle(
     rules: dict[str, Rule],
     given: dict,  # the notebook's parameters, `preset`, `out` and `store` among them
 ) -> Params:
-    "Cast, check and complete the parameters; `ValueError` or `OSError` before any work. Nothing is written."
+    """Cast, check and complete the parameters; `ValueError` or `OSError` before any work.
+
+    Nothing is written.
+    """
     refuse_unknown(injected_names(_kernel_cells()), list(given))
     refuse_unknown(given, [*rules, "preset", "out", "store"])
     preset = choose("preset", given.get("preset", "quick"), presets)
@@ -185,7 +229,11 @@ def settle(
     p["preset"] = preset
     p["out"] = _place("out", given.get("out"))
     beside = str(Path(p.out) / "runs") if p.out else ""
-    p["store"] = _place("store", given.get("store")) or _place("$MEMNB_STORE", os.environ.get("MEMNB_STORE")) or beside
+    p["store"] = (
+        _place("store", given.get("store"))
+        or _place("$MEMNB_STORE", os.environ.get("MEMNB_STORE"))
+        or beside
+    )
     p.__dict__["started"] = time.time()
     return p
 
@@ -199,7 +247,10 @@ def check_fits(p: Params, memory: float, disk: float, because: str):
     check_memory(f"{', '.join(f'{k}={shown(p[k])}' for k in names)}: this takes", memory)
     free = shutil.disk_usage(_nearest(Path(p.store).absolute())).free if p.store else math.inf
     if disk > free:
-        raise OSError(f"store={shown(p.store)} has {in_words(free)} free; the runs take about {in_words(disk)}")
+        raise OSError(
+            f"store={shown(p.store)} has {in_words(free)} free; the runs take about "
+            f"{in_words(disk)}"
+        )
 
 # %% ../nbs/13_experiments.ipynb #cell17
 AGREE, NEAR_ZERO = 0.95, 0.05

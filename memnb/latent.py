@@ -69,12 +69,19 @@ RULES = {
     "noise_seed": SEED,
 }
 MOST_TIMES = 10_000  # recorded in a training
-EXCHANGES = {"latent_interventions": (0.0, 10.0, 40.0)}  # figure -> epochs at which it changes a last layer
-VARIANTS = {"latent_interventions": 4, "latent_resist": 8}  # figure -> trainings for each noise rate and seed, else 1
+EXCHANGES = {
+    "latent_interventions": (0.0, 10.0, 40.0)
+}  # figure -> epochs at which it changes a last layer
+VARIANTS = {
+    "latent_interventions": 4,
+    "latent_resist": 8,
+}  # figure -> trainings for each noise rate and seed, else 1
 
 # %% ../nbs/22_latent.ipynb #new70
 def _completed(figure: str, n, given: dict) -> dict:
-    "What was given, completed by what depends on the network and the figure; the preset's is left to `settle`."
+    """What was given, completed by what depends on the network and the figure; the preset's is left
+    to `settle`.
+    """
     preset = choose("preset", given.get("preset", "quick"), PRESETS)
     model = given.get("model")
     model = RULES["model"]("model", PRESETS[preset]["model"] if model is None else model)
@@ -86,23 +93,37 @@ def _completed(figure: str, n, given: dict) -> dict:
     whole = given | rates | dict(rho=given.get("rho"), n=n)
     return {k: how.get(k, own.get(k)) if v is None else v for k, v in whole.items()}
 
+
 def _check_together(p: Params, momentum_given: bool):
     "`ValueError` unless the parameters fit each other."
     for k in ("rhos", "seeds", "widths"):
         if not p[k]:
             raise ValueError(f"{k} must not be empty")
     if p.figure in FIGURES and (bad := [r for r in p.rhos if not 0 < r < 1]):
-        raise ValueError(f"rhos={bad} must lie strictly between 0 and 1: {p.figure} compares right and wrong labels")
+        raise ValueError(
+            f"rhos={bad} must lie strictly between 0 and 1: {p.figure} compares right and wrong "
+            "labels"
+        )
     if (p.epochs - 20) / p.every > MOST_TIMES:
-        raise ValueError(f"epochs={p.epochs:g} recorded every={p.every} epochs are more than {MOST_TIMES:,} recorded times")
+        raise ValueError(
+            f"epochs={p.epochs:g} recorded every={p.every} epochs are more than {MOST_TIMES:,} "
+            "recorded times"
+        )
     if momentum_given and p.momentum and p.optimizer != "sgd":
-        raise ValueError(f"momentum={p.momentum} is of optimizer sgd; optimizer={p.optimizer} has none")
+        raise ValueError(
+            f"momentum={p.momentum} is of optimizer sgd; optimizer={p.optimizer} has none"
+        )
     if late := [t for t in EXCHANGES.get(p.figure, ()) if t not in times(p)]:
-        raise ValueError(f"epochs={p.epochs:g} and every={p.every} record {shown(times(p))}; {p.figure} changes "
-                         f"the last layer at epoch {late[0]:g}, which must be among them")
+        raise ValueError(
+            f"epochs={p.epochs:g} and every={p.every} record {shown(times(p))}; {p.figure} changes "
+            f"the last layer at epoch {late[0]:g}, which must be among them"
+        )
+
 
 def parameters(figure: str, n=None, **given) -> Params:
-    "The notebook's parameters, cast, checked and completed: a given value, else the network's, else the preset's."
+    """The notebook's parameters, cast, checked and completed: a given value, else the network's,
+    else the preset's.
+    """
     p = settle(figure, PRESETS, RULES, _completed(figure, n, given))
     del p["rho"]
     _check_together(p, given.get("momentum") is not None)
@@ -112,7 +133,9 @@ def parameters(figure: str, n=None, **given) -> Params:
     there = check_source(p)
     model = network(p, there.shape, len(there.counts), p.seeds[0])
     n = sum(there.counts.values()) if p.n is None else p.n
-    check_fits(p, *needs(p, size_of(model), n, there), "dataset n model widths epochs every rhos seeds")
+    check_fits(
+        p, *needs(p, size_of(model), n, there), "dataset n model widths epochs every rhos seeds"
+    )
     return p
 
 # %% ../nbs/22_latent.ipynb #cell10
@@ -121,47 +144,82 @@ def times(p: Params) -> list[float]:
     late = [t for t in range(20 + p.every, int(p.epochs) + 1, p.every)]
     return sorted({float(t) for t in [*range(0, 21, 2), *late, p.epochs] if t <= p.epochs})
 
-def _load(p: Params) -> tuple[NoisyDataset, NoisyDataset]: return load(p.dataset, n=p.n, test_share=p.test_share, scale=p.scale, seed=p.noise_seed)
+
+def _load(p: Params) -> tuple[NoisyDataset, NoisyDataset]:
+    return load(p.dataset, n=p.n, test_share=p.test_share, scale=p.scale, seed=p.noise_seed)
+
 
 def network(p: Params, shape: Sequence[int], n_classes: int, seed: int) -> dict:
-    "The network's name and arguments; `ValueError` where it cannot read inputs of this shape, or for widths that it does not have."
+    """The network's name and arguments; `ValueError` where it cannot read inputs of this shape, or
+    for widths that it does not have.
+    """
     shape = list(shape)
     if p.model == "alexnet":
         if len(shape) != 3 or shape[0] != 3 or min(shape[1:]) < 63:
-            raise ValueError(f"model='alexnet' needs colour pictures of 63 x 63 or more, as in tiny_imagenet; {p.dataset} has inputs of shape {tuple(shape)}")
+            raise ValueError(
+                "model='alexnet' needs colour pictures of 63 x 63 or more, as in tiny_imagenet; "
+                f"{p.dataset} has inputs of shape {tuple(shape)}"
+            )
         if len(p.widths) != 1 or p.widths[0] > 100:
-            raise ValueError(f"widths={shown(p.widths)} must be one factor, at most 100, for model='alexnet'")
+            raise ValueError(
+                f"widths={shown(p.widths)} must be one factor, at most 100, for model='alexnet'"
+            )
         return dict(name="alexnet", n_classes=n_classes, width=p.widths[0], seed=seed)
     if bad := [w for w in p.widths if w != int(w)]:
-        raise ValueError(f"widths={shown(p.widths)} must be whole numbers of units for model={p.model!r}; {bad[0]} is none")
+        raise ValueError(
+            f"widths={shown(p.widths)} must be whole numbers of units for model={p.model!r}; "
+            f"{bad[0]} is none"
+        )
     if p.model == "cnn" and len(shape) != 3:
-        raise ValueError(f"model='cnn' needs pictures; {p.dataset} has inputs of shape {tuple(shape)}")
-    return dict(name=p.model, shape=shape, widths=[int(w) for w in p.widths], n_classes=n_classes, seed=seed)
+        raise ValueError(
+            f"model='cnn' needs pictures; {p.dataset} has inputs of shape {tuple(shape)}"
+        )
+    return dict(
+        name=p.model, shape=shape, widths=[int(w) for w in p.widths], n_classes=n_classes, seed=seed
+    )
 
-def prepare(p: Params, rho: float, seed: int, source: tuple[NoisyDataset, NoisyDataset] | None = None) -> tuple[NoisyDataset, NoisyDataset, dict]:
-    "Noisy training data, test data, and the network's name and arguments. `source`: clean data that were loaded already, whose inputs are shared."
+
+def prepare(
+    p: Params, rho: float, seed: int, source: tuple[NoisyDataset, NoisyDataset] | None = None
+) -> tuple[NoisyDataset, NoisyDataset, dict]:
+    """Noisy training data, test data, and the network's name and arguments.
+
+    `source`: clean data that were loaded already, whose inputs are shared.
+    """
     train, test = source or _load(p)
     data = corrupt(train, rho, p.noise, p.noise_seed)
     return data, test, network(p, train.x.shape[1:], data.n_classes, seed)
 
 # %% ../nbs/22_latent.ipynb #new101
 def check_source(p: Params) -> Source:
-    "What the data set holds; `ValueError` unless it has a test set and `n` balanced training examples of two classes or more."
+    """What the data set holds; `ValueError` unless it has a test set and `n` balanced training
+    examples of two classes or more.
+    """
     there = source(p.dataset, p.test_share, p.noise_seed)
     k, most = len(there.counts), len(there.counts) * min(there.counts.values(), default=0)
     if k < 2 or not there.tests:
-        raise ValueError(f"dataset={p.dataset} has {k} classes and {there.tests} test examples; two classes at least and a test set are needed")
+        raise ValueError(
+            f"dataset={p.dataset} has {k} classes and {there.tests} test examples; two classes at "
+            "least and a test set are needed"
+        )
     if p.n is not None and (p.n % k or p.n > most):
-        raise ValueError(f"n={p.n} must be a multiple of {k}, the number of classes, and at most {most}: so many balanced examples dataset={p.dataset} has")
+        raise ValueError(
+            f"n={p.n} must be a multiple of {k}, the number of classes, and at most {most}: so "
+            f"many balanced examples dataset={p.dataset} has"
+        )
     return there
+
 
 def size_of(model: dict) -> int:
     "Numbers in the state of a network that `models.build` would make; it is not made."
     with torch.device("meta"):
         return sum(v.numel() for v in build(**model).state_dict().values())
 
+
 def needs(p: Params, size: int, n: int, there: Source) -> tuple[float, float]:
-    "Bytes of memory and disk that the figure's runs take at least; `size`: numbers in the network, `n`: training examples."
+    """Bytes of memory and disk that the figure's runs take at least; `size`: numbers in the
+    network, `n`: training examples.
+    """
     runs = VARIANTS.get(p.figure, 1) * len(p.rhos) * len(p.seeds)
     record = runs * len(times(p)) * (n * 18 + there.tests * 10)
     at_once = runs if size <= SMALL else 1
@@ -169,22 +227,77 @@ def needs(p: Params, size: int, n: int, there: Source) -> tuple[float, float]:
     return record + at_once * size * 20 + runs * size * 4 + 2 * inputs, record + runs * size * 4
 
 # %% ../nbs/22_latent.ipynb #cell12
-ROOMS = ("arrays", "datasets", "seeds", "vision", "models", "layers", "runs", "recorder", "steps", "trainer", "stacked", "geometry", "probes", "probing", "transfer", "latent")
-STANDARD = {"standard": {}}  # variant -> what is changed: lr (a factor), clip, init ("velpic"), transplant (an epoch)
+ROOMS = (
+    "arrays",
+    "datasets",
+    "seeds",
+    "vision",
+    "models",
+    "layers",
+    "runs",
+    "recorder",
+    "steps",
+    "trainer",
+    "stacked",
+    "geometry",
+    "probes",
+    "probing",
+    "transfer",
+    "latent",
+)
+STANDARD = {
+    "standard": {}
+}  # variant -> what is changed: lr (a factor), clip, init ("velpic"), transplant (an epoch)
 SMALL = 100_000  # parameters up to which networks are stacked
+
 
 class _Job:
     "One training: a variant at a noise rate with a seed."
 
-    def __init__(self, p: Params, variant: str, how: dict, rho: float, seed: int, watched: str, source: tuple[NoisyDataset, NoisyDataset]):
-        if (at := how.get("transplant", 0.0)) not in times(p): raise ValueError(f"an exchange at epoch {at:g} is at no recorded time; there are {times(p)}")
+    def __init__(
+        self,
+        p: Params,
+        variant: str,
+        how: dict,
+        rho: float,
+        seed: int,
+        watched: str,
+        source: tuple[NoisyDataset, NoisyDataset],
+    ):
+        if (at := how.get("transplant", 0.0)) not in times(p):
+            raise ValueError(
+                f"an exchange at epoch {at:g} is at no recorded time; there are {times(p)}"
+            )
         self.key, self.p, self.seed = (variant, rho, seed), p, seed
         self.data, self.test, self.model = prepare(p, rho, seed, source)
-        self.lr, self.clip, self.init = p.lr * how.get("lr", 1), how.get("clip"), how.get("init", "standard")
+        self.lr, self.clip, self.init = (
+            p.lr * how.get("lr", 1),
+            how.get("clip"),
+            how.get("init", "standard"),
+        )
         self.extra = [transplant(how["transplant"])] if "transplant" in how else []
-        self.config = dict(kind="latent", model=self.model, rho=rho, noise=p.noise, how=how, watched=watched, test=self.test.digest)
-        known = self.config | {k: p[k] for k in ("optimizer", "momentum", "batch", "epochs", "stop_at", "scale", "every")} | dict(lr=self.lr, seed=seed)
-        self.folder = Path(p.store).expanduser() / run_key(known, self.data.digest, ROOMS) if p.store else None
+        self.config = dict(
+            kind="latent",
+            model=self.model,
+            rho=rho,
+            noise=p.noise,
+            how=how,
+            watched=watched,
+            test=self.test.digest,
+        )
+        known = (
+            self.config
+            | {
+                k: p[k]
+                for k in ("optimizer", "momentum", "batch", "epochs", "stop_at", "scale", "every")
+            }
+            | dict(lr=self.lr, seed=seed)
+        )
+        self.folder = (
+            Path(p.store).expanduser() / run_key(known, self.data.digest, ROOMS)
+            if p.store
+            else None
+        )
 
     def network(self) -> nn.Module:
         net = build(**self.model)
@@ -192,7 +305,13 @@ class _Job:
 
     def options(self) -> dict:
         p = self.p
-        return dict(times=times(p), optimizer=p.optimizer, batch=p.batch, stop_at=p.stop_at, **(dict(momentum=p.momentum) if p.optimizer == "sgd" else {}))
+        return dict(
+            times=times(p),
+            optimizer=p.optimizer,
+            batch=p.batch,
+            stop_at=p.stop_at,
+            **(dict(momentum=p.momentum) if p.optimizer == "sgd" else {}),
+        )
 
 # %% ../nbs/22_latent.ipynb #cell13
 def _together(jobs: Sequence[_Job], observe: Sequence[Callable]) -> list[Run]:

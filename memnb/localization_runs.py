@@ -60,6 +60,7 @@ RULES = {k: COMMON[k] for k in ("dataset", "noise", "seeds", "lr", "batch", "noi
     "scores": FILE,
 }
 
+
 def _check_together(p: Params, width_given: bool):
     "`ValueError` unless the parameters fit each other, in this figure."
     for k in ("rhos", "seeds", "cells", "shares"):
@@ -67,10 +68,16 @@ def _check_together(p: Params, width_given: bool):
             raise ValueError(f"{k} must not be empty")
     if p.model == "resnet50" and width_given and p.width != 1:
         raise ValueError(f"width={p.width}: resnet50 comes in one width, 1")
-    if p.figure == "localization_gradients" and not any(0.3 * p.epochs < t <= 0.4 * p.epochs for t in range(1, p.epochs + 1)):
-        raise ValueError(f"epochs={p.epochs} has no epoch between 30 and 40% of the training, at which the layers are compared; 3, 5, 6, 8 and more have")
+    if p.figure == "localization_gradients" and not any(
+        0.3 * p.epochs < t <= 0.4 * p.epochs for t in range(1, p.epochs + 1)
+    ):
+        raise ValueError(
+            f"epochs={p.epochs} has no epoch between 30 and 40% of the training, at which the "
+            "layers are compared; 3, 5, 6, 8 and more have"
+        )
     if p.get("scores") and not local_path("scores", p.scores).is_file():
         raise FileNotFoundError(f"scores={shown(p.scores)}: there is no such file")
+
 
 def parameters(figure: str, n=None, **given) -> Params:
     "The notebook's parameters, cast, checked and completed: a given value, else the preset's."
@@ -87,30 +94,64 @@ def parameters(figure: str, n=None, **given) -> Params:
     return p
 
 # %% ../nbs/24_localization_runs.ipynb #cell07
-ROOMS = ("arrays", "datasets", "seeds", "vision", "models", "layers", "runs", "recorder", "steps", "trainer", "accounting", "tied", "localization_runs")
+ROOMS = (
+    "arrays",
+    "datasets",
+    "seeds",
+    "vision",
+    "models",
+    "layers",
+    "runs",
+    "recorder",
+    "steps",
+    "trainer",
+    "accounting",
+    "tied",
+    "localization_runs",
+)
+
 
 def _network(p: Params, shape: Sequence[int], n_classes: int, seed: int) -> dict:
     def units(of_paper: int, multiple: int = 1) -> int:
         return max(1, round(of_paper * p.width / multiple)) * multiple
-    own = {"resnet9": dict(width=p.width), "resnet50": {}, "vit": dict(width=units(512, 8), hidden=units(512)),
-           "mlp": dict(widths=[units(512)] * 3), "cnn": dict(channels=[units(64), units(128), units(256)], widths=[units(256)])}
+
+    own = {
+        "resnet9": dict(width=p.width),
+        "resnet50": {},
+        "vit": dict(width=units(512, 8), hidden=units(512)),
+        "mlp": dict(widths=[units(512)] * 3),
+        "cnn": dict(channels=[units(64), units(128), units(256)], widths=[units(256)]),
+    }
     return dict(name=p.model, shape=list(shape), n_classes=n_classes, seed=seed, **own[p.model])
+
 
 def network(p: Params, data: NoisyDataset, seed: int) -> dict:
     "Name and arguments of the network."
     return _network(p, data.x.shape[1:], data.n_classes, seed)
 
+
 def prepare(p: Params, rho: float) -> tuple[NoisyDataset, NoisyDataset]:
     "Training data, with noise if `rho` is above 0, and test data, on the GPU where there is one."
-    train, test = load(p.dataset, n=p.n, test_share=p.test_share, scale="symmetric", seed=p.noise_seed, device=pick_device("auto"))
+    train, test = load(
+        p.dataset,
+        n=p.n,
+        test_share=p.test_share,
+        scale="symmetric",
+        seed=p.noise_seed,
+        device=pick_device("auto"),
+    )
     return corrupt(train, rho, p.noise, p.noise_seed) if rho else train, test
+
 
 def epochs_kept(p: Params) -> list[float]:
     "Epochs at which a checkpoint is kept: 0, the first, and about ten more up to the last."
     return sorted({0.0, 1.0, *(float(round(i * p.epochs / 10)) for i in range(1, 11))})
 
+
 def needs(p: Params, size: int, n: int, there: Source, runs: int) -> tuple[float, float]:
-    "Bytes of memory and disk that so many runs take at least; `size`: numbers in the network, `n`: training examples."
+    """Bytes of memory and disk that so many runs take at least; `size`: numbers in the network,
+    `n`: training examples.
+    """
     inputs = 4 * math.prod(there.shape) * (n + there.tests)
     each = len(epochs_kept(p)) * size * 4 + p.epochs * n * 18
     return runs * each + 40 * size + 2 * inputs, len(p.seeds) * each

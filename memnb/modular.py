@@ -22,29 +22,41 @@ from .seeds import check_device, generator
 from .steps import Training, copied, diverged, pick_device
 
 # %% ../nbs/10_modular.ipynb #cell05
-OPERATIONS = {"add": lambda a, b, p: (a + b) % p, "sub": lambda a, b, p: (a - b) % p, "mul": lambda a, b, p: a * b % p}
+OPERATIONS = {
+    "add": lambda a, b, p: (a + b) % p,
+    "sub": lambda a, b, p: (a - b) % p,
+    "mul": lambda a, b, p: a * b % p,
+}
 LARGEST = 10**6  # a modulus; the table of so many residues would fill an exabyte
+
 
 def _check_whole(p: int):
     if isinstance(p, bool) or not isinstance(p, Integral) or p > LARGEST:
         raise ValueError(f"P={shown(p)} must be a whole number, at most {LARGEST:,}")
+
 
 def is_prime(p: int) -> bool:
     "Whether a whole number, at most `LARGEST`, is prime."
     _check_whole(p)
     return p > 1 and all(p % k for k in range(2, math.isqrt(p) + 1))
 
+
 def _nearest_prime(p: int) -> int:
     "The prime from 3 on that is nearest to p, at least 3; of two the smaller."
     return next(q for d in range(p) for q in (p - d, p + d) if q > 2 and is_prime(min(q, LARGEST)))
+
 
 def check_modulus(p: int, operation: str):
     "`ValueError` unless p is a whole number from 3 to `LARGEST`, and prime for multiplication."
     choose("operation", operation, OPERATIONS)
     _check_whole(p)
-    if p < 3: raise ValueError(f"P={p} must be 3 or more")
+    if p < 3:
+        raise ValueError(f"P={p} must be 3 or more")
     if operation == "mul" and not is_prime(p):
-        raise ValueError(f"P={p} is not prime, so not every residue has an inverse; the nearest prime is {_nearest_prime(p)}")
+        raise ValueError(
+            f"P={p} is not prime, so not every residue has an inverse; the nearest prime is "
+            f"{_nearest_prime(p)}"
+        )
 
 # %% ../nbs/10_modular.ipynb #cell06
 def table(
@@ -56,20 +68,31 @@ def table(
     seed: int = 0,  # of the split and the noise, 0 or more
     device: str = "cpu",
 ) -> tuple[NoisyDataset, NoisyDataset]:
-    "`train, test`: inputs (n, 2 P), two one-hot vectors; labels in [0, P). `ValueError` for a modulus, share, rate or seed that is none, and for a table that does not fit into memory."
+    """`train, test`: inputs (n, 2 P), two one-hot vectors; labels in [0, P).
+
+    `ValueError` for a modulus, share, rate or seed that is none, and for a table that does not fit
+    into memory.
+    """
     check_modulus(p, operation)
     device = check_device(device)
     if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= share <= 1:
         raise ValueError(f"share={shown(share)} must lie in (0, 1)")
     size = round(share * p * p)
-    if not 0 < size < p * p: raise ValueError(f"share={share} of {p * p} pairs leaves nothing to {'test' if size > 0 else 'train'} on")
-    check_memory(f"the table of P={p}, {p * p:,} pairs as two one-hot vectors each, takes", 4 * p * p * 2 * p)
+    if not 0 < size < p * p:
+        raise ValueError(
+            f"share={share} of {p * p} pairs leaves nothing to {'test' if size > 0 else 'train'} on"
+        )
+    check_memory(
+        f"the table of P={p}, {p * p:,} pairs as two one-hot vectors each, takes", 4 * p * p * 2 * p
+    )
     order = torch.randperm(p * p, generator=generator(seed))
     eye, parts = torch.eye(p), []
     for index in (order[:size].sort().values, order[size:].sort().values):
         a, b = index // p, index % p
         y = OPERATIONS[operation](a, b, p)
-        parts.append(NoisyDataset(torch.cat([eye[a], eye[b]], 1), y, y, index, p, f"{operation} modulo {p}"))
+        parts.append(
+            NoisyDataset(torch.cat([eye[a], eye[b]], 1), y, y, index, p, f"{operation} modulo {p}")
+        )
     train, test = parts
     return corrupt(train, rho, noise, seed).to(device), test.to(device)
 
@@ -110,7 +133,14 @@ def gradient(
     return loss
 
 # %% ../nbs/10_modular.ipynb #cell12
-def _check_course(net: ModularNet, data: NoisyDataset, test: NoisyDataset | None, epochs: int, lr: float, weight_decay: float):
+def _check_course(
+    net: ModularNet,
+    data: NoisyDataset,
+    test: NoisyDataset | None,
+    epochs: int,
+    lr: float,
+    weight_decay: float,
+):
     "`ValueError` unless this can be trained."
     if not isinstance(net, ModularNet):
         raise ValueError(f"the network is a {type(net).__name__}; it must be a ModularNet")
@@ -122,15 +152,21 @@ def _check_course(net: ModularNet, data: NoisyDataset, test: NoisyDataset | None
         if isinstance(v, bool) or not isinstance(v, Real) or not 0 <= v <= 1e300:
             raise ValueError(f"{name}={shown(v)} must be a finite number, 0 or more")
 
+
 def _epochs_of(what: str, times: Sequence[int], last: int) -> list[int]:
     "A list of epochs, at most `last` + 1 of them, as ints; `ValueError` for anything else."
     if isinstance(times, (np.ndarray, Tensor)):
         times = times.tolist()
     if not isinstance(times, (list, tuple, range)) or len(times) > last + 1:
         raise ValueError(f"{what}={shown(times)} must be a list of epochs, {last + 1} at most")
-    if odd := [t for t in times if isinstance(t, bool) or not isinstance(t, Real) or not math.isfinite(t) or t != int(t)]:
+    if odd := [
+        t
+        for t in times
+        if isinstance(t, bool) or not isinstance(t, Real) or not math.isfinite(t) or t != int(t)
+    ]:
         raise ValueError(f"{what} must be whole numbers of epochs; {shown(odd[0])} is none")
     return [int(t) for t in times]
+
 
 def train_modular(
     net: ModularNet,  # trained in place; parameters that require no gradient stay as they are
@@ -140,31 +176,69 @@ def train_modular(
     lr: float = 1e-2,
     weight_decay: float = 4.0,
     times: Sequence[int] | None = None,  # recorded epochs; default: about fifty
-    observe: Sequence[Callable] = (),  # called with the `Training` at recorded epochs; return rows for the Run, or None
-    checkpoints: Sequence[int] = (),  # those of `times` at which parameters are kept, beside the last
+    observe: Sequence[
+        Callable
+    ] = (),  # called with the `Training` at recorded epochs; return rows for the Run, or None
+    checkpoints: Sequence[
+        int
+    ] = (),  # those of `times` at which parameters are kept, beside the last
     device: str = "auto",
     config: dict | None = None,  # stored with the Run; JSON values
     progress: bool = False,
 ) -> Iterator[Training]:
-    "AdamW on all training pairs, the learning rate falling to zero along a cosine; yields at the recorded epochs. `ValueError` for what cannot be trained, at once; `Diverged` if the loss is not finite."
-    device = check_device(pick_device(device) if isinstance(device, str) and device == "auto" else device)
+    """AdamW on all training pairs, the learning rate falling to zero along a cosine; yields at the
+    recorded epochs. `ValueError` for what cannot be trained, at once; `Diverged` if the loss is
+    not finite.
+    """
+    device = check_device(
+        pick_device(device) if isinstance(device, str) and device == "auto" else device
+    )
     _check_course(net, data, test, epochs, lr, weight_decay)
-    times = sorted({*range(0, epochs, -(-epochs // 50)), epochs}) if times is None else _epochs_of("times", times, epochs)
+    times = (
+        sorted({*range(0, epochs, -(-epochs // 50)), epochs})
+        if times is None
+        else _epochs_of("times", times, epochs)
+    )
     if not times or times[0] < 0 or times[-1] > epochs or any(b <= a for a, b in pairwise(times)):
-        raise ValueError(f"times must be whole, increase and lie in [0, {epochs}]; given {shown(times[:5])}")
+        raise ValueError(
+            f"times must be whole, increase and lie in [0, {epochs}]; given {shown(times[:5])}"
+        )
     kept = sorted({*_epochs_of("checkpoints", checkpoints, epochs), times[-1]})
-    if missing := sorted(set(kept) - set(times)): raise ValueError(f"checkpoints {missing} are not among the times")
+    if missing := sorted(set(kept) - set(times)):
+        raise ValueError(f"checkpoints {missing} are not among the times")
     net, data, test = net.to(device), data.to(device), test if test is None else test.to(device)
     grid = Grid(data, net.p)
-    if test is not None: Grid(test, net.p)
-    opt = torch.optim.AdamW([q for q in net.parameters() if q.requires_grad], lr=lr, weight_decay=weight_decay, fused=True)
+    if test is not None:
+        Grid(test, net.p)
+    opt = torch.optim.AdamW(
+        [q for q in net.parameters() if q.requires_grad],
+        lr=lr,
+        weight_decay=weight_decay,
+        fused=True,
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, epochs)
-    known = dict(epochs=epochs, times=times, lr=lr, weight_decay=weight_decay, checkpoints=kept, test=None if test is None else test.digest) | (config or {})
-    return _epochs(Training(net, data, test, opt, schedule, Recorder(data, test, config=known)), grid, times, kept, observe, progress)
+    known = dict(
+        epochs=epochs,
+        times=times,
+        lr=lr,
+        weight_decay=weight_decay,
+        checkpoints=kept,
+        test=None if test is None else test.digest,
+    ) | (config or {})
+    return _epochs(
+        Training(net, data, test, opt, schedule, Recorder(data, test, config=known)),
+        grid,
+        times,
+        kept,
+        observe,
+        progress,
+    )
+
 
 def fit_modular(net: ModularNet, data: NoisyDataset, epochs: int, *args, **options) -> Run:
     "The Run of `train_modular`, whose parameters it takes."
-    for s in train_modular(net, data, epochs, *args, **options): pass
+    for s in train_modular(net, data, epochs, *args, **options):
+        pass
     return s.recorder.run()
 
 # %% ../nbs/10_modular.ipynb #cell13

@@ -28,17 +28,29 @@ from .trainer import fit
 # %% ../nbs/26_modular_runs.ipynb #cell04
 HELD = 0.1  # of all pairs: held out of training with labels as noisy
 PRESETS = {
-    "quick": dict(modulus=31, width=513, epochs=200, seeds="0,1,2"), "small": dict(modulus=53, width=513, epochs=300, seeds="0"),
-    "paper": dict(modulus=97, width=4097, epochs=100, seeds="0"), "ci": dict(modulus=13, width=129, epochs=100, seeds="0"),
+    "quick": dict(modulus=31, width=513, epochs=200, seeds="0,1,2"),
+    "small": dict(modulus=53, width=513, epochs=300, seeds="0"),
+    "paper": dict(modulus=97, width=4097, epochs=100, seeds="0"),
+    "ci": dict(modulus=13, width=129, epochs=100, seeds="0"),
 }
 _COMMON = dict(operation="add", activation="square", lr=1e-2, weight_decay=4.0, share=0.8)
 PICTURES = 4000  # balanced training pictures of a data set, but digits, of which all are taken
-_PICTURES = dict(quick="digits", small="mnist", paper="mnist", ci="digits")  # data set of the partition's second half
+_PICTURES = dict(
+    quick="digits", small="mnist", paper="mnist", ci="digits"
+)  # data set of the partition's second half
 FIGURES = {  # figure -> what it takes beside the preset's and in place of the common
-    "modular_coexistence": dict(rhos="0,0.1,0.2,0.3,0.4,0.6,0.8,0.9"), "modular_extraction": dict(operations="add,sub,mul"),
-    "modular_width": dict(decays="0,1,4"), "modular_order": dict(activation="relu", lr=1e-3, weight_decay=0.0, epochs=300), "modular_partition": dict(rhos="0.2,0.3,0.4,0.8"),
+    "modular_coexistence": dict(rhos="0,0.1,0.2,0.3,0.4,0.6,0.8,0.9"),
+    "modular_extraction": dict(operations="add,sub,mul"),
+    "modular_width": dict(decays="0,1,4"),
+    "modular_order": dict(activation="relu", lr=1e-3, weight_decay=0.0, epochs=300),
+    "modular_partition": dict(rhos="0.2,0.3,0.4,0.8"),
 }
-WIDTHS = dict(quick="17,33,65,129,257,513,1025", small="33,65,129,257,513,1025", paper="65,257,1025,4097", ci="9,33,129")
+WIDTHS = dict(
+    quick="17,33,65,129,257,513,1025",
+    small="33,65,129,257,513,1025",
+    paper="65,257,1025,4097",
+    ci="9,33,129",
+)
 
 # %% ../nbs/26_modular_runs.ipynb #cell05
 _DECAY = Rule("number", "be 0 or more and at most 1e9", lambda v: 0 <= v <= 1e9)
@@ -51,11 +63,16 @@ RULES = {k: COMMON[k] for k in ("rhos", "seeds", "noise", "lr", "noise_seed", "d
     "widths": many(count(1, 10**9)),
     "epochs": count(1, 10**7),
     "activation": one_of(ACTIVATIONS),
-    "share": Rule("number", f"lie strictly between 0 and {1 - HELD}, as {HELD} of the pairs are held out and some must be left to test on",
-                  lambda v: 0 < v < 1 - HELD),
+    "share": Rule(
+        "number",
+        f"lie strictly between 0 and {1 - HELD}, as {HELD} of the pairs are held out and some must "
+        "be left to test on",
+        lambda v: 0 < v < 1 - HELD,
+    ),
     "weight_decay": _DECAY,
     "decays": many(_DECAY),
 }
+
 
 def _put_in_order(p: Params):
     "Lists sorted, or each value once; a parameter that has a list takes one of it."
@@ -70,9 +87,14 @@ def _put_in_order(p: Params):
     for k in ("seeds", "operations"):
         if k in p:
             p[k] = once(p[k])
-    for one, several, at in (("operation", "operations", 0), ("width", "widths", -1), ("weight_decay", "decays", -1)):
+    for one, several, at in (
+        ("operation", "operations", 0),
+        ("width", "widths", -1),
+        ("weight_decay", "decays", -1),
+    ):
         if several in p:
             p[one] = p[several][at]
+
 
 def _check_together(p: Params):
     "`ValueError` unless the parameters fit each other, in this figure."
@@ -84,39 +106,65 @@ def _check_together(p: Params):
     if "rhos" not in p and p.rho == 0:
         raise ValueError(f"rho=0 leaves {p.figure} without a wrong label: it must be above 0")
     if p.figure == "modular_order" and p.rho == 1:
-        raise ValueError("rho=1 leaves no right label, and modular_order compares right and wrong ones: it must be below 1")
+        raise ValueError(
+            "rho=1 leaves no right label, and modular_order compares right and wrong ones: it must "
+            "be below 1"
+        )
     pairs = p.modulus**2
     if not HELD * pairs + 1 <= round((p.share + HELD) * pairs) < pairs:
-        raise ValueError(f"share={p.share} of {pairs} pairs leaves none to train on, or none to test on beside the {HELD} that are held out")
+        raise ValueError(
+            f"share={p.share} of {pairs} pairs leaves none to train on, or none to test on beside "
+            f"the {HELD} that are held out"
+        )
     if p.lr * p.weight_decay >= 2:
         name = "decays" if "decays" in p else "weight_decay"
-        raise ValueError(f"lr={p.lr:g} times {p.weight_decay:g} of {name} must be below 2: each step multiplies the weights by 1 minus that")
+        raise ValueError(
+            f"lr={p.lr:g} times {p.weight_decay:g} of {name} must be below 2: each step multiplies "
+            "the weights by 1 minus that"
+        )
+
 
 def picture_tasks(p: Params, rho: float) -> list[int]:
-    "Numbers of classes of the pictures that networks are trained on at a noise rate: two only with a majority of right labels."
+    """Numbers of classes of the pictures that networks are trained on at a noise rate: two only
+    with a majority of right labels.
+    """
     return [k for k in (10, 2) if 0 < rho < (0.5 if k == 2 else 1)]
+
 
 def _check_pictures(p: Params):
     "`ValueError` unless the data set has the pictures that the second half of the partition needs."
     there = source(p.dataset, 0.3322 if p.dataset == "digits" else None, p.noise_seed)
     for k in sorted({k for r in p.rhos for k in picture_tasks(p, r)}):
         if absent := [c for c in range(k) if c not in there.counts]:
-            raise ValueError(f"dataset={p.dataset} has no label {absent[0]}; pictures of the classes 0 to {k - 1} are asked for")
+            raise ValueError(
+                f"dataset={p.dataset} has no label {absent[0]}; pictures of the classes 0 to "
+                f"{k - 1} are asked for"
+            )
         fewest = min(there.counts[c] for c in range(k))
         if p.dataset != "digits" and PICTURES > k * fewest:
-            raise ValueError(f"dataset={p.dataset} has {k * fewest} balanced examples of {k} classes; {PICTURES} are asked for")
+            raise ValueError(
+                f"dataset={p.dataset} has {k * fewest} balanced examples of {k} classes; "
+                f"{PICTURES} are asked for"
+            )
     if not there.tests:
         raise ValueError(f"dataset={p.dataset} has no test set, which is needed")
+
 
 def needs(p: Params, runs: float) -> tuple[float, float]:
     "Bytes of memory and disk that so many networks take at least."
     size, pairs = 3 * p.modulus * p.width, p.modulus**2
     return 4 * pairs * (3 * p.width + 10 * p.modulus) + 40 * size, runs * (4 * size + 900 * pairs)
 
+
 def parameters(figure: str, **given) -> Params:
-    "The notebook's parameters, cast, checked and completed: a given value, else the figure's, else the preset's."
+    """The notebook's parameters, cast, checked and completed: a given value, else the figure's,
+    else the preset's.
+    """
     own = FIGURES[choose("figure", figure, FIGURES)]
-    presets = {name: _COMMON | values | dict(widths=WIDTHS[name], dataset=_PICTURES[name]) | own for name, values in PRESETS.items()}
+    presets = {
+        name: _COMMON | values | dict(widths=WIDTHS[name], dataset=_PICTURES[name]) | own
+        for name, values in PRESETS.items()
+    }
     p = settle(figure, presets, RULES, given)
     _put_in_order(p)
     _check_together(p)

@@ -59,16 +59,22 @@ _kinds = [k for k in NOISE if k != "matrix"]
 _MARGIN = Rule("number", "lie between -10 and 10", lambda v: -10 <= v <= 10)
 RULES = {
     "rho": Rule("number", "lie strictly between 0 and 0.5, as in the paper", lambda v: 0 < v < 0.5),
-    "n": Rule("whole number", "be even and at least 4, for balance", lambda v: v >= 4 and v % 2 == 0),
+    "n": Rule(
+        "whole number", "be even and at least 4, for balance", lambda v: v >= 4 and v % 2 == 0
+    ),
     "dataset": DATASET,
     "noise": one_of(_kinds),
     "width": count(1, 10**9),
-    "lr": between(1e-8, 1000),  # below, neighbouring epochs are one and the same flow time to `Run.at`
+    "lr": between(
+        1e-8, 1000
+    ),  # below, neighbouring epochs are one and the same flow time to `Run.at`
     "std": between(1e-10, 100),  # float32 squares of smaller weights are 0
     "epochs": count(10, 10**8),  # a tenth and a third of it are looked at
     "early": count(1, 10**8),
     "window": count(0, 10**6),
-    "clean_epochs": Rule("whole number", "be 0 or more and at most 100,000,000", lambda v: 0 <= v <= 10**8),
+    "clean_epochs": Rule(
+        "whole number", "be 0 or more and at most 100,000,000", lambda v: 0 <= v <= 10**8
+    ),
     "seed": SEED,
     "noise_seed": SEED,
     "k": between(0.01, 100),
@@ -79,15 +85,25 @@ RULES = {
 RULES |= {"rhos": many(RULES["rho"]), "seeds": many(SEED)}
 LONGEST_FLOW = 1e6  # flow time, epochs times learning rate; the paper's ends at 300
 
+
 def _check_data(p: Params) -> int:
-    "Numbers in one input; `ValueError` unless the data set has `n` balanced examples of classes 0 and 1."
+    """Numbers in one input; `ValueError` unless the data set has `n` balanced examples of classes 0
+    and 1.
+    """
     there = source(p.dataset, test_share=0, seed=p.noise_seed)
     if absent := {0, 1} - set(there.counts):
-        raise ValueError(f"dataset={p.dataset} has no label {min(absent)}; the two classes are its labels 0 and 1")
+        raise ValueError(
+            f"dataset={p.dataset} has no label {min(absent)}; the two classes are its labels 0 and "
+            "1"
+        )
     most = 2 * min(there.counts[0], there.counts[1])
     if p.n > most:
-        raise ValueError(f"n={p.n} is more than there is: dataset={p.dataset} has {most} balanced examples of classes 0 and 1")
+        raise ValueError(
+            f"n={p.n} is more than there is: dataset={p.dataset} has {most} balanced examples of "
+            "classes 0 and 1"
+        )
     return math.prod(there.shape)
+
 
 def needs(p: Params, d: int) -> tuple[float, float]:
     "Bytes of memory and of disk that the runs take at least; `d`: numbers in one input."
@@ -95,6 +111,7 @@ def needs(p: Params, d: int) -> tuple[float, float]:
     times = p.window + 1 if p.get("window") else 150
     memory = 4 * (4 * p.n * p.width + 12 * weights) + runs * times * p.n * 10
     return memory, runs * (times * p.n * 10 + 8 * p.n * p.width)
+
 
 def parameters(figure: str, **given) -> Params:
     """The figure's parameters, cast, checked and completed.
@@ -112,7 +129,10 @@ def parameters(figure: str, **given) -> Params:
         raise ValueError(f"early={p.early} must be less than epochs={p.epochs}")
     for k in ("epochs", "clean_epochs", "window"):
         if k in p and p[k] * p.lr > LONGEST_FLOW:
-            raise ValueError(f"{k}={p[k]} times lr={p.lr} is a flow time of {p[k] * p.lr:g}; it must be at most {LONGEST_FLOW:,g}")
+            raise ValueError(
+                f"{k}={p[k]} times lr={p.lr} is a flow time of {p[k] * p.lr:g}; it must be at most "
+                f"{LONGEST_FLOW:,g}"
+            )
     if "dataset" in p:
         check_fits(p, *needs(p, _check_data(p)), "dataset n width window rhos seeds")
     return p

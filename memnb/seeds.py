@@ -16,28 +16,42 @@ def generator(seed: int) -> torch.Generator:
     "A generator of one's own on the CPU; `ValueError` as of `check_seed`."
     return torch.Generator().manual_seed(check_seed(seed))
 
+
 def check_device(device: str | torch.device) -> torch.device:
     "`device`, which is there. `ValueError` for an unknown one or one that this machine lacks."
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, TypeError, ValueError, AssertionError) as e:
-        raise ValueError(f"device={shown(device)} is not there, such as 'cpu' and, with a GPU, 'cuda': {shown(str(e))}") from e
+        raise ValueError(
+            f"device={shown(device)} is not there, such as 'cpu' and, with a GPU, 'cuda': "
+            f"{shown(str(e))}"
+        ) from e
 
 # %% ../nbs/00_seeds.ipynb #cell04
 _turn = RLock()  # torch's generators are those of all threads
 
+
 @contextmanager
 def seeded(seed: int | dict, device: str | torch.device = "cpu"):
-    "Torch's generators of CPU and `device` start from `seed`, or from the states of an earlier block; yields a dict that holds their states at the end. Other threads wait their turn."
+    """Torch's generators of CPU and `device` start from `seed`, or from the states of an earlier
+    block; yields a dict that holds their states at the end. Other threads wait their turn.
+    """
     cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
     start = seed if isinstance(seed, dict) else check_seed(seed)
     with _turn, torch.random.fork_rng(cuda):
         if isinstance(start, dict):
             torch.random.set_rng_state(start["cpu"])
-            for d in cuda: torch.cuda.set_rng_state(start["cuda"], d)
+            for d in cuda:
+                torch.cuda.set_rng_state(start["cuda"], d)
         else:
             torch.random.default_generator.manual_seed(start)
-            for d in cuda: torch.cuda.default_generators[d.index or 0].manual_seed(start)
+            for d in cuda:
+                torch.cuda.default_generators[d.index or 0].manual_seed(start)
         end = {}
-        try: yield end
-        finally: end |= dict(cpu=torch.random.get_rng_state(), **{"cuda": torch.cuda.get_rng_state(d) for d in cuda})
+        try:
+            yield end
+        finally:
+            end |= dict(
+                cpu=torch.random.get_rng_state(),
+                **{"cuda": torch.cuda.get_rng_state(d) for d in cuda},
+            )
