@@ -101,8 +101,9 @@ def partition(
     if both := len(named(data) & named(held)): raise ValueError(f"{both} held-out examples are among the training examples: they cannot choose a share")
     if isinstance(shares, (str, bytes, dict)) or not hasattr(shares, "__iter__"):
         raise TypeError(f"shares={given(shares)} must be a list of numbers in (0, 1]")
-    shares = [number("a share", s, "lie in (0, 1]", lambda v: 0 < v <= 1) for s in shares]
-    if not shares: raise ValueError("shares is empty; there is none to choose")
+    shares = [number("a share", s, ok=lambda v: True) for s in shares]
+    if not shares or not all(0 < s <= 1 for s in shares):
+        raise ValueError(f"shares={tuple(shares)} must lie in (0, 1]")
     layer = reader(model, data.x, layer)
     scores = coherence(model, data, layer) if scores is None else scores
     if not isinstance(scores, Tensor) or scores.is_complex(): raise TypeError(f"scores={given(scores)} must be a tensor of real numbers, one a neuron")

@@ -181,6 +181,7 @@ def transferred(groups: Sequence[str] = ("test",), head: str | None = None) -> C
 def transplant(at: float, head: str | None = None) -> Callable:
     "An observer that gives the network in training the VeLPIC head at the recorded time `at` (an intervention, appendix E.3.2). `ValueError` where that time is passed without being recorded."
     at = number("at", at)
+
     def act(s: Training) -> list[dict]:
         if s.time < at: act.waits = True
         elif s.time == at:
