@@ -12,12 +12,12 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 from .arrays import choose
-from .checks import given, whole
+from .checks import given, number, whole
 from .datasets import NoisyDataset
 from .layers import activations, device_of, edit, examples, linear_layers
 from .probes import PROBES, Probe
 from .probing import collect, probe_model
-from .steps import Training, check_outputs
+from .steps import Training, check_network, check_outputs
 
 # %% ../nbs/08_transfer.ipynb #cell06
 def find_head(model: nn.Module, data: NoisyDataset, head: str | None = None) -> tuple[str, str]:
@@ -80,6 +80,7 @@ class Truncated(nn.Module):
         super().__init__()
         if not isinstance(body, nn.Module) or not isinstance(head, nn.Module):
             raise TypeError(f"body is {given(body)}, head {given(head)}; both must be a torch.nn.Module")
+        if not isinstance(layer, str): raise TypeError(f"layer={given(layer)} must be the name of a layer")
         self.body, self.layer, self.head = body, layer, head
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,6 +92,9 @@ class _Enough(Exception): pass
 
 def read_until(model: nn.Module, x: Tensor, layer: str) -> Tensor:
     "The activation of a layer, with its gradient; the forward pass ends there."
+    check_network(model)
+    if not isinstance(x, Tensor): raise TypeError(f"x={given(x)} must be a tensor of inputs (n, ...)")
+    if not isinstance(layer, str): raise TypeError(f"layer={given(layer)} must be the name of a layer")
     def stop(value: Tensor):
         found.append(value)
         raise _Enough
@@ -176,6 +180,8 @@ def transferred(groups: Sequence[str] = ("test",), head: str | None = None) -> C
 
 def transplant(at: float, head: str | None = None) -> Callable:
     "An observer that gives the network in training the VeLPIC head at the recorded time `at` (an intervention, appendix E.3.2). `ValueError` where that time is passed without being recorded."
+    at = number("at", at)
+
     def act(s: Training) -> list[dict]:
         if s.time < at: act.waits = True
         elif s.time == at:

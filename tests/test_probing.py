@@ -355,8 +355,7 @@ class Broken(nn.Module):
         super().__init__()
         self.where, self.body, self.out = where, nn.Linear(6, 8), nn.Linear(8, 3)
     def forward(self, x):
-        h = self.body(x)
-        if self.where == "hidden" and len(h) > 2: h = h * torch.nan
+        h = self.body(x * torch.nan if self.where == "hidden" and len(x) > 2 else x)
         z = self.out(h)
         return z * torch.nan if self.where == "logits" and len(h) > 2 else z
 
@@ -368,7 +367,7 @@ class Broken(nn.Module):
     (lambda: small(k=4), {}, ValueError, r"gives \(2, 4\).*3 classes need \(2, 3\)"),
     (lambda: spoilt(small(), torch.nan), {}, ValueError, "parameter 0.weight holds NaN"),
     (lambda: spoilt(small(), torch.inf), {}, ValueError, "parameter 0.weight holds NaN or infinity"),
-    (lambda: Broken("hidden"), {}, ValueError, "layer 'out.input': the activations hold NaN"),
+    (lambda: Broken("hidden"), {}, ValueError, "layer 'body': the activations hold NaN"),
     (lambda: Broken("logits"), {}, ValueError, "outputs hold NaN"),
     (lambda: None, {}, TypeError, "model is None.*torch.nn.Module"),
     (lambda: [small()], {}, TypeError, "must be a torch.nn.Module"),
