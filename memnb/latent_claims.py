@@ -192,27 +192,48 @@ PROBING = [
 ]
 
 # %% ../nbs/23_latent_claims.ipynb #cell14
+def _lead_by_training(f: pl.DataFrame) -> float:
+    "The lead of MASC on late layers minus the one that it has before training."
+    ends = f.filter(pl.col("epoch") == 0)
+    start = [v[0] for _, v in hidden(ends, "masc").values()]
+    half = len(start) // 2
+    return _late_minus_early(f) - float(np.mean(start[-half:]) - np.mean(start[:half]))
+
+
 _HALVES = (
     "test accuracy of MASC on the later half of the hidden layers minus that on the earlier half, "
     "over the second half of training"
 )
 DEPTH = {
-    "mlp": Claim(
-        statement="MASC reads late layers better than early ones in an MLP",
-        paper="for MLP, MASC accuracy on later layers performed better (section 3)",
-        definition=_HALVES,
-        control=FROZEN,
-        measure=_late_minus_early,
-        above=0,
-    ),
-    "cnn": Claim(
-        statement="MASC reads early layers better than late ones in a CNN",
-        paper="for CNNs MASC accuracy on early layers performed better (section 3)",
-        definition=_HALVES,
-        control=CLEAN,
-        measure=_late_minus_early,
-        below=0,
-    ),
+    "mlp": [
+        Claim(
+            statement="MASC reads late layers better than early ones in an MLP",
+            paper="for MLP, MASC accuracy on later layers performed better (section 3)",
+            definition=_HALVES,
+            control="an untrained MLP with layers of equal width",
+            measure=_late_minus_early,
+            above=0,
+        ),
+        Claim(
+            statement="... by more than before training",
+            paper="not measured; the late layers are the wider ones",
+            definition=_HALVES + ", minus the same at epoch 0",
+            control=FROZEN,
+            measure=_lead_by_training,
+            above=0,
+            own=True,
+        ),
+    ],
+    "cnn": [
+        Claim(
+            statement="MASC reads early layers better than late ones in a CNN",
+            paper="for CNNs MASC accuracy on early layers performed better (section 3)",
+            definition=_HALVES,
+            control="an MLP",
+            measure=_late_minus_early,
+            below=0,
+        )
+    ],
 }
 
 # %% ../nbs/23_latent_claims.ipynb #cell16
@@ -362,20 +383,24 @@ def _generalizes(statement: str, paper: str, variant: str, **bounds) -> Claim:
 
 
 GENERALIZES = {
-    "mlp": _generalizes(
-        "The recipe generalizes better than standard training, in an MLP",
-        "for MLPs, significantly better generalization (section 7, Fig. 4)",
-        "paper",
-        above=0,
-    ),
-    "cnn": _generalizes(
-        "The recipe generalizes as well as standard training, in a CNN",
-        "for CNNs, comparable to standard training (section 7, Fig. 4)",
-        "paper",
-        at_least=-0.05,
-        at_most=0.05,
-        own=True,
-    ),
+    "mlp": [
+        _generalizes(
+            "The recipe generalizes better than standard training, in an MLP",
+            "for MLPs, significantly better generalization (section 7, Fig. 4)",
+            "paper",
+            above=0,
+        )
+    ],
+    "cnn": [
+        _generalizes(
+            "The recipe generalizes as well as standard training, in a CNN",
+            "for CNNs, comparable to standard training (section 7, Fig. 4)",
+            "paper",
+            at_least=-0.05,
+            at_most=0.05,
+            own=True,
+        )
+    ],
 }
 
 # %% ../nbs/23_latent_claims.ipynb #cell22
@@ -461,8 +486,7 @@ _OF_NETWORKS = {"latent_probes": DEPTH, "latent_resist": GENERALIZES}
 
 def claims_about(figure: str, model: str) -> list[Claim]:
     "The figure's claims, with those about this kind of network (`mlp`, `cnn` or another)."
-    own = _OF_NETWORKS.get(figure, {}).get(model)
-    return [*CLAIMS[figure], *([own] if own else [])]
+    return [*CLAIMS[figure], *_OF_NETWORKS.get(figure, {}).get(model, [])]
 
 
 def verdicts(figure: str, frame: pl.DataFrame) -> pl.DataFrame:

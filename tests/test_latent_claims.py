@@ -69,11 +69,14 @@ def other_seed(frame, name):
 
 @pytest.fixture(scope="module")
 def probed():
-    "Standard, ten times slower and not trained at all; noise rates 0 and 0.6."
-    p = params("latent_probes", rhos="0,0.6", n=250, epochs=60, seeds="0,1,2", batch=25, lr=0.04)
+    "Standard at noise rates 0 and 0.6; at 0.6 also ten times slower and not trained at all."
     watch = [prober(), transferred(("test", "clean", "noisy")), latent.agreement()]
-    variants = {"standard": {}, "slow": dict(lr=0.1), "frozen": dict(lr=1e-9)}
-    return latent.frames(latent.trainings(p, watch, "all", variants))
+    given = dict(preset="quick", seeds="0", every=20)
+    standard = params("latent_probes", rhos="0,0.6", **given)
+    noisy = params("latent_probes", rhos="0.6", **given)
+    others = {"slow": dict(lr=0.1), "frozen": dict(lr=1e-9)}
+    runs = latent.trainings(standard, watch, "all") | latent.trainings(noisy, watch, "all", others)
+    return latent.frames(runs)
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +102,23 @@ def slow_masc(f):
     return pl.concat([f.filter(variant="standard", probe="model"), masc])
 
 
+def layers_of_equal_width():
+    "An untrained network, looked at twice."
+    train, test = load("digits", test_share=0.3322, scale="unit", seed=0)
+    data = corrupt(train, 0.6, "redraw", 0)
+    net = build("mlp", shape=list(data.x.shape[1:]), widths=[64] * 4, n_classes=10, seed=0)
+    about = dict(variant="standard", rho=0.6, seed=0)
+    rows = [row | about for row in probe_model(net, data, test, probes=("masc",))]
+    return pl.DataFrame([row | dict(epoch=e) for row in rows for e in (0.0, 100.0)])
+
+
 def keeping_the_bias():
     p = params("latent_transfer", rho=0.6, n=100, epochs=20, seeds="0")
     return latent.frames(latent.trainings(p, [latent.agreement(keep_bias=True)], "bias kept"))
 
 
 @pytest.mark.parametrize(
-    "claim", PROBING + TRANSFER + list(DEPTH.values()), ids=lambda c: c.statement
+    "claim", PROBING + TRANSFER + DEPTH["mlp"] + DEPTH["cnn"], ids=lambda c: c.statement
 )
 def test_a_claim_about_probes_fails_on_its_control(claim, probed):
     noisy = probed.filter(rho=0.6)
@@ -114,11 +127,13 @@ def test_a_claim_about_probes_fails_on_its_control(claim, probed):
         FROZEN: lambda: variant(noisy, "frozen"),
         SLOW: lambda: slow_masc(noisy),
         "the old bias kept": keeping_the_bias,
+        "an untrained MLP with layers of equal width": layers_of_equal_width,
+        "an MLP": lambda: noisy.filter(variant="standard"),
     }[claim.control]()
     assert verdict(claim, control) != "holds"
 
 
-HERE = {PROBING[i].statement for i in (0, 1, 3, 4, 5)} | {
+HERE = {PROBING[i].statement for i in (0, 1, 3, 4, 5, 6)} | {
     TRANSFER[0].statement,
     TRANSFER[1].statement,
 }
@@ -157,17 +172,16 @@ def control_of(claim, f):
 
 
 @pytest.mark.parametrize(
-    "claim", RESIST + INTERVENE + list(GENERALIZES.values()), ids=lambda c: c.statement
+    "claim",
+    RESIST + INTERVENE + GENERALIZES["mlp"] + GENERALIZES["cnn"],
+    ids=lambda c: c.statement,
 )
 def test_a_claim_about_resistance_fails_on_its_control(claim, resisting):
     assert verdict(claim, control_of(claim, resisting)) != "holds"
 
 
-@pytest.mark.parametrize(
-    "claim", [RESIST[0], RESIST[2], GENERALIZES["mlp"]], ids=lambda c: c.statement
-)
-def test_a_claim_about_resistance_holds_on_a_real_run(claim, resisting):
-    assert verdict(claim, resisting) == "holds"
+def test_the_recipe_resists_on_a_real_run(resisting):
+    assert verdict(RESIST[0], resisting) == "holds"
 
 
 # --- the leak detector
@@ -183,12 +197,12 @@ def leak(rho, noise_seed):
     return verdict(LEAK[0], pl.DataFrame(rows))
 
 
-@pytest.mark.parametrize("noise_seed", range(5))
+@pytest.mark.parametrize("noise_seed", range(3))
 def test_the_leak_detector_is_quiet_without_true_labels(noise_seed):
     assert leak(1.0, noise_seed) == "holds"
 
 
-@pytest.mark.parametrize("noise_seed", range(5))
+@pytest.mark.parametrize("noise_seed", range(3))
 def test_the_leak_detector_catches_five_percent_of_true_labels(noise_seed):
     assert leak(0.95, noise_seed) == "does not hold"
 
@@ -227,9 +241,9 @@ BY_HAND = [
     *(0.98, 0.18, 0.02),
     *(0.04 / 0.9, 0.95, 0.05 / 0.75, 0.3, 0.16 / 0.86, 0.06 / 0.86),
     *(0.4, 0.15, 0.45, 0.1),
-    *(0.07, 0.2),
+    *(0.07, 0.07 - 0.0, 0.2),
 ]
-ALL = PROBING + TRANSFER + RESIST + INTERVENE + [DEPTH["mlp"], GENERALIZES["mlp"]]
+ALL = PROBING + TRANSFER + RESIST + INTERVENE + DEPTH["mlp"] + GENERALIZES["mlp"]
 
 
 @pytest.fixture
@@ -302,11 +316,11 @@ def test_a_claim_about_depth_is_the_one_about_the_network(made):
         model: claims_about("latent_probes", model)[len(PROBING) :]
         for model in ("mlp", "cnn", "alexnet")
     }
-    assert asked == {"mlp": [DEPTH["mlp"]], "cnn": [DEPTH["cnn"]], "alexnet": []}
+    assert asked == DEPTH | {"alexnet": []}
     cnn = made.with_columns(network=pl.lit("cnn"))
     (row,) = (
         verdicts("latent_probes", cnn)
-        .filter(statement=DEPTH["cnn"].statement)
+        .filter(statement=DEPTH["cnn"][0].statement)
         .iter_rows(named=True)
     )
     assert row["verdict"] == "does not hold"  # here late layers are better
@@ -330,8 +344,7 @@ def test_nothing_to_judge(rho, figure, made):
 
 def test_every_claim_says_who_defined_it_and_names_its_control():
     every = [c for claims in CLAIMS.values() for c in claims] + [
-        *DEPTH.values(),
-        *GENERALIZES.values(),
+        *(c for claims in [*DEPTH.values(), *GENERALIZES.values()] for c in claims),
         *LEAK,
     ]
     assert all(c.control and c.paper and c.definition for c in every)

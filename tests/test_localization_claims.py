@@ -389,8 +389,10 @@ def test_a_claim_about_dropout_fails_on_its_control(claim, tied):
     assert verdict(claim, control) != "holds"
 
 
-def test_noisy_labels_are_forgotten_with_the_memory_on_a_real_run(tied):
-    assert [verdict(DROPOUT[i], tied.filter(epoch=40)) for i in (0, 7)] == ["holds", "holds"]
+def test_noisy_labels_go_with_the_memory_on_a_real_run(tied):
+    end = tied.filter(epoch=40)
+    assert verdict(DROPOUT[0], end) == "holds"
+    assert DROPOUT[1].measure(end) < 0.3  # of 12 noisy labels
 
 
 # --- atypical examples
