@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROOMS', 'PRESETS', 'SEEDS', 'RULES', 'FITTED', 'SPAN', 'CONFIDENT', 'parameters', 'prepare', 'permuted', 'expect',
-           'clean_accuracy', 'drift', 'watch', 'times', 'whole_run', 'close_looks', 'early_window', 'side_by_side',
-           'each', 'frames', 'noisy_over_clean', 'subtitle', 'clean_margins']
+           'clean_accuracy', 'drift', 'watch', 'times', 'whole_run', 'close_looks', 'early_window', 'at_width',
+           'side_by_side', 'each', 'frames', 'noisy_over_clean', 'subtitle', 'clean_margins']
 
 # %% ../nbs/20_relu.ipynb #cell03
 import math, time
@@ -252,6 +252,18 @@ def early_window(p: Params) -> int:
         if clean_accuracy(net) >= FITTED:
             return max(1, round(SPAN * t / p.lr))
     raise ValueError(f"95% of the clean labels are not fitted in {_MOST:,} epochs; give window")
+
+
+def at_width(p: Params, width: int) -> Params:
+    """Parameters of one noise rate and seed at another width, with the early window of that size.
+
+    The learning rate is divided by as much as the width grows, so that the fit takes about as long.
+    """
+    rho = p.rho if p.rho in p.rhos else p.rhos[0]
+    small = dict(rhos=[rho], seeds=p.seeds[:1], width=width, lr=p.lr * p.width / width)
+    other = Params(p | small | dict(window=p.window if width == p.width else 0))
+    other["window"] = early_window(other)
+    return other
 
 # %% ../nbs/20_relu.ipynb #cell14
 def _pair(net: TwoLayer, partner: TwoLayer, total: dict, lr: float, scale: float) -> dict:
