@@ -76,12 +76,16 @@ class _Stiffness:
         generator = torch.Generator().manual_seed(0)
         self.field = field
         self.value = 0.0
+        self.largest = 0.0  # norm of a state so far
         self.v = torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device)
         self.refresh(t, y, f, most=20)
 
     def refresh(self, t: float, y: Tensor, f: Tensor, most: int = 3):
         "Find it at y, where the field is f, in at most `most` evaluations."
-        size = 3 * torch.finfo(y.dtype).eps ** 0.5 * (y.norm().item() or 1.0)
+        norm = y.norm().item()
+        self.largest = max(self.largest, norm)
+        scale = max(norm, 1e-3 * self.largest) or 1.0
+        size = 3 * torch.finfo(y.dtype).eps ** 0.5 * scale
         self.when, self.steps = t, 0
         for i in range(most):
             d = self.v * (size / self.v.norm())

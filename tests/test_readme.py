@@ -1,10 +1,12 @@
 "What the README and its neighbours show runs as it stands."
+import os
 import re
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import polars as pl
+import pytest
 import torch
 import torchvision
 from sklearn.neighbors import NearestCentroid
@@ -49,6 +51,25 @@ def test_the_example_runs():
     assert len(names["run"].time) == 21 and names["better"](names["data"].x).shape == (200, 2)
     names["net"][1:].apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
     exec(locate, names | dict(suspects=names["data"].is_noisy))
+
+
+MNIST = Path(os.environ.get("MEMNB_DATA") or "nowhere", "MNIST")
+
+
+@pytest.mark.skipif(not MNIST.is_dir(), reason="real MNIST is not in $MEMNB_DATA")
+def test_the_dynamics_example_on_mnist():
+    "Right values: a classical Runge-Kutta method in float64, plain descent, and 100 outputs and more."
+    (block,) = [b for b in BLOCKS if "gradient_flow(" in b]
+    digits, _ = datasets.load("mnist", classes=(0, 1), n=400, test_share=0)
+    names = dict(my_dataset=torch.utils.data.TensorDataset(digits.x, digits.y))
+    exec(block, names)
+    last = names["run"].frame().filter(time=100.0, target="given")
+    accuracy = dict(last.select("group", "accuracy").iter_rows())
+    net = names["run"].rows.filter(time=100.0, group="net").row(0, named=True)
+    assert accuracy["clean"] == pytest.approx(0.994, abs=0.0015)
+    assert accuracy["noisy"] == pytest.approx(0.882, abs=0.007)  # half an example
+    assert net["cos_clean_noisy"] == pytest.approx(-0.997, abs=0.002)
+    assert net["moved"] == pytest.approx(0.455, abs=0.005)
 
 
 def test_the_comparison_is_what_was_measured():
