@@ -69,7 +69,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as z:
             if not isinstance(z, np.lib.npyio.NpzFile): raise ValueError("it is a single array")
-            a = {k: z[k] for k in ("x_train", "y_train", "x_test", "y_test", "clean_train") if k in z.files}
+            a = {k: z[k] for k in ("x_train", "y_train", "x_test", "y_test", "clean_train", "names") if k in z.files}
     except FileNotFoundError: raise FileNotFoundError(f"there is no file {path}") from None
     except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as e: raise ValueError(f"{path} is not a whole .npz file of plain arrays: {e}") from e
     return {k: v.astype(v.dtype.newbyteorder("=")) if v.dtype.kind in "iuf" else v for k, v in a.items()}
@@ -88,6 +88,14 @@ def _check(path: Path, a: dict[str, np.ndarray]) -> list[str]:
     return both
 
 # %% ../nbs/32_review.ipynb #cell08
+def _check_codes(path: Path, labels: np.ndarray):
+    "`ValueError` unless the labels (n,) say which output of a trained network each class is."
+    kinds = np.unique(labels).tolist()
+    if labels.dtype.kind not in "iub" or kinds != list(range(len(kinds))):
+        raise ValueError(f"{path}: which outputs of the network the labels {', '.join(map(repr, kinds[:5]))}{' ...' * (len(kinds) > 5)} stand for "
+                         "cannot be known; put the classes' names into the file, names=[...] in the order of the outputs, "
+                         "or, where labels are the numbers of the outputs, give classes=")
+
 def _own(p: Params) -> tuple[NoisyDataset, NoisyDataset | None, list]:
     "Training and held-out data of a `.npz` file, and the names of its classes."
     path = Path(p.data).expanduser()
@@ -98,7 +106,10 @@ def _own(p: Params) -> tuple[NoisyDataset, NoisyDataset | None, list]:
     x = plain if p.scale == "none" else scaled({"x_test": a["x_train"][:0], **a}, p.scale, 255 if a["x_train"].dtype == np.uint8 else None)
     flat = lambda *names: np.concatenate([a[k].reshape(-1) for k in names if k in a])
     clean = flat("clean_train", "y_test") if "clean_train" in a else None
-    whole, names = from_arrays(torch.cat(x[:len(both)]), flat("y_train", "y_test"), clean, p.classes)
+    labels, names = flat("y_train", "y_test"), a["names"].reshape(-1) if "names" in a else None
+    if p.weights and names is None and not p.classes:
+        _check_codes(path, labels)
+    whole, names = from_arrays(torch.cat(x[:len(both)]), labels, clean, p.classes, names)
     if p.rho: whole = corrupt(replace(whole, clean=whole.y if whole.clean is None else whole.clean), p.rho, p.noise, p.seed)
     rows = torch.arange(len(whole))
     return whole.subset(rows[:m]), whole.subset(rows[m:]) if m < len(whole) else None, names
