@@ -16,9 +16,10 @@ from .arrays import DATASETS, choose, write_whole
 from .audit import check_model, from_arrays
 from .datasets import NOISE, SCALES, NoisyDataset, corrupt, load, scaled
 from .experiments import Params, Rule, settle
+from .layers import examples, predict, predicted
 from .models import build
 from .noise import Noise
-from .repair import Repair, check_held, unbiased_hits
+from .repair import Repair, check_held, check_possible, unbiased_hits
 from .runs import Run, run_key
 from .seeds import seeded
 from .trainer import costs, fit
@@ -169,7 +170,9 @@ def unjudged(model: nn.Module, data: NoisyDataset, held: NoisyDataset | None, no
     if held is None: return "no examples are held out (x_test, y_test), so no gain can be estimated"
     try:
         held, _ = check_held(data, held, noise), find_head(model, data)
-        unbiased_hits(held.y, held.y, noise.matrix)
+        with examples(None):
+            said = predicted(predict(model, held.x))
+        check_possible(unbiased_hits(said, held.y, noise.matrix), "the network")
     except ValueError as e: return f"no gain can be estimated: {e}"
     return ""
 

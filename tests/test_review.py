@@ -68,7 +68,7 @@ def clusters(folder: Path, n=200, m=60, shape=(8, 8), wrong=30) -> tuple[Path, n
         rows = start + g.permutation(size)[:bad]
         given[rows] = (y[rows] + g.integers(1, 3, bad)) % 3
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "own file.npz", x_train=x[:n], y_train=WORDS[given[:n]], x_test=x[n:], y_test=WORDS[given[n:]])
+    np.savez(folder / "own file.npz", x_train=x[:n], y_train=WORDS[given[:n]], x_test=x[n:], y_test=WORDS[given[n:]], names=WORDS[:3])
     return folder / "own file.npz", WORDS[y[:n]]
 
 
@@ -821,7 +821,7 @@ def weights(own, tmp_path):
 
 
 def test_given_weights_without_a_test_set_are_audited_but_not_judged(play, own, tmp_path, capsys, no_training):
-    with np.load(own) as z: np.savez(tmp_path / "half.npz", x_train=z["x_train"], y_train=z["y_train"])
+    with np.load(own) as z: np.savez(tmp_path / "half.npz", x_train=z["x_train"], y_train=z["y_train"], names=z["names"])
     torch.save(network(P(), whole(tmp_path / "half.npz"))[0].state_dict(), tmp_path / "w.pt")
     room = play(data=str(tmp_path / "half.npz"), weights=str(tmp_path / "w.pt"), out=str(tmp_path / "out"))
     assert room["judge"] is room["mended"] is room["table"] is room["helps"] is None and len(room["found"]) == 40 and room["subject"] is room["net"]
