@@ -177,7 +177,9 @@ def history_weight(
     odds = counts[suggested, suggested].clamp_min(1) / counts[suggested, y].clamp_min(1)
     return min(1.0, max(0.0, (odds[doubted].log().mean().item() - 1.5) / 3))
 
-def _standard(v: Tensor) -> Tensor: return (v - v.mean()) / v.std().clamp_min(1e-12)
+def _standard(v: Tensor) -> Tensor:
+    "Mean 0 and standard deviation 1; about 0 where nothing but rounding varies."
+    return (v - v.mean()) / v.std().clamp_min(max(1e-12, 1e-6 * v.abs().max().item()))
 
 # %% ../nbs/11_audit.ipynb #cell11
 _OWN = ("suggested", "velpic", "masc", "cosine", "sure", "suspicion", "rank")

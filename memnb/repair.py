@@ -123,7 +123,7 @@ def repair(
     check_possible(hits[0], "the network")
     rows = [possible(accuracy_of(one)) for one in hits]
     table = pl.DataFrame([dict(layer=layer, probe=probe, accuracy=a, low=low, high=high) for (layer, probe), (a, low, high) in zip(candidates, rows)])
-    now = rows[0][0]  # no gain is larger than what is missing, no loss larger than what there is
-    gain, low, high = possible(accuracy_of(honest(hits[1:], seed) - hits[0]), -now, 1 - now)
+    _, worst, best = rows[0]  # no gain is larger than what may be missing, no loss larger than what there may be
+    gain, low, high = possible(accuracy_of(honest(hits[1:], seed) - hits[0]), -best, 1 - worst)
     layer, probe = known[hits[1:].mean(1).argmax()] if low > 0 else ("", "")
     return Repair(made(layer, probe) if layer else model, layer, probe, gain, low, high, table, noise)
