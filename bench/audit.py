@@ -33,7 +33,7 @@ from torch import nn
 from tqdm import tqdm
 
 from bench import row
-from memnb.arrays import write_whole
+from memnb.stores import write_whole
 from memnb.audit import audit
 from memnb.datasets import NoisyDataset, corrupt, load
 from memnb.layers import predict

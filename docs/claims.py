@@ -10,6 +10,7 @@ import polars as pl
 
 CSV = Path(__file__).with_name("claims.csv")
 KEY = ["figure", "preset", "dataset", "model"]
+FLOATS = dict.fromkeys(("rho", "ours", "low", "high"), pl.Float64)
 
 
 def read(folder: Path) -> pl.DataFrame:
@@ -31,6 +32,6 @@ def collect(folders: list[Path], stored: pl.DataFrame | None) -> pl.DataFrame:
 if __name__ == "__main__":
     folders = [Path(a) for a in sys.argv[1:]]
     if not folders: sys.exit(__doc__)
-    claims = collect(folders, pl.read_csv(CSV, schema_overrides=dict(rho=pl.Float64, ours=pl.Float64)) if CSV.exists() else None)
-    claims.with_columns(pl.col("ours").round_sig_figs(4)).write_csv(CSV)
+    claims = collect(folders, pl.read_csv(CSV, schema_overrides=FLOATS) if CSV.exists() else None)
+    claims.with_columns(pl.col("^(ours|low|high)$").round_sig_figs(4)).write_csv(CSV)
     print(f"{len(claims)} claims of {claims['figure'].n_unique()} figures in {CSV}")

@@ -189,7 +189,7 @@ def audit(
     subject: Run | nn.Module,  # a training run, or a trained network alone
     data: NoisyDataset,  # its training set, whose labels are in doubt
     model: nn.Module | None = None,  # the trained network of a run that cannot rebuild it
-    layers: Sequence[str] | None = None,  # to probe; default: of the evidence `scores.representation`, of the other probes the input and `layer_groups` but the last
+    layers: Sequence[str] | None = None,  # to probe; default: of the evidence `scores.representation`, of the other probes the input and `hidden_groups`
     more: dict[str, Tensor] | None = None,  # further scores (n,) by name, higher where a label is more suspicious; they stand beside the others
     k: int = 30,  # neighbours of the prediction depth
 ) -> pl.DataFrame:

@@ -12,11 +12,11 @@ import polars as pl, torch
 from torch import Tensor, nn
 from .arrays import choose
 from .datasets import NoisyDataset
-from .layers import activations, device_of, examples, layer_names, linear_layers, predicted
+from .layers import activations, examples, hidden_groups, layer_names, linear_layers, predicted
 from .geometry import ClassShapes
 from .probes import PROBES, Logistic, Probe
 from .runs import Run
-from .steps import Training
+from .steps import Training, check_outputs
 
 # %% ../nbs/08_probing.ipynb #cell06
 def _groups(data: NoisyDataset, test: NoisyDataset | None, groups: Sequence[str]) -> list[tuple[str, str, Tensor, Tensor]]:
@@ -30,10 +30,14 @@ def _groups(data: NoisyDataset, test: NoisyDataset | None, groups: Sequence[str]
     return out
 
 def default_layers(model: nn.Module, x: Tensor) -> list[str]:
-    "`input`, and what each linear layer reads if that is anything else: in an MLP, every hidden layer after its activation."
+    """`input`, and what each linear layer reads if that is anything else: in an MLP, every hidden layer after its activation.
+
+    Where no linear layer reads anything else, it is `hidden_groups`.
+    """
     names = list(dict.fromkeys(["input", *linear_layers(model, x[:2]).values()]))
     with examples(None): (_, got), = activations(model, x[:2], names)
-    return [n for n in names if n == "input" or not torch.equal(got[n].flatten(1), x[:2].flatten(1))]
+    found = [n for n in names if n == "input" or not torch.equal(got[n].flatten(1), x[:2].flatten(1))]
+    return found if len(found) > 1 else ["input", *hidden_groups(model, x)]
 
 # %% ../nbs/08_probing.ipynb #cell07
 def _fitted(shapes: dict[str, ClassShapes], probes: dict[str, Probe]) -> dict[tuple[str, str], Probe]:
@@ -83,7 +87,7 @@ def probe_answers(
     batch: int = 1024,
 ) -> dict[tuple[str, str], Tensor]:
     "(layer, probe) -> predictions (n,) for the training examples themselves; (output, model) for the network's."
-    data = data.to(device_of(model))
+    data = check_outputs(model, data)
     layers = default_layers(model, data.x) if layers is None else list(layers)
     probes = check_probes(probes, data)
     fitted = _fitted(collect(model, data, layers, any(isinstance(p, Logistic) for p in probes.values()), batch), probes)
@@ -102,7 +106,7 @@ def probe_model(
 ) -> list[dict]:
     "One row a layer, probe and group. `ValueError` for an unknown layer or probe."
     if test is None and list(groups) == ["test"]: raise ValueError("groups=('test',) needs a test set; clean and noisy are groups of the training set")
-    data, test = data.to(device_of(model)), test and test.to(device_of(model))
+    data, test = check_outputs(model, data), test and check_outputs(model, test)
     layers = default_layers(model, data.x) if layers is None else list(layers)
     probes = check_probes(probes, data, warn)
     fitted = _fitted(collect(model, data, layers, any(isinstance(p, Logistic) for p in probes.values()), batch), probes) if probes else {}

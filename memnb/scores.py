@@ -17,16 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from .arrays import choose
 from .datasets import NoisyDataset
-from .layers import activations, device_of, evaluating, examples, layer_groups, layer_names, predict, predicted
+from .layers import activations, device_of, eager, evaluating, examples, first_tensor, hidden_groups, predict, predicted
 from .geometry import ClassShapes
 from .probes import PROBES
 from .runs import Run
 from .stacked import fit_stacked
+from .steps import check_outputs
 from .trainer import fit
 
 # %% ../nbs/09_scores.ipynb #cell05
-def _parts(model: nn.Module) -> list[str]: return list(dict.fromkeys(["input", *(g for g in layer_groups(model) if g in layer_names(model))]))
-
 def _embedding(value: Tensor, side: int = 4) -> Tensor:
     "(n, d); feature maps are averaged down to side x side."
     if value.ndim == 4 and value.shape[2] * value.shape[3] > side**2: value = F.adaptive_avg_pool2d(value, (min(side, value.shape[2]), min(side, value.shape[3])))
@@ -46,15 +45,15 @@ def _neighbours(e: Tensor, y: Tensor, k: int, n_classes: int, batch: int = 512) 
 def prediction_depth(
     model: nn.Module,
     data: NoisyDataset,
-    layers: Sequence[str] | None = None,  # in the order of the network; default: the input and `layer_groups`
+    layers: Sequence[str] | None = None,  # in the order of the network; default: the input and `hidden_groups` with the head
     k: int = 30,  # neighbours, below the number of examples
     batch: int = 1024,
 ) -> Tensor:
     "(n,) int64: 0 where the first layer already decides, the number of layers where none agrees with the network."
-    if layers is None: layers = _parts(model)
     if not 1 <= k < len(data): raise ValueError(f"k={k} neighbours need more than {k} examples; there are {len(data)}")
-    if not layers: raise ValueError("layers=[] names no layer to look at")
-    data = data.to(device_of(model))
+    if layers is not None and not layers: raise ValueError("layers=[] names no layer to look at")
+    data = check_outputs(model, data)
+    if layers is None: layers = ["input", *hidden_groups(model, data.x, head=True)]
     final, agree = predicted(predict(model, data.x, batch, data.index)), []
     for layer in layers:
         e = torch.cat([_embedding(got[layer]) for _, got in activations(model, data.x, [layer], batch, data.index)])
@@ -68,15 +67,16 @@ _NUMBERS = 4096
 def layer_scores(
     model: nn.Module,
     data: NoisyDataset,  # whose observed labels the probes are fitted on
-    layers: Sequence[str] | None = None,  # default: the input and `layer_groups` but the last, the logits, which repeat what was memorized
+    layers: Sequence[str] | None = None,  # default: the input and `hidden_groups`, without the head, whose logits repeat what was memorized
     probes: Sequence[str] = ("velpic", "masc", "cosine"),  # of these three
     batch: int = 1024,
 ) -> dict[tuple[str, str], Tensor]:
     "(layer, probe) -> scores (n, K) of the examples, each activation brought to length 1; feature maps are averaged down to at most 4,096 numbers."
     if layers is not None and not layers: raise ValueError("layers=[] names no layer to probe")
-    data = data.to(device_of(model))
+    data = check_outputs(model, data)
+    if layers is None: layers = ["input", *hidden_groups(model, data.x)]
     out, probes = {}, [choose("probe", name, ("velpic", "masc", "cosine")) for name in probes]
-    for layer in _parts(model)[:-1] or ["input"] if layers is None else layers:
+    for layer in layers:
         got = [got[layer] for _, got in activations(model, data.x, [layer], batch, data.index)]
         side = max(1, math.isqrt(_NUMBERS // got[0].shape[1])) if got[0].ndim == 4 else 0
         e = torch.cat([_embedding(v, side) for v in got])
@@ -120,13 +120,13 @@ def representation(
     def look(name: str):
         def before(module, args, kwargs):
             calls[name] += 1
-            value = args[0] if args else next(iter(kwargs.values()), None)
-            if isinstance(value, Tensor) and value.is_floating_point() and len(value) == len(x[:2]):
+            value = first_tensor([args, kwargs])
+            if value is not None and value.is_floating_point() and value.ndim > 1 and len(value) == len(x[:2]):
                 read[name] = value.detach().flatten(1).clone()
         return before
     handles = [m.register_forward_pre_hook(look(name), with_kwargs=True) for name, m in _weight_layers(model).items()]
     try:
-        with evaluating(model), examples(None):
+        with evaluating(model), eager(model), examples(None):
             model(x[:2])
     finally:
         for handle in handles:
@@ -232,7 +232,7 @@ def layer_evidence(
     the other layers are linear; maps of more than 1,024 numbers are averaged down to 2 x 2.
     """
     if layers is not None and not layers: raise ValueError("layers=[] names no layer to probe")
-    data, out = data.to(device_of(model)), {}
+    data, out = check_outputs(model, data), {}
     for layer in representation(model, data.x) if layers is None else layers:
         if layer == "input":
             out[layer] = left_out(data.x.flatten(1), data.y, data.n_classes, bent=True)
@@ -258,7 +258,7 @@ def mislabel_scores(
     model: nn.Module | None = None,  # the trained network; None: rebuilt from the run's last checkpoint, if it is memnb's with nothing attached; depth and disagreement need it
     units: pl.DataFrame | None = None,  # of `critical_units`
     k: int = 30,  # neighbours of the prediction depth
-    layers: Sequence[str] | None = None,  # of depth, disagreement and probe margin; default: the input and `layer_groups`, the last of which only the depth reads; of the margin `representation`
+    layers: Sequence[str] | None = None,  # of depth, disagreement and probe margin; default: the input and `hidden_groups`, the depth's with the head; of the margin `representation`
     told: dict[tuple[str, str], Tensor] | None = None,  # of `layer_scores`, where it is known already
     by_layer: dict[str, Tensor] | None = None,  # of `layer_evidence`, likewise
 ) -> pl.DataFrame:
@@ -308,6 +308,7 @@ def second_split_forgetting(
     **options,  # of `train`
 ) -> Tensor:
     "(n,) float64: the epoch of the second phase from which on the given label is wrong for good; 0 if it never was right, infinite if it is kept."
+    if taken := sorted({"folder", "journal"} & options.keys()): raise ValueError(f"{', '.join(taken)}: one place cannot keep four runs")
     if len(data) < 2 or second != int(second) or second < 1: raise ValueError(f"second={second} must be a whole number of epochs, 1 or more, and the data more than one example ({len(data)})")
     order, out = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(data.y.device), torch.empty(len(data), dtype=torch.float64)
     halves = order.chunk(2)

@@ -9,7 +9,8 @@ from scipy.stats import binomtest, chisquare
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 from memnb import arrays, datasets
-from memnb.arrays import data_root, write_whole
+from memnb.arrays import data_root
+from memnb.stores import write_whole
 from memnb.datasets import NOISE, NoisyDataset, corrupt, from_torch, load
 
 USERS_DATA = os.environ.get("MEMNB_DATA")
@@ -224,7 +225,7 @@ def test_channels_and_plain_features(tmp_path):
 
 @pytest.mark.parametrize("arrays, says", [
     ({k: v for k, v in keras().items() if k != "y_test"}, "lacks y_test.*holds x_train"),
-    (keras(y_train=np.zeros(5, int)), "6 inputs but 5 labels"), (keras(x_train=np.full((6, 2), np.nan)), "x_train.*NaN"),
+    (keras(y_train=np.zeros(5, int)), "6 inputs but 5 labels"), (keras(x_train=np.full((6, 2), np.nan), x_test=np.zeros((2, 2))), "x_train.*NaN"),
     (keras(y_train=np.array([0, 1, -1] * 2)), "-1.*0 or more"),
     (keras(y_train=np.array([0., 1] * 3)), "float64.*integers"), (keras(y_test=np.array([2, 9])), r"\[9\].*never"),
 ])
@@ -290,7 +291,7 @@ def test_torchvision_is_asked_once(name, tmp_path, monkeypatch):
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     fake(monkeypatch, "mnist")
     def full(*_): raise OSError("disk full")
-    monkeypatch.setattr(arrays, "write_whole", full)
+    monkeypatch.setattr(arrays, "write_checked", full)
     with pytest.warns(UserWarning, match="disk full"): assert len(load("mnist", root=tmp_path)[0]) == 6
 
 @pytest.mark.parametrize("error", [RuntimeError("hash"), URLError("no network")])

@@ -157,13 +157,24 @@ def test_links():
 
 def test_reproduction(tmp_path):
     assert "No claims stored yet" in pages.reproduction(tmp_path / "claims.csv", set())
-    head = "figure statement rho paper ours seeds verdict definition control preset dataset".split()
-    rows = [["fig1", "|a| is $\\rho$", 0.2, "1, about", 0.9, "1 of 1", "holds", "", "", "quick", "digits"], ["fig1", "b", "", "", "", "", "not run", "", "", "quick", "digits"],
-            ["odd", "c", 0.1, "", 1, "1 of 2", "mixed", "", "", "paper", "mnist"]]
-    with open(tmp_path / "claims.csv", "w", newline="") as f: csv.writer(f).writerows([head, *rows])
+    about = dict(paper="1, about", seeds="1 of 1", definition="", control="", defined="paper")
+    first = dict(figure="fig1", statement="|a| is $\\rho$", rho=0.2, ours=0.9, low=0.8, high=1.0)
+    rows = [
+        first | dict(verdict="holds", preset="quick", dataset="digits"),
+        dict(figure="fig1", statement="b", verdict="not run", preset="quick", dataset="digits"),
+        dict(figure="odd", statement="c", rho=0.1, ours=1, verdict="undecided", preset="paper"),
+    ]
+    with open(tmp_path / "claims.csv", "w", newline="") as f:
+        writer = csv.DictWriter(f, [*about, *first, "verdict", "preset", "dataset"])
+        writer.writeheader()
+        writer.writerows(about | row for row in rows)
+
     text = pages.reproduction(tmp_path / "claims.csv", {"nbs/fig1.ipynb"})
-    assert "| [fig1](nbs/fig1.ipynb) | quick | 1 | 0 | 0 | 1 |" in text and "| odd | paper | 0 | 0 | 1 | 0 |" in text
-    assert r"| [fig1](nbs/fig1.ipynb) | \|a\| is <span><math" in text and "| **mixed** | paper | mnist |" in text
+
+    assert "| [fig1](nbs/fig1.ipynb) | quick | 1 | 0 | 0 | 1 |" in text
+    assert "| odd | paper | 0 | 0 | 1 | 0 |" in text
+    assert r"| [fig1](nbs/fig1.ipynb) | \|a\| is <span><math" in text
+    assert "| 0.9 (0.8 to 1.0) | **holds** | paper | quick | digits |" in text
 
 
 def test_comparison(tmp_path):
@@ -204,9 +215,9 @@ def test_claims_are_collected_and_replaced(tmp_path):
     first = claims.collect([tmp_path / "a"], None)
     assert first.select("figure", "preset", "dataset", "verdict").rows() == [("fig1", "quick", "digits", "holds"), ("modular_width", "quick", "modulo 31", "holds")]
     result(tmp_path / "b" / "fig1" / "k", "fig1", "does not hold", preset="quick", dataset="digits")
-    result(tmp_path / "b" / "fig1" / "l", "fig1", "mixed", preset="paper", dataset="mnist")
+    result(tmp_path / "b" / "fig1" / "l", "fig1", "undecided", preset="paper", dataset="mnist")
     again = claims.collect([tmp_path / "b"], first)
-    assert sorted(again.select("figure", "preset", "verdict").rows()) == [("fig1", "paper", "mixed"), ("fig1", "quick", "does not hold"), ("modular_width", "quick", "holds")]
+    assert sorted(again.select("figure", "preset", "verdict").rows()) == [("fig1", "paper", "undecided"), ("fig1", "quick", "does not hold"), ("modular_width", "quick", "holds")]
 
 
 def test_stored_claims_are_those_of_the_notebooks():

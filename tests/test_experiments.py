@@ -1,10 +1,5 @@
 "Parameters refused before any work, verdicts counted, results whole or not at all."
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import altair as alt
@@ -86,24 +81,6 @@ def test_nothing_is_written_without_a_place(tmp_path, monkeypatch):
     relu.each(p, relu.whole_run)
     assert keep(p, pl.DataFrame(), pl.DataFrame(), {}) is None
     assert not list(tmp_path.iterdir())
-
-
-def test_a_killed_run_leaves_no_half_written_result(tmp_path):
-    code = f"""
-import time
-from pathlib import Path
-from memnb.runs import publish
-def slowly(part):
-    (part / "frame.parquet").write_text("half")
-    print("started", flush=True)
-    time.sleep(60)
-publish(Path({str(tmp_path)!r}) / "fig2" / "key", slowly)
-"""
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    child.stdout.readline()
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    assert not (tmp_path / "fig2" / "key").exists()
 
 
 def test_rules_name_the_kind():

@@ -103,7 +103,10 @@ def test_n():
 
 
 def test_digits_alone_have_a_test_share(tmp_path):
-    assert params().test_share == 0.3322 and params(dataset=str(tmp_path / "own.npz")).test_share is None
+    x, y = np.zeros((40, 3)), np.arange(40) % 4
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    assert params().test_share == 0.3322
+    assert params(dataset=str(tmp_path / "own.npz"), n=40).test_share is None
 
 
 # recorded epochs

@@ -188,7 +188,7 @@ def test_other_runs_have_other_folders(tmp_path):
     for change in (dict(lr=0.05), dict(batch=30), dict(epochs=2), dict(width=0.02), dict(rho=0.3), dict(noise="pair"), dict(noise_seed=1), dict(n=50), dict(model="cnn")):
         made(params(**tiny | change))
         assert len(folders(p)) == (k := k + 1), change
-    made(p), made(params(**tiny | dict(figure_of_its_own=1, seeds="3", rhos="0.3")))
+    made(p), made(params(**tiny | dict(examples=7, seeds="3", rhos="0.3")))
     assert len(folders(p)) == k
 
 def test_the_home_folder_is_meant_by_a_tilde(tmp_path, monkeypatch):
@@ -231,7 +231,9 @@ def test_expected_disk_is_about_what_is_used(tmp_path):
     used = sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file()) / 2**20
     assert used == pytest.approx(int(SAYS.match(runs.expect(p, 1))[5]), abs=1)
 
-def test_expected_where_no_label_is_wrong(): assert SAYS.match(runs.expect(params(model="mlp", width=0.05, n=20, noise="flip"), 1))
+def test_a_rate_that_leaves_no_label_wrong_is_refused_before_any_training():
+    p = params(model="mlp", width=0.05, n=20, noise="flip")
+    with pytest.raises(ValueError, match="rho=0.1 of 20 examples gives 0 wrong labels"): runs.expect(p, 1)
 
 def test_marked():
     p = params(**TINY | dict(noise="redraw"))

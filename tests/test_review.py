@@ -842,7 +842,7 @@ def test_weights_of_another_network_fail_before_any_work_and_say_so(play, own, t
     torch.save(small().state_dict(), path := tmp_path / "other.pt")
     with pytest.raises(ValueError, match=f"(?s)^{re.escape(str(path))} does not fit Sequential: .*size mismatch for fc1.0.weight"):
         play(data=str(own), model="mlp", weights=str(path), out=str(tmp_path / "out"))
-    assert [f.name for f in (tmp_path / "out").rglob("*")] == ["runs"]
+    assert not list((tmp_path / "out").rglob("*"))
 
 
 def test_a_pickled_module_is_refused_by_the_notebook_and_its_code_not_run(play, own, tmp_path, no_training):
@@ -851,7 +851,7 @@ def test_a_pickled_module_is_refused_by_the_notebook_and_its_code_not_run(play, 
     torch.save(net, tmp_path / "whole.pt")
     with pytest.raises(ValueError, match=f"whole.pt holds more than weights.*{re.escape(HINT)}"):
         play(data=str(own), model="mlp", weights=str(tmp_path / "whole.pt"), out=str(tmp_path / "out"))
-    assert not sprung(tmp_path / "trap") and [f.name for f in (tmp_path / "out").rglob("*")] == ["runs"]
+    assert not sprung(tmp_path / "trap") and not list((tmp_path / "out").rglob("*"))
 
 
 def test_another_file_of_the_same_name_gives_other_results(play, own, weights, tmp_path):

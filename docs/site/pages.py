@@ -17,7 +17,7 @@ from markdown.extensions.toc import slugify, unique
 
 ROOT = Path(__file__).parents[2]
 GROUPS = {"ReLU dynamics": "fig[0-9]*", "Latent generalization": "latent_*", "Localization": "localization_*", "Modular arithmetic": "modular_*"}
-VERDICTS = {"holds": "held", "does not hold": "not held", "mixed": "mixed", "not run": "not run"}
+VERDICTS = {"holds": "held", "does not hold": "not held", "undecided": "undecided", "not run": "not run"}
 log = logging.getLogger("mkdocs.hooks.pages")  # below "mkdocs": --strict counts its warnings
 
 # What is no text: fences, indented code, code spans, escaped dollars.
@@ -131,6 +131,11 @@ def table(head: list[str], rows: list[list]) -> str:
     return "\n".join("| " + " | ".join(map(cell, r)) + " |" for r in [head, ["---"] * len(head), *rows])
 
 
+def measured(row: dict) -> str:
+    "What was measured, with its interval where there is one."
+    return f"{row['ours']} ({row['low']} to {row['high']})" if row.get("low") else row["ours"]
+
+
 def reproduction(claims: Path, pages: set[str]) -> str:
     "The stored claims as a page: how many of each figure held, then each of them."
     text = "# Reproduction\n\nWhat the papers say, and what was found here.\n\n"
@@ -140,9 +145,10 @@ def reproduction(claims: Path, pages: set[str]) -> str:
     counts = Counter((r["figure"], r["preset"], VERDICTS.get(r["verdict"], r["verdict"])) for r in rows)
     kinds = [*VERDICTS.values(), *sorted({k[2] for k in counts} - set(VERDICTS.values()))]
     count = [[figure(f), p, *(counts[f, p, v] for v in kinds)] for f, p in dict.fromkeys((r["figure"], r["preset"]) for r in rows)]
-    each = [[figure(r["figure"]), r["statement"], r["rho"], r["paper"], r["ours"], f"**{r['verdict']}**", r["preset"], r["dataset"]] for r in rows]
+    each = [[figure(r["figure"]), r["statement"], r["rho"], r["paper"], measured(r),
+             f"**{r['verdict']}**", r.get("defined", ""), r["preset"], r["dataset"]] for r in rows]
     return formulas(text + table(["figure", "preset", *kinds], count) + "\n\n## Every claim\n\n"
-                    + table(["figure", "statement", "noise rate", "paper", "ours", "verdict", "preset", "data"], each) + "\n", "docs/claims.csv")
+                    + table(["figure", "statement", "noise rate", "paper", "ours", "verdict", "defined by", "preset", "data"], each) + "\n", "docs/claims.csv")
 
 
 COSTS = {1: "one network", 4: "five on four fifths"}
