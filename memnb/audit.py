@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 from torch import Tensor, nn
 from .datasets import NoisyDataset
-from .layers import evaluating, examples, predict
+from .layers import predict
 from .recorder import Recorder
 from .runs import Run
 from .scores import ahead, evidence, layer_evidence, layer_scores, mean_evidence, mislabel_scores
@@ -114,12 +114,7 @@ def check_model(model: nn.Module, data: NoisyDataset) -> NoisyDataset:
     if held is None: raise ValueError(f"{type(model).__name__} has no parameters, so there is nothing that it learnt")
     if held.device.type == "cpu" and held.dtype in (torch.float16, torch.bfloat16): raise ValueError(f"the model is in half precision ({held.dtype}), which is slow and coarse on a CPU; give model.float()")
     if len(kinds := data.y.unique()) < 2: raise ValueError(f"all {len(data)} labels are {int(kinds[0])}; it takes two classes to be wrong")
-    data = data.to(held.device)
-    try:
-        with examples(None), evaluating(model): model(data.x[:2])
-    except Exception as e: raise ValueError(f"the model does not take inputs of shape {tuple(data.x.shape[1:])}: {e}") from e
-    check_outputs(model, data)
-    return data
+    return check_outputs(model, data)
 
 # %% ../nbs/11_audit.ipynb #cell09
 def snapshot(model: nn.Module, data: NoisyDataset) -> Run:
@@ -152,9 +147,6 @@ def trained_model(subject: nn.Module | Run, data: NoisyDataset, model: nn.Module
     data = check_model(model, data)
     if isinstance(subject, Run): subject.check(data)
     run = snapshot(model, data) if isinstance(subject, nn.Module) else subject
-    if not run.loss[-1].isfinite().all():
-        raise ValueError(f"the network's loss is not finite on {int((~run.loss[-1].isfinite()).sum())} of {len(data)} examples; "
-                         "are its weights whole, and the inputs scaled as in training?")
     _check_order(run.prediction[-1], data)
     return run, model, data
 

@@ -246,9 +246,9 @@ def test_models_that_cannot_classify_the_data(act):
     cases = [(nn.Flatten(), data, "Flatten has no parameters, so there is nothing that it learnt"),
              (nn.Sequential(nn.Flatten(), nn.Softmax(1)), data, "Sequential has no parameters, so there is nothing that it learnt"),
              (line(), replace(data, y=torch.full((60,), 2)), "all 60 labels are 2; it takes two classes to be wrong"),
-             (line(5), data, "the model gives (2, 5) for two inputs; 3 classes need (2, 3)"), (line(1), data, "the model gives (2, 1) for two inputs; 3 classes need (2, 3)"),
-             (line(3, 8, flat=False), data, "the model gives (2, 1, 8, 3) for two inputs; 3 classes need (2, 3)"),
-             (line(10), clusters(k=2), "the model gives (2, 10) for two inputs; 2 classes need (2, 2)")]
+             (line(5), data, "the model gives (2, 5) for 2 inputs; 3 classes need (2, 3)"), (line(1), data, "the model gives (2, 1) for 2 inputs; 3 classes need (2, 3)"),
+             (line(3, 8, flat=False), data, "the model gives (2, 1, 8, 3) for 2 inputs; 3 classes need (2, 3)"),
+             (line(10), clusters(k=2), "the model gives (2, 10) for 2 inputs; 2 classes need (2, 2)")]
     for model, of, says in cases:
         with pytest.raises(ValueError, match=f"^{re.escape(says)}$"): act(model, of)
 
@@ -257,7 +257,7 @@ def test_models_that_cannot_classify_the_data(act):
     (lambda: line(dtype=torch.float64), (1, 8, 8)), (lambda: resnet18(num_classes=3), (1, 8, 8))])
 def test_inputs_that_the_model_does_not_take_are_told_with_their_shape(model, shape):
     for act in (check_model, audit, estimate_noise):
-        with pytest.raises(ValueError, match=f"^{re.escape(f'the model does not take inputs of shape {shape}: ')}.") as e: act(model(), clusters(shape=shape))
+        with pytest.raises(ValueError, match=f"^{re.escape(f'the model does not take inputs of shape {shape} and torch.float32; ')}.") as e: act(model(), clusters(shape=shape))
         assert isinstance(e.value.__cause__, RuntimeError)
 
 class Gives(nn.Module):
@@ -332,12 +332,18 @@ def test_a_run_with_a_model_that_does_not_fit():
     for model, says in ((line(5), r"\(2, 5\)"), (nn.Flatten(), "no parameters"), (line(3, 7), r"shape \(1, 8, 8\)")):
         with pytest.raises(ValueError, match=says): audit(trained()[0], clusters(), model)
 
-def test_a_network_whose_outputs_are_not_finite_is_refused():
+def test_a_network_whose_weights_are_not_numbers_is_refused():
     net = line()
     torch.nn.init.constant_(net.fc.weight, math.nan)
     for act in (audit, estimate_noise):
-        with pytest.raises(ValueError, match="^the network's loss is not finite on 60 of 60 examples; are its weights whole"):
-            act(net, clusters())
+        with pytest.raises(ValueError, match="^the parameter fc.weight holds NaN or infinity"): act(net, clusters())
+
+def test_a_network_whose_outputs_are_not_finite_is_refused():
+    net, x = line(), clusters().x.clone()
+    torch.nn.init.constant_(net.fc.weight, 1e20)
+    x[7] = 1e30
+    with pytest.raises(ValueError, match="1 examples hold NaN or infinity"):
+        audit(net, replace(clusters(), x=x))
 
 def test_another_order_of_classes_is_noticed():
     (_, net), data = learnt(0, n=400, epochs=8), digits(0, n=400)
