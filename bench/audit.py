@@ -1,24 +1,29 @@
-"""Which ranks wrong labels better: memnb's audit of one network, or cleanlab's confident learning with five?
+"""Which ranks wrong labels better: memnb's audit of one network, or cleanlab's confident learning
+with five?
 
-Cleanlab has out-of-sample probabilities from five networks, each trained on four fifths (cost 4, in trainings on the
-whole set), as its authors mean it; its labels' quality is their self-confidence. Because the end of training is not its
-best moment, the epoch at which the held-out folds agree best with their given labels is tried too, and the better of
-the two counts. The audit has one training (cost 1), with its history or the weights alone.
+Cleanlab has out-of-sample probabilities from five networks, each trained on four fifths (cost 4, in
+trainings on the whole set), as its authors mean it; its labels' quality is their self-confidence.
+Because the end of training is not its best moment, the epoch at which the held-out folds agree best
+with their given labels is tried too, and the better of the two counts. The audit has one training
+(cost 1), with its history or the weights alone.
 
-Classes are as large as each other, or fall from the first to the last by a factor of 5, 20 or 50. The seeds (20 and
-up) are none of those on which the audit was made (`python -m bench choose`).
+Classes are as large as each other, or fall from the first to the last by a factor of 5, 20 or 50.
+The seeds (20 and up) are none of those on which the audit was made (`python -m bench choose`).
 
-Everything is written to `bench/results/audit.csv` (not with `--quick`), one row a setting and method:
+Everything is written to `bench/results/audit.csv` (not with `--quick`), one row a setting and
+method:
 
 - `auc`: the chance that a wrong label is ranked above a right one;
 - `precision`: share of wrong labels among as many most suspicious ones as are wrong;
-- `class_precision`: the same within each given class, averaged over the classes that have wrong labels;
+- `class_precision`: the same within each given class, averaged over the classes that have wrong
+  labels;
 - `worst_class`: that of the worst class;
 - `suggested`: share of the wrong labels whose suggested class is the true one.
 
-`ratio` on the screen: wrongly ordered pairs of a wrong and a right label, cleanlab's over the audit's with history;
-`deviation`: the difference of the areas under the ROC curve.
+`ratio` on the screen: wrongly ordered pairs of a wrong and a right label, cleanlab's over the
+audit's with history; `deviation`: the difference of the areas under the ROC curve.
 """
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -50,6 +55,7 @@ ALONE = ("probe_margin", "loss", "margin", "final_loss", "learning_time")
 @dataclass(frozen=True)
 class Case:
     "A data set, and how its networks are trained."
+
     most: dict  # ratio of the largest to the smallest class -> examples of the largest
     make: Callable  # seed -> network
     epochs: int
@@ -84,7 +90,8 @@ QUICK = [("digits", 20, 20, ("wrong", "pair"), (0.2,))]
 
 
 def unbalanced(data: NoisyDataset, ratio: float, most: int, seed: int) -> NoisyDataset:
-    "A part of the data whose classes fall in size from `most` by `ratio`, in equal steps of the logarithm."
+    """A part of the data whose classes fall in size from `most` by `ratio`, in equal steps of the
+    logarithm."""
     g, rows = torch.Generator().manual_seed(1000 + seed), []
     for c in range(data.n_classes):
         of = (data.y == c).nonzero()[:, 0]
@@ -99,7 +106,13 @@ def source(name: str, ratio: float, seed: int) -> NoisyDataset:
     return unbalanced(data, ratio, CASES[name].most[ratio], seed)
 
 
-def trained(case: Case, data: list[NoisyDataset], seed: int, epochs: int, held: list[NoisyDataset] | None = None):
+def trained(
+    case: Case,
+    data: list[NoisyDataset],
+    seed: int,
+    epochs: int,
+    held: list[NoisyDataset] | None = None,
+):
     "Runs, networks and, of held-out examples, each network's probabilities at each recorded time."
     nets = [case.make(seed) for _ in data]
     place, said = {id(net): i for i, net in enumerate(nets)}, [[] for _ in nets]
@@ -118,9 +131,11 @@ def trained(case: Case, data: list[NoisyDataset], seed: int, epochs: int, held: 
     return runs, nets, said
 
 
-def out_of_sample(case: Case, data: list[NoisyDataset], seed: int, epochs: int, folds: int = 5) -> list[dict]:
-    """For each data set: moment -> probabilities (n, K) of networks that have not seen the example, at the end and where
-    the labels of the held-out fold are predicted best."""
+def out_of_sample(
+    case: Case, data: list[NoisyDataset], seed: int, epochs: int, folds: int = 5
+) -> list[dict]:
+    """For each data set: moment -> probabilities (n, K) of networks that have not seen the example,
+    at the end and where the labels of the held-out fold are predicted best."""
     n, k = len(data[0]), data[0].n_classes
     out = [dict(end=np.zeros((n, k)), best=np.zeros((n, k))) for _ in data]
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
@@ -135,9 +150,12 @@ def out_of_sample(case: Case, data: list[NoisyDataset], seed: int, epochs: int, 
     return out
 
 
-def answers(run: Run, net: nn.Module, data: NoisyDataset, probabilities: dict) -> dict[tuple[str, int], tuple]:
+def answers(
+    run: Run, net: nn.Module, data: NoisyDataset, probabilities: dict
+) -> dict[tuple[str, int], tuple]:
     "(method, cost) -> suspicion (n,) and suggested classes (n,) or None."
     from cleanlab.rank import get_label_quality_scores
+
     whole, alone = audit(run, data, net), audit(net, data)
     out = {("audit", 1): (whole["suspicion"], whole["suggested"])}
     out["audit, weights alone", 1] = alone["suspicion"], alone["suggested"]
@@ -149,19 +167,30 @@ def answers(run: Run, net: nn.Module, data: NoisyDataset, probabilities: dict) -
     return out
 
 
-def judged(data: NoisyDataset, suspicion: np.ndarray, suggested: np.ndarray | None) -> dict[str, float | None]:
+def judged(
+    data: NoisyDataset, suspicion: np.ndarray, suggested: np.ndarray | None
+) -> dict[str, float | None]:
     "The measures of one method on one data set."
     wrong, given = data.is_noisy.numpy(), data.y.numpy()
     score = rankdata(np.asarray(suspicion))
 
     def precision(rows: np.ndarray) -> float:
-        top = rows[np.argsort(-score[rows], kind="stable")[:wrong[rows].sum()]]
+        top = rows[np.argsort(-score[rows], kind="stable")[: wrong[rows].sum()]]
         return float(wrong[top].mean())
 
     classes = [precision(np.flatnonzero(given == c)) for c in np.unique(given[wrong])]
-    right = None if suggested is None else float((np.asarray(suggested) == data.clean.numpy())[wrong].mean())
-    return dict(auc=float(roc_auc_score(wrong, score)), precision=precision(np.arange(len(data))),
-                class_precision=float(np.mean(classes)), worst_class=min(classes), suggested=right)
+    right = (
+        None
+        if suggested is None
+        else float((np.asarray(suggested) == data.clean.numpy())[wrong].mean())
+    )
+    return dict(
+        auc=float(roc_auc_score(wrong, score)),
+        precision=precision(np.arange(len(data))),
+        class_precision=float(np.mean(classes)),
+        worst_class=min(classes),
+        suggested=right,
+    )
 
 
 def compare(quick: bool) -> pl.DataFrame:
@@ -175,41 +204,68 @@ def compare(quick: bool) -> pl.DataFrame:
         folds = out_of_sample(case, data, seed, epochs)
         for (kind, rho), d, run, net, p in zip(settings, data, runs, nets, folds):
             for (method, cost), (suspicion, suggested) in answers(run, net, d, p).items():
-                setting = dict(data=name, ratio=ratio, noise=kind, rho=rho, seed=seed, method=method, cost=cost)
+                setting = dict(
+                    data=name, ratio=ratio, noise=kind, rho=rho, seed=seed, method=method, cost=cost
+                )
                 rows.append(setting | judged(d, suspicion, suggested))
         if not quick:
-            write_whole(RESULTS, lambda f: pl.DataFrame(rows, infer_schema_length=None).write_csv(f, float_precision=4))
+            write_whole(
+                RESULTS,
+                lambda f: pl.DataFrame(rows, infer_schema_length=None).write_csv(
+                    f, float_precision=4
+                ),
+            )
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
 def means(results: pl.DataFrame) -> pl.DataFrame:
-    "Mean measures by data, ratio, noise and `who`, cleanlab at the moment that is better for it by the area."
+    """Mean measures by data, ratio, noise and `who`, cleanlab at the moment that is better for it
+    by the area."""
     methods = {"audit": "history", "audit, weights alone": "weights"}
     who = pl.when(pl.col("method").str.starts_with("cleanlab")).then(pl.lit("cleanlab"))
     who = who.otherwise(pl.col("method").replace(methods))
     by = ["data", "ratio", "noise", "who"]
-    found = results.with_columns(who=who).group_by(*by, "method", maintain_order=True).agg(
-        pl.col("auc", "precision", "class_precision", "worst_class", "suggested").mean())
-    return found.sort("auc", descending=True, maintain_order=True).unique(by, keep="first", maintain_order=True)
+    found = (
+        results.with_columns(who=who)
+        .group_by(*by, "method", maintain_order=True)
+        .agg(pl.col("auc", "precision", "class_precision", "worst_class", "suggested").mean())
+    )
+    return found.sort("auc", descending=True, maintain_order=True).unique(
+        by, keep="first", maintain_order=True
+    )
 
 
 def readme_table(results: pl.DataFrame) -> str:
     "The README's table: area under the ROC curve / precision within the given classes."
     found = means(results)
-    lines = ["| data | largest to smallest class | noise | cleanlab, five networks | audit, weights of one | audit, one with its history |",
-             "|---|---|---|---|---|---|"]
-    for data, ratio, noise in results.select("data", "ratio", "noise").unique(maintain_order=True).rows():
+    lines = [
+        "| data | largest to smallest class | noise | cleanlab, five networks | audit, weights of one | audit, one with its history |",
+        "|---|---|---|---|---|---|",
+    ]
+    for data, ratio, noise in (
+        results.select("data", "ratio", "noise").unique(maintain_order=True).rows()
+    ):
         part = found.filter(data=data, ratio=ratio, noise=noise)
-        values = {r["who"]: f"{r['auc']:.3f} / {r['class_precision']:.2f}" for r in part.iter_rows(named=True)}
-        lines.append(f"| {data} | {ratio} to 1 | {noise} | {values['cleanlab']} | {values['weights']} | {values['history']} |")
+        values = {
+            r["who"]: f"{r['auc']:.3f} / {r['class_precision']:.2f}"
+            for r in part.iter_rows(named=True)
+        }
+        lines.append(
+            f"| {data} | {ratio} to 1 | {noise} | {values['cleanlab']} | {values['weights']} | {values['history']} |"
+        )
     return "\n".join(lines)
 
 
 def run(quick: bool, full: bool) -> list[dict]:
     results, out = compare(quick), []
     found = means(results)
-    for data, ratio, noise in results.select("data", "ratio", "noise").unique(maintain_order=True).rows():
-        auc = {r["who"]: r["auc"] for r in found.filter(data=data, ratio=ratio, noise=noise).iter_rows(named=True)}
+    for data, ratio, noise in (
+        results.select("data", "ratio", "noise").unique(maintain_order=True).rows()
+    ):
+        auc = {
+            r["who"]: r["auc"]
+            for r in found.filter(data=data, ratio=ratio, noise=noise).iter_rows(named=True)
+        }
         missed = (1 - auc["cleanlab"]) / max(1e-9, 1 - auc["history"])
         name = f"{data}, {ratio} to 1, {noise}: pairs ordered wrongly, cleanlab's / ours"
         out.append(row(name, missed, 1, auc["history"] - auc["cleanlab"]))

@@ -1,21 +1,26 @@
 """What the audit's suspicion was chosen from, and on what.
 
-The choices were made by hand, while looking at digits (seeds 0 and 1) and 2,000 examples of MNIST (seed 0), with classes
-of equal size and with unbalanced ones, at rates of 0.05 to 0.4 of three kinds of noise:
+The choices were made by hand, while looking at digits (seeds 0 and 1) and 2,000 examples of MNIST
+(seed 0), with classes of equal size and with unbalanced ones, at rates of 0.05 to 0.4 of three
+kinds of noise:
 
 - that no example takes part in the probe that judges it;
-- the probes: a curved one of the input and linear ones of what each layer with weights reads, averaged;
-- their ridge, the mean eigenvalue (0.1 to 30 of it were tried). It is not fitted to the given labels: layers that have
-  memorized predict these best with the smallest ridge;
+- the probes: a curved one of the input and linear ones of what each layer with weights reads,
+  averaged;
+- their ridge, the mean eigenvalue (0.1 to 30 of it were tried). It is not fitted to the given
+  labels: layers that have memorized predict these best with the smallest ridge;
 - the weight of the training history: its logarithmic odds from 1.5 to 4.5 (`audit.history_weight`).
 
-The noise rate's interval was made while looking at these, at the raw inputs of CIFAR-10, at two classes of MNIST, 97 to
-3, and at tables of clusters; its numbers (half of the cases, a least scale of 0.12) are round ones that were not tuned.
+The noise rate's interval was made while looking at these, at the raw inputs of CIFAR-10, at two
+classes of MNIST, 97 to 3, and at tables of clusters; its numbers (half of the cases, a least scale
+of 0.12) are round ones that were not tuned.
 
-Here the alternatives stand side by side once more, on digits (seed 1) and MNIST (seed 0), classes equal and 20 to 1,
-rates of 0.1 and 0.4. `ratio`: pairs of a wrong and a right label that the area under the margin orders wrongly, over the
-candidate's, geometric mean over the settings; `deviation`: the candidate's area under the ROC curve below 1, its mean.
+Here the alternatives stand side by side once more, on digits (seed 1) and MNIST (seed 0), classes
+equal and 20 to 1, rates of 0.1 and 0.4. `ratio`: pairs of a wrong and a right label that the area
+under the margin orders wrongly, over the candidate's, geometric mean over the settings;
+`deviation`: the candidate's area under the ROC curve below 1, its mean.
 """
+
 from itertools import product
 
 import numpy as np
@@ -32,7 +37,12 @@ from memnb.layers import activations
 from memnb.runs import Run
 from memnb.scores import ahead, evidence, layer_scores, left_out, representation
 
-SETTINGS = [("digits", 1, 1), ("digits", 20, 1), ("mnist", 1, 0), ("mnist", 20, 0)]  # data, ratio, seed
+SETTINGS = [
+    ("digits", 1, 1),
+    ("digits", 20, 1),
+    ("mnist", 1, 0),
+    ("mnist", 20, 0),
+]  # data, ratio, seed
 RIDGES = (0.1, 1.0, 10.0)
 
 
@@ -43,14 +53,19 @@ def standard(v: Tensor) -> Tensor:
 def evidences(net, data: NoisyDataset) -> dict[str, Tensor]:
     "Candidate -> evidence (n, K)."
     names = representation(net, data.x)
-    inner = {name: torch.cat([got[name] for _, got in activations(net, data.x, [name])]).flatten(1) for name in names[1:]}
+    inner = {
+        name: torch.cat([got[name] for _, got in activations(net, data.x, [name])]).flatten(1)
+        for name in names[1:]
+    }
     x, y, k = data.x.flatten(1), data.y, data.n_classes
     out = {"VeLPIC, which knows the label": evidence(layer_scores(net, data, probes=("velpic",)))}
     for ridge in RIDGES:
         hidden = sum(left_out(v, y, k, ridge=ridge) for v in inner.values())
         for what, bent in (("curved", True), ("linear", False)):
             own = left_out(x, y, k, bent, ridge)
-            out[f"hidden layers and a {what} probe of the input, ridge {ridge:g}"] = (hidden + own) / (1 + len(inner))
+            out[f"hidden layers and a {what} probe of the input, ridge {ridge:g}"] = (
+                hidden + own
+            ) / (1 + len(inner))
         out[f"hidden layers, ridge {ridge:g}"] = hidden / len(inner)
     out["a curved probe of the input, ridge 1"] = left_out(x, y, k, True)
     return out
@@ -63,7 +78,9 @@ def areas(run: Run, net, data: NoisyDataset) -> dict[str, float]:
         lead = standard(ahead(e, data.y))
         found[f"{name}, alone"] = lead
         found[f"{name}, and the mean loss"] = lead + standard(loss)
-        found[f"{name}, and the mean loss by its weight"] = lead + history_weight(e, data.y) * standard(loss)
+        found[f"{name}, and the mean loss by its weight"] = lead + history_weight(
+            e, data.y
+        ) * standard(loss)
     found |= {"mean loss alone": loss, "margin alone": -run.margin.double().mean(0)}
     return {name: float(roc_auc_score(data.is_noisy, v)) for name, v in found.items()}
 
@@ -78,4 +95,7 @@ def run(quick: bool, full: bool) -> list[dict]:
     area = {name: np.array([f[name] for f in found]) for name in found[0]}
     missed = {name: np.exp(np.log(1e-4 + 1 - a).mean()) for name, a in area.items()}
     order = sorted(missed, key=missed.get)
-    return [row(name, missed["margin alone"] / missed[name], None, 1 - area[name].mean()) for name in order]
+    return [
+        row(name, missed["margin alone"] / missed[name], None, 1 - area[name].mean())
+        for name in order
+    ]

@@ -29,21 +29,27 @@ def _plain(labels: Sequence, what: str = "labels") -> np.ndarray:
         raise ValueError(f"{what} have dtype {v.dtype}; they must be whole numbers or words")
     return v.astype(np.int64) if v.dtype.kind in "iub" else v
 
+
 def _in_order(words: np.ndarray) -> list:
     "Different labels in order: numbers, written as words or not, by value, before other words."
+
     def key(word):
         text = word.decode(errors="replace") if isinstance(word, bytes) else str(word)
         try:
             return 0, int(text), text
         except ValueError:
             return 1, 0, text
+
     return sorted(np.unique(words).tolist(), key=key)
+
 
 def _listed(values: Sequence, most: int = 5) -> str:
     return ", ".join(map(repr, values[:most])) + (" ..." if len(values) > most else "")
 
+
 def _checked_names(names: Sequence, n_classes: int | None) -> list:
-    "The classes' names as a list. `ValueError` unless there is one, and another one, for each output."
+    """The classes' names as a list. `ValueError` unless there is one, and another one, for each
+    output."""
     if isinstance(names, (str, bytes)):
         raise ValueError(f"names={names!r} is one word; a list of the classes' names is wanted")
     listed = names.tolist() if isinstance(names, (np.ndarray, Tensor)) else list(names)
@@ -56,6 +62,7 @@ def _checked_names(names: Sequence, n_classes: int | None) -> list:
         raise ValueError(f"there are {len(names)} names for n_classes={n_classes} outputs")
     return names
 
+
 def _codes(given: list[np.ndarray], names: list) -> list[np.ndarray]:
     "Places of the labels among the names. `ValueError` for labels that are none of them."
     place = {name: i for i, name in enumerate(names)}
@@ -67,30 +74,36 @@ def _codes(given: list[np.ndarray], names: list) -> list[np.ndarray]:
             raise ValueError(f"labels {_listed(strange)} are not among the names {_listed(names)}")
     return [np.array([place[v] for v in labels.tolist()], dtype=np.int64) for labels in given]
 
+
 def from_arrays(
     x,  # (n, ...) inputs, array or tensor, as the network wants them: float, channels first
     labels: Sequence,  # (n,) given labels, numbers or words
     clean: Sequence | None = None,  # (n,) true ones, where somebody knows them
     n_classes: int | None = None,  # outputs of the network, whose numbers the labels then are
-    names: Sequence | None = None,  # (K,) names of the classes in the order of the network's outputs
+    names: Sequence | None = None,  # (K,) of the classes, in the order of the network's outputs
 ) -> tuple[NoisyDataset, list]:
     """The data, and the name of each class.
 
-    A network that is already trained has an order of classes: labels that are words need `names` then, and numbers
-    `n_classes`. With neither, the labels that occur are the classes, in the order of numbers and then of the
-    alphabet, "2" before "10": right for a network that is yet to be trained. `ValueError` for labels that do not fit.
+    A network that is already trained has an order of classes: labels that are words need `names`
+    then, and numbers `n_classes`. With neither, the labels that occur are the classes, in the order
+    of numbers and then of the alphabet, "2" before "10": right for a network that is yet to be
+    trained. `ValueError` for labels that do not fit.
     """
     given = [_plain(v) for v in (labels, clean) if v is not None]
     kinds = [v.dtype.kind == "i" for v in given]
     if len(set(kinds)) > 1:
-        raise ValueError(f"given labels are {given[0].dtype}, true ones {given[1].dtype}; "
-                         "both must be whole numbers or both words")
+        raise ValueError(
+            f"given labels are {given[0].dtype}, true ones {given[1].dtype}; "
+            "both must be whole numbers or both words"
+        )
     if names is not None:
         names = _checked_names(names, n_classes)
     elif n_classes and not kinds[0]:
-        raise ValueError(f"labels are words, {_listed(_in_order(given[0]))}, and which of "
-                         f"{n_classes} outputs stands for which cannot be known; give "
-                         "names=[...] in the order of the network's outputs")
+        raise ValueError(
+            f"labels are words, {_listed(_in_order(given[0]))}, and which of "
+            f"{n_classes} outputs stands for which cannot be known; give "
+            "names=[...] in the order of the network's outputs"
+        )
     codes = given
     if names is None and n_classes:
         names = list(range(n_classes))
@@ -103,8 +116,12 @@ def from_arrays(
         codes = _codes(given, names)
     x = torch.as_tensor(x)
     y = [torch.from_numpy(v) for v in codes]
-    data = NoisyDataset(x if x.is_floating_point() else x.float(), y[0],
-                        y[1] if clean is not None else None, n_classes=n_classes)
+    data = NoisyDataset(
+        x if x.is_floating_point() else x.float(),
+        y[0],
+        y[1] if clean is not None else None,
+        n_classes=n_classes,
+    )
     return data, names
 
 # %% ../nbs/11_audit.ipynb #cell08
@@ -124,28 +141,41 @@ def snapshot(model: nn.Module, data: NoisyDataset) -> Run:
     recorder.log(data.index, predict(model, data.x, index=data.index))
     return recorder.run()
 
+
 def _check_order(prediction: Tensor, data: NoisyDataset):
-    "Warn where the network's predictions (n,) fit the labels far better with its outputs in another order."
+    """Warn where the network's predictions (n,) fit the labels far better with its outputs in
+    another order."""
     k = data.n_classes
     counts = torch.bincount(data.y.cpu() * k + prediction.cpu().long(), minlength=k * k).view(k, k)
     rows, columns = linear_sum_assignment(counts.numpy(), maximize=True)
-    now, best = counts.diag().sum().item() / len(data), counts[rows, columns].sum().item() / len(data)
+    now = counts.diag().sum().item() / len(data)
+    best = counts[rows, columns].sum().item() / len(data)
     if best > 0.6 and best - now > 0.3:
-        warnings.warn(f"the network agrees with {now:.1%} of the labels, and would with {best:.1%} if its outputs stood for "
-                      "the classes in another order; give from_arrays the names in the network's order", stacklevel=4)
+        warnings.warn(
+            f"the network agrees with {now:.1%} of the labels, and would with {best:.1%} "
+            "if its outputs stood for the classes in another order; give from_arrays the names "
+            "in the network's order",
+            stacklevel=4,
+        )
 
-def trained_model(subject: nn.Module | Run, data: NoisyDataset, model: nn.Module | None = None) -> tuple[Run, nn.Module, NoisyDataset]:
+
+def trained_model(
+    subject: nn.Module | Run, data: NoisyDataset, model: nn.Module | None = None
+) -> tuple[Run, nn.Module, NoisyDataset]:
     """Run, network and data on its device, of a run or a network alone.
 
-    `ValueError` where they do not belong together, or the network's outputs are not finite; a warning where the classes
-    seem to be in another order than the network's.
+    `ValueError` where they do not belong together, or the network's outputs are not finite; a
+    warning where the classes seem to be in another order than the network's.
     """
-    if isinstance(subject, nn.Module): model = subject
+    if isinstance(subject, nn.Module):
+        model = subject
     elif model is None:
-        if not subject.checkpoints or "model" not in subject.config or subject.config.get("what"): raise ValueError("this run cannot rebuild its network; give the trained one by model=")
+        if not subject.checkpoints or "model" not in subject.config or subject.config.get("what"):
+            raise ValueError("this run cannot rebuild its network; give the trained one by model=")
         model = subject.at(max(subject.checkpoints))
     data = check_model(model, data)
-    if isinstance(subject, Run): subject.check(data)
+    if isinstance(subject, Run):
+        subject.check(data)
     run = snapshot(model, data) if isinstance(subject, nn.Module) else subject
     _check_order(run.prediction[-1], data)
     return run, model, data
@@ -157,17 +187,20 @@ def history_weight(
 ) -> float:
     """What the training history is worth beside the evidence, in [0, 1].
 
-    A wrong label is learnt late as far as the examples like it have other labels. Where the evidence suggests class a and
-    the label is b, the odds are those of the label a to the label b among all such examples; their mean logarithm, over the
-    labels that the evidence doubts, counts from 1.5 (nothing) to 4.5 (all). Labels that are wrong in one direction are
-    learnt with the right ones: the odds are small, and the history is misleading.
+    A wrong label is learnt late as far as the examples like it have other labels. Where the
+    evidence suggests class a and the label is b, the odds are those of the label a to the label b
+    among all such examples; their mean logarithm, over the labels that the evidence doubts, counts
+    from 1.5 (nothing) to 4.5 (all). Labels that are wrong in one direction are learnt with the
+    right ones: the odds are small, and the history is misleading.
     """
     k, suggested = e.shape[1], e.argmax(1)
     doubted = suggested != y
-    if not doubted.any(): return 1.0
+    if not doubted.any():
+        return 1.0
     counts = torch.bincount(suggested * k + y, minlength=k * k).view(k, k).double()
     odds = counts[suggested, suggested].clamp_min(1) / counts[suggested, y].clamp_min(1)
     return min(1.0, max(0.0, (odds[doubted].log().mean().item() - 1.5) / 3))
+
 
 def _standard(v: Tensor) -> Tensor:
     "Mean 0 and standard deviation 1; about 0 where nothing but rounding varies."
@@ -177,18 +210,24 @@ def _standard(v: Tensor) -> Tensor:
 _OWN = ("suggested", "velpic", "masc", "cosine", "sure", "suspicion", "rank")
 _PROBES = ("velpic", "masc", "cosine")
 
+
 def audit(
     subject: Run | nn.Module,  # a training run, or a trained network alone
     data: NoisyDataset,  # its training set, whose labels are in doubt
     model: nn.Module | None = None,  # the trained network of a run that cannot rebuild it
-    layers: Sequence[str] | None = None,  # to probe; default: of the evidence `scores.representation`, of the other probes the input and `hidden_groups`
-    more: dict[str, Tensor] | None = None,  # further scores (n,) by name, higher where a label is more suspicious; they stand beside the others
+    # to probe; default: of the evidence `scores.representation`, of the other probes the input
+    # and `hidden_groups`
+    layers: Sequence[str] | None = None,
+    # further scores (n,) by name, higher where a label is more suspicious, beside the others
+    more: dict[str, Tensor] | None = None,
     k: int = 30,  # neighbours of the prediction depth
 ) -> pl.DataFrame:
     """One row a training example: all of `mislabel_scores` that can be had, and
 
-    - `suggested`: the label that the evidence suggests, of probes that were fitted without the example;
-    - `sure`: how far it is ahead of the next class: 0 for a tie, about 1 where nothing speaks against it;
+    - `suggested`: the label that the evidence suggests, of probes that were fitted without the
+      example;
+    - `sure`: how far it is ahead of the next class: 0 for a tie, about 1 where nothing speaks
+      against it;
     - `velpic, masc, cosine`: what three probes that know the example's label suggest;
     - `suspicion` in (0, 1] and `rank`, 1 for the most suspicious label.
 
@@ -196,17 +235,24 @@ def audit(
     """
     run, model, data = trained_model(subject, data, model)
     told, by_layer = layer_scores(model, data, layers), layer_evidence(model, data, layers)
-    frame = mislabel_scores(run, data, model, k=min(k, len(data) - 1), layers=layers, told=told, by_layer=by_layer)
-    if taken := sorted({*frame.columns, *_OWN} & set(more or {})): raise ValueError(f"more has {', '.join(taken)}, which the audit has itself")
-    frame = frame.with_columns(*(pl.Series(name, torch.as_tensor(v).tolist()) for name, v in (more or {}).items()))
+    frame = mislabel_scores(
+        run, data, model, k=min(k, len(data) - 1), layers=layers, told=told, by_layer=by_layer
+    )
+    if taken := sorted({*frame.columns, *_OWN} & set(more or {})):
+        raise ValueError(f"more has {', '.join(taken)}, which the audit has itself")
+    frame = frame.with_columns(
+        *(pl.Series(name, torch.as_tensor(v).tolist()) for name, v in (more or {}).items())
+    )
     e = mean_evidence(by_layer)
     first, second = e.topk(2, 1).values.T
     suspicion = _standard(ahead(e, data.y).cpu())
     if "loss" in frame.columns:
-        suspicion = suspicion + history_weight(e, data.y) * _standard(torch.tensor(frame["loss"].to_list(), dtype=torch.float64))
+        loss = torch.tensor(frame["loss"].to_list(), dtype=torch.float64)
+        suspicion = suspicion + history_weight(e, data.y) * _standard(loss)
+    rounded = suspicion.numpy().round(10)  # what differs by rounding alone is a tie
     return frame.with_columns(
         pl.Series("suggested", e.argmax(1).tolist()),
         *(pl.Series(probe, evidence(told, probe).argmax(1).tolist()) for probe in _PROBES),
         pl.Series("sure", (first - second).tolist()),
-        pl.Series("suspicion", rankdata(suspicion.numpy().round(10)) / len(frame)),  # what differs by rounding alone is a tie
+        pl.Series("suspicion", rankdata(rounded) / len(frame)),
     ).with_columns(rank=pl.col("suspicion").rank("ordinal", descending=True).cast(pl.Int64))

@@ -21,17 +21,23 @@ from .scores import layer_evidence, mean_evidence
 @dataclass(frozen=True, eq=False)
 class Noise:
     "An estimate of the label noise in a training set."
+
     rate: float  # share of wrong labels, in [0, 1]
     low: float  # its interval
     high: float
-    matrix: Tensor  # (K, K) float64 transition matrix, rows sum to 1; row: true class, column: given one
+    # (K, K) float64 transition matrix, rows sum to 1; row: true class, column: given one
+    matrix: Tensor
     left_out: float | None = None  # share of the labels that probes fitted without them predict
     agreement: float | None = None  # share of the labels that the network predicts
 
     def __repr__(self):
-        text = f"rate={self.rate:.3f} in [{self.low:.3f}, {self.high:.3f}], {len(self.matrix)} classes"
-        if self.left_out is not None: text += f"; probes without the label agree with {self.left_out:.1%}"
-        if self.agreement is not None: text += f", the network with {self.agreement:.1%}"
+        text = (
+            f"rate={self.rate:.3f} in [{self.low:.3f}, {self.high:.3f}], {len(self.matrix)} classes"
+        )
+        if self.left_out is not None:
+            text += f"; probes without the label agree with {self.left_out:.1%}"
+        if self.agreement is not None:
+            text += f", the network with {self.agreement:.1%}"
         return f"Noise({text})"
 
     @property
@@ -40,15 +46,19 @@ class Noise:
         if (self.low, self.high) == (0, 1):
             return "The inputs do not tell the classes apart, so nothing is known of the labels."
         if self.high - self.low > 0.25:
-            return ("The inputs tell the classes apart so poorly that wrong labels and difficult "
-                    "examples look alike: the interval is wide.")
+            return (
+                "The inputs tell the classes apart so poorly that wrong labels and difficult "
+                "examples look alike: the interval is wide."
+            )
         return ""
 
 # %% ../nbs/11_noise.ipynb #cell06
 CLEAR = 0.5
 
+
 def clear_cases(e: Tensor) -> Tensor:
-    "(n,) bool: of each class that the evidence (n, K) suggests, the half of its examples that is furthest ahead."
+    """(n,) bool: of each class that the evidence (n, K) suggests, the half of its examples that is
+    furthest ahead."""
     first, second = e.topk(2, 1).values.T
     lead, suggested = first - second, e.argmax(1)
     keep = torch.zeros(len(e), dtype=torch.bool, device=e.device)
@@ -59,8 +69,9 @@ def clear_cases(e: Tensor) -> Tensor:
 
 # %% ../nbs/11_noise.ipynb #cellmist
 def _runner_up_hits(e: Tensor, y: Tensor) -> Tensor:
-    """For each example of evidence (n, K) whose label y (n,) is not the suggested one: whether it is the class that comes
-    second, less how often the other such examples of the same suggestion have that label."""
+    """For each example of evidence (n, K) whose label y (n,) is not the suggested one: whether it
+    is the class that comes second, less how often the other such examples of the same suggestion
+    have that label."""
     suggested, second = e.topk(2, 1).indices.T
     rows = suggested != y
     suggested, second, y = suggested[rows], second[rows], y[rows]
@@ -70,34 +81,47 @@ def _runner_up_hits(e: Tensor, y: Tensor) -> Tensor:
     expected = (counts[suggested, second] - hit) / others.clamp_min(1)
     return (hit - expected)[others > 0]
 
-_LEAST = 0.12  # runner-up hits beyond chance among plain mistakes, where the suggestion is nearly always right
+
+# runner-up hits beyond chance among plain mistakes, where the suggestion is nearly always right
+_LEAST = 0.12
+
 
 def mistaken_share(
     e: Tensor,  # (n, K) evidence
     y: Tensor,  # (n,) given labels
     clear: Tensor,  # (n,) bool, see `clear_cases`
 ) -> tuple[float, float]:
-    """Of the clear cases with another label than the suggested one, the share in which the suggestion is mistaken, in [0, 1],
-    and the most that it may well be.
+    """Of the clear cases with another label than the suggested one, the share in which the
+    suggestion is mistaken, in [0, 1], and the most that it may well be.
 
-    A mistaken suggestion is often followed by the true class; a wrong label has no reason to come second. The scale is
-    what the unclear cases show, whose suggestions are mistaken more often. Of two classes the other always comes second.
+    A mistaken suggestion is often followed by the true class; a wrong label has no reason to come
+    second. The scale is what the unclear cases show, whose suggestions are mistaken more often. Of
+    two classes the other always comes second.
     """
-    if e.shape[1] == 2: return 0.0, _most_of_two(e, y, clear)
+    if e.shape[1] == 2:
+        return 0.0, _most_of_two(e, y, clear)
     inside, outside = _runner_up_hits(e[clear], y[clear]), _runner_up_hits(e[~clear], y[~clear])
     scale = max(_LEAST, outside.mean().item() if len(outside) else 0.0)
     excess = inside.mean().item() if len(inside) else 0.0
     spread = inside.std().item() if len(inside) > 1 else 0.0
-    error = max(spread, 0.3) / math.sqrt(max(1, len(inside)))  # a few that agree do not prove that all do
+    error = max(spread, 0.3) / math.sqrt(
+        max(1, len(inside))
+    )  # a few that agree do not prove that all do
     share = excess / scale
     return min(1.0, max(0.0, share)), min(1.0, max(0.0, share + error / scale))
 
-_FALL = 0.4  # of the fall of disagreement from unclear to clear cases; mistakes among the clear ones were less, where classes are learnt
+
+# of the fall of disagreement from unclear to clear cases; mistakes among the clear ones were less,
+# where classes are learnt
+_FALL = 0.4
+
 
 def _most_of_two(e: Tensor, y: Tensor, clear: Tensor) -> float:
-    "The most of two classes: of what the disagreement falls by from the unclear to the clear cases a share; all, where suggestions are poor."
+    """The most of two classes: of what the disagreement falls by from the unclear to the clear
+    cases a share; all, where suggestions are poor."""
     differs = (e.argmax(1) != y).double()
-    if not 0 < clear.sum() < len(y) or _kappa(e.argmax(1), y, 2) < 0.3: return 1.0
+    if not 0 < clear.sum() < len(y) or _kappa(e.argmax(1), y, 2) < 0.3:
+        return 1.0
     inside, outside = differs[clear].mean().item(), differs[~clear].mean().item()
     return min(1.0, _FALL * max(0.0, outside - inside) / inside) if inside else 0.0
 
@@ -108,8 +132,9 @@ def transitions(
     k: int,  # classes
     rate: float,  # of wrong labels overall, in [0, 1]
 ) -> Tensor:
-    """(K, K) float64 transition matrix: shares of the labels given to each suggested class, so scaled that labels are wrong at
-    the given rate. Where a class is suggested seldom, two examples of the general rate are added."""
+    """(K, K) float64 transition matrix: shares of the labels given to each suggested class, so
+    scaled that labels are wrong at the given rate. Where a class is suggested seldom, two
+    examples of the general rate are added."""
     counts = torch.bincount(suggested * k + y, minlength=k * k).view(k, k).double()
     counts = counts.cpu()
     wrong = counts - torch.diag(counts.diag())
@@ -123,10 +148,12 @@ def transitions(
     off[counts.sum(1) == 0] = 0
     return off + torch.diag(1 - off.sum(1))
 
+
 def _agreement(suggested: Tensor, y: Tensor, k: int) -> tuple[float, float]:
     "Share of the labels that are suggested, and what it would be of two independent draws."
     shares = [torch.bincount(v, minlength=k).double() / len(y) for v in (suggested, y)]
     return (suggested == y).double().mean().item(), (shares[0] * shares[1]).sum().item()
+
 
 def _kappa(suggested: Tensor, y: Tensor, k: int) -> float:
     "Cohen's kappa, at most 1; 0 for agreement by chance."
@@ -140,13 +167,16 @@ def noise_of(
     level: float = 0.9,  # of the interval, in (0, 1)
 ) -> Noise:
     "The noise in labels `y`, from evidence that does not know the truth."
-    if not 0 < level < 1: raise ValueError(f"level={level} must lie in (0, 1)")
+    if not 0 < level < 1:
+        raise ValueError(f"level={level} must lie in (0, 1)")
     z, k = norm.ppf((1 + level) / 2), e.shape[1]
     suggested, clear = e.argmax(1), clear_cases(e)
     n = int(clear.sum())
     differs = suggested != y
     p = differs[clear].double().mean().item()
-    ever_right = torch.bincount(y[~differs], minlength=k) > 0  # a class so rare that no probe knows it can be right
+    ever_right = (
+        torch.bincount(y[~differs], minlength=k) > 0
+    )  # a class so rare that no probe knows it can be right
     least = (differs & ever_right[y])[clear].double().mean().item()
     mistaken, most = mistaken_share(e, y, clear)
     error = math.sqrt(max(p * (1 - p), 1 / n) / n)
@@ -159,14 +189,17 @@ def noise_of(
     matrix = transitions(suggested[clear], y[clear], k, rate)
     return Noise(rate, min(low, rate), max(high, rate), matrix, agree)
 
+
 def estimate_noise(
     subject: Run | nn.Module,  # a training run, or a trained network alone
     data: NoisyDataset,  # its training set
     model: nn.Module | None = None,  # the trained network of a run that cannot rebuild it
-    layers: Sequence[str] | None = None,  # to probe; default: the input, the only one that labels have not shaped
+    layers: Sequence[str]
+    | None = None,  # to probe; default: the input, the only one that labels have not shaped
     level: float = 0.9,  # of the interval, in (0, 1)
 ) -> Noise:
-    "Noise rate with its interval, and transition matrix, of the labels that a network was trained on. `ValueError` where they do not belong together."
+    """Noise rate with its interval, and transition matrix, of the labels that a network was trained
+    on. `ValueError` where they do not belong together."""
     run, model, data = trained_model(subject, data, model)
     by_layer = layer_evidence(model, data, ["input"] if layers is None else layers)
     found = noise_of(mean_evidence(by_layer), data.y, level)

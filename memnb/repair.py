@@ -25,28 +25,47 @@ def unbiased_hits(
     given: Tensor,  # (n,) noisy labels that the predictor has not seen
     matrix: Tensor,  # (K, K) transition matrix, row: true class
 ) -> Tensor:
-    "(n,) float64 whose mean estimates the accuracy on true labels. `ValueError` where the noise leaves too little to go by."
+    """(n,) float64 whose mean estimates the accuracy on true labels. `ValueError` where the noise
+    leaves too little to go by."""
     matrix = matrix.double()
-    if (most := int(max(prediction.max(), given.max()))) >= len(matrix): raise ValueError(f"class {most} is not in a transition matrix of {len(matrix)} classes")
-    if not (worst := torch.linalg.cond(matrix)) <= 100: raise ValueError(f"the noise leaves too little to go by: its transition matrix has condition number {worst:.3g}, above 100")
+    if (most := int(max(prediction.max(), given.max()))) >= len(matrix):
+        raise ValueError(f"class {most} is not in a transition matrix of {len(matrix)} classes")
+    if not (worst := torch.linalg.cond(matrix)) <= 100:
+        raise ValueError(
+            "the noise leaves too little to go by: its transition matrix has condition number "
+            f"{worst:.3g}, above 100"
+        )
     return torch.linalg.inv(matrix).to(given.device)[given, prediction]
+
 
 def honest(
     hits: Tensor,  # (c, n) `unbiased_hits` of c candidates
     seed: int = 0,  # of the halves
 ) -> Tensor:
-    "(n,) those of the best candidate, in each half of the examples the one that is best in the other half."
-    out, halves = torch.empty_like(hits[0]), torch.randperm(hits.shape[1], generator=torch.Generator().manual_seed(seed)).to(hits.device).chunk(2)
-    for ask, judge in (halves, halves[::-1]): out[judge] = hits[hits[:, ask].mean(1).argmax(), judge]
+    """(n,) those of the best candidate, in each half of the examples the one that is best in the
+    other half."""
+    out, halves = (
+        torch.empty_like(hits[0]),
+        torch.randperm(hits.shape[1], generator=torch.Generator().manual_seed(seed))
+        .to(hits.device)
+        .chunk(2),
+    )
+    for ask, judge in (halves, halves[::-1]):
+        out[judge] = hits[hits[:, ask].mean(1).argmax(), judge]
     return out
+
 
 def accuracy_of(hits: Tensor, level: float = 0.9) -> tuple[float, float, float]:
     """Mean of `unbiased_hits`, or of their differences, (n,) with its interval.
 
     It is an estimate: a mean of a few may lie outside of what an accuracy can be; see `possible`.
     """
-    mean, half = hits.mean().item(), norm.ppf((1 + level) / 2) * hits.std().item() / math.sqrt(len(hits))
+    mean, half = (
+        hits.mean().item(),
+        norm.ppf((1 + level) / 2) * hits.std().item() / math.sqrt(len(hits)),
+    )
     return mean, mean - half, mean + half
+
 
 def possible(
     estimate: tuple[float, float, float],  # mean and interval
@@ -56,14 +75,20 @@ def possible(
     "The estimate and its interval, cut to what can be."
     return tuple(min(max(v, least), most) for v in estimate)
 
+
 _DOUBT = 4  # standard errors
 
+
 def check_possible(hits: Tensor, what: str):
-    "`ValueError` where `unbiased_hits` (n,) average far outside of what an accuracy can be, which chance does not explain."
+    """`ValueError` where `unbiased_hits` (n,) average far outside of what an accuracy can be, which
+    chance does not explain."""
     mean, error = hits.mean().item(), hits.std().item() / math.sqrt(len(hits))
     if max(-mean, mean - 1) > _DOUBT * error + 1e-9:
-        raise ValueError(f"the held-out labels do not fit the noise: {what} would have an accuracy of {mean:.1%} on true labels; "
-                         "are they as noisy as the training labels, and their classes in the same order?")
+        raise ValueError(
+            f"the held-out labels do not fit the noise: {what} would have an accuracy of "
+            f"{mean:.1%} on true labels; "
+            "are they as noisy as the training labels, and their classes in the same order?"
+        )
 
 # %% ../nbs/11_repair.ipynb #cell08
 @dataclass(frozen=True, eq=False)

@@ -99,10 +99,14 @@ def _check(path: Path, a: dict[str, np.ndarray]) -> list[str]:
 def _check_codes(path: Path, labels: np.ndarray):
     "`ValueError` unless the labels (n,) say which output of a trained network each class is."
     kinds = np.unique(labels).tolist()
-    if labels.dtype.kind not in "iub" or kinds != list(range(len(kinds))):
-        raise ValueError(f"{path}: which outputs of the network the labels {', '.join(map(repr, kinds[:5]))}{' ...' * (len(kinds) > 5)} stand for "
-                         "cannot be known; put the classes' names into the file, names=[...] in the order of the outputs, "
-                         "or, where labels are the numbers of the outputs, give classes=")
+    if labels.dtype.kind in "iub" and kinds == list(range(len(kinds))):
+        return
+    some = ", ".join(map(repr, kinds[:5])) + " ..." * (len(kinds) > 5)
+    raise ValueError(
+        f"{path}: which outputs of the network the labels {some} stand for cannot be known; put "
+        "the classes' names into the file, names=[...] in the order of the outputs, or, where "
+        "labels are the numbers of the outputs, give classes="
+    )
 
 def _own(p: Params) -> tuple[NoisyDataset, NoisyDataset | None, list]:
     "Training and held-out data of a `.npz` file, and the names of its classes."
@@ -111,14 +115,28 @@ def _own(p: Params) -> tuple[NoisyDataset, NoisyDataset | None, list]:
     _note(p, path)
     both, m = _check(path, a), a["y_train"].size
     plain = [torch.from_numpy(a[f"x_{k}"]).float() for k in both]
-    x = plain if p.scale == "none" else scaled({"x_test": a["x_train"][:0], **a}, p.scale, 255 if a["x_train"].dtype == np.uint8 else None)
+    x = (
+        plain
+        if p.scale == "none"
+        else scaled(
+            {"x_test": a["x_train"][:0], **a},
+            p.scale,
+            255 if a["x_train"].dtype == np.uint8 else None,
+        )
+    )
     flat = lambda *names: np.concatenate([a[k].reshape(-1) for k in names if k in a])
     clean = flat("clean_train", "y_test") if "clean_train" in a else None
     labels, names = flat("y_train", "y_test"), a["names"].reshape(-1) if "names" in a else None
     if p.weights and names is None and not p.classes:
         _check_codes(path, labels)
-    whole, names = from_arrays(torch.cat(x[:len(both)]), labels, clean, p.classes, names)
-    if p.rho: whole = corrupt(replace(whole, clean=whole.y if whole.clean is None else whole.clean), p.rho, p.noise, p.seed)
+    whole, names = from_arrays(torch.cat(x[: len(both)]), labels, clean, p.classes, names)
+    if p.rho:
+        whole = corrupt(
+            replace(whole, clean=whole.y if whole.clean is None else whole.clean),
+            p.rho,
+            p.noise,
+            p.seed,
+        )
     rows = torch.arange(len(whole))
     return whole.subset(rows[:m]), whole.subset(rows[m:]) if m < len(whole) else None, names
 

@@ -86,11 +86,18 @@ def layer_scores(
 
 # %% ../nbs/09_scores.ipynb #cell09
 def evidence(scores: dict[tuple[str, str], Tensor], probe: str = "velpic") -> Tensor:
-    "(n, K) float64: a probe's `layer_scores`, each layer's brought to mean 0 and standard deviation 1, and averaged; minus infinity for a class without examples."
+    """(n, K) float64: a probe's `layer_scores`, each layer's brought to mean 0 and standard
+    deviation 1, and averaged; minus infinity for a class without examples."""
+
     def standard(s: Tensor) -> Tensor:
-        there = s[~s.isinf()]  # one mean and deviation a layer: a rare class's scores vary little, and are not to be blown up
+        # of the layer, not of each class: a rare class's scores hardly vary, and would be blown up
+        there = s[~s.isinf()]
         return (s - there.mean()) / there.std().clamp_min(1e-12)
-    return torch.stack([standard(s.double()) for (_, name), s in scores.items() if name == probe]).mean(0)
+
+    return torch.stack(
+        [standard(s.double()) for (_, name), s in scores.items() if name == probe]
+    ).mean(0)
+
 
 def ahead(e: Tensor, y: Tensor) -> Tensor:
     "(n,) by how much the best other class of evidence (n, K) is ahead of the label y (n,)."
@@ -100,11 +107,19 @@ def ahead(e: Tensor, y: Tensor) -> Tensor:
 # %% ../nbs/09_scores.ipynb #cellloolayers
 _READ_NUMBERS = (nn.Embedding, nn.EmbeddingBag)  # of words, among which nothing is near
 
+
 def _weight_layers(model: nn.Module) -> dict[str, nn.Module]:
     "Modules that own weights and read activations, by name."
+
     def weighs(module: nn.Module) -> bool:
         return any(p.ndim > 1 for p in module.parameters(recurse=False))
-    return {name: m for name, m in model.named_modules() if name and weighs(m) and not isinstance(m, _READ_NUMBERS)}
+
+    return {
+        name: m
+        for name, m in model.named_modules()
+        if name and weighs(m) and not isinstance(m, _READ_NUMBERS)
+    }
+
 
 def representation(
     model: nn.Module,
@@ -113,18 +128,30 @@ def representation(
 ) -> list[str]:
     """`input`, and what each layer with weights reads, `name.input`, in the order of the calls.
 
-    It follows what the network computes, so that modules that only wrap it change nothing; the logits are
-    never part of it. What several layers read is named once, and a layer that is called twice is left out.
+    It follows what the network computes, so that modules that only wrap it change nothing; the
+    logits are never part of it. What several layers read is named once, and a layer that is called
+    twice is left out.
     """
     read, calls = {}, Counter()
+
     def look(name: str):
         def before(module, args, kwargs):
             calls[name] += 1
             value = first_tensor([args, kwargs])
-            if value is not None and value.is_floating_point() and value.ndim > 1 and len(value) == len(x[:2]):
+            if (
+                value is not None
+                and value.is_floating_point()
+                and value.ndim > 1
+                and len(value) == len(x[:2])
+            ):
                 read[name] = value.detach().flatten(1).clone()
+
         return before
-    handles = [m.register_forward_pre_hook(look(name), with_kwargs=True) for name, m in _weight_layers(model).items()]
+
+    handles = [
+        m.register_forward_pre_hook(look(name), with_kwargs=True)
+        for name, m in _weight_layers(model).items()
+    ]
     try:
         with evaluating(model), eager(model), examples(None):
             model(x[:2])
@@ -142,28 +169,40 @@ def representation(
 # %% ../nbs/09_scores.ipynb #cellloo
 _ROWS = 4096  # examples at a time
 
+
 def _along(x: Tensor) -> Callable[[Tensor], Tensor]:
-    "Rows -> (b, d + 1) float64: activations x (n, d) about their mean, each brought to length 1, and a one."
+    """Rows -> (b, d + 1) float64: activations x (n, d) about their mean, each brought to length 1,
+    and a one."""
     mean = x.double().mean(0)
+
     def design(rows: Tensor) -> Tensor:
         z = F.normalize(x[rows].double() - mean, dim=1)
         return torch.cat([z, z.new_ones(len(z), 1)], 1)
+
     return design
 
+
 def _bent(x: Tensor, features: int = 1024, seed: int = 0) -> Callable[[Tensor], Tensor]:
-    """Rows -> (b, features) float64: random Fourier features of x (n, d), whose inner products are about a Gaussian
-    kernel's (Rahimi & Recht 2007). Its width is the root mean square distance of two examples."""
+    """Rows -> (b, features) float64: random Fourier features of x (n, d), whose inner products are
+    about a Gaussian kernel's (Rahimi & Recht 2007). Its width is the root mean square distance
+    of two examples."""
     mean = x.double().mean(0)
-    width = math.sqrt(2 * sum((x[rows].double() - mean).square().sum().item() for rows in _parts_of(len(x))) / len(x))
-    directions = torch.randn(x.shape[1], features // 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    spread = sum((x[rows].double() - mean).square().sum().item() for rows in _parts_of(len(x)))
+    width = math.sqrt(2 * spread / len(x))
+    g = torch.Generator().manual_seed(seed)
+    directions = torch.randn(x.shape[1], features // 2, generator=g, dtype=torch.float64)
     directions = directions.to(x.device) / (width or 1.0)
+
     def design(rows: Tensor) -> Tensor:
         angle = (x[rows].double() - mean) @ directions
         return torch.cat([angle.cos(), angle.sin()], 1) / math.sqrt(features // 2)
+
     return design
+
 
 def _parts_of(n: int) -> list[slice]:
     return [slice(i, i + _ROWS) for i in range(0, n, _ROWS)]
+
 
 @torch.no_grad()
 def left_out(
@@ -173,10 +212,12 @@ def left_out(
     bent: bool = False,  # a curved probe, by a Gaussian kernel, for what no plane tells apart
     ridge: float = 1.0,  # above 0, in units of the mean eigenvalue
 ) -> Tensor:
-    """(n, K) float64: what a ridge regression on all other examples says of each, about 1 for its class and 0 for others.
+    """(n, K) float64: what a ridge regression on all other examples says of each, about 1 for its
+    class and 0 for others.
 
-    With the hat matrix H and its diagonal h, the regression without example i predicts (HY - h Y)_i / (1 - h)_i at it,
-    so that nothing is fitted anew (Allen 1974). Minus infinity for a class without examples.
+    With the hat matrix H and its diagonal h, the regression without example i predicts (HY - h Y)_i
+    / (1 - h)_i at it, so that nothing is fitted anew (Allen 1974). Minus infinity for a class
+    without examples.
     """
     targets = F.one_hot(y, n_classes).double()
     design, n = (_bent if bent else _along)(x), len(x)
@@ -184,13 +225,16 @@ def left_out(
     said = (_by_examples if width > n else _by_columns)(design, targets, width, ridge)
     return said.masked_fill(targets.sum(0) == 0, -torch.inf)
 
+
 def _by_examples(design: Callable, targets: Tensor, width: int, ridge: float) -> Tensor:
-    "Of fewer examples than columns: with A = ZZ' + aI the prediction left out is Y - A^-1 Y / diag(A^-1)."
+    """Of fewer examples than columns: with A = ZZ' + aI the prediction left out is Y - A^-1 Y /
+    diag(A^-1)."""
     z = design(slice(None))
     gram = z @ z.T
     gram.diagonal().add_(ridge * gram.trace() / len(z))
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
     return targets - inverse @ targets / inverse.diagonal()[:, None]
+
 
 def _by_columns(design: Callable, targets: Tensor, width: int, ridge: float) -> Tensor:
     "Of fewer columns than examples: one system of equations of the size of the columns."
@@ -212,13 +256,16 @@ def _by_columns(design: Callable, targets: Tensor, width: int, ridge: float) -> 
 # %% ../nbs/09_scores.ipynb #celllooall
 _SMALL, _SIDE = 1024, 2
 
+
 def _averaged(value: Tensor) -> Tensor:
-    "(n, d); maps (n, C, H, W) and tokens (n, T, C) of more than 1,024 numbers are averaged down to 2 x 2, or 4."
+    """(n, d); maps (n, C, H, W) and tokens (n, T, C) of more than 1,024 numbers are averaged down
+    to 2 x 2, or 4."""
     if value[0].numel() <= _SMALL or value.ndim not in (3, 4):
         return value.flatten(1)
     if value.ndim == 3:
         return F.adaptive_avg_pool1d(value.mT, min(_SIDE**2, value.shape[1])).flatten(1)
     return F.adaptive_avg_pool2d(value, [min(_SIDE, size) for size in value.shape[2:]]).flatten(1)
+
 
 def layer_evidence(
     model: nn.Module,
@@ -226,20 +273,29 @@ def layer_evidence(
     layers: Sequence[str] | None = None,  # default: `representation`
     batch: int = 256,
 ) -> dict[str, Tensor]:
-    """Layer -> what probes that were fitted without an example say of it (`left_out`), (n, K) float64.
+    """Layer -> what probes that were fitted without an example say of it (`left_out`), (n, K)
+    float64.
 
-    The input's probe is curved: nothing in it knows a label, and a network is there because planes do not do. Those of
-    the other layers are linear; maps of more than 1,024 numbers are averaged down to 2 x 2.
+    The input's probe is curved: nothing in it knows a label, and a network is there because planes
+    do not do. Those of the other layers are linear; maps of more than 1,024 numbers are averaged
+    down to 2 x 2.
     """
-    if layers is not None and not layers: raise ValueError("layers=[] names no layer to probe")
+    if layers is not None and not layers:
+        raise ValueError("layers=[] names no layer to probe")
     data, out = check_outputs(model, data), {}
     for layer in representation(model, data.x) if layers is None else layers:
         if layer == "input":
             out[layer] = left_out(data.x.flatten(1), data.y, data.n_classes, bent=True)
             continue
-        e = torch.cat([_averaged(got[layer]) for _, got in activations(model, data.x, [layer], batch, data.index)])
+        e = torch.cat(
+            [
+                _averaged(got[layer])
+                for _, got in activations(model, data.x, [layer], batch, data.index)
+            ]
+        )
         out[layer] = left_out(e, data.y, data.n_classes)
     return out
+
 
 def mean_evidence(by_layer: dict[str, Tensor]) -> Tensor:
     "(n, K) float64: the mean of `layer_evidence` over the layers."
