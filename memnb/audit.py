@@ -249,7 +249,7 @@ def audit(
     if "loss" in frame.columns:
         loss = torch.tensor(frame["loss"].to_list(), dtype=torch.float64)
         suspicion = suspicion + history_weight(e, data.y) * _standard(loss)
-    rounded = suspicion.numpy().round(10)  # what differs by rounding alone is a tie
+    rounded = suspicion.numpy().round(8)  # what differs by rounding alone is a tie
     return frame.with_columns(
         pl.Series("suggested", e.argmax(1).tolist()),
         *(pl.Series(probe, evidence(told, probe).argmax(1).tolist()) for probe in _PROBES),

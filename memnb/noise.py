@@ -194,8 +194,8 @@ def estimate_noise(
     subject: Run | nn.Module,  # a training run, or a trained network alone
     data: NoisyDataset,  # its training set
     model: nn.Module | None = None,  # the trained network of a run that cannot rebuild it
-    layers: Sequence[str]
-    | None = None,  # to probe; default: the input, the only one that labels have not shaped
+    # to probe; default: the input, the only one that labels have not shaped
+    layers: Sequence[str] | None = None,
     level: float = 0.9,  # of the interval, in (0, 1)
 ) -> Noise:
     """Noise rate with its interval, and transition matrix, of the labels that a network was trained
