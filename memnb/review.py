@@ -16,9 +16,10 @@ from .arrays import check_memory, choose, read_arrays
 from .audit import check_model, from_arrays
 from .datasets import MOST_CLASSES, NOISE, SCALES, NoisyDataset, corrupt, load, scaled
 from .experiments import DATASET, FILE, SEED, Params, Rule, between, one_of, settle
+from .layers import examples, predict, predicted
 from .models import build
 from .noise import Noise
-from .repair import Repair, check_held, unbiased_hits
+from .repair import Repair, check_held, check_possible, unbiased_hits
 from .runs import Run, run_key
 from .seeds import seeded
 from .stores import add
@@ -79,7 +80,7 @@ def _torchvision() -> list[str]:
 # %% ../nbs/32_review.ipynb #cell07
 def _read(path: Path) -> dict[str, np.ndarray]:
     "The arrays of a `.npz` file that the audit knows, in this machine's byte order."
-    return read_arrays(path, (), ("x_train", "y_train", "x_test", "y_test", "clean_train"))
+    return read_arrays(path, (), ("x_train", "y_train", "x_test", "y_test", "clean_train", "names"))
 
 def _check(path: Path, a: dict[str, np.ndarray]) -> list[str]:
     "The splits that are there; `ValueError` for arrays that do not fit each other."
@@ -95,6 +96,18 @@ def _check(path: Path, a: dict[str, np.ndarray]) -> list[str]:
     return both
 
 # %% ../nbs/32_review.ipynb #cell08
+def _check_codes(path: Path, labels: np.ndarray):
+    "`ValueError` unless the labels (n,) say which output of a trained network each class is."
+    kinds = np.unique(labels).tolist()
+    if labels.dtype.kind in "iub" and kinds == list(range(len(kinds))):
+        return
+    some = ", ".join(map(repr, kinds[:5])) + " ..." * (len(kinds) > 5)
+    raise ValueError(
+        f"{path}: which outputs of the network the labels {some} stand for cannot be known; put "
+        "the classes' names into the file, names=[...] in the order of the outputs, or, where "
+        "labels are the numbers of the outputs, give classes="
+    )
+
 def _own(p: Params) -> tuple[NoisyDataset, NoisyDataset | None, list]:
     "Training and held-out data of a `.npz` file, and the names of its classes."
     path = Path(p.data).expanduser()
@@ -102,11 +115,28 @@ def _own(p: Params) -> tuple[NoisyDataset, NoisyDataset | None, list]:
     _note(p, path)
     both, m = _check(path, a), a["y_train"].size
     plain = [torch.from_numpy(a[f"x_{k}"]).float() for k in both]
-    x = plain if p.scale == "none" else scaled({"x_test": a["x_train"][:0], **a}, p.scale, 255 if a["x_train"].dtype == np.uint8 else None)
+    x = (
+        plain
+        if p.scale == "none"
+        else scaled(
+            {"x_test": a["x_train"][:0], **a},
+            p.scale,
+            255 if a["x_train"].dtype == np.uint8 else None,
+        )
+    )
     flat = lambda *names: np.concatenate([a[k].reshape(-1) for k in names if k in a])
     clean = flat("clean_train", "y_test") if "clean_train" in a else None
-    whole, names = from_arrays(torch.cat(x[:len(both)]), flat("y_train", "y_test"), clean, p.classes)
-    if p.rho: whole = corrupt(replace(whole, clean=whole.y if whole.clean is None else whole.clean), p.rho, p.noise, p.seed)
+    labels, names = flat("y_train", "y_test"), a["names"].reshape(-1) if "names" in a else None
+    if p.weights and names is None and not p.classes:
+        _check_codes(path, labels)
+    whole, names = from_arrays(torch.cat(x[: len(both)]), labels, clean, p.classes, names)
+    if p.rho:
+        whole = corrupt(
+            replace(whole, clean=whole.y if whole.clean is None else whole.clean),
+            p.rho,
+            p.noise,
+            p.seed,
+        )
     rows = torch.arange(len(whole))
     return whole.subset(rows[:m]), whole.subset(rows[m:]) if m < len(whole) else None, names
 
@@ -174,7 +204,9 @@ def unjudged(model: nn.Module, data: NoisyDataset, held: NoisyDataset | None, no
     if held is None: return "no examples are held out (x_test, y_test), so no gain can be estimated"
     try:
         held, _ = check_held(data, held, noise), find_head(model, data)
-        unbiased_hits(held.y, held.y, noise.matrix)
+        with examples(None):
+            said = predicted(predict(model, held.x))
+        check_possible(unbiased_hits(said, held.y, noise.matrix), "the network")
     except ValueError as e: return f"no gain can be estimated: {e}"
     return ""
 

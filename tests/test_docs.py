@@ -181,11 +181,17 @@ def test_reproduction(tmp_path):
 
 def test_comparison(tmp_path):
     assert "Nothing measured yet" in pages.comparison(tmp_path / "audit.csv")
-    rows = [["digits", "wrong", "0.1000", seed, method, cost, auc, 0.5] for seed, method, cost, auc in ((1, "margin alone", 1, 0.7), (1, "audit", 4, 0.9), (2, "audit", 4, 0.8), (1, "cleanlab, at the end", 4, 0.75))]
-    with open(tmp_path / "audit.csv", "w", newline="") as f: csv.writer(f).writerows(["data noise rho seed method cost auc precision".split(), *rows])
+    head = "data ratio noise rho seed method cost auc precision class_precision worst_class suggested".split()
+    methods = ((1, "margin alone", 1, 0.7, ""), (1, "audit", 1, 0.9, 0.6), (2, "audit", 1, 0.8, 0.7), (1, "cleanlab, at the end", 4, 0.75, 0.5))
+    rows = [["digits", 20, "wrong", "0.1000", seed, method, cost, auc, 0.5, 0.4, 0.1, right] for seed, method, cost, auc, right in methods]
+    with open(tmp_path / "audit.csv", "w", newline="") as f:
+        csv.writer(f).writerows([head, *rows])
     text = pages.comparison(tmp_path / "audit.csv")
-    assert "| data | noise | rate | audit (4) | cleanlab, at the end (4) | margin alone (1) |" in text
-    assert "| digits | wrong | 0.1 | 0.850 | 0.750 | 0.700 |" in text and "| digits | wrong | 0.1 | 0.500 | 0.500 | 0.500 |" in text
+    assert "| data | largest to smallest class | noise | rate | audit (1) | cleanlab, at the end (4) | margin alone (1) |" in text
+    assert "| digits | 20 to 1 | wrong | 0.1 | 0.850 | 0.750 | 0.700 |" in text
+    assert "| digits | 20 to 1 | wrong | 0.1 | 0.500 | 0.500 | 0.500 |" in text
+    assert "| digits | 20 to 1 | wrong | 0.1 | 0.400 | 0.400 | 0.400 |" in text
+    assert "| digits | 20 to 1 | wrong | 0.1 | 0.650 | 0.500 |" in text  # a single score suggests nothing
 
 
 def test_signature():
