@@ -17,7 +17,7 @@ from .datasets import NoisyDataset
 from .layers import edit, examples, linear_layers, predict, predicted
 from .noise import Noise, estimate_noise
 from .probing import default_layers
-from .repair import accuracy_of, check_held, honest, unbiased_hits
+from .repair import accuracy_of, check_held, honest, possible, unbiased_hits
 from .runs import Run
 from .tied import TiedDropout
 from .trainer import fit
@@ -117,7 +117,7 @@ _TRAINED = ("tied dropout, memory dropped", "generalized cross-entropy", "early-
 
 def _row(remedy: str, nets: list[Callable], held: NoisyDataset, noise: Noise, test: NoisyDataset | None, epochs: float) -> dict:
     with examples(None): hits = torch.stack([unbiased_hits(predicted(say(held.x)), held.y, noise.matrix) for say in nets])
-    accuracy, low, high = accuracy_of(honest(hits))
+    accuracy, low, high = possible(accuracy_of(honest(hits)))
     row = dict(remedy=remedy, accuracy=accuracy, low=low, high=high)
     if test is not None:
         with examples(None): row["test"] = (predicted(nets[hits.mean(1).argmax()](test.x.to(held.x.device))).cpu() == test.y.cpu()).double().mean().item()
