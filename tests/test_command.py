@@ -58,7 +58,7 @@ def test_run_that_fails(tiny, tmp_path, count):
 
 def test_run_in_the_shell(tiny, tmp_path):
     "With its own process, and a notebook that raises."
-    done = subprocess.run([Path(sys.executable).with_name("memnb"), "run", tiny, "-p", "seed", "13"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([Path(sys.executable).with_name("memnb"), "run", tiny, "-p", "seed", "13"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1 and done.stdout == "" and "Error: tiny seed=13: ValueError: seed 13 is unlucky" in done.stderr and "Traceback" not in done.stderr
     assert [f.name for f in (tmp_path / "sweeps" / "tiny").iterdir()] == [make_task(tiny, dict(seed=13)).key + ".failed"]
 

@@ -917,7 +917,7 @@ def test_a_users_own_network_on_a_users_own_pictures(tmp_path):
     assert record["parameters"]["weights"] == "my.pt" and record["parameters"]["rho"] is None
     assert record["noise"]["low"] <= 0.15 <= record["noise"]["high"] and record["remedies"] and not list((tmp_path / "results/runs").iterdir())
     assert {f.name for f in folder.iterdir()} - {"repaired.pt"} == {f"{n}.{e}" for n in ("audit", "audit_remedies") for e in ("png", "svg")} \
-        | {"frame.parquet", "params.json", "suspects.csv"}
+        | {"frame.parquet", "params.json", "manifest.json", "suspects.csv"}
     assert sum("image/png" in o.get("data", {}) for o in outputs(tmp_path)) == 2 and any("The true labels are not known." in o.get("text", "") for o in outputs(tmp_path))
 
 
