@@ -140,7 +140,7 @@ def test_refused_modulus(operation, p):
     (dict(rho=-0.1), "rho=-0.1 must lie in"), (dict(rho=1.1), "rho=1.1 must lie in"), (dict(rho=math.nan), "rho=nan must lie in"),
     (dict(noise="salt"), "noise='salt' is unknown"), (dict(noise="matrix"), "matrix"),
     (dict(share=0), "share=0 of 25 pairs leaves nothing to train on"), (dict(share=0.01), "nothing to train on"),
-    (dict(share=1), "share=1 of 25 pairs leaves nothing to test on"), (dict(share=0.99), "nothing to test on"), (dict(share=1.5), "nothing to test on"),
+    (dict(share=1), "share=1 of 25 pairs leaves nothing to test on"), (dict(share=0.99), "nothing to test on"), (dict(share=1.5), "share=1.5 must lie in"),
 ])
 def test_refused_tables(how, says):
     with pytest.raises(ValueError, match=says): table(**dict(p=5) | how)
