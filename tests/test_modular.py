@@ -146,7 +146,7 @@ def test_refused_tables(how, says):
     with pytest.raises(ValueError, match=says): table(**dict(p=5) | how)
 
 def test_a_negative_share():
-    with pytest.raises(ValueError, match="nothing to train on"): table(5, share=-0.5)
+    with pytest.raises(ValueError, match="share=-0.5 must lie in"): table(5, share=-0.5)
 
 @pytest.mark.parametrize("p", [3, 6, 10, 97])
 def test_a_network_of_another_modulus(p):
