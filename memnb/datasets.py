@@ -24,7 +24,7 @@ MOST_CLASSES = 2**15 - 1  # a Run keeps predictions as int16
 def _tensor(what: str, v) -> Tensor:
     "`v` as a tensor; `ValueError` for what is none."
     try:
-        if hasattr(v, "__len__"):
+        if isinstance(v, (list, tuple, range)):
             check_memory(f"{what} takes", 8 * len(v))  # a range is short, whatever it spans
         return torch.as_tensor(v)
     except (TypeError, ValueError, RuntimeError, OverflowError) as e:
