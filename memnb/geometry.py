@@ -20,6 +20,7 @@ from torch.nn import functional as F
 # %% ../nbs/08_geometry.ipynb #cell06
 _WIDE = (torch.int32, torch.int64, torch.float64)
 
+
 def flat(x: Tensor) -> Tensor:
     """(n, d) float32 of activations (n, ...); float64 where they are float64 or integers that need it.
 
@@ -30,8 +31,11 @@ def flat(x: Tensor) -> Tensor:
     if x.is_complex():
         raise TypeError(f"activations have dtype {x.dtype}; they must be real numbers")
     if x.ndim < 2 or x[:1].numel() == 0 < len(x):
-        raise ValueError(f"activations have shape {tuple(x.shape)}; they must be (n, d) or (n, ...)")
+        raise ValueError(
+            f"activations have shape {tuple(x.shape)}; they must be (n, d) or (n, ...)"
+        )
     return x.flatten(1).to(torch.float64 if x.dtype in _WIDE else torch.float32)
+
 
 def unit(v: Tensor) -> Tensor:
     "Rows, or one vector, of length 1; zero where they are zero. `TypeError` for anything but floating-point numbers."
@@ -42,16 +46,23 @@ def unit(v: Tensor) -> Tensor:
 # %% ../nbs/08_geometry.ipynb #cell08
 _controller, _lock = cache(ThreadpoolController), Lock()
 
+
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b.
 
     Where threads are few, numpy computes it: it needs one, and half of a symmetric product is enough for it.
     """
-    if a.device.type != "cpu" or torch.get_num_threads() > 2: return a @ b
-    with _lock, _controller().limit(limits=1, user_api="blas"):  # two libraries' threads would wait for each other
+    if a.device.type != "cpu" or torch.get_num_threads() > 2:
+        return a @ b
+    with (
+        _lock,
+        _controller().limit(limits=1, user_api="blas"),
+    ):  # two libraries' threads would wait for each other
         return torch.from_numpy(a.numpy() @ b.numpy())
 
+
 BLOCK = 512  # rows of a class that are multiplied at once
+
 
 def _second_moment(rows: Tensor) -> Tensor:
     "(d, d) float64 sum of x x^T over rows x (n, d) of any precision."
@@ -67,6 +78,7 @@ def _energy(rows: Tensor) -> Tensor:
     "Sum of the squares of rows (n, d), added up in float64."
     return torch.linalg.vector_norm(rows, dim=1).double().square().sum()
 
+
 def _used(x: Tensor, few: int = 256) -> Tensor:
     "(d,) bool: columns of x (n, d) that are not zero throughout; most show it in the first rows."
     used = (x[:few] != 0).any(0)
@@ -74,13 +86,15 @@ def _used(x: Tensor, few: int = 256) -> Tensor:
     used[open_] = (x[few:].index_select(1, open_) != 0).any(0)
     return used
 
+
 class ClassShapes:
     "Activations of each class, as far as probes need them."
 
     def __init__(
         self,
         n_classes: int,  # K
-        n: int | None = None,  # examples to come; with more than K * d of them, second moments are kept
+        n: int
+        | None = None,  # examples to come; with more than K * d of them, second moments are kept
         rows: bool = False,  # keep the activations as well, for a probe that is fitted by training
     ):
         self.k, self.keeps_rows = whole("n_classes", n_classes, 1), rows
@@ -93,32 +107,44 @@ class ClassShapes:
         `ValueError` for NaN, infinity, another width than before, or labels that do not fit.
         """
         x = flat(x).detach()
-        if x.device.type == "mps": x, y = x.cpu(), y.cpu()  # which knows no float64
+        if x.device.type == "mps":
+            x, y = x.cpu(), y.cpu()  # which knows no float64
         self._check(x, y)
-        if not len(x): return self
-        if self.d is None: self._begin(x)
-        if self.moments is not None: self._gather(x, y)
-        if self.moments is None or self.keeps_rows: self.parts.append((x, y))
+        if not len(x):
+            return self
+        if self.d is None:
+            self._begin(x)
+        if self.moments is not None:
+            self._gather(x, y)
+        if self.moments is None or self.keeps_rows:
+            self.parts.append((x, y))
         return self
 
     def _check(self, x: Tensor, y: Tensor):
-        if self.live is not None: raise ValueError("these shapes are finished; nothing can be added")
+        if self.live is not None:
+            raise ValueError("these shapes are finished; nothing can be added")
         if self.d not in (None, x.shape[1]):
             raise ValueError(f"activations have {x.shape[1]} columns, those before {self.d}")
         if not isinstance(y, Tensor) or y.dtype.is_floating_point or y.shape != (len(x),):
             given = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-            raise ValueError(f"classes are {given}; {len(x)} activations need a tensor of integers ({len(x)},)")
-        if not len(x): return
+            raise ValueError(
+                f"classes are {given}; {len(x)} activations need a tensor of integers ({len(x)},)"
+            )
+        if not len(x):
+            return
         least, most = x.aminmax()
         if not (least.isfinite() and most.isfinite()):
             raise ValueError("the activations hold NaN or infinity; they must be finite")
         low, high = y.aminmax()
         if low < 0 or high >= self.k:
-            raise ValueError(f"classes span {low} to {high}; with {self.k} they lie in [0, {self.k - 1}]")
+            raise ValueError(
+                f"classes span {low} to {high}; with {self.k} they lie in [0, {self.k - 1}]"
+            )
 
     def _begin(self, x: Tensor):
         self.d, self.dtype = x.shape[1], x.dtype
-        if self.n is None or self.n <= self.k * self.d: return
+        if self.n is None or self.n <= self.k * self.d:
+            return
         self.moments = x.new_zeros(self.k, self.d, self.d, dtype=torch.float64)
         self.total = x.new_zeros(self.k, self.d, dtype=torch.float64)
         self.count = x.new_zeros(self.k, dtype=torch.int64)
@@ -129,12 +155,15 @@ class ClassShapes:
         sizes = torch.bincount(y, minlength=self.k)
         self.count += sizes
         for c, rows in enumerate(x.index_select(0, y.argsort(stable=True)).split(sizes.tolist())):
-            if len(rows): self.waiting[c].append(rows)
-            if sum(map(len, self.waiting[c])) >= BLOCK: self._multiply(c, whole=True)
+            if len(rows):
+                self.waiting[c].append(rows)
+            if sum(map(len, self.waiting[c])) >= BLOCK:
+                self._multiply(c, whole=True)
 
     def _multiply(self, c: int, whole: bool):
         "Add the waiting rows of class c to its second moment; `whole`: only as many as make whole blocks."
-        if not self.waiting[c]: return
+        if not self.waiting[c]:
+            return
         rows = torch.cat(self.waiting[c])
         ready = len(rows) - len(rows) % BLOCK if whole else len(rows)
         self.moments[c] += _second_moment(rows[:ready])
@@ -147,12 +176,16 @@ class ClassShapes:
         Columns that are zero throughout are left out of the work if they are many. `ValueError` where nothing was
         added, or where the squares leave the range of float64.
         """
-        if self.d is None: raise ValueError("no activations were added")
-        if self.live is not None: return self
+        if self.d is None:
+            raise ValueError("no activations were added")
+        if self.live is not None:
+            return self
         self.x, self.y = map(torch.cat, zip(*self.parts)) if self.parts else (None, None)
         self.parts = []
-        if self.moments is None: self._sort()
-        else: self._sum()
+        if self.moments is None:
+            self._sort()
+        else:
+            self._sum()
         return self
 
     def _find_live(self, used: Tensor):
@@ -182,7 +215,8 @@ class ClassShapes:
         self.energy = torch.stack([_energy(r) for r in self.rows])
         safe = (self.energy > range_of.tiny**0.5) & (self.energy < range_of.max**0.5)
         for c in (~safe & (self.count > 0)).nonzero()[:, 0].tolist():
-            if not self.rows[c].any(): continue
+            if not self.rows[c].any():
+                continue
             largest = self.rows[c].abs().amax()
             power = 2.0 ** (int(torch.frexp(largest)[1]) - 1)
             self.rows[c] = (self.rows[c].double() / power).to(self.dtype)
@@ -190,18 +224,26 @@ class ClassShapes:
 
     def _sum(self):
         "What is left to add to the moments, and the energy of each class (K,), its sum of squares."
-        for c in range(self.k): self._multiply(c, whole=False)
+        for c in range(self.k):
+            self._multiply(c, whole=False)
         squares = self.moments.diagonal(dim1=1, dim2=2)
         self.energy, self.rows = squares.sum(1), None
-        if not self.energy.isfinite().all() or ((self.energy < 1e-280) & (self.total != 0).any(1)).any():
-            raise ValueError("the activations are so large, or so small, that their squares leave the range of float64; scale them")
+        if (
+            not self.energy.isfinite().all()
+            or ((self.energy < 1e-280) & (self.total != 0).any(1)).any()
+        ):
+            raise ValueError(
+                "the activations are so large, or so small, that their squares leave the range of float64; scale them"
+            )
         self._find_live(squares.sum(0) > 0)
 
     @cached_property
     def mean(self) -> Tensor:
         "(K, live columns) float64 means; zero for a class without examples."
-        if self.rows is None: total = self.total[:, self.live]
-        else: total = torch.stack([r.sum(0).double() for r in self.rows])
+        if self.rows is None:
+            total = self.total[:, self.live]
+        else:
+            total = torch.stack([r.sum(0).double() for r in self.rows])
         return total / self.count.clamp_min(1)[:, None]
 
     def is_flat(self, c: int) -> bool:
@@ -215,15 +257,18 @@ class ClassShapes:
 
     def second_moment(self, c: int) -> Tensor:
         "(live columns, live columns) float64 A^T A of class c."
-        if self.moments is None: return _second_moment(self.rows[c])
+        if self.moments is None:
+            return _second_moment(self.rows[c])
         s = self.moments[c]
         return s if self.whole else s[self.live][:, self.live]
 
     def wide(self, v: Tensor) -> Tensor:
         "Vectors (k, live columns) in all d columns."
-        if self.whole: return v
+        if self.whole:
+            return v
         columns = self.live.nonzero()[:, 0].expand(len(v), -1)
         return v.new_zeros(len(v), self.d).scatter_(1, columns, v)
+
 
 def check_class(shapes: ClassShapes, c: int):
     "`TypeError` unless the shapes are finished ones, `ValueError` unless c is one of their classes."
@@ -236,16 +281,22 @@ SMALL, LARGE = 192, 1024  # up to SMALL, float64 decomposes all; above LARGE, La
 WINDOW = 16  # directions on each side of the last one kept that float64 tells apart
 _SLACK = 1e-12  # a sum of shares that equals the share but for rounding does not exceed it
 
+
 def _fewest(values: Tensor, share: float) -> int:
     "How many of the values (k,) float64, the largest first, it takes to exceed `share`."
     return int((values.cumsum(0) <= share + _SLACK).sum()) + 1
 
+
 def _whole(s: Tensor) -> tuple[Tensor, Tensor]:
     "Eigenvalues (k,), the largest first, and eigenvectors, the rows of (k, k), of a symmetric matrix."
-    try: values, vectors = torch.linalg.eigh(s)
-    except torch.linalg.LinAlgError:  # one library's gives up on some repeated values, another's does not
+    try:
+        values, vectors = torch.linalg.eigh(s)
+    except (
+        torch.linalg.LinAlgError
+    ):  # one library's gives up on some repeated values, another's does not
         values, vectors = (torch.from_numpy(v).to(s) for v in np.linalg.eigh(s.cpu().numpy()))
     return values.flip(0).clamp_min(0), vectors.T.flip(0)
+
 
 def _lanczos(s: Tensor, r: int, tol: float) -> tuple[Tensor, Tensor]:
     "The r largest eigenvalues, and their eigenvectors (r, k)."
@@ -253,15 +304,18 @@ def _lanczos(s: Tensor, r: int, tol: float) -> tuple[Tensor, Tensor]:
     values, vectors = eigsh(s.numpy(), r, v0=start, tol=tol)
     return torch.from_numpy(values[::-1].copy()), torch.from_numpy(vectors.T[::-1].copy())
 
+
 def _few(s: Tensor, share: float, tol: float) -> tuple[Tensor, Tensor] | None:
     "The fewest eigenpairs whose sum exceeds `share` of the trace 1; None if they are many."
     r = 32
     while 4 * r < len(s):
         values, vectors = _lanczos(s, r, tol)
         m = _fewest(values, share)
-        if m < r: return values[:m], vectors[:m]
+        if m < r:
+            return values[:m], vectors[:m]
         least = r + (share - values.sum()) / values[-1]  # as those to come are no longer
-        while r <= least: r *= 2
+        while r <= least:
+            r *= 2
     return None
 
 # %% ../nbs/08_geometry.ipynb #cell12
@@ -273,7 +327,8 @@ def _dominant(s: Tensor, most: int = 8, rounds: int = 2) -> tuple[Tensor, Tensor
     start = torch.Generator().manual_seed(0)
     q = torch.randn(len(s), most, generator=start, dtype=s.dtype).to(s.device)
     for _ in range(rounds):
-        for _ in range(5): q = s @ q
+        for _ in range(5):
+            q = s @ q
         q = torch.linalg.qr(q)[0]
     image = s @ q
     values, turn = torch.linalg.eigh(q.T @ image)
@@ -282,10 +337,12 @@ def _dominant(s: Tensor, most: int = 8, rounds: int = 2) -> tuple[Tensor, Tensor
     found = (error <= 1e-8 * values) & (values > 1e-6)
     return values[found], q[:, found]
 
+
 def _rotated(s: Tensor, vectors: Tensor) -> Tensor:
     "Orthonormal vectors (w, k) that span the same, turned to be eigenvectors there, the largest first."
     q = torch.linalg.qr(vectors.double().T)[0]
     return torch.linalg.eigh(q.T @ (s @ q))[1].flip(1).T @ q.T
+
 
 def _mixed(s: Tensor, share: float) -> tuple[Tensor, Tensor, int] | None:
     """Eigenpairs of s (k, k) of trace 1, the vectors float32 rows, and how many it takes to exceed `share`.
@@ -297,9 +354,13 @@ def _mixed(s: Tensor, share: float) -> tuple[Tensor, Tensor, int] | None:
     below = (s.diagonal() - q.square() @ top).max().clamp_min(1e-30)
     half = s @ q - q * ((top - below) / 2)
     sides = torch.cat([half, q], 1), torch.cat([q, half], 1).T
-    rest = torch.addmm(s, *sides, alpha=-1)  # s without these; they have the only negative eigenvalue, -below
-    try: values, vectors = torch.linalg.eigh(rest.float())
-    except torch.linalg.LinAlgError: return None
+    rest = torch.addmm(
+        s, *sides, alpha=-1
+    )  # s without these; they have the only negative eigenvalue, -below
+    try:
+        values, vectors = torch.linalg.eigh(rest.float())
+    except torch.linalg.LinAlgError:
+        return None
     error = eps * values[-1].double()  # of single precision, about
     values = torch.cat([top.flip(0), values[j:].double().flip(0)])
     vectors = torch.cat([q.float().T.flip(0), vectors.T[j:].flip(0)])
@@ -312,7 +373,8 @@ def _mixed(s: Tensor, share: float) -> tuple[Tensor, Tensor, int] | None:
     m = _fewest(values, share)
     alike = ((values - values[m - 1]).abs() <= 1024 * error).nonzero()[:, 0].tolist()
     near = slice(max(0, min(m - WINDOW, alike[0])), max(m + WINDOW, alike[-1] + 1))
-    if near.stop - near.start > max(len(s) // 2, 2 * WINDOW): return None
+    if near.stop - near.start > max(len(s) // 2, 2 * WINDOW):
+        return None
     vectors[near] = _rotated(s, vectors[near]).float()
     return values.clamp_min(0), vectors, m
 
@@ -330,7 +392,8 @@ def _leading(
     s = s / trace
     if cpu and len(s) > LARGE:
         found = _few(s, share, 1e-9 if single else 0)
-        if found is not None: return found[0] * trace, found[1].to(dtype), None
+        if found is not None:
+            return found[0] * trace, found[1].to(dtype), None
     mixed = cpu and single and len(s) > SMALL and share <= 0.999
     found = _mixed(s, share) if mixed else None
     if found is None:
@@ -339,6 +402,7 @@ def _leading(
     else:
         values, vectors, m = found
     return values[:m] * trace, vectors[:m].to(dtype), vectors[m:].to(dtype)
+
 
 def directions(shapes: ClassShapes, c: int, share: float) -> tuple[Tensor, Tensor]:
     """Class c's fewest directions whose energy exceeds `share`; none for a class without activations.
@@ -349,12 +413,14 @@ def directions(shapes: ClassShapes, c: int, share: float) -> tuple[Tensor, Tenso
     number("share", share, "lie in (0, 1)", lambda v: 0 < v < 1)
     return subspace(shapes, c, share)[:2]
 
+
 def subspace(shapes: ClassShapes, c: int, share: float) -> tuple[Tensor, Tensor, Tensor | None]:
     "`directions`, and unit vectors that complete them to a basis of all, if they are known."
     if not shapes.energy[c] > 0:
         none = shapes.energy.new_zeros(0, shapes.width, dtype=shapes.dtype)
         return shapes.energy.new_zeros(0), none, None
-    if not shapes.is_flat(c): return _leading(shapes.second_moment(c), share, shapes.dtype)
+    if not shapes.is_flat(c):
+        return _leading(shapes.second_moment(c), share, shapes.dtype)
     values, vectors, _ = _leading(shapes.gram(c), share, shapes.dtype)
     return values, unit(_product(vectors, shapes.rows[c])), None
 
@@ -370,6 +436,7 @@ def _operator(shapes: ClassShapes, c: int) -> tuple[Callable, torch.dtype]:
     s = shapes.second_moment(c)
     return (lambda v: s @ v), s.dtype
 
+
 def _second(apply: Callable, v: Tensor, value: Tensor, steps: int = 8) -> Tensor:
     """About the next eigenvalue after the pair (value, v).
 
@@ -378,9 +445,13 @@ def _second(apply: Callable, v: Tensor, value: Tensor, steps: int = 8) -> Tensor
     start = torch.Generator().manual_seed(0)
     u = torch.randn(len(v), generator=start, dtype=v.dtype).to(v.device)
     for i in range(steps):
-        if i == steps - 1: u = unit(u)
-        u = (apply(u) - value * (v @ u) * v) / value  # shrinks, unless an eigenvalue is larger after all
+        if i == steps - 1:
+            u = unit(u)
+        u = (
+            apply(u) - value * (v @ u) * v
+        ) / value  # shrinks, unless an eigenvalue is larger after all
     return value * torch.linalg.vector_norm(u)
+
 
 def _power(shapes: ClassShapes, c: int) -> Tensor | None:
     "The first direction by power iteration from the mean, or None if that cannot be certain."
@@ -393,7 +464,8 @@ def _power(shapes: ClassShapes, c: int) -> Tensor | None:
             value = v @ w
             error = torch.linalg.vector_norm(w - value * v)
             most_of_it = 2 * value > energy  # then the next is at most the rest
-            if most_of_it and error <= tol * (2 * value - energy): return unit(w)
+            if most_of_it and error <= tol * (2 * value - energy):
+                return unit(w)
             if not most_of_it and error <= tol * value:
                 return unit(w) if value > 2 * _second(apply, unit(w), value) else None
         v = unit(w)
@@ -406,10 +478,13 @@ def _longest(shapes: ClassShapes, c: int) -> Tensor:
     s = s / s.trace()
     tie = 1 - 8 * torch.finfo(shapes.dtype).eps
     values, vectors = _lanczos(s, 16, 0) if s.device.type == "cpu" and len(s) > 256 else _whole(s)
-    if len(values) < len(s) and values[-1] >= tie * values[0]: values, vectors = _whole(s)
+    if len(values) < len(s) and values[-1] >= tie * values[0]:
+        values, vectors = _whole(s)
     equal = vectors[values >= tie * values[0]]
-    if not shapes.is_flat(c): return equal
+    if not shapes.is_flat(c):
+        return equal
     return torch.linalg.qr((equal @ shapes.rows[c].double()).T)[0].T
+
 
 def first_direction(shapes: ClassShapes, c: int) -> Tensor:
     """(live columns,) unit vector of class c's longest direction, towards its mean.
@@ -418,9 +493,11 @@ def first_direction(shapes: ClassShapes, c: int) -> Tensor:
     """
     check_class(shapes, c)
     mean, energy = shapes.mean[c], shapes.energy[c]
-    if not energy > 0: return torch.zeros_like(mean, dtype=shapes.dtype)
+    if not energy > 0:
+        return torch.zeros_like(mean, dtype=shapes.dtype)
     rounding = 1e-6 * (energy / shapes.count[c]).sqrt()
-    if mean.norm() <= rounding: mean = torch.zeros_like(mean)
+    if mean.norm() <= rounding:
+        mean = torch.zeros_like(mean)
     v = _power(shapes, c) if mean.any() else None
     if v is None:
         equal = _longest(shapes, c)

@@ -20,10 +20,14 @@ from .geometry import ClassShapes, first_direction, flat, subspace, unit
 def _as_tensors(X, y, n_classes: int | None) -> tuple[Tensor, Tensor, np.ndarray]:
     "Activations (n, d), class numbers (n,) and the classes' labels; `ValueError` for what does not fit."
     x = flat(X)
-    if not len(x): raise ValueError("there are no activations to fit on")
-    try: y = torch.as_tensor(y, device=X.device)
+    if not len(x):
+        raise ValueError("there are no activations to fit on")
+    try:
+        y = torch.as_tensor(y, device=X.device)
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"y is a {type(y).__name__}; activations in a tensor need numbers ({len(x)},)") from None
+        raise TypeError(
+            f"y is a {type(y).__name__}; activations in a tensor need numbers ({len(x)},)"
+        ) from None
     if y.shape != (len(x),):
         raise ValueError(f"y has shape {tuple(y.shape)}; {len(x)} activations need ({len(x)},)")
     if y.is_complex() or y.is_floating_point() and not y.isfinite().all():
@@ -47,7 +51,9 @@ class Probe(ClassifierMixin, BaseEstimator):
 
     needs_rows = False
 
-    def __init__(self, n_classes: int | None = None):  # with it, labels are 0..n_classes-1, and absent ones are never predicted
+    def __init__(
+        self, n_classes: int | None = None
+    ):  # with it, labels are 0..n_classes-1, and absent ones are never predicted
         self.n_classes = n_classes
 
     def fit(self, X, y):
@@ -61,23 +67,30 @@ class Probe(ClassifierMixin, BaseEstimator):
             check_classification_targets(y)
             names, codes = (None, y) if self.n_classes else np.unique(y, return_inverse=True)
             self.fit(torch.from_numpy(np.ascontiguousarray(X)), torch.from_numpy(np.asarray(codes)))
-            if names is not None: self.classes_ = names
+            if names is not None:
+                self.classes_ = names
             return self
         x, codes, self.classes_ = _as_tensors(X, y, self.n_classes)
-        return self.fit_shapes(ClassShapes(len(self.classes_)).add(x, codes).finish(), self.classes_)
+        return self.fit_shapes(
+            ClassShapes(len(self.classes_)).add(x, codes).finish(), self.classes_
+        )
 
     def fit_shapes(self, shapes: ClassShapes, classes: np.ndarray | None = None, warn: bool = True):
         "Fit on what was collected of a layer; `warn` of classes without an example."
         self._check_settings()
         if not isinstance(shapes, ClassShapes) or shapes.live is None:
-            raise TypeError(f"shapes is a {type(shapes).__name__}; it must be ClassShapes, and finished")
+            raise TypeError(
+                f"shapes is a {type(shapes).__name__}; it must be ClassShapes, and finished"
+            )
         self.classes_ = np.arange(shapes.k) if classes is None else classes
         self.n_features_in_ = shapes.d
         self.absent_ = (shapes.count == 0).cpu().numpy()
         self.dead_ = ((shapes.count > 0) & ~(shapes.energy > 0)).cpu().numpy()
         if warn and self.absent_.any():
             absent = self.classes_[self.absent_].tolist()
-            warnings.warn(f"classes {absent} have no example; they are never predicted", stacklevel=2)
+            warnings.warn(
+                f"classes {absent} have no example; they are never predicted", stacklevel=2
+            )
         self._fit(shapes)
         if warn and not getattr(self, "converged_", True):
             message = f"{type(self).__name__} did not converge in {self.n_iter_} steps; give it more (max_iter)"
@@ -98,7 +111,9 @@ class Probe(ClassifierMixin, BaseEstimator):
             X = torch.from_numpy(np.ascontiguousarray(X))
         x = flat(X)
         if x.shape[1] != self.n_features_in_:
-            raise ValueError(f"activations have {x.shape[1]} columns; the probe was fitted on {self.n_features_in_}")
+            raise ValueError(
+                f"activations have {x.shape[1]} columns; the probe was fitted on {self.n_features_in_}"
+            )
         if not x.sum().isfinite() and not x.isfinite().all():  # the sum is looked at faster
             raise ValueError("the activations hold NaN or infinity")
         return x
@@ -113,7 +128,8 @@ class Probe(ClassifierMixin, BaseEstimator):
     def predict(self, X):
         "Labels (n,), an array or, for a tensor, a tensor of them on its device."
         best = self._best(self._activations(X))
-        if not isinstance(X, Tensor): return self.classes_[best.numpy()]
+        if not isinstance(X, Tensor):
+            return self.classes_[best.numpy()]
         return torch.as_tensor(self.classes_, device=best.device)[best]
 
     def _best(self, x: Tensor) -> Tensor:
@@ -165,11 +181,15 @@ class MASC(Probe):
         that are the whole space tie exactly.
         """
         s = _energies(x, self._few, self._split)
-        if not self._outside.any(): return s
+        if not self._outside.any():
+            return s
         total = x.square() @ self.live_.to(x)[:, None]
         s = torch.where(self._outside.to(x.device), (total - s).clamp_min(0), s)
-        faint = (s.amax(1) < 0.05 * total[:, 0]).nonzero()[:, 0]  # a small difference of large numbers: taken directly
-        if len(faint): s[faint] = _energies(x[faint], self.basis_, self.sizes_)
+        faint = (s.amax(1) < 0.05 * total[:, 0]).nonzero()[
+            :, 0
+        ]  # a small difference of large numbers: taken directly
+        if len(faint):
+            s[faint] = _energies(x[faint], self.basis_, self.sizes_)
         return s
 
     def _best(self, x: Tensor) -> Tensor:
@@ -188,8 +208,10 @@ class MASC(Probe):
         tags.classifier_tags.poor_score = True  # a cloud away from the origin is not a subspace
         return tags
 
+
 def _is_number(v) -> bool:
     return isinstance(v, (int, float, np.integer, np.floating)) and not isinstance(v, bool)
+
 
 def _energies(x: Tensor, vectors: Tensor, sizes: list[int]) -> Tensor:
     "(n, K) squared lengths of x (n, d) along each class's orthonormal vectors, which stand one below the other."
@@ -206,9 +228,13 @@ class VeLPIC(Probe):
     """
 
     def _fit(self, shapes: ClassShapes):
-        self.vectors_ = shapes.wide(torch.stack([first_direction(shapes, c) for c in range(shapes.k)]))  # (K, d)
+        self.vectors_ = shapes.wide(
+            torch.stack([first_direction(shapes, c) for c in range(shapes.k)])
+        )  # (K, d)
 
-    def _scores(self, x: Tensor) -> Tensor: return x @ self.vectors_.to(x).T
+    def _scores(self, x: Tensor) -> Tensor:
+        return x @ self.vectors_.to(x).T
+
 
 class CosineMean(VeLPIC):
     "Nearest class mean by cosine; means are divided and brought to length 1 in float64."
@@ -237,15 +263,25 @@ class Logistic(Probe):
 
     def _check_settings(self):
         super()._check_settings()
-        if not _is_number(self.C) or not 0 < self.C < np.inf: raise ValueError(f"C={self.C!r} must be a number above 0")
-        if not _is_number(self.max_iter) or self.max_iter < 1 or self.max_iter != int(self.max_iter):
+        if not _is_number(self.C) or not 0 < self.C < np.inf:
+            raise ValueError(f"C={self.C!r} must be a number above 0")
+        if (
+            not _is_number(self.max_iter)
+            or self.max_iter < 1
+            or self.max_iter != int(self.max_iter)
+        ):
             raise ValueError(f"max_iter={self.max_iter!r} must be an integer of at least 1")
 
     def _fit(self, shapes: ClassShapes):
-        if shapes.x is None: raise ValueError("logistic regression needs the activations themselves, not their moments")
+        if shapes.x is None:
+            raise ValueError(
+                "logistic regression needs the activations themselves, not their moments"
+            )
         x, y = shapes.x[:, shapes.live], shapes.y
         w, b = (x.new_zeros(shapes.k, n, requires_grad=True) for n in (x.shape[1], 1))
-        lbfgs = torch.optim.LBFGS([w, b], max_iter=self.max_iter, tolerance_grad=1e-5, line_search_fn="strong_wolfe")
+        lbfgs = torch.optim.LBFGS(
+            [w, b], max_iter=self.max_iter, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+        )
 
         def loss():
             lbfgs.zero_grad()
@@ -253,13 +289,15 @@ class Logistic(Probe):
             value.backward()
             return value
 
-        with torch.enable_grad(): lbfgs.step(loss)
+        with torch.enable_grad():
+            lbfgs.step(loss)
         self.vectors_ = shapes.wide(w.detach())
         self.bias_ = b.detach()[:, 0]
         self.n_iter_ = lbfgs.state[w]["n_iter"]
         self.converged_ = self.n_iter_ < self.max_iter
 
-    def _scores(self, x: Tensor) -> Tensor: return x @ self.vectors_.to(x).T + self.bias_.to(x)
+    def _scores(self, x: Tensor) -> Tensor:
+        return x @ self.vectors_.to(x).T + self.bias_.to(x)
 
 # %% ../nbs/08_probes.ipynb #cell14
 PROBES = {"masc": MASC, "velpic": VeLPIC, "cosine": CosineMean, "logistic": Logistic}

@@ -24,8 +24,10 @@ from .steps import Training, check_network, check_outputs
 # %% ../nbs/08_probing.ipynb #cell06
 GROUPS = ("test", "clean", "noisy")
 
+
 def _check_groups(groups: Sequence[str]) -> list[str]:
     return [choose("group", g, GROUPS) for g in names_of("groups", groups)]
+
 
 def _groups(
     data: NoisyDataset, test: NoisyDataset | None, groups: Sequence[str]
@@ -41,16 +43,23 @@ def _groups(
             out += [(group, target, rows, y) for target, y in targets if y is not None]
     return out
 
+
 def default_layers(model: nn.Module, x: Tensor) -> list[str]:
     "`input`, and what each linear layer reads if that is anything else: in an MLP, every hidden layer after its activation."
     check_network(model)
-    if not isinstance(x, Tensor) or not x.ndim: raise TypeError(f"x={given(x)} must be a tensor of inputs (n, ...)")
+    if not isinstance(x, Tensor) or not x.ndim:
+        raise TypeError(f"x={given(x)} must be a tensor of inputs (n, ...)")
     names = list(dict.fromkeys(["input", *linear_layers(model, x[:2]).values()]))
-    with examples(None): (_, got), = activations(model, x[:2], names)
-    return [n for n in names if n == "input" or not torch.equal(got[n].flatten(1), x[:2].flatten(1))]
+    with examples(None):
+        ((_, got),) = activations(model, x[:2], names)
+    return [
+        n for n in names if n == "input" or not torch.equal(got[n].flatten(1), x[:2].flatten(1))
+    ]
 
 # %% ../nbs/08_probing.ipynb #cell07
-def _fitted(shapes: dict[str, ClassShapes], probes: dict[str, Probe]) -> dict[tuple[str, str], Probe]:
+def _fitted(
+    shapes: dict[str, ClassShapes], probes: dict[str, Probe]
+) -> dict[tuple[str, str], Probe]:
     "(layer, probe) -> a probe of its own, fitted."
     out = {}
     for layer, s in shapes.items():
@@ -60,12 +69,16 @@ def _fitted(shapes: dict[str, ClassShapes], probes: dict[str, Probe]) -> dict[tu
             out[layer, name] = fresh.fit_shapes(s, warn=False)  # `check_probes` has
     return out
 
+
 def check_data(data, what: str = "the data"):
     "`TypeError` for anything but a NoisyDataset."
     if not isinstance(data, NoisyDataset):
         raise TypeError(f"{what} are {given(data)}; they must be a NoisyDataset (see from_arrays)")
 
-def check_probes(probes: Sequence[str] | dict[str, Probe], data: NoisyDataset, warn: bool = True) -> dict[str, Probe]:
+
+def check_probes(
+    probes: Sequence[str] | dict[str, Probe], data: NoisyDataset, warn: bool = True
+) -> dict[str, Probe]:
     """Probes by name.
 
     `ValueError` for an unknown name, `TypeError` for what is no probe; a warning, if wanted, for classes without examples.
@@ -75,15 +88,25 @@ def check_probes(probes: Sequence[str] | dict[str, Probe], data: NoisyDataset, w
         probes = {choose("probe", p, PROBES): PROBES[p]() for p in names_of("probes", probes)}
     for name, probe in probes.items():
         if not isinstance(probe, Probe):
-            raise TypeError(f"probes[{name!r}] is {given(probe)}; it must be a Probe, such as MASC()")
+            raise TypeError(
+                f"probes[{name!r}] is {given(probe)}; it must be a Probe, such as MASC()"
+            )
         probe._check_settings()
-    if warn and probes and (absent := sorted(set(range(data.n_classes)) - set(data.y.unique().tolist()))):
-        warnings.warn(f"classes {absent} have no training example; no probe ever predicts them", stacklevel=4)
+    if (
+        warn
+        and probes
+        and (absent := sorted(set(range(data.n_classes)) - set(data.y.unique().tolist())))
+    ):
+        warnings.warn(
+            f"classes {absent} have no training example; no probe ever predicts them", stacklevel=4
+        )
     return probes
+
 
 def check_test(data: NoisyDataset, test: NoisyDataset | None) -> NoisyDataset | None:
     "The test set, on the device of the training set; an error if it is none, or its inputs are others."
-    if test is None: return None
+    if test is None:
+        return None
     if not isinstance(test, NoisyDataset):
         raise TypeError(f"the test set is {given(test)}; it must be a NoisyDataset, or None")
     kinds = [f"{tuple(d.x.shape[1:])} and {d.x.dtype}" for d in (test, data)]
@@ -102,23 +125,34 @@ def collect(
     "One pass over the training set: layer -> its activations by class. `ValueError` for NaN among them."
     check_network(model)
     check_data(data)
-    shapes, at = {k: ClassShapes(data.n_classes, len(data), rows) for k in names_of("layers", layers)}, 0
+    shapes, at = (
+        {k: ClassShapes(data.n_classes, len(data), rows) for k in names_of("layers", layers)},
+        0,
+    )
     for out, got in activations(model, data.x, list(shapes), whole("batch", batch, 1), data.index):
         for k, s in shapes.items():
-            with _layer(k): s.add(got[k], data.y[at:at + len(out)])
+            with _layer(k):
+                s.add(got[k], data.y[at : at + len(out)])
         at += len(out)
     return shapes
+
 
 @contextmanager
 def _layer(name: str):
     "Says in an error of which layer's activations it speaks."
-    try: yield
+    try:
+        yield
     except (ValueError, TypeError) as e:
         raise type(e)(f"layer {name!r}: {e}") from e
 
 # %% ../nbs/08_probing.ipynb #cell10
 def _answers(
-    model: nn.Module, part: NoisyDataset, fitted: dict, layers: Sequence[str], batch: int, known: bool
+    model: nn.Module,
+    part: NoisyDataset,
+    fitted: dict,
+    layers: Sequence[str],
+    batch: int,
+    known: bool,
 ) -> dict[tuple, list[Tensor]]:
     """(layer, probe) -> predictions (n,), and which activations are all zero.
 
@@ -127,17 +161,28 @@ def _answers(
     answers = {}
     with examples(None):
         for out, got in activations(model, part.x, layers, batch, part.index if known else None):
-            if out.isnan().any(): raise ValueError("the network's outputs hold NaN, so it predicts nothing")
+            if out.isnan().any():
+                raise ValueError("the network's outputs hold NaN, so it predicts nothing")
             answer = {}
             for (layer, name), p in fitted.items():
-                with _layer(layer): guess = p.predict(got[layer])
+                with _layer(layer):
+                    guess = p.predict(got[layer])
                 answer[layer, name] = guess, (got[layer].flatten(1) == 0).all(1)
-            answer["output", "model"] = predicted(out), torch.zeros(len(out), dtype=torch.bool, device=out.device)
-            for key, a in answer.items(): answers.setdefault(key, []).append(a)
+            answer["output", "model"] = (
+                predicted(out),
+                torch.zeros(len(out), dtype=torch.bool, device=out.device),
+            )
+            for key, a in answer.items():
+                answers.setdefault(key, []).append(a)
     return {key: [torch.cat(v) for v in zip(*a)] for key, a in answers.items()}
 
+
 def _ask(
-    model: nn.Module, data: NoisyDataset, layers: Sequence[str] | None, probes: dict[str, Probe], batch: int
+    model: nn.Module,
+    data: NoisyDataset,
+    layers: Sequence[str] | None,
+    probes: dict[str, Probe],
+    batch: int,
 ) -> tuple[dict, list[str]]:
     "(layer, probe) -> a probe fitted on the training set, and the names of the layers."
     layers = default_layers(model, data.x) if layers is None else names_of("layers", layers)
@@ -161,7 +206,10 @@ def probe_answers(
     data = check_outputs(model, data)
     batch = whole("batch", batch, 1)
     fitted, layers = _ask(model, data, layers, check_probes(probes, data), batch)
-    return {key: guess for key, (guess, _) in _answers(model, data, fitted, layers, batch, True).items()}
+    return {
+        key: guess for key, (guess, _) in _answers(model, data, fitted, layers, batch, True).items()
+    }
+
 
 @torch.no_grad()
 def probe_model(
@@ -169,7 +217,10 @@ def probe_model(
     data: NoisyDataset,  # training set; its observed labels are used
     test: NoisyDataset | None = None,
     layers: Sequence[str] | None = None,  # default: `default_layers`
-    probes: Sequence[str] | dict[str, Probe] = ("masc", "velpic"),  # names in `PROBES`, or unfitted probes by name
+    probes: Sequence[str] | dict[str, Probe] = (
+        "masc",
+        "velpic",
+    ),  # names in `PROBES`, or unfitted probes by name
     groups: Sequence[str] = ("test",),  # of test, clean, noisy
     batch: int = 1024,
     warn: bool = True,  # of classes without examples
@@ -182,7 +233,9 @@ def probe_model(
     """
     groups = _check_groups(groups)
     if test is None and groups == ["test"]:
-        raise ValueError("groups=('test',) needs a test set; clean and noisy are groups of the training set")
+        raise ValueError(
+            "groups=('test',) needs a test set; clean and noisy are groups of the training set"
+        )
     data = check_outputs(model, data)
     test, batch = check_test(data, test), whole("batch", batch, 1)
     fitted, layers = _ask(model, data, layers, check_probes(probes, data, warn), batch)
@@ -191,12 +244,21 @@ def probe_model(
         if any((g == "test") == (source == "test") for g, *_ in held):
             said[source] = _answers(model, part, fitted, layers, batch, source == "train")
     return [
-        dict(layer=layer, probe=name, group=group, target=target, accuracy=_share(guess[rows] == y[rows]), zeros=_share(zero[rows]))
+        dict(
+            layer=layer,
+            probe=name,
+            group=group,
+            target=target,
+            accuracy=_share(guess[rows] == y[rows]),
+            zeros=_share(zero[rows]),
+        )
         for group, target, rows, y in held
         for (layer, name), (guess, zero) in said["test" if group == "test" else "train"].items()
     ]
 
-def _share(of: Tensor) -> float: return of.double().mean().item()
+
+def _share(of: Tensor) -> float:
+    return of.double().mean().item()
 
 # %% ../nbs/08_probing.ipynb #cell13
 def prober(
@@ -207,18 +269,32 @@ def prober(
 ) -> Callable:
     "An observer for `train` and `fit`: the rows of `probe_model` at each recorded time. Errors for unknown names."
     groups, batch = _check_groups(groups), whole("batch", batch, 1)
-    if layers is not None: layers = names_of("layers", layers)
-    if not isinstance(probes, dict): probes = [choose("probe", p, PROBES) for p in names_of("probes", probes)]
+    if layers is not None:
+        layers = names_of("layers", layers)
+    if not isinstance(probes, dict):
+        probes = [choose("probe", p, PROBES) for p in names_of("probes", probes)]
     fixed = {}  # training set -> it, the test set, and their rows of the input, which never change
+
     def look(s: Training) -> list[dict]:
         names = default_layers(s.model, s.data.x) if layers is None else list(layers)
         raw = "input" in names and "input" not in layer_names(s.model)
         data, test, rows = fixed.get(id(s.data), (None, None, []))
         known = data is s.data and test is s.test
-        new = probe_model(s.model, s.data, s.test, [n for n in names if n != "input"] if known and raw else names, probes, groups, batch, warn=not known)
-        if known: return rows + new
+        new = probe_model(
+            s.model,
+            s.data,
+            s.test,
+            [n for n in names if n != "input"] if known and raw else names,
+            probes,
+            groups,
+            batch,
+            warn=not known,
+        )
+        if known:
+            return rows + new
         fixed[id(s.data)] = s.data, s.test, [r for r in new if raw and r["layer"] == "input"]
         return new
+
     return look
 
 # %% ../nbs/08_probing.ipynb #cell14
@@ -234,13 +310,18 @@ def probe(
     batch: int = 1024,
 ) -> pl.DataFrame:
     "The rows of `probe_model` at each time, with a column `time`. `ValueError` for other data or a time without checkpoint."
-    if not isinstance(run, Run): raise TypeError(f"the run is {given(run)}; it must be a Run")
+    if not isinstance(run, Run):
+        raise TypeError(f"the run is {given(run)}; it must be a Run")
     check_data(data)
     run.check(data)
     if not run.checkpoints:
-        raise ValueError("this run kept no checkpoints; probe while it trains, with observe=[prober()]")
+        raise ValueError(
+            "this run kept no checkpoints; probe while it trains, with observe=[prober()]"
+        )
     times = sorted(run.checkpoints) if times is None else _times(times)
-    if missing := [t for t in times if not any(abs(k - t) <= 1e-9 * max(1, abs(t)) for k in run.checkpoints)]:
+    if missing := [
+        t for t in times if not any(abs(k - t) <= 1e-9 * max(1, abs(t)) for k in run.checkpoints)
+    ]:
         raise ValueError(f"no checkpoints at {missing}; there are {sorted(run.checkpoints)}")
     rows = []
     for t in times:
@@ -248,6 +329,7 @@ def probe(
         looked = probe_model(net, data, test, layers, probes, groups, batch, warn=t == times[0])
         rows += [{"time": t, **row} for row in looked]
     return pl.DataFrame(rows)
+
 
 def _times(times) -> list[float]:
     if isinstance(times, (str, bytes, dict)) or not hasattr(times, "__iter__"):

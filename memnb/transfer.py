@@ -33,7 +33,8 @@ def find_head(model: nn.Module, data: NoisyDataset, head: str | None = None) -> 
         raise ValueError(
             f"head={head!r} is no linear layer that is called; there are {there}. Name the one before the softmax by head="
         )
-    with examples(None): (logits, got), = activations(model, data.x[:2], [name])
+    with examples(None):
+        ((logits, got),) = activations(model, data.x[:2], [name])
     if got[name].shape[-1] != k or head is None and not torch.equal(got[name], logits):
         raise ValueError(
             f"{name!r} gives {tuple(got[name].shape)} and does not give the {k} logits; "
@@ -41,34 +42,50 @@ def find_head(model: nn.Module, data: NoisyDataset, head: str | None = None) -> 
         )
     return name, f"{name}.input"
 
+
 def fit_probe(
-    model: nn.Module, data: NoisyDataset, layer: str, probe: str | Probe = "velpic", batch: int = 1024
+    model: nn.Module,
+    data: NoisyDataset,
+    layer: str,
+    probe: str | Probe = "velpic",
+    batch: int = 1024,
 ) -> Probe:
     "A probe fitted on a layer with the observed labels: the one that `probe_model` fits. Errors as of `probe_model`."
-    if isinstance(probe, str): probe = PROBES[choose("probe", probe, PROBES)]()
+    if isinstance(probe, str):
+        probe = PROBES[choose("probe", probe, PROBES)]()
     if not isinstance(probe, Probe):
-        raise TypeError(f"probe is {given(probe)}; it must be a Probe or one of {', '.join(PROBES)}")
+        raise TypeError(
+            f"probe is {given(probe)}; it must be a Probe or one of {', '.join(PROBES)}"
+        )
     data = check_outputs(model, data)
-    shapes = collect(model, data, [layer], probe.needs_rows, whole("batch", batch, 1))[layer].finish()
+    shapes = collect(model, data, [layer], probe.needs_rows, whole("batch", batch, 1))[
+        layer
+    ].finish()
     return type(probe)(**{**probe.get_params(), "n_classes": data.n_classes}).fit_shapes(shapes)
 
 # %% ../nbs/08_transfer.ipynb #cell08
 _NEVER = -1e30
 
+
 def linear_head(probe: Probe) -> nn.Linear:
     "The probe as a linear layer (d -> K). `ValueError` for one that is not linear, or not fitted."
-    if not isinstance(probe, Probe): raise TypeError(f"probe is {given(probe)}; it must be a fitted Probe")
-    if not hasattr(probe, "classes_"): raise ValueError(f"{type(probe).__name__} is not fitted")
+    if not isinstance(probe, Probe):
+        raise TypeError(f"probe is {given(probe)}; it must be a fitted Probe")
+    if not hasattr(probe, "classes_"):
+        raise ValueError(f"{type(probe).__name__} is not fitted")
     if not hasattr(probe, "vectors_"):
         raise ValueError(
             f"{type(probe).__name__} is not linear, so no layer can stand for it; use velpic, cosine or logistic"
         )
     vectors, absent = probe.vectors_, torch.from_numpy(probe.absent_).to(probe.vectors_.device)
     bias = getattr(probe, "bias_", vectors.new_zeros(len(vectors))).masked_fill(absent, _NEVER)
-    layer = nn.utils.skip_init(nn.Linear, vectors.shape[1], len(vectors), device=vectors.device, dtype=vectors.dtype)
+    layer = nn.utils.skip_init(
+        nn.Linear, vectors.shape[1], len(vectors), device=vectors.device, dtype=vectors.dtype
+    )
     layer.weight.data = vectors.clone()
     layer.bias.data = bias.clone()
     return layer
+
 
 class Truncated(nn.Module):
     """A network up to a layer, and a linear head on that layer's flattened activation.
@@ -79,8 +96,11 @@ class Truncated(nn.Module):
     def __init__(self, body: nn.Module, layer: str, head: nn.Linear):
         super().__init__()
         if not isinstance(body, nn.Module) or not isinstance(head, nn.Module):
-            raise TypeError(f"body is {given(body)}, head {given(head)}; both must be a torch.nn.Module")
-        if not isinstance(layer, str): raise TypeError(f"layer={given(layer)} must be the name of a layer")
+            raise TypeError(
+                f"body is {given(body)}, head {given(head)}; both must be a torch.nn.Module"
+            )
+        if not isinstance(layer, str):
+            raise TypeError(f"layer={given(layer)} must be the name of a layer")
         self.body, self.layer, self.head = body, layer, head
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,27 +108,36 @@ class Truncated(nn.Module):
         return self.head(read_until(self.body, x, self.layer).flatten(1))
 
 # %% ../nbs/08_transfer.ipynb #cell09
-class _Enough(Exception): pass
+class _Enough(Exception):
+    pass
+
 
 def read_until(model: nn.Module, x: Tensor, layer: str) -> Tensor:
     "The activation of a layer, with its gradient; the forward pass ends there."
     check_network(model)
-    if not isinstance(x, Tensor): raise TypeError(f"x={given(x)} must be a tensor of inputs (n, ...)")
-    if not isinstance(layer, str): raise TypeError(f"layer={given(layer)} must be the name of a layer")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x={given(x)} must be a tensor of inputs (n, ...)")
+    if not isinstance(layer, str):
+        raise TypeError(f"layer={given(layer)} must be the name of a layer")
+
     def stop(value: Tensor):
         found.append(value)
         raise _Enough
+
     found = []
     try:
-        with edit(model, {layer: stop}): model(x)
-    except _Enough: return found[0]
+        with edit(model, {layer: stop}):
+            model(x)
+    except _Enough:
+        return found[0]
     raise RuntimeError(f"layer {layer!r} is never called")
 
 # %% ../nbs/08_transfer.ipynb #cell10
 def transfer(
     model: nn.Module,  # left as it is
     data: NoisyDataset,  # training set; its observed labels are used
-    layer: str | None = None,  # whose activations to probe; default: what the last linear layer reads
+    layer: str
+    | None = None,  # whose activations to probe; default: what the last linear layer reads
     probe: str | Probe = "velpic",  # a linear one: velpic, cosine or logistic
     head: str | None = None,  # the last linear layer, if it cannot be found
     batch: int = 1024,
@@ -136,23 +165,36 @@ def put_head(model: nn.Module, name: str, new: nn.Linear):
 
     `ValueError` unless both are linear layers of the same size, or where other layers would change with it.
     """
-    layers = {k: m for k, m in model.named_modules() if isinstance(m, nn.Linear)} if isinstance(model, nn.Module) else {}
+    layers = (
+        {k: m for k, m in model.named_modules() if isinstance(m, nn.Linear)}
+        if isinstance(model, nn.Module)
+        else {}
+    )
     if not isinstance(name, str) or name not in layers:
-        raise ValueError(f"{name!r} is no linear layer of the model; there are {', '.join(layers) or 'none'}")
-    if not isinstance(new, nn.Linear): raise TypeError(f"the new layer is {given(new)}; it must be a torch.nn.Linear")
+        raise ValueError(
+            f"{name!r} is no linear layer of the model; there are {', '.join(layers) or 'none'}"
+        )
+    if not isinstance(new, nn.Linear):
+        raise TypeError(f"the new layer is {given(new)}; it must be a torch.nn.Linear")
     old = layers[name]
     if old.weight.shape != new.weight.shape:
-        raise ValueError(f"{name!r} has weights {tuple(old.weight.shape)}, the new layer {tuple(new.weight.shape)}")
+        raise ValueError(
+            f"{name!r} has weights {tuple(old.weight.shape)}, the new layer {tuple(new.weight.shape)}"
+        )
     shared = [
-        k for k, p in model.named_parameters(remove_duplicate=False) if p is old.weight and k != f"{name}.weight"
+        k
+        for k, p in model.named_parameters(remove_duplicate=False)
+        if p is old.weight and k != f"{name}.weight"
     ]
     if shared:
         raise ValueError(
             f"the weight of {name!r} is {', '.join(shared)}, too, which would change with it; copy it first"
         )
     old.weight.copy_(new.weight)
-    if old.bias is not None: old.bias.copy_(0 if new.bias is None else new.bias)
-    elif new.bias is not None and new.bias.any(): old.bias = nn.Parameter(new.bias.detach().clone())
+    if old.bias is not None:
+        old.bias.copy_(0 if new.bias is None else new.bias)
+    elif new.bias is not None and new.bias.any():
+        old.bias = nn.Parameter(new.bias.detach().clone())
     if not torch.equal(old.weight, new.weight.to(old.weight)):
         raise ValueError(
             f"the weight of {name!r} is computed from others (a parametrization), so it cannot be set; remove that first"
@@ -173,22 +215,30 @@ def resist(
 # %% ../nbs/08_transfer.ipynb #cell18
 def transferred(groups: Sequence[str] = ("test",), head: str | None = None) -> Callable:
     "An observer: accuracies of a transferred copy, rows as of `probe_model` with probe `transferred`."
+
     def look(s: Training) -> list[dict]:
         rows = probe_model(transfer(s.model, s.data, head=head), s.data, s.test, [], (), groups)
         return [row | dict(probe="transferred") for row in rows]
+
     return look
+
 
 def transplant(at: float, head: str | None = None) -> Callable:
     "An observer that gives the network in training the VeLPIC head at the recorded time `at` (an intervention, appendix E.3.2). `ValueError` where that time is passed without being recorded."
     at = number("at", at)
 
     def act(s: Training) -> list[dict]:
-        if s.time < at: act.waits = True
+        if s.time < at:
+            act.waits = True
         elif s.time == at:
             act.waits = False
             name, reads = find_head(s.model, s.data, head)
             put_head(s.model, name, linear_head(fit_probe(s.model, s.data, reads)))
-        elif act.waits: raise ValueError(f"time {at:g} was not recorded, so the last layer was not changed; {s.time:g} is the next one that is")
+        elif act.waits:
+            raise ValueError(
+                f"time {at:g} was not recorded, so the last layer was not changed; {s.time:g} is the next one that is"
+            )
         return []
+
     act.waits = False
     return act
