@@ -219,7 +219,7 @@ class Masked:
         with examples(index):
             return self.model(x)
 
-# %% ../nbs/09_units.ipynb #d054bcc3
+# %% ../nbs/09_units.ipynb #3d714dbf
 class _WholeNumbers(TorchDispatchMode):
     "Follows what is computed from the inputs alone, and keeps what is cast to whole numbers of it."
 
@@ -270,7 +270,7 @@ def _cast(model: nn.Module, x: Tensor) -> tuple[list[Tensor], list[str]]:
                 h.remove()
     return mode.cast, [name for name, times in Counter(tables).items() if times == 1]
 
-# %% ../nbs/09_units.ipynb #1ee67593
+# %% ../nbs/09_units.ipynb #348a1b1c
 class _Noise:
     "Gaussian noise for copies of an example, in what numbers it is given by."
 
