@@ -46,7 +46,7 @@ def evaluating(model: nn.Module):
         for m, mode in modes:
             m.training = mode
 
-# %% ../nbs/02_layers.ipynb #cdf5c68c
+# %% ../nbs/02_layers.ipynb #3c63794d
 def compiled(model: nn.Module) -> bool:
     "Whether `torch.compile` was applied to a network or to a part of it."
     return any(
@@ -320,10 +320,13 @@ def linear_layers(model: nn.Module, x: Tensor) -> dict[str, str]:
 # %% ../nbs/02_layers.ipynb #cell28
 _SIZES = ("out_features", "out_channels", "num_features", "num_channels", "embedding_dim", "normalized_shape")
 
+_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
+
 def channel_dim(module: nn.Module, value: Tensor) -> int:
     """The dimension of an activation (n, ...) that counts channels.
 
-    It is the last behind a linear layer, a layer normalisation or an embedding, else 1. A block is
+    It is the last behind linear, recurrent and attention layers, layer normalisation and
+    embeddings, else 1. A block is
     known by the last of its layers with parameters.
     """
     if not isinstance(value, Tensor) or value.ndim < 2:
@@ -332,7 +335,7 @@ def channel_dim(module: nn.Module, value: Tensor) -> int:
     if not layers:
         return 2 if value.ndim == 3 else 1
     at, size = (value.ndim - 1, 1), None
-    if not isinstance(layers[-1], (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.MultiheadAttention)):
+    if not isinstance(layers[-1], _LAST):
         at = at[::-1]
     for name in _SIZES:
         size = getattr(layers[-1], name, size)
@@ -378,7 +381,7 @@ def layer_state(model: nn.Module, layer: str, buffers: bool = True) -> dict[str,
         raise ValueError(f"{layer!r} has no parameters; these layers have: {there}")
     return {k: state[k].detach().clone() for k in mine}
 
-# %% ../nbs/02_layers.ipynb #e4cea038
+# %% ../nbs/02_layers.ipynb #f72f3003
 def _holds(m: nn.Module, recurse: bool = True) -> bool:
     return any(True for _ in m.parameters(recurse))
 
@@ -422,7 +425,7 @@ def layer_groups(model: nn.Module) -> list[str]:
     most = sum(_weights(c) for _, c in children) / 2
     return own + [part for k, c in children for part in _split(k, c, most)]
 
-# %% ../nbs/02_layers.ipynb #8fac8b77
+# %% ../nbs/02_layers.ipynb #42a042ae
 @dataclass(eq=False)
 class _Call:
     "What a module gave in a pass."
@@ -484,7 +487,7 @@ def _behind(tops: list) -> set:
         todo += [n for n, _ in node.next_functions if n is not None]
     return seen
 
-# %% ../nbs/02_layers.ipynb #ea8d8d0f
+# %% ../nbs/02_layers.ipynb #fe1abbb2
 def _mixes(m: nn.Module) -> bool:
     "Whether outputs of a module depend on several of its inputs; a scale or a shift does not."
     if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd)):
@@ -511,7 +514,7 @@ def _heads(model: nn.Module, groups: list[str], calls: dict, logits: Tensor) -> 
             found.append(group)  # one of several networks, whose outputs are averaged
     return found
 
-# %% ../nbs/02_layers.ipynb #8ea98e22
+# %% ../nbs/02_layers.ipynb #f54f535b
 def _why_not(name: str, calls: dict[str, _Call], n: int) -> str:
     "Why a group has no activation of n examples to look at; empty if it has."
     call = calls.get(name)

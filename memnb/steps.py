@@ -271,7 +271,7 @@ def _check_logits(logits, n: int, k: int):
     if not logits.isfinite().all():
         raise ValueError("the model's outputs hold NaN or infinity; logits must be finite")
 
-# %% ../nbs/04_steps.ipynb #3186d0c4
+# %% ../nbs/04_steps.ipynb #29b74ac2
 def alone(model: nn.Module, data: NoisyDataset) -> str:
     "Why the network, in its present modes, cannot be trained on one example; empty if it can."
     buffers = [(b, b.clone()) for b in model.buffers()]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .checks import fits, number, seed_of, sizes, whole
 from .seeds import seeded
 
-# %% ../nbs/01_vision.ipynb #1a6e6cfe
+# %% ../nbs/01_vision.ipynb #a6fa7893
 def made(what: str, make: Callable[[], nn.Module], seed: int) -> nn.Module:
     "What `make` gives, with weights from the seed. `ValueError` if it cannot be made or does not fit."
     seed = seed_of(seed)
