@@ -238,7 +238,7 @@ def test_the_warning_points_at_the_caller():
 @pytest.mark.parametrize("groups, passes", [(("test",), 1), (ALL, 2), (("clean",), 2)])
 def test_passes_over_the_training_set(groups, passes):
     (data, test), net, seen = clusters(), small(), []
-    net.register_forward_pre_hook(lambda m, a: seen.append((torch.isin(a[0][:, 0], data.x[:, 0]).sum().item(), len(a[0]))))
+    net.register_forward_pre_hook(lambda m, a: seen.append((torch.isin(a[0][:, 0], data.x[:, 0]).sum().item(), len(a[0]))) if len(a[0]) > 2 else None)  # the check looks at two
     probe_model(net, data, test, ["input", "1", "3"], tuple(PROBES), groups, batch=32)
     train, both = map(sum, zip(*seen))
     assert train == passes * len(data) and both - train == len(test) * ("test" in groups)
@@ -247,7 +247,7 @@ def test_a_prober_makes_one_pass_a_recorded_time():
     (data, test), net, seen = clusters(), small(), []
     look, s = prober(["input", "1", "3"], tuple(PROBES)), SimpleNamespace(model=net, data=data, test=test)
     look(s)
-    net.register_forward_pre_hook(lambda m, a: seen.append(len(a[0])))
+    net.register_forward_pre_hook(lambda m, a: seen.append(len(a[0])) if len(a[0]) > 2 else None)  # the check looks at two
     look(s)
     assert sum(seen) == len(data) + len(test)
 
