@@ -46,7 +46,7 @@ def evaluating(model: nn.Module):
         for m, mode in modes:
             m.training = mode
 
-# %% ../nbs/02_layers.ipynb #3c63794d
+# %% ../nbs/02_layers.ipynb #5d5be5b6
 def compiled(model: nn.Module) -> bool:
     "Whether `torch.compile` was applied to a network or to a part of it."
     return any(
@@ -381,7 +381,7 @@ def layer_state(model: nn.Module, layer: str, buffers: bool = True) -> dict[str,
         raise ValueError(f"{layer!r} has no parameters; these layers have: {there}")
     return {k: state[k].detach().clone() for k in mine}
 
-# %% ../nbs/02_layers.ipynb #f72f3003
+# %% ../nbs/02_layers.ipynb #f0aedb11
 def _holds(m: nn.Module, recurse: bool = True) -> bool:
     return any(True for _ in m.parameters(recurse))
 
@@ -425,7 +425,7 @@ def layer_groups(model: nn.Module) -> list[str]:
     most = sum(_weights(c) for _, c in children) / 2
     return own + [part for k, c in children for part in _split(k, c, most)]
 
-# %% ../nbs/02_layers.ipynb #42a042ae
+# %% ../nbs/02_layers.ipynb #4e14e0ec
 @dataclass(eq=False)
 class _Call:
     "What a module gave in a pass."
@@ -487,7 +487,7 @@ def _behind(tops: list) -> set:
         todo += [n for n, _ in node.next_functions if n is not None]
     return seen
 
-# %% ../nbs/02_layers.ipynb #fe1abbb2
+# %% ../nbs/02_layers.ipynb #187efc10
 def _mixes(m: nn.Module) -> bool:
     "Whether outputs of a module depend on several of its inputs; a scale or a shift does not."
     if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd)):
@@ -514,7 +514,7 @@ def _heads(model: nn.Module, groups: list[str], calls: dict, logits: Tensor) -> 
             found.append(group)  # one of several networks, whose outputs are averaged
     return found
 
-# %% ../nbs/02_layers.ipynb #f54f535b
+# %% ../nbs/02_layers.ipynb #2074fd18
 def _why_not(name: str, calls: dict[str, _Call], n: int) -> str:
     "Why a group has no activation of n examples to look at; empty if it has."
     call = calls.get(name)
