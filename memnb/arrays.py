@@ -92,6 +92,7 @@ _UNITS = dict(MB=2**20, GB=2**30, TB=2**40)
 
 def in_words(size: float) -> str:
     "Bytes as `350 MB`, `3.7 GB` or `5,000 TB`."
+    size = min(size, 1e24)  # a whole number may be too large for a float
     unit = next((u for u in _UNITS if size < 1000 * _UNITS[u]), "TB")
     return f"{float(f'{size / _UNITS[unit]:.3g}'):,g} {unit}"
 

@@ -181,7 +181,7 @@ def two_layer(
 ) -> TwoLayer:
     "`model` and `data` as a snapshot. `ValueError` if the model computes anything but a two-layer ReLU network."
     if not isinstance(model, nn.Module):
-        raise TypeError(f"the model is {given(model)}; it must be a torch.nn.Module")
+        raise TypeError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
     linear, order = [l for l in model.modules() if isinstance(l, nn.Linear)], clean_first(data)
     if data.n_classes != 2: raise ValueError(f"the data have {data.n_classes} classes; one logit needs 2")
     if len(linear) != 2 or linear[1].out_features != 1:

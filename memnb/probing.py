@@ -52,9 +52,10 @@ def default_layers(model: nn.Module, x: Tensor) -> list[str]:
     names = list(dict.fromkeys(["input", *linear_layers(model, x[:2]).values()]))
     with examples(None):
         ((_, got),) = activations(model, x[:2], names)
-    return [
+    found = [
         n for n in names if n == "input" or not torch.equal(got[n].flatten(1), x[:2].flatten(1))
     ]
+    return found if len(found) > 1 else list(dict.fromkeys(["input", *hidden_groups(model, x)]))
 
 # %% ../nbs/08_probing.ipynb #cell07
 def _fitted(

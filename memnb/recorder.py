@@ -87,9 +87,10 @@ class Recorder:
 
     def at(self, time: float):
         "Begin a recorded time, later than the last one; `ValueError` if the last one lacks examples."
-        time = number("time", time, "be finite")
+        number("time", time, ok=lambda _: True)
         self.close()
         if self.moments and not time > self.moments[-1]["time"]: raise ValueError(f"time {time} is not after {self.moments[-1]['time']}")
+        if not math.isfinite(time): raise ValueError(f"time {time} is not finite")
         self.open = dict(time=float(time), rows=[], checkpoint=None)
         for s in self._sheets().values(): s.clear()
 
@@ -112,6 +113,11 @@ class Recorder:
 
     def add(self, rows: Iterable[dict]):
         "Append an observer's rows, dictionaries of column and value; their `time` is the present one."
+        if isinstance(rows, (str, dict)) or not hasattr(rows, "__iter__"):
+            raise TypeError(f"rows={given(rows)} must be a list of dictionaries")
+        rows = list(rows)
+        if strange := [row for row in rows if not isinstance(row, dict)]:
+            raise TypeError(f"the rows hold {given(strange[0])}; they must be dictionaries")
         plain = lambda v: v.item() if hasattr(v, "item") else v
         now, rows = self._now(), rows if isinstance(rows, dict) or not isinstance(rows, Iterable) else list(rows)
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows): raise ValueError(f"an observer's rows must be dictionaries in a list, or None; given {rows!r}")
@@ -119,7 +125,8 @@ class Recorder:
 
     def checkpoint(self, state: dict[str, Tensor]):
         "Keep a state dict at the present time."
-        if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()): raise ValueError(f"a checkpoint must be a network's state_dict(), not {type(state).__name__}")
+        if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+            raise TypeError(f"the state is {given(state)}; it must be a state dict")
         self._now()["checkpoint"] = {k: v.detach().cpu().clone() for k, v in state.items()}
 
     def accuracy(self) -> float:

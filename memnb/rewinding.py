@@ -139,7 +139,9 @@ def _checkpoints(run: Run, times: Sequence[float] | None) -> list[float]:
         return sorted(run.checkpoints)
     if isinstance(times, (str, dict)) or not hasattr(times, "__iter__"):
         raise TypeError(f"times={given(times)} must be a list of numbers")
-    wanted = [number("a time", t) for t in times]
+    wanted = list(times)
+    for t in wanted:
+        number("a time", t)
     if not wanted:
         raise ValueError("times=[] names no checkpoint to go back to")
     near = {t: [k for k in run.checkpoints if abs(k - t) <= 1e-9 * max(1, abs(t))] for t in wanted}

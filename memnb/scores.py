@@ -53,7 +53,7 @@ def prediction_depth(
     if not 1 <= k < len(data): raise ValueError(f"k={k} neighbours need more than {k} examples; there are {len(data)}")
     if layers is not None and not layers: raise ValueError("layers=[] names no layer to look at")
     data = check_outputs(model, data)
-    if layers is None: layers = ["input", *hidden_groups(model, data.x, head=True)]
+    if layers is None: layers = list(dict.fromkeys(["input", *hidden_groups(model, data.x, head=True)]))
     final, agree = predicted(predict(model, data.x, batch, data.index)), []
     for layer in layers:
         e = torch.cat([_embedding(got[layer]) for _, got in activations(model, data.x, [layer], batch, data.index)])
@@ -74,7 +74,7 @@ def layer_scores(
     "(layer, probe) -> scores (n, K) of the examples, each activation brought to length 1; feature maps are averaged down to at most 4,096 numbers."
     if layers is not None and not layers: raise ValueError("layers=[] names no layer to probe")
     data = check_outputs(model, data)
-    if layers is None: layers = ["input", *hidden_groups(model, data.x)]
+    if layers is None: layers = list(dict.fromkeys(["input", *hidden_groups(model, data.x)]))
     out, probes = {}, [choose("probe", name, ("velpic", "masc", "cosine")) for name in probes]
     for layer in layers:
         got = [got[layer] for _, got in activations(model, data.x, [layer], batch, data.index)]

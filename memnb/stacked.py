@@ -173,6 +173,7 @@ def train_stacked(
 
     A network whose loss is not finite is put back to its last recorded time and ends there, with a warning.
     """
+    if callable(observe) or not isinstance(observe, (list, tuple)) or not all(map(callable, observe)): raise TypeError(f"observe={given(observe)} must be a list of functions")
     if why := why_not(models): raise ValueError(f"the networks cannot be stacked: {why}")
     m, device = len(models), pick_device(device)
     rates, clips, seeds = _each("lr", lr, m), _each("clip", clip, m), _each("seed", seed, m)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from .arrays import choose
-from .checks import given, number, seed_of, whole
+from .checks import fits, given, number, seed_of, whole
 from .datasets import NoisyDataset
 from .layers import device_of, eager, evaluating, examples, first_tensor, predict
 from .recorder import Recorder
@@ -48,7 +48,11 @@ SCHEDULES = {  # name -> (optimizer, number of steps) -> scheduler, or None
 
 def make_optimizer(optimizer, parameters, lr: float, options: dict) -> torch.optim.Optimizer:
     "A named optimizer, or the given one. `ValueError` or `TypeError` for what it does not take."
+    if not hasattr(parameters, "__iter__") or not isinstance(options, dict):
+        raise TypeError(f"parameters={given(parameters)} must be a list of parameters, options={given(options)} a dictionary")
     parameters = list(parameters)
+    if strange := [p for p in parameters if not isinstance(p, Tensor)]:
+        raise TypeError(f"the parameters hold {given(strange[0])}; they must be tensors")
     if isinstance(optimizer, torch.optim.Optimizer):
         held = {id(p) for g in optimizer.param_groups for p in g["params"]}
         if not held & set(map(id, parameters)):
@@ -67,7 +71,8 @@ def make_optimizer(optimizer, parameters, lr: float, options: dict) -> torch.opt
         return make(parameters, lr=lr, **options)
     except (TypeError, ValueError, RuntimeError) as e:
         wanted = ", ".join(f"{k}={given(v)}" for k, v in options.items() if k != "fused")
-        raise ValueError(f"{optimizer} does not take {wanted or f'lr={lr}'}: {e}") from e
+        kind = TypeError if isinstance(e, TypeError) else ValueError
+        raise kind(f"{optimizer} does not take {wanted or f'lr={lr}'}: {e}") from e
 
 def named(thing) -> str | list:
     "A name, or what a configuration says of a function, optimizer or schedule."
@@ -82,11 +87,13 @@ def named(thing) -> str | list:
 # %% ../nbs/04_steps.ipynb #cell07
 def order(n: int, epoch: int, seed: int) -> Tensor:
     "(n,) the permutation of an epoch."
-    own = (seed * 1_000_003 + epoch) % 2**63  # of a large seed, too
+    n, own = whole("n", n, 1), (seed_of(seed) * 1_000_003 + whole("epoch", epoch, 0)) % 2**63
+    fits(f"the order of {n} examples", n, 8)
     return torch.randperm(n, generator=torch.Generator().manual_seed(own))
 
 def recorded_times(epochs: float) -> list[float]:
     "Up to 100 whole epochs, evenly spaced, with 0 and the last."
+    epochs = number("epochs", epochs, "be above 0, and finite", lambda v: 0 < v < math.inf)
     count = min(100, math.ceil(epochs))
     return sorted({float(round(i * epochs / count)) for i in range(count)} | {float(epochs)})
 
@@ -94,14 +101,15 @@ def times_of(times) -> list[float]:
     "Times as floats; `TypeError` or `ValueError` unless they are finite, increase and begin at 0 or later."
     if isinstance(times, (str, dict)) or not hasattr(times, "__iter__"):
         raise TypeError(f"times={given(times)} must be a list of numbers")
-    t = [number("a time", v) for v in times]
-    if not t or t[0] < 0 or any(not b > a for a, b in zip(t, t[1:])):
+    t = [number("a time", v, ok=lambda _: True) for v in times]
+    increase = all(b > a for a, b in zip(t, t[1:]))
+    if not t or not t[0] >= 0 or not increase or not math.isfinite(t[-1]):
         raise ValueError(f"times must increase, from 0 or later; given {t[:5]}{'...' if len(t) > 5 else ''}")
     return t
 
 def steps_of(times: Sequence[float], per_epoch: int) -> dict[int, float]:
     "Optimizer step -> recorded time; `ValueError` unless times increase from 0 on and no two fall on one step."
-    t = times_of(times)
+    t, per_epoch = times_of(times), whole("per_epoch", per_epoch, 1)
     at = {round(v * per_epoch): v for v in t}
     if len(at) < len(t):
         raise ValueError(f"two of the times fall on one step: an epoch has {per_epoch} steps")
@@ -148,6 +156,9 @@ class Training:
 # %% ../nbs/04_steps.ipynb #cell13
 def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
     "Cross-entropy of logits (b, K), or (b, 1) for two classes: its mean, or (b,) with reduction `none`."
+    tensors = isinstance(logits, Tensor) and isinstance(y, Tensor)
+    if not tensors or logits.ndim != 2 or y.shape != logits.shape[:1] or y.is_floating_point():
+        raise ValueError(f"the logits are {given(logits)}, the labels {given(y)}; they must be tensors (b, K) and (b,) of whole numbers")
     if logits.shape[1] > 1:
         return F.cross_entropy(logits, y, reduction=reduction)
     return F.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype), reduction=reduction)
@@ -260,7 +271,7 @@ def _check_logits(logits, n: int, k: int):
     if not logits.isfinite().all():
         raise ValueError("the model's outputs hold NaN or infinity; logits must be finite")
 
-# %% ../nbs/04_steps.ipynb #07bf8e8c
+# %% ../nbs/04_steps.ipynb #29b74ac2
 def alone(model: nn.Module, data: NoisyDataset) -> str:
     "Why the network, in its present modes, cannot be trained on one example; empty if it can."
     buffers = [(b, b.clone()) for b in model.buffers()]
@@ -305,6 +316,8 @@ def pick_device(device: str | torch.device) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
+        if torch.device(device).type == "meta":
+            raise ValueError("it holds no values")
         return torch.device(device)
     except Exception as e:
         raise ValueError(f"device={given(device)} is not there: {str(e).splitlines()[0]}") from e

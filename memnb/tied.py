@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from .accounting import group_mask
 from .arrays import choose
-from .checks import given, names_of, number, seed_of
+from .checks import given, names_of, number, seed_of, whole
 from .datasets import NoisyDataset
 from .layers import channel_dim, compiled, examples, first_tensor, layer_names, predict, predicted, present_examples, with_first
 from .steps import check_network, check_outputs
@@ -65,6 +65,11 @@ def _hash(v: Tensor) -> Tensor:
 
 def owned(index: Tensor, channels: Tensor, site: int, p_mem: float, seed: int) -> Tensor:
     "(b, c) bool: whether the examples of an index (b,) own these channels (c,) of a site."
+    for what, v in (("index", index), ("channels", channels)):
+        if not isinstance(v, Tensor) or v.ndim != 1 or v.is_floating_point() or v.is_complex():
+            raise TypeError(f"{what}={given(v)} must be a tensor of integers (b,)")
+    number("p_mem", p_mem, "lie in [0, 1]", lambda v: 0 <= v <= 1)
+    site, seed = whole("site", site, 0), seed_of(seed)
     example = _hash(_hash(index) ^ _hash(torch.tensor((seed * 8191 + site + 1) % 2**63)).item())
     return _hash(example[:, None] + channels * 0x9E3779B9) < int(p_mem * 2**32)
 

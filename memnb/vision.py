@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .checks import fits, number, seed_of, sizes, whole
 from .seeds import seeded
 
-# %% ../nbs/01_vision.ipynb #dfbd5bbe
+# %% ../nbs/01_vision.ipynb #a6fa7893
 def made(what: str, make: Callable[[], nn.Module], seed: int) -> nn.Module:
     "What `make` gives, with weights from the seed. `ValueError` if it cannot be made or does not fit."
     seed = seed_of(seed)
@@ -251,8 +251,11 @@ class ViT(nn.Module):
         self, shape, patch: int, d: int, depth: int, heads: int, hidden: int, dropout: float, n_classes: int, shifted: bool
     ):
         super().__init__()
-        self.patch, self.shifted = patch, shifted
         tokens, pixels = _tokens(shape, patch, shifted)
+        self.patch, self.shifted, d, depth = int(patch), bool(shifted), whole("width", d, 1), whole("depth", depth, 1)
+        hidden, n_classes = whole("hidden", hidden, 1), whole("n_classes", n_classes, 2)
+        weights = depth * (4 * d + 2 * hidden) * d + (tokens + pixels + n_classes) * d
+        fits(f"a ViT of width={d}, depth={depth}, hidden={hidden} for {tokens} tokens", weights)
         self.cls = nn.Parameter(torch.randn(1, 1, d))
         self.place = nn.Parameter(torch.randn(1, tokens + 1, d))
         self.patches = nn.Sequential(nn.LayerNorm(pixels), nn.Linear(pixels, d))
@@ -294,11 +297,10 @@ def vit(
     shape, n_classes = _picture(shape, n_classes)
     named = dict(patch=patch, width=width, depth=depth, heads=heads, hidden=hidden)
     patch, width, depth, heads, hidden = (whole(k, v, 1) for k, v in named.items())
-    tokens, pixels = _tokens(shape, patch, shifted)
+    _tokens(shape, patch, shifted)
     dropout = _share(dropout)
     if width % heads:
         raise ValueError(f"width={width} is no multiple of heads={heads}")
-    what = f"a ViT of width={width}, depth={depth}, hidden={hidden} for {tokens} tokens"
-    fits(what, depth * (4 * width + 2 * hidden) * width + (tokens + pixels + n_classes) * width)
+    what = f"a ViT of width={width}, depth={depth}, hidden={hidden}"
     args = shape, patch, width, depth, heads, hidden, dropout, n_classes, shifted
     return made(what, lambda: ViT(*args), seed)

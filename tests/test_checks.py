@@ -82,7 +82,7 @@ def test_what_does_not_fit_in_memory():
 
 
 @pytest.mark.parametrize("name, args", [
-    ("two_layer_relu", dict(d=64, width=10**9)), ("two_layer_relu", dict(d=10**30, width=1)), ("mlp", dict(shape=(1, 8, 8), widths=(10**9, 10**9))),
+    ("two_layer_relu", dict(d=64, width=10**9)), ("two_layer_relu", dict(d=10**18, width=1)), ("mlp", dict(shape=(1, 8, 8), widths=(10**9, 10**9))),
     ("mlp", dict(shape=(10**6, 10**6), widths=(10,))), ("cnn", dict(shape=(1, 8, 8), channels=(10**9,))), ("cnn", dict(shape=(1, 8, 8), n_classes=10**12)),
     ("alexnet", dict(width=1e6)), ("alexnet", dict(n_classes=10**15)), ("resnet9", dict(width=1e6)), ("resnet9", dict(width=1e300)),
     ("resnet50", dict(n_classes=10**12)), ("vit", dict(depth=10**9)), ("vit", dict(width=8 * 10**9)), ("vit", dict(hidden=10**18)), ("modular", dict(p=10**9, width=10**6)),

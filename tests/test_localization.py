@@ -30,7 +30,7 @@ def resnet(): return torchvision.models.resnet18(num_classes=10)
 def vit(): return torchvision.models.vision_transformer.VisionTransformer(image_size=16, patch_size=8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16, num_classes=10)
 
 
-GROUPS = {resnet: ["conv1", "bn1", *(f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1)), "fc"], vit: ["(root)", "conv_proj", "encoder", "heads"]}
+GROUPS = {resnet: ["conv1", "bn1", *(f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1)), "fc"], vit: ["(root)", "conv_proj", "encoder.(root)", *(f"encoder.layers.encoder_layer_0.{k}" for k in ("ln_1", "self_attention", "ln_2", "mlp")), "encoder.ln", "heads"]}
 TIED = {resnet: ["bn1", "layer3.1"], vit: ["encoder", "encoder.layers.encoder_layer_0.mlp"]}
 REWOUND = {resnet: ["conv1", "layer4.1", "fc"], vit: ["(root)", "encoder", "heads"]}
 

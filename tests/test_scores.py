@@ -33,7 +33,7 @@ def clusters(n=60, k=3, rho=0.3, shape=(1, 8, 8), shift=0.6) -> NoisyDataset:
 
 MLP, CNN = dict(name="mlp", shape=[1, 8, 8], widths=[12, 8], n_classes=3), dict(name="cnn", shape=[1, 8, 8], channels=[3, 4], widths=[6], n_classes=3)
 VIT = dict(name="vit", shape=[1, 8, 8], patch=4, width=8, depth=1, heads=2, hidden=6, n_classes=3)
-GROUPS = {"mlp": ["fc1", "fc2", "out"], "cnn": ["block1", "block2", "fc1", "out"], "vit": ["patches", "blocks.0", "norm", "out"]}
+GROUPS = {"mlp": ["fc1", "fc2", "out"], "cnn": ["block1", "block2", "fc1", "out"], "vit": ["patches", "blocks.0.norm1", "blocks.0.attention", "blocks.0.norm2", "blocks.0.mlp", "blocks.0", "norm", "out"]}
 
 @cache
 def trained(name="mlp") -> tuple[Run, nn.Module]:
