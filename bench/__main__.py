@@ -4,7 +4,7 @@ import importlib
 
 from bench import report
 
-NAMES = ("flow", "probes", "train", "localization", "modular", "explore", "sweep", "audit", "choose")
+NAMES = ("flow", "probes", "train", "localization", "modular", "explore", "sweep", "audit", "coverage", "choose")
 
 parser = argparse.ArgumentParser(prog="python -m bench", description="Ratios against the plain way of doing the same thing.")
 parser.add_argument("name", choices=NAMES)

@@ -1,120 +1,272 @@
-"""Which ranks wrong labels better: memnb's audit, or cleanlab's confident learning?
+"""Which ranks wrong labels better: memnb's audit of one network, or cleanlab's confident learning
+with five?
 
-Cost counts trainings on the whole training set. Cleanlab has out-of-sample probabilities from five networks, each
-trained on four fifths (cost 4), as its authors mean it; its labels' quality is their self-confidence. Because the end
-of training is not its best moment, the epoch at which the held-out folds agree best with their given labels is tried
-too, and the better of the two counts. The audit is run on one training (cost 1), and on four with different seeds,
-their ranks averaged (cost 4). `ratio`: wrongly ordered pairs of a wrong and a right label, cleanlab's over the audit's
-at cost 4. `deviation`: the difference of the areas under the ROC curve. Everything is written to
-`bench/results/audit.csv` (not with `--quick`), with the precision among as many labels as are wrong.
+Cleanlab has out-of-sample probabilities from five networks, each trained on four fifths (cost 4, in
+trainings on the whole set), as its authors mean it; its labels' quality is their self-confidence.
+Because the end of training is not its best moment, the epoch at which the held-out folds agree best
+with their given labels is tried too, and the better of the two counts. The audit has one training
+(cost 1), with its history or the weights alone.
 
-The last row counts in how many of 50 runs on digits the 90% interval of the noise rate holds the true one.
+Classes are as large as each other, or fall from the first to the last by a factor of 5, 20 or 50.
+The seeds (20 and up) are none of those on which the audit was made (`python -m bench choose`).
+
+Everything is written to `bench/results/audit.csv` (not with `--quick`), one row a setting and
+method:
+
+- `auc`: the chance that a wrong label is ranked above a right one;
+- `precision`: share of wrong labels among as many most suspicious ones as are wrong;
+- `class_precision`: the same within each given class, averaged over the classes that have wrong
+  labels;
+- `worst_class`: that of the worst class;
+- `suggested`: share of the wrong labels whose suggested class is the true one.
+
+`ratio` on the screen: wrongly ordered pairs of a wrong and a right label, cleanlab's over the
+audit's with history; `deviation`: the difference of the areas under the ROC curve.
 """
+
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import torch
-from cleanlab.rank import get_label_quality_scores
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
+from torch import nn
 from tqdm import tqdm
 
 from bench import row
-from memnb.arrays import write_whole
+from memnb.stores import write_whole
 from memnb.audit import audit
 from memnb.datasets import NoisyDataset, corrupt, load
 from memnb.layers import predict
 from memnb.models import build
-from memnb.noise import estimate_noise
+from memnb.runs import Run
+from memnb.stacked import fit_stacked
 from memnb.trainer import fit
 
-KINDS, RATES = ("wrong", "pair", "redraw"), (0.1, 0.2, 0.4)
+RESULTS = Path(__file__).parent / "results" / "audit.csv"
+KINDS = ("wrong", "pair", "redraw")
+ALONE = ("probe_margin", "loss", "margin", "final_loss", "learning_time")
 
 
 @dataclass(frozen=True)
 class Case:
-    n: int | None
+    "A data set, and how its networks are trained."
+
+    most: dict  # ratio of the largest to the smallest class -> examples of the largest
     make: Callable  # seed -> network
     epochs: int
     how: dict
-    seeds: tuple
+    stacked: bool = True  # whether networks can be trained at once
 
 
-CASES = {  # seeds: none of those on which `bench.choose` chose the suspicion (digits, 0 to 3), nor of earlier comparisons
-    "digits": Case(None, lambda s: build("mlp", shape=(1, 8, 8), widths=(100, 100), seed=s), 100, dict(lr=0.1, batch=32), (20, 21, 22)),
-    "mnist": Case(2000, lambda s: build("mlp", shape=(1, 28, 28), widths=(100, 100), seed=s), 60, dict(lr=0.1, batch=32), (20, 21)),
-    "cifar10": Case(2000, lambda s: build("resnet9", shape=(3, 32, 32), width=0.125, seed=s), 20, dict(lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="triangle", batch=64), (20,)),
+def _mlp(shape: tuple) -> Callable:
+    return lambda seed: build("mlp", shape=shape, widths=(100, 100), seed=seed)
+
+
+def _resnet(seed: int) -> nn.Module:
+    return build("resnet9", shape=(3, 32, 32), width=0.125, seed=seed)
+
+
+_PLAIN = dict(lr=0.1, batch=32)
+_PICTURES = dict(lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="triangle", batch=64)
+CASES = {
+    "digits": Case({1: 144, 5: 144, 20: 144, 50: 144}, _mlp((1, 8, 8)), 100, _PLAIN),
+    "mnist": Case({1: 200, 5: 400, 20: 570, 50: 700}, _mlp((1, 28, 28)), 60, _PLAIN),
+    "cifar10": Case({1: 200}, _resnet, 20, _PICTURES, stacked=False),
 }
+PLAN = [  # data, ratio, seed, kinds, rates
+    ("digits", 1, 20, KINDS, (0.1, 0.2, 0.4)),
+    ("mnist", 1, 20, KINDS, (0.1, 0.2, 0.4)),
+    *(("digits", ratio, 20, ("wrong", "pair"), (0.1, 0.2)) for ratio in (5, 20, 50)),
+    *(("mnist", ratio, 20, ("wrong", "pair"), (0.1,)) for ratio in (5, 20, 50)),
+    ("cifar10", 1, 20, KINDS, (0.2,)),
+    *(("digits", ratio, 21, ("wrong", "pair"), (0.1, 0.2)) for ratio in (5, 20, 50)),
+]
+QUICK = [("digits", 20, 20, ("wrong", "pair"), (0.2,))]
 
 
-def trained(case: Case, data: NoisyDataset, seed: int, held: NoisyDataset | None = None):
-    "Run, network and, of held-out examples, probabilities at each recorded time."
-    said, net = [], case.make(seed)
-    look = (lambda s: said.append(predict(s.model, held.x).softmax(1)) or []) if held else (lambda s: [])
-    run = fit(net, data, case.epochs, times=range(0, case.epochs + 1, max(1, case.epochs // 50)), seed=seed, observe=[look], **case.how)
-    return run, net, said
+def unbalanced(data: NoisyDataset, ratio: float, most: int, seed: int) -> NoisyDataset:
+    """A part of the data whose classes fall in size from `most` by `ratio`, in equal steps of the
+    logarithm."""
+    g, rows = torch.Generator().manual_seed(1000 + seed), []
+    for c in range(data.n_classes):
+        of = (data.y == c).nonzero()[:, 0]
+        size = max(1, round(min(most, len(of)) * ratio ** (-c / (data.n_classes - 1))))
+        rows.append(of[torch.randperm(len(of), generator=g)[:size]])
+    return data.subset(torch.cat(rows).sort().values)
 
 
-def out_of_sample(case: Case, data: NoisyDataset, seed: int, folds: int = 5) -> list[np.ndarray]:
-    "Probabilities (n, K) of networks that have not seen the example: at the end, and where held-out labels are predicted best."
-    last, best = (np.zeros((len(data), data.n_classes)) for _ in range(2))
-    for i, rows in enumerate(torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).chunk(folds)):
-        keep = torch.ones(len(data), dtype=torch.bool).index_fill_(0, rows, False)
-        held = data.subset(rows)
-        *_, said = trained(case, data.subset(keep), seed * folds + i, held)
-        agree = [(p.argmax(1) == held.y).double().mean().item() for p in said]
-        last[rows], best[rows] = said[-1].double().numpy(), said[int(np.argmax(agree))].double().numpy()
-    return [last, best]
+def source(name: str, ratio: float, seed: int) -> NoisyDataset:
+    "Data with right labels."
+    data, _ = load(name, seed=seed) if name == "digits" else load(name)
+    return unbalanced(data, ratio, CASES[name].most[ratio], seed)
 
 
-def suspicions(case: Case, data: NoisyDataset, seed: int) -> dict[tuple[str, int], np.ndarray]:
-    "(method, cost) -> suspicion (n,)."
-    runs = [trained(case, data, seed + 100 * i)[:2] for i in range(4)]
-    found = [audit(run, data, net) for run, net in runs]
-    out = {("audit", 1): found[0]["suspicion"], ("audit", 4): np.mean([f["suspicion"].to_numpy() for f in found], 0)}
-    out |= {(f"{name.replace('_', ' ')} alone", 1): found[0][name] for name in ("probe_margin", "loss", "margin", "final_loss", "learning_time")}
-    out["audit, weights alone", 1] = audit(runs[0][1], data)["suspicion"]
-    for when, p in zip(("at the end", "at its best epoch"), out_of_sample(case, data, seed)):
-        out[f"cleanlab, {when}", 4] = -get_label_quality_scores(data.y.numpy(), p)
-    return {k: rankdata(np.asarray(v)) for k, v in out.items()}
+def trained(
+    case: Case,
+    data: list[NoisyDataset],
+    seed: int,
+    epochs: int,
+    held: list[NoisyDataset] | None = None,
+):
+    "Runs, networks and, of held-out examples, each network's probabilities at each recorded time."
+    nets = [case.make(seed) for _ in data]
+    place, said = {id(net): i for i, net in enumerate(nets)}, [[] for _ in nets]
+
+    def look(s) -> list:
+        i = place[id(s.model)]
+        if held:
+            said[i].append(predict(s.model, held[i].x).softmax(1))
+        return []
+
+    how = dict(times=range(0, epochs + 1, max(1, epochs // 50)), observe=[look], **case.how)
+    if case.stacked:
+        runs = fit_stacked(nets, data, epochs, seed=[seed] * len(nets), **how)
+    else:
+        runs = [fit(net, d, epochs, seed=seed, **how) for net, d in zip(nets, data)]
+    return runs, nets, said
+
+
+def out_of_sample(
+    case: Case, data: list[NoisyDataset], seed: int, epochs: int, folds: int = 5
+) -> list[dict]:
+    """For each data set: moment -> probabilities (n, K) of networks that have not seen the example,
+    at the end and where the labels of the held-out fold are predicted best."""
+    n, k = len(data[0]), data[0].n_classes
+    out = [dict(end=np.zeros((n, k)), best=np.zeros((n, k))) for _ in data]
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    for fold, rows in enumerate(order.chunk(folds)):
+        keep = torch.ones(n, dtype=torch.bool).index_fill_(0, rows, False)
+        held = [d.subset(rows) for d in data]
+        *_, said = trained(case, [d.subset(keep) for d in data], seed * folds + fold, epochs, held)
+        for found, part, times in zip(out, held, said):
+            agree = [(p.argmax(1) == part.y).double().mean().item() for p in times]
+            found["end"][rows] = times[-1].double().numpy()
+            found["best"][rows] = times[int(np.argmax(agree))].double().numpy()
+    return out
+
+
+def answers(
+    run: Run, net: nn.Module, data: NoisyDataset, probabilities: dict
+) -> dict[tuple[str, int], tuple]:
+    "(method, cost) -> suspicion (n,) and suggested classes (n,) or None."
+    from cleanlab.rank import get_label_quality_scores
+
+    whole, alone = audit(run, data, net), audit(net, data)
+    out = {("audit", 1): (whole["suspicion"], whole["suggested"])}
+    out["audit, weights alone", 1] = alone["suspicion"], alone["suggested"]
+    for name in ALONE:
+        out[f"{name.replace('_', ' ')} alone", 1] = whole[name], None
+    for moment, text in (("end", "at the end"), ("best", "at its best epoch")):
+        p = probabilities[moment]
+        out[f"cleanlab, {text}", 4] = -get_label_quality_scores(data.y.numpy(), p), p.argmax(1)
+    return out
+
+
+def judged(
+    data: NoisyDataset, suspicion: np.ndarray, suggested: np.ndarray | None
+) -> dict[str, float | None]:
+    "The measures of one method on one data set."
+    wrong, given = data.is_noisy.numpy(), data.y.numpy()
+    score = rankdata(np.asarray(suspicion))
+
+    def precision(rows: np.ndarray) -> float:
+        top = rows[np.argsort(-score[rows], kind="stable")[: wrong[rows].sum()]]
+        return float(wrong[top].mean())
+
+    classes = [precision(np.flatnonzero(given == c)) for c in np.unique(given[wrong])]
+    right = (
+        None
+        if suggested is None
+        else float((np.asarray(suggested) == data.clean.numpy())[wrong].mean())
+    )
+    return dict(
+        auc=float(roc_auc_score(wrong, score)),
+        precision=precision(np.arange(len(data))),
+        class_precision=float(np.mean(classes)),
+        worst_class=min(classes),
+        suggested=right,
+    )
 
 
 def compare(quick: bool) -> pl.DataFrame:
-    "One row a data set, kind and rate of noise, seed and method."
-    plan = [("digits", "wrong", 0.2, 20), ("digits", "pair", 0.2, 20)] if quick else [(d, k, r, s) for d, c in CASES.items() for k in KINDS for r in RATES for s in c.seeds]
+    "One row a data set, ratio, kind and rate of noise, seed and method."
     rows = []
-    for name, kind, rho, seed in tqdm(plan, "audit"):
-        case = replace(CASES[name], epochs=30) if quick else CASES[name]
-        data = corrupt(load(name, n=case.n, seed=seed)[0], rho, kind, seed)
-        wrong = data.is_noisy.numpy()
-        for (method, cost), s in suspicions(case, data, seed).items():
-            top = np.argsort(-s, kind="stable")[:wrong.sum()]
-            rows.append(dict(data=name, noise=kind, rho=rho, seed=seed, method=method, cost=cost, auc=float(roc_auc_score(wrong, s)), precision=float(wrong[top].mean())))
-        if not quick: write_whole(Path(__file__).parent / "results" / "audit.csv", lambda f: pl.DataFrame(rows).write_csv(f, float_precision=4))
-    return pl.DataFrame(rows)
+    for name, ratio, seed, kinds, rates in tqdm(QUICK if quick else PLAN, "audit"):
+        case, clean = CASES[name], source(name, ratio, seed)
+        epochs, settings = 30 if quick else case.epochs, list(product(kinds, rates))
+        data = [corrupt(clean, rho, kind, seed) for kind, rho in settings]
+        runs, nets, _ = trained(case, data, seed, epochs)
+        folds = out_of_sample(case, data, seed, epochs)
+        for (kind, rho), d, run, net, p in zip(settings, data, runs, nets, folds):
+            for (method, cost), (suspicion, suggested) in answers(run, net, d, p).items():
+                setting = dict(
+                    data=name, ratio=ratio, noise=kind, rho=rho, seed=seed, method=method, cost=cost
+                )
+                rows.append(setting | judged(d, suspicion, suggested))
+        if not quick:
+            write_whole(
+                RESULTS,
+                lambda f: pl.DataFrame(rows, infer_schema_length=None).write_csv(
+                    f, float_precision=4
+                ),
+            )
+    return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def covered(runs: int) -> float:
-    "Share of runs on digits in which the 90% interval holds the true rate."
-    hits = 0
-    for i in tqdm(range(runs), "intervals"):
-        kind, rho, epochs = KINDS[i // 6 % 3], (0, 0.05, 0.1, 0.2, 0.3, 0.4)[i % 6], (30, 100)[i // 18 % 2]
-        data = corrupt(load("digits", seed=50 + i)[0], rho, kind, 50 + i)  # seeds that were not looked at when the interval was made
-        net = CASES["digits"].make(50 + i)
-        fit(net, data, epochs, times=[epochs], seed=50 + i, lr=0.1, batch=32)
-        found = estimate_noise(net, data)
-        hits += found.low <= data.rho <= found.high
-    return hits / runs
+def means(results: pl.DataFrame) -> pl.DataFrame:
+    """Mean measures by data, ratio, noise and `who`, cleanlab at the moment that is better for it
+    by the area."""
+    methods = {"audit": "history", "audit, weights alone": "weights"}
+    who = pl.when(pl.col("method").str.starts_with("cleanlab")).then(pl.lit("cleanlab"))
+    who = who.otherwise(pl.col("method").replace(methods))
+    by = ["data", "ratio", "noise", "who"]
+    found = (
+        results.with_columns(who=who)
+        .group_by(*by, "method", maintain_order=True)
+        .agg(pl.col("auc", "precision", "class_precision", "worst_class", "suggested").mean())
+    )
+    return found.sort("auc", descending=True, maintain_order=True).unique(
+        by, keep="first", maintain_order=True
+    )
+
+
+def readme_table(results: pl.DataFrame) -> str:
+    "The README's table: area under the ROC curve / precision within the given classes."
+    found = means(results)
+    lines = [
+        "| data | largest to smallest class | noise | cleanlab, five networks | audit, weights of one | audit, one with its history |",
+        "|---|---|---|---|---|---|",
+    ]
+    for data, ratio, noise in (
+        results.select("data", "ratio", "noise").unique(maintain_order=True).rows()
+    ):
+        part = found.filter(data=data, ratio=ratio, noise=noise)
+        values = {
+            r["who"]: f"{r['auc']:.3f} / {r['class_precision']:.2f}"
+            for r in part.iter_rows(named=True)
+        }
+        lines.append(
+            f"| {data} | {ratio} to 1 | {noise} | {values['cleanlab']} | {values['weights']} | {values['history']} |"
+        )
+    return "\n".join(lines)
 
 
 def run(quick: bool, full: bool) -> list[dict]:
-    table, rows = compare(quick), []
-    for (name, kind), part in table.group_by("data", "noise", maintain_order=True):
-        auc = lambda method: part.filter(pl.col("method").str.starts_with(method), cost=4).group_by("method").agg(pl.col("auc").mean())["auc"].max()
-        ours, theirs = auc("audit"), auc("cleanlab")
-        rows.append(row(f"{name}, {kind}: pairs ordered wrongly, cleanlab's / ours, at equal compute", (1 - theirs) / max(1e-9, 1 - ours), 1, ours - theirs))
-    share = covered(6 if quick else 50)
-    return [*rows, row(f"digits: the 90% interval holds the noise rate in {share:.0%} of the runs, over 90%", share / 0.9, None, abs(share - 0.9))]
+    results, out = compare(quick), []
+    found = means(results)
+    for data, ratio, noise in (
+        results.select("data", "ratio", "noise").unique(maintain_order=True).rows()
+    ):
+        auc = {
+            r["who"]: r["auc"]
+            for r in found.filter(data=data, ratio=ratio, noise=noise).iter_rows(named=True)
+        }
+        missed = (1 - auc["cleanlab"]) / max(1e-9, 1 - auc["history"])
+        name = f"{data}, {ratio} to 1, {noise}: pairs ordered wrongly, cleanlab's / ours"
+        out.append(row(name, missed, 1, auc["history"] - auc["cleanlab"]))
+    return out

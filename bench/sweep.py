@@ -30,12 +30,14 @@ def ours(rates: list[float], folder: Path, jobs: int):
 
 def reading(folders: int) -> float:
     "Seconds to read so many result folders of 100 rows into one frame."
+    from memnb.stores import seal
     from memnb.sweeps import results
     with tempfile.TemporaryDirectory() as root:
         frame = pl.DataFrame(dict(epoch=list(range(100)), accuracy=[0.5] * 100, group=["clean"] * 100))
         for i in range(folders):
             (place := Path(root, "made", f"{i:016x}")).mkdir(parents=True)
             frame.with_columns(rho=pl.lit(i / folders), key=pl.lit(place.name)).write_parquet(place / "frame.parquet")
+            seal(place)
         start = time.perf_counter()
         assert len(results(None, root)) == 100 * folders
         return time.perf_counter() - start

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import polars as pl
 
+from memnb.stores import Damaged, verify
+
 CSV = Path(__file__).with_name("claims.csv")
 KEY = ["figure", "preset", "dataset", "model"]
 FLOATS = dict.fromkeys(("rho", "ours", "low", "high"), pl.Float64)
@@ -15,10 +17,12 @@ FLOATS = dict.fromkeys(("rho", "ours", "low", "high"), pl.Float64)
 
 def read(folder: Path) -> pl.DataFrame:
     "The claims of one result, with what they were found on."
+    try: verify(folder)
+    except Damaged as e: raise ValueError(f"{folder}: {e}") from e
     p = json.loads((folder / "params.json").read_text())["parameters"]
     what = dict(preset=p["preset"], dataset=p.get("dataset") or "", model=p.get("model") or "")
     if "modulus" in p: what |= dict(dataset=f"modulo {p['modulus']}", model="")
-    return pl.read_parquet(folder / "claims.parquet").with_columns(**{k: pl.lit(v) for k, v in what.items()})
+    return pl.read_parquet((folder / "claims.parquet").read_bytes()).with_columns(**{k: pl.lit(v) for k, v in what.items()})
 
 
 def collect(folders: list[Path], stored: pl.DataFrame | None) -> pl.DataFrame:

@@ -8,44 +8,76 @@ __all__ = ['Gradients', 'group_mask', 'account', 'Accounting']
 # %% ../nbs/09_accounting.ipynb #cell02
 import math
 from collections.abc import Sequence
-import polars as pl, torch
+import polars as pl
+import torch
 from torch import Tensor, nn
+from .checks import given, names_of, whole
 from .datasets import NoisyDataset
-from .layers import device_of, evaluating, examples, owners
-from .steps import Training, loss_of
+from .layers import belongs, compiled, eager, evaluating, examples, owners
+from .steps import Training, check_outputs, loss_of
 
 # %% ../nbs/09_accounting.ipynb #cell05
-def group_mask(data: NoisyDataset, mask: Tensor | None = None) -> Tensor:
-    "(n,) bool: the group that an analysis holds against the rest; default: the noisy examples. `ValueError` unless both have members."
-    mask = data.is_noisy if mask is None else torch.as_tensor(mask, device=data.y.device)
-    if mask.shape != data.y.shape or mask.dtype != torch.bool: raise ValueError(f"the mask is {mask.dtype} {tuple(mask.shape)}; {len(data)} examples need torch.bool ({len(data)},)")
-    if mask.all() or not mask.any(): raise ValueError(f"all {len(data)} examples are in the {'noisy' if mask.any() else 'clean'} group (the mask's {bool(mask.any())}): there is nothing to hold it against")
+def group_mask(
+    data: NoisyDataset,
+    mask: Tensor | None = None,  # (n,) bool; default: the noisy examples
+) -> Tensor:
+    "(n,) bool: the group that an analysis holds against the rest. `ValueError` unless both have members."
+    if not isinstance(data, NoisyDataset):
+        raise TypeError(f"the data are {given(data)}; they must be a NoisyDataset")
+    n = len(data)
+    if mask is None:
+        mask = data.is_noisy
+    try:
+        mask = torch.as_tensor(mask, device=data.y.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"the mask is {given(mask)}; {n} examples need torch.bool ({n},)") from None
+    if mask.shape != data.y.shape or mask.dtype != torch.bool:
+        what = f"{mask.dtype} {tuple(mask.shape)}"
+        raise ValueError(f"the mask is {what}; {n} examples need torch.bool ({n},)")
+    if mask.all() or not mask.any():
+        side = "noisy" if mask.any() else "clean"
+        raise ValueError(
+            f"all {n} examples are in the {side} group (the mask's {bool(mask.any())}): there is "
+            "nothing to hold it against"
+        )
     return mask
 
 # %% ../nbs/09_accounting.ipynb #cell07
 Gradients = dict[str, Tensor]  # by the parameter's name
 
 def _members(model: nn.Module, layers: Sequence[str] | None) -> dict[str, list[list[str]]]:
-    "Layer or group -> for each member, the names of its parameters. `ValueError` for one that owns none."
-    names = [k for k, _ in model.named_parameters()]  # a shared parameter counts where it is first
-    of = {o: [k for k in names if (k.rpartition(".")[0] or "(root)") == o] for o in owners(model)}
-    own = [o for o in of if of[o]]
-    inside = lambda o, layer: o == layer or o.startswith(f"{layer}.")
-    out = {layer: [of[o] for o in own if inside(o, layer)] for layer in (own if layers is None else layers)}
-    for layer, members in out.items():
-        if not members: raise ValueError(f"{layer!r} has no parameters of its own; these layers have: {', '.join(own)}")
+    """Layer or group -> for each member, the names of its parameters; a shared one where it is first.
+
+    Default: `owners`, so that each parameter is in one of them. `ValueError` for a layer that owns none.
+    """
+    names = [k for k, _ in model.named_parameters()]
+    of = {owner: [k for k in names if belongs(k, owner)] for owner in owners(model)}
+    of = {owner: keys for owner, keys in of.items() if keys}
+    out = {}
+    for layer in of if layers is None else names_of("layers", layers):
+        out[layer] = [keys for owner, keys in of.items() if owner == layer or belongs(keys[0], layer)]
+        if not out[layer]:
+            there = ", ".join(of)
+            raise ValueError(f"{layer!r} has no parameters of its own; these layers have: {there}")
     return out
+
+def _joined(g: Gradients, names: Sequence[str]) -> Tensor:
+    return torch.cat([g[k].double().flatten() for k in names])
+
+def _norm(g: Gradients, members: list[list[str]]) -> float:
+    "The mean over the members of the norm over the square root of the number of parameters."
+    norms = [_joined(g, names).norm() / sum(g[k].numel() for k in names) ** 0.5 for names in members]
+    return torch.stack(norms).mean().item()
 
 def _report(noisy: Gradients, total: Gradients, members: dict[str, list[list[str]]]) -> list[dict]:
     "Two rows a layer, of clean and noisy: `layer, group, norm, cosine, parameters`."
     clean, rows = {k: total[k] - noisy[k] for k in total}, []
-    joined = lambda g, names: torch.cat([g[k].double().flatten() for k in names])
     for layer, parts in members.items():
-        whole = [joined(g, sum(parts, [])) for g in (clean, noisy)]
-        cosine = (whole[0] @ whole[1] / (whole[0].norm() * whole[1].norm())).item()
+        a, b = (_joined(g, sum(parts, [])) for g in (clean, noisy))
+        cosine = (a @ b / (a.norm() * b.norm())).item()
+        both = dict(cosine=None if math.isnan(cosine) else cosine, parameters=len(a))
         for group, g in (("clean", clean), ("noisy", noisy)):
-            norms = [joined(g, names).norm() / sum(g[k].numel() for k in names)**0.5 for names in parts]
-            rows.append(dict(layer=layer, group=group, norm=torch.stack(norms).mean().item(), cosine=None if math.isnan(cosine) else cosine, parameters=len(whole[0])))
+            rows.append(dict(layer=layer, group=group, norm=_norm(g, parts)) | both)
     return rows
 
 # %% ../nbs/09_accounting.ipynb #cell09
@@ -54,24 +86,37 @@ def account(
     data: NoisyDataset,
     layers: Sequence[str] | None = None,  # layers or groups; default: `owners`
     mask: Tensor | None = None,  # (n,) bool; default: the noisy examples
-    batch: int = 1024,
+    batch: int = 1024,  # examples at a time, 1 or more
 ) -> pl.DataFrame:
-    "Rows `layer, group, norm, cosine, parameters` of the mean loss's gradient at fixed weights, in evaluation mode (localization, section 4.1); no cosine where a part is zero."
-    if batch < 1: raise ValueError(f"batch={batch} must be 1 or more")
-    if layers is not None and not len(layers): raise ValueError("layers=[] names no layer")
-    data = data.to(device_of(model))
+    """Rows `layer, group, norm, cosine, parameters` of the mean loss's gradient at fixed weights.
+
+    It is taken in evaluation mode (localization, section 4.1). By default each parameter counts in
+    one row of a group, those of a layer with further layers within it as `layer.(root)`. There is
+    no cosine where a part is zero.
+    """
+    batch = whole("batch", batch, 1)
+    if layers is not None and not len(names_of("layers", layers)):
+        raise ValueError("layers=[] names no layer")
+    data = check_outputs(model, data)
     mask, members = group_mask(data, mask), _members(model, layers)
     free = {k: p for k, p in model.named_parameters() if p.requires_grad}
-    if not free: raise ValueError("every parameter is frozen: there is no gradient to account for")
-    parts = [{k: torch.zeros_like(p) for k, p in model.named_parameters()} for _ in range(2)]
-    with evaluating(model), torch.enable_grad():
+    if not free:
+        raise ValueError("every parameter is frozen: there is no gradient to account for")
+    noisy, clean = ({k: torch.zeros_like(p) for k, p in model.named_parameters()} for _ in range(2))
+    with evaluating(model), eager(model), torch.enable_grad():
         for rows in torch.arange(len(data), device=data.y.device).split(batch):
-            with examples(data.index[rows]): losses = loss_of(model(data.x[rows]), data.y[rows], "none") / len(data)
-            for total, of in zip(parts, (mask[rows], ~mask[rows])):
-                for k, g in zip(free, torch.autograd.grad((losses * of).sum(), list(free.values()), retain_graph=True, allow_unused=True)):
-                    if g is not None: total[k] += g
-    noisy, clean = parts
+            with examples(data.index[rows]):
+                logits = model(data.x[rows])
+            losses = loss_of(logits, data.y[rows], "none") / len(data)
+            for total, of in ((noisy, mask[rows]), (clean, ~mask[rows])):
+                _add_gradients(total, free, (losses * of).sum())
     return pl.DataFrame(_report(noisy, {k: noisy[k] + clean[k] for k in noisy}, members))
+
+def _add_gradients(total: Gradients, free: dict[str, nn.Parameter], loss: Tensor):
+    options = dict(retain_graph=True, allow_unused=True)
+    for k, g in zip(free, torch.autograd.grad(loss, list(free.values()), **options)):
+        if g is not None:
+            total[k] += g
 
 # %% ../nbs/09_accounting.ipynb #cell12
 class Accounting:
@@ -85,7 +130,11 @@ class Accounting:
         self.noisy = self.total = None
 
     def _begin(self, s: Training):
-        if len(s.data) != len(self.mask): raise ValueError(f"the accounting is of {len(self.mask)} examples, the training of {len(s.data)}")
+        if len(s.data) != len(self.mask):
+            n = len(self.mask)
+            raise ValueError(f"the accounting is of {n} examples, the training of {len(s.data)}")
+        if compiled(s.model):
+            raise ValueError("a compiled network has one backward pass only, and two are needed; train the network itself (`_orig_mod`)")
         self.mask, self.members = self.mask.to(s.data.y.device), _members(s.model, self.layers)
         self.noisy, self.total = ([torch.zeros_like(p) for p in s.model.parameters()] for _ in range(2))
         self.training = s

@@ -21,7 +21,7 @@ VERDICTS = ("holds", "does not hold", "undecided", "not run")
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    "A statement of a paper with its test. It holds inside all of its bounds; at least one is needed."
+    "A statement of a paper with its test, which holds inside all of its bounds (at least one)."
 
     statement: str
     paper: str  # the paper's value in its words, with its figure or section

@@ -11,6 +11,7 @@ from pathlib import Path
 import click, polars as pl, torch
 from .arrays import data_root
 from .experiments import facts
+from .stores import local_path, write_whole
 from .sweeps import results, sweep
 from .tasks import Failed, execute, failed, make_task
 
@@ -75,7 +76,9 @@ def _shown(frame: pl.DataFrame, output: Path | None):
     if output is None: return click.echo(frame)
     write = {".csv": frame.write_csv, ".parquet": frame.write_parquet}.get(output.suffix)
     if write is None: raise ValueError(f"--output {output} must end in .csv or .parquet")
-    write(output)
+    output = local_path("--output", output)
+    if not output.parent.is_dir(): raise ValueError(f"--output {output}: there is no folder {output.parent}")
+    write_whole(output, write)
     click.echo(f"{len(frame)} rows in {output}")
 
 _WHERE = click.option("--where", type=(str, str), multiple=True, metavar="COLUMN VALUE", help="Rows where a column has a value.")
@@ -93,6 +96,7 @@ def results_(notebook: Path, root: Path, where, output, chart, y, color):
     "The frames of all runs of NOTEBOOK, parameters as columns."
     frame = _rows(results(notebook, root), where)
     if chart is None: return _shown(frame, output)
+    if frame.is_empty(): raise ValueError(f"no run of {notebook} has {', '.join(f'{k} {v}' for k, v in where) or 'a result'} in {root}: there is nothing to draw")
     from memnb.sweeps import figure
     figure(frame, y, color).save(str(chart), **(dict(ppi=144) if chart.suffix == ".png" else {}))
     click.echo(f"drawn from {frame['key'].n_unique()} runs in {chart}")

@@ -9,6 +9,7 @@ __all__ = ['ROW', 'Panel', 'Transport', 'Stage', 'CopyButton']
 import math
 from bisect import bisect_right
 import altair as alt, anywidget, ipywidgets as w, traitlets
+from .arrays import choose
 from .scenes import SCENES, examples, history, shown
 from .worlds import KINDS, WORLDS, Session, defaults
 
@@ -22,6 +23,7 @@ class Panel(w.VBox):
     "Network, data, noise, seed, noise rate, width and learning rate."
 
     def __init__(self, world: str):
+        choose("world", world, WORLDS)
         late = dict(continuous_update=False) | _FIELD
         self.world = w.Dropdown(options=[(v.title, k) for k, v in WORLDS.items()], value=world, description="network", **_FIELD)
         self.dataset, self.noise = w.Dropdown(description="data", **_FIELD), w.Dropdown(options=KINDS, description="noise", **_FIELD)

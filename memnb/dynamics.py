@@ -7,8 +7,11 @@ __all__ = ['target_vectors', 'radial', 'directional', 'rate', 'class_separation'
            'gate_similarity', 'components', 'approximations', 'follow']
 
 # %% ../nbs/06_dynamics.ipynb #cell03
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
 from .models import TwoLayer
 
 # %% ../nbs/06_dynamics.ipynb #cell06
@@ -77,22 +80,65 @@ def components(net: TwoLayer, G_c: Tensor, G_n: Tensor) -> dict[str, dict]:
     return rows
 
 # %% ../nbs/06_dynamics.ipynb #cell16
-def approximations(net: TwoLayer, G: Tensor, first: TwoLayer, separation: Tensor) -> dict:
-    "Propositions 3.1 and 3.2 against the net target vector G, and how far weights and gates are from the first snapshot's."
-    early, onset = (1 - 2 * rate(net)) / 2 * separation, onset_signal(net)
-    off = lambda guess: (G - guess).norm() / G.norm()
-    w, w0, out = net.w.double(), first.w.double(), 0 if net.w_perp is None else net.w_perp.double().square().sum(0)
-    return dict(prop1_error=off(early), prop1_cosine=cosine(G, early), prop2_error=off(onset), prop2_cosine=cosine(G, onset),
-                moved=(w - w0).norm() / first.r.norm(), cos_first=(((w * w0).sum(0) + out) / (net.r * first.r)).mean(),
-                gate_cosine=gate_similarity(first.gates, net.gates), weight_norm=net.r.norm())
+def _off(guess: Tensor, G: Tensor) -> Tensor:
+    return (G - guess).norm() / G.norm()
 
-def follow():
-    "An observer for `gradient_flow` that remembers the first snapshot: rows `group` in clean, noisy, net and a column a quantity."
-    memory = []
+
+def approximations(net: TwoLayer, G: Tensor, first: TwoLayer, separation: Tensor) -> dict:
+    """Propositions 3.1 and 3.2 against the net target vector G, and how far the network has come.
+
+    `first` is the snapshot at time 0, in the basis of `net`, and `separation` its class separation.
+    The propositions' `_error` is relative to |G|. `moved` is |W - W0| / |W0| of the first layer,
+    `cos_first` and `gate_cosine` are means over neurons.
+    """
+    early, onset = (1 - 2 * rate(net)) / 2 * separation, onset_signal(net)
+    w, w0 = net.w.double(), first.w.double()
+    outside = 0 if net.w_perp is None else net.w_perp.double().square().sum(0)  # it never moves
+    return dict(
+        prop1_error=_off(early, G),
+        prop1_cosine=cosine(G, early),
+        prop2_error=_off(onset, G),
+        prop2_cosine=cosine(G, onset),
+        moved=(w - w0).norm() / first.r.norm(),
+        cos_first=(((w * w0).sum(0) + outside) / (net.r * first.r)).mean(),
+        gate_cosine=gate_similarity(first.gates, net.gates),
+        weight_norm=net.r.norm(),
+    )
+
+# %% ../nbs/06_dynamics.ipynb #cell17
+def _beginning(t: float, net: TwoLayer, known: TwoLayer | None) -> TwoLayer:
+    "The snapshot at time 0 of the run that `net` belongs to; `known` is the one seen last."
+    first = net.first or (net if t == 0 else known)
+    if first is None:
+        raise ValueError(
+            f"the first snapshot is at time {t:g} and does not hold the network at time 0: begin "
+            "there, or give replace(snapshot, first=two_layer(untrained, data))"
+        )
+    if first.w.shape != net.w.shape or (first.basis is None) != (net.basis is None):
+        raise ValueError("the snapshot at time 0 is of another network, or in another basis")
+    return first
+
+
+def follow() -> Callable[[float, TwoLayer], list[dict]]:
+    """An observer for `gradient_flow`: how clean and noisy examples move the weights.
+
+    It returns a row each for `group` clean, noisy and net, and a column a quantity. A row depends
+    on the network at its time and at time 0, whatever the recorded times are.
+    """
+    first = separation = last = None
+
     def observe(t: float, net: TwoLayer) -> list[dict]:
-        if not memory: memory.extend((net, class_separation(net)))
+        nonlocal first, separation, last
+        goes_on = last is not None and t > last
+        before, first, last = first, _beginning(t, net, first if goes_on else None), t
+        if first is not before:
+            separation = class_separation(first)
         clean, noisy = target_vectors(net)
         rows = components(net, clean, noisy)
-        rows["net"] |= approximations(net, clean + noisy, *memory)
-        return [{"group": k, **{q: v.item() for q, v in row.items()}} for k, row in rows.items()]
+        rows["net"] |= approximations(net, clean + noisy, first, separation)
+        return [
+            {"group": group, **{name: value.item() for name, value in row.items()}}
+            for group, row in rows.items()
+        ]
+
     return observe

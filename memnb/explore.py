@@ -6,13 +6,15 @@
 __all__ = ['REDRAW', 'Job', 'Explorer', 'explore']
 
 # %% ../nbs/31_explore.ipynb #cell02
-import threading, time
+import math, threading, time
 from collections.abc import Callable
 from contextlib import contextmanager
+from numbers import Real
 import ipywidgets as w
-from .arrays import choose
+from .arrays import choose, shown
 from .charts import use_theme
 from .controls import ROW, CopyButton, Panel, Stage, Transport
+from .relu import PRESETS
 from .worlds import WORLDS, Session, numbers
 
 # %% ../nbs/31_explore.ipynb #cell04
@@ -65,6 +67,9 @@ class Explorer(w.VBox):
         preset: str = "quick",
         pace: float = 4.0,  # seconds that a training takes at least, so that it can be watched
     ):
+        choose("preset", preset, PRESETS)
+        if isinstance(pace, bool) or not isinstance(pace, Real) or not 0 <= pace < math.inf:
+            raise ValueError(f"pace={shown(pace)} must be a finite number of seconds, 0 or more")
         use_theme()
         self.preset, self.pace, self.pinned, self.drawn = preset, pace, None, 0.0
         self.lock, self.quiet = threading.RLock(), set()

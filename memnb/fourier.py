@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import polars as pl, torch
 from torch import Tensor
 from .arrays import choose
+from .checks import given, seed_of, whole
 from .datasets import NoisyDataset
 from .models import ACTIVATIONS, ModularNet
 from .modular import OPERATIONS, check_modulus
@@ -19,10 +20,13 @@ from .modular import OPERATIONS, check_modulus
 # %% ../nbs/10_fourier.ipynb #cell05
 def primitive_root(p: int) -> int:
     "The smallest g whose powers are all nonzero residues modulo the prime p."
+    p = whole("p", p, 3)
+    if any(p % k == 0 for k in range(2, int(p**0.5) + 1)): raise ValueError(f"p={p} must be a prime number")
     return next(g for g in range(2, p) if len({pow(g, k, p) for k in range(1, p)}) == p - 1)
 
 def circle(p: int, operation: str) -> Tensor:
     "(q,) residues in the order of the group; q is P, or P - 1 for multiplication. `ValueError` as of `check_modulus`."
+    p = whole("p", p, 2)
     check_modulus(p, operation)
     if operation != "mul": return torch.arange(p)
     g = primitive_root(p)
@@ -43,12 +47,17 @@ class View:
 
     def places(self, residues: Tensor) -> Tensor:
         "Where residues lie in the order; -1 for one that does not."
+        if not isinstance(residues, Tensor) or residues.dtype.is_floating_point or residues.is_complex():
+            raise TypeError(f"residues={given(residues)} must be a tensor of integers")
+        if residues.numel() and not 0 <= int(residues.min()) <= int(residues.max()) < self.p:
+            raise ValueError(f"residues span {int(residues.min())} to {int(residues.max())}; they lie in [0, {self.p - 1}]")
         at = torch.full((self.p,), -1, device=self.order.device)
         at[self.order] = torch.arange(len(self.order), device=self.order.device)
         return at[residues]
 
     def pairs(self, data: NoisyDataset) -> tuple[Tensor, Tensor, Tensor]:
         "Where the pairs of `data` lie in the order, and their observed labels, -1 for one that does not; other pairs are left out. `ValueError` if none lies there."
+        if not isinstance(data, NoisyDataset): raise TypeError(f"the data are {given(data)}; they must be a NoisyDataset")
         if data.n_classes != self.p: raise ValueError(f"the data have labels modulo {data.n_classes}, the view is modulo {self.p}")
         a, b, y = self.places(data.index // self.p), self.places(data.index % self.p), self.places(data.y)
         there = (a >= 0) & (b >= 0)
@@ -57,15 +66,22 @@ class View:
 
     def score(self, logits: Tensor, test: NoisyDataset | None = None) -> float:
         "Share of the pairs of `test`, default: all, that logits (q, q, q) answer rightly. The true answers are used here only."
+        self._check(logits)
         right = self.places(OPERATIONS[self.operation](self.order[:, None], self.order[None], self.p))
         a, b = (slice(None), slice(None)) if test is None else self.pairs(test)[:2]
         return (logits[a, b].argmax(-1) == right[a, b]).double().mean().item()
 
     def agreement(self, logits: Tensor, held: NoisyDataset) -> float:
         "Share of the observed, partly wrong, labels of `held` that logits (q, q, q) give: what thresholds may be chosen by."
+        self._check(logits)
         a, b, y = self.pairs(held)
         if (y < 0).all(): raise ValueError("held has no pair on the circle with its label there: nothing can be chosen by it")
         return (logits[a, b].argmax(1) == y)[y >= 0].double().mean().item()
+
+    def _check(self, logits: Tensor):
+        q = len(self.order)
+        if not isinstance(logits, Tensor) or logits.shape != (q, q, q):
+            raise ValueError(f"logits={given(logits)} must be a tensor ({q}, {q}, {q})")
 
     def run(self, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
         "Logits (q, q, q) of other weights in the same network."
@@ -75,46 +91,68 @@ class View:
 @torch.no_grad()
 def look(net: ModularNet, operation: str, shuffle: int | None = None) -> View:
     "The network on the circle of an operation; `shuffle`: the seed of a random order of the residues in its place, a control."
+    if not isinstance(net, ModularNet): raise TypeError(f"the network is {given(net)}; it must be a ModularNet")
     order = circle(net.p, operation).to(net.w.device)
+    if shuffle is not None:
+        seed_of(shuffle, "shuffle")
     if shuffle is not None: order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(shuffle)).to(order.device)]
     view = View(net.p, operation, order, net.w, net.u[order], net.v[order], net.w[:, order], net.activation)
     return replace(view, logits=view.run(view.u, view.v, view.w))
 
 def label_table(data: NoisyDataset, operation: str) -> View:
     "The training labels themselves as logits, 1 for the label of a training pair and 0 elsewhere: a control that learnt nothing."
+    if not isinstance(data, NoisyDataset): raise TypeError(f"the data are {given(data)}; they must be a NoisyDataset")
     p = data.n_classes
     order, grid = circle(p, operation).to(data.y.device), torch.zeros(p * p, p, device=data.y.device)
     grid[data.index, data.y] = 1
     return View(p, operation, order, grid.view(p, p, p)[order][:, order][:, :, order])
 
 # %% ../nbs/10_fourier.ipynb #cell11
+def _matrix(what: str, m) -> Tensor:
+    "`m`; `TypeError` unless it is a real matrix with numbers in it."
+    if not isinstance(m, Tensor) or m.ndim != 2 or not m.is_floating_point():
+        raise TypeError(f"{what}={given(m)} must be a floating-point tensor of two dimensions")
+    return m
+
+def _check_view(view):
+    if not isinstance(view, View): raise TypeError(f"the view is {given(view)}; it must be a View, as `look` gives it")
+
 def spectrum(weights: Tensor) -> Tensor:
     "(q // 2 + 1, M) squared amplitudes of the columns of weights (q, M), frequencies 0, 1, ..."
+    if not len(_matrix("weights", weights)): raise ValueError(f"weights={given(weights)} have no residue")
     power = torch.fft.rfft(weights, dim=0).abs().square()
     if len(weights) % 2 == 0: power[-1] /= 2  # the last frequency of an even circle has no conjugate
     return power
 
 def participation(power: Tensor) -> Tensor:
     "(M,) inverse participation ratio of spectra (K, M) without frequency 0."
-    power = power[1:]
+    power = _matrix("power", power)[1:]
     return power.square().sum(0) / power.sum(0).square().clamp_min(1e-30)
 
 def joint_power(view: View) -> Tensor:
     "(K, M) sum of the spectra of U, V and W, each relative to its own sum. `ValueError` for a view without weights."
+    _check_view(view)
     if view.u is None: raise ValueError("this view has no weights, only logits")
     parts = [spectrum(m) for m in (view.u, view.v, view.w.T)]
     return sum(s / s[1:].sum(0).clamp_min(1e-30) for s in parts)
 
-def dominant(power: Tensor) -> Tensor: return power[1:].argmax(0) + 1  # (M,) frequency, not 0
+def dominant(power: Tensor) -> Tensor:
+    "(M,) strongest frequency, not 0, of spectra (K, M)."
+    if len(_matrix("power", power)) < 2: raise ValueError(f"power={given(power)} has no frequency but 0")
+    return power[1:].argmax(0) + 1
 
 def neuron_spectra(view: View, most: int = 60) -> pl.DataFrame:
     "`neuron, frequency, power` of the first `most` neurons in the order of their strongest frequency: shares of the joint spectrum, which add up to 1."
-    power = joint_power(view)[1:, :most] / 3
+    power = joint_power(view)[1:, :whole("most", most, 1)] / 3
     power = power[:, (2 * power.argmax(0) - power.amax(0)).argsort()]
     return pl.DataFrame([dict(neuron=m, frequency=k + 1, power=v) for m, column in enumerate(power.T.tolist()) for k, v in enumerate(column)])
 
 def keep_frequency(weights: Tensor, k: Tensor | int) -> Tensor:
     "Weights (q, M) with nothing but the frequency k, one for each column or one for all."
+    _matrix("weights", weights)
+    if not isinstance(k, Tensor): k = whole("k", k, 0)
+    if isinstance(k, Tensor) and (k.is_floating_point() or k.is_complex() or k.ndim and k.shape != weights.shape[1:]):
+        raise ValueError(f"k={given(k)} must be integers, one or {weights.shape[1]}")
     if not weights.numel(): return weights  # of no neuron at all, which MKL refuses
     z = torch.fft.rfft(weights, dim=0)
     at = torch.arange(len(z), device=weights.device)[:, None] == torch.as_tensor(k, device=weights.device)
@@ -146,8 +184,9 @@ def _oracle(view: View) -> Tensor:
     i = torch.arange(q, device=view.order.device)
     a, b, c = i[:, None, None], i[None, :, None], i[None, None]
     offset = (c - a - sign * b) % q
-    mean = torch.zeros(q, device=i.device, dtype=view.logits.dtype).scatter_add_(0, offset.flatten(), view.logits.flatten()) / q**2
-    return mean[offset]
+    logits = view.logits.double()  # in single precision the sum of q^2 numbers would change which mean is largest
+    mean = logits.new_zeros(q).scatter_add_(0, offset.flatten(), logits.flatten()) / q**2
+    return mean[offset].to(view.logits.dtype)
 
 # %% ../nbs/10_fourier.ipynb #cell14
 def _pruned(view: View, share: float) -> Tensor:
@@ -186,7 +225,9 @@ def extract(
     held: NoisyDataset | None = None,  # noisy labels that were not trained on, by which a share is chosen
 ) -> tuple[Tensor, float | None]:
     "Logits (q, q, q) on the circle, and the share that was chosen. `ValueError` where held-out labels or weights are needed and missing."
-    m = EXTRACT[choose("method", method, EXTRACT)]
+    _check_view(view)
+    m = EXTRACT[choose("method", str(method), EXTRACT)]
+    if held is not None and not isinstance(held, NoisyDataset): raise TypeError(f"held is {given(held)}; it must be a NoisyDataset, or None")
     if m.weights and view.u is None: raise ValueError(f"{method} works on weights, and this view has none; with logits alone there are {', '.join(k for k, v in EXTRACT.items() if not v.weights)}")
     if not m.tuned: return m.give(view), None
     if held is None: raise ValueError(f"{method} has a share to choose: give held, noisy labels that were not trained on")
@@ -197,6 +238,7 @@ def extract(
 # %% ../nbs/10_fourier.ipynb #cell17
 def strict(view: View) -> tuple[Tensor, float]:
     "Logits (q, q, q) of the projected neurons whose three frequencies agree, and their share of all neurons."
+    _check_view(view)
     if view.u is None: raise ValueError("this view has no weights, only logits")
     ks = [dominant(spectrum(m)) for m in (view.u, view.v, view.w.T)]
     keep = ((ks[0] == ks[1]) & (ks[1] == ks[2])).nonzero()[:, 0]

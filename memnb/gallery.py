@@ -14,14 +14,37 @@ from .datasets import NoisyDataset
 alt.JupyterChart.enable_offline()  # no code from elsewhere
 
 # %% ../nbs/33_gallery.ipynb #cell06
-def ranked(found: pl.DataFrame, names: Sequence) -> pl.DataFrame:
-    "The audit from the most suspicious label on, with the classes' names in place of their numbers."
-    named = lambda c: pl.col(c).map_elements(lambda k: str(names[k]), return_dtype=pl.String)
-    return found.sort("rank").with_columns(named(c) for c in ("label", "suggested", "masc", "cosine"))
+_CLASSES = ("label", "suggested", "velpic", "masc", "cosine")  # columns that hold classes
+
+
+def _check_names(names: Sequence, most: int):
+    "`ValueError` unless there is a name for each class up to `most`."
+    if len(names) <= most:
+        raise ValueError(
+            f"there are {len(names)} names, {list(names)[:5]}, and a class {most}; "
+            f"give one for each of {most + 1} classes or more"
+        )
+
+
+def ranked(
+    found: pl.DataFrame,  # of `audit`
+    names: Sequence,  # of the classes, in the order of their numbers
+) -> pl.DataFrame:
+    """The audit from the most suspicious label on, with the classes' names in place of their
+    numbers. `ValueError` for too few names."""
+    there = [c for c in _CLASSES if c in found.columns]
+    _check_names(names, max((found[c].max() for c in there), default=-1) if len(found) else -1)
+
+    def named(column: str) -> pl.Expr:
+        return pl.col(column).map_elements(lambda k: str(names[k]), return_dtype=pl.String)
+
+    return found.sort("rank").with_columns(named(c) for c in there)
+
 
 def pictured(data: NoisyDataset) -> bool:
     "Whether the inputs are pictures: (H, W), (1, H, W) or (3, H, W)."
     return data.x.ndim == 3 or data.x.ndim == 4 and data.x.shape[1] in (1, 3)
+
 
 def gallery(
     found: pl.DataFrame,  # of `audit`, or some of its rows
@@ -31,9 +54,20 @@ def gallery(
     columns: int = 10,
 ) -> alt.LayerChart:
     "The examples in the order of the rows. `ValueError` where the inputs are no pictures."
-    if not pictured(data): raise ValueError(f"inputs of shape {tuple(data.x.shape[1:])} are no pictures; they are (H, W), (1, H, W) or (3, H, W)")
+    if not pictured(data):
+        raise ValueError(
+            f"inputs of shape {tuple(data.x.shape[1:])} are no pictures; "
+            "they are (H, W), (1, H, W) or (3, H, W)"
+        )
     names = list(range(data.n_classes) if names is None else names)
-    says = [f"{names[a]} → {names[b]}" if a != b else f"{names[a]}" for a, b in zip(found["label"], found["suggested"])]
+    _check_names(
+        names,
+        max((found[c].max() for c in ("label", "suggested")), default=-1) if len(found) else -1,
+    )
+    says = [
+        f"{names[a]} → {names[b]}" if a != b else f"{names[a]}"
+        for a, b in zip(found["label"], found["suggested"])
+    ]
     return pictures(data.x[found["row"].to_list()].float().cpu(), says, title, columns)
 
 # %% ../nbs/33_gallery.ipynb #cell09

@@ -8,171 +8,331 @@ __all__ = ['INTEGRATORS', 'increasing', 'integrate']
 # %% ../nbs/04_integrate.ipynb #cell03
 import math
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from functools import lru_cache
+
 import torch
 from torch import Tensor
+
 from .arrays import choose
 
 # %% ../nbs/04_integrate.ipynb #cell06
 _DAMPING = 2 / 13
 
+
+def _chebyshev(s: int, w: float) -> tuple[list[float], list[float], list[float]]:
+    "Chebyshev polynomials 0 to s at w, their first and their second derivatives; s at least 1."
+    T, D, DD = [1, w], [0, 1], [0, 0]
+    for j in range(2, s + 1):
+        T.append(2 * w * T[-1] - T[-2])
+        D.append(2 * T[j - 1] + 2 * w * D[-1] - D[-2])
+        DD.append(4 * D[j - 1] + 2 * w * DD[-1] - DD[-2])
+    return T, D, DD
+
+
 @lru_cache(maxsize=512)
 def _rkc_coefficients(s: int) -> list[tuple[float, ...]]:
-    "For stages 1..s: (mu, nu, mu~, gamma~, c) of Sommeijer, Shampine and Verwer, section 2; s at least 2."
+    """(mu, nu, mu~, gamma~, c) of stages 1 to s; s at least 2.
+
+    Sommeijer, Shampine and Verwer (1997), section 2.
+    """
     w0 = 1 + _DAMPING / s**2
-    T, D, DD = [1, w0], [0, 1], [0, 0]  # Chebyshev polynomials at w0 and their first two derivatives
-    for j in range(2, s + 1):
-        T.append(2 * w0 * T[-1] - T[-2])
-        D.append(2 * T[j-1] + 2 * w0 * D[-1] - D[-2])
-        DD.append(4 * D[j-1] + 2 * w0 * DD[-1] - DD[-2])
+    T, D, DD = _chebyshev(s, w0)
     w1 = D[s] / DD[s]
-    b = [DD[j] / D[j]**2 for j in range(2, s + 1)]
+    b = [DD[j] / D[j] ** 2 for j in range(2, s + 1)]
     b = [b[0], 1 / w0, *b]
     c = [0, b[1] * w1] + [w1 * DD[j] / D[j] for j in range(2, s + 1)]  # times of the stages
     stages = [(0, 0, b[1] * w1, 0, 0)]
     for j in range(2, s + 1):
-        mu = 2 * w1 * b[j] / b[j-1]
-        stages.append((2 * b[j] * w0 / b[j-1], -b[j] / b[j-2], mu, -(1 - b[j-1] * T[j-1]) * mu, c[j-1]))
+        mu = 2 * b[j] * w0 / b[j - 1]
+        nu = -b[j] / b[j - 2]
+        step = 2 * w1 * b[j] / b[j - 1]
+        gamma = -(1 - b[j - 1] * T[j - 1]) * step
+        stages.append((mu, nu, step, gamma, c[j - 1]))
     return stages
 
 # %% ../nbs/04_integrate.ipynb #cell07
 def _rkc_step(field, t: float, y: Tensor, f: Tensor, h: float, s: int) -> Tensor:
     "One step of length h with s stages from y, where the field is f."
-    (_, _, mu1, _, _), *rest = _rkc_coefficients(s)
-    older, newer = y, y.add(f, alpha=mu1 * h)
+    (_, _, first, _, _), *rest = _rkc_coefficients(s)
+    older, newer = y, y.add(f, alpha=first * h)
     for mu, nu, step, gamma, c in rest:
         stage = field(t + c * h, newer) * (step * h)
-        stage.add_(newer, alpha=mu).add_(older, alpha=nu).add_(y, alpha=1 - mu - nu).add_(f, alpha=gamma * h)
+        stage.add_(newer, alpha=mu).add_(older, alpha=nu)
+        stage.add_(y, alpha=1 - mu - nu).add_(f, alpha=gamma * h)
         older, newer = newer, stage
     return newer
 
 # %% ../nbs/04_integrate.ipynb #cell11
 class _Stiffness:
-    "The Jacobian's largest eigenvalue in magnitude, by a power iteration that starts where the last one ended."
+    """The Jacobian's largest eigenvalue in magnitude.
+
+    A power iteration finds it, which starts where the last one ended.
+    """
+
     margin = 1.3  # the iteration approaches from below, and the eigenvalue may grow during a step
 
     def __init__(self, field, t: float, y: Tensor, f: Tensor):
-        g = torch.Generator().manual_seed(0)
-        self.field, self.value = field, 0.0
-        self.v = torch.randn(y.shape, generator=g, dtype=y.dtype).to(y.device)
+        generator = torch.Generator().manual_seed(0)
+        self.field = field
+        self.value = 0.0
+        self.largest = 0.0  # norm of a state so far
+        self.v = torch.randn(y.shape, generator=generator, dtype=y.dtype).to(y.device)
         self.refresh(t, y, f, most=20)
 
     def refresh(self, t: float, y: Tensor, f: Tensor, most: int = 3):
-        size = 3 * torch.finfo(y.dtype).eps**0.5 * max(y.norm().item(), 1e-3)
+        "Find it at y, where the field is f, in at most `most` evaluations."
+        norm = y.norm().item()
+        self.largest = max(self.largest, norm)
+        scale = max(norm, 1e-3 * self.largest) or 1.0
+        size = 3 * torch.finfo(y.dtype).eps ** 0.5 * scale
+        self.when, self.steps = t, 0
         for i in range(most):
             d = self.v * (size / self.v.norm())
             v = self.field(t, y + d) - f
-            last, self.value, self.when, self.steps = self.value, (v.norm() / d.norm()).item(), t, 0
-            if self.value == 0: break
+            last, self.value = self.value, (v.norm() / d.norm()).item()
+            if self.value == 0:
+                break
             self.v = v
-            if i and abs(self.value - last) < 0.02 * self.value: break
-        if not math.isfinite(self.value): raise FloatingPointError(f"the field or its slope is not finite at t={t:.6g}")
+            if i and abs(self.value - last) < 0.02 * self.value:
+                break
+        if not math.isfinite(self.value):
+            raise FloatingPointError(f"the field or its slope is not finite at t={t:.6g}")
         self.value = max(self.value, 1e-12)
 
     def is_old(self, t: float) -> bool:
-        "Whether the field may have changed since: after eight steps, or a tenth of the time so far if that is long for the fastest direction."
+        """Whether the field may have changed since.
+
+        After eight steps, or a tenth of the time so far if that is long for the fastest direction.
+        """
         return self.steps >= 8 or (t > 1.1 * self.when and (t - self.when) * self.value > 2)
 
-    def bound(self) -> float: return self.margin * self.value
+    def bound(self) -> float:
+        return self.margin * self.value
 
 # %% ../nbs/04_integrate.ipynb #cell13
 _SETTLE, _BAND = 4, 4  # damping steps, and the band [bound / 4, bound] of rates that they damp
 
+
 def _settling_steps(bound: float) -> list[float]:
-    "Lengths of the damping Euler steps: inverse Chebyshev nodes of the band, ordered to keep products small."
+    """Lengths of the damping Euler steps.
+
+    They are the inverse Chebyshev nodes of the band, ordered to keep products small.
+    """
     mid, half = bound * (1 + 1 / _BAND) / 2, bound * (1 - 1 / _BAND) / 2
-    rates = sorted(mid + half * math.cos(math.pi * (2 * i + 1) / (2 * _SETTLE)) for i in range(_SETTLE))
+    nodes = [math.cos(math.pi * (2 * i + 1) / (2 * _SETTLE)) for i in range(_SETTLE)]
+    rates = sorted(mid + half * node for node in nodes)
     order = [rates.pop()]
     while rates:
         order.append(max(rates, key=lambda r: math.prod(abs(r - o) for o in order)))
         rates.remove(order[-1])
     return [1 / r for r in order]
 
-# %% ../nbs/04_integrate.ipynb #cell15
+# %% ../nbs/04_integrate.ipynb #cell17
+_FIRST = 0.05  # a step is never shorter than this share of the fastest direction's time, at first no longer
+_ROOM = 20  # damping steps begin where they take at most a twentieth of the time so far
+_TRIES = 10  # bounds for the damping steps, each higher than the one before
+
+
 class _RKC:
-    "Adaptive Runge-Kutta-Chebyshev integration of `field` from time 0."
+    """Adaptive Runge-Kutta-Chebyshev integration of `field` from time 0.
 
-    def __init__(self, field, y: Tensor, tol: float = 1e-3, rtol: float = 0.0, max_stages: int = 100,
-                 growth: float = math.inf, settle: bool = False):
-        if not (tol >= 0 and rtol >= 0 and tol + rtol > 0): raise ValueError(f"tol={tol}, rtol={rtol}: both 0 or more, one above")
-        if max_stages < 2: raise ValueError(f"max_stages={max_stages} must be at least 2")
-        self.field, self.t, self.y, self.f, self.tol, self.rtol = field, 0.0, y, field(0.0, y), tol, rtol
-        self.stiff, self.max_stages = _Stiffness(field, 0.0, y, self.f), max_stages
-        self.growth, self.settle, self.h = growth, settle, 1 / self.stiff.bound()
+    The walk is the same whatever is asked of it: `at` gives the state at a time, and no later one
+    depends on it.
+    """
 
-    def longest(self) -> float:
-        "The longest step now: the share `growth` of the time so far, if the stages reach that far."
-        return min(max(self.growth * self.t, 0.25 / self.stiff.value), (self.max_stages**2 - 1) / (1.54 * self.stiff.bound()))
+    def __init__(self, field, y, *, tol: float, rtol: float, max_stages, growth: float, settle: bool):
+        self.field = field
+        self.t = 0.0
+        self.y = self.origin = y
+        self.f = field(0.0, y)
+        self.stiff = _Stiffness(field, 0.0, y, self.f)
+        self.tol, self.rtol = tol, rtol
+        self.max_stages, self.growth, self.settle = max_stages, growth, settle
+        self.h = 1 / self.stiff.bound()
 
-    def propose(self, goal: float) -> tuple[float, int]:
-        "Length and stages of the next step, so that the last two before the goal are of equal length."
-        gap, h = goal - self.t, min(self.h, self.longest())
-        n = math.ceil(gap / h - 1e-9)
-        if n < 3: h = gap / n
-        return h, max(2, 1 + int(math.sqrt(1 + 1.54 * h * self.stiff.bound())))
+    def length(self) -> float:
+        "Length of the next step: what errors, stages and the share `growth` of the time so far allow."
+        if self.stiff.is_old(self.t):
+            self.stiff.refresh(self.t, self.y, self.f)
+        share = self.growth * self.t if self.t else 0.0
+        reach = (self.max_stages**2 - 1) / (1.54 * self.stiff.bound())
+        return min(self.h, max(share, _FIRST / self.stiff.value), reach)
 
-    def step(self, h: float, s: int):
-        "Try one step; keep it if the error estimate (Sommeijer et al., section 2) is at most tol + rtol |y| in norm."
-        y = _rkc_step(self.field, self.t, self.y, self.f, h, s)
+    def allowed(self, h: float) -> float:
+        "Largest error of a step of length h: `tol + rtol * way`, and what rounding makes of it."
+        way = (self.y - self.origin).norm().item() + h * self.f.norm().item()
+        rounding = torch.finfo(self.y.dtype).eps * self.y.norm().item()
+        return self.tol + self.rtol * way + rounding * (1 + h * self.stiff.bound())
+
+    def step(self, h: float):
+        "Try a step of length h; keep it if its error (Sommeijer et al., section 2) is allowed."
+        stages = max(2, 1 + int(math.sqrt(1 + 1.54 * h * self.stiff.bound())))
+        y = _rkc_step(self.field, self.t, self.y, self.f, h, stages)
         f = self.field(self.t + h, y)
-        allowed = self.tol + self.rtol * self.y.norm().item()
-        error = (0.8 * (self.y - y) + 0.4 * h * (self.f + f)).norm().item() / max(allowed, 1e-30)
-        grow = min(5, max(0.1, 0.8 * max(error, 1e-9)**(-1 / 3))) if math.isfinite(error) else 0.1
-        if error <= 1:
-            self.h = max(self.h, h * grow) if h < self.h else h * grow  # a clipped step does not shrink the next
-            self.t, self.y, self.f, self.stiff.steps = self.t + h, y, f, self.stiff.steps + 1
+        error = (0.8 * (self.y - y) + 0.4 * h * (self.f + f)).norm().item()
+        share = error / max(self.allowed(h), 1e-300)
+        change = min(5, max(0.1, 0.8 * max(share, 1e-9) ** (-1 / 3))) if math.isfinite(share) else 0.1
+        if share <= 1:
+            # a step that was cut short says nothing against longer ones
+            self.h = max(self.h, h * change) if h < self.h else h * change
+            self.t, self.y, self.f = self.t + h, y, f
+            self.stiff.steps += 1
             return
-        self.h = h * min(grow, 0.8)
-        if self.h * self.stiff.bound() < 1e-9:
-            raise FloatingPointError(f"no step at t={self.t:.6g} meets an error of {allowed:.1e}: too small, or the field is not finite")
+        self.h = h * min(change, 0.8)
+        if self.h * self.stiff.bound() < 1e-9 or self.t + self.h == self.t:
+            raise FloatingPointError(
+                f"no step at t={self.t:.6g} meets an error of {self.allowed(h):.1e}: "
+                "too small, or the field is not finite"
+            )
         self.stiff.refresh(self.t, self.y, self.f)
 
-    def advance(self, out: float):
-        "Go to time `out`, the last stretch in damping steps if there is room for them."
-        calm = _settling_steps(self.stiff.bound()) if self.settle else []
-        if 2 * sum(calm) > out - self.t: calm = []
-        goal = out - sum(calm)
-        while goal - self.t > 1e-12 * max(1.0, out):
-            if self.stiff.is_old(self.t): self.stiff.refresh(self.t, self.y, self.f)
-            self.step(*self.propose(goal))
-        for h in calm:
-            self.t, self.y = self.t + h, self.y + h * self.f
-            self.f = self.field(self.t, self.y)
-        self.t = out  # to the last bit
+    def walk(self, goal: float):
+        "Go to time `goal`, the last two steps of equal length."
+        while goal > self.t:
+            gap, h = goal - self.t, self.length()
+            parts = max(1, math.ceil(gap / h - 1e-9))
+            self.step(gap / parts if parts < 3 else h)
+            if abs(goal - self.t) < 1e-12 * goal:
+                self.t = goal
 
-# %% ../nbs/04_integrate.ipynb #cell17
-def _rkc(field, y, times, **options):
-    state = _RKC(field, y, **options)
-    for out in times:
-        state.advance(out)
-        yield out, state.y
+    def calm(self) -> list[float]:
+        "Lengths of the damping steps that end in an output; none where there is no room for them."
+        steps = _settling_steps(self.stiff.bound()) if self.settle else []
+        return steps if _ROOM * sum(steps) <= self.t else []
 
-def _euler(field, y, times, step: float):
-    t = 0.0
-    for out in times:
-        n = math.ceil((out - t) / step - 1e-9)
-        for i in range(n): y = y + (out - t) / n * field(t + i * (out - t) / n, y)
-        t = out
-        yield out, y
+    def damp(self, out: float):
+        "Go to time `out`, the last stretch in damping steps that were seen to damp."
+        for _ in range(_TRIES):
+            while (start := out - sum(_settling_steps(self.stiff.bound()))) > self.t:
+                self.walk(start)
+            y, f = self.damped(out - self.t)
+            if f.norm() <= 1.5 * self.f.norm() or self.is_steady(y, out - self.t):
+                self.t, self.y, self.f = out, y, f
+                return
+        raise FloatingPointError(f"the damping steps that end in t={out:.6g} are not stable")
+
+    def is_steady(self, y: Tensor, gap: float) -> bool:
+        """Whether the field grew in the damping steps to y of its own accord.
+
+        Then the bound, measured anew, is no higher, and y is where a step would be. Else the bound
+        is raised.
+        """
+        before = self.stiff.value
+        self.stiff.refresh(self.t, self.y, self.f, most=20)
+        error = (y - self.y - gap * self.f).norm().item()
+        if self.stiff.value <= before and error <= self.allowed(gap):
+            return True
+        self.stiff.value = max(self.stiff.value, 1.5 * before)
+        return False
+
+    def damped(self, gap: float) -> tuple[Tensor, Tensor]:
+        "State and field after the damping steps, shortened to fit in `gap`."
+        steps = _settling_steps(self.stiff.bound())
+        fit = min(1.0, gap / sum(steps))
+        t, y, f = self.t, self.y, self.f
+        for h in steps:
+            t, y = t + fit * h, y + fit * h * f
+            f = self.field(t, y)
+        return y, f
+
+    def at(self, out: float) -> Tensor:
+        "The state at time `out`, at or after that of the call before."
+        while self.t + (h := self.length()) <= out - sum(self.calm()):
+            self.step(h)
+        branch = copy(self)
+        branch.stiff = copy(self.stiff)
+        if self.calm():
+            branch.damp(out)
+        else:
+            branch.walk(out)
+        return branch.y if branch.y is not self.y else branch.y.clone()
+
+# %% ../nbs/04_integrate.ipynb #cell19
+def _rkc(field, y, times, *, tol=None, rtol=None, max_stages=100, growth=math.inf, settle=False):
+    if tol is None and rtol is None:
+        rtol = 1e-3
+    tol, rtol = tol or 0.0, rtol or 0.0
+    if not (0 <= tol < math.inf and 0 <= rtol < math.inf and tol + rtol > 0):
+        raise ValueError(f"tol={tol}, rtol={rtol}: both must be finite, 0 or more, one above 0")
+    if max_stages < 2:
+        raise ValueError(f"max_stages={max_stages} must be at least 2")
+    if not growth > 0:
+        raise ValueError(f"growth={growth} must be above 0")
+    limits = dict(tol=tol, rtol=rtol, max_stages=max_stages, growth=growth, settle=settle)
+
+    def outputs():
+        state = _RKC(field, y, **limits)
+        for out in times:
+            yield out, state.at(out)
+
+    return outputs()
+
+# %% ../nbs/04_integrate.ipynb #cell20
+def _euler(field, y, times, *, step: float):
+    if not 0 < step < math.inf:
+        raise ValueError(f"step={step} must be finite and above 0")
+
+    def outputs():
+        state, done = y, 0
+        for out in times:
+            while (done + 1) * step <= out * (1 + 1e-12):
+                state = state + step * field(done * step, state)
+                done += 1
+            rest = max(0.0, out - done * step)
+            there = state + rest * field(done * step, state) if rest > 1e-9 * step else state.clone()
+            if not there.isfinite().all():
+                raise FloatingPointError(
+                    f"the state is not finite at t={out:.6g}: steps of {step:.6g} are too long, "
+                    "or the solution has no end"
+                )
+            yield out, there
+
+    return outputs()
+
 
 INTEGRATORS = {"rkc": _rkc, "euler": _euler}
 
-# %% ../nbs/04_integrate.ipynb #cell18
+# %% ../nbs/04_integrate.ipynb #cell21
 def increasing(times: Sequence[float]) -> list[float]:
     "`times` as floats; `ValueError` unless they are finite, not negative and increasing."
-    t = [float(v) for v in times]
-    if not t or t[0] < 0 or not math.isfinite(t[-1]) or any(not b > a for a, b in zip(t, t[1:])):
-        raise ValueError(f"times must be finite, increasing and start at 0 or later; given {t[:5]}{'...' if len(t) > 5 else ''}")
+    try:
+        t = [float(v) for v in times]
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"times must be a sequence of numbers; given {times!r}") from e
+    rising = all(b > a for a, b in zip(t, t[1:]))
+    if not t or not rising or not t[0] >= 0 or not math.isfinite(t[-1]):
+        shown = f"{t[:5]}{'...' if len(t) > 5 else ''}"
+        raise ValueError(
+            f"times must be finite, increasing and start at 0 or later; given {shown}"
+        )
     return t
 
+# %% ../nbs/04_integrate.ipynb #cell22
 def integrate(
-    field: Callable[[float, Tensor], Tensor],  # (t, y) -> dy/dt, shaped like y; its Jacobian's eigenvalues near the negative real axis
+    field: Callable[[float, Tensor], Tensor],  # (t, y) -> dy/dt, shaped like y
     y0: Tensor,  # state at time 0, floating, any shape
     times: Sequence[float],  # outputs, increasing, from 0 on
     method: str = "rkc",  # a key of `INTEGRATORS`
-    **options,  # rkc: tol, rtol (error of a step: tol + rtol |y|), growth (longest step over time so far), max_stages, settle; euler: step
+    **options,  # of the method
 ) -> Iterator[tuple[float, Tensor]]:
-    "Yield `(t, y)` at each of `times`. `FloatingPointError` where the tolerance cannot be met."
+    """Yield `(t, y)` at each of `times`.
+
+    An answer does not depend, to the last bit, on where others are asked for.
+
+    `"rkc"` is for fields whose Jacobian has its eigenvalues near the negative real axis. It takes
+    a step where its estimated error, in the norm of the whole state, is at most
+    `tol + rtol * |y - y0|`. Give `tol`, `rtol` or both; by default `rtol` is 1e-3. Errors of
+    steps fade where the equation contracts, and grow with the solution where that grows. Other
+    options: `growth`, the longest step as a share of the time so far; `max_stages`, evaluations
+    a step; `settle`, whether damping steps calm the fast directions of each output.
+
+    `"euler"` takes steps of length `step`, the last one to an output shorter.
+
+    `ValueError` for what cannot be used, before any work. `FloatingPointError` where the
+    tolerance cannot be met, or the state is not finite.
+    """
     choose("method", method, INTEGRATORS)
-    if not y0.is_floating_point(): raise ValueError(f"y0 has dtype {y0.dtype}; it must be floating")
+    if not y0.is_floating_point():
+        raise ValueError(f"y0 has dtype {y0.dtype}; it must be floating")
     return INTEGRATORS[method](field, y0, increasing(times), **options)

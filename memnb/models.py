@@ -6,6 +6,7 @@
 __all__ = ['ACTIVATIONS', 'MODELS', 'TwoLayerReLU', 'mlp', 'ModularNet', 'build', 'TwoLayer', 'clean_first', 'two_layer']
 
 # %% ../nbs/01_models.ipynb #cell02
+import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -14,24 +15,33 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 from .arrays import choose
+from .checks import fits, given, number, seed_of, sizes, whole
 from .datasets import NoisyDataset
-from .seeds import seeded
-from .vision import alexnet, cnn, dense, resnet9, resnet50, vit
+from .vision import alexnet, cnn, dense, made, resnet9, resnet50, vit
 
 # %% ../nbs/01_models.ipynb #cell04
+_STD = torch.finfo(torch.float32).tiny, 1e18  # below it weights are no numbers of full precision, above it logits none
+
 class TwoLayerReLU(nn.Module):
     "Two-layer ReLU network with one logit for two classes (learning dynamics of label noise, section 2)."
 
-    def __init__(self,
+    def __init__(
+        self,
         d: int,  # inputs a sample, at least 1
         width: int,  # hidden neurons m, at least 1
-        std: float = 1e-3**0.5,  # of the initial weights of both layers, above 0
+        std: float = 1e-3**0.5,  # of the initial weights of both layers, from 1.2e-38 to 1e18
         seed: int = 0,  # of the initial weights' own generator
     ):
         super().__init__()
-        if d < 1 or width < 1: raise ValueError(f"d={d} and width={width} must be at least 1")
-        if not std > 0: raise ValueError(f"std={std} must be above 0")
-        with torch.device("meta"): self.hidden, self.out = nn.Linear(d, width), nn.Linear(width, 1)
+        for name, v in (("d", d), ("width", width)):
+            if whole(name, v) < 1:
+                raise ValueError(f"d={d} and width={width} must be at least 1")
+        d, width, seed = int(d), int(width), seed_of(seed)
+        allowed = "be above 0, from 1.2e-38 to 1e18"
+        std = number("std", std, allowed, lambda v: _STD[0] <= v <= _STD[1])
+        fits(f"a network of d={d}, width={width}", d * width)
+        with torch.device("meta"):
+            self.hidden, self.out = nn.Linear(d, width), nn.Linear(width, 1)
         self.to_empty(device="cpu")
         g = torch.Generator().manual_seed(seed)
         for layer in (self.hidden, self.out):
@@ -46,11 +56,17 @@ class TwoLayerReLU(nn.Module):
 def mlp(
     shape: Sequence[int],  # of one input; it is flattened
     widths: Sequence[int] = (128, 512, 2048, 2048),  # the paper's
-    n_classes: int = 10,
+    n_classes: int = 10,  # 2 or more
     seed: int = 0,  # of the initial weights
 ) -> nn.Sequential:
     "Linear layers with ReLU between them: `flatten, fc1, ..., out`; logits (n, n_classes)."
-    with seeded(seed): return nn.Sequential(OrderedDict(flatten=nn.Flatten(), **dense(math.prod(shape), widths, n_classes)))
+    shape, widths = sizes("shape", shape), sizes("widths", widths)
+
+    def make() -> nn.Sequential:
+        layers = dense(math.prod(shape), widths, n_classes)
+        return nn.Sequential(OrderedDict(flatten=nn.Flatten(), **layers))
+
+    return made(f"an MLP of widths={list(widths)}", make, seed)
 
 # %% ../nbs/01_models.ipynb #cell10
 ACTIVATIONS = {  # name -> (function, its derivative by its argument)
@@ -69,10 +85,16 @@ class ModularNet(nn.Module):
         seed: int = 0,  # of the initial weights
     ):
         super().__init__()
-        if p < 3 or width < 1: raise ValueError(f"P={p} must be 3 or more, width={width} 1 or more")
-        self.p, self.activation, g = p, choose("activation", activation, ACTIVATIONS), torch.Generator().manual_seed(seed)
-        draw = lambda a, b, variance: nn.Parameter(variance**0.5 * torch.randn(a, b, generator=g))
-        self.u, self.v, self.readout = draw(p, width, 0.5 / p), draw(p, width, 0.5 / p), nn.utils.skip_init(nn.Linear, width, p, bias=False)
+        p, width = whole("P", p, 3), whole("width", width, 1)
+        self.p, self.activation = p, choose("activation", activation, ACTIVATIONS)
+        fits(f"a modular network of P={p}, width={width}", 3 * p * width)
+        g = torch.Generator().manual_seed(seed_of(seed))
+
+        def draw(a: int, b: int, variance: float) -> nn.Parameter:
+            return nn.Parameter(variance**0.5 * torch.randn(a, b, generator=g))
+
+        self.u, self.v = draw(p, width, 0.5 / p), draw(p, width, 0.5 / p)
+        self.readout = nn.utils.skip_init(nn.Linear, width, p, bias=False)
         self.readout.weight = nn.Parameter(draw(width, p, 1 / width).detach().T.contiguous())
 
     @property
@@ -87,14 +109,29 @@ class ModularNet(nn.Module):
         return self.readout(ACTIVATIONS[self.activation][0](self.u[:, None] + self.v[None]))
 
 # %% ../nbs/01_models.ipynb #cell13
-MODELS = {"two_layer_relu": TwoLayerReLU, "mlp": mlp, "cnn": cnn, "alexnet": alexnet, "resnet9": resnet9, "resnet50": resnet50, "vit": vit, "modular": ModularNet}
+MODELS = {
+    "two_layer_relu": TwoLayerReLU,
+    "mlp": mlp,
+    "cnn": cnn,
+    "alexnet": alexnet,
+    "resnet9": resnet9,
+    "resnet50": resnet50,
+    "vit": vit,
+    "modular": ModularNet,
+}
 
 def build(
     name: str,  # a key of `MODELS`
     **args,  # of its constructor
 ) -> nn.Module:
     "The named network, freshly initialised. `ValueError` for an unknown name, with the known ones."
-    return MODELS[choose("model", name, MODELS)](**args)
+    make = MODELS[choose("model", name, MODELS)]
+    takes = inspect.signature(make)
+    try:
+        takes.bind(**args)
+    except TypeError as e:
+        raise TypeError(f"{name} is built with {', '.join(takes.parameters)}: {e}") from None
+    return make(**args)
 
 # %% ../nbs/01_models.ipynb #cell16
 @dataclass(eq=False)
@@ -110,6 +147,7 @@ class TwoLayer:
     c: Tensor  # (1,) output bias
     basis: Tensor | None = None  # (d, D) orthonormal, where x is rotated
     w_perp: Tensor | None = None  # (d, m) part of the weights outside that basis, which no gradient reaches
+    first: "TwoLayer | None" = None  # the snapshot at time 0 of the run that it belongs to
 
     @cached_property
     def h(self) -> Tensor: return torch.addmm(self.b, self.x, self.w)  # (N, m) pre-activations
@@ -133,6 +171,8 @@ class TwoLayer:
 # %% ../nbs/01_models.ipynb #cell17
 def clean_first(data: NoisyDataset) -> Tensor:
     "(N,) rows of `data`, clean ones before noisy ones, otherwise in order."
+    if not isinstance(data, NoisyDataset):
+        raise TypeError(f"the data are {given(data)}; they must be a NoisyDataset")
     return data.is_noisy.to(torch.uint8).argsort(stable=True)
 
 def two_layer(
@@ -140,15 +180,18 @@ def two_layer(
     data: NoisyDataset,  # two classes
 ) -> TwoLayer:
     "`model` and `data` as a snapshot. `ValueError` if the model computes anything but a two-layer ReLU network."
-    linear = [l for l in model.modules() if isinstance(l, nn.Linear)]
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model is {given(model)}; it must be a torch.nn.Module")
+    linear, order = [l for l in model.modules() if isinstance(l, nn.Linear)], clean_first(data)
     if data.n_classes != 2: raise ValueError(f"the data have {data.n_classes} classes; one logit needs 2")
     if len(linear) != 2 or linear[1].out_features != 1:
         raise ValueError(f"a two-layer ReLU network has Linear(D, m) and Linear(m, 1); found {linear}")
-    order = clean_first(data)
+    if linear[0].in_features != data.x[0].numel():
+        raise ValueError(f"the network reads {linear[0].in_features} numbers; inputs have shape {tuple(data.x.shape[1:])}")
     part = data.subset(order)
     (w, b), (v, c) = [(l.weight.detach(), torch.zeros(l.out_features).to(l.weight) if l.bias is None else l.bias.detach()) for l in linear]
     net = TwoLayer(part.x.flatten(1).to(w), part.y.to(w), part.clean.to(w), int((~data.is_noisy).sum()), w.T.clone(), b.clone(), v[0].clone(), c.clone())
-    with torch.no_grad(): given = model(part.x[:64].to(w)).flatten()
-    if not torch.allclose(given, net.z[:64], rtol=1e-3, atol=1e-4):
+    with torch.no_grad(): logits = model(part.x[:64].to(w)).flatten()
+    if not torch.allclose(logits, net.z[:64], rtol=1e-3, atol=1e-4):
         raise ValueError("the model's logits are not those of its two linear layers with a ReLU between them")
     return net

@@ -13,18 +13,27 @@ import torch
 from torch import Tensor, nn
 from .datasets import NoisyDataset
 from .layers import edit, evaluating, examples, linear_layers, parts, predict, predicted
-from .steps import loss_of
+from .checks import given, number, whole
+from .steps import check_network, loss_of
 
 # %% ../nbs/10_partition.ipynb #cell05
 def reader(model: nn.Module, x: Tensor, layer: str | None = None) -> str:
     "The linear layer whose inputs are the neurons: the named one, else the last on inputs x. `ValueError` if there is none."
+    check_network(model)
+    if not isinstance(x, Tensor) or not x.ndim: raise TypeError(f"x={given(x)} must be a tensor of inputs (n, ...)")
     names = list(linear_layers(model, x[:2]))
     if layer is None and names: return names[-1]
     if layer not in names: raise ValueError(f"layer={layer!r} must be a linear layer that reads the neurons; there are {', '.join(names) or 'none'}")
     return layer
 
+def _check(data, what: str = "the data"):
+    if not isinstance(data, NoisyDataset):
+        raise TypeError(f"{what} are {given(data)}; they must be a NoisyDataset (see from_arrays)")
+
 def signals(model: nn.Module, data: NoisyDataset, layer: str, batch: int = 1024) -> Iterator[tuple[Tensor, Tensor]]:
     "Yield what the linear layer reads (b, M), and the gradients (b, K) of each example's loss by what it gives, in evaluation mode."
+    _check(data)
+    batch, layer = whole("batch", batch, 1), reader(model, data.x, layer)
     seen = {}
     def read(h):
         if "h" in seen: raise RuntimeError(f"layer {layer!r} is called more than once in a pass, so its neurons have no one activation")
@@ -42,6 +51,7 @@ def signals(model: nn.Module, data: NoisyDataset, layer: str, batch: int = 1024)
 # %% ../nbs/10_partition.ipynb #cell07
 def coherence(model: nn.Module, data: NoisyDataset, layer: str | None = None) -> Tensor:
     "(M,) float64 in [0, n]: agreement of the examples' gradients for each neuron's outgoing weights; 0 for a neuron that is silent."
+    _check(data)
     total, apart = 0, 0
     for h, g in signals(model, data, reader(model, data.x, layer)):
         h, g = h.double(), g.double()
@@ -50,6 +60,7 @@ def coherence(model: nn.Module, data: NoisyDataset, layer: str | None = None) ->
 
 def importance(model: nn.Module, data: NoisyDataset, layer: str | None = None) -> Tensor:
     "(M,) float64: loss by the labels `data.y` that switching each neuron off would add, to first order."
+    _check(data)
     layer = reader(model, data.x, layer)
     w = model.get_submodule(layer).weight.detach().double()
     return -sum((h.double() * (g.double() @ w)).sum(0) for h, g in signals(model, data, layer)) / len(data)
@@ -83,12 +94,19 @@ def partition(
     shares: Sequence[float] = KEPT,  # to choose from, in (0, 1]
 ) -> Partition:
     "Neurons kept and switched off. Uses observed labels only. `ValueError` without held-out labels, or where they were trained on."
-    if held is None or not len(held): raise ValueError("held has no examples: give noisy labels that were not trained on, such as the second part of data.split(0.1)")
+    _check(data)
+    if held is not None: _check(held, "the held-out data")
+    if held is None: raise ValueError("held has no examples: give noisy labels that were not trained on, such as the second part of data.split(0.1)")
     named = lambda part: {(i, x.numpy().tobytes()) for i, x in zip(part.index.tolist(), part.x.cpu())}
     if both := len(named(data) & named(held)): raise ValueError(f"{both} held-out examples are among the training examples: they cannot choose a share")
-    if not shares or not all(0 < s <= 1 for s in shares): raise ValueError(f"shares={shares} must lie in (0, 1]")
+    if isinstance(shares, (str, bytes, dict)) or not hasattr(shares, "__iter__"):
+        raise TypeError(f"shares={given(shares)} must be a list of numbers in (0, 1]")
+    shares = [number("a share", s, ok=lambda v: True) for s in shares]
+    if not shares or not all(0 < s <= 1 for s in shares):
+        raise ValueError(f"shares={tuple(shares)} must lie in (0, 1]")
     layer = reader(model, data.x, layer)
     scores = coherence(model, data, layer) if scores is None else scores
+    if not isinstance(scores, Tensor) or scores.is_complex(): raise TypeError(f"scores={given(scores)} must be a tensor of real numbers, one a neuron")
     if scores.shape != (m := (model.get_submodule(layer).in_features,)): raise ValueError(f"scores have shape {tuple(scores.shape)}, the neurons {m}")
     if not torch.isfinite(scores).all(): raise ValueError("scores hold NaN or infinity: neurons cannot be ranked by them")
     order, tried = scores.argsort(descending=True, stable=True), {}
@@ -101,5 +119,8 @@ def partition(
 
 def correct(model: nn.Module, data: NoisyDataset, part: Partition | None = None, trained: bool = False) -> float:
     "Share of the labels `data.y` that the network predicts, with the neurons of `part` alone if given; `trained`: these examples were trained on, which matters to layers that depend on the example."
+    check_network(model)
+    _check(data)
+    if part is not None and not isinstance(part, Partition): raise TypeError(f"part={given(part)} must be a Partition, or None")
     with nullcontext() if part is None else part.only(model), examples(None): out = predict(model, data.x, index=data.index if trained else None)
     return (predicted(out) == data.y).double().mean().item()

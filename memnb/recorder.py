@@ -6,14 +6,16 @@
 __all__ = ['Recorder', 'Journal']
 
 # %% ../nbs/04_recorder.ipynb #cell03
-import math, pickle, shutil
+import math, re, shutil
 from collections.abc import Iterable
 from pathlib import Path
 import polars as pl, torch
 from torch import Tensor
-from .arrays import write_whole
+from .checks import given, number
 from .datasets import NoisyDataset
+from .identity import differences
 from .runs import Run, outcome
+from .stores import MANIFEST, Damaged, add, local_path, publish, set_aside, verify
 
 # %% ../nbs/04_recorder.ipynb #cell06
 class _Sheet:
@@ -43,6 +45,24 @@ class _Sheet:
         return self.values
 
 # %% ../nbs/04_recorder.ipynb #cell08
+def _check_batch(index, logits, k: int):
+    "`TypeError` or `ValueError` unless they are an index (b,) and finite logits (b, K), or (b, 1) for two classes."
+    if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32) or index.ndim != 1:
+        what = f"{index.dtype} {tuple(index.shape)}" if isinstance(index, Tensor) else given(index)
+        raise TypeError(f"the index is {what}; it must be a tensor of integers (b,)")
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        raise TypeError(f"the logits are {given(logits)}; they must be a tensor of numbers (b, {k})")
+    b = len(index)
+    if logits.ndim != 2 or logits.shape[1] not in ((1, 2) if k == 2 else (k,)) or len(logits) != b:
+        shape = tuple(logits.shape)
+        raise ValueError(f"{b} examples came with logits {shape}; {k} classes need ({b}, {k})")
+    if not (finite := logits.isfinite().all(1)).all():
+        bad = index[(~finite).to(index.device).nonzero()[0, 0]]
+        raise ValueError(
+            f"the logits of {int((~finite).sum())} examples hold NaN or infinity (the first has index "
+            f"{int(bad)}); there is no prediction in them"
+        )
+
 class Recorder:
     "Makes a `Run` of logits: `at(time)`, then `log(index, logits)` until every example was seen; at last `run()`."
 
@@ -52,6 +72,11 @@ class Recorder:
         unit: str = "epoch",  # of time
         config: dict | None = None,  # stored with the Run; JSON values
     ):
+        for what, d in (("training", data), ("test", test)):
+            if not isinstance(d, NoisyDataset) and not (d is None and what == "test"):
+                raise TypeError(f"the {what} data are {given(d)}; they must be a NoisyDataset")
+        if not isinstance(unit, str): raise TypeError(f"unit={given(unit)} must be a text")
+        if config is not None and not isinstance(config, dict): raise TypeError(f"config={given(config)} must be a dictionary or None")
         if data.n_classes > 32767: raise ValueError(f"{data.n_classes} classes are more than the 32767 of which a run can keep the predictions")
         self.data, self.test, self.unit, self.config = data, test, unit, config or {}
         y, index, self.moments, self.open = data.y.cpu(), data.index.cpu(), [], None
@@ -62,9 +87,9 @@ class Recorder:
 
     def at(self, time: float):
         "Begin a recorded time, later than the last one; `ValueError` if the last one lacks examples."
+        time = number("time", time, "be finite")
         self.close()
         if self.moments and not time > self.moments[-1]["time"]: raise ValueError(f"time {time} is not after {self.moments[-1]['time']}")
-        if not math.isfinite(time): raise ValueError(f"time {time} is not finite")
         self.open = dict(time=float(time), rows=[], checkpoint=None)
         for s in self._sheets().values(): s.clear()
 
@@ -76,8 +101,10 @@ class Recorder:
         "Record a batch."
         self._now()
         if test and self.held is None: raise ValueError("this recorder was made without a test set")
+        if not isinstance(index, Tensor) or index.ndim != 1 or index.is_floating_point() or index.is_complex(): raise ValueError(f"index={index!r} must be a tensor of whole numbers, one an example")
+        if not isinstance(logits, Tensor): raise ValueError(f"logits={logits!r} must be a tensor")
         k = self.data.n_classes
-        if logits.ndim != 2 or logits.shape[1] not in ((1, 2) if k == 2 else (k,)) or len(logits) != len(index): raise ValueError(f"{len(index)} examples came with logits {tuple(logits.shape)}; {k} classes need ({len(index)}, {k})")
+        _check_batch(index, logits, k)
         index, logits, sheet = index.cpu(), logits.detach(), self.held if test else self.given
         sheet.fill(sheet.rows(index), logits)
         if self.noisy and not test and (part := torch.isin(index, self.noisy.sorted)).any():
@@ -86,11 +113,13 @@ class Recorder:
     def add(self, rows: Iterable[dict]):
         "Append an observer's rows, dictionaries of column and value; their `time` is the present one."
         plain = lambda v: v.item() if hasattr(v, "item") else v
-        now = self._now()
+        now, rows = self._now(), rows if isinstance(rows, dict) or not isinstance(rows, Iterable) else list(rows)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows): raise ValueError(f"an observer's rows must be dictionaries in a list, or None; given {rows!r}")
         now["rows"] += [{"time": now["time"], **{k: plain(v) for k, v in row.items()}} for row in rows]
 
     def checkpoint(self, state: dict[str, Tensor]):
         "Keep a state dict at the present time."
+        if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()): raise ValueError(f"a checkpoint must be a network's state_dict(), not {type(state).__name__}")
         self._now()["checkpoint"] = {k: v.detach().cpu().clone() for k, v in state.items()}
 
     def accuracy(self) -> float:
@@ -141,30 +170,61 @@ class Journal:
     "A folder that holds an unfinished run: one file a recorded time, and the state to go on from."
 
     def __init__(self,
-        folder: Path,
+        folder: str | Path,
         identity: dict,  # what determines the run, JSON values; another one's folder is refused
     ):
-        self.folder, self.identity = Path(folder), identity
+        self.folder, self.identity = local_path("journal", folder), identity
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"journal={str(self.folder)!r} is a file; it must be a folder, or nothing yet")
 
     def read(self) -> tuple[list[dict], dict | None]:
-        "Recorded times and the state after them; `ValueError` for a folder of another run or a damaged one."
-        place = self.folder / "state.pt"
-        if not place.exists(): return [], None
-        try:
-            state = torch.load(place, weights_only=True, map_location="cpu")
-            if not (isinstance(state, dict) and isinstance(state["identity"], dict)): raise TypeError(f"{place.name} holds no state")
-            if state["identity"] == self.identity: return [torch.load(self._file(i), weights_only=True) for i in range(state["count"])], state["state"]
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as e:
-            raise ValueError(f"{self.folder} is not a whole journal of a run ({type(e).__name__}); move it away to begin anew") from e
-        differ = sorted(k for k in self.identity.keys() | state["identity"].keys() if self.identity.get(k) != state["identity"].get(k))
-        raise ValueError(f"{self.folder} holds another run: it differs in {', '.join(differ)}; move it away or name another folder")
+        """Recorded times and the state after them; none where there is nothing.
 
-    def _file(self, i: int) -> Path: return self.folder / f"{i:06d}.pt"
+        A damaged journal is set aside with a warning: there is nothing then. `ValueError` for one of another run.
+        """
+        if not self.folder.exists() or not any(self.folder.iterdir()):
+            return [], None
+        if not self._is_one():
+            raise ValueError(f"{self.folder} holds other files and no journal; name another folder")
+        try:
+            names = verify(self.folder)
+            state = self._load("state.pt", names)
+            if not (isinstance(state, dict) and isinstance(state.get("identity"), dict)):
+                raise Damaged("its state.pt holds no state")
+            if not (differ := differences(state["identity"], self.identity)):
+                return [self._load(self._file(i), names) for i in range(state["count"])], state["state"]
+        except (MemoryError, PermissionError):
+            raise  # says nothing about what is in the folder
+        except Exception as e:
+            why = str(e) if isinstance(e, Damaged) else type(e).__name__
+            set_aside(self.folder, f"{self.folder} is not a whole journal of a run: {why}", "the run begins anew")
+            return [], None
+        raise ValueError(f"{self.folder} holds another run: it differs in {differ}; move it away or name another folder")
+
+    def _is_one(self) -> bool:
+        "Whether the folder is a journal, be it damaged; not one that holds something else."
+        names = {f.name for f in self.folder.iterdir()}
+        return bool(names & {"state.pt", MANIFEST}) or any(re.fullmatch(r"\d{6,}\.pt", n) for n in names)
+
+    def _load(self, name: str, names: list[str]):
+        if name not in names:
+            raise Damaged(f"it lacks {name}")
+        return torch.load(self.folder / name, weights_only=True, map_location="cpu")
+
+    def _file(self, i: int) -> str:
+        return f"{i:06d}.pt"
 
     def write(self, moments: list[dict], state: dict):
-        "Add the last of the recorded times, then the state after it."
+        "Add the last of the recorded times, and the state after it."
         i = len(moments) - 1
-        write_whole(self._file(i), lambda f: torch.save(moments[i], f))
-        write_whole(self.folder / "state.pt", lambda f: torch.save(dict(identity=self.identity, count=i + 1, state=state), f))
+        whole = dict(identity=self.identity, count=i + 1, state=state)
+        parts = {self._file(i): moments[i], "state.pt": whole}
+        if i == 0 and publish(self.folder, lambda part: [torch.save(v, part / k) for k, v in parts.items()]):
+            return
+        add(self.folder, {k: _saver(v) for k, v in parts.items()})
 
-    def remove(self): shutil.rmtree(self.folder, ignore_errors=True)
+    def remove(self):
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+def _saver(thing):
+    return lambda file: torch.save(thing, file)

@@ -17,7 +17,7 @@ from .datasets import NoisyDataset
 from .layers import edit, examples, linear_layers, predict, predicted
 from .noise import Noise, estimate_noise
 from .probing import default_layers
-from .repair import accuracy_of, check_held, honest, unbiased_hits
+from .repair import accuracy_of, check_held, honest, possible, unbiased_hits
 from .runs import Run
 from .tied import TiedDropout
 from .trainer import fit
@@ -42,10 +42,12 @@ def early_learning_regularization(
 ) -> Callable:
     """For `train(backward=...)`: cross-entropy, and what the network learnt early. `ValueError` out of range.
 
-    It is made for one training, whose (n, K) targets it keeps; a `journal` does not hold them.
+    It is made for one training, whose (n, K) targets it keeps; no journal holds them, so a killed run begins anew.
     """
     if not (weight >= 0 and 0 <= momentum < 1): raise ValueError(f"weight={weight} must be 0 or more, momentum={momentum} lie in [0, 1)")
-    return partial(_early_learning, targets=torch.zeros(len(data), data.n_classes, device=data.x.device), weight=weight, momentum=momentum)
+    backward = partial(_early_learning, targets=torch.zeros(len(data), data.n_classes, device=data.x.device), weight=weight, momentum=momentum)
+    backward.resumable = False
+    return backward
 
 def _early_learning(s, losses: Tensor, targets: Tensor, weight: float, momentum: float):
     logits = s.logits.float() if s.logits.shape[1] > 1 else torch.cat([torch.zeros_like(s.logits), s.logits], 1).float()
@@ -115,7 +117,7 @@ _TRAINED = ("tied dropout, memory dropped", "generalized cross-entropy", "early-
 
 def _row(remedy: str, nets: list[Callable], held: NoisyDataset, noise: Noise, test: NoisyDataset | None, epochs: float) -> dict:
     with examples(None): hits = torch.stack([unbiased_hits(predicted(say(held.x)), held.y, noise.matrix) for say in nets])
-    accuracy, low, high = accuracy_of(honest(hits))
+    accuracy, low, high = possible(accuracy_of(honest(hits)))
     row = dict(remedy=remedy, accuracy=accuracy, low=low, high=high)
     if test is not None:
         with examples(None): row["test"] = (predicted(nets[hits.mean(1).argmax()](test.x.to(held.x.device))).cpu() == test.y.cpu()).double().mean().item()

@@ -7,20 +7,22 @@ __all__ = ['PRESETS', 'RULES', 'NETWORKS', 'ROOMS', 'parameters', 'prepare', 'ne
            'export', 'momentum', 'expect']
 
 # %% ../nbs/32_review.ipynb #cell02
-import hashlib, math, pickle, zipfile, zlib
+import hashlib, math, pickle, zipfile
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, polars as pl, torch
 from torch import nn
-from .arrays import DATASETS, choose, write_whole
+from .arrays import check_memory, choose, read_arrays
 from .audit import check_model, from_arrays
-from .datasets import NOISE, SCALES, NoisyDataset, corrupt, load, scaled
-from .experiments import Params, Rule, settle
+from .datasets import MOST_CLASSES, NOISE, SCALES, NoisyDataset, corrupt, load, scaled
+from .experiments import DATASET, FILE, SEED, Params, Rule, between, one_of, settle
+from .layers import examples, predict, predicted
 from .models import build
 from .noise import Noise
-from .repair import Repair, check_held, unbiased_hits
+from .repair import Repair, check_held, check_possible, unbiased_hits
 from .runs import Run, run_key
 from .seeds import seeded
+from .stores import add
 from .trainer import costs, fit
 from .transfer import find_head
 
@@ -33,24 +35,36 @@ PRESETS = {
     "ci": _HOW | dict(data="digits", n=400, model="mlp", epochs=60, lr=0.1, top=20),
 }
 _kinds = sorted(set(NOISE) - {"matrix"})
-_above = Rule("number", "be above 0", lambda v: v > 0 and math.isfinite(v))
-_from = lambda least: Rule("whole number", f"be {least} or more", lambda v: v >= least)
+def _from(least: int, most: int) -> Rule:
+    return Rule("whole number", f"be {least} or more, at most {most:,}", lambda v: least <= v <= most)
+
 RULES = {
-    "data": Rule("text", f"be one of {', '.join(DATASETS)} or a path to a .npz file", lambda v: v in DATASETS or v.endswith(".npz")),
-    "rho": Rule("number", "lie in [0, 1)", lambda v: 0 <= v < 1), "held": Rule("number", "lie in (0, 1)", lambda v: 0 < v < 1),
-    "noise": Rule("text", f"be one of {', '.join(_kinds)}", lambda v: v in _kinds), "scale": Rule("text", f"be one of {', '.join(SCALES)}, none", lambda v: v in (*SCALES, "none")),
-    "weights": Rule("text"), "model": Rule("text"), "lr": _above, "epochs": _from(1), "batch": _from(1), "seed": _from(0), "top": _from(1), "n": _from(20), "classes": _from(2),
+    "data": DATASET,
+    "weights": FILE,
+    "model": Rule("text"),
+    "scale": one_of((*SCALES, "none")),
+    "noise": one_of(_kinds),
+    "rho": Rule("number", "lie in [0, 1)", lambda v: 0 <= v < 1),
+    "held": Rule("number", "lie in (0, 1)", lambda v: 0 < v < 1),
+    "lr": between(1e-12, 1000),
+    "epochs": _from(1, 10**6),
+    "batch": _from(1, 10**9),
+    "seed": SEED,
+    "top": _from(1, 5000),  # pictures in a chart
+    "n": _from(20, 10**12),
+    "classes": _from(2, MOST_CLASSES),
 }
 NETWORKS = {"mlp": dict(widths=[100, 100]), "cnn": dict(channels=[16, 32, 64], widths=[128]), "resnet9": dict(width=0.25)}  # memnb's own
 
 def parameters(**given) -> Params:
     "The notebook's parameters, cast, checked and completed. `ValueError` before any work."
-    given |= dict(weights=given["weights"] or "")
-    preset, mine = PRESETS.get(given["preset"], _HOW), given["data"] or ""
-    own = str(mine).endswith(".npz")
+    given |= dict(weights="" if given["weights"] is None else given["weights"])
+    preset = PRESETS[choose("preset", given["preset"], PRESETS)]
+    own = str(given["data"]).endswith(".npz")
     absent = {"n", "classes", "rho"} if own else {"n", "classes"}  # what may stay None
     skip = {k for k in absent if given[k] is None and (own or preset.get(k) is None)}
-    settled = settle("audit", {k: {a: b for a, b in v.items() if a not in skip} for k, v in PRESETS.items()}, {k: v for k, v in RULES.items() if k not in skip}, given)
+    presets = {name: {k: v for k, v in values.items() if k not in skip} for name, values in PRESETS.items()}
+    settled = settle("audit", presets, RULES | {k: replace(RULES[k], optional=True) for k in skip}, given)
     choose("model", settled.model, (*NETWORKS, *_torchvision()))
     return settled
 
@@ -66,13 +80,7 @@ def _torchvision() -> list[str]:
 # %% ../nbs/32_review.ipynb #cell07
 def _read(path: Path) -> dict[str, np.ndarray]:
     "The arrays of a `.npz` file that the audit knows, in this machine's byte order."
-    try:
-        with np.load(path, allow_pickle=False) as z:
-            if not isinstance(z, np.lib.npyio.NpzFile): raise ValueError("it is a single array")
-            a = {k: z[k] for k in ("x_train", "y_train", "x_test", "y_test", "clean_train") if k in z.files}
-    except FileNotFoundError: raise FileNotFoundError(f"there is no file {path}") from None
-    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as e: raise ValueError(f"{path} is not a whole .npz file of plain arrays: {e}") from e
-    return {k: v.astype(v.dtype.newbyteorder("=")) if v.dtype.kind in "iuf" else v for k, v in a.items()}
+    return read_arrays(path, (), ("x_train", "y_train", "x_test", "y_test", "clean_train", "names"))
 
 def _check(path: Path, a: dict[str, np.ndarray]) -> list[str]:
     "The splits that are there; `ValueError` for arrays that do not fit each other."
@@ -88,6 +96,18 @@ def _check(path: Path, a: dict[str, np.ndarray]) -> list[str]:
     return both
 
 # %% ../nbs/32_review.ipynb #cell08
+def _check_codes(path: Path, labels: np.ndarray):
+    "`ValueError` unless the labels (n,) say which output of a trained network each class is."
+    kinds = np.unique(labels).tolist()
+    if labels.dtype.kind in "iub" and kinds == list(range(len(kinds))):
+        return
+    some = ", ".join(map(repr, kinds[:5])) + " ..." * (len(kinds) > 5)
+    raise ValueError(
+        f"{path}: which outputs of the network the labels {some} stand for cannot be known; put "
+        "the classes' names into the file, names=[...] in the order of the outputs, or, where "
+        "labels are the numbers of the outputs, give classes="
+    )
+
 def _own(p: Params) -> tuple[NoisyDataset, NoisyDataset | None, list]:
     "Training and held-out data of a `.npz` file, and the names of its classes."
     path = Path(p.data).expanduser()
@@ -95,11 +115,28 @@ def _own(p: Params) -> tuple[NoisyDataset, NoisyDataset | None, list]:
     _note(p, path)
     both, m = _check(path, a), a["y_train"].size
     plain = [torch.from_numpy(a[f"x_{k}"]).float() for k in both]
-    x = plain if p.scale == "none" else scaled({"x_test": a["x_train"][:0], **a}, p.scale, 255 if a["x_train"].dtype == np.uint8 else None)
+    x = (
+        plain
+        if p.scale == "none"
+        else scaled(
+            {"x_test": a["x_train"][:0], **a},
+            p.scale,
+            255 if a["x_train"].dtype == np.uint8 else None,
+        )
+    )
     flat = lambda *names: np.concatenate([a[k].reshape(-1) for k in names if k in a])
     clean = flat("clean_train", "y_test") if "clean_train" in a else None
-    whole, names = from_arrays(torch.cat(x[:len(both)]), flat("y_train", "y_test"), clean, p.classes)
-    if p.rho: whole = corrupt(replace(whole, clean=whole.y if whole.clean is None else whole.clean), p.rho, p.noise, p.seed)
+    labels, names = flat("y_train", "y_test"), a["names"].reshape(-1) if "names" in a else None
+    if p.weights and names is None and not p.classes:
+        _check_codes(path, labels)
+    whole, names = from_arrays(torch.cat(x[: len(both)]), labels, clean, p.classes, names)
+    if p.rho:
+        whole = corrupt(
+            replace(whole, clean=whole.y if whole.clean is None else whole.clean),
+            p.rho,
+            p.noise,
+            p.seed,
+        )
     rows = torch.arange(len(whole))
     return whole.subset(rows[:m]), whole.subset(rows[m:]) if m < len(whole) else None, names
 
@@ -123,10 +160,19 @@ def network(p: Params, data: NoisyDataset) -> tuple[nn.Module, dict]:
     from torchvision.models import get_model
     with seeded(p.seed): return get_model(p.model, weights=None, num_classes=data.n_classes), {}
 
+def _unpacked(path: Path) -> int:
+    "Bytes that a file's contents take in memory: torch's files are zip archives, whose members may be packed."
+    if not zipfile.is_zipfile(path):
+        return path.stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        return sum(member.file_size for member in archive.infolist())
+
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     "The model with the weights of a state dict file, in evaluation mode. `ValueError` for anything else."
     path = Path(path).expanduser()
     hint = "Where you trust it, save its weights alone: torch.save(model.state_dict(), \"weights.pt\")"
+    if path.is_file():
+        check_memory(f"the weights in {path} take", _unpacked(path))
     try: state = torch.load(path, weights_only=True, map_location="cpu")
     except (FileNotFoundError, PermissionError): raise
     except pickle.UnpicklingError as e: raise ValueError(f"{path} holds more than weights, such as a whole pickled module, which could run anything when it is opened. {hint}") from e
@@ -158,14 +204,16 @@ def unjudged(model: nn.Module, data: NoisyDataset, held: NoisyDataset | None, no
     if held is None: return "no examples are held out (x_test, y_test), so no gain can be estimated"
     try:
         held, _ = check_held(data, held, noise), find_head(model, data)
-        unbiased_hits(held.y, held.y, noise.matrix)
+        with examples(None):
+            said = predicted(predict(model, held.x))
+        check_possible(unbiased_hits(said, held.y, noise.matrix), "the network")
     except ValueError as e: return f"no gain can be estimated: {e}"
     return ""
 
 def export(folder: Path, suspects: pl.DataFrame, mended: Repair | None):
     "Write the ranked list as `suspects.csv`, and the weights of a repaired network as `repaired.pt`, into a folder of results."
-    write_whole(folder / "suspects.csv", lambda f: suspects.write_csv(f))
-    if mended and mended.layer: write_whole(folder / "repaired.pt", lambda f: torch.save(mended.model.state_dict(), f))
+    add(folder, {"suspects.csv": lambda f: suspects.write_csv(f)})
+    if mended and mended.layer: add(folder, {"repaired.pt": lambda f: torch.save(mended.model.state_dict(), f)})
 
 def momentum(p: Params) -> float: return 0.0 if p.model == "mlp" else 0.9
 

@@ -17,10 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 from .accounting import group_mask
 from .arrays import choose
+from .checks import given, names_of, number, whole
 from .datasets import NoisyDataset
-from .layers import belongs, evaluating, examples, layer_groups, layer_state, parts, predict, predicted, put_back
+from .layers import belongs, eager, evaluating, examples, layer_groups, layer_state, parts, predict, predicted, put_back
 from .runs import Run
-from .steps import triangle
+from .steps import alone, check_outputs, triangle
 from .trainer import fit
 
 # %% ../nbs/09_rewinding.ipynb #cell05
@@ -54,7 +55,7 @@ class _Prefix:
         hooked = {m for m in modules if m._forward_hooks}  # a hook that changes the output would change it twice
         handles = [h for m in modules for h in (m.register_forward_pre_hook(self._enter, with_kwargs=True), m.register_forward_hook(self._leave, with_kwargs=True))]
         try:
-            with _Reads(lambda: len(self.events)) as reads: self.logits = model(x)
+            with _Reads(lambda: len(self.events)) as reads, eager(model): self.logits = model(x)
         finally:
             for h in handles: h.remove()
         self.whole = {m for m, (out, version) in self.out.items() if version == _version(out)} - hooked
@@ -71,7 +72,7 @@ class _Prefix:
 
     def before(self, layer: str) -> dict[nn.Module, object]:
         "The largest modules that are called once, finished before `layer` is first used and are independent of it, with outputs that nobody overwrote."
-        if layer == "(root)": return {}
+        if layer.endswith("(root)"): return {}  # not of one module's own: the whole network runs
         mine = _own(self.layers[layer])
         users = {m for m in self.layers.values() if self.calls[m] and _own(m, False) & mine}
         if mine - self.reads.keys() - {i for m in users for i in _own(m, False)}: return {}  # read by somebody, who knows when
@@ -105,7 +106,10 @@ def _reestimate(model: nn.Module, data: NoisyDataset, batch: int):
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     was = [m.momentum for m in norms]
     with evaluating(model):
-        for m in norms: m.reset_running_stats(), m.train(), setattr(m, "momentum", None)
+        for m in norms:
+            m.reset_running_stats()
+            m.train()
+            m.momentum = None
         for rows in torch.arange(len(data), device=data.x.device).tensor_split(-(-len(data) // batch)):  # no last batch of one
             with examples(data.index[rows]): model(data.x[rows])
     for m, momentum in zip(norms, was): m.momentum = momentum
@@ -113,13 +117,35 @@ def _reestimate(model: nn.Module, data: NoisyDataset, batch: int):
 # %% ../nbs/09_rewinding.ipynb #cell10
 def _begin(run: Run, data: NoisyDataset, layers, mask, model) -> tuple[nn.Module, list[str], Tensor]:
     "A copy of the network at the run's end, the layers and the mask, checked."
+    if not isinstance(run, Run):
+        raise TypeError(f"the run is {given(run)}; it must be a Run, of `fit` or a Recorder")
+    if not isinstance(data, NoisyDataset):
+        raise TypeError(f"the data are {given(data)}; they must be a NoisyDataset")
     run.check(data)
-    if not run.checkpoints: raise ValueError("this run kept no checkpoints: train with checkpoints=[...]")
+    if not run.checkpoints:
+        raise ValueError("this run kept no checkpoints: train with checkpoints=[...]")
     net = run.at(max(run.checkpoints), model).to(data.x.device)
-    layers = layer_groups(net) if layers is None else list(dict.fromkeys(layers))
-    if not layers: raise ValueError("layers=[] names no layer")
-    for layer in layers: layer_state(net, layer, buffers=False)
+    check_outputs(net, data)
+    layers = layer_groups(net) if layers is None else list(dict.fromkeys(names_of("layers", layers)))
+    if not layers:
+        raise ValueError("layers=[] names no layer")
+    for layer in layers:
+        layer_state(net, layer, buffers=False)
     return net, layers, group_mask(data, mask)
+
+def _checkpoints(run: Run, times: Sequence[float] | None) -> list[float]:
+    "Times of checkpoints; `ValueError` for one that is not there."
+    if times is None:
+        return sorted(run.checkpoints)
+    if isinstance(times, (str, dict)) or not hasattr(times, "__iter__"):
+        raise TypeError(f"times={given(times)} must be a list of numbers")
+    wanted = [number("a time", t) for t in times]
+    if not wanted:
+        raise ValueError("times=[] names no checkpoint to go back to")
+    near = {t: [k for k in run.checkpoints if abs(k - t) <= 1e-9 * max(1, abs(t))] for t in wanted}
+    if missing := [t for t in wanted if not near[t]]:
+        raise ValueError(f"no checkpoints at {missing}; there are {sorted(run.checkpoints)}")
+    return list(dict.fromkeys(near[t][0] for t in wanted))
 
 def rewind(
     run: Run,  # with checkpoints
@@ -129,20 +155,26 @@ def rewind(
     convention: str = "parameters",  # one of `CONVENTIONS`
     mask: Tensor | None = None,  # (n,) bool; default: the noisy examples
     model: nn.Module | None = None,  # a skeleton, for a network that is not memnb's
-    batch: int = 256,  # examples whose activations are kept at a time
-    cache: bool = True,  # False: the whole network runs for each layer and time, which gives the same
+    batch: int = 256,  # examples whose activations are kept at a time, 1 or more
+    cache: bool = True,  # False: all of it runs for each layer and time, which gives the same
     progress: bool = False,
 ) -> pl.DataFrame:
-    "Accuracy on the given labels of both groups with one layer as it was (localization, section 5.1): `layer, time, group, target, accuracy`."
+    """Accuracy on the given labels of both groups with one layer as it was (localization, section 5.1).
+
+    Columns `layer, time, group, target, accuracy`.
+    """
     choose("convention", convention, CONVENTIONS)
-    if batch < 1: raise ValueError(f"batch={batch} must be 1 or more")
-    if times is not None and not len(times): raise ValueError("times=[] names no checkpoint to go back to")
+    batch = whole("batch", batch, 1)
     net, layers, mask = _begin(run, data, layers, mask, model)
-    near = lambda t: next((k for k in run.checkpoints if abs(k - t) <= 1e-9 * max(1, abs(t))), None)
-    if missing := [t for t in ([] if times is None else times) if near(t) is None]: raise ValueError(f"no checkpoints at {missing}; there are {sorted(run.checkpoints)}")
-    times = sorted(run.checkpoints) if times is None else list(dict.fromkeys(map(near, times)))
-    return pl.DataFrame(_reestimated(net, run, data, layers, times, mask, batch, progress) if convention == "reestimated" else
-                        _rewound(net, run, data, layers, times, mask, batch, convention == "buffers", cache, progress))
+    times = _checkpoints(run, times)
+    if convention == "reestimated":
+        if (batch == 1 or len(data) == 1) and (why := alone(net.train(), data)):
+            raise ValueError(f"statistics cannot be re-estimated from batches of one example: {why}")
+        rows = _reestimated(net, run, data, layers, times, mask, batch, progress)
+    else:
+        buffers = convention == "buffers"
+        rows = _rewound(net, run, data, layers, times, mask, batch, buffers, cache, progress)
+    return pl.DataFrame(rows)
 
 # %% ../nbs/09_rewinding.ipynb #cell11
 def _rewound(net, run, data, layers, times, mask, batch, buffers, cache, progress) -> list[dict]:
@@ -193,9 +225,10 @@ def retrain(
     **options,  # of `train`; default: sgd, momentum 0.9, weight decay 5e-4, lr up to 0.1 halfway and down again, batches of 512
 ) -> pl.DataFrame:
     "Accuracy on the given labels of both groups after each epoch (localization, section 5.2): `layer, time, group, target, accuracy`."
-    if epochs < 1 or epochs != int(epochs): raise ValueError(f"epochs={epochs} must be a whole number, 1 or more")
+    epochs = whole("epochs", epochs, 1, 10**9)
     if taken := sorted({"observe", "folder", "test"} & options.keys()): raise ValueError(f"{', '.join(taken)}: what `retrain` sets itself, for each layer anew")
     if made := [k for k in ("optimizer", "schedule") if not isinstance(options.get(k, ""), str) and not callable(options[k])]: raise ValueError(f"{', '.join(made)} must be a name or a function that makes one: each layer needs its own")
+    if not isinstance(run, Run): raise TypeError(f"the run is {given(run)}; it must be a Run, of `fit` or a Recorder")
     if 0 not in run.checkpoints: raise ValueError(f"the run has no checkpoint at time 0, where the layer begins anew; there are {sorted(run.checkpoints)}")
     (net, layers, mask), frames = _begin(run, data, layers, mask, model), []
     seen = lambda s: _rows(predicted(predict(s.model, data.x, index=data.index)) == data.y, mask)

@@ -14,7 +14,8 @@ from .charts import COLORS, curves, dots, heat, panels, picture_address
 from .fourier import alignment, extract, look, neuron_spectra
 from .probing import probe_model
 from .toy import trajectories
-from .worlds import Session, curves_of, numbers
+from .arrays import whole_number
+from .worlds import Session, check_moment, curves_of, numbers
 
 # %% ../nbs/29_scenes.ipynb #cell04
 def _timed(session: Session, at: int, y: str, title: str, y_title: str, frame: pl.DataFrame, **options) -> alt.LayerChart:
@@ -28,6 +29,12 @@ def _timed(session: Session, at: int, y: str, title: str, y_title: str, frame: p
     chart.title = alt.Undefined
     return alt.layer(room, chart, now).properties(title=title, width=300, height=190)
 
+def _check_scene(session: Session, at: int, scene: str):
+    "`ValueError` unless `at` is a recorded epoch of a session that has this scene."
+    check_moment(session, at)
+    if SCENES[scene].only not in (None, session.world.figure):
+        raise ValueError(f"this session trains {session.world.title!r}: {SCENES[scene].else_say}")
+
 def _given(session: Session) -> pl.DataFrame:
     return curves_of(session).filter(pl.col("target") == pl.when(pl.col("group") == "test").then(pl.lit("true")).otherwise(pl.lit("given")))
 
@@ -37,6 +44,7 @@ def _name(session: Session) -> str:
 
 def training(session: Session, at: int) -> alt.ConcatChart:
     "Accuracy and margin of clean, noisy and test examples."
+    check_moment(session, at)
     frame, rho = _given(session), session.data.rho
     odds = {"log-odds of the noise rate": math.log((1 - rho) / rho), " ": -math.log((1 - rho) / rho)} if 0 < rho < 1 and session.test is None else None
     said = ", ".join(f"{k} {v:.1%}" for k, v in numbers(session).items() if k != "truth")
@@ -45,7 +53,8 @@ def training(session: Session, at: int) -> alt.ConcatChart:
 
 # %% ../nbs/29_scenes.ipynb #cell05
 def components(session: Session, at: int) -> alt.ConcatChart:
-    "Magnitude and direction components of the two-layer network, and the toy model beside its margins."
+    "Magnitude and direction components of the two-layer network, and the toy model beside its margins. `ValueError` for another network."
+    _check_scene(session, at, "Components")
     frame, rho = curves_of(session), session.data.rho
     parts, toy = frame.filter(pl.col("radial_weighted").is_not_null()), trajectories([rho], 20.0).filter(pl.col("time") > 0)
     pull = lambda y, title, y_title, rows=parts, **more: _timed(session, at, y, title, y_title, rows, **more)
@@ -72,6 +81,8 @@ def _tile(session: Session, i: int) -> dict:
 
 def examples(session: Session, at: int, picked: int | None = None, columns: int = 10, size: int = 46) -> alt.LayerChart:
     "Noisy examples, framed by what the network answers; `picked`: the row of one to mark."
+    check_moment(session, at)
+    whole_number("columns", columns, 1, 1000)
     run, rows = session.run(), shown(session)
     answers = run.prediction[at]
     state = lambda i: list(STATES)[0 if answers[i] == run.y[i] else 1 if answers[i] == run.clean[i] else 2]
@@ -92,6 +103,8 @@ def examples(session: Session, at: int, picked: int | None = None, columns: int 
 # %% ../nbs/29_scenes.ipynb #cell08
 def history(session: Session, at: int, row: int) -> alt.ConcatChart:
     "Loss and prediction of one training example."
+    check_moment(session, at)
+    whole_number("row", row, 0, len(session.data) - 1)
     run, epochs = session.run(), list(session.epochs)[:session.seen]
     label = lambda name, y: f"{name} label {int(y)}"
     frame = pl.DataFrame(dict(epoch=[float(e) for e in epochs], loss=run.loss[:, row].double().tolist(), answer=[float(v) for v in run.prediction[:, row]], group=["net"] * len(epochs)))
@@ -101,6 +114,7 @@ def history(session: Session, at: int, row: int) -> alt.ConcatChart:
 # %% ../nbs/29_scenes.ipynb #cell10
 def probes(session: Session, at: int) -> alt.LayerChart:
     "MASC, VeLPIC and the network itself: accuracy for each layer, on test examples or, where there are none, on the true labels of noisy ones."
+    check_moment(session, at)
     net = session.run().at(session.recorder.moments[at]["time"])
     group = "noisy" if session.test is None else "test"
     rows = pl.DataFrame(probe_model(net, session.data, session.test, groups=(group,))).filter(target="true").with_columns(seed=pl.lit(0))
@@ -108,7 +122,8 @@ def probes(session: Session, at: int) -> alt.LayerChart:
     return dots(rows, "layer", "accuracy", f"Epoch {session.epochs[at]:,.0f}: accuracy on {what}", "accuracy", "probe", order=rows["layer"].unique(maintain_order=True).to_list(), colors=["masc", "velpic", "model"]).properties(width=500)
 
 def spectra(session: Session, at: int) -> alt.Chart:
-    "Spectra of sixty neurons of the modular network."
+    "Spectra of sixty neurons of the modular network. `ValueError` for another one."
+    _check_scene(session, at, "Spectra")
     view = look(session.run().at(session.recorder.moments[at]["time"]), session.values["dataset"])
     phase = alignment(view)["sub" if session.values["dataset"] == "sub" else "add"]
     right = view.score(extract(view, "projection")[0], session.test)

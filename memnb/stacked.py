@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
+from .checks import given, number, seed_of, whole
 from .datasets import NoisyDataset
 from .recorder import Recorder
 from .runs import Run
 from .steps import Training, check_outputs, make_optimizer, order, pick_device, recorded_times, steps_of
-from .trainer import _positive, fit
+from .trainer import _check_numbers_of, _check_test, fit
 
 # %% ../nbs/05_stacked.ipynb #cell06
 _PLAIN = (nn.Flatten, nn.Identity, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.ELU, nn.Tanh, nn.Sigmoid, nn.Softplus)
@@ -27,10 +28,14 @@ def _leaves(m: nn.Module) -> list[nn.Module]:
 
 def why_not(models: Sequence[nn.Module]) -> str:
     "Why these networks cannot be stacked, in words; empty if they can."
-    shapes = [[(type(l), l.extra_repr(), *((tuple(p.shape), p.dtype) for p in l.parameters())) for l in _leaves(m)] for m in models]
+    if not isinstance(models, (list, tuple)) or not len(models):
+        raise TypeError(f"models={given(models)} must be a list of networks, one at least")
+    if strange := [m for m in models if not isinstance(m, nn.Module)]:
+        raise TypeError(f"models hold {given(strange[0])}; they must be torch.nn.Modules")
     strange = sorted({type(l).__name__ for m in models for l in _leaves(m) if type(l) not in (nn.Linear, *_PLAIN)})
     own = [p for m in models for l in _leaves(m) for p in l.parameters()]
     if strange: return f"they hold {', '.join(strange)}; only nn.Sequential of linear layers and activations can be stacked"
+    shapes = [[(type(l), l.extra_repr(), *((tuple(p.shape), p.dtype) for p in l.parameters())) for l in _leaves(m)] for m in models]
     if any(s != shapes[0] for s in shapes): return "they differ in their layers"
     if len(set(map(id, own))) < len(own): return "they share parameters"
     if not all(p.requires_grad for p in own): return "some of their parameters are frozen"
@@ -106,18 +111,30 @@ def _losses(z: Tensor, y: Tensor) -> Tensor:
 def _each(what: str, v, m: int) -> list:
     "One value a network."
     v = v.tolist() if hasattr(v, "tolist") else v
+    if isinstance(v, (str, dict)) or not (v is None or isinstance(v, (int, float)) or hasattr(v, "__iter__")):
+        raise TypeError(f"{what}={given(v)} must be a number, or a list of one a network")
     v = [v] * m if v is None or isinstance(v, (int, float)) else list(v)
-    if len(v) != m: raise ValueError(f"{what} has {len(v)} values for {m} networks")
+    if len(v) != m:
+        raise ValueError(f"{what} has {len(v)} values for {m} networks")
     return v
 
 def _check_numbers(m: int, data, test, config):
     for what, v in (("data sets", data), ("test sets", test), ("config", config)):
-        if v is not None and len(v) != m: raise ValueError(f"{m} networks need {m} {what}; given {len(v)}")
+        if v is None and what != "data sets":
+            continue
+        if not isinstance(v, (list, tuple)):
+            raise TypeError(f"the {what} are {given(v)}; they must be a list, one a network")
+        if len(v) != m:
+            raise ValueError(f"{m} networks need {m} {what}; given {len(v)}")
+    for i in range(m):
+        _check_test(data[i], test[i] if test else None)
 
 class _Member(Training):
     "Training of one network of a stack."
+
     @property
-    def lr(self) -> float: return self.recorder.config["lr"]
+    def lr(self) -> float:
+        return self.recorder.config["lr"]
 
 # %% ../nbs/05_stacked.ipynb #cell12
 def _record_all(members: list[Training], at: dict[int, int], out: Tensor, held: Tensor | None, time: float, observe, last: bool, keep: bool, stop_at) -> list[Training]:
@@ -156,16 +173,14 @@ def train_stacked(
 
     A network whose loss is not finite is put back to its last recorded time and ends there, with a warning.
     """
+    if why := why_not(models): raise ValueError(f"the networks cannot be stacked: {why}")
     m, device = len(models), pick_device(device)
     rates, clips, seeds = _each("lr", lr, m), _each("clip", clip, m), _each("seed", seed, m)
     _check_numbers(m, data, test, config)
     if test is not None and len({tuple(t.x.shape) for t in test}) > 1: raise ValueError("the test sets differ in size or input shape")
-    for c in clips: _positive("clip", c, "above 0, or None")
-    _positive("stop_at", stop_at, "in (0, 1], or None", 1)
-    for rate in rates:
-        if not rate > 0: raise ValueError(f"lr={rate} must be above 0")
+    for c, s in zip(clips, seeds): _check_numbers_of(epochs, batch, c, stop_at, s)
+    rates = [number("lr", rate, "be above 0, and finite", lambda v: 0 < v < math.inf) for rate in rates]
     if len({(tuple(d.x.shape), d.n_classes) for d in data}) > 1: raise ValueError("the data sets differ in size, input shape or number of classes")
-    if not epochs > 0 or batch is not None and batch < 1: raise ValueError(f"epochs={epochs} must be above 0 and batch={batch} 1 or more")
     inner = sorted(range(m), key=lambda i: rates[i])  # the stack's order
     pick = lambda v: [v[i] for i in inner]
     data = [d.to(device) for d in data]
@@ -264,6 +279,7 @@ def fit_stacked(
     **options,  # of `train_stacked`
 ) -> list[Run]:
     "A Run for each network."
+    if taken := sorted({"folder", "journal"} & options.keys()): raise ValueError(f"{', '.join(taken)}: one place cannot keep many runs; save each with memnb.runs.save")
     if why := why_not(models):
         warnings.warn(f"the networks are trained one by one: {why}", stacklevel=2)
         m, config = len(models), options.pop("config", None)

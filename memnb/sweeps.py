@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 import polars as pl
 from tqdm import tqdm
-from .tasks import Failed, Task, end_all, ending, execute, failed, make_task, sweep_up
+from .stores import Damaged, check_writable, local_path, publish, verify
+from .tasks import Failed, Task, check_timeout, end_all, ending, execute, failed, make_task, record, sweep_up
 
 # %% ../nbs/15_sweeps.ipynb #cell04
 def values_of(text: str | Sequence) -> list:
@@ -29,6 +30,8 @@ def values_of(text: str | Sequence) -> list:
 
 def grid(notebook: str | Path, axes: dict[str, str | Sequence], fixed: dict | None = None) -> list[Task]:
     "The tasks of a grid, each once. `ValueError` for unknown parameters, or values that cannot be cast."
+    if not isinstance(axes, dict): raise ValueError(f"axes={axes!r} must be a dictionary: parameter -> values, as dict(rho=\"0.1,0.2\")")
+    if fixed is not None and not isinstance(fixed, dict): raise ValueError(f"fixed={fixed!r} must be a dictionary of parameters")
     points = [make_task(notebook, (fixed or {}) | dict(zip(axes, point))) for point in itertools.product(*(values_of(v) for v in axes.values()))]
     tasks = list({t.key: t for t in points}.values())
     if len(tasks) < len(points): warnings.warn(f"{len(points) - len(tasks)} points of the grid are there twice; each is run once", stacklevel=2)
@@ -59,19 +62,25 @@ def pool(jobs: int = 1, dask: str | None = None, slurm: dict | None = None, logs
             ending.clear()
 
 # %% ../nbs/15_sweeps.ipynb #cell08
+def _check_tasks(tasks):
+    if isinstance(tasks, (str, bytes)) or not isinstance(tasks, Sequence) or not all(isinstance(t, Task) for t in tasks): raise ValueError(f"tasks={tasks!r} must be a list of tasks, as of `grid`")
+
 def plan(tasks: Sequence[Task], root: Path, retry: bool = False) -> tuple[list[Task], str]:
     "The tasks that are left, and what is known before they run."
+    _check_tasks(tasks)
     for folder in {t.folder(root).parent for t in tasks}: sweep_up(folder)
     states = {t: t.state(root) for t in tasks}
     left = [t for t, s in states.items() if s == "missing" or retry and s == "failed"]
-    took = [s for folder in {t.folder(root).parent for t in tasks} for place in folder.glob("[!.]*") if left and (s := _record(place).get("wall_seconds")) is not None]
+    took = [s for folder in {t.folder(root).parent for t in tasks} for place in folder.glob("[!.]*") if left and (s := _seconds(place)) is not None]
     n = Counter(states.values())
     return left, f"{len(tasks)} tasks: {n['done']} done, {n['failed']} failed, {len(left)} to run" + (f", about {sum(took) / len(took):.0f} s each" if took else "")
 
-def _record(place: Path | None) -> dict:
-    "What a task left behind; nothing if it cannot be read."
-    try: return json.loads((place / "task.json").read_text()) if place else {}
-    except (OSError, ValueError): return {}
+def _seconds(place: Path) -> float | None:
+    "How long a task took; None where that cannot be read."
+    try:
+        return json.loads((place / "task.json").read_text(encoding="utf-8")).get("wall_seconds")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 def sweep(
     notebook: str | Path,
@@ -87,8 +96,13 @@ def sweep(
     dry_run: bool = False,  # only say what would be run
 ) -> pl.DataFrame:
     "The table of all tasks: their parameters, `state` (done, failed or left), `seconds`, `error`."
-    if jobs < 1: raise ValueError(f"jobs={jobs} must be at least 1")
-    root, tasks = Path(root).resolve(), grid(notebook, axes, fixed)
+    if not isinstance(jobs, int) or jobs < 1: raise ValueError(f"jobs={jobs!r} must be at least 1, and whole")
+    check_timeout(timeout)
+    if dask is not None and (not isinstance(dask, str) or not dask): raise ValueError(f"dask={dask!r} must be the address of a scheduler, or 'local'")
+    if slurm is not None and not isinstance(slurm, dict): raise ValueError(f"slurm={slurm!r} must be a dictionary of submitit's parameters")
+    if watch is not None and not callable(watch): raise ValueError(f"watch={watch!r} must be a function of the table")
+    root, tasks = local_path("root", root).resolve(), grid(notebook, axes, fixed)
+    if not dry_run: check_writable("root", root)
     left, said = plan(tasks, root, retry)
     print(said)
     if dry_run or not left: return table(tasks, root)
@@ -117,34 +131,48 @@ def _note(task: Task, root: Path, future) -> str:
     except Exception as e:
         place = failed(task.folder(root))
         if not isinstance(e, Failed) and not place.exists():
-            place.mkdir(parents=True)
-            (place / "task.json").write_text(json.dumps(dict(notebook=task.notebook.name, key=task.key, parameters=dict(task.values), wall_seconds=None, error=f"{type(e).__name__}: {e}")))
+            known = dict(notebook=task.notebook.name, key=task.key, parameters=dict(task.values), wall_seconds=None, error=f"{type(e).__name__}: {e}")
+            publish(place, lambda part: (part / "task.json").write_text(json.dumps(known), encoding="utf-8"))
         return "failed"
     return "done"
 
 def table(tasks: Sequence[Task], root: Path) -> pl.DataFrame:
     "One row a task: its parameters, `state`, `seconds`, `error`, `key`."
+    _check_tasks(tasks)
     rows = []
     for t in tasks:
         state = t.state(root)
         place = dict(done=t.folder(root), failed=failed(t.folder(root))).get(state)
-        record = _record(place)
-        rows.append(dict(t.values) | dict(state=state if state != "missing" else "left", seconds=record.get("wall_seconds"), error=record.get("error"), key=t.key))
+        known = record(place) if place else {}
+        rows.append(dict(t.values) | dict(state=state if state != "missing" else "left", seconds=known.get("wall_seconds"), error=known.get("error"), key=t.key))
     return pl.DataFrame(rows, infer_schema_length=None)
 
 # %% ../nbs/15_sweeps.ipynb #cell11
 def results(notebook: str | Path | None = None, root: str | Path = "sweeps", what: str = "frame") -> pl.DataFrame:
     "The frames (or `what=\"claims\"`) of all runs of a notebook, of all if None, below each other. Damaged ones are left out, with a warning."
-    name = "[!.]*" if notebook is None else glob.escape(Path(notebook).stem)
-    files = [f for f in sorted(Path(root).glob(f"{name}/[!.]*/{what}.parquet")) if not f.parent.name.endswith(".failed")]
-    if not files: raise ValueError(f"there are no results of {notebook or 'any notebook'} in {root}")
-    try: return pl.concat([pl.read_parquet(f, glob=False) for f in files], how="diagonal_relaxed")
-    except (OSError, pl.exceptions.PolarsError): return pl.concat([f for f in map(_readable, files) if f is not None], how="diagonal_relaxed")
+    root = local_path("root", root)
+    if not isinstance(what, str) or not what or Path(what).name != what: raise ValueError(f"what={what!r} must be a name, such as 'frame' or 'claims'")
+    name = "[!.]*" if notebook is None else glob.escape(local_path("notebook", notebook).stem)
+    places = [f for f in sorted(root.glob(f"{name}/[!.]*")) if f.is_dir() and not f.name.endswith(".failed")]
+    frames = [f for place in places if (f := _frame(place, f"{what}.parquet")) is not None]
+    if not frames: raise ValueError(f"there are no results of {notebook or 'any notebook'} in {root}")
+    return pl.concat(frames, how="diagonal_relaxed")
+
+def _frame(place: Path, name: str) -> pl.DataFrame | None:
+    "A task's frame; None where it has none, or, with a warning, where it is damaged: by the rule by which a sweep makes it again."
+    try:
+        if name in verify(place):
+            return pl.read_parquet((place / name).read_bytes())
+    except (Damaged, OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as e:
+        warnings.warn(f"{place} is damaged and left out ({e}); a sweep makes it again", stacklevel=3)
 
 def figure(frame: pl.DataFrame, y: str = "accuracy", color: str = "rho", x: str = "epoch"):
     "An Altair chart of `y` for each group, curves told apart by `color`, seeds as bands. `ValueError` for columns that are not there."
     from memnb.charts import curves, panels, use_theme
     use_theme()
+    if not isinstance(frame, pl.DataFrame): raise ValueError(f"the results to draw must be a polars DataFrame, not a {type(frame).__name__}")
+    for what, v in dict(x=x, y=y, color=color).items():
+        if not isinstance(v, str): raise ValueError(f"{what}={v!r} must be the name of a column")
     if missing := [c for c in (x, y, color, "group") if c not in frame.columns]: raise ValueError(f"the results have no column {', '.join(missing)}; they have {', '.join(frame.columns)}")
     if color == "seed": frame, color = frame.with_columns(pl.col("seed").alias("of seed"), seed=0), "of seed"
     given = frame.filter(pl.col(y).is_not_null(), pl.col("target").is_in(["given", "true"]) if "target" in frame.columns else True)
@@ -160,7 +188,3 @@ def live(notebook: str | Path, root: str | Path = "sweeps", **options) -> Callab
     def look(table: pl.DataFrame):
         if (table["state"] == "done").any(): handle.update(figure(results(notebook, root), **options))
     return look
-
-def _readable(file: Path) -> pl.DataFrame | None:
-    try: return pl.read_parquet(file, glob=False)
-    except (OSError, pl.exceptions.PolarsError) as e: warnings.warn(f"{file} is damaged and left out ({e}); a sweep makes it again", stacklevel=3)

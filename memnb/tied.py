@@ -14,15 +14,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from .accounting import group_mask
 from .arrays import choose
+from .checks import given, names_of, number, seed_of
 from .datasets import NoisyDataset
-from .layers import channel_dim, device_of, examples, layer_names, predict, predicted, present_examples
+from .layers import channel_dim, compiled, examples, first_tensor, layer_names, predict, predicted, present_examples, with_first
+from .steps import check_network, check_outputs
 
 # %% ../nbs/09_tied.ipynb #cell05
 class _AtLayers:
     "Changes activations of a network's layers until `remove()`."
 
     def __init__(self, model: nn.Module, layers: Sequence[str]):
-        names = layer_names(model)
+        check_network(model)
+        if compiled(model): raise ValueError("a compiled network does not heed what is attached to it later; attach this to the network itself (`_orig_mod`), then compile it")
+        names, layers = layer_names(model), names_of("layers", layers)
         modules = [model.get_submodule(choose("layer", name, names)) for name in layers]
         if not modules: raise ValueError(f"no layer was named; there are {', '.join(names)}")
         self.layers, self.active = list(layers), True
@@ -37,10 +41,11 @@ class _AtLayers:
 
 class _Hook:
     def __init__(self, owner: _AtLayers, site: int): self.owner, self.site = owner, site
-    def __call__(self, module, args, out: Tensor) -> Tensor:
+    def __call__(self, module, args, out):
         if not self.owner.active: return out
-        if not isinstance(out, Tensor) or out.ndim < 2: raise TypeError(f"layer {self.owner.layers[self.site]!r} gives a {type(out).__name__} {tuple(getattr(out, 'shape', ()))}; its channels cannot be told: they need a tensor (n, ...)")
-        return self.owner.act(self.site, out, module)
+        value = first_tensor(out)
+        if value is None or value.ndim < 2: raise TypeError(f"layer {self.owner.layers[self.site]!r} gives {given(out)}; its channels cannot be told: they need a tensor (n, ...)")
+        return with_first(out, self.owner.act(self.site, value, module))
 
 def _channels(module: nn.Module, value: Tensor) -> tuple[int, Callable]:
     "Their number, and how a mask (n or 1, C) is shaped for a layer's activation."
@@ -60,7 +65,7 @@ def _hash(v: Tensor) -> Tensor:
 
 def owned(index: Tensor, channels: Tensor, site: int, p_mem: float, seed: int) -> Tensor:
     "(b, c) bool: whether the examples of an index (b,) own these channels (c,) of a site."
-    example = _hash(_hash(index) ^ _hash(torch.tensor(seed * 8191 + site + 1)).item())
+    example = _hash(_hash(index) ^ _hash(torch.tensor((seed * 8191 + site + 1) % 2**63)).item())
     return _hash(example[:, None] + channels * 0x9E3779B9) < int(p_mem * 2**32)
 
 # %% ../nbs/09_tied.ipynb #cell08
@@ -80,7 +85,9 @@ class TiedDropout(_AtLayers):
         p_mem: float = 0.2,  # share of the others that an example owns, in expectation, in [0, 1]
         seed: int = 0,  # of who owns what
     ):
-        if not (0 < p_gen <= 1 and 0 <= p_mem <= 1): raise ValueError(f"p_gen={p_gen} must lie in (0, 1], p_mem={p_mem} in [0, 1]")
+        number("p_gen", p_gen, "lie in (0, 1]", lambda v: 0 < v <= 1)
+        number("p_mem", p_mem, "lie in [0, 1]", lambda v: 0 <= v <= 1)
+        seed = seed_of(seed)
         super().__init__(model, layers)
         self.p_gen, self.p_mem, self.seed, self.mode = p_gen, p_mem, seed, "own"
 
@@ -109,7 +116,7 @@ class TiedDropout(_AtLayers):
 class StandardDropout(_AtLayers):
     "Standard dropout of activations at named layers; nothing in evaluation mode."
     def __init__(self, model: nn.Module, layers: Sequence[str], kept: float):
-        if not 0 < kept <= 1: raise ValueError(f"kept={kept} must lie in (0, 1]")
+        number("kept", kept, "lie in (0, 1]", lambda v: 0 < v <= 1)
         super().__init__(model, layers)
         self.kept = kept
 
@@ -118,13 +125,13 @@ class StandardDropout(_AtLayers):
 class SparseChannels(_AtLayers):
     "A fixed random share of the channels at named layers is on; in training and afterwards."
     def __init__(self, model: nn.Module, layers: Sequence[str], kept: float, seed: int = 0):
-        if not 0 < kept <= 1: raise ValueError(f"kept={kept} must lie in (0, 1]")
+        number("kept", kept, "lie in (0, 1]", lambda v: 0 < v <= 1)
         super().__init__(model, layers)
-        self.kept, self.seed = kept, seed
+        self.kept, self.seed = kept, seed_of(seed)
 
     def act(self, site: int, value: Tensor, module: nn.Module) -> Tensor:
         c, shaped = _channels(module, value)
-        on = torch.randperm(c, generator=torch.Generator().manual_seed(self.seed * 8191 + site))[:max(1, round(self.kept * c))]
+        on = torch.randperm(c, generator=torch.Generator().manual_seed((self.seed * 8191 + site) % 2**63))[:max(1, round(self.kept * c))]
         mask = value.new_zeros(1, c)
         mask[:, on.to(value.device)] = 1
         return value * shaped(mask)
@@ -139,7 +146,9 @@ def by_mode(
     mask: Tensor | None = None,  # (n,) bool; default: the noisy examples
 ) -> list[dict]:
     "Rows `mode, group (clean | noisy | test), target, accuracy`, on given labels."
-    data, test = data.to(device_of(model)), test and test.to(device_of(model))
+    if not isinstance(tied, TiedDropout): raise TypeError(f"tied={given(tied)} must be a TiedDropout of the model")
+    modes = [choose("mode", mode, MODES) for mode in names_of("modes", modes)]
+    data, test = check_outputs(model, data), None if test is None else check_outputs(model, test)
     mask, rows = group_mask(data, mask), []
     share = lambda logits, y: (predicted(logits) == y).double().mean().item()
     for mode in modes:

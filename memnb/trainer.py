@@ -6,37 +6,50 @@
 __all__ = ['train', 'fit', 'costs']
 
 # %% ../nbs/04_trainer.ipynb #cell03
-import hashlib, json, math, sys, time
+import hashlib, json, math, time, warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, torch
 from torch import nn
 from tqdm import tqdm
 from .arrays import choose
+from .checks import given, number, seed_of, whole
 from .datasets import NoisyDataset
+from .identity import Unknown, architecture, differences, fingerprint, start_of
 from .layers import examples, predict
 from .seeds import seeded
 from .recorder import Journal, Recorder
-from .runs import Run, load as load_run, save
-from .steps import (SCHEDULES, Training, check_finite, check_outputs, copied, diverged, expect, make_optimizer, named, order, pick_device,
-                         recorded_times, steps_of, take_step)
+from .runs import Run, found, holds_run, identity_of, save
+from .steps import (SCHEDULES, Training, batches, check_finite, check_outputs, copied, diverged, expect, joins, loss_of,
+                         make_optimizer, named, order, pick_device, recorded_times, steps_of, take_step, times_of)
+from .stores import check_writable, local_path
 
 # %% ../nbs/04_trainer.ipynb #cell06
+def _log(s: Training, good: dict | None, logits: torch.Tensor, test: bool = False):
+    "Record outputs; `Diverged` where they, or their losses, are not finite."
+    data = s.test if test else s.data
+    loss = loss_of(logits, data.y, "none").float()
+    fine = logits.isfinite().all(1) & loss.isfinite()
+    if not fine.all():
+        s.recorder.open = None
+        diverged(s, good, loss[~fine][0], s.step, s.lr)
+    s.recorder.log(data.index, logits, test=test)
+
 def _record(s: Training, p: "_Plan", good: dict | None):
     "Record the present time."
     s.recorder.at(s.time)
-    s.recorder.log(s.data.index, predict(s.model, s.data.x, index=s.data.index))
-    if not (loss := s.recorder.given.values[1]).isfinite().all():
-        s.recorder.open = None
-        diverged(s, good, loss[~loss.isfinite()][0], s.step, s.lr)
+    _log(s, good, predict(s.model, s.data.x, index=s.data.index))
     if s.test is not None:
-        with examples(None): s.recorder.log(s.test.index, predict(s.model, s.test.x), test=True)
+        with examples(None):
+            _log(s, good, predict(s.model, s.test.x), test=True)
     s.ended = s.step >= p.last or p.stop_at is not None and s.recorder.accuracy() >= p.stop_at
-    if s.ended and p.checkpoints or s.time in p.checkpoints: s.recorder.checkpoint(s.model.state_dict())  # as it was recorded: an observer may change it
-    for look in p.observe: s.recorder.add(look(s) or [])
+    if s.ended and p.checkpoints or s.time in p.checkpoints:
+        s.recorder.checkpoint(s.model.state_dict())  # as it was recorded: an observer may change it
+    for look in p.observe:
+        s.recorder.add(look(s) or [])
     s.recorder.close()
 
 # %% ../nbs/04_trainer.ipynb #cell07
@@ -47,6 +60,7 @@ class _Plan:
     last: int  # step
     per_epoch: int  # steps
     size: int  # examples a step
+    join: bool  # the last batch of an epoch, of one example, with the one before
     clip: float | None
     autocast: torch.dtype | None
     seed: int
@@ -55,6 +69,7 @@ class _Plan:
     backward: Callable | None
     checkpoints: Sequence[float]
     stop_at: float | None
+    own: dict = field(default_factory=dict)  # the caller's functions and objects, by the name of their argument
 
 # %% ../nbs/04_trainer.ipynb #cell08
 def _loop(s: Training, p: _Plan, journal: Journal | None, progress: bool) -> Iterator[Training]:
@@ -63,7 +78,6 @@ def _loop(s: Training, p: _Plan, journal: Journal | None, progress: bool) -> Ite
     if journal:
         s.recorder.moments, good = journal.read()
         if good:
-            _check_network(s.model, good["model"], journal.folder)
             s.restore(good)
             rng = good["rng"]
             if good["ended"]: return
@@ -81,7 +95,7 @@ def _loop(s: Training, p: _Plan, journal: Journal | None, progress: bool) -> Ite
             goal = min((k for k in p.at if k > s.step), default=p.last)
             with seeded(rng, device) as rng:
                 for epoch in range(s.step // p.per_epoch, math.ceil(goal / p.per_epoch)):
-                    rows = order(n, epoch, p.seed).to(device).split(p.size)
+                    rows = batches(order(n, epoch, p.seed).to(device), p.size, p.join)
                     check_finite(s, good)
                     for i in range(s.step - epoch * p.per_epoch, min(p.per_epoch, goal - epoch * p.per_epoch)):
                         take_step(s, rows[i], p.clip, cast, p.each_step, p.backward)
@@ -89,49 +103,125 @@ def _loop(s: Training, p: _Plan, journal: Journal | None, progress: bool) -> Ite
                         bar.update()
 
 # %% ../nbs/04_trainer.ipynb #cell09
-def _check_network(model: nn.Module, state: dict, folder):
-    "`ValueError` unless the state's tensors are the model's, by name and shape."
-    shapes = lambda d: {k: tuple(v.shape) for k, v in d.items()}
-    if shapes(model.state_dict()) != shapes(state): raise ValueError(f"{folder} holds another run: its network has other parameters")
+_STRICT = ("optimizer", "schedule", "each_step", "backward")  # what changes training; an observer only looks on
+
+def _identity(s: Training, p: _Plan) -> tuple[dict, list[str]]:
+    "What decides the run's result, JSON values; and what of it cannot be told from another one, in words."
+    known = s.recorder.config | dict(data=s.data.digest, network=architecture(s.model), start=start_of(s.model))
+    known["frozen"] = [k for k, v in s.model.named_parameters() if not v.requires_grad]
+    if "optimizer" in p.own:
+        names = {id(v): k for k, v in s.model.named_parameters()}
+        known["trained"] = [[names.get(id(v)) for v in g["params"]] for g in s.optimizer.param_groups]
+    unknown = []
+    for what, thing in p.own.items():
+        try:
+            known[what] = [known.get(what), fingerprint(thing, strict=what in _STRICT)]
+        except Unknown as e:
+            unknown.append(f"{what} holds {e}, which cannot be told from another one")
+    return known | (dict(unknown=unknown) if unknown else {}), unknown
 
 # %% ../nbs/04_trainer.ipynb #cell10
 def _positive(what: str, v, allowed: str = "above 0", most: float = math.inf):
-    if v is not None and not 0 < v <= most: raise ValueError(f"{what}={v} must be {allowed}")
+    if v is not None:
+        number(what, v, f"be {allowed}", lambda v: 0 < v <= most)
+
+_MOST_EPOCHS = 1e9
+
+def _check_numbers_of(epochs, batch, clip, stop_at, seed):
+    "`TypeError` or `ValueError` for a number that is none or out of range."
+    number("epochs", epochs, "be above 0, and finite (at most 1e9)", lambda v: 0 < v <= _MOST_EPOCHS)
+    if batch is not None:
+        _positive("batch", batch, "1 or more, or None for all examples")
+        whole("batch", batch, 1)
+    _positive("clip", clip, "above 0, or None")
+    _positive("stop_at", stop_at, "in (0, 1], or None", 1)
+    seed_of(seed)
+
+def _check_test(data: NoisyDataset, test: NoisyDataset | None):
+    "`TypeError` or `ValueError` unless the test set is like the training set."
+    for what, d in (("training", data), ("test", test)):
+        if not isinstance(d, NoisyDataset) and not (d is None and what == "test"):
+            raise TypeError(f"the {what} data are {given(d)}; they must be a NoisyDataset")
+    if test is None:
+        return
+    shapes, classes = [tuple(d.x.shape[1:]) for d in (test, data)], [d.n_classes for d in (test, data)]
+    if shapes[0] != shapes[1] or classes[0] != classes[1]:
+        raise ValueError(f"test examples have shape {shapes[0]} and {classes[0]} classes, training examples {shapes[1]} and {classes[1]}")
+    if test.x.dtype != data.x.dtype:
+        raise ValueError(f"test examples are {test.x.dtype}, training examples {data.x.dtype}")
+
+def _kept_times(checkpoints, times: list[float]) -> list[float]:
+    "Times at which parameters are kept: the last, or those asked for, which must be among the times."
+    if checkpoints is None:
+        return times[-1:]
+    if isinstance(checkpoints, (str, dict)) or not hasattr(checkpoints, "__iter__"):
+        raise TypeError(f"checkpoints={given(checkpoints)} must be a list of numbers")
+    kept = sorted(number("a checkpoint", t) for t in checkpoints)
+    if missing := sorted(set(kept) - set(times)):
+        raise ValueError(f"checkpoints {missing} are not among the times")
+    return kept
+
+def _schedule_of(schedule, optimizer, steps: int):
+    "A scheduler, or None, of a name, a function or a scheduler object."
+    if isinstance(schedule, str):
+        schedule = SCHEDULES[choose("schedule", schedule, SCHEDULES)]
+    made = schedule(optimizer, steps) if callable(schedule) else schedule
+    if isinstance(made, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise ValueError("ReduceLROnPlateau waits for a measured value; step it in your own loop over `train`")
+    makes_none = made is None and callable(schedule)  # a constant rate needs no scheduler
+    if not makes_none and not hasattr(made, "step"):
+        raise TypeError(f"schedule={given(made)} must be a name ({', '.join(SCHEDULES)}), a function or a scheduler")
+    if made is not None and getattr(made, "optimizer", optimizer) is not optimizer:
+        raise ValueError("the schedule is of another optimizer")
+    return made
+
+def _functions(what: str, value) -> list[Callable]:
+    "Several functions. `TypeError` for anything else, one function by itself included."
+    if callable(value) or not isinstance(value, Sequence) or not all(map(callable, value)):
+        raise TypeError(f"{what}={given(value)} must be a list of functions")
+    return list(value)
+
+def _own(optimizer, schedule, **functions) -> dict:
+    "The caller's functions and objects, by the name of their argument."
+    objects = {k: v for k, v in dict(optimizer=optimizer, schedule=schedule).items() if not isinstance(v, str)}
+    return {k: v for k, v in (functions | objects).items() if v}
 
 # %% ../nbs/04_trainer.ipynb #cell11
 def _prepare(model, data, epochs, test=None, times=None, optimizer="sgd", lr=0.01, schedule="constant", batch=128, clip=None,
              autocast=None, seed=0, device="auto", observe=(), each_step=(), backward=None, checkpoints=None, stop_at=None, config=None,
              progress=False, **options) -> tuple[Training, _Plan]:
     "Check everything, move model and data to the device, and say what is expected."
-    _positive("epochs", epochs, "above 0, and finite", sys.float_info.max), _positive("batch", batch, "1 or more, or None for all examples")
-    if batch is not None and batch != int(batch): raise ValueError(f"batch={batch} must be a whole number")
+    _check_numbers_of(epochs, batch, clip, stop_at, seed)
+    if config is not None and not isinstance(config, dict): raise TypeError(f"config={given(config)} must be a dict of JSON values")
     if autocast is not None and not isinstance(autocast, torch.dtype): raise ValueError(f"autocast={autocast!r} must be a torch.dtype, such as torch.bfloat16")
-    if test is not None and (test.x.shape[1:] != data.x.shape[1:] or test.n_classes != data.n_classes):
-        raise ValueError(f"test examples have shape {tuple(test.x.shape[1:])} and {test.n_classes} classes, training examples {tuple(data.x.shape[1:])} and {data.n_classes}")
-    _positive("clip", clip, "above 0, or None"), _positive("stop_at", stop_at, "in (0, 1], or None", 1)
-    times = recorded_times(epochs) if times is None else [float(t) for t in times]
-    kept = times[-1:] if checkpoints is None else sorted(float(t) for t in checkpoints)
-    if missing := sorted(set(kept) - set(times)): raise ValueError(f"checkpoints {missing} are not among the times")
+    _check_test(data, test)
+    observe, each_step = _functions("observe", observe), _functions("each_step", each_step)
+    if backward is not None and not callable(backward): raise TypeError(f"backward={given(backward)} must be a function, or None")
+    times = recorded_times(epochs) if times is None else times_of(times)
+    kept = _kept_times(checkpoints, times)
     size = min(batch or len(data), len(data))
-    per_epoch = math.ceil(len(data) / size)
-    at, last, device = steps_of(times, per_epoch), round(epochs * per_epoch), pick_device(device)
     if times[-1] > epochs: raise ValueError(f"time {times[-1]:g} is after the last of {epochs:g} epochs")
-    data, test, model = data.to(device), test if test is None else test.to(device), model.to(device)
     check_outputs(model, data)
-    name = named(schedule)
+    device = pick_device(device)
+    data, test, model = data.to(device), test if test is None else test.to(device), model.to(device)
+    join = joins(model, data, size)
+    per_epoch = math.ceil(len(data) / size) - join
+    at, last = steps_of(times, per_epoch), round(epochs * per_epoch)
+    own = _own(optimizer, schedule, each_step=each_step, observe=observe, backward=backward)
     opt = make_optimizer(optimizer, model.parameters(), lr, options)
-    if isinstance(schedule, str): schedule = SCHEDULES[choose("schedule", schedule, SCHEDULES)]
-    sched = schedule(opt, last) if callable(schedule) else schedule
-    if isinstance(sched, torch.optim.lr_scheduler.ReduceLROnPlateau): raise ValueError("ReduceLROnPlateau waits for a measured value; step it in your own loop over `train`")
-    if sched is not None and getattr(sched, "optimizer", opt) is not opt: raise ValueError("the schedule is of another optimizer")
+    sched = _schedule_of(schedule, opt, last)
+    name = named(schedule)
     known = dict(epochs=epochs, times=times, optimizer=named(optimizer), schedule=name, batch=batch, clip=clip,
                  autocast=str(autocast) if autocast else None, seed=seed, checkpoints=kept, stop_at=stop_at)
     known |= dict(test=None if test is None else test.digest, network=hashlib.sha256(repr(model).encode()).hexdigest()[:16])
     known |= {"backward": named(backward)} if backward else {}
     known |= (dict(lr=lr) | options if isinstance(optimizer, str) else {}) | (config or {})
-    known = json.loads(json.dumps(known))  # as it is read back from a folder
+    try:
+        known = json.loads(json.dumps(known))  # as it is read back from a folder
+    except (TypeError, ValueError, RecursionError) as e:
+        raise ValueError(f"config and options must hold JSON values (texts, numbers, lists, dictionaries): {e}") from None
     if progress: print(expect(model, data, size, len(times), len(kept)))
-    plan = _Plan(at, last, per_epoch, size, clip, autocast, seed, observe, each_step, backward, kept, stop_at)
+    plan = _Plan(at, last, per_epoch, size, join, clip, autocast, seed, observe, each_step, backward, kept, stop_at, own)
     return Training(model, data, test, opt, sched, Recorder(data, test, config=known)), plan
 
 # %% ../nbs/04_trainer.ipynb #cell12
@@ -162,13 +252,48 @@ def train(
     "Train on the observed labels, and yield the `Training` at each recorded time. `Diverged` when the loss is not finite."
     s, plan = _prepare(model, data, epochs, test, times, optimizer, lr, schedule, batch, clip, autocast, seed, device, observe,
                        each_step, backward, checkpoints, stop_at, config, progress, **options)
-    return _loop(s, plan, _journal(s, journal), progress)
+    return _loop(s, plan, None if journal is None or isinstance(journal, str) and not journal else _journal(journal, *_identity(s, plan), plan), progress)
 
 # %% ../nbs/04_trainer.ipynb #cell13
-def _journal(s: Training, folder) -> Journal | None:
-    return Journal(Path(folder), s.recorder.config | dict(data=s.data.digest)) if folder else None
+def _journal(folder: str | Path, known: dict, unknown: list[str], p: _Plan) -> Journal | None:
+    "What a run is written down in; None, with a warning, where it could not be taken up again."
+    folder = local_path("journal", folder)
+    check_writable("journal", folder.parent)
+    if any(getattr(f, "resumable", True) is False for f in (p.backward, *p.each_step)):
+        warnings.warn("a function of this training keeps values that no journal holds: if it is killed, it begins anew", stacklevel=3)
+        return None
+    if not unknown:
+        return Journal(folder, known)
+    warnings.warn(f"{'; '.join(unknown)}: this run is not recognised again, and if it is killed, it begins anew", stacklevel=3)
 
 # %% ../nbs/04_trainer.ipynb #cell15
+def _place(folder: str | Path) -> Path:
+    "Where a run shall be kept. `ValueError` for a place that is taken by something else, `OSError` for one that cannot be written."
+    place = local_path("folder", folder)
+    if place.exists() and not place.is_dir():
+        raise ValueError(f"folder={str(place)!r} is a file; it must be a folder of a run, or nothing yet")
+    if place.exists() and any(place.iterdir()) and not holds_run(place):
+        raise ValueError(f"folder={str(place)!r} holds other files and not a whole run; name another folder")
+    check_writable("folder", place.parent)
+    return place
+
+def _stored(place: Path, known: dict, unknown: list[str]) -> Run | None:
+    "The run in a folder, if there is one. `ValueError` if it is another one, or nobody can tell."
+    if not place.exists() or not any(place.iterdir()) or (run := found(place)) is None:
+        return None
+    read = "read it with memnb.runs.load, or name another folder"
+    if (there := identity_of(place)) is None:
+        raise ValueError(f"{place} holds a run that does not say what it was made from; {read}")
+    if unknown or "unknown" in there:
+        said = "; ".join(unknown or there["unknown"])
+        raise ValueError(f"{place} holds a run that cannot be held against this one: {said}; {read}")
+    if differ := differences(there, known):
+        raise ValueError(f"{place} holds another run: it differs in {differ}; {read}")
+    if not run.checkpoints:
+        raise ValueError(f"{place} holds a run without checkpoints, from which the network cannot be had; {read}")
+    return run
+
+# %% ../nbs/04_trainer.ipynb #cell15b
 def fit(
     model: nn.Module,
     data: NoisyDataset,
@@ -178,31 +303,41 @@ def fit(
     progress: bool = False,
     **options,  # of `train`
 ) -> Run:
-    "The Run of `train`. `ValueError` if the folder holds another run, or is damaged."
+    """The Run of `train`, read where the folder holds it; the network then is as it was at its end.
+
+    `ValueError` if the folder holds another run, and `OSError` if it cannot be written, before any work. A damaged run
+    is set aside, with a warning, and trained again.
+    """
+    if "journal" in options: raise ValueError("journal: `fit` keeps one of its own beside folder=; `train` takes one")
+    place = None if folder is None or isinstance(folder, str) and not folder else _place(folder)
     s, plan = _prepare(model, data, epochs, test, progress=progress, **options)
-    journal = _journal(s, folder and Path(folder).with_name(f".{Path(folder).name}.journal"))
-    if folder and Path(folder).exists():
-        run = load_run(folder)
-        run.check(data)
-        if differ := sorted(k for k in run.config.keys() | s.recorder.config.keys() if run.config.get(k) != s.recorder.config.get(k)):
-            raise ValueError(f"{folder} holds another run: it differs in {', '.join(differ)}")
-        if not run.checkpoints: raise ValueError(f"{folder} holds a run without checkpoints, from which the network cannot be had; read it with memnb.runs.load")
-        last = run.checkpoints[max(run.checkpoints)]
-        _check_network(s.model, last, folder)
-        s.model.load_state_dict(last)
-        journal.remove()  # of a process that was killed after it had saved the run
-        return run
-    for _ in _loop(s, plan, journal, progress): pass
+    journal = known = None
+    if place:
+        known, unknown = _identity(s, plan)
+        if run := _stored(place, known, unknown):
+            s.model.load_state_dict(run.checkpoints[max(run.checkpoints)])
+            Journal(_beside(place), known).remove()  # of a process that was killed after it had saved the run
+            return run
+        journal = _journal(_beside(place), known, unknown, plan)
+    for _ in _loop(s, plan, journal, progress):
+        pass
     run = s.recorder.run()
-    if folder:
-        run.checkpoints.setdefault(s.time, {k: v.detach().cpu().clone() for k, v in s.model.state_dict().items()})  # what is read back
-        save(run, folder)
-        journal.remove()
+    if place:
+        end = {k: v.detach().cpu().clone() for k, v in s.model.state_dict().items()}
+        run.checkpoints.setdefault(s.time, end)  # what is read back
+        save(run, place, known)
+        if journal:
+            journal.remove()
     return run
+
+def _beside(place: Path) -> Path:
+    return place.with_name(f".{place.name}.journal")
 
 # %% ../nbs/04_trainer.ipynb #cell23
 def costs(model: nn.Module, data: NoisyDataset, test: NoisyDataset | None = None, batch: int | None = 128, observe: Sequence[Callable] = (), **options) -> tuple[float, float]:
     "Median seconds of a training step, and seconds of a recorded time with its observers, measured on a copy of the network."
+    _check_test(data, test)
+    _positive("batch", batch, "1 or more, or None for all examples")
     stamps, batch = [], min(batch or len(data), len(data))
     def now(*_):
         if data.x.is_cuda: torch.cuda.synchronize()

@@ -12,46 +12,75 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 from .arrays import choose
+from .checks import given, number, whole
 from .datasets import NoisyDataset
 from .layers import activations, device_of, edit, examples, linear_layers
 from .probes import PROBES, Probe
 from .probing import collect, probe_model
-from .steps import Training
+from .steps import Training, check_network, check_outputs
 
 # %% ../nbs/08_transfer.ipynb #cell06
 def find_head(model: nn.Module, data: NoisyDataset, head: str | None = None) -> tuple[str, str]:
-    "Names of the last linear layer and of what it reads. `ValueError` asks for the name where it cannot be found."
+    """Names of the last linear layer and of what it reads.
+
+    `ValueError` asks for the name where it cannot be found. Other errors as of `check_outputs`.
+    """
+    data = check_outputs(model, data)
     layers, k = linear_layers(model, data.x[:2]), data.n_classes
-    name = head or next(reversed(layers), "")
-    if name not in layers: raise ValueError(f"head={head!r} is no linear layer that is called; there are {', '.join(layers) or 'none'}. Name the one before the softmax by head=")
+    name = next(reversed(layers), "") if head is None else head
+    there = ", ".join(layers) or "none"
+    if not isinstance(name, str) or name not in layers:
+        raise ValueError(
+            f"head={head!r} is no linear layer that is called; there are {there}. Name the one before the softmax by head="
+        )
     with examples(None): (logits, got), = activations(model, data.x[:2], [name])
     if got[name].shape[-1] != k or head is None and not torch.equal(got[name], logits):
-        raise ValueError(f"{name!r} gives {tuple(got[name].shape)} and does not give the {k} logits; name the linear layer before the softmax by head= (there are {', '.join(layers)})")
+        raise ValueError(
+            f"{name!r} gives {tuple(got[name].shape)} and does not give the {k} logits; "
+            f"name the linear layer before the softmax by head= (there are {there})"
+        )
     return name, f"{name}.input"
 
-def fit_probe(model: nn.Module, data: NoisyDataset, layer: str, probe: str | Probe = "velpic", batch: int = 1024) -> Probe:
-    "A probe fitted on a layer with the observed labels."
-    probe = PROBES[choose("probe", probe, PROBES)]() if isinstance(probe, str) else probe
-    shapes = collect(model, data, [layer], rows=True, batch=batch)[layer].finish()
+def fit_probe(
+    model: nn.Module, data: NoisyDataset, layer: str, probe: str | Probe = "velpic", batch: int = 1024
+) -> Probe:
+    "A probe fitted on a layer with the observed labels: the one that `probe_model` fits. Errors as of `probe_model`."
+    if isinstance(probe, str): probe = PROBES[choose("probe", probe, PROBES)]()
+    if not isinstance(probe, Probe):
+        raise TypeError(f"probe is {given(probe)}; it must be a Probe or one of {', '.join(PROBES)}")
+    data = check_outputs(model, data)
+    shapes = collect(model, data, [layer], probe.needs_rows, whole("batch", batch, 1))[layer].finish()
     return type(probe)(**{**probe.get_params(), "n_classes": data.n_classes}).fit_shapes(shapes)
 
 # %% ../nbs/08_transfer.ipynb #cell08
 _NEVER = -1e30
 
 def linear_head(probe: Probe) -> nn.Linear:
-    "The probe as a linear layer (d -> K). `ValueError` for one that is not linear."
-    if not hasattr(probe, "vectors_"): raise ValueError(f"{type(probe).__name__} is not linear, so no layer can stand for it; use velpic, cosine or logistic")
+    "The probe as a linear layer (d -> K). `ValueError` for one that is not linear, or not fitted."
+    if not isinstance(probe, Probe): raise TypeError(f"probe is {given(probe)}; it must be a fitted Probe")
+    if not hasattr(probe, "classes_"): raise ValueError(f"{type(probe).__name__} is not fitted")
+    if not hasattr(probe, "vectors_"):
+        raise ValueError(
+            f"{type(probe).__name__} is not linear, so no layer can stand for it; use velpic, cosine or logistic"
+        )
     vectors, absent = probe.vectors_, torch.from_numpy(probe.absent_).to(probe.vectors_.device)
     bias = getattr(probe, "bias_", vectors.new_zeros(len(vectors))).masked_fill(absent, _NEVER)
     layer = nn.utils.skip_init(nn.Linear, vectors.shape[1], len(vectors), device=vectors.device, dtype=vectors.dtype)
-    layer.weight.data, layer.bias.data = vectors.clone(), bias.clone()
+    layer.weight.data = vectors.clone()
+    layer.bias.data = bias.clone()
     return layer
 
 class Truncated(nn.Module):
-    "A network up to a layer, and a linear head on that layer's flattened activation. What comes after the layer is not computed."
+    """A network up to a layer, and a linear head on that layer's flattened activation.
+
+    What comes after the layer is not computed.
+    """
 
     def __init__(self, body: nn.Module, layer: str, head: nn.Linear):
         super().__init__()
+        if not isinstance(body, nn.Module) or not isinstance(head, nn.Module):
+            raise TypeError(f"body is {given(body)}, head {given(head)}; both must be a torch.nn.Module")
+        if not isinstance(layer, str): raise TypeError(f"layer={given(layer)} must be the name of a layer")
         self.body, self.layer, self.head = body, layer, head
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,6 +92,9 @@ class _Enough(Exception): pass
 
 def read_until(model: nn.Module, x: Tensor, layer: str) -> Tensor:
     "The activation of a layer, with its gradient; the forward pass ends there."
+    check_network(model)
+    if not isinstance(x, Tensor): raise TypeError(f"x={given(x)} must be a tensor of inputs (n, ...)")
+    if not isinstance(layer, str): raise TypeError(f"layer={given(layer)} must be the name of a layer")
     def stop(value: Tensor):
         found.append(value)
         raise _Enough
@@ -83,11 +115,13 @@ def transfer(
 ) -> nn.Module:
     """A copy of the model that makes the probe's predictions (equation 3).
 
-    At the last layer only the head's numbers change; at an earlier one the copy is a `Truncated` network.
+    At the last layer only the head's numbers change; at an earlier one the copy is a `Truncated` network. Errors as of
+    `find_head`, `fit_probe` and `linear_head`.
     """
-    data = data.to(device_of(model))
+    data = check_outputs(model, data)
     if layer is not None:
-        cut = Truncated(deepcopy(model), layer, linear_head(fit_probe(model, data, layer, probe, batch)))
+        new = linear_head(fit_probe(model, data, layer, probe, batch))
+        cut = Truncated(deepcopy(model), layer, new)
         cut.training = cut.head.training = model.training  # within, each part keeps its own mode
         return cut
     name, reads = find_head(model, data, head)
@@ -98,13 +132,31 @@ def transfer(
 # %% ../nbs/08_transfer.ipynb #cell11
 @torch.no_grad()
 def put_head(model: nn.Module, name: str, new: nn.Linear):
-    "Give the model's layer `name` the numbers of `new`, in place; a bias is added only where it is needed."
-    old = model.get_submodule(name)
-    if shared := [k for k, p in model.named_parameters(remove_duplicate=False) if p is old.weight and k != f"{name}.weight"]: raise ValueError(f"the weight of {name!r} is {', '.join(shared)}, too, which would change with it; copy it first")
+    """Give the model's layer `name` the numbers of `new`, in place; a bias is added only where it is needed.
+
+    `ValueError` unless both are linear layers of the same size, or where other layers would change with it.
+    """
+    layers = {k: m for k, m in model.named_modules() if isinstance(m, nn.Linear)} if isinstance(model, nn.Module) else {}
+    if not isinstance(name, str) or name not in layers:
+        raise ValueError(f"{name!r} is no linear layer of the model; there are {', '.join(layers) or 'none'}")
+    if not isinstance(new, nn.Linear): raise TypeError(f"the new layer is {given(new)}; it must be a torch.nn.Linear")
+    old = layers[name]
+    if old.weight.shape != new.weight.shape:
+        raise ValueError(f"{name!r} has weights {tuple(old.weight.shape)}, the new layer {tuple(new.weight.shape)}")
+    shared = [
+        k for k, p in model.named_parameters(remove_duplicate=False) if p is old.weight and k != f"{name}.weight"
+    ]
+    if shared:
+        raise ValueError(
+            f"the weight of {name!r} is {', '.join(shared)}, too, which would change with it; copy it first"
+        )
     old.weight.copy_(new.weight)
-    if old.bias is not None: old.bias.copy_(new.bias)
-    elif new.bias.any(): old.bias = nn.Parameter(new.bias.detach().clone())
-    if not torch.equal(old.weight, new.weight.to(old.weight)): raise ValueError(f"the weight of {name!r} is computed from others (a parametrization), so it cannot be set; remove that first")
+    if old.bias is not None: old.bias.copy_(0 if new.bias is None else new.bias)
+    elif new.bias is not None and new.bias.any(): old.bias = nn.Parameter(new.bias.detach().clone())
+    if not torch.equal(old.weight, new.weight.to(old.weight)):
+        raise ValueError(
+            f"the weight of {name!r} is computed from others (a parametrization), so it cannot be set; remove that first"
+        )
 
 # %% ../nbs/08_transfer.ipynb #cell12
 def resist(
@@ -128,6 +180,8 @@ def transferred(groups: Sequence[str] = ("test",), head: str | None = None) -> C
 
 def transplant(at: float, head: str | None = None) -> Callable:
     "An observer that gives the network in training the VeLPIC head at the recorded time `at` (an intervention, appendix E.3.2). `ValueError` where that time is passed without being recorded."
+    at = number("at", at)
+
     def act(s: Training) -> list[dict]:
         if s.time < at: act.waits = True
         elif s.time == at:

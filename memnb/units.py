@@ -6,46 +6,92 @@
 __all__ = ['WHERE', 'MODES', 'unit_layers', 'Masked', 'critical_units']
 
 # %% ../nbs/09_units.ipynb #cell02
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-import polars as pl, torch
+from dataclasses import dataclass, field
+import polars as pl
+import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 from .arrays import choose
+from .checks import fits, given, names_of, number, seed_of, whole
 from .datasets import NoisyDataset
-from .layers import activations, channel_dim, device_of, edit, evaluating, examples, predicted
-from .steps import loss_of
+from .layers import activations, channel_dim, edit, evaluating, examples, first_tensor, graphed, predicted
+from .steps import check_outputs, loss_of
 
 # %% ../nbs/09_units.ipynb #cell05
 WHERE = ("activation", "filter")
-_LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+_LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
+_WITHOUT = (nn.RNNBase, nn.RNNCellBase, nn.Bilinear)  # layers of weights that have no units here
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
-_ACTS = tuple(getattr(nn, k) for k in nn.modules.activation.__all__ if k not in ("GLU", "MultiheadAttention", "Softmax", "Softmax2d", "LogSoftmax", "Softmin"))
+_ACTS = tuple(
+    getattr(nn, k)
+    for k in nn.modules.activation.__all__
+    if k not in ("GLU", "MultiheadAttention", "Softmax", "Softmax2d", "LogSoftmax", "Softmin")
+)
 
-def _calls(model: nn.Module, x: Tensor) -> tuple:
-    "(name, module, graph node that it read, node that it gave) of each leaf in the order of calls; the node of the output."
-    made, handles, first = [], [], lambda args, kwargs: args[0] if args else next(iter(kwargs.values()), None)
-    node = lambda v: v.grad_fn if isinstance(v, Tensor) else None
-    def note(name, m):
+@dataclass(frozen=True, eq=False)
+class _Leaf:
+    "One call of a layer without further layers within it."
+    name: str
+    module: nn.Module
+    read: object  # node of the graph
+    gave: object
+    shape: tuple  # of what it gave
+
+def _node(v):
+    return v.grad_fn if isinstance(v, Tensor) else None
+
+def _is_leaf(m: nn.Module) -> bool:
+    return isinstance(m, nn.MultiheadAttention) or set(dict(m.named_children())) <= {"parametrizations"}
+
+def _calls(model: nn.Module, x: Tensor) -> tuple[list[_Leaf], object]:
+    "The calls of leaves in one pass, in order, and the node of the output."
+    made, handles = [], []
+
+    def note(name: str):
         read = []
-        handles.append(m.register_forward_pre_hook(lambda m, args, kwargs: read.append(node(first(args, kwargs))), with_kwargs=True))
-        handles.append(m.register_forward_hook(lambda m, args, out: made.append((name, m, read.pop(), node(out)))))
+
+        def before(m, args, kwargs):
+            value = args[0] if args else next(iter(kwargs.values()), None)
+            read.append(_node(first_tensor(value)))
+
+        def after(m, args, out):
+            value = first_tensor(out)
+            shape = () if value is None else tuple(value.shape)
+            made.append(_Leaf(name, m, read.pop(), _node(value), shape))
+
+        return before, after
+
     try:
         for name, m in model.named_modules():
-            if name and set(dict(m.named_children())) <= {"parametrizations"}: note(name, m)
-        with evaluating(model), examples(None), torch.enable_grad(): out = model(x.clone().requires_grad_())
+            if name and _is_leaf(m):
+                before, after = note(name)
+                handles.append(m.register_forward_pre_hook(before, with_kwargs=True))
+                handles.append(m.register_forward_hook(after))
+        with graphed(model), examples(None):
+            out = model(x.clone())
     finally:
-        for h in handles: h.remove()
-    if node(out) is None: raise ValueError("the network's output has no gradient: it is no tensor, or computed within torch.no_grad or inference_mode")
+        for h in handles:
+            h.remove()
+    if _node(out) is None:
+        raise ValueError(
+            "the network's output has no gradient: it is no tensor, or computed within "
+            "torch.no_grad or inference_mode"
+        )
     return made, out.grad_fn
 
 def _reads(top, bottom) -> int:
     "How often the graph between two nodes reads the lower one."
     count, seen, todo = 0, set(), [top]
     while todo:
-        if (n := todo.pop()) is None or n in seen or n is bottom: continue
+        n = todo.pop()
+        if n is None or n in seen or n is bottom:
+            continue
         seen.add(n)
         count += sum(k is bottom for k, _ in n.next_functions)
         todo += [k for k, _ in n.next_functions]
@@ -59,21 +105,44 @@ def unit_layers(
 ) -> dict[str, str]:
     """Convolutions and linear layers, but the one called last, each with the layer behind which its units are switched off.
 
-    The graph of a forward pass tells what reads a layer: normalisation and activation count as long as nothing else does.
+    The graph of a forward pass tells what reads a layer: normalisation and activation count as long
+    as nothing else does. The units of `nn.MultiheadAttention` are those of its `out_proj`. A warning
+    names layers of weights that have none: recurrent ones, and those not called once.
     """
     choose("where", where, WHERE)
+    none = "the network has no convolution or linear layer, but perhaps the last, that is called once"
+    if not any(isinstance(m, _LAYERS) for m in model.modules()):
+        raise ValueError(none)
     calls, end = _calls(model, x[:2])
-    times, out = Counter(n for n, *_ in calls), {}
-    for name, layer, _, gave in [call for call in calls if isinstance(call[1], _LAYERS)][:-1]:
-        if times[name] > 1: continue
-        place, norms = name, _NORMS + ((nn.LayerNorm, nn.RMSNorm) if isinstance(layer, nn.Linear) else ())
-        while where == "activation":
-            behind = [(n, g) for n, m, read, g in calls if read is gave and times[n] == 1 and isinstance(m, norms + _ACTS) and _reads(g, read) == _reads(end, read)]
-            if not behind: break
-            place, gave = behind[0]
-        out[name] = place
-    if not out: raise ValueError("the network has no convolution or linear layer, but perhaps the last, that is called once")
+    times, out = Counter(c.name for c in calls), {}
+    layers = [c for c in calls if isinstance(c.module, _LAYERS)]
+    for call in layers[:-1]:
+        if times[call.name] == 1 and call.shape[:1] == (len(x[:2]),):
+            inner = ".out_proj" * isinstance(call.module, nn.MultiheadAttention)
+            out[call.name + inner] = _behind(call, calls, times, end, where)
+    _tell(model, out, layers[-1].name if layers else "", times)
+    if not out:
+        raise ValueError(none)
     return out
+
+def _behind(call: _Leaf, calls: list[_Leaf], times: Counter, end, where: str) -> str:
+    "The last of the normalisations and activations that alone read a layer, or one another."
+    norms = _NORMS + ((nn.LayerNorm, nn.RMSNorm) if isinstance(call.module, nn.Linear) else ())
+    while where == "activation":
+        readers = [c for c in calls if c.read is call.gave and isinstance(c.module, norms + _ACTS)]
+        alone = [c for c in readers if times[c.name] == 1 and _reads(c.gave, c.read) == _reads(end, c.read)]
+        if not alone:
+            break
+        call = alone[0]
+    return call.name
+
+def _tell(model: nn.Module, found: dict[str, str], last: str, times: Counter):
+    "Warn of layers of weights that have no units."
+    weights = [n for n, m in model.named_modules() if isinstance(m, _LAYERS + _WITHOUT) and n]
+    there = {*found, *(k.removesuffix(".out_proj") for k in found), last}
+    if without := [n for n in weights if n not in there and not n.startswith(f"{last}.")]:
+        why = [f"{n} ({'is called ' + str(times[n]) + ' times' if n in times else 'is never called'})" for n in without]
+        warnings.warn(f"no units of {', '.join(why)} are looked at", stacklevel=3)
 
 # %% ../nbs/09_units.ipynb #cell09
 @dataclass(frozen=True)
@@ -86,58 +155,232 @@ class _Site:
     stop: int
 
 class Masked:
-    "A network under masks: `masked(x, mask)` gives the logits of inputs (b, ...) under the rows of a mask (b, units)."
+    """A network under masks: `masked(x, mask)` gives the logits of inputs (b, ...) under the rows of a mask (b, units).
 
-    def __init__(self, model: nn.Module, data: NoisyDataset, layers: Sequence[str] | None = None, where: str = "activation"):
-        if layers is not None and not len(layers): raise ValueError("layers=[] names no layer whose units could be switched off")
-        at, modules = unit_layers(model, data.x, where) if layers is None else {k: k for k in layers}, dict(model.named_modules())
-        with examples(None): (_, got), = activations(model, data.x[:2], list(at.values()))
+    `ValueError` where network and data do not belong together, or no layer has units.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: NoisyDataset,
+        layers: Sequence[str] | None = None,  # whose outputs' channels are the units; default: `unit_layers`
+        where: str = "activation",  # one of `WHERE`
+    ):
+        if layers is not None and not names_of("layers", layers):
+            raise ValueError("layers=[] names no layer whose units could be switched off")
+        data = check_outputs(model, data)
+        at = unit_layers(model, data.x, where) if layers is None else {k: k for k in layers}
+        modules = dict(model.named_modules())
+        with examples(None):
+            ((_, got),) = activations(model, data.x[:2], list(at.values()))
         self.model, self.data, self.sites, self.units = model, data, [], 0
+        held = [p for p in model.parameters() if p.is_floating_point()]
+        self.dtype = held[0].dtype if held else data.x.dtype
         for layer, place in at.items():
             dim = channel_dim(modules.get(layer, nn.Identity()), got[place])
-            self.sites.append(_Site(layer, place, dim, self.units, self.units + got[place].shape[dim]))
-            self.units = self.sites[-1].stop
+            stop = self.units + got[place].shape[dim]
+            self.sites.append(_Site(layer, place, dim, self.units, stop))
+            self.units = stop
+
+    def ones(self) -> Tensor:
+        "(units,) the mask of the intact network."
+        return torch.ones(self.units, dtype=self.dtype, device=self.data.x.device)
 
     def names(self) -> tuple[list[str], list[int]]:
         "Layer and channel of each unit."
-        return [s.layer for s in self.sites for _ in range(s.start, s.stop)], [c for s in self.sites for c in range(s.stop - s.start)]
+        units = [(s.layer, c) for s in self.sites for c in range(s.stop - s.start)]
+        return [layer for layer, _ in units], [c for _, c in units]
+
+    def _scale(self, site: _Site):
+        def act(value: Tensor) -> Tensor:
+            shape = [len(self.mask)] + [1] * (value.ndim - 1)  # one row serves all inputs
+            shape[site.dim] = -1
+            return value * self.mask[:, site.start : site.stop].reshape(shape)
+
+        return act
 
     @contextmanager
     def ready(self):
         "Within it the network is in evaluation mode, its weights take no gradient, and it heeds masks."
-        def scale(site: _Site):
-            def act(value: Tensor) -> Tensor:
-                shape = [len(self.mask)] + [1] * (value.ndim - 1)  # one row serves all inputs
-                shape[site.dim] = -1
-                return value * self.mask[:, site.start:site.stop].reshape(shape)
-            return act
         wanted = [(p, p.requires_grad) for p in self.model.parameters()]
+        scales = {s.place: self._scale(s) for s in self.sites}
         try:
-            for p, _ in wanted: p.requires_grad_(False)
-            with evaluating(self.model), torch.enable_grad(), edit(self.model, {s.place: scale(s) for s in self.sites}): yield self
+            for p, _ in wanted:
+                p.requires_grad_(False)
+            with evaluating(self.model), torch.enable_grad(), edit(self.model, scales):
+                yield self
         finally:
-            for p, flag in wanted: p.requires_grad_(flag)
+            for p, flag in wanted:
+                p.requires_grad_(flag)
 
     def __call__(self, x: Tensor, mask: Tensor, index: Tensor | None = None) -> Tensor:
         self.mask = mask
-        with examples(index): return self.model(x)
+        with examples(index):
+            return self.model(x)
+
+# %% ../nbs/09_units.ipynb #3d714dbf
+class _WholeNumbers(TorchDispatchMode):
+    "Follows what is computed from the inputs alone, and keeps what is cast to whole numbers of it."
+
+    def __init__(self, x: Tensor):
+        super().__init__()
+        self.held, self.cast = [x], []
+        self.known = {x.untyped_storage().data_ptr()}
+
+    def comes_from_inputs(self, v: Tensor) -> bool:
+        return v.untyped_storage().data_ptr() in self.known
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        read = [v for v in tree_leaves([args, kwargs]) if isinstance(v, Tensor)]
+        if read and all(map(self.comes_from_inputs, read)):
+            for v in tree_leaves(out):
+                if isinstance(v, Tensor):
+                    self._keep(func, v, read[0])
+        return out
+
+    def _keep(self, func, v: Tensor, read: Tensor):
+        self.held.append(v)  # so that its storage is not given to another
+        self.known.add(v.untyped_storage().data_ptr())
+        whole = v.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+        if whole and func is torch.ops.aten._to_copy.default and read.is_floating_point():
+            self.cast.append(v)
+
+def _cast(model: nn.Module, x: Tensor) -> tuple[list[Tensor], list[str]]:
+    "What a network makes whole numbers of in its inputs, and the embeddings that read its inputs."
+    tables, handles = [], []
+    with evaluating(model), _WholeNumbers(x) as mode:
+
+        def note(name: str):
+            def look(module, args, out):
+                if len(out) == len(x) and mode.comes_from_inputs(args[0]):
+                    tables.append(name)
+
+            return look
+
+        try:
+            for name, m in model.named_modules():
+                if isinstance(m, (nn.Embedding, nn.EmbeddingBag)):
+                    handles.append(m.register_forward_hook(note(name)))
+            with examples(None), edit(model, {}):
+                model(x)
+        finally:
+            for h in handles:
+                h.remove()
+    return mode.cast, [name for name, times in Counter(tables).items() if times == 1]
+
+# %% ../nbs/09_units.ipynb #348a1b1c
+class _Noise:
+    "Gaussian noise for copies of an example, in what numbers it is given by."
+
+    def __init__(self, net: Masked, size: float, seed: int):
+        self.net, self.size, self.seed, x = net, size, seed, net.data.x
+        cast, tables = _cast(net.model, x[:64])
+        self.numbers = torch.ones(x.shape[1:], dtype=torch.bool, device=x.device)
+        self.tables = {}  # embedding -> standard deviation, and shape of one output
+        if cast or not x.is_floating_point():
+            self.numbers = (x != x.round()).any(0) if x.is_floating_point() else ~self.numbers
+            if self.numbers.any() and self._changes(x[:64], cast):
+                self.numbers = torch.zeros_like(self.numbers)
+            self.tables = {name: self._spread(name) for name in tables}
+        self.sd = size * _root_mean_square(x[:, self.numbers]) if self.numbers.any() else 0.0
+        self.now = {}
+        if size and self.place() != "input":
+            warnings.warn(
+                "the network makes whole numbers of its inputs, to which no noise can be added; "
+                f"noise is added to: {self.place()}",
+                stacklevel=4,
+            )
+
+    def place(self) -> str:
+        "Where noise is added: `input`, names of embeddings, both, or nowhere."
+        where = ["input"] * bool(self.numbers.any()) + list(self.tables)
+        return ", ".join(where) if where and self.size else "nowhere"
+
+    def _changes(self, x: Tensor, cast: list[Tensor]) -> bool:
+        "Whether the numbers are part of what is made a whole number: large changes of them show it."
+        g = torch.Generator().manual_seed(self.seed)
+        change = torch.randn(x.shape, generator=g, dtype=x.dtype).to(x.device) * self.numbers
+        try:
+            other, _ = _cast(self.net.model, x + 3 * _root_mean_square(x[:, self.numbers]) * change)
+        except Exception:  # an embedding has no row for it
+            return True
+        return any(not torch.equal(a, b) for a, b in zip(cast, other))
+
+    def _spread(self, name: str) -> tuple[Tensor, torch.Size]:
+        "Standard deviation of the noise of an embedding's output, and the output's shape."
+        total, count, data = 0.0, 0, self.net.data
+        for _, got in activations(self.net.model, data.x, [name], index=data.index):
+            total = total + got[name].double().square().sum()
+            count += got[name].numel()
+            shape = got[name].shape[1:]
+        return self.size * (total / count).sqrt().to(self.net.dtype), shape
+
+    def of(self, row: int, copies: int) -> tuple[Tensor, dict[str, Tensor]]:
+        "(copies, ...) the example with its own noise, and the noise (copies, ...) of each embedding's output."
+        data = self.net.data
+        g = torch.Generator().manual_seed((self.seed * 1_000_003 + int(data.index[row])) % 2**63)
+        x = data.x[row].expand(copies, *data.x.shape[1:])
+        if self.numbers.any():
+            drawn = torch.randn(x.shape, generator=g, dtype=x.dtype).to(x.device)
+            x = x + self.sd * (drawn if self.numbers.all() else drawn * self.numbers)
+        added = {}
+        for name, (sd, shape) in self.tables.items():
+            drawn = torch.randn((copies, *shape), generator=g, dtype=self.net.dtype)
+            added[name] = sd * drawn.to(x.device)
+        return x, added
+
+    @contextmanager
+    def ready(self):
+        "Within it embeddings give what `now` holds in addition."
+
+        def adds(name: str):
+            return lambda value: value + self.now[name] if name in self.now else None
+
+        with edit(self.net.model, {name: adds(name) for name in self.tables}):
+            yield self
+
+def _root_mean_square(v: Tensor) -> Tensor:
+    return v.square().mean().sqrt()
 
 # %% ../nbs/09_units.ipynb #cell11
 _PASS, _COMMON = 512, 4  # inputs; units that are off in masks which many searches meet: they begin alike
 MODES = {"exact": 128, "hybrid": 8, "shared": 0}  # mode -> default size of the reference batch
 
+@dataclass(eq=False)
+class _Case:
+    "One example under search."
+    row: int
+    x: Tensor  # (copies, ...) it with noise
+    added: dict[str, Tensor]  # embedding -> (copies, ...) noise in its output
+    mask: Tensor  # (units,) 1.0 on, 0.0 off
+    off: list[int] = field(default_factory=list)  # units switched off so far, in order
+    outcome: str = "open"  # then flipped, kept or misclassified
+    accuracy: float | None = None  # of other training examples under the last mask
+
 class _Search:
     "Scores of all units for examples under their masks."
 
-    def __init__(self, net: Masked, mode: str, reference: int | None, copies: int, noise: float, seed: int):
-        data, self.net, self.mode, self.copies, self.seed, self.known = net.data, net, mode, copies, seed, {}
+    def __init__(self, net: Masked, mode: str, reference: int | None, copies: int, noise: _Noise):
+        data, self.net, self.mode, self.copies, self.noise, self.known = net.data, net, mode, copies, noise, {}
         size = MODES[mode] if reference is None else reference
-        self.sd = noise * data.x.square().mean().sqrt()
-        self.reference = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:size].to(data.y.device)
-        intact = torch.ones(1, net.units).to(data.x).requires_grad_()
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(noise.seed))
+        self.reference = order[:size].to(data.y.device)
+        intact = net.ones()[None].requires_grad_()
         if mode != "exact":
-            self.shared = sum(torch.autograd.grad(self._loss(rows, intact).sum() * len(rows) / len(data), intact)[0] for rows in torch.arange(len(data), device=data.y.device).split(512))
-        if mode == "hybrid": self.shared = self.shared - torch.autograd.grad(self._loss(self.reference, intact).sum(), intact)[0]
+            self.shared = self._of_all(intact)
+        if mode == "hybrid":
+            loss = self._loss(self.reference, intact).sum()
+            self.shared = self.shared - torch.autograd.grad(loss, intact)[0]
+
+    def _of_all(self, intact: Tensor) -> Tensor:
+        "(1, units) gradient of the mean loss of all training examples."
+        n, total = len(self.net.data), 0
+        for rows in torch.arange(n, device=intact.device).split(_PASS):
+            loss = self._loss(rows, intact).sum() * len(rows) / n
+            total = total + torch.autograd.grad(loss, intact)[0]
+        return total
 
     def _loss(self, rows: Tensor, masks: Tensor) -> Tensor:
         "(B,) mean loss of the training examples `rows` under each of the masks (B, units)."
@@ -146,102 +389,180 @@ class _Search:
         logits = self.net(data.x[many], masks.repeat_interleave(len(rows), 0), data.index[many])
         return loss_of(logits, data.y[many], "none").view(n, -1).mean(1)
 
-    def copies_of(self, row: int) -> Tensor:
-        "(copies, ...) the example with its own noise."
-        data = self.net.data
-        g = torch.Generator().manual_seed(self.seed * 1_000_003 + int(data.index[row]))
-        x = data.x[row].expand(self.copies, *data.x.shape[1:])
-        return x + self.sd * torch.randn(x.shape, generator=g, dtype=x.dtype).to(x.device)
+    def begin(self, row: int) -> _Case:
+        x, added = self.noise.of(row, self.copies)
+        return _Case(row, x, added, self.net.ones())
 
-    def look(self, x: Tensor, rows: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        "Predictions (B,) of the examples x (B, copies, ...) under masks (B, units), and the units (B,) of largest score, of no meaning where the label is no longer predicted."
+    def look(self, cases: Sequence[_Case]) -> tuple[list[bool], list[int]]:
+        """Whether the given label is no longer predicted, of each case, and its unit of largest score.
+
+        The unit means nothing where it is not.
+        """
         few = max(1, _PASS // self.copies)  # beyond that a pass gets no cheaper
-        guess, grad = map(torch.cat, zip(*(self._own(*part) for part in zip(x.split(few), rows.split(few), masks.split(few)))))
-        if self.mode != "exact": grad += self.shared
-        if self.mode != "shared" and (held := guess == self.net.data.y[rows]).any(): grad[held] += self._reference(masks[held])
+        own = [self._own(cases[i : i + few]) for i in range(0, len(cases), few)]
+        guess, grad = (torch.cat(v) for v in zip(*own))
+        masks = torch.stack([c.mask for c in cases])
+        held = guess == self.net.data.y[torch.tensor([c.row for c in cases], device=guess.device)]
+        if self.mode != "exact":
+            grad += self.shared
+        if self.mode != "shared" and held.any():
+            grad[held] += self._reference(masks[held])
         score = torch.where(masks > 0, grad, -torch.inf)
         best = score.amax(1, keepdim=True)
-        return guess, (score >= best - torch.finfo(score.dtype).eps**0.6 * best.abs()).int().argmax(1)  # the first of those that only rounding tells apart
+        slack = torch.finfo(score.dtype).eps ** 0.6 * best.abs()  # only rounding tells them apart
+        return (~held).tolist(), (score >= best - slack).int().argmax(1).tolist()
 
-    def _own(self, x: Tensor, rows: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    def _own(self, cases: Sequence[_Case]) -> tuple[Tensor, Tensor]:
         "Predictions, and gradients (B, units) of what lowers the loss of the examples themselves."
-        data, masks = self.net.data, masks.detach().requires_grad_()
-        logits = self.net(x.flatten(0, 1), masks.repeat_interleave(self.copies, 0), data.index[rows].repeat_interleave(self.copies)).unflatten(0, (-1, self.copies)).mean(1)
-        return predicted(logits), torch.autograd.grad(-loss_of(logits, data.y[rows], "none").sum(), masks)[0]
+        data, copies = self.net.data, self.copies
+        rows = torch.tensor([c.row for c in cases], device=data.y.device)
+        masks = torch.stack([c.mask for c in cases]).requires_grad_()
+        self.noise.now = {k: torch.cat([c.added[k] for c in cases]) for k in self.noise.tables}
+        try:
+            index = data.index[rows].repeat_interleave(copies)
+            logits = self.net(torch.cat([c.x for c in cases]), masks.repeat_interleave(copies, 0), index)
+        finally:
+            self.noise.now = {}
+        logits = logits.unflatten(0, (-1, copies)).mean(1)
+        loss = loss_of(logits, data.y[rows], "none").sum()
+        return predicted(logits), torch.autograd.grad(-loss, masks)[0]
 
     def _reference(self, masks: Tensor) -> Tensor:
         "Gradients (B, units) of the reference's loss under each mask."
         keys = [m.tobytes() for m in masks.bool().cpu().numpy()]
         new = {k: m for k, m in zip(keys, masks.detach()) if k not in self.known}
-        parts = torch.stack([*new.values()]).split(max(1, _PASS // len(self.reference))) if new else ()
-        found = dict(zip(new, (g for part in parts for g in torch.autograd.grad(self._loss(self.reference, part.requires_grad_()).sum(), part)[0])))
+        found = {}
+        if new:
+            parts = torch.stack([*new.values()]).split(max(1, _PASS // len(self.reference)))
+            grads = [self._gradient(part) for part in parts]
+            found = dict(zip(new, torch.cat(grads)))
         self.known |= {k: g for k, g in found.items() if k.count(0) <= _COMMON}
         return torch.stack([found[k] if k in found else self.known[k] for k in keys])
 
+    def _gradient(self, masks: Tensor) -> Tensor:
+        masks = masks.requires_grad_()
+        return torch.autograd.grad(self._loss(self.reference, masks).sum(), masks)[0]
+
 # %% ../nbs/09_units.ipynb #cell13
+def _rows_of(rows, n: int) -> list[int]:
+    "Examples by number. `TypeError` or `ValueError` unless they are integers in [0, n), or (n,) bool."
+    if rows is None:
+        return list(range(n))
+    try:
+        rows = torch.as_tensor(rows) if len(rows) else torch.zeros(0, dtype=torch.int64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"rows={given(rows)} must be integers (k,), or torch.bool ({n},)") from None
+    mask = rows.dtype == torch.bool
+    if rows.ndim != 1 or rows.is_floating_point() or rows.is_complex() or mask and len(rows) != n:
+        what = f"{rows.dtype} {tuple(rows.shape)}"
+        raise ValueError(f"rows are {what}; they must be integers (k,), or torch.bool ({n},)")
+    rows = (rows.nonzero()[:, 0] if mask else rows).tolist()
+    if bad := [r for r in rows if not 0 <= r < n]:
+        raise ValueError(f"rows {bad[:3]} are not there: the data have {n} examples")
+    return rows
+
 def critical_units(
     model: nn.Module,
     data: NoisyDataset,  # the training set
     rows: Sequence[int] | Tensor | None = None,  # examples to look at; default: all
-    mode: str = "hybrid",  # a key of `MODES`
+    mode: str = "exact",  # a key of `MODES`
     layers: Sequence[str] | None = None,  # whose outputs' channels are the units; default: `unit_layers`
     where: str = "activation",  # one of `WHERE`
-    most: int = 100,  # units to switch off before an example is given up
-    reference: int | None = None,  # size of the reference batch; default: the mode's
-    copies: int = 5,  # of an example, with noise
-    noise: float = 0.01,  # its standard deviation, over the root mean square of the inputs
+    most: int = 100,  # units to switch off before an example is given up, 1 or more
+    reference: int | None = None,  # size of the reference batch, 1 or more; default: the mode's
+    copies: int = 5,  # of an example, with noise, 1 or more
+    noise: float = 0.01,  # its standard deviation over the root mean square of what it is added to
     check: int = 256,  # training examples on which accuracy after removal is measured; 0: it is not
-    batch: int = 32,  # examples at once
+    batch: int = 32,  # examples at once, 1 or more
     seed: int = 0,  # of noise, reference batch and the examples of `check`
     progress: bool = False,
 ) -> pl.DataFrame:
     """Per example the units that are switched off until its given label is no longer predicted (localization, section 6.1).
 
-    Columns `row, index, outcome, units, layer, channel, accuracy`. `outcome` is `flipped`, `kept` (given up) or
-    `misclassified` (not looked at); `units` the number switched off; `layer` and `channel` lists in order; `accuracy`
-    that on given labels of training examples afterwards. `ValueError` for a row that is not there.
+    Columns `row, index, outcome, units, layer, channel, accuracy, search, references, noise`.
+    `outcome` is `flipped`, `kept` (given up) or `misclassified` (not looked at); `units` the number
+    switched off; `layer` and `channel` lists in order; `accuracy` that on given labels of training
+    examples afterwards; `search` the mode, `references` the size of the reference batch, `noise`
+    where it was added. `ValueError` for a row that is not there.
     """
     choose("mode", mode, MODES)
-    data = data.to(device_of(model))
-    rows = torch.arange(len(data)) if rows is None else torch.as_tensor(rows) if len(rows) else torch.zeros(0, dtype=torch.int64)
-    if rows.ndim != 1 or rows.is_floating_point() or rows.dtype == torch.bool and len(rows) != len(data): raise ValueError(f"rows are {rows.dtype} {tuple(rows.shape)}; they must be integers (k,), or torch.bool ({len(data)},)")
-    rows = (rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows).tolist()
-    if bad := [r for r in rows if not 0 <= r < len(data)]: raise ValueError(f"rows {bad[:3]} are not there: the data have {len(data)} examples")
-    for name, v, least in (("most", most, 1), ("copies", copies, 1), ("batch", batch, 1), ("check", check, 0), ("noise", noise, 0)):
-        if not v >= least: raise ValueError(f"{name}={v} must be {least} or more")
-    if mode != "shared" and reference is not None and reference < 1: raise ValueError(f"reference={reference} must be 1 or more in mode {mode}")
-    with Masked(model, data, layers, where).ready() as net: return _hunt(net, rows, _Search(net, mode, reference, copies, noise, seed), most, check, batch, seed, progress)
+    bounds = dict(most=1, copies=1, batch=1, check=0)
+    given_ones = dict(most=most, copies=copies, batch=batch, check=check)
+    most, copies, batch, check = (whole(k, v, bounds[k]) for k, v in given_ones.items())
+    noise = number("noise", noise, "be 0 or more", lambda v: 0 <= v < float("inf"))
+    if reference is not None:
+        reference = whole("reference", reference, 0 if mode == "shared" else 1)
+    seed = seed_of(seed)
+    net = Masked(model, data, layers, where)
+    rows = _rows_of(rows, len(net.data))
+    together = min(batch, len(rows)) * copies
+    fits(f"copies={copies} of {min(batch, len(rows))} examples", 2 * together * net.data.x[0].numel())
+    adding = _Noise(net, noise, seed)
+    with net.ready(), adding.ready(), tqdm(total=len(rows), desc="units", mininterval=0.5, disable=not progress) as bar:
+        search = _Search(net, mode, reference, copies, adding)
+        cases = []
+        for case in _hunted(search, rows, most, check, batch):
+            cases.append(case)
+            bar.update()
+    return _table(cases, rows, search)
 
 # %% ../nbs/09_units.ipynb #cell14
-def _hunt(net: Masked, rows: list[int], search: _Search, most: int, check: int, batch: int, seed: int, progress: bool) -> pl.DataFrame:
-    data, (layer, channel), found, waiting = net.data, net.names(), {}, list(reversed(range(len(rows))))
-    some = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed + 1))[:check].to(data.y.device)
-    active, removed = [], {}
-    with tqdm(total=len(rows), desc="units", mininterval=0.5, disable=not progress) as bar:
-        while active or waiting:
-            if new := [waiting.pop() for _ in range(min(batch - len(active), len(waiting)))]:
-                x_new, m_new = torch.stack([search.copies_of(rows[i]) for i in new]), torch.ones(len(new), net.units).to(data.x)
-                x, masks = (torch.cat([x, x_new]), torch.cat([masks, m_new])) if active else (x_new, m_new)
-                active, removed = active + new, removed | {i: [] for i in new}
-            at = torch.tensor([rows[i] for i in active], device=data.y.device)
-            guess, worst = search.look(x, at, masks)
-            flipped, worst, stay = (guess != data.y[at]).tolist(), worst.tolist(), []
-            for j, i in enumerate(active):
-                if flipped[j] or len(removed[i]) >= min(most, net.units):
-                    outcome = "misclassified" if not removed[i] and flipped[j] else "flipped" if flipped[j] else "kept"
-                    found[i] = outcome, removed[i], _accuracy(net, masks[j:j + 1], some[some != rows[i]]) if check and outcome != "misclassified" else None
-                    bar.update()
-                else:
-                    stay.append(j)
-                    removed[i].append(worst[j])
-                    masks[j, worst[j]] = 0
-            x, masks, active = x[stay], masks[stay], [active[j] for j in stay]
-    return pl.DataFrame([dict(row=r, index=int(data.index[r]), outcome=o, units=None if o == "misclassified" else len(off), layer=[layer[u] for u in off],
-                              channel=[channel[u] for u in off], accuracy=a) for i, r in enumerate(rows) for o, off, a in [found[i]]],
-                        schema=dict(row=pl.Int64, index=pl.Int64, outcome=pl.String, units=pl.Int64, layer=pl.List(pl.String), channel=pl.List(pl.Int64), accuracy=pl.Float64))
+def _hunted(search: _Search, rows: list[int], most: int, check: int, batch: int) -> Iterator[_Case]:
+    "The cases of these rows, each as soon as it is done."
+    net, active, waiting = search.net, [], list(reversed(rows))
+    g = torch.Generator().manual_seed((search.noise.seed + 1) % 2**63)
+    some = torch.randperm(len(net.data), generator=g)[:check].to(net.data.y.device)
+    while active or waiting:
+        while waiting and len(active) < batch:
+            active.append(search.begin(waiting.pop()))
+        for case, changed, unit in zip(active, *search.look(active)):
+            if changed:
+                case.outcome = "flipped" if case.off else "misclassified"
+            elif len(case.off) >= min(most, net.units):
+                case.outcome = "kept"
+            else:
+                case.off.append(unit)
+                case.mask[unit] = 0
+        for case in active:
+            if case.outcome == "open":
+                continue
+            if check and case.outcome != "misclassified":
+                case.accuracy = _accuracy(net, case.mask[None], some[some != case.row])
+            case.x, case.added = None, {}
+            yield case
+        active = [case for case in active if case.outcome == "open"]
 
 @torch.no_grad()
 def _accuracy(net: Masked, mask: Tensor, rows: Tensor) -> float:
     "On the given labels of training examples, all under one mask (1, units)."
     logits = net(net.data.x[rows], mask, net.data.index[rows])
     return (predicted(logits) == net.data.y[rows]).double().mean().item()
+
+_COLUMNS = dict(
+    row=pl.Int64,
+    index=pl.Int64,
+    outcome=pl.String,
+    units=pl.Int64,
+    layer=pl.List(pl.String),
+    channel=pl.List(pl.Int64),
+    accuracy=pl.Float64,
+    search=pl.String,
+    references=pl.Int64,
+    noise=pl.String,
+)
+
+def _table(cases: list[_Case], rows: list[int], search: _Search) -> pl.DataFrame:
+    "One row an example, in the order in which they were asked for."
+    (layer, channel), found = search.net.names(), {case.row: case for case in cases}
+    how = dict(search=search.mode, references=len(search.reference), noise=search.noise.place())
+    out = []
+    for row in rows:
+        case = found[row]
+        units = dict(
+            units=None if case.outcome == "misclassified" else len(case.off),
+            layer=[layer[u] for u in case.off],
+            channel=[channel[u] for u in case.off],
+        )
+        index = int(search.net.data.index[row])
+        out.append(dict(row=row, index=index, outcome=case.outcome, accuracy=case.accuracy) | units | how)
+    return pl.DataFrame(out, schema=_COLUMNS)

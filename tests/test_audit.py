@@ -11,20 +11,20 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import VisionTransformer, resnet18
 from memnb import scores as scores_module, trainer
-from memnb.audit import COMBINED, audit, check_model, from_arrays, snapshot, trained_model
+from memnb.audit import audit, check_model, from_arrays, history_weight, snapshot, trained_model
 from memnb.datasets import NoisyDataset, corrupt, load
 from memnb.layers import examples
 from memnb.models import build
-from memnb.noise import CLEAR, Noise, clear_cases, estimate_noise, noise_of
+from memnb.noise import CLEAR, Noise, clear_cases, estimate_noise, mistaken_share, noise_of, transitions
 from memnb.geometry import ClassShapes
 from memnb.probes import PROBES
 from memnb.runs import Run, load as load_run, save
-from memnb.scores import SCORES, ahead, detection, evidence, layer_scores, mislabel_scores, prediction_depth
+from memnb.scores import SCORES, ahead, detection, evidence, layer_evidence, layer_scores, left_out, mean_evidence, mislabel_scores, prediction_depth, representation
 from memnb.tied import TiedDropout
 
 fit = partial(trainer.fit, device="cpu")
 ALWAYS, HISTORY = ["row", "index", "label", "noisy"], ["learning_time", "forgetting", "margin", "loss"]
-OF_NETWORK, SUGGESTIONS = ["final_loss", "prediction_depth", "probe_disagreement", "probe_margin"], ["suggested", "masc", "cosine", "sure", "suspicion", "rank"]
+OF_NETWORK, SUGGESTIONS = ["final_loss", "prediction_depth", "probe_disagreement", "probe_margin"], ["suggested", "velpic", "masc", "cosine", "sure", "suspicion", "rank"]
 PROBED = ("velpic", "masc", "cosine")
 
 @pytest.fixture(autouse=True)
@@ -82,16 +82,28 @@ def probe_by_hand(e: np.ndarray, y: np.ndarray, k: int, probe: str) -> np.ndarra
     return np.stack(columns, 1)
 
 def evidence_by_hand(parts: list[np.ndarray]) -> np.ndarray:
-    "Each column of each part minus its mean, over its standard deviation with n - 1; the mean over the parts; no examples: minus infinity."
-    n, k = parts[0].shape
-    out = np.zeros((n, k))
-    for c in range(k):
-        for s in parts:
-            column = [float(v) for v in s[:, c]]
-            if math.isinf(column[0]): out[:, c] = -np.inf; continue
-            mean = sum(column) / n
-            std = math.sqrt(sum((v - mean) ** 2 for v in column) / (n - 1))
-            out[:, c] += [(v - mean) / max(std, 1e-12) / len(parts) for v in column]
+    "Each part minus the mean of its finite numbers, over their standard deviation with n - 1; the mean over the parts."
+    out = np.zeros(parts[0].shape)
+    for part in parts:
+        finite = [v for v in part.reshape(-1).tolist() if not math.isinf(v)]
+        mean = sum(finite) / len(finite)
+        std = math.sqrt(sum((v - mean) ** 2 for v in finite) / (len(finite) - 1))
+        out += (part - mean) / max(std, 1e-12) / len(parts)
+    return out
+
+def left_out_by_hand(x: np.ndarray, y: np.ndarray, k: int, ridge: float = 1.0) -> np.ndarray:
+    "(n, K): for each example a ridge regression is solved anew without it; the size of the ridge is that of all."
+    x = x.reshape(len(x), -1).astype(np.float64)
+    x = x - x.mean(0)
+    z = np.concatenate([x / np.linalg.norm(x, axis=1, keepdims=True), np.ones((len(x), 1))], 1)
+    targets = np.eye(k)[y]
+    size = ridge * (z**2).sum() / min(z.shape)
+    out = np.zeros((len(x), k))
+    for i in range(len(x)):
+        rest = np.arange(len(x)) != i
+        solution = np.linalg.solve(z[rest].T @ z[rest] + size * np.eye(z.shape[1]), z[rest].T @ targets[rest])
+        out[i] = z[i] @ solution
+    out[:, targets.sum(0) == 0] = -np.inf
     return out
 
 def lead_of_others(e, y) -> list[float]: return [max(v for c, v in enumerate(row) if c != label) - row[label] for row, label in zip(e.tolist(), y.tolist())]
@@ -116,13 +128,60 @@ def test_labels_with_gaps_bytes_and_columns(labels, names):
 
 LABELS = st.one_of(st.lists(st.integers(-3, 12), min_size=1, max_size=12), st.lists(st.sampled_from(["a", "b", "ab", "ß", "10", "9"]), min_size=1, max_size=12))
 
+def in_order(labels: list) -> list:
+    "Numbers by value, then words by the alphabet."
+    numbers = [v for v in set(labels) if str(v).isdigit() or str(v)[:1] == "-"]
+    return sorted(numbers, key=int) + sorted(set(labels) - set(numbers))
+
 @given(LABELS, st.randoms())
 @settings(max_examples=40, deadline=None)
 def test_names_give_the_labels_back(labels, chance):
     clean = [chance.choice(labels) for _ in labels]
     data, names = from_arrays(np.zeros((len(labels), 1)), labels, clean)
-    assert names == sorted(set(labels)) and data.n_classes == max(2, len(names))
+    assert names == in_order(labels) and data.n_classes == max(2, len(names))
     assert [names[i] for i in data.y.tolist()] == labels and [names[i] for i in data.clean.tolist()] == clean
+
+def test_numbers_written_as_words_are_in_the_order_of_their_values():
+    data, names = from_arrays(torch.rand(4, 2), ["10", "2", "a", "1"])
+    assert names == ["1", "2", "10", "a"]
+    assert data.y.tolist() == [2, 1, 3, 0]
+
+@pytest.mark.parametrize("names", [["owl", "cat", "emu", "dog"], np.array(["owl", "cat", "emu", "dog"]), ("owl", "cat", "emu", "dog")])
+def test_words_are_coded_in_the_order_of_the_networks_outputs(names):
+    data, got = from_arrays(torch.rand(3, 2), ["cat", "owl", "dog"], ["owl", "owl", "emu"], names=names)
+    assert got == ["owl", "cat", "emu", "dog"] and data.n_classes == 4  # "emu" is absent from this part
+    assert data.y.tolist() == [1, 0, 3] and data.clean.tolist() == [0, 0, 2]
+
+def test_names_may_be_numbers():
+    data, names = from_arrays(torch.rand(3, 2), [7, 3, 7], names=[7, 3, 5])
+    assert names == [7, 3, 5] and data.y.tolist() == [0, 1, 0] and data.n_classes == 3
+
+def test_numbers_of_outputs_can_be_given_their_names():
+    data, names = from_arrays(torch.rand(3, 2), [2, 0, 2], n_classes=3, names=["a", "b", "c"])
+    assert names == ["a", "b", "c"] and data.y.tolist() == [2, 0, 2]
+
+@pytest.mark.parametrize("labels", [["b", "a", "b"], ["10", "2", "2"], [b"b", b"a", b"b"]])
+def test_words_need_the_order_of_the_networks_outputs(labels):
+    with pytest.raises(ValueError, match=r"which of 3 outputs stands for which cannot be known; give names=\[...\] in the order"):
+        from_arrays(torch.rand(3, 2), labels, n_classes=3)
+
+@pytest.mark.parametrize("labels, names, says", [
+    (["a", "b", "c"], ["a", "b"], "labels 'c' are not among the names 'a', 'b'"),
+    (["a", "b", "c"], ["A", "B", "C"], "labels 'a', 'b', 'c' are not among the names 'A', 'B', 'C'"),
+    ([b"a", b"b", b"a"], ["a", "b"], "labels b'a', b'b' are not among the names 'a', 'b'"),
+    ([0, 1, 9], [0, 1, 2], "labels 9 are not among the names 0, 1, 2"),
+    ([0, 1, 3], ["a", "b", "c"], "observed labels span 0 to 3; with 3 classes they lie in [0, 2]"),
+    (["a", "b", "a"], ["a", "b", "a"], "names must differ; 'a' occurs more than once"),
+    (["a", "b", "a"], ["a"], "names=['a'] must be two or more words or whole numbers"),
+    (["a", "b", "a"], ["a", None], "names=['a', None] must be two or more words or whole numbers"),
+    (["a", "b", "a"], "ab", "names='ab' is one word; a list of the classes' names is wanted")])
+def test_names_that_do_not_fit(labels, names, says):
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
+        from_arrays(torch.rand(3, 2), labels, names=names)
+
+def test_as_many_names_as_outputs():
+    with pytest.raises(ValueError, match="^there are 2 names for n_classes=3 outputs$"):
+        from_arrays(torch.rand(2, 2), ["a", "b"], n_classes=3, names=["a", "b"])
 
 def test_clean_labels_may_have_classes_that_the_given_ones_lack_and_the_other_way_round():
     data, names = from_arrays(torch.rand(3, 2), ["b", "b", "d"], ["a", "b", "c"])
@@ -132,10 +191,6 @@ def test_clean_labels_may_have_classes_that_the_given_ones_lack_and_the_other_wa
 def test_numbers_keep_their_meaning_where_the_outputs_are_given(labels, clean):
     data, names = from_arrays(torch.rand(3, 2), labels, clean, n_classes=5)
     assert names == [0, 1, 2, 3, 4] and data.n_classes == 5 and data.y.tolist() == list(labels) and (data.clean is None if clean is None else data.clean.tolist() == list(clean))
-
-def test_fewer_words_than_outputs():
-    data, names = from_arrays(torch.rand(3, 2), ["b", "a", "b"], n_classes=4)
-    assert names == ["a", "b"] and data.n_classes == 4 and data.y.tolist() == [1, 0, 1]
 
 def test_a_single_word_still_makes_two_classes(): assert from_arrays(torch.rand(2, 2), ["a", "a"])[0].n_classes == 2
 
@@ -152,7 +207,6 @@ def test_inputs_become_floats_and_floats_stay(x, dtype):
     ([0.0, 1.0, 2.0], None, dict(n_classes=3), "labels have dtype float64; they must be whole numbers or words"),
     ([1j, 2, 3], None, {}, "labels have dtype complex128; they must be whole numbers or words"),
     (["a", None, "b"], None, {}, "labels have dtype object; they must be whole numbers or words"),
-    (["a", "b", "c"], None, dict(n_classes=2), "there are 3 labels, ['a', 'b', 'c'] ..., for n_classes=2 outputs"),
     ([0, 1, 3], None, dict(n_classes=3), "observed labels span 0 to 3; with 3 classes they lie in [0, 2]"),
     ([0, 1, -1], None, dict(n_classes=3), "observed labels span -1 to 1; with 3 classes they lie in [0, 2]"),
     ([0, 1, 2], [0, 1, 3], dict(n_classes=3), "clean labels span 0 to 3; with 3 classes they lie in [0, 2]"),
@@ -163,7 +217,8 @@ def test_labels_that_do_not_fit(labels, clean, more, says):
     with pytest.raises(ValueError, match=f"^{re.escape(says)}$"): from_arrays(torch.rand(3, 2), labels, clean, **more)
 
 def test_only_five_of_many_labels_are_named():
-    with pytest.raises(ValueError, match=re.escape("there are 8 labels, ['a', 'b', 'c', 'd', 'e'] ..., for n_classes=6 outputs")): from_arrays(torch.rand(8, 2), list("hgfedcba"), n_classes=6)
+    with pytest.raises(ValueError, match=re.escape("labels 'c', 'd', 'e', 'f', 'g' ... are not among the names 'a', 'b'")):
+        from_arrays(torch.rand(8, 2), list("hgfedcba"), names=["a", "b"])
 
 @pytest.mark.parametrize("words", [np.array(["b", "a"], dtype=object), np.array(["b", "a"], dtype=np.dtypes.StringDType())])
 def test_words_in_other_arrays(words): assert from_arrays(torch.rand(2, 2), words)[1] == ["a", "b"]
@@ -191,9 +246,9 @@ def test_models_that_cannot_classify_the_data(act):
     cases = [(nn.Flatten(), data, "Flatten has no parameters, so there is nothing that it learnt"),
              (nn.Sequential(nn.Flatten(), nn.Softmax(1)), data, "Sequential has no parameters, so there is nothing that it learnt"),
              (line(), replace(data, y=torch.full((60,), 2)), "all 60 labels are 2; it takes two classes to be wrong"),
-             (line(5), data, "the model gives (2, 5) for two inputs; 3 classes need (2, 3)"), (line(1), data, "the model gives (2, 1) for two inputs; 3 classes need (2, 3)"),
-             (line(3, 8, flat=False), data, "the model gives (2, 1, 8, 3) for two inputs; 3 classes need (2, 3)"),
-             (line(10), clusters(k=2), "the model gives (2, 10) for two inputs; 2 classes need (2, 2)")]
+             (line(5), data, "the model gives (2, 5) for 2 inputs; 3 classes need (2, 3)"), (line(1), data, "the model gives (2, 1) for 2 inputs; 3 classes need (2, 3)"),
+             (line(3, 8, flat=False), data, "the model gives (2, 1, 8, 3) for 2 inputs; 3 classes need (2, 3)"),
+             (line(10), clusters(k=2), "the model gives (2, 10) for 2 inputs; 2 classes need (2, 2)")]
     for model, of, says in cases:
         with pytest.raises(ValueError, match=f"^{re.escape(says)}$"): act(model, of)
 
@@ -202,7 +257,7 @@ def test_models_that_cannot_classify_the_data(act):
     (lambda: line(dtype=torch.float64), (1, 8, 8)), (lambda: resnet18(num_classes=3), (1, 8, 8))])
 def test_inputs_that_the_model_does_not_take_are_told_with_their_shape(model, shape):
     for act in (check_model, audit, estimate_noise):
-        with pytest.raises(ValueError, match=f"^{re.escape(f'the model does not take inputs of shape {shape}: ')}.") as e: act(model(), clusters(shape=shape))
+        with pytest.raises(ValueError, match=f"^{re.escape(f'the model does not take inputs of shape {shape} and torch.float32; ')}.") as e: act(model(), clusters(shape=shape))
         assert isinstance(e.value.__cause__, RuntimeError)
 
 class Gives(nn.Module):
@@ -276,6 +331,25 @@ def test_a_run_of_other_data(other):
 def test_a_run_with_a_model_that_does_not_fit():
     for model, says in ((line(5), r"\(2, 5\)"), (nn.Flatten(), "no parameters"), (line(3, 7), r"shape \(1, 8, 8\)")):
         with pytest.raises(ValueError, match=says): audit(trained()[0], clusters(), model)
+
+def test_a_network_whose_weights_are_not_numbers_is_refused():
+    net = line()
+    torch.nn.init.constant_(net.fc.weight, math.nan)
+    for act in (audit, estimate_noise):
+        with pytest.raises(ValueError, match="^the parameter fc.weight holds NaN or infinity"): act(net, clusters())
+
+def test_a_network_whose_outputs_are_not_finite_is_refused():
+    net, x = line(), clusters().x.clone()
+    torch.nn.init.constant_(net.fc.weight, 1e20)
+    x[7] = 1e30
+    with pytest.raises(ValueError, match="1 examples hold NaN or infinity"):
+        audit(net, replace(clusters(), x=x))
+
+def test_another_order_of_classes_is_noticed():
+    (_, net), data = learnt(0, n=400, epochs=8), digits(0, n=400)
+    moved = replace(data, y=(data.y + 3) % 10, clean=(data.clean + 3) % 10)
+    with pytest.warns(UserWarning, match=r"agrees with [\d.]+% of the labels, and would with 9\d\.\d% if its outputs stood for the classes in another order"):
+        estimate_noise(net, moved)
 
 def test_a_run_read_back_from_a_folder(tmp_path):
     save(trained()[0], tmp_path / "run")
@@ -387,10 +461,18 @@ def test_evidence_is_double_of_the_named_probe_and_velpic_unless_named():
     scores = {(layer, probe): torch.randn(9, 3, generator=g) for layer in "ab" for probe in PROBED}
     assert evidence(scores).dtype == torch.float64 and torch.equal(evidence(scores), evidence(scores, "velpic")) and not torch.equal(evidence(scores), evidence(scores, "masc"))
     e = evidence({("a", "velpic"): scores["a", "velpic"]})
-    close(e.mean(0), np.zeros(3)), close(e.std(0), np.ones(3))
+    close(e.mean(), 0), close(e.std(), 1)
     torch.testing.assert_close(evidence(scores), (e + evidence({("b", "velpic"): scores["b", "velpic"]})) / 2)
 
-def test_a_score_that_is_the_same_for_all_is_no_evidence(): assert evidence({("a", "velpic"): torch.tensor([[1.0, 2], [1, 4], [1, 3]])})[:, 0].tolist() == [0, 0, 0]
+def test_a_class_that_hardly_varies_is_not_blown_up():
+    "Nine examples of a large class, one of a rare one; the rare class's scores are all near 0."
+    scores = torch.cat([torch.linspace(0.5, 0.9, 9), torch.tensor([0.1])])[:, None] * torch.tensor([[1.0, 0.0]])
+    scores[:, 1] = 1e-3 * torch.arange(10)
+    e = evidence({("a", "velpic"): scores})
+    assert (e.argmax(1) == 0).all()
+
+def test_scores_that_are_the_same_throughout_are_no_evidence():
+    assert evidence({("a", "velpic"): torch.full((3, 2), 4.0)}).tolist() == [[0, 0]] * 3
 
 @given(LABELLED)
 @settings(max_examples=50, deadline=None)
@@ -402,22 +484,123 @@ def test_ahead_against_a_loop(case):
 
 def test_an_absent_class_is_never_ahead(): assert ahead(torch.tensor([[1.0, -math.inf, 3.0], [2.0, -math.inf, 1.0]]), torch.tensor([0, 0])).tolist() == [2.0, -1.0]
 
+# --- probes that were fitted without the example
+
+@pytest.mark.parametrize("n, d", [(40, 5), (40, 60), (40, 39), (40, 40)])
+@pytest.mark.parametrize("ridge", [0.01, 1.0])
+def test_left_out_against_fitting_anew(n, d, ridge):
+    g = torch.Generator().manual_seed(n + d)
+    x, y = torch.randn(n, d, generator=g), torch.randint(3, (n,), generator=g)
+    close(left_out(x, y, 3, ridge=ridge), left_out_by_hand(x.numpy(), y.numpy(), 3, ridge), 1e-8)
+
+def test_the_curved_probe_against_a_gaussian_kernel():
+    "Its features are random, so that it is near the kernel's ridge regression, not equal to it."
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(90) % 3
+    x = torch.randn(3, 4, generator=g)[y] + 0.5 * torch.randn(90, 4, generator=g)
+    got = left_out(x, y, 3, bent=True)
+    squared = torch.cdist(x.double(), x.double()).square()
+    kernel = (-squared / (2 * squared.sum() / len(x) ** 2)).exp()  # the width is the root mean square distance
+    inverse = torch.linalg.inv(kernel + kernel.trace() / 90 * torch.eye(90, dtype=torch.float64))
+    exact = F.one_hot(y, 3).double() - inverse @ F.one_hot(y, 3).double() / inverse.diag()[:, None]
+    assert (got - exact).abs().max() < 0.05 and (got - exact).abs().mean() < 0.01
+
+def test_a_label_has_no_part_in_what_is_said_of_its_example():
+    g = torch.Generator().manual_seed(3)
+    x, y = torch.randn(30, 6, generator=g), torch.arange(30) % 3
+    other = y.clone()
+    other[7] = (y[7] + 1) % 3
+    for bent in (False, True):
+        torch.testing.assert_close(left_out(x, y, 3, bent)[7], left_out(x, other, 3, bent)[7], atol=1e-9, rtol=1e-9)
+
+def test_many_examples_in_parts(monkeypatch):
+    g = torch.Generator().manual_seed(4)
+    x, y = torch.randn(50, 6, generator=g), torch.randint(3, (50,), generator=g)
+    whole = left_out(x, y, 3), left_out(x, y, 3, bent=True)
+    monkeypatch.setattr(scores_module, "_ROWS", 7)
+    for a, b in zip(whole, (left_out(x, y, 3), left_out(x, y, 3, bent=True))): torch.testing.assert_close(a, b)
+
+def test_two_rings_are_told_apart_by_the_curved_probe_alone():
+    g = torch.Generator().manual_seed(0)
+    y, angle = torch.arange(400) % 2, 6.283 * torch.rand(400, generator=g)
+    x = (1.0 + 2 * y)[:, None] * torch.stack([angle.cos(), angle.sin()], 1) + 0.1 * torch.randn(400, 2, generator=g)
+    right = [(left_out(x, y, 2, bent).argmax(1) == y).double().mean() for bent in (False, True)]
+    assert right[0] < 0.65 and right[1] > 0.99
+
+@pytest.mark.parametrize("bent", [False, True])
+def test_inputs_that_are_all_alike(bent):
+    said = left_out(torch.zeros(30, 4), torch.arange(30) % 3, 3, bent)
+    assert said.isfinite().all() and said.abs().max() < 1
+
+def test_a_class_of_one_example_is_never_suggested_for_it_and_an_absent_one_never_at_all():
+    g = torch.Generator().manual_seed(0)
+    y = torch.tensor([0] * 20 + [1] * 20 + [2])
+    said = left_out(torch.randn(4, 6, generator=g)[y] + 0.1 * torch.randn(41, 6, generator=g), y, 4)
+    assert (said[:, 3] == -torch.inf).all() and said[:, :3].isfinite().all() and said[40].argmax() != 2
+
+def test_what_layers_read():
+    assert representation(build(**MLP), clusters().x) == ["input", "fc2.0.input", "out.input"]
+    assert representation(build(**CNN), clusters().x)[0] == "input" and representation(build(**CNN), clusters().x)[-2:] == ["fc1.0.input", "out.input"]
+
+class Wrap(nn.Module):
+    def __init__(self, net): super().__init__(); self.net = net
+    def forward(self, x): return self.net(x)
+
+@pytest.mark.parametrize("wrap", [Wrap, nn.Sequential, nn.DataParallel, lambda net: nn.Sequential(net, nn.LogSoftmax(1)), lambda net: Wrap(Wrap(net))])
+@pytest.mark.parametrize("name", NETS)
+def test_modules_that_only_wrap_change_nothing(wrap, name):
+    net, data = trained(name)[1], clusters()
+    a, b = layer_evidence(net, data), layer_evidence(wrap(net), data)
+    assert len(a) == len(b) > 1
+    for one, other in zip(a.values(), b.values()): torch.testing.assert_close(one, other)
+    assert repr(estimate_noise(net, data)) == repr(estimate_noise(wrap(net), data))
+    assert audit(net, data)["suggested"].equals(audit(wrap(net), data, layers=None)["suggested"])
+
+def test_many_layers_are_thinned_and_the_last_one_stays():
+    names = representation(resnet18(num_classes=3), clusters(n=4, shape=(3, 32, 32)).x)
+    assert len(names) == 8 and names[0] == "input" and names[-1] == "fc.input"
+
+def test_a_layer_that_is_called_twice_and_one_that_is_never_called_are_left_out():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.twice, self.spare, self.out = nn.Linear(64, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        def forward(self, x): return self.out(self.twice(self.twice(self.fc(x.flatten(1)).relu())))
+    assert representation(Odd(), clusters().x) == ["input", "out.input"]
+
+@pytest.mark.parametrize("layers", [["fc1"], ["out", "fc2"]])
+def test_evidence_of_chosen_layers_by_hand(layers):
+    net, data = trained("mlp", torch.float64)[1], clusters(dtype=torch.float64)
+    got, of = layer_evidence(net, data, layers), acts(net, data, layers)
+    assert list(got) == layers
+    for layer in layers: close(got[layer], left_out_by_hand(of[layer].numpy(), data.y.numpy(), 3), 1e-7)
+    close(mean_evidence(got), sum(got.values()) / len(layers))
+
+def test_maps_are_averaged_to_two_by_two():
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 3)).double()
+    data = clusters(n=30, shape=(1, 16, 16), dtype=torch.float64)
+    maps = acts(net, data, ["1"])["1"]
+    close(layer_evidence(net, data, ["1"])["1"], left_out_by_hand(pooled(maps.numpy(), 2, 2), data.y.numpy(), 3), 1e-7)
+
+def test_no_layer_and_an_unknown_one():
+    with pytest.raises(ValueError, match="names no layer"): layer_evidence(line(), clusters(), [])
+    with pytest.raises(ValueError, match="^there is no layer 'fc9'"): layer_evidence(line(), clusters(), ["fc9"])
+
 # --- probe margin, and a run without history
 
-@pytest.mark.parametrize("layers", [None, ["fc1"], ["out", "input"]])
+@pytest.mark.parametrize("layers", [["fc1"], ["out", "fc2"]])
 def test_probe_margin_by_hand(layers):
     (run, net), data = trained("mlp", torch.float64), clusters(dtype=torch.float64)
-    of = acts(net, data, layers or NETS["mlp"][1][:-1])
-    e = evidence_by_hand([probe_by_hand(v.numpy(), data.y.numpy(), 3, "velpic") for v in of.values()])
-    close(mislabel_scores(run, data, net, k=5, layers=layers)["probe_margin"], lead_of_others(e, data.y), 1e-7)
+    parts = [left_out_by_hand(v.numpy(), data.y.numpy(), 3) for v in acts(net, data, layers).values()]
+    close(mislabel_scores(run, data, net, k=5, layers=layers)["probe_margin"], lead_of_others(np.mean(parts, 0), data.y), 1e-7)
 
 def test_scores_that_are_known_already_are_taken():
     (run, net), data = trained(), clusters()
-    told = layer_scores(net, data)
-    assert mislabel_scores(run, data, net, k=5, told=told).equals(mislabel_scores(run, data, net, k=5))
-    other = {("x", "velpic"): torch.arange(180.0).reshape(60, 3).sin()}
-    f = mislabel_scores(run, data, net, k=5, told=other)
-    close(f["probe_margin"], lead_of_others(evidence_by_hand([other["x", "velpic"].numpy()]), data.y), 1e-6)
+    told, by_layer = layer_scores(net, data), layer_evidence(net, data)
+    assert mislabel_scores(run, data, net, k=5, told=told, by_layer=by_layer).equals(mislabel_scores(run, data, net, k=5))
+    other, mine = {("x", "velpic"): torch.arange(180.0).reshape(60, 3).sin()}, dict(x=torch.arange(180.0).reshape(60, 3).cos())
+    f = mislabel_scores(run, data, net, k=5, told=other, by_layer=mine)
+    close(f["probe_margin"], lead_of_others(mine["x"], data.y), 1e-6)
     assert f["probe_disagreement"].to_list() == [float(row.index(max(row)) != label) for row, label in zip(other["x", "velpic"].tolist(), data.y.tolist())]
 
 def test_a_single_recorded_time_has_no_history():
@@ -433,7 +616,7 @@ def test_two_recorded_times_are_a_history():
     run = fit(build(**MLP), clusters(), 4, times=[0, 4], config=dict(model=MLP))
     assert mislabel_scores(run, clusters(), k=5).columns == ALWAYS + HISTORY + OF_NETWORK
 
-def test_every_new_column_is_one_of_the_scores(): assert set(HISTORY + OF_NETWORK) <= set(SCORES) and set(COMBINED) <= set(HISTORY + OF_NETWORK)
+def test_every_new_column_is_one_of_the_scores(): assert set(HISTORY + OF_NETWORK) <= set(SCORES)
 
 # --- the audit
 
@@ -442,7 +625,7 @@ def test_an_audit_of_a_run_has_all_scores_and_one_row_an_example(name):
     (run, net), data = trained(name), clusters()
     f = audit(run, data, k=5)
     assert f.columns == ALWAYS + HISTORY + OF_NETWORK + SUGGESTIONS and f.select(f.columns[:12]).equals(mislabel_scores(run, data, net, k=5))
-    assert [f[c].dtype for c in SUGGESTIONS] == [pl.Int64] * 3 + [pl.Float64] * 2 + [pl.Int64]
+    assert [f[c].dtype for c in SUGGESTIONS] == [pl.Int64] * 4 + [pl.Float64] * 2 + [pl.Int64]
     assert f["row"].to_list() == list(range(60)) and f["index"].to_list() == data.index.tolist() and f["label"].to_list() == data.y.tolist() and f["noisy"].to_list() == data.is_noisy.tolist()
     assert f.equals(audit(run, data, net, k=5)) and sum(f.null_count().row(0)) == 0
 
@@ -458,31 +641,56 @@ def test_a_run_of_one_time_is_audited_as_the_network_alone():
     run = fit(net := build(**MLP), clusters(), 5, times=[5], config=dict(model=MLP))
     assert audit(run, clusters()).equals(audit(net, clusters()))
 
-@pytest.mark.parametrize("name, layers", [("mlp", None), ("vit", None), ("mlp", ["fc2"]), ("mlp", ["out", "input"])])
-def test_suggestions_by_hand(name, layers):
-    net, data = trained(name, torch.float64)[1], clusters(dtype=torch.float64)
-    f, of = audit(net, data, layers=layers), acts(net, data, layers or NETS[name][1][:-1])
-    for column, probe in (("suggested", "velpic"), ("masc", "masc"), ("cosine", "cosine")):
+@pytest.mark.parametrize("layers", [["fc2"], ["out", "fc1"]])
+def test_suggestions_by_hand(layers):
+    net, data = trained("mlp", torch.float64)[1], clusters(dtype=torch.float64)
+    f, of = audit(net, data, layers=layers), acts(net, data, layers)
+    for probe in PROBED:
         e = evidence_by_hand([probe_by_hand(v.numpy(), data.y.numpy(), 3, probe) for v in of.values()])
-        first, second = np.sort(e, 1)[:, -1], np.sort(e, 1)[:, -2]
-        sure = first - second > 1e-9
-        assert sure.all() and f[column].to_list() == e.argmax(1).tolist()
-        if probe == "velpic": close(f["sure"], first - second, 1e-7)
-    assert f["sure"].min() >= 0 and len(set(f["suggested"])) == 3 and f["prediction_depth"].to_list() == prediction_depth(net, data, layers).tolist()
+        assert f[probe].to_list() == e.argmax(1).tolist(), probe
+    e = np.mean([left_out_by_hand(v.numpy(), data.y.numpy(), 3) for v in of.values()], 0)
+    assert f["suggested"].to_list() == e.argmax(1).tolist()
+    close(f["sure"], np.sort(e, 1)[:, -1] - np.sort(e, 1)[:, -2], 1e-7)
+    assert f["prediction_depth"].to_list() == prediction_depth(net, data, layers).tolist()
 
 def test_probe_margin_and_sure_agree():
     f = audit(trained()[0], clusters())
     for label, says, margin, sure in f.select("label", "suggested", "probe_margin", "sure").iter_rows():
         assert margin == pytest.approx(-sure) if label == says else margin >= sure - 1e-12  # another class than the suggested one is no further ahead
 
+def weight_by_hand(e: list[list[float]], y: list[int]) -> float:
+    "Mean logarithm of the odds, over doubted labels, from 1.5 to 4.5."
+    said = [row.index(max(row)) for row in e]
+    logs = []
+    for a, b in zip(said, y):
+        if a != b:
+            right, wrong = (sum(s == a and t == c for s, t in zip(said, y)) for c in (a, b))
+            logs.append(math.log(max(1, right) / wrong))
+    if not logs: return 1.0
+    return min(1.0, max(0.0, (sum(logs) / len(logs) - 1.5) / 3))
+
+@given(LABELLED)
+@settings(max_examples=50, deadline=None)
+def test_the_weight_of_the_history_against_a_loop(case):
+    e, y = (torch.tensor(v) for v in case)
+    assert history_weight(e, y) == pytest.approx(weight_by_hand(e.tolist(), y.tolist()))
+
+@pytest.mark.parametrize("noise, rho", [("pair", 0.4), ("wrong", 0.05)])
+def test_the_history_counts_less_where_labels_are_wrong_in_one_direction(noise, rho):
+    y = torch.arange(2000) % 10
+    data = corrupt(NoisyDataset(torch.rand(2000, 1), y, y), rho, noise)
+    weight = history_weight(F.one_hot(y, 10).double(), data.y)
+    assert weight == 0 if noise == "pair" else weight > 0.9
+
 @pytest.mark.parametrize("case", ["run", "network", "digits", "digits alone"])
-def test_suspicion_is_the_rank_of_a_sum_and_rank_orders_by_it(case):
+def test_suspicion_is_the_rank_of_a_weighted_sum_and_rank_orders_by_it(case):
     (run, net), data = (learnt(n=200, epochs=10), digits(n=200)) if "digits" in case else (trained(), clusters())
     with_history = case in ("run", "digits")
     f, n = audit(run if with_history else net, data), len(data)
-    both = [(v - v.mean()) / v.std() for v in (f[c].to_numpy() for c in (["loss"] if with_history else []) + ["probe_margin"])]
-    by_hand = ranks_by_hand(np.round(sum(both), 12).tolist())
-    close(f["suspicion"], by_hand), close(f["suspicion"].sum(), (n + 1) / 2)
+    standard = {c: (f[c].to_numpy() - f[c].mean()) / f[c].std() for c in ("loss", "probe_margin") if c in f.columns}
+    total = standard["probe_margin"]
+    if with_history: total = total + history_weight(mean_evidence(layer_evidence(net, data)), data.y) * standard["loss"]
+    close(f["suspicion"], ranks_by_hand(np.round(total, 10).tolist()), 1e-6), close(f["suspicion"].sum(), (n + 1) / 2)
     assert 0 < f["suspicion"].min() and f["suspicion"].max() <= 1 and sorted(f["rank"]) == list(range(1, n + 1))
     assert f.sort("rank")["suspicion"].is_sorted(descending=True) and f.filter(pl.col("rank") == 1)["suspicion"].item() == f["suspicion"].max()
 
@@ -546,7 +754,7 @@ def test_absent_classes_are_never_suggested(k, absent):
     for probe in PROBED:
         e = evidence(told, probe)
         assert (e[:, absent] == -math.inf).all() and e[:, here].isfinite().all()
-    assert {*f["suggested"], *f["masc"], *f["cosine"]} <= set(here.tolist()) and f["sure"].is_finite().all() and f["probe_margin"].is_finite().all()
+    assert {*f["suggested"], *f["velpic"], *f["masc"], *f["cosine"]} <= set(here.tolist()) and f["sure"].is_finite().all() and f["probe_margin"].is_finite().all()
     m = estimate_noise(net, data).matrix
     assert torch.equal(m[absent], torch.eye(k, dtype=torch.float64)[absent]) and (m[:, absent][here] == 0).all()
 
@@ -569,7 +777,7 @@ def test_a_plain_row_of_convolutions():
     of = acts(net, data, ["0", "1", "input"])
     for layer, v in of.items(): close(told[layer, "velpic"], probe_by_hand(v.numpy(), data.y.numpy(), 3, "velpic"), 1e-8)
     f = audit(net, data)
-    assert f["suggested"].to_list() == evidence_by_hand([told[layer, "velpic"].numpy() for layer in ("input", "0", "1")]).argmax(1).tolist() and sorted(f["rank"]) == list(range(1, 19))
+    assert f["velpic"].to_list() == evidence_by_hand([told[layer, "velpic"].numpy() for layer in ("input", "0", "1")]).argmax(1).tolist() and sorted(f["rank"]) == list(range(1, 19))
 
 def test_a_residual_network_of_torchvision():
     net, data = resnet18(num_classes=3), clusters(n=9, shape=(3, 32, 32))
@@ -581,7 +789,7 @@ def test_a_residual_network_of_torchvision():
         if probe != "masc": close(s, probe_by_hand(pooled(of[layer], 8, 8) if layer == "conv1" else of[layer], data.y.numpy(), 3, probe), 2e-3)
     f = audit(net, data)
     groups = ["input", "conv1", "bn1", *(f"layer{i}.{j}" for i in range(1, 5) for j in range(2)), "fc"]
-    assert f["suggested"].to_list() == audit(net, data, layers=groups)["suggested"].to_list() and f.columns == ALWAYS + OF_NETWORK + SUGGESTIONS and sorted(f["rank"]) == list(range(1, 10))
+    assert f["velpic"].to_list() == audit(net, data, layers=groups)["velpic"].to_list() and f.columns == ALWAYS + OF_NETWORK + SUGGESTIONS and sorted(f["rank"]) == list(range(1, 10))
     assert net.training and all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 def test_double_precision_stays():
@@ -594,7 +802,7 @@ def test_a_part_that_is_never_called_is_named_and_can_be_left_out():
     class Spare(nn.Module):
         def __init__(self): super().__init__(); self.fc, self.aux = nn.Linear(64, 3), nn.Linear(64, 3)
         def forward(self, x): return self.fc(x.flatten(1))
-    with pytest.raises(RuntimeError, match="^layers aux are never called in a pass$"): audit(Spare(), clusters())
+    with pytest.warns(UserWarning, match="aux is never called"): assert len(audit(Spare(), clusters())) == 60
     assert len(audit(Spare(), clusters(), layers=["input", "fc"])) == 60
 
 class Moody(nn.Module):
@@ -685,40 +893,57 @@ def test_wrong_labels_of_inputs_without_classes_are_not_found(seed):
 
 # --- noise
 
-def noise_by_hand(e: list[list[float]], y: list[int], level: float) -> tuple[float, float, float, list[list[float]], list[bool]]:
-    n, k, z = len(e), len(e[0]), NormalDist().inv_cdf((1 + level) / 2)
+EVIDENCE = st.integers(2, 4).flatmap(lambda k: st.lists(st.tuples(st.permutations(range(k)), st.integers(0, k - 1)), min_size=4, max_size=14))
+
+def clear_by_hand(e: list[list[float]]) -> list[bool]:
     said = [row.index(max(row)) for row in e]
     lead = [sorted(row)[-1] - sorted(row)[-2] for row in e]
-    clear = []
-    for i in range(n):
-        among = sorted(lead[j] for j in range(n) if said[j] == said[i])
-        at = 0.3 * (len(among) - 1)
+    out = []
+    for i in range(len(e)):
+        among = sorted(lead[j] for j in range(len(e)) if said[j] == said[i])
+        at = 0.5 * (len(among) - 1)
         low, high = among[math.floor(at)], among[math.ceil(at)]
-        clear.append(lead[i] >= low + (at - math.floor(at)) * (high - low))
-    bounds, matrices = [], []
-    for kept in (clear, [True] * n):
-        rows = [i for i in range(n) if kept[i]]
-        p, m = sum(said[i] != y[i] for i in rows) / len(rows), len(rows)
-        bounds.append((p, m, z * math.sqrt(max(p * (1 - p), 1 / m) / m)))
-        t = []
-        for a in range(k):
-            of = [y[i] for i in rows if said[i] == a]
-            t.append([of.count(b) / len(of) if of else float(a == b) for b in range(k)])
-        matrices.append(t)
-    few, many = sorted(bounds)
-    return (few[0] + many[0]) / 2, max(0, few[0] - few[2]), min(1, many[0] + many[2]), np.mean(matrices, 0).tolist(), clear
+        out.append(lead[i] >= low + (at - math.floor(at)) * (high - low))
+    return out
 
-EVIDENCE = st.integers(2, 4).flatmap(lambda k: st.lists(st.tuples(st.permutations(range(k)), st.integers(0, k - 1)), min_size=1, max_size=10))
+def hits_by_hand(e: list[list[float]], y: list[int]) -> list[float]:
+    "Of doubted labels: is it the runner-up, less the share of the other doubted ones of the same suggestion that have that label."
+    order = [sorted(range(len(row)), key=lambda c: -row[c]) for row in e]
+    doubted = [i for i in range(len(y)) if order[i][0] != y[i]]
+    out = []
+    for i in doubted:
+        others = [y[j] for j in doubted if j != i and order[j][0] == order[i][0]]
+        if others: out.append(float(order[i][1] == y[i]) - others.count(order[i][1]) / len(others))
+    return out
 
-@given(EVIDENCE, st.floats(0.05, 0.99), st.integers(0, 9999))
-@settings(max_examples=80, deadline=None)
-def test_noise_against_a_loop(cases, level, seed):
+def mistaken_by_hand(e, y, clear) -> tuple[float, float]:
+    def part(keep): return [row for row, c in zip(e, clear) if c == keep], [v for v, c in zip(y, clear) if c == keep]
+    inside, outside = hits_by_hand(*part(True)), hits_by_hand(*part(False))
+    scale = max(0.12, np.mean(outside) if outside else 0)
+    excess = np.mean(inside) if inside else 0.0
+    spread = np.std(inside, ddof=1) if len(inside) > 1 else 0.0
+    error = max(spread, 0.3) / math.sqrt(max(1, len(inside)))
+    return min(1, max(0, excess / scale)), min(1, max(0, (excess + error) / scale))
+
+@given(EVIDENCE.filter(lambda cases: len(cases[0][0]) > 2), st.integers(0, 9999))
+@settings(max_examples=60, deadline=None)
+def test_mistaken_suggestions_against_a_loop(cases, seed):
     jitter = np.random.default_rng(seed).uniform(0, 0.4, (len(cases), len(cases[0][0])))
     e, y = np.array([order for order, _ in cases]) + jitter, [label for _, label in cases]
-    got, (rate, low, high, matrix, clear) = noise_of(torch.from_numpy(e), torch.tensor(y), level), noise_by_hand(e.tolist(), y, level)
-    assert (got.rate, got.low, got.high) == pytest.approx((rate, low, high), abs=1e-12) and clear_cases(torch.from_numpy(e)).tolist() == clear
-    close(got.matrix, matrix), close(got.matrix.sum(1), np.ones(e.shape[1]))
-    assert 0 <= got.low <= got.rate <= got.high <= 1 and got.matrix.dtype == torch.float64 and got.matrix.min() >= 0
+    clear = clear_cases(torch.from_numpy(e))
+    assert clear.tolist() == clear_by_hand(e.tolist())
+    assert mistaken_share(torch.from_numpy(e), torch.tensor(y), clear) == pytest.approx(mistaken_by_hand(e.tolist(), y, clear.tolist()))
+
+@given(EVIDENCE, st.floats(0.05, 0.99), st.integers(0, 9999))
+@settings(max_examples=60, deadline=None)
+def test_an_estimate_is_possible_and_ordered(cases, level, seed):
+    jitter = np.random.default_rng(seed).uniform(0, 0.4, (len(cases), len(cases[0][0])))
+    e, y = torch.from_numpy(np.array([order for order, _ in cases]) + jitter), torch.tensor([label for _, label in cases])
+    got = noise_of(e, y, level)
+    assert 0 <= got.low <= got.rate <= got.high <= 1
+    assert got.matrix.dtype == torch.float64 and got.matrix.min() >= 0
+    close(got.matrix.sum(1), np.ones(e.shape[1]))
+    assert got.left_out == pytest.approx((e.argmax(1) == y).double().mean().item())
 
 def blocks(k: int, m: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
     "m examples that are said to be each class, the j-th of them ahead by j + 1; and what is said."
@@ -730,120 +955,155 @@ def test_no_noise(k):
     e, said = blocks(k)
     got = noise_of(e, said)
     assert got.rate == 0 and got.low == 0 and torch.equal(got.matrix, torch.eye(k, dtype=torch.float64))
-    assert got.high == pytest.approx(NormalDist().inv_cdf(0.95) / (10 * k))  # no error seen: one is taken for seen
-
-def test_the_clearest_seven_of_ten():
-    for k in (2, 4):
-        assert clear_cases(blocks(k)[0]).tolist() == [j >= 3 for _ in range(k) for j in range(10)] and CLEAR == 0.7
-        assert clear_cases(blocks(k)[0].float()).tolist() == clear_cases(blocks(k)[0]).tolist()
+    assert got.high == pytest.approx(min(1, NormalDist().inv_cdf(0.95) / (5 * k)))  # no error seen: one is taken for seen
 
 @given(st.lists(st.integers(1, 60), min_size=2, max_size=4), st.integers(0, 999))
 @settings(max_examples=40, deadline=None)
-def test_clear_cases_are_seven_tenths_of_each_class_and_further_ahead_than_the_rest(sizes, seed):
+def test_clear_cases_are_half_of_each_class_and_further_ahead_than_the_rest(sizes, seed):
     rng, said = np.random.default_rng(seed), np.repeat(np.arange(len(sizes)), sizes)
     lead = rng.permutation(len(said)) + 1.0
-    e = np.eye(len(sizes))[said] * lead[:, None]
-    keep = clear_cases(torch.from_numpy(e)).numpy()
+    keep = clear_cases(torch.from_numpy(np.eye(len(sizes))[said] * lead[:, None])).numpy()
+    assert CLEAR == 0.5
     for c, m in enumerate(sizes):
         inside, outside = lead[(said == c) & keep], lead[(said == c) & ~keep]
-        assert len(inside) >= 1 and abs(len(inside) - 0.7 * m) <= 1 and (not len(outside) or inside.min() > outside.max())
-
-def test_an_unclear_suggestion_that_is_mistaken_counts_half():
-    "Two wrong labels of 20, both among the six unclear cases."
-    e, y = blocks(2)
-    y[0], y[11] = 1, 0
-    got, z = noise_of(e, y, 0.8), NormalDist().inv_cdf(0.9)
-    assert got.rate == pytest.approx((0 + 2 / 20) / 2) and got.low == 0 and got.high == pytest.approx(0.1 + z * math.sqrt(0.1 * 0.9 / 20))
-    close(got.matrix, [[0.95, 0.05], [0.05, 0.95]])
+        assert len(inside) >= 1 and abs(len(inside) - 0.5 * m) <= 1 and (not len(outside) or inside.min() > outside.max())
 
 def test_wrong_labels_among_the_clear_cases():
-    "Two of class 0, both clear: 2 of 14 and 2 of 20."
-    e, y = blocks(2)
-    y[8] = y[9] = 1
-    got, z = noise_of(e, y, 0.5), NormalDist().inv_cdf(0.75)
-    p, q = 2 / 20, 2 / 14
-    assert got.rate == pytest.approx((p + q) / 2) and got.low == pytest.approx(p - z * math.sqrt(p * (1 - p) / 20)) and got.high == pytest.approx(q + z * math.sqrt(q * (1 - q) / 14))
-    close(got.matrix, [[1 - (2 / 7 + 0.2) / 2, (2 / 7 + 0.2) / 2], [0, 1]])
+    "Two of class 0, both clear, in another class each: 2 of 15."
+    e, y = blocks(3)
+    y[8], y[9] = 1, 2
+    got, z, p = noise_of(e, y, 0.5), NormalDist().inv_cdf(0.75), 2 / 15
+    assert got.high == pytest.approx(p + z * math.sqrt(p * (1 - p) / 15))
+    assert got.low < got.rate <= p
+
+def test_a_rare_class_that_no_probe_knows_may_be_right():
+    "Five classes of one example each: 5 of 200 labels differ from what is suggested."
+    e, said = blocks(2, 100)
+    e = torch.cat([e, torch.zeros(200, 5, dtype=torch.float64)], 1)
+    y = said.clone()
+    y[[95, 96, 97, 98, 99]] = torch.arange(2, 7)
+    got = noise_of(e, y)
+    assert got.low == 0 and got.rate > 0
 
 def test_every_label_wrong():
     e, said = blocks(3)
     got = noise_of(e, (said + 1) % 3)
-    assert got.rate == 1 == got.high and got.low < 1 and torch.equal(got.matrix, torch.eye(3, dtype=torch.float64).roll(1, 1))
+    assert (got.low, got.high) == (0, 1)  # which is all that can be said, as a network that knows nothing is no different
 
 def test_a_class_that_is_never_suggested_keeps_its_row():
     e, said = blocks(2)
     e = torch.cat([e, torch.full((20, 1), -math.inf).double(), torch.full((20, 1), -5.0).double()], 1)
     y = said.clone()
-    y[:5] = 3
+    y[5:8] = 3
     got = noise_of(e, y)
-    assert got.matrix[2:].tolist() == [[0, 0, 1, 0], [0, 0, 0, 1]] and got.matrix[0, 3] == pytest.approx((2 / 7 + 5 / 10) / 2) and (got.matrix[:2, 2] == 0).all()
+    assert got.matrix[2:].tolist() == [[0, 0, 1, 0], [0, 0, 0, 1]] and (got.matrix[:2, 2] == 0).all()
+    assert got.matrix[0, 3] > 0.1 > got.matrix[0, 1]
 
-def test_evidence_for_one_class_only(): assert noise_of(torch.tensor([[0.0, -math.inf]] * 10), torch.zeros(10, dtype=torch.int64)).rate == 0
+def test_transitions_are_shares_where_examples_are_many():
+    g = torch.Generator().manual_seed(0)
+    truth = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.9, 0.1], [0.05, 0.05, 0.9]], dtype=torch.float64)
+    suggested = torch.arange(30000) % 3
+    y = torch.multinomial(truth[suggested], 1, generator=g)[:, 0]
+    rate = (suggested != y).double().mean().item()
+    assert (transitions(suggested, y, 3, rate) - truth).abs().max() < 0.01
+    halved = transitions(suggested, y, 3, rate / 2)  # where half of the differences are the suggestions' mistakes
+    close(halved - torch.diag(halved.diag()), (transitions(suggested, y, 3, rate) - torch.diag(transitions(suggested, y, 3, rate).diag())) / 2)
+
+def test_a_class_that_was_suggested_once_is_not_taken_at_its_word():
+    suggested = torch.tensor([0] * 99 + [1])
+    y = torch.tensor([0] * 99 + [2])
+    assert transitions(suggested, y, 3, 0.01)[1, 2] < 0.5
 
 @pytest.mark.parametrize("level", [0, 1, -0.1, 1.5, 90, math.nan, math.inf])
 def test_levels_out_of_range(level):
     for act in (lambda: noise_of(*blocks(2), level), lambda: estimate_noise(trained()[1], clusters(), level=level)):
         with pytest.raises(ValueError, match=rf"^level={re.escape(str(level))} must lie in \(0, 1\)$"): act()
 
-@given(st.lists(st.integers(0, 2), min_size=30, max_size=30), st.floats(0.01, 0.98), st.floats(0.001, 0.019))
-@settings(max_examples=30, deadline=None)
-def test_a_higher_level_gives_a_wider_interval(y, level, step):
-    e, y = blocks(3)[0], torch.tensor(y)
-    a, b = noise_of(e, y, level), noise_of(e, y, level + step)
-    assert b.low <= a.low <= a.rate == b.rate <= a.high <= b.high and torch.equal(a.matrix, b.matrix)
-    assert (b.low < a.low or a.low == 0) and (b.high > a.high or a.high == 1)
-
-def test_the_level_is_nine_tenths_unless_given():
-    e, said = blocks(3)
-    assert noise_of(e, said).high == noise_of(e, said, 0.9).high != noise_of(e, said, 0.91).high
+def test_a_higher_level_gives_a_wider_interval():
     net, data = trained()[1], clusters()
     a, b = estimate_noise(net, data), estimate_noise(net, data, level=0.99)
-    assert a.high == estimate_noise(net, data, level=0.9).high < b.high and a.rate == b.rate
+    assert a.high == estimate_noise(net, data, level=0.9).high < b.high and a.rate == b.rate and b.low <= a.low
 
 def test_an_estimate_in_words_that_cannot_be_changed():
     got = Noise(0.19, 0.1234, 0.25, torch.eye(4, dtype=torch.float64))
-    assert repr(got) == "Noise(rate=0.190 in [0.123, 0.250], 4 classes)"
+    assert repr(got) == "Noise(rate=0.190 in [0.123, 0.250], 4 classes)" and got.caveat == ""
+    whole = replace(got, left_out=0.8, agreement=0.97)
+    assert repr(whole).endswith("4 classes; probes without the label agree with 80.0%, the network with 97.0%)")
     with pytest.raises(FrozenInstanceError): got.rate = 0.5
 
-@pytest.mark.parametrize("layers", [None, ["fc1"], ["out", "input"]])
-def test_estimates_of_run_and_network_against_the_loop(layers):
-    (run, net), data = trained("mlp", torch.float64), clusters(dtype=torch.float64)
-    e = evidence_by_hand([probe_by_hand(v.numpy(), data.y.numpy(), 3, "velpic") for v in acts(net, data, layers or NETS["mlp"][1][:-1]).values()])
-    rate, low, high, matrix, _ = noise_by_hand(e.tolist(), data.y.tolist(), 0.8)
-    for subject, model in ((run, net), (net, None)):
-        got = estimate_noise(subject, data, model, layers, 0.8)
-        assert (got.rate, got.low, got.high) == pytest.approx((rate, low, high), abs=1e-9)
-        close(got.matrix, matrix)
-
-def test_estimates_of_a_rebuilt_network_and_of_the_audit_agree():
+def test_an_estimate_is_of_the_input_and_says_what_network_and_probes_agree_with():
     (run, net), data = trained(), clusters()
-    a, b, c = estimate_noise(run, data), estimate_noise(net, data), noise_of(evidence(layer_scores(net, data)), data.y)
-    for other in (b, c): assert (a.rate, a.low, a.high) == (other.rate, other.low, other.high) and torch.equal(a.matrix, other.matrix)
-    f = audit(run, data)
-    share = (f["suggested"] != f["label"]).mean()
-    clear = clear_cases(evidence(layer_scores(net, data))).numpy()
-    assert a.rate == pytest.approx((share + (f["suggested"] != f["label"]).to_numpy()[clear].mean()) / 2)
+    got = estimate_noise(run, data)
+    alone = noise_of(left_out(data.x.flatten(1), data.y, 3, bent=True), data.y)
+    assert (got.rate, got.low, got.high, got.left_out) == (alone.rate, alone.low, alone.high, alone.left_out)
+    assert torch.equal(got.matrix, alone.matrix)
+    assert got.agreement == pytest.approx((run.prediction[-1] == data.y).double().mean().item())
+
+@pytest.mark.parametrize("rho", [0.0, 0.1, 0.4])
+@pytest.mark.parametrize("ratio", [1, 20])
+def test_the_interval_holds_the_rate_of_unbalanced_classes(ratio, rho):
+    "One of three may miss; `python -m bench coverage` counts 208."
+    held = []
+    for seed, noise in ((0, "wrong"), (1, "pair"), (2, "redraw")):
+        data = corrupt(unbalanced(digits(0, "wrong", seed), ratio), rho, noise, seed)
+        got = noise_of(left_out(data.x.flatten(1), data.y, 10, bent=True), data.y)
+        held.append(got.low <= data.rho <= got.high)
+        assert rho or got.low == 0
+    assert sum(held) >= 2
+
+def unbalanced(data: NoisyDataset, ratio: float) -> NoisyDataset:
+    "The first 140 examples of class 0, and ever fewer of the following."
+    rows = [(data.y == c).nonzero()[:round(140 * ratio ** (-c / 9)), 0] for c in range(10)]
+    return data.subset(torch.cat(rows).sort().values)
+
+@pytest.mark.parametrize("rare", [1, 2, 5])
+def test_right_labels_with_a_rare_class_may_be_right(rare):
+    data = digits(0)
+    rows = torch.cat([(data.y != 9).nonzero()[:, 0], (data.y == 9).nonzero()[:rare, 0]])
+    data = data.subset(rows.sort().values)
+    assert estimate_noise(build("mlp", shape=(1, 8, 8), widths=(8,)), data).low == 0
+
+def test_suspicion_of_unbalanced_classes():
+    data = corrupt(unbalanced(digits(0), 20), 0.1, "wrong")
+    net = build("mlp", shape=(1, 8, 8), widths=(32,))
+    fit(net, data, 20, lr=0.1, batch=32)
+    f, noisy = audit(net, data), data.is_noisy.numpy()
+    assert roc_auc_score(noisy, f["suspicion"]) > 0.97
+    assert (f["suggested"].to_numpy() == data.clean.numpy())[noisy].mean() > 0.85
+
+def test_classes_of_two_clusters_each():
+    g, y = torch.Generator().manual_seed(0), torch.arange(900) % 3
+    centres = 3 * torch.randn(3, 2, 8, generator=g)
+    x = centres[y, torch.randint(2, (900,), generator=g)] + 1.5 * torch.randn(900, 8, generator=g)
+    data = corrupt(NoisyDataset(x, y, y), 0.156, "wrong")
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+    fit(net, data, 20, lr=0.05, momentum=0.9, batch=32)
+    got = estimate_noise(net, data)
+    assert got.low <= data.rho <= got.high and got.high - got.low < 0.2
+    f, noisy = audit(net, data), data.is_noisy.numpy()
+    assert (f["suggested"].to_numpy() == data.clean.numpy())[noisy].mean() > 0.8
+
+@pytest.mark.parametrize("k", [2, 10])
+def test_inputs_that_tell_nothing(k):
+    g, y = torch.Generator().manual_seed(0), torch.arange(600) % k
+    for x in (torch.zeros(600, 6), torch.randn(600, 6, generator=g)):
+        got = estimate_noise(nn.Linear(6, k), NoisyDataset(x, y, y))
+        assert (got.low, got.high) == (0, 1) and got.caveat.startswith("The inputs do not tell the classes apart")
+
+def test_inputs_that_tell_little_give_a_wide_interval():
+    "Three classes whose clouds overlap: the right labels look like a third of wrong ones."
+    g, y = torch.Generator().manual_seed(0), torch.arange(900) % 6
+    x = 1.2 * torch.randn(6, 2, generator=g)[y] + torch.randn(900, 2, generator=g)
+    got = noise_of(left_out(x, y, 6, bent=True), y)
+    assert got.left_out < 0.75 and got.low < 0.1 < got.high and got.caveat
 
 @pytest.mark.parametrize("noise", ["wrong", "pair"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_fifth_of_wrong_labels_is_estimated_and_lies_in_the_interval(noise, seed):
-    (_, net), data = learnt(0.2, noise, seed), digits(0.2, noise, seed)
-    got = estimate_noise(net, data)
-    assert abs(got.rate - data.rho) < 0.06 and got.low <= data.rho <= got.high and got.low > 0.02
+    data = digits(0.2, noise, seed)
+    got = noise_of(left_out(data.x.flatten(1), data.y, 10, bent=True), data.y)
+    assert abs(got.rate - data.rho) < 0.05 and got.low <= data.rho <= got.high and got.low > 0.02
     truth = data.confusion / data.confusion.sum(1, keepdim=True)
     assert (got.matrix - truth).abs().max() < 0.15 and (got.matrix.diag() - truth.diag()).abs().mean() < 0.06
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_pairs_show_in_the_matrix(seed):
-    m = estimate_noise(learnt(0.2, "pair", seed)[1], digits(0.2, "pair", seed)).matrix
-    off = m - torch.diag(m.diag())
-    assert off.argmax(1).tolist() == [*range(1, 10), 0] and m.roll(-1, 1).diag().mean() > 0.14 and (off.sum(1) - off.amax(1)).mean() < 0.05
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_labels_that_are_right_give_an_interval_that_begins_near_zero(seed):
-    got = estimate_noise(learnt(0, "wrong", seed)[1], digits(0, "wrong", seed))
-    assert digits(0, "wrong", seed).rho == 0 and got.low < 0.02 and got.rate < 0.06 and got.matrix.diag().min() > 0.85
-
-def test_more_noise_gives_higher_estimates():
-    rates = [estimate_noise(learnt(rho)[1], digits(rho)).rate for rho in (0, 0.2, 0.4)]
-    assert rates[0] + 0.1 < rates[1] and rates[1] + 0.1 < rates[2] and abs(rates[2] - 0.4) < 0.1
+    off = got.matrix - torch.diag(got.matrix.diag())
+    if noise == "pair": assert off.argmax(1).tolist() == [*range(1, 10), 0] and (off.sum(1) - off.amax(1)).mean() < 0.05

@@ -9,7 +9,7 @@ import pytest
 
 REPO = Path(__file__).parents[1]
 ROOMS = ["arrays", "datasets", "models", "layers", "runs", "recorder", "steps", "trainer", "stacked", "integrate", "flow", "dynamics", "toy",
-         "geometry", "probes", "probing", "transfer", "accounting", "rewinding", "units", "tied", "scores", "localization", "modular", "fourier", "partition", "papers", "seeds", "vision", "audit", "noise", "repair", "remedies", "review"]
+         "geometry", "probes", "probing", "transfer", "accounting", "rewinding", "units", "tied", "scores", "localization", "modular", "fourier", "partition", "papers", "seeds", "vision", "audit", "noise", "repair", "remedies", "review", "stores", "identity"]
 LAB = ["altair", "IPython", "ipykernel", "ipywidgets", "anywidget", "papermill", "jupyterlab", "vl_convert"]
 
 

@@ -12,18 +12,29 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import Page, expect, sync_playwright
 
-NOTEBOOK, WAIT = Path(__file__).parents[1] / "nbs" / "explore.ipynb", 60_000  # milliseconds; generous, for busy machines
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)  # None: playwright's own
+NOTEBOOK, WAIT = Path(__file__).parents[1] / "nbs" / "explore.ipynb", 180_000  # milliseconds; generous, for busy machines
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 VOILA = "voila explore.ipynb --no-browser --port={port} --Voila.ip=127.0.0.1 --template=memnb --VoilaConfiguration.extension_allowlist=[] --VoilaConfiguration.extension_denylist=['jupyterlab-jupytext']"
+
+
+def launch(playwright):
+    "The first browser of the system that starts, else playwright's own."
+    for path in filter(None, map(shutil.which, BROWSERS)):
+        try:
+            return playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        except PlaywrightError:  # a package that is only a stub, or lacks libraries
+            continue
+    return playwright.chromium.launch(args=["--no-sandbox"])
 
 
 @pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        b = launch(p)
         yield b
         b.close()
 

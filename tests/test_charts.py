@@ -206,3 +206,83 @@ def test_live_chart_is_one_display_that_is_updated(monkeypatch, every, shown):
     assert len(drawn) == shown
     last = [r for rows in drawn[-1].to_dict()["datasets"].values() for r in rows]
     assert {r["group"] for r in last} == {"clean", "noisy"} and max(r["time"] for r in last) == 5
+
+
+# --- within what can be shown
+
+def drawn(chart): return max((rows for rows in spec(chart)["datasets"].values()), key=len)
+
+
+def long(k=30, n=2000):
+    "k curves of n points each, with one high and one low point."
+    parts = [dict(epoch=list(range(1, n + 1)), layer=f"layer{i:02}", y=[0.5] * 700 + [9.0 + i] + [0.5] * 500 + [-9.0 - i] + [0.5] * (n - 1202)) for i in range(k)]
+    return pl.concat([pl.DataFrame(p) for p in parts])
+
+
+@pytest.mark.parametrize("k", [1, 13, 54, 200])
+def test_many_long_curves_can_be_shown_and_keep_their_extremes(k):
+    f = long(k)
+    chart = curves(f, "y", "title", "y", color="layer", log_x=False)
+    few = pl.DataFrame(drawn(chart))
+    assert len(few) <= 5000
+    ends = few.group_by("layer").agg(lo=pl.col("y").min(), hi=pl.col("y").max()).sort("layer")
+    assert ends.equals(f.group_by("layer").agg(lo=pl.col("y").min(), hi=pl.col("y").max()).sort("layer"))
+    (said,) = spec(chart)["title"]["subtitle"]
+    assert said == f"drawn: {len(few):,} of {len(f):,} points, each curve's extremes among them"
+
+
+def test_what_is_drawn_whole_says_nothing():
+    assert spec(curves(frame(), "y", "title", "y"))["title"] == "title"
+
+
+def test_a_band_is_that_of_all_seeds_however_much_is_thinned():
+    f = pl.concat([frame(3000, ["clean"]).with_columns(seed=pl.lit(s), y=pl.col("y") + s) for s in range(3)])
+    few = pl.DataFrame(drawn(curves(f, "y", "t", "y", log_x=False)))
+    assert 100 < len(few) <= 400
+    for row in few.iter_rows(named=True):
+        (at,) = [f.filter(epoch=row["epoch"])["y"].to_list()]
+        assert (row["lowest"], row["y"], row["highest"]) == (min(at), sorted(at)[1], max(at))
+
+
+def test_dots_are_summed_up_before_they_are_drawn():
+    f = pl.concat([many(3).with_columns(mode=pl.lit("own"), seed=pl.lit(s)) for s in range(500)])
+    few = pl.DataFrame(drawn(dots(f, "layer", "y", "t", "y", "mode")))
+    assert len(few) == 3 and few.sort("layer")["y"].to_list() == pytest.approx(f.group_by("layer").agg(pl.col("y").mean()).sort("layer")["y"].to_list())
+
+
+def test_a_wide_heat_map_shows_every_so_many_columns_and_says_so():
+    f = pl.DataFrame(dict(epoch=range(3000), layer="a", cosine=0.5)).join(pl.DataFrame(dict(k=range(4))), how="cross").with_columns(layer=pl.format("l{}", "k"))
+    chart = heat(f, "epoch", "layer", "cosine", "Heat", "cosine")
+    columns = sorted({r["epoch"] for r in drawn(chart)})
+    assert len(drawn(chart)) <= 5000 and columns == list(range(0, 3000, 3)) and spec(chart)["title"]["subtitle"] == ["drawn: 1,000 of 3,000 columns, one in 3"]
+
+
+NOTHING = frame().clear()
+REFUSED = {
+    "no rows": (lambda: curves(NOTHING, "y", "t", "y"), "nothing to draw: the frame has no rows"),
+    "no dots": (lambda: dots(NOTHING, "group", "y", "t", "y", "group"), "nothing to draw"),
+    "no cells": (lambda: heat(NOTHING, "epoch", "group", "y", "t", "v"), "nothing to draw"),
+    "no panels": (lambda: panels([], "Title"), "'Title' has no panels"),
+    "nothing above 0": (lambda: curves(frame().with_columns(epoch=0), "y", "t", "y"), "above 0"),
+    "no values": (lambda: curves(frame().with_columns(y=pl.lit(None, pl.Float64)), "y", "t", "y"), "none of the 100 rows"),
+    "no column": (lambda: curves(frame(), "z", "t", "y"), "no column 'z'; the frame has epoch, group"),
+    "words": (lambda: curves(frame().with_columns(y=pl.lit("a")), "y", "t", "y"), "'y' holds String"),
+    "a list": (lambda: curves([1, 2], "y", "t", "y"), "a polars DataFrame"),
+    "another group": (lambda: curves(frame(groups=("clean", "loud")), "y", "t", "y"), "loud.*the groups are clean"),
+    "too many curves": (lambda: curves(long(3000, 1300), "y", "t", "y", color="layer"), "3,000 curves are more than a chart can show"),
+    "a domain": (lambda: curves(frame(), "y", "t", "y", domain=(1, 0)), r"domain=\(1, 0\)"),
+    "a rule": (lambda: curves(frame(), "y", "t", "y", rules={"half": "x"}), "'half' is at 'x'"),
+    "a side": (lambda: level({"a": 1}, "top"), "side='top'"),
+    "stretches": (lambda: regions(curves(frame(), "y", "t", "y"), {k: (0, 1) for k in "abcde"}), "5 stretches"),
+    "no chart": (lambda: panels(["x"], "t"), "must be a chart"),
+    "columns": (lambda: panels([hot()], "t", columns=0), "columns=0"),
+    "channels": (lambda: pictures(torch.rand(1, 5, 4, 4), ["a"], "t"), r"\(5, 4, 4\)"),
+    "a wall of pictures": (lambda: pictures(torch.zeros(5001, 1, 1, 1), [""] * 5001, "t"), "5,001 pictures"),
+    "a renderer": (lambda: use_theme("paper"), "renderer='paper' is unknown"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_drawn_is_refused_with_a_word(what):
+    draw, says = REFUSED[what]
+    with pytest.raises(ValueError, match=says): draw()

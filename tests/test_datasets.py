@@ -1,5 +1,5 @@
 """Noise that is what it says, data that are what they say, and refusals that say what is allowed."""
-import os, shutil
+import io, os, shutil, zipfile
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
@@ -9,7 +9,8 @@ from scipy.stats import binomtest, chisquare
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 from memnb import arrays, datasets
-from memnb.arrays import data_root, write_whole
+from memnb.arrays import data_root
+from memnb.stores import write_whole
 from memnb.datasets import NOISE, NoisyDataset, corrupt, from_torch, load
 
 USERS_DATA = os.environ.get("MEMNB_DATA")
@@ -224,7 +225,7 @@ def test_channels_and_plain_features(tmp_path):
 
 @pytest.mark.parametrize("arrays, says", [
     ({k: v for k, v in keras().items() if k != "y_test"}, "lacks y_test.*holds x_train"),
-    (keras(y_train=np.zeros(5, int)), "6 inputs but 5 labels"), (keras(x_train=np.full((6, 2), np.nan)), "x_train.*NaN"),
+    (keras(y_train=np.zeros(5, int)), "6 inputs but 5 labels"), (keras(x_train=np.full((6, 2), np.nan), x_test=np.zeros((2, 2))), "x_train.*NaN"),
     (keras(y_train=np.array([0, 1, -1] * 2)), "-1.*0 or more"),
     (keras(y_train=np.array([0., 1] * 3)), "float64.*integers"), (keras(y_test=np.array([2, 9])), r"\[9\].*never"),
 ])
@@ -290,7 +291,7 @@ def test_torchvision_is_asked_once(name, tmp_path, monkeypatch):
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     fake(monkeypatch, "mnist")
     def full(*_): raise OSError("disk full")
-    monkeypatch.setattr(arrays, "write_whole", full)
+    monkeypatch.setattr(arrays, "write_checked", full)
     with pytest.warns(UserWarning, match="disk full"): assert len(load("mnist", root=tmp_path)[0]) == 6
 
 @pytest.mark.parametrize("error", [RuntimeError("hash"), URLError("no network")])
@@ -406,3 +407,111 @@ def test_scores_in_a_plain_array(tmp_path):
 @pytest.mark.parametrize("bad", [np.nan, -0.1, 9.0])
 def test_scores_that_are_no_shares(tmp_path, bad):
     with pytest.raises(ValueError, match="scores"): datasets.c_scores(scored(tmp_path, scores=np.full(10, bad)), source())
+
+# --- files that claim more than they hold, and more than fits
+
+def packed(path: Path, **headers) -> Path:
+    "A `.npz` file whose arrays have a header of this shape and dtype, and these bytes: name -> (shape, dtype, bytes)."
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
+        for name, (shape, dtype, held) in headers.items():
+            head = io.BytesIO()
+            np.lib.format.write_array_header_1_0(head, dict(descr=np.dtype(dtype).str, fortran_order=False, shape=shape))
+            z.writestr(f"{name}.npy", head.getvalue() + held)
+    return path
+
+LABELS6 = ((6,), "u1", bytes([0, 1, 0, 1, 0, 1]))
+
+@pytest.mark.parametrize("shape", [(10**12, 2, 2), (6, 10**6, 10**6), (6, 2, 3)])
+def test_a_header_that_claims_more_than_there_is(tmp_path, shape):
+    path = packed(tmp_path / "lie.npz", x_train=(shape, "u1", bytes(24)), y_train=LABELS6, x_test=((2, 2, 2), "u1", bytes(8)), y_test=((2,), "u1", bytes(2)))
+    with pytest.raises(ValueError, match="x_train.npy claims .* bytes.* holds 24"): load(path)
+
+def test_what_unpacks_to_more_than_the_free_memory_is_not_unpacked(tmp_path, monkeypatch):
+    size = 50 * 2**20
+    path = packed(tmp_path / "bomb.npz", x_train=((6, size // 6, 1), "u1", bytes(size // 6 * 6)), y_train=LABELS6, x_test=((0, size // 6, 1), "u1", b""), y_test=((0,), "u1", b""))
+    assert path.stat().st_size < 10**5
+    monkeypatch.setattr(arrays, "free_memory", lambda: 40 * 2.0**20)
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("it is read"))
+    with pytest.raises(ValueError, match=f"bomb.npz take about 50 MB of memory; 40 MB are free"): load(path)
+
+def test_inputs_that_fit_packed_but_not_as_floats(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "free_memory", lambda: 1000.0)
+    with pytest.raises(ValueError, match="as float32 take about"): load(saved(tmp_path, keras(x_train=np.zeros((6, 5, 5), np.uint8), x_test=np.zeros((2, 5, 5), np.uint8))))
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_file_is_refused_or_read_as_it_was(tmp_path, seed):
+    path, rng = saved(tmp_path, keras()), np.random.default_rng(seed)
+    whole = load(path)[0]
+    raw = bytearray(path.read_bytes())
+    for at in rng.integers(len(raw), size=1 + seed % 3): raw[at] ^= 1 << rng.integers(8)
+    path.write_bytes(raw[:rng.integers(len(raw))] if seed % 5 == 0 else raw)
+    try: read = load(path)[0]
+    except (ValueError, OSError): return
+    assert torch.equal(read.x, whole.x) and torch.equal(read.y, whole.y)
+
+@pytest.mark.parametrize("arrays, says", [
+    (keras(x_train=np.arange(6.0)), "x_train has shape.*at least one number"), (keras(x_test=np.zeros((2, 3, 3), np.uint8)), "must be alike"),
+    (keras(x_train=np.zeros((6, 2, 2), complex)), "complex128"), (keras(y_test=np.array([2, 2**63], np.uint64)), "below 2"),
+])
+def test_refused_layouts(tmp_path, arrays, says):
+    with pytest.raises(ValueError, match=says): load(saved(tmp_path, arrays))
+
+@pytest.mark.parametrize("order", "<>")
+def test_files_of_either_byte_order(tmp_path, order):
+    a = keras()
+    swapped = {k: v.astype(f"{order}{'f8' if k[0] == 'x' else 'i4'}") for k, v in a.items()}
+    train, _ = load(saved(tmp_path, swapped))
+    assert torch.equal(train.x, torch.tensor(a["x_train"] / a["x_train"].max()).float()[:, None]) and train.y.tolist() == [1, 0, 1, 0, 1, 0]
+
+@pytest.mark.parametrize("place", ["s3://bucket/x.npz", "file:///tmp/x.npz", "http://host/x.npz", "~nobody-here/x.npz", "a\0b.npz", "x" * 300 + ".npz"])
+def test_what_is_no_place_on_this_machine(place):
+    for ask in (load, arrays.source, arrays.read):
+        with pytest.raises(ValueError, match="dataset="): ask(place)
+    with pytest.raises(ValueError, match="scores="): datasets.c_scores(place, source())
+
+# --- what a data set holds, before its inputs are read
+
+def test_what_a_file_holds_is_what_is_loaded(tmp_path):
+    path = saved(tmp_path, keras(x_train=np.zeros((6, 4, 5, 3), np.uint8), x_test=np.zeros((2, 4, 5, 3), np.uint8)))
+    train, test = load(path)
+    there = arrays.source(path)
+    assert there.shape == tuple(train.x.shape[1:]) and sum(there.counts.values()) == len(train) and there.tests == len(test) and there.counts == {2: 3, 5: 3}
+
+@pytest.mark.parametrize("share, seed", [(None, 0), (0.3322, 3), (0, 1)])
+def test_what_digits_hold(share, seed):
+    there, (train, test) = arrays.source("digits", share, seed), load("digits", test_share=share, seed=seed)
+    assert there.shape == (1, 8, 8) and list(there.counts.values()) == torch.bincount(train.y).tolist() and there.tests == (0 if test is None else len(test))
+
+def test_the_published_numbers_of_mnist(tmp_path):
+    if not (USERS_DATA and Path(USERS_DATA, "MNIST", "raw").is_dir()): pytest.skip("$MEMNB_DATA holds no MNIST/raw")
+    (tmp_path / "MNIST").symlink_to(Path(USERS_DATA, "MNIST").resolve())
+    published = arrays.source("mnist", root=tmp_path)
+    load("mnist", root=tmp_path)
+    assert (tmp_path / "mnist.npz").is_file() and arrays.source("mnist", root=tmp_path) == published
+
+# --- calls with values of another kind
+
+ODD = [None, True, "x", b"x", [], {}, [[1], [2, 3]], ["a"], -1, 0.5, 1e308, float("nan"), 10**400, 2**64, object(), range(2**70), np.array("x"), np.zeros((2, 2)), torch.tensor(3), torch.zeros(4, 2), Exception]
+FINE = dict(x=torch.rand(6, 3), y=torch.arange(6) % 3, clean=torch.arange(6) % 3)
+
+class Items:
+    "A torch data set of one item, over and over."
+    def __init__(self, item): self.item = item
+    def __len__(self): return 3
+    def __getitem__(self, i): return self.item
+
+CALLS = {
+    **{f"NoisyDataset {k}": lambda v, k=k: NoisyDataset(**FINE | {k: v}) for k in ("x", "y", "clean", "index", "n_classes")},
+    **{f"corrupt {k}": lambda v, k=k: corrupt(NoisyDataset(**FINE), **dict(rho=0.2) | {k: v}) for k in ("rho", "noise", "seed", "matrix")},
+    **{f"load {k}": lambda v, k=k: load(**dict(name="digits") | {k: v}) for k in ("name", "classes", "n", "test_share", "scale", "seed", "device")},
+    "matrix": lambda v: corrupt(NoisyDataset(**FINE), noise="matrix", matrix=v), "data": lambda v: corrupt(v, 0.1),
+    "split": lambda v: NoisyDataset(**FINE).split(v), "split's seed": lambda v: NoisyDataset(**FINE).split(0.5, v), "subset": lambda v: NoisyDataset(**FINE).subset(v), "to": lambda v: NoisyDataset(**FINE).to(v),
+    "from_torch": from_torch, "item": lambda v: from_torch(Items(v)), "input": lambda v: from_torch(Items((v, 1))), "label": lambda v: from_torch(Items((torch.zeros(2), v))),
+    "scores": lambda v: datasets.c_scores(v, source()), "scored data": lambda v: datasets.c_scores("scores.npz", v), "source": arrays.source,
+}
+
+@pytest.mark.parametrize("call", CALLS)
+def test_values_of_another_kind_are_taken_or_refused_with_a_word(call):
+    for value in ODD:
+        try: CALLS[call](value)
+        except (ValueError, OSError) as e: assert len(str(e)) > 15, value

@@ -15,6 +15,8 @@ import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
+from memnb.stores import seal
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs/site"))
 import pages
@@ -179,11 +181,17 @@ def test_reproduction(tmp_path):
 
 def test_comparison(tmp_path):
     assert "Nothing measured yet" in pages.comparison(tmp_path / "audit.csv")
-    rows = [["digits", "wrong", "0.1000", seed, method, cost, auc, 0.5] for seed, method, cost, auc in ((1, "margin alone", 1, 0.7), (1, "audit", 4, 0.9), (2, "audit", 4, 0.8), (1, "cleanlab, at the end", 4, 0.75))]
-    with open(tmp_path / "audit.csv", "w", newline="") as f: csv.writer(f).writerows(["data noise rho seed method cost auc precision".split(), *rows])
+    head = "data ratio noise rho seed method cost auc precision class_precision worst_class suggested".split()
+    methods = ((1, "margin alone", 1, 0.7, ""), (1, "audit", 1, 0.9, 0.6), (2, "audit", 1, 0.8, 0.7), (1, "cleanlab, at the end", 4, 0.75, 0.5))
+    rows = [["digits", 20, "wrong", "0.1000", seed, method, cost, auc, 0.5, 0.4, 0.1, right] for seed, method, cost, auc, right in methods]
+    with open(tmp_path / "audit.csv", "w", newline="") as f:
+        csv.writer(f).writerows([head, *rows])
     text = pages.comparison(tmp_path / "audit.csv")
-    assert "| data | noise | rate | audit (4) | cleanlab, at the end (4) | margin alone (1) |" in text
-    assert "| digits | wrong | 0.1 | 0.850 | 0.750 | 0.700 |" in text and "| digits | wrong | 0.1 | 0.500 | 0.500 | 0.500 |" in text
+    assert "| data | largest to smallest class | noise | rate | audit (1) | cleanlab, at the end (4) | margin alone (1) |" in text
+    assert "| digits | 20 to 1 | wrong | 0.1 | 0.850 | 0.750 | 0.700 |" in text
+    assert "| digits | 20 to 1 | wrong | 0.1 | 0.500 | 0.500 | 0.500 |" in text
+    assert "| digits | 20 to 1 | wrong | 0.1 | 0.400 | 0.400 | 0.400 |" in text
+    assert "| digits | 20 to 1 | wrong | 0.1 | 0.650 | 0.500 |" in text  # a single score suggests nothing
 
 
 def test_signature():
@@ -198,6 +206,7 @@ def result(folder, figure: str, verdict: str, **parameters):
     folder.mkdir(parents=True)
     (folder / "params.json").write_text(json.dumps(dict(parameters=parameters)))
     pl.DataFrame(dict(figure=[figure], statement=["s"], rho=[0.2], ours=[0.123456], verdict=[verdict])).write_parquet(folder / "claims.parquet")
+    seal(folder)
 
 
 def test_claims_are_collected_and_replaced(tmp_path):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from memnb.datasets import corrupt, load
 from memnb.dynamics import (approximations, class_separation, components, cosine, directional, follow, gate_similarity, onset_signal,
                             radial, rate, target_vectors, update_rates)
-from memnb.flow import ReLUField, gradient_flow
+from memnb.flow import ReLUField, flow, gradient_flow
 from memnb.models import TwoLayerReLU, two_layer
 
 
@@ -128,3 +128,55 @@ def test_distance_from_the_start_against_the_weights():
     last = run.rows.filter(group="net").row(-1, named=True)
     assert last["moved"] == pytest.approx(((w - w0).norm() / w0.norm()).item(), rel=1e-4)
     assert last["cos_first"] == pytest.approx(torch.nn.functional.cosine_similarity(w, w0, dim=1).mean().item(), rel=1e-4)
+
+
+def rows_of(run):
+    "(time, group) -> what was seen."
+    return {(r["time"], r["group"]): r for r in run.rows.iter_rows(named=True)}
+
+
+@pytest.mark.parametrize("method, options", [("rkc", {}), ("gd", dict(lr=0.25))])
+def test_what_is_seen_at_a_time_does_not_depend_on_the_other_times(method, options):
+    data = corrupt(load("digits", classes=(0, 1), n=60, test_share=0)[0], 0.2)
+    model = TwoLayerReLU(64, 12, 0.1)
+    run = lambda times: rows_of(gradient_flow(model, data, times, method, [follow()], **options))
+    whole = run([0, 1, 4, 10, 20])
+    for times in ([1, 20], [4], [20]):
+        for place, row in run(times).items():
+            assert row.keys() == whole[place].keys()
+            for quantity in row.keys() - {"group"}:
+                assert row[quantity] == whole[place][quantity], quantity
+    assert run([1])[1.0, "net"]["moved"] > 0.01
+
+
+def test_distances_are_from_the_untrained_network_where_recording_begins_later():
+    data = corrupt(load("digits", classes=(0, 1), n=60, test_share=0)[0], 0.2)
+    model = TwoLayerReLU(64, 12, 0.1)
+    (_, net), = flow(model, data, [20])
+    w0, w = model.state_dict()["hidden.weight"].double(), net.state_dict()["hidden.weight"].double()
+    row = follow()(20.0, net)[2]
+    assert row["moved"] == pytest.approx(((w - w0).norm() / w0.norm()).item(), rel=1e-4)
+
+
+def test_an_observer_of_two_runs_takes_each_from_its_own_beginning():
+    data = corrupt(load("digits", classes=(0, 1), n=60, test_share=0)[0], 0.2)
+    observe, models = follow(), [TwoLayerReLU(64, 12, 0.1, seed) for seed in (0, 1)]
+    seen = [rows_of(gradient_flow(m, data, [5], observe=[observe])) for m in models]
+    alone = [rows_of(gradient_flow(m, data, [5], observe=[follow()])) for m in models]
+    assert seen == alone
+
+
+def test_snapshots_of_ones_own_need_a_beginning(case):
+    data, model, net = case
+    with pytest.raises(ValueError, match="first snapshot is at time 3"):
+        follow()(3.0, net)
+    observe = follow()
+    observe(0.0, net)
+    assert observe(3.0, net)[2]["moved"] == 0
+    with pytest.raises(ValueError, match="first snapshot is at time 2"):
+        observe(2.0, net)  # another run
+    begun = replace(net, first=two_layer(TwoLayerReLU(64, 9, std=0.2, seed=3).double(), data))
+    assert follow()(3.0, begun)[2]["moved"] > 0.5
+    other = two_layer(TwoLayerReLU(64, 5).double(), data)
+    with pytest.raises(ValueError, match="another network"):
+        follow()(3.0, replace(net, first=other))

@@ -105,7 +105,10 @@ def test_n():
 
 
 def test_digits_alone_have_a_test_share(tmp_path):
-    assert params().test_share == 0.3322 and params(dataset=str(tmp_path / "own.npz")).test_share is None
+    x, y = np.zeros((40, 3)), np.arange(40) % 4
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    assert params().test_share == 0.3322
+    assert params(dataset=str(tmp_path / "own.npz"), n=40).test_share is None
 
 
 # recorded epochs
@@ -402,3 +405,45 @@ def test_a_pictures_subtitle_says_data_and_size():
     assert latent.about(params(n=100), None) == "preset ci, digits, 100 examples, mlp, 1 seed"
     data, _, _ = latent.prepare(params(preset="quick"), 0.2, 0)
     assert latent.about(params(preset="quick"), data) == "preset quick, digits, mlp, 3 seeds, 1,200 training examples"
+
+
+# what later cells need, before any work
+
+def own(path, n=40, k=4, tests=8, shape=(3,)):
+    "A file of data with so many training examples of k classes."
+    x, y = np.zeros((n, *shape)), np.arange(n) % k
+    np.savez(path, x_train=x, y_train=y, x_test=x[:tests], y_test=y[:tests])
+    return str(path)
+
+
+@pytest.mark.parametrize("file, given, says", [
+    (dict(tests=0), {}, "0 test examples; two classes at least and a test set are needed"), (dict(k=1), dict(n=4), "has 1 classes"),
+    ({}, dict(n=42), "n=42 must be a multiple of 4, the number of classes, and at most 40"), ({}, dict(n=44), "at most 40"),
+    ({}, dict(n=40, model="cnn"), "model='cnn' needs pictures.*\\(3,\\)"), (dict(shape=(30, 30, 3)), dict(n=40, model="alexnet"), "63 x 63 or more"),
+    (dict(shape=(4, 4)), dict(n=40, model="cnn", widths="3"), "too small for 3 blocks")])
+def test_data_that_a_figure_cannot_use(file, given, says, tmp_path):
+    with pytest.raises(ValueError, match=says): params(dataset=own(tmp_path / "own.npz", **file), **given)
+
+
+@pytest.mark.parametrize("given, says", [
+    (dict(epochs=30), "changes the last layer at epoch 40"), (dict(every=7), r"epochs=60 and every=7 record \[0.0, 2.0.*epoch 40, which must be among them")])
+def test_an_exchange_at_an_epoch_that_is_not_recorded(given, says):
+    with pytest.raises(ValueError, match=says): params("latent_interventions", **given)
+    assert params(**given)
+
+
+@pytest.mark.parametrize("given, says", [
+    (dict(widths="16.7"), "widths=\\[16.7\\] must be whole numbers of units"), (dict(model="alexnet", dataset="tiny_imagenet", n=200, widths="1,2"), "must be one factor"),
+    (dict(momentum=0.5, optimizer="adam"), "momentum=0.5 is of optimizer sgd; optimizer=adam has none"), (dict(epochs=10**6, every=1), "more than 10,000 recorded times")])
+def test_values_that_do_not_go_together(given, says):
+    with pytest.raises(ValueError, match=says): params(**given)
+
+
+def test_a_seed_that_is_named_twice_is_run_once(): assert params(seeds="1,0,1").seeds == [1, 0]
+
+
+@pytest.mark.parametrize("model, more", [("mlp", dict(widths="16,8")), ("cnn", dict(widths="8", n=20))])
+def test_the_size_of_a_network_that_is_not_made(model, more):
+    p = params(model=model, **more)
+    args = latent.prepare(p, 0, 0)[2]
+    assert latent.size_of(args) == sum(v.numel() for v in build(**args).state_dict().values())

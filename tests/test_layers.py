@@ -1,10 +1,13 @@
 """What is seen of a layer is what it gave or read, a look leaves no trace, and only the layer asked for is put back."""
-from collections import OrderedDict
+import warnings
+from collections import OrderedDict, namedtuple
+from dataclasses import make_dataclass
 import pytest, torch, torchvision
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from memnb.layers import (activations, belongs, capture, channel_dim, edit, evaluating, examples, layer_groups, layer_names, layer_state, linear_layers, owners, parts,
-                          predict, present_examples, put_back)
+from memnb.layers import (activations, belongs, capture, channel_dim, edit, evaluating, examples, first_tensor, hidden_groups, layer_groups, layer_names,
+                          layer_state, linear_layers, owners, parts, predict, present_examples, put_back)
+from memnb.models import build
 from memnb.vision import resnet9, vit
 
 NAMES = ["flat", "fc1", "bn", "act1", "drop", "fc2", "act2", "out"]
@@ -361,13 +364,52 @@ class Recurrent(nn.Module):
         self.lstm, self.head = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 2)
     def forward(self, x): return self.head(self.lstm(x)[0])
 
-@pytest.mark.parametrize("look", [lambda net: capture(net, ["lstm"]), lambda net: edit(net, {"lstm": lambda h: h})])
-def test_a_layer_that_gives_a_tuple(look):
+class Outputs(dict): pass
+
+class Boxed(nn.Module):
+    "A layer that gives more than a tensor."
+    def __init__(self, box):
+        super().__init__()
+        self.fc, self.box = nn.Linear(4, 4), box
+    def forward(self, x): return self.box(self.fc(x))
+
+class Opens(nn.Sequential):
+    def forward(self, x):
+        got = self[0](x)
+        return self[1](first_tensor(got))
+
+Named = namedtuple("Named", "note, hidden")
+Data = make_dataclass("Data", ["hidden", "more"])
+BOXES = dict(tuple=lambda h: (h, h + 1), list=lambda h: [None, h], named=lambda h: Named("text", h), nested=lambda h: ((h,), h),
+             dictionary=lambda h: Outputs(hidden=h, loss=None), dataclass=lambda h: Data(h, 3))
+
+@pytest.mark.parametrize("box", BOXES.values(), ids=BOXES)
+def test_of_a_layer_that_gives_several_things_the_first_tensor_is_meant(box):
+    net, x = Opens(Boxed(box), nn.Linear(4, 2)), torch.randn(3, 4)
+    with capture(net, ["0"]) as got, edit(net, {"0": torch.neg}): out = net(x)
+    hidden = net[0].fc(x)
+    assert torch.equal(got["0"], hidden.detach()) and torch.equal(out, net[1](-hidden))
+    assert type(net[0](x)) is type(box(hidden))
+
+def test_an_lstm_is_looked_at_by_its_outputs():
     net, x = Recurrent(), torch.randn(2, 3, 4)
-    with pytest.raises(TypeError, match="'lstm'.*tuple"), look(net): net(x)
+    (_, a), = activations(net, x, ["lstm", "lstm.input", "head.input"])
+    assert torch.equal(a["lstm"], net.lstm(x)[0]) and torch.equal(a["head.input"], a["lstm"]) and torch.equal(a["lstm.input"], x)
+    assert linear_layers(net, x) == {"head": "lstm"}
+
+def test_a_layer_that_gives_no_tensor():
+    net = nn.Sequential(Boxed(lambda h: "text"), nn.Identity())
+    with pytest.raises(TypeError, match="'0' gives 'text'"), capture(net, ["0"]): net(torch.randn(3, 4))
     assert hooks(net) == 0
-    (_, a), = activations(net, x, ["lstm.input", "head.input"])
-    assert torch.equal(a["lstm.input"], x) and torch.equal(a["head.input"], net.lstm(x)[0])
+
+def test_a_layer_whose_first_dimension_is_time():
+    net = Recurrent()
+    net.lstm.batch_first = False
+    with pytest.raises(ValueError, match=r"'net.lstm.input' gives \(5, 7, 4\) for 7 inputs.*batch_first"):
+        list(activations(nn.Sequential(OrderedDict(turn=Turn(), net=net)), torch.randn(7, 5, 4), ["net.lstm.input"]))
+
+class Turn(nn.Module):
+    def forward(self, x): return x.transpose(0, 1)
 
 # --- edit
 
@@ -466,7 +508,7 @@ def test_the_named_layers_activation_is_what_the_linear_layer_reads(make, shape)
 @pytest.mark.parametrize("net, expected", [
     ("sequential", {"fc1": "flat", "fc2": "drop", "out": "act2"}), ("direct", {"0": "input", "1": "0"}),
     ("functions", {"fc1": "fc1.input", "fc2": "fc2.input", "out": "out.input"}),
-    ("branches", {"trunk.1": "trunk.0", "a": "trunk", "b": "trunk"}), ("recurrent", {"head": "head.input"}),
+    ("branches", {"trunk.1": "trunk.0", "a": "trunk", "b": "trunk"}), ("recurrent", {"head": "lstm"}),
     ("alexnet", {"classifier.1": "classifier.0", "classifier.4": "classifier.3", "classifier.6": "classifier.5"}),
 ])
 def test_linear_layers_by_name(net, expected):
@@ -608,15 +650,16 @@ GROUPED = dict(
     resnet9=(lambda: resnet9((3, 8, 8)), ["conv1", "conv2", "res1", "conv3", "res2", "conv4", "out"]),
     resnet18=(torchvision.models.resnet18, ["conv1", "bn1", *PER_LAYER, "fc"]),
     vit=(lambda: vit(depth=3), ["(root)", "patches", "blocks.0", "blocks.1", "blocks.2", "norm", "out"]),
-    lists=(Listed, ["stem", "blocks.0", "blocks.1", "heads"]), row=(lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), ["0", "2"]),
+    lists=(Listed, ["stem", "blocks.0", "blocks.1", "heads.0", "heads.1"]), row=(lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), ["0", "2"]),
     nested=(nested, ["0.0", "0.2.0", "0.2.1", "1", "2"]), one_layer=(lambda: nn.Linear(2, 2), ["(root)"]), rooted=(Rooted, ["(root)", "a", "b"]),
     small=(small, ["fc1", "bn", "fc2", "out"]), recurrent=(Recurrent, ["lstm", "head"]),
-    dictionary=(lambda: nn.Sequential(nn.ModuleDict(dict(a=nn.Sequential(nn.Linear(2, 2))))), ["0"]),
-    row_of_blocks=(lambda: nn.Sequential(Gain(nn.Sequential(nn.Linear(2, 2)))), ["0"]), row_without_others=(lambda: nn.Sequential(Gain(nn.ReLU())), ["0"]),
+    dictionary=(lambda: nn.Sequential(nn.ModuleDict(dict(a=nn.Sequential(nn.Linear(2, 2))))), ["0.a.0"]),
+    row_of_blocks=(lambda: nn.Sequential(Gain(nn.Sequential(nn.Linear(2, 2)))), ["0.(root)", "0.0.0"]), row_without_others=(lambda: nn.Sequential(Gain(nn.ReLU())), ["0"]),
     shared_layer=(twice, ["0", "2"]), shared_block=(lambda: nn.Sequential(block := twice(), block), ["0", "1"]))
 
 def owners_by_hand(net) -> list:
-    return [name or "(root)" for name, m in net.named_modules(remove_duplicate=False) if any(p is not None for p in m._parameters.values())]
+    own = [name for name, m in net.named_modules(remove_duplicate=False) if any(p is not None for p in m._parameters.values())]
+    return ["(root)" if not name else f"{name}.(root)" if any(other.startswith(name + ".") for other in own) else name for name in own]
 
 def check_partition(net, found, buffers=False):
     "Each parameter is in one of the layers or groups."
@@ -650,8 +693,141 @@ def test_groups_are_a_partition_of_any_tree(tree):
         with pytest.raises(ValueError, match=f"{type(net).__name__} has no parameters"): layer_groups(net)
     else:
         found = layer_groups(net)
-        for name in found: assert name == "(root)" or list(net.get_submodule(name).parameters())
+        for name in found: assert list(net.get_submodule(name.removesuffix("(root)").removesuffix(".")).parameters())
         check_partition(net, found, buffers=True)
+
+# --- parts that can be compared
+
+class Scaled(nn.Module):
+    "A network and a temperature."
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.temperature = net, nn.Parameter(torch.full((1,), 2.0))
+    def forward(self, x): return self.net(x) / self.temperature
+
+class Bias(nn.Module):
+    "Calibration of logits, class by class."
+    def __init__(self, k):
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.ones(k)), nn.Parameter(torch.zeros(k))
+    def forward(self, z): return z * self.scale + self.shift
+
+class Task(nn.Module):
+    "As a training framework holds a network: beside a loss with weights, and with a head that is never used."
+    def __init__(self, net):
+        super().__init__()
+        self.unused, self.model, self.loss = nn.Linear(3, 3), net, nn.CrossEntropyLoss(weight=torch.ones(3))
+    def forward(self, x): return self.model(x)
+
+WRAPS = {  # how a network is wrapped -> the prefix of its layers
+    "DataParallel": (nn.DataParallel, "module."), "compiled": (lambda net: torch.compile(net, backend="eager"), "_orig_mod."),
+    "log-softmax behind": (lambda net: nn.Sequential(net, nn.LogSoftmax(1)), "0."), "dropout behind": (lambda net: nn.Sequential(nn.Identity(), net, nn.Dropout()), "1."),
+    "several": (lambda net: nn.Sequential(OrderedDict(a=nn.Sequential(OrderedDict(b=nn.DataParallel(net))))), "a.b.module."),
+    "temperature": (Scaled, "net."), "a layer of scales": (lambda net: nn.Sequential(net, Bias(3)), "0."), "compiled within": (lambda net: Scaled(torch.compile(net, backend="eager")), "net._orig_mod.")}
+
+class Words(nn.Module):
+    "Of token ids, through an LSTM."
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.lstm, self.head = nn.Embedding(9, 6), nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 3)
+    def forward(self, x): return self.head(self.lstm(x.long())[0][:, -1] if x.ndim > 2 else self.lstm(self.embedding(x.long()))[0][:, -1])
+
+def one_block() -> nn.Module: return torchvision.models.VisionTransformer(image_size=16, patch_size=8, num_layers=3, num_heads=2, hidden_dim=16, mlp_dim=16, num_classes=3)
+
+BARE = {  # name -> network of three classes, shape of its inputs, its hidden parts and its head
+    "mlp": (lambda: build("mlp", shape=(1, 4, 4), widths=(8, 6), n_classes=3), (1, 4, 4), ["fc1", "fc2"], ["out"]),
+    "row": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)), (1, 4, 4), ["1"], ["3"]),
+    "resnet9": (lambda: build("resnet9", shape=(1, 8, 8), width=0.05, n_classes=3), (1, 8, 8), ["conv1", "conv2", "res1", "conv3", "res2", "conv4"], ["out"]),
+    "densenet": (lambda: torchvision.models.DenseNet(4, (2, 2), 6, num_classes=3), (3, 16, 16),
+                 [f"features.{k}" for k in ("conv0", "norm0", "denseblock1", "transition1", "denseblock2", "norm5")], ["classifier"]),
+    "vit": (one_block, (3, 16, 16), ["conv_proj", *(f"encoder.layers.encoder_layer_{i}" for i in range(3)), "encoder.ln"], ["heads"]),
+    "body and head": (lambda: nn.Sequential(OrderedDict(body=nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU()), head=nn.Linear(8, 3))), (1, 4, 4),
+                      ["body.1", "body.3", "body"], ["head"]),
+    "head of three layers": (lambda: nn.Sequential(OrderedDict(body=nn.Conv2d(1, 4, 3), head=nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3)))), (1, 4, 4),
+                             ["body", "head.1", "head.3"], ["head.5"]),
+    "words": (Words, (7,), ["embedding", "lstm"], ["head"])}
+
+def some(shape, n=4) -> torch.Tensor: return torch.rand(n, *shape, generator=torch.Generator().manual_seed(0))
+
+@pytest.mark.parametrize("make, shape, hidden, head", BARE.values(), ids=BARE)
+def test_hidden_parts_of_a_network(make, shape, hidden, head):
+    net, x = make(), some(shape)
+    before = modes(net), hooks(net), [p.requires_grad for p in net.parameters()]
+    with warnings.catch_warnings(action="error"): found = hidden_groups(net, x, head=True)
+    assert found == hidden + head and hidden_groups(net, x) == hidden
+    assert (modes(net), hooks(net), [p.requires_grad for p in net.parameters()]) == before and all(p.grad is None for p in net.parameters())
+
+@pytest.mark.parametrize("wrap, prefix", WRAPS.values(), ids=WRAPS)
+@pytest.mark.parametrize("make, shape, hidden, head", [BARE[k] for k in ("mlp", "row", "densenet", "vit", "words")], ids=["mlp", "row", "densenet", "vit", "words"])
+def test_a_network_has_the_same_parts_in_whatever_it_is_wrapped(make, shape, hidden, head, wrap, prefix):
+    net, x = make().eval(), some(shape)
+    wrapped = wrap(net).eval()
+    wrapped(x)  # a compiled network is compiled before it is looked at
+    assert hidden_groups(wrapped, x) == [prefix + k for k in hidden]
+    inner = [k for k in layer_groups(wrapped) if k.startswith(prefix)]
+    assert [k.removeprefix(prefix) for k in inner] == layer_groups(net)
+    check_partition(wrapped, layer_groups(wrapped))
+    (_, bare), = activations(net, x, hidden)
+    (_, seen), = activations(wrapped, x, [prefix + k for k in hidden])
+    assert all(torch.equal(bare[k], seen[prefix + k]) for k in hidden)
+    assert {prefix + k: v if v == "input" else prefix + v for k, v in linear_layers(net, x).items()} == linear_layers(wrapped, x)
+
+def test_a_network_beside_other_things():
+    net = build("mlp", shape=(1, 4, 4), widths=(8, 6), n_classes=3)
+    with pytest.warns(UserWarning, match="left out: unused is never called"): found = hidden_groups(Task(net), some((1, 4, 4)))
+    assert found == ["model.fc1", "model.fc2"]
+
+class Heads(nn.Module):
+    "Defined before its body; two of them are averaged."
+    def __init__(self, two):
+        super().__init__()
+        self.out, self.other, self.body = nn.Linear(8, 3), nn.Linear(8, 3), nn.Linear(16, 8)
+        self.two = two
+    def forward(self, x):
+        h = self.body(x.flatten(1)).relu()
+        return (self.out(h) + self.other(h)) / 2 if self.two else self.out(h)
+
+def test_the_head_is_the_last_that_is_called():
+    x = some((1, 4, 4))
+    assert hidden_groups(Heads(True), x, head=True) == ["body", "out", "other"]
+    with pytest.warns(UserWarning, match="other is never called"): assert hidden_groups(Heads(False), x, head=True) == ["body", "out"]
+
+def test_two_networks_that_are_averaged():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = (build("mlp", shape=(1, 4, 4), widths=(8, 6), n_classes=3) for _ in range(2))
+        def forward(self, x): return self.a(x) + self.b(x)
+    assert hidden_groups(Both(), some((1, 4, 4)), head=True) == ["a.fc1", "a.fc2", "b.fc1", "b.fc2", "a.out", "b.out"]
+
+@pytest.mark.parametrize("net, shape, says", [
+    (Repeats(2), (12,), "fc is called 2 times in a pass"),
+    (nn.Sequential(Turn(), nn.Linear(4, 4), Turn(), nn.Flatten(), nn.Linear(20, 3)), (5, 4), r"1 gives torch.float32 \(5, 3, 4\) for 3 inputs")])
+@pytest.mark.filterwarnings("ignore:.*only its input is looked at")
+def test_parts_that_cannot_be_compared_are_named(net, shape, says):
+    with pytest.warns(UserWarning, match=f"left out: {says}"): hidden_groups(net, some(shape))
+
+@pytest.mark.parametrize("net", [nn.Linear(4, 3), nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), nn.Sequential(nn.Sequential(nn.Linear(4, 3)), nn.LogSoftmax(1)), Repeats(2)], ids=str)
+@pytest.mark.filterwarnings("ignore:parts that cannot be compared")
+def test_that_only_the_input_is_left_is_said(net):
+    x = some((12,) if isinstance(net, Repeats) else (4,))
+    with pytest.warns(UserWarning, match=f"{type(net).__name__} has no hidden part that can be compared, so only its input is looked at"): assert hidden_groups(net, x) == []
+
+BODIES = {"resnet18": ["conv1", "bn1", *PER_LAYER, "fc"],
+          "densenet121": [*(f"features.{k}" for k in ("conv0", "norm0", "denseblock1", "transition1", "denseblock2", "transition2", "denseblock3", "transition3", "denseblock4", "norm5")), "classifier"],
+          "vit_b_16": ["(root)", "conv_proj", "encoder.(root)", *(f"encoder.layers.encoder_layer_{i}" for i in range(12)), "encoder.ln", "heads"],
+          "swin_t": [*(f"features.{k}" for k in ("0", "1.0", "1.1", "2", "3.0", "3.1", "4", *(f"5.{i}" for i in range(6)), "6", "7.0", "7.1")), "norm", "head"],
+          "convnext_tiny": [*(f"features.{k}" for k in ("0", "1.0", "1.1", "1.2", "2", "3.0", "3.1", "3.2", "4", *(f"5.{i}" for i in range(9)), "6", "7.0", "7.1", "7.2")), "classifier"],
+          "efficientnet_b0": [*(f"features.{k}" for k in ("0", "1.0", "2.0", "2.1", "3.0", "3.1", "4.0", "4.1", "4.2", "5.0", "5.1", "5.2", "6.0", "6.1", "6.2", "6.3", "7.0", "8")), "classifier"],
+          "mobilenet_v3_small": [*(f"features.{i}" for i in range(13)), "classifier"]}
+
+@pytest.mark.parametrize("name, expected", BODIES.items(), ids=BODIES)
+def test_parts_of_networks_from_torchvision(name, expected):
+    with torch.device("meta"):
+        net = torchvision.models.get_model(name)
+        wrapped = nn.Sequential(nn.Identity(), nn.DataParallel(net))
+    assert layer_groups(net) == expected and layer_groups(wrapped) == [f"1.module.{k}" for k in expected]
+    check_partition(wrapped, layer_groups(wrapped))
 
 # --- channels
 

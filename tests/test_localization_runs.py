@@ -3,6 +3,7 @@ import json, re
 from pathlib import Path
 import numpy as np, polars as pl, pytest, torch
 from polars.testing import assert_frame_equal
+from sklearn.datasets import load_digits
 from torch import nn
 from memnb import localization_runs as runs, trainer
 from memnb.accounting import Accounting
@@ -55,6 +56,35 @@ def test_the_paper_takes_all_there_is_unless_n_is_given(): assert params(preset=
 ])
 def test_bad_values_say_what_was_given_and_what_is_allowed(given, says):
     with pytest.raises(ValueError, match=says): params(**given)
+
+@pytest.mark.parametrize("figure, given, says", [
+    *(("localization_gradients", dict(epochs=e), f"epochs={e} has no epoch between 30 and 40%") for e in (1, 2, 4, 7)),
+    ("localization_atypical", dict(scores="nosuch.npz", threshold=0.5), "scores='nosuch.npz': there is no such file"), ("localization_atypical", dict(scores="s3://b/x.npz", threshold=0.5), "scores="),
+    ("localization_rewinding", dict(n=305), "n=305 must be a multiple of 10"), ("localization_rewinding", dict(n=10_000), "at most 1110"), ("localization_rewinding", dict(dataset="nosuch.npz"), "no such file"),
+    ("localization_rewinding", dict(model="vit", width=99), "width=99.* take"), ("localization_rewinding", dict(width=1e9), "width=1000000000.0 must be above 0"),
+])
+def test_what_later_cells_need_is_asked_for_at_once(figure, given, says, monkeypatch):
+    monkeypatch.setattr("memnb.arrays.free_memory", lambda: 2.0**30)
+    with pytest.raises((ValueError, OSError), match=says): runs.parameters(figure, **{k: None for k in NAMES} | dict(rho=0.1, noise="wrong", noise_seed=0, preset="ci", out="", store="") | given)
+
+@pytest.mark.parametrize("epochs", [3, 5, 6, 8, 9, 10, 11, 50])
+def test_epochs_at_which_the_layers_can_be_compared(epochs):
+    assert runs.parameters("localization_gradients", **{k: None for k in NAMES} | dict(rho=0.1, noise="wrong", noise_seed=0, preset="ci", out="", store="", epochs=epochs)).epochs == epochs
+
+@pytest.mark.parametrize("given, says", [
+    (dict(p_gen=0.4, p_mem=0.2, cells="0.01"), "p_gen=0.01 leaves none of the"), (dict(rhos="0.1,0.999"), "rho=0.999 of 20 examples gives 20 wrong labels"),
+])
+def test_what_the_last_trainings_need_is_asked_for_before_the_first(given, says):
+    p = params(**dict(model="mlp", width=0.03, n=20) | given)
+    with pytest.raises(ValueError, match=says): runs.expect(p, 1)
+
+@pytest.mark.parametrize("threshold, atypical", [(0.001, 0), (0.999, 60)])
+def test_scores_that_leave_one_group_empty(threshold, atypical, tmp_path):
+    y = load_digits().target
+    np.savez(tmp_path / "scores.npz", scores=np.full(len(y), 0.5), labels=y)
+    p = runs.parameters("localization_atypical", **{k: None for k in NAMES if k not in ("rhos", "examples", "cells", "shares")} | TINY | dict(noise_seed=0, preset="ci", out="", store="", threshold=threshold, scores=str(tmp_path / "scores.npz"), rho=0.2, noise="wrong"))
+    del p["rho"]
+    with pytest.raises(ValueError, match=f"threshold={threshold} makes {atypical} of 60 examples atypical"): runs.expect(p, 1)
 
 def test_unknown_names(monkeypatch):
     from memnb import experiments
@@ -190,7 +220,7 @@ def test_other_runs_have_other_folders(tmp_path):
     for change in (dict(lr=0.05), dict(batch=30), dict(epochs=2), dict(width=0.02), dict(rho=0.3), dict(noise="pair"), dict(noise_seed=1), dict(n=50), dict(model="cnn")):
         made(params(**tiny | change))
         assert len(folders(p)) == (k := k + 1), change
-    made(p), made(params(**tiny | dict(figure_of_its_own=1, seeds="3", rhos="0.3")))
+    made(p), made(params(**tiny | dict(examples=7, seeds="3", rhos="0.3")))
     assert len(folders(p)) == k
 
 def test_the_home_folder_is_meant_by_a_tilde(tmp_path, monkeypatch):
@@ -233,7 +263,9 @@ def test_expected_disk_is_about_what_is_used(tmp_path):
     used = sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file()) / 2**20
     assert used == pytest.approx(int(SAYS.match(runs.expect(p, 1))[5]), abs=1)
 
-def test_expected_where_no_label_is_wrong(): assert SAYS.match(runs.expect(params(model="mlp", width=0.05, n=20, noise="flip"), 1))
+def test_a_rate_that_leaves_no_label_wrong_is_refused_before_any_training():
+    p = params(model="mlp", width=0.05, n=20, noise="flip")
+    with pytest.raises(ValueError, match="rho=0.1 of 20 examples gives 0 wrong labels"): runs.expect(p, 1)
 
 def test_marked():
     p = params(**TINY | dict(noise="redraw"))

@@ -177,8 +177,8 @@ def test_a_thin_alexnet(width):
     with pytest.raises(RuntimeError): net(torch.zeros(2, 3, 62, 62))
 
 @pytest.mark.parametrize("make, args, says", [
-    (mlp, dict(shape=(4,), widths=()), r"widths=\[\]"), (mlp, dict(shape=(4,), widths=(3, 0)), r"widths=\[3, 0\] must be 1 or more"),
-    (mlp, dict(shape=(4,), n_classes=1), "n_classes=1 2 or more"), (cnn, dict(shape=(1, 8, 8), widths=(-1,)), r"widths=\[-1\]"),
+    (mlp, dict(shape=(4,), widths=()), r"widths=\(\) must be whole numbers in a row"), (mlp, dict(shape=(4,), widths=(3, 0)), r"widths=\(3, 0\) must be whole numbers in a row, each 1 or more"),
+    (mlp, dict(shape=(4,), n_classes=1), "n_classes=1 must be 2 or more"), (cnn, dict(shape=(1, 8, 8), widths=(-1,)), r"widths=\(-1,\)"),
     (cnn, dict(shape=(28, 28)), r"shape=\(28, 28\) must be \(channels, height, width\)"),
     (cnn, dict(shape=(1, 7, 7)), r"\(1, 7, 7\) are too small for 3 blocks"),
     (alexnet, dict(width=0), "width=0 must be above 0"), (alexnet, dict(width=-1), "width=-1"),

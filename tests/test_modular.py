@@ -20,6 +20,26 @@ APPLY = {"square": lambda s: s * s, "abs": abs, "relu": lambda s: max(s, 0.0)}
 TORCH = {"square": lambda s: s**2, "abs": torch.abs, "relu": F.relu}
 every_operation, every_activation = pytest.mark.parametrize("operation", OPERATIONS), pytest.mark.parametrize("activation", APPLY)
 
+@pytest.mark.parametrize("p", [4, 8, 9, 25, 26, 121, 999_999, 10**6])
+def test_the_nearest_prime_by_trial(p):
+    near = min((q for q in range(3, 10**6) if abs(q - p) < 200 and all(q % k for k in range(2, math.isqrt(q) + 1))), key=lambda q: abs(q - p))
+    with pytest.raises(ValueError, match=f"the nearest prime is {near}$"): check_modulus(p, "mul")
+
+@pytest.mark.parametrize("p", [10**6 + 1, 10**18, 7.0, True, "7", None])
+def test_a_modulus_of_no_table(p):
+    for ask in (lambda: table(p), lambda: is_prime(p), lambda: check_modulus(p, "mul")):
+        with pytest.raises(ValueError, match="P=.* must be a whole number, at most 1,000,000"): ask()
+
+def test_a_table_that_does_not_fit():
+    with pytest.raises(ValueError, match="the table of P=1000000, 1,000,000,000,000 pairs .* TB of memory"): table(10**6)
+
+@pytest.mark.parametrize("how", [dict(epochs=v) for v in ("1", 1.5, None, 10**10)] + [dict(lr=v) for v in (None, "x", math.nan, math.inf, 10**400)] + [dict(weight_decay=v) for v in ([], -1)]
+                         + [dict(times=v) for v in (3, "012", range(10**12), [[1]], [None])] + [dict(checkpoints=v) for v in (1, range(10**12), [[2]])] + [dict(device=v) for v in ("gpu", None.__class__, 3.5)]
+                         + [dict(net=v) for v in (None, torch.nn.Linear(2, 2))] + [dict(data=v) for v in (None, [1], "x")] + [dict(test="x")])
+def test_training_of_what_is_none(how):
+    fine = dict(net=ModularNet(5, 4), data=table(5)[0], epochs=2)
+    with pytest.raises(ValueError, match=".{15}"): modular.fit_modular(**fine | how)
+
 def double(*parts: NoisyDataset) -> list[NoisyDataset]: return [replace(d, x=d.x.double()) for d in parts]
 
 def net64(p=7, width=6, activation="square", seed=0) -> ModularNet: return ModularNet(p, width, activation, seed).double()
@@ -333,7 +353,7 @@ def test_default_times(epochs):
     assert t[0] == 0 and t[-1] == epochs and len(t) <= 101 and (t.diff() > 0).all() and t.diff()[:-1].unique().numel() <= 1
 
 @pytest.mark.parametrize("how, says", [
-    (dict(epochs=0), "epochs=0 must be a whole number, 1 or more"), (dict(epochs=-3), "epochs=-3"),
+    (dict(epochs=0), "epochs=0 must be a whole number"), (dict(epochs=-3), "epochs=-3"),
     (dict(times=[2, 1]), r"times must be whole, increase and lie in \[0, 12\]"), (dict(times=[1, 1]), "increase"), (dict(times=[-1, 3]), "increase and lie"), (dict(times=[0, 13]), "lie in"),
     (dict(checkpoints=[5], times=[0, 12]), r"checkpoints \[5\] are not among the times"), (dict(checkpoints=[99]), r"checkpoints \[99\]"), (dict(lr=-1.0), "(?i)learning rate|lr="),
 ])

@@ -3,7 +3,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-import polars as pl, pytest, torch
+import numpy as np, polars as pl, pytest, torch
 from polars.testing import assert_frame_equal
 from memnb import modular_runs as runs
 from memnb.datasets import NoisyDataset
@@ -115,6 +115,35 @@ def test_bad_values_say_what_was_given_and_what_is_allowed(figure, given, says, 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=says): params(figure, **given)
     assert not list(tmp_path.iterdir())
+
+def pictures_file(path: Path, per_class=450, k=10, tests=20) -> str:
+    n = per_class * k
+    x, y = np.zeros((n, 2)), np.arange(n) % k
+    np.savez(path, x_train=x, y_train=y, x_test=x[:tests], y_test=y[:tests])
+    return str(path)
+
+@pytest.mark.parametrize("file, rhos, says", [
+    (dict(k=5), "0.6", "has no label 5; pictures of the classes 0 to 9"), (dict(per_class=300), "0.6", "has 3000 balanced examples of 10 classes; 4000 are asked for"),
+    (dict(per_class=450), "0.2", "has 900 balanced examples of 2 classes"), (dict(tests=0), "0.6", "has no test set")])
+def test_pictures_of_the_second_half_are_looked_at_first(file, rhos, says, tmp_path):
+    path = pictures_file(tmp_path / "own.npz", **file)
+    with pytest.raises(ValueError, match=says): params("modular_partition", dataset=path, rho=0.6, rhos=rhos)
+
+def test_pictures_that_are_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="dataset=.*nosuch.npz: there is no such file"): params("modular_partition", dataset=str(tmp_path / "nosuch.npz"))
+    assert params("modular_partition", dataset=pictures_file(tmp_path / "own.npz"), rho=0.6, rhos="0.7").rhos == [0.6, 0.7]
+
+def test_pictures_that_cannot_be_had_are_missed_before_any_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMNB_DATA", str(tmp_path))
+    def offline(*_, **__): raise OSError("no network")
+    monkeypatch.setattr("torchvision.datasets.SVHN", offline)
+    with pytest.raises(FileNotFoundError, match="svhn is not in"): runs.expect(params("modular_partition", dataset="svhn"), 1)
+
+@pytest.mark.parametrize("figure, given, says", [
+    ("modular_extraction", dict(modulus=10**9), "modulus=1000000000 must be at least 3 and at most 1,000,000"), ("modular_extraction", dict(modulus=999_983), "modulus=999983, width=129: this takes about .* TB"),
+    ("modular_order", dict(lr=1, weight_decay=2), "lr=1 times 2 of weight_decay must be below 2"), ("modular_width", dict(decays="0,300"), "lr=0.01 times 300 of decays")])
+def test_what_cannot_be_trained(figure, given, says):
+    with pytest.raises(ValueError, match=says): params(figure, **given)
 
 def test_any_modulus_will_do_where_nothing_is_multiplied():
     assert params(modulus=30).modulus == 30 and params("modular_extraction", modulus=30, operations="add,sub").operation == "add"

@@ -205,16 +205,30 @@ def test_logistic_where_moments_would_be_smaller(probes):
     p = Logistic().fit(data.x, data.y)
     assert said(probe_model(small(), data, test, ["input"], probes), layer="input") == [right(p.predict(test.x), test.y)]
 
-def test_collected_rows_and_moments():
+@pytest.mark.parametrize("rows", [False, True])
+def test_collected_moments_do_not_depend_on_rows_beside_them(rows):
     data, _ = clusters()
     net = small()
     (_, a), = activations(net, data.x, ["1"])
-    for rows in (False, True):
-        s = collect(net, data, ["1"], rows, batch=11)["1"].finish()
-        assert (s.rows is not None) == rows and s.count.tolist() == data.y.bincount().tolist()
-        for c in range(3):
-            torch.testing.assert_close(s.wide(s.mean)[c], a["1"][data.y == c].mean(0))
-            torch.testing.assert_close(s.energy[c], a["1"][data.y == c].square().sum())
+    s = collect(net, data, ["1"], rows, batch=11)["1"].finish()
+    assert (s.x is not None) == rows and s.moments is not None and s.count.tolist() == data.y.bincount().tolist()
+    for c in range(3):
+        mine = a["1"][data.y == c].double()
+        torch.testing.assert_close(s.wide(s.mean)[c], mine.mean(0))
+        torch.testing.assert_close(s.energy[c], mine.square().sum())
+        torch.testing.assert_close(s.moments[c], mine.T @ mine)
+
+@pytest.mark.parametrize("n", [90, 4000])
+@pytest.mark.parametrize("share", [0.9, 0.99])
+def test_a_probe_is_the_same_whatever_is_asked_for_beside_it(n, share):
+    data, test = clusters(n, 300)
+    net = small()
+    alone = probe_model(net, data, test, probes={"masc": MASC(share), "velpic": VeLPIC()})
+    beside = probe_model(net, data, test, probes={"masc": MASC(share), "velpic": VeLPIC(), "logistic": Logistic(max_iter=3)})
+    answers = [probe_answers(net, data, None, probes) for probes in (["masc"], ["masc", "logistic"])]
+    assert [r for r in beside if r["probe"] != "logistic"] == alone
+    for key, said_alone in answers[0].items():
+        assert torch.equal(said_alone, answers[1][key])
 
 def observed(model, data, test, **options) -> list[dict]: return prober(**options)(SimpleNamespace(model=model, data=data, test=test))
 
@@ -238,7 +252,10 @@ def test_the_warning_points_at_the_caller():
 @pytest.mark.parametrize("groups, passes", [(("test",), 1), (ALL, 2), (("clean",), 2)])
 def test_passes_over_the_training_set(groups, passes):
     (data, test), net, seen = clusters(), small(), []
-    net.register_forward_pre_hook(lambda m, a: seen.append((torch.isin(a[0][:, 0], data.x[:, 0]).sum().item(), len(a[0]))))
+    def look(module, args):
+        if len(args[0]) > 2:  # two examples show beforehand that they fit the network
+            seen.append((torch.isin(args[0][:, 0], data.x[:, 0]).sum().item(), len(args[0])))
+    net.register_forward_pre_hook(look)
     probe_model(net, data, test, ["input", "1", "3"], tuple(PROBES), groups, batch=32)
     train, both = map(sum, zip(*seen))
     assert train == passes * len(data) and both - train == len(test) * ("test" in groups)
@@ -249,7 +266,7 @@ def test_a_prober_makes_one_pass_a_recorded_time():
     look(s)
     net.register_forward_pre_hook(lambda m, a: seen.append(len(a[0])))
     look(s)
-    assert sum(seen) == len(data) + len(test)
+    assert sum(seen) - 2 == len(data) + len(test)  # two examples show beforehand that they fit the network
 
 # --- a run
 
@@ -291,7 +308,7 @@ def test_chosen_times():
 
 def test_times_without_a_checkpoint():
     run, data, test = trained()
-    with pytest.raises(ValueError, match=r"\[3\].*\[0\.0, 2\.0, 5\.0\]"): probe(run, data, times=[0, 3], test=test, model=small())
+    with pytest.raises(ValueError, match=r"\[3\.0\].*\[0\.0, 2\.0, 5\.0\]"): probe(run, data, times=[0, 3], test=test, model=small())
 
 def test_other_data_is_refused():
     run, data, test = trained()
@@ -325,3 +342,59 @@ def test_an_absent_class_is_said_once(recwarn):
     recwarn.clear()
     probe(run, data, test=test, model=small())
     assert len(recwarn) == 1
+
+# --- what does not fit
+
+def spoilt(net: nn.Module, value: float) -> nn.Module:
+    with torch.no_grad(): net[0].weight[0, 0] = value
+    return net
+
+class Broken(nn.Module):
+    "Its activations hold NaN from the third example on."
+    def __init__(self, where: str):
+        super().__init__()
+        self.where, self.body, self.out = where, nn.Linear(6, 8), nn.Linear(8, 3)
+    def forward(self, x):
+        h = self.body(x * torch.nan if self.where == "hidden" and len(x) > 2 else x)
+        z = self.out(h)
+        return z * torch.nan if self.where == "logits" and len(h) > 2 else z
+
+@pytest.mark.parametrize("look", [probe_model, probe_answers])
+@pytest.mark.parametrize("net, change, error, says", [
+    (lambda: small(d=7), {}, ValueError, r"\(6,\).*float32.*\(8, 7\)"),
+    (small, dict(x=torch.randn(90, 2, 6)), ValueError, r"\(2, 6\)|gives \(2, 2, 3\)"),
+    (small, dict(x=torch.randn(90, 6).double()), ValueError, "float64.*float32"),
+    (lambda: small(k=4), {}, ValueError, r"gives \(2, 4\).*3 classes need \(2, 3\)"),
+    (lambda: spoilt(small(), torch.nan), {}, ValueError, "parameter 0.weight holds NaN"),
+    (lambda: spoilt(small(), torch.inf), {}, ValueError, "parameter 0.weight holds NaN or infinity"),
+    (lambda: Broken("hidden"), {}, ValueError, "layer 'body': the activations hold NaN"),
+    (lambda: Broken("logits"), {}, ValueError, "outputs hold NaN"),
+    (lambda: None, {}, TypeError, "model is None.*torch.nn.Module"),
+    (lambda: [small()], {}, TypeError, "must be a torch.nn.Module"),
+])
+def test_networks_and_inputs_that_do_not_fit(look, net, change, error, says):
+    data, test = clusters()
+    more = (test,) if look is probe_model and not change else ()
+    groups = dict(groups=("clean",)) if look is probe_model and change else {}
+    with pytest.raises(error, match=says): look(net(), replace(data, **change), *more, **groups)
+
+@pytest.mark.parametrize("options, error, says", [
+    (dict(data=None), TypeError, "data are None.*NoisyDataset"),
+    (dict(data=torch.ones(3, 6)), TypeError, r"data are Tensor \(3, 6\)"),
+    (dict(test="digits"), TypeError, "test set is 'digits'.*NoisyDataset"),
+    (dict(test=clusters(d=5)[1]), ValueError, r"test inputs have shape \(5,\).*training inputs \(6,\)"),
+    (dict(layers="input"), TypeError, "layers='input' must be a list of names"),
+    (dict(layers=[0]), TypeError, "layers holds 0"), (dict(layers=3), TypeError, "layers=3"),
+    (dict(probes="masc"), TypeError, "probes='masc' must be a list of names"),
+    (dict(probes=[MASC]), TypeError, "probes holds"), (dict(probes={"a": MASC}), TypeError, r"probes\['a'\].*Probe"),
+    (dict(probes={"a": MASC(2)}), ValueError, "share=2 must lie in"),
+    (dict(probes=[["masc"]]), TypeError, "probes holds"), (dict(groups="test"), TypeError, "groups='test'"),
+    (dict(batch=0), ValueError, "batch=0"), (dict(batch="8"), TypeError, "batch='8'"), (dict(batch=None), TypeError, "batch=None"),
+])
+def test_arguments_that_do_not_fit(options, error, says):
+    data, test = clusters()
+    seen = []
+    net = small()
+    net.register_forward_pre_hook(lambda m, a: seen.append(len(a[0])))
+    with pytest.raises(error, match=says): probe_model(net, **dict(data=data, test=test) | options)
+    assert sum(seen) <= 8  # before any work

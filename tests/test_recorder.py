@@ -1,5 +1,5 @@
 """Any loop's record is what the network gave, in whatever order it was handed over, and what was forgotten is found."""
-import io, math
+import math
 from collections import OrderedDict
 from dataclasses import fields
 import numpy as np, polars as pl, pytest, torch
@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from memnb.datasets import NoisyDataset
 from memnb.recorder import Journal, Recorder
 from memnb.runs import load, save
+from memnb.stores import seal
 from memnb.steps import order
 from memnb.trainer import fit
 
@@ -279,33 +280,65 @@ def test_what_the_state_does_not_know_of_is_not_read(tmp_path):
                                          (ME | dict(new=1, lr=1), "differs in lr, new")])
 def test_another_runs_journal(tmp_path, other, says):
     written(tmp_path / "j")
-    with pytest.raises(ValueError, match=f"j holds another run: it {says};.*another folder"): Journal(tmp_path / "j", other).read()
+    with pytest.raises(ValueError, match=f"j holds another run: it {says}.*another folder"): Journal(tmp_path / "j", other).read()
+
+def set_aside(folder) -> bool:
+    "Whether the journal is read as none, with a warning, and what was there is kept beside it."
+    with pytest.warns(UserWarning, match="j is not a whole journal.*the run begins anew, and what was there is now .damaged-j-"):
+        read = Journal(folder / "j", ME).read()
+    return read == ([], None) and [f.name.startswith(".damaged-j-") for f in folder.iterdir()] == [True]
 
 @pytest.mark.parametrize("thing", [[], 3, torch.zeros(3), {}, dict(identity=ME), dict(identity=ME, count=9, state={}),
                                    dict(identity=7, count=0, state={})])
 def test_a_state_that_is_none(tmp_path, thing):
+    "Though its checksum is right."
     written(tmp_path / "j")
     torch.save(thing, tmp_path / "j" / "state.pt")
-    with pytest.raises(ValueError, match="(?s)j is not a whole journal|j holds another run"): Journal(tmp_path / "j", ME).read()
+    seal(tmp_path / "j")
+    assert set_aside(tmp_path)
 
-def test_every_cut_of_a_state_is_noticed(tmp_path):
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
+def test_every_cut_of_a_state_is_noticed(tmp_path, share):
     written(tmp_path / "j", 1)
-    whole = (place := tmp_path / "j" / "state.pt").read_bytes()
-    for n in [*range(0, 64, 7), *range(64, len(whole), max(1, len(whole) // 40)), len(whole) - 1]:
-        place.write_bytes(whole[:n])
-        with pytest.raises(ValueError, match="not a whole journal"): Journal(tmp_path / "j", ME).read()
+    place = tmp_path / "j" / "state.pt"
+    place.write_bytes(place.read_bytes()[:int(share * place.stat().st_size)])
+    assert set_aside(tmp_path)
 
-def test_nothing_is_unpickled(tmp_path):
+@pytest.mark.parametrize("file", ["state.pt", "000000.pt"])
+def test_nothing_is_unpickled(tmp_path, file):
     class Trap:
         def __reduce__(self): return (tmp_path / "sprung").mkdir, ()
-    written(tmp_path / "j")
-    for file in ("state.pt", "000000.pt"):
-        (held := io.BytesIO()), torch.save(Trap(), held)
-        (tmp_path / "j" / file).write_bytes(held.getvalue())
-        with pytest.raises(ValueError, match="not a whole journal"): Journal(tmp_path / "j", ME).read()
-    assert not (tmp_path / "sprung").exists()
-    torch.load(tmp_path / "j" / "000000.pt", weights_only=False)
+    written(tmp_path / "j", 1)
+    torch.save(Trap(), tmp_path / "j" / file)
+    seal(tmp_path / "j")
+    assert set_aside(tmp_path)
+    torch.load(next(tmp_path.glob(f".damaged*/{file}")), weights_only=False)
     assert (tmp_path / "sprung").exists()  # the trap works
+
+@pytest.mark.parametrize("folder, says", [(None, "journal=None must be a path"), (3, "journal=3"), ("s3://bucket/j", "is an address")])
+def test_places_that_are_none(folder, says):
+    with pytest.raises(ValueError, match=says): Journal(folder, ME)
+
+@pytest.mark.parametrize("call, says", [
+    (lambda rec: Recorder(None), "data=None must be a NoisyDataset"), (lambda rec: Recorder(noisy(8), 3), "test=3 must be a NoisyDataset"),
+    (lambda rec: Recorder(noisy(8), unit=3), "unit=3 must be a text"), (lambda rec: Recorder(noisy(8), config=[1]), "config=.1. a dictionary"),
+    (lambda rec: rec.at("noon"), "time='noon' must be a number"), (lambda rec: rec.at(None), "time=None"), (lambda rec: rec.at([1]), "time="),
+    (lambda rec: rec.log(None, randn(8, 4)), "index=None must be a tensor"), (lambda rec: rec.log([0, 1], randn(2, 4)), "index=.0, 1. must be a tensor"),
+    (lambda rec: rec.log(torch.zeros(8), randn(8, 4)), "must be a tensor of whole numbers"), (lambda rec: rec.log(torch.arange(8), None), "logits=None must be a tensor"),
+    (lambda rec: rec.add(3), "rows must be dictionaries in a list"), (lambda rec: rec.add(dict(a=1)), "rows must be dictionaries"), (lambda rec: rec.add(["a"]), "rows must be"),
+    (lambda rec: rec.checkpoint(None), "a checkpoint must be a network's state_dict"), (lambda rec: rec.checkpoint(net()), "not Sequential"),
+    (lambda rec: rec.checkpoint(dict(a=1)), "state_dict")])
+def test_bad_calls(call, says):
+    rec = Recorder(noisy(8))
+    rec.at(0)
+    with pytest.raises(ValueError, match=says): call(rec)
+
+def test_what_is_no_journal_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="holds other files and no journal"): Journal(tmp_path, ME).read()
+    with pytest.raises(ValueError, match="is a file"): Journal(tmp_path / "thesis.tex", ME)
+    (tmp_path / "new").mkdir()
+    assert Journal(tmp_path / "new", ME).read() == ([], None)
 
 def test_remove(tmp_path):
     written(tmp_path / "j")

@@ -17,7 +17,7 @@ from memnb.layers import examples, predict
 from memnb.models import build
 from memnb.noise import Noise, estimate_noise
 from memnb.remedies import Silenced, early_learning_regularization, generalized_cross_entropy, remedies, silence_suspects
-from memnb.repair import Repair, accuracy_of, check_held, honest, repair, unbiased_hits
+from memnb.repair import Repair, accuracy_of, check_held, check_possible, honest, possible, repair, unbiased_hits
 from memnb.tied import TiedDropout
 from memnb.transfer import Truncated
 from memnb.units import critical_units, unit_layers
@@ -197,6 +197,29 @@ def test_the_interval_is_that_of_a_mean(n, seed, level):
     np.testing.assert_allclose(accuracy_of(torch.from_numpy(h), level), interval(h, level), atol=1e-12)
     np.testing.assert_allclose(accuracy_of(torch.from_numpy(h), level)[1:], stats.norm.interval(level, h.mean(), stats.sem(h)), atol=1e-12)
 
+@pytest.mark.parametrize("estimate, shown", [((1.14, 1.02, 1.26), (1, 1, 1)), ((-0.1, -0.3, 0.1), (0, 0, 0.1)), ((0.5, 0.4, 0.6), (0.5, 0.4, 0.6))])
+def test_an_accuracy_is_shown_as_far_as_it_can_be(estimate, shown): assert possible(estimate) == shown
+
+def test_no_gain_is_above_what_is_missing_nor_a_loss_above_what_there_is():
+    r = Repair(None, "fc1", "velpic", 1.14, 0.9, 1.38, None, None)
+    assert str(r) == "velpic at 'fc1': +100.0% accuracy on true labels (90%: +90.0% to +100.0%) expected"
+
+@pytest.mark.parametrize("mean, refused", [(1.14, True), (-0.2, True), (1.01, False), (-0.01, False), (0.7, False)])
+def test_estimates_far_outside_of_what_can_be_are_refused(mean, refused):
+    spread = torch.linspace(-1, 1, 401).double()
+    if refused:
+        with pytest.raises(ValueError, match=f"^the held-out labels do not fit the noise: the network would have an accuracy of {100 * mean:.1f}% on true labels"):
+            check_possible(mean + 0.5 * spread, "the network")
+    else: check_possible(mean + 0.5 * spread, "the network")
+
+def test_held_out_labels_that_contradict_the_noise():
+    "The noise is said to be 0.45 in pairs; the held-out labels are right."
+    (data, held, _), t = digits(), torch.eye(10).double()
+    noise = Noise(0.45, 0.4, 0.5, 0.55 * t + 0.45 * t.roll(1, 1))
+    right = replace(held, y=predict(memorizer()[1], held.x).argmax(1))
+    with pytest.raises(ValueError, match="the held-out labels do not fit the noise: the network would have an accuracy of 2[0-9][0-9][.]"):
+        repair(memorizer()[1], data, right, noise)
+
 def test_the_level_is_nine_tenths(): np.testing.assert_allclose(accuracy_of(torch.tensor([0.0, 1, 1, 0]).double()), interval([0, 1, 1, 0], 0.9))
 
 @pytest.mark.parametrize("v", [0.0, 1.0, -0.25])
@@ -260,7 +283,7 @@ def test_the_table_lists_every_candidate_once_and_the_network_first():
 def test_accuracies_of_all_candidates_by_hand(rho):
     held, r = digits(rho)[1], repaired(rho)
     hands = [interval(hits_by_hand(guess, held.y, r.noise.matrix)) for guess in candidates_by_hand(rho).values()]
-    np.testing.assert_allclose(r.table.select("accuracy", "low", "high").to_numpy(), hands, atol=1e-9)
+    np.testing.assert_allclose(r.table.select("accuracy", "low", "high").to_numpy(), np.clip(hands, 0, 1), atol=1e-9)
 
 @pytest.mark.parametrize("rho", [0.2, 0.4])
 @pytest.mark.parametrize("seed", [0, 7])
@@ -781,7 +804,7 @@ def agrees(remedy, nets, table=None):
     "The row is that of these functions x -> classes, of which `honest` takes the best."
     (_, held, test), matrix = digits(), estimate_noise(memorizer()[1], digits()[0]).matrix
     hits, got = np.stack([hits_by_hand(net(held.x), held.y, matrix) for net in nets]), row(remedy, table)
-    np.testing.assert_allclose([got[k] for k in ("accuracy", "low", "high")], interval(honest_by_hand(hits)), atol=1e-9)
+    np.testing.assert_allclose([got[k] for k in ("accuracy", "low", "high")], np.clip(interval(honest_by_hand(hits)), 0, 1), atol=1e-9)
     assert math.isclose(got["test"], share(nets[hits.mean(1).argmax()](test.x), test.clean))
 
 def reader(net, layer="last"):

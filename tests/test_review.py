@@ -68,7 +68,7 @@ def clusters(folder: Path, n=200, m=60, shape=(8, 8), wrong=30) -> tuple[Path, n
         rows = start + g.permutation(size)[:bad]
         given[rows] = (y[rows] + g.integers(1, 3, bad)) % 3
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "own file.npz", x_train=x[:n], y_train=WORDS[given[:n]], x_test=x[n:], y_test=WORDS[given[n:]])
+    np.savez(folder / "own file.npz", x_train=x[:n], y_train=WORDS[given[:n]], x_test=x[n:], y_test=WORDS[given[n:]], names=WORDS[:3])
     return folder / "own file.npz", WORDS[y[:n]]
 
 
@@ -240,8 +240,8 @@ def test_numbers_and_words_are_not_mixed(npz):
 
 def test_words_are_classes_in_sorted_order(npz):
     words = np.array(["b", "c", "a", "b", "ä"] * 4)
-    data, held, test, names = prepare(P(data=npz(x_train=X, y_train=words), weights="w"))
-    assert names == ["a", "b", "c", "ä"] and data.y.tolist() == [names.index(w) for w in words] and data.n_classes == 4 and data.clean is held is test is None
+    data, held, test, names = prepare(P(data=npz(x_train=X, y_train=words)))
+    assert names == ["a", "b", "c", "ä"] and data.y.tolist() == [names.index(words[i]) for i in data.index] and data.n_classes == 4 and data.clean is test is None
     assert all(isinstance(name, str) for name in names)
 
 
@@ -258,9 +258,22 @@ def test_given_classes_leave_numbers_as_they_are(npz):
     data, _, _, names = prepare(P(data=path, classes=6, weights="w"))
     assert names == [0, 1, 2, 3, 4, 5] and data.n_classes == 6 and data.y.tolist() == (Y * 3).tolist()
     with pytest.raises(ValueError, match="span 0 to 3"): whole(path, classes=3)
-    data, _, _, names = prepare(P(data=npz(x_train=X, y_train=WORDS[Y]), classes=5, weights="w"))
-    assert names == ["ant", "cat, grey"] and data.n_classes == 5
-    with pytest.raises(ValueError, match="there are 3 labels"): whole(npz(x_train=X, y_train=WORDS[np.arange(20) % 3]), classes=2)
+    with pytest.raises(ValueError, match="labels are words"): whole(npz(x_train=X, y_train=WORDS[np.arange(20) % 3]), classes=2)
+
+
+def test_names_of_a_file_are_in_the_order_of_the_networks_outputs(npz):
+    names = np.array(["dog", "ant", "cat, grey", "emu"])
+    path = npz(x_train=X, y_train=WORDS[Y], names=names)
+    data, _, _, got = prepare(P(data=path, weights="w"))
+    assert got == names.tolist() and data.n_classes == 4
+    assert data.y.tolist() == [got.index(word) for word in WORDS[Y]]
+    with pytest.raises(ValueError, match="^there are 4 names for n_classes=5 outputs$"): prepare(P(data=path, classes=5, weights="w"))
+
+
+@pytest.mark.parametrize("labels", [WORDS[Y], Y.astype(str), Y * 2, Y + 1], ids=["words", "numbers as words", "a class is absent", "from one on"])
+def test_a_trained_network_needs_to_know_which_output_is_which(npz, labels):
+    with pytest.raises(ValueError, match="which outputs of the network the labels .* stand for cannot be known; put the classes' names into the file"):
+        prepare(P(data=npz(x_train=X, y_train=labels), weights="w"))
 
 
 def test_known_true_labels_are_known_of_the_training_examples(npz):
@@ -558,14 +571,14 @@ def mended(layer): return SimpleNamespace(layer=layer, model=small(7))
 def test_results_are_written_and_read_back(tmp_path):
     frame = pl.DataFrame(dict(rank=[1, 2], label=WORDS[:2].tolist(), margin=[0.1, math.inf]))
     export(tmp_path / "a b", frame, mended("out"))
-    assert pl.read_csv(tmp_path / "a b/suspects.csv").equals(frame) and sorted(f.name for f in (tmp_path / "a b").iterdir()) == ["repaired.pt", "suspects.csv"]
+    assert pl.read_csv(tmp_path / "a b/suspects.csv").equals(frame) and sorted(f.name for f in (tmp_path / "a b").iterdir()) == ["manifest.json", "repaired.pt", "suspects.csv"]
     assert same(load_weights(small(), tmp_path / "a b/repaired.pt").state_dict(), small(7).state_dict())
 
 
 @pytest.mark.parametrize("repaired", [None, mended("")], ids=["not tried", "left as it is"])
 def test_nothing_repaired_no_weights(tmp_path, repaired):
     export(tmp_path, pl.DataFrame(dict(rank=[1])), repaired)
-    assert [f.name for f in tmp_path.iterdir()] == ["suspects.csv"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["manifest.json", "suspects.csv"]
 
 
 # --- pictures
@@ -573,7 +586,7 @@ def test_nothing_repaired_no_weights(tmp_path, repaired):
 def table(n=50, k=3, seed=0) -> pl.DataFrame:
     g = np.random.default_rng(seed)
     f = pl.DataFrame(dict(row=range(n), index=range(100, 100 + n), label=[i % k for i in range(n)], noisy=(g.random(n) < 0.3).tolist(), suggested=g.integers(0, k, n).tolist(),
-                          masc=g.integers(0, k, n).tolist(), cosine=g.integers(0, k, n).tolist(), sure=(g.random(n) * 3).tolist(), suspicion=g.random(n).tolist(), loss=g.random(n).tolist(),
+                          velpic=[(i + 1) % k for i in range(n)], masc=g.integers(0, k, n).tolist(), cosine=g.integers(0, k, n).tolist(), sure=(g.random(n) * 3).tolist(), suspicion=g.random(n).tolist(), loss=g.random(n).tolist(),
                           final_loss=[None, *g.random(n - 1).tolist()]))
     return f.with_columns(rank=pl.col("suspicion").rank("ordinal", descending=True).cast(pl.Int64))
 
@@ -635,8 +648,8 @@ def test_the_list_is_ranked_and_has_names():
     names, said = ["a", 7, "c, d"], ranked(found, ["a", 7, "c, d"])
     assert said["rank"].to_list() == list(range(1, 51)) and said.columns == found.columns and said["suspicion"].is_sorted(descending=True)
     before = found.sort("rank")
-    for c in ("label", "suggested", "masc", "cosine"): assert said[c].dtype == pl.String and said[c].to_list() == [str(names[k]) for k in before[c]]
-    assert said.drop("label", "suggested", "masc", "cosine").equals(before.drop("label", "suggested", "masc", "cosine"))
+    for c in ("label", "suggested", "velpic", "masc", "cosine"): assert said[c].dtype == pl.String and said[c].to_list() == [str(names[k]) for k in before[c]]
+    assert said.drop("label", "suggested", "velpic", "masc", "cosine").equals(before.drop("label", "suggested", "velpic", "masc", "cosine"))
 
 
 # --- is it so?
@@ -808,7 +821,7 @@ def weights(own, tmp_path):
 
 
 def test_given_weights_without_a_test_set_are_audited_but_not_judged(play, own, tmp_path, capsys, no_training):
-    with np.load(own) as z: np.savez(tmp_path / "half.npz", x_train=z["x_train"], y_train=z["y_train"])
+    with np.load(own) as z: np.savez(tmp_path / "half.npz", x_train=z["x_train"], y_train=z["y_train"], names=z["names"])
     torch.save(network(P(), whole(tmp_path / "half.npz"))[0].state_dict(), tmp_path / "w.pt")
     room = play(data=str(tmp_path / "half.npz"), weights=str(tmp_path / "w.pt"), out=str(tmp_path / "out"))
     assert room["judge"] is room["mended"] is room["table"] is room["helps"] is None and len(room["found"]) == 40 and room["subject"] is room["net"]
@@ -829,7 +842,7 @@ def test_weights_of_another_network_fail_before_any_work_and_say_so(play, own, t
     torch.save(small().state_dict(), path := tmp_path / "other.pt")
     with pytest.raises(ValueError, match=f"(?s)^{re.escape(str(path))} does not fit Sequential: .*size mismatch for fc1.0.weight"):
         play(data=str(own), model="mlp", weights=str(path), out=str(tmp_path / "out"))
-    assert [f.name for f in (tmp_path / "out").rglob("*")] == ["runs"]
+    assert not list((tmp_path / "out").rglob("*"))
 
 
 def test_a_pickled_module_is_refused_by_the_notebook_and_its_code_not_run(play, own, tmp_path, no_training):
@@ -838,7 +851,7 @@ def test_a_pickled_module_is_refused_by_the_notebook_and_its_code_not_run(play, 
     torch.save(net, tmp_path / "whole.pt")
     with pytest.raises(ValueError, match=f"whole.pt holds more than weights.*{re.escape(HINT)}"):
         play(data=str(own), model="mlp", weights=str(tmp_path / "whole.pt"), out=str(tmp_path / "out"))
-    assert not sprung(tmp_path / "trap") and [f.name for f in (tmp_path / "out").rglob("*")] == ["runs"]
+    assert not sprung(tmp_path / "trap") and not list((tmp_path / "out").rglob("*"))
 
 
 def test_another_file_of_the_same_name_gives_other_results(play, own, weights, tmp_path):

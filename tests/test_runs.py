@@ -8,7 +8,8 @@ from hypothesis import given, settings, strategies as st
 from sklearn.metrics import hinge_loss, log_loss
 from memnb.datasets import NoisyDataset
 from memnb.models import build
-from memnb.runs import Run, kept, load, outcome, publish, run_key, save
+from memnb.runs import Run, kept, load, outcome, run_key, save
+from memnb.stores import publish, seal
 
 def randn(*shape, seed=0): return 3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
@@ -189,12 +190,15 @@ def damage(folder: Path, file: str, how):
 def test_damaged_folders(tmp_path, file, how):
     save(a_run()[0], tmp_path / "run")
     damage(tmp_path / "run", file, how)
+    with pytest.raises(ValueError, match="run does not hold a whole run: it(s .* is not what was written| lacks)"): load(tmp_path / "run")
+    seal(tmp_path / "run")  # whoever takes it as it is finds that it is none
     with pytest.raises(ValueError, match="run does not hold a whole run"): load(tmp_path / "run")
 
 @pytest.mark.parametrize("checkpoints", [[1, 2], dict(weight=torch.zeros(2)), {0.0: [1]}, {0.0: dict(weight=1)}])
 def test_checkpoints_of_another_kind(tmp_path, checkpoints):
     save(a_run()[0], tmp_path / "run")
     torch.save(checkpoints, tmp_path / "run" / "checkpoints.pt")
+    seal(tmp_path / "run")
     with pytest.raises(ValueError, match="run does not hold a whole run: its checkpoints are not states"): load(tmp_path / "run")
 
 @pytest.mark.parametrize("change", [lambda r: dict(prediction=r.prediction.float()), lambda r: dict(time=r.time.flip(0)), lambda r: dict(config=[1]), lambda r: dict(n_classes="two")])
@@ -230,6 +234,7 @@ class Trap:
 def test_nothing_is_unpickled(tmp_path, file, write, read):
     save(a_run()[0], tmp_path / "run")
     write(tmp_path / "run" / file, Trap(tmp_path / "sprung"))
+    seal(tmp_path / "run")  # as whoever lays a trap would
     with pytest.raises(ValueError, match="whole run"): load(tmp_path / "run")
     assert not (tmp_path / "sprung").exists()
     read(tmp_path / "run" / file)
@@ -320,6 +325,29 @@ def test_no_store_writes_nothing(tmp_path, data, monkeypatch, store):
     made, make = maker()
     for _ in range(2): kept(store, {}, data, make)
     assert len(made) == 2 and os.listdir(tmp_path) == []
+
+@pytest.mark.parametrize("call, says", [
+    (lambda d, data: save(None, d / "run"), "only a Run can be saved, not a NoneType"), (lambda d, data: save(dict(), d / "run"), "not a dict"),
+    (lambda d, data: save(a_run()[0], None), "folder=None must be a path"), (lambda d, data: save(a_run()[0], "s3://bucket/run"), "is an address"),
+    (lambda d, data: save(a_run(config=dict(x=torch.ones(1)))[0], d / "run"), "the run's config must hold JSON values"),
+    (lambda d, data: load(None), "folder=None must be a path"), (lambda d, data: load(7), "folder=7"), (lambda d, data: load(b"run"), "folder=b'run'"),
+    (lambda d, data: load("s3://bucket/run"), "is an address"), (lambda d, data: load("a\0b"), "must be a path"), (lambda d, data: load(d), "does not hold a whole run"),
+    (lambda d, data: kept(7, {}, data, a_run), "store=7 must be a path"), (lambda d, data: kept("gs://bucket", {}, data, a_run), "is an address"),
+    (lambda d, data: kept(d / "s", dict(x={1, 2}), data, a_run), "config must hold JSON values"), (lambda d, data: kept(d / "s", {}, data, lambda: None), "only a Run can be saved"),
+    (lambda d, data: kept(d / "s", {}, None, a_run), "data=None must be a NoisyDataset"), (lambda d, data: kept(d / "s", {}, data, None), "make=None must be a function"),
+    (lambda d, data: run_key({}, "d", ("nowhere",)), r"rooms=\['nowhere'\] are no modules"), (lambda d, data: run_key({}, "d", (3,)), r"rooms=\['3'\] are no modules"),
+    (lambda d, data: outcome(None, torch.zeros(2).long()), "logits=None must be a tensor"), (lambda d, data: outcome(torch.zeros(2, 2), [0, 1]), "labels must be a tensor"),
+    (lambda d, data: a_run()[0].at(None), "time=None must be a number"), (lambda d, data: a_run()[0].check(None), "data=None must be a NoisyDataset")])
+def test_bad_calls(tmp_path, monkeypatch, data, call, says):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=says): call(tmp_path, data)
+    assert not list(tmp_path.rglob("*.*"))
+
+def test_a_store_that_cannot_be_written_is_told_before_the_work(tmp_path, data):
+    (tmp_path / "file").touch()
+    made, make = maker()
+    with pytest.raises(OSError, match="store=.*cannot be written"): kept(tmp_path / "file", {}, data, make)
+    assert not made
 
 def test_key(tmp_path, monkeypatch):
     monkeypatch.setattr(memnb, "__file__", str(tmp_path / "__init__.py"))

@@ -1,6 +1,5 @@
 """Training is the loop anybody would write, to the last bit; a killed run ends as if nothing had been; nonsense is refused at once."""
-import io, json, math, multiprocessing, os, random, signal, time
-from contextlib import nullcontext
+import io, json, math, multiprocessing, os, random, signal
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,8 @@ from torch.optim import SGD, Adam, AdamW, lr_scheduler
 from memnb import trainer
 from memnb.datasets import NoisyDataset
 from memnb.layers import present_examples
-from memnb.runs import Run, load, save
+from memnb.remedies import early_learning_regularization
+from memnb.runs import Run, identity_of, load, save
 from memnb.steps import OPTIMIZERS, SCHEDULES, Diverged, expect, order, recorded_times, steps_of, triangle
 
 fit, train = partial(trainer.fit, device="cpu"), partial(trainer.train, device="cpu")
@@ -198,9 +198,14 @@ def test_what_is_recorded_does_not_change_the_training():
     fit(b, data, 3, times=[1], batch=BATCH)
     assert same(state(a), state(b))
 
-@pytest.mark.parametrize("times", [[], [1, 1], [2, 1], [-1, 1], [0, math.nan], [math.nan], [0, math.inf]])
+@pytest.mark.parametrize("times", [[], [1, 1], [2, 1], [-1, 1]])
 def test_times_must_increase(times):
     with pytest.raises(ValueError, match="times must increase, from 0"): train(net(), noisy(), 3, times=times)
+
+@pytest.mark.parametrize("times", [[0, math.nan], [math.nan], [0, math.inf]])
+def test_times_are_finite(times):
+    with pytest.raises(ValueError, match="a time=(nan|inf) must be a finite number"):
+        train(net(), noisy(), 3, times=times)
 
 def test_times_must_fit():
     with pytest.raises(ValueError, match="two of the times fall on one step: an epoch has 4 steps"):
@@ -315,44 +320,65 @@ def long_run(**more) -> dict:
     "Dropout, momentum and a schedule, recorded after every step."
     norm = lambda s: [dict(norm=s.model[0].weight.norm(), step=s.step)]
     return dict(model=dropout(), data=noisy(), epochs=10, test=noisy(20, seed=1), times=TIMES, lr=0.05, momentum=0.9, schedule="cosine",
-                batch=BATCH, checkpoints=[0, 2.5, 10], observe=[norm], config=dict(note="long")) | more
+                batch=BATCH, checkpoints=[0, 2.5, 10], observe=[norm, breaks], config=dict(note="long")) | more
 
 def journal_of(folder: Path) -> Path: return folder.with_name(f".{folder.name}.journal")
 
-def slowly(folder: Path): fit(**long_run(each_step=[lambda s: time.sleep(0.003)]), folder=folder)
+def dies(folder: Path, at: int):
+    "Train, and be killed at the so many-th sync or rename of a file."
+    calls = iter(range(1, 10**6))
+    def counted(real):
+        def call(*args, **more):
+            if next(calls) == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **more)
+        return call
+    for name in ("fsync", "replace", "rename"):
+        setattr(os, name, counted(getattr(os, name)))
+    fit(**long_run(), folder=folder)
 
-def test_killed_at_random_moments(tmp_path):
+@pytest.fixture
+def steps(monkeypatch) -> list:
+    "The optimizer steps that are taken."
+    taken, real = [], trainer.take_step
+    def take_step(s, *args):
+        taken.append(s.step)
+        real(s, *args)
+    monkeypatch.setattr(trainer, "take_step", take_step)
+    return taken
+
+def test_killed_at_random_moments(tmp_path, steps):
+    "Wherever it is amid its files: every run that takes over goes on, and the last ends as if nothing had been."
     folder, rng, done = tmp_path / "run", random.Random(0), []
     processes = multiprocessing.get_context("forkserver")  # torch is imported once, in a process that never trained
     processes.set_forkserver_preload(["memnb.trainer", "torch._dynamo", "pytest", "hypothesis"])
-    count = lambda: len(list(journal_of(folder).glob("[0-9]*.pt")))
-    for _ in range(6):
-        process, goal = processes.Process(target=slowly, args=(folder,)), count() + rng.randint(1, 5)
+    for _ in range(4):
+        process = processes.Process(target=dies, args=(folder, rng.randint(10, 50)))
         process.start()
-        while process.is_alive() and count() < goal: time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.01))
-        process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL and not folder.exists()
-        done.append(count())
-    how, steps = long_run(), []
-    run = fit(**how, folder=folder, each_step=[lambda s: steps.append(s.step)])
-    whole = fit(**(other := long_run()))
+        done.append(len(list(journal_of(folder).glob("[0-9]*.pt"))))
+    how, other = long_run(), long_run()
+    run = fit(**how, folder=folder)
+    again = len(steps)
+    whole = fit(**other)
     same_run(run, whole)
-    assert same(state(how["model"]), state(other["model"])) and os.listdir(tmp_path) == ["run"]
-    assert done == sorted(done) and len(steps) in range(len(TIMES) - done[-1], len(TIMES) - done[-1] + 2)  # nothing else was done again
     same_run(load(folder), whole)
+    assert same(state(how["model"]), state(other["model"]))
+    assert [f.name for f in tmp_path.iterdir() if not f.name.startswith(".run.")] == ["run"]  # beside what a kill leaves
+    assert done == sorted(done) and again in range(len(TIMES) - done[-1], len(TIMES) - done[-1] + 2)  # nothing else was done again
 
 class Killed(BaseException): "Takes the process's place."
 
-def breaks_at(t: float):
-    def look(s):
-        if s.time == t: raise Killed
-    return look
+def breaks(s):
+    "Ends the training at a step that its surroundings name: no part of the run, as whoever kills a process is none."
+    if os.environ.get("BREAK_AT") == str(s.step): raise Killed
 
-def interrupted(folder: Path, t=5, **more):
-    how = long_run(**more)
-    with pytest.raises(Killed): fit(**how | dict(observe=[*how["observe"], breaks_at(t)]), folder=folder)
+def interrupted(folder: Path, t=5, **how):
+    "A run that is killed at a recorded time."
+    with pytest.MonkeyPatch.context() as m, pytest.raises(Killed):
+        m.setenv("BREAK_AT", str(round(t * PER)))
+        fit(**how or long_run(), folder=folder)
 
 SHORT = dict(times=[0, 1, 2], checkpoints=[0, 2], epochs=2)
 
@@ -377,8 +403,8 @@ def test_interrupted_in_the_middle_of_a_file(tmp_path, monkeypatch, at):
 @pytest.mark.parametrize("before", [True, False])
 def test_interrupted_as_it_is_put_in_its_place(tmp_path, monkeypatch, before):
     real = trainer.save
-    def save(run, folder):
-        if not before: real(run, folder)
+    def save(*args):
+        if not before: real(*args)
         raise Killed
     with monkeypatch.context() as m, pytest.raises(Killed):
         m.setattr(trainer, "save", save)
@@ -392,7 +418,7 @@ def test_interrupted_as_it_is_put_in_its_place(tmp_path, monkeypatch, before):
 def test_every_optimizer_and_schedule_goes_on(tmp_path, optimizer, options, schedule):
     how = long_run(momentum=0, times=[0, 1.25, 2], epochs=2, checkpoints=None, optimizer=optimizer, schedule=schedule) | options
     if optimizer != "sgd": del how["momentum"]
-    with pytest.raises(Killed): fit(**how | dict(observe=[*how["observe"], breaks_at(2)]), folder=tmp_path / "run")
+    interrupted(tmp_path / "run", 2, **how)
     again, whole = how | dict(model=dropout()), how | dict(model=dropout())
     same_run(fit(**again, folder=tmp_path / "run"), fit(**whole))
     assert same(state(again["model"]), state(whole["model"]))
@@ -403,8 +429,9 @@ def own(model) -> dict:
 
 def test_objects_of_ones_own_go_on(tmp_path):
     data, nets, how = noisy(), [dropout() for _ in range(3)], dict(epochs=3, batch=BATCH)
-    with pytest.raises(Killed): fit(nets[0], data, **how, **own(nets[0]), folder=tmp_path / "run", observe=[breaks_at(2)])
-    run, whole = fit(nets[1], data, **how, **own(nets[1]), folder=tmp_path / "run"), fit(nets[2], data, **how, **own(nets[2]))
+    how |= dict(data=data, observe=[breaks])
+    interrupted(tmp_path / "run", 2, model=nets[0], **how, **own(nets[0]))
+    run, whole = fit(nets[1], **how, **own(nets[1]), folder=tmp_path / "run"), fit(nets[2], **how, **own(nets[2]))
     same_run(run, whole)
     assert same(state(nets[1]), state(nets[2]))
 
@@ -413,11 +440,11 @@ def test_a_consumers_change_survives(tmp_path):
         for s in train(model, noisy(), 4, lr=0.05, batch=BATCH, **more):
             if s.time == 1: nn.init.ones_(s.model[2].weight)
         return s.recorder.run()
-    def killed(s):
-        if s.step == PER + 1: raise Killed
     whole, part = net(), net()
-    with pytest.raises(Killed): go(net(), journal=tmp_path / "journal", each_step=[killed])
-    same_run(go(part, journal=tmp_path / "journal"), go(whole))
+    with pytest.MonkeyPatch.context() as m, pytest.raises(Killed):
+        m.setenv("BREAK_AT", str(PER + 1))
+        go(net(), journal=tmp_path / "journal", each_step=[breaks])
+    same_run(go(part, journal=tmp_path / "journal", each_step=[breaks]), go(whole))
     assert same(state(whole), state(part)) and not same(state(whole), path(net(), noisy(), 4)[-1])
 
 @pytest.mark.parametrize("change, says", [
@@ -431,56 +458,230 @@ def test_a_consumers_change_survives(tmp_path):
 def test_another_run_is_refused(tmp_path, change, says, finished):
     short = dict(SHORT, checkpoints=[2])
     if finished: fit(**long_run(**short), folder=tmp_path / "run")
-    else: interrupted(tmp_path / "run", 2, **short)
+    else: interrupted(tmp_path / "run", 2, **long_run(**short))
     other = long_run(**short | change)
     before = state(other["model"])
     with pytest.raises(ValueError, match=f"run.*{says}"): fit(**other, folder=tmp_path / "run")
     assert same(state(other["model"]), before)
 
-@pytest.mark.parametrize("file", ["state.pt", "000001.pt"])
-@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, -1, None])
-def test_a_damaged_journal(tmp_path, file, keep):
-    interrupted(tmp_path / "run", 2, **SHORT)
-    place = journal_of(tmp_path / "run") / file
-    whole = place.read_bytes()
+@pytest.mark.parametrize("file, keep", [("state.pt", 0), ("state.pt", 0.5), ("state.pt", None), ("000001.pt", -1), ("000001.pt", None),
+                                        ("manifest.json", 0.5)])
+def test_a_damaged_journal_is_set_aside_and_the_run_begins_anew(tmp_path, file, keep, steps):
+    interrupted(tmp_path / "run", 2, **long_run(**SHORT))
+    place, whole = journal_of(tmp_path / "run") / file, fit(**long_run(**SHORT))
+    steps.clear()
     if keep is None: place.unlink()
-    else: place.write_bytes(whole[:int(keep * len(whole)) if isinstance(keep, float) else keep])
-    if (file, keep) == ("state.pt", None): return same_run(fit(**long_run(**SHORT), folder=tmp_path / "run"), fit(**long_run(**SHORT)))
-    with pytest.raises(ValueError, match=r"(?s)\.run\.journal is not a whole journal.*move it away"):
-        fit(**long_run(**SHORT), folder=tmp_path / "run")
+    else: place.write_bytes(place.read_bytes()[:int(keep * place.stat().st_size) if isinstance(keep, float) else keep])
+    with pytest.warns(UserWarning, match=r"\.run\.journal is not a whole journal.*the run begins anew.*\.damaged-\.run\.journal"):
+        same_run(fit(**long_run(**SHORT), folder=tmp_path / "run"), whole)
+    assert steps[0] == 0 and sorted(f.name[:9] for f in tmp_path.iterdir()) == [".damaged-", "run"]
+
+def test_a_damaged_run_is_set_aside_and_trained_again(tmp_path):
+    run = fit(**long_run(**SHORT), folder=tmp_path / "run")
+    file = tmp_path / "run" / "checkpoints.pt"
+    held = bytearray(file.read_bytes())
+    held[len(held) // 2] ^= 1
+    file.write_bytes(held)
+    with pytest.warns(UserWarning, match="run does not hold a whole run: its checkpoints.pt is not what was written; it is made again"):
+        same_run(fit(**long_run(**SHORT), folder=tmp_path / "run"), run)
+    same_run(load(tmp_path / "run"), run)
 
 def test_files_of_others_do_no_harm(tmp_path):
-    interrupted(tmp_path / "run", 2, **SHORT)
+    "They are neither read nor lost; in a finished run they are named."
+    interrupted(tmp_path / "run", 2, **long_run(**SHORT))
     for name in ("notes.txt", ".state.pt.x7f", "000002.pt", "999999.pt"): (journal_of(tmp_path / "run") / name).write_text("foreign")
     run = fit(**long_run(**SHORT), folder=tmp_path / "run")
-    (tmp_path / "run" / "notes.txt").write_text("foreign")
     same_run(run, fit(**long_run(**SHORT)))
-    same_run(fit(**long_run(**SHORT), folder=tmp_path / "run"), run)
+    (tmp_path / "run" / "notes.txt").write_text("foreign")
+    with pytest.warns(UserWarning, match="holds notes.txt, which memnb did not write there"):
+        same_run(fit(**long_run(**SHORT), folder=tmp_path / "run"), run)
+    assert (tmp_path / "run" / "notes.txt").exists()
 
 @pytest.mark.parametrize("more", [dict(), dict(stop_at=0.5), dict(checkpoints=[0, 1]), dict(checkpoints=[]),
                                   dict(times=[0, 1], checkpoints=None),
-                                  dict(config=dict(model=dict(name="mlp", widths=(8,)))), dict(optimizer="adam", betas=(0.8, 0.9))])
-def test_a_finished_run_is_read(tmp_path, more):
+                                  dict(config=dict(model=dict(name="mlp", widths=(8,)), rate=math.nan)), dict(optimizer="adam", betas=(0.8, 0.9))])
+def test_a_finished_run_is_read(tmp_path, more, steps):
     how = long_run(**SHORT | more)
     if "optimizer" in more: del how["momentum"]
-    trained, again, steps = how["model"], dropout(seed=1), []
+    trained, again = how["model"], dropout()
     run = fit(**how, folder=str(tmp_path / "run"))
-    read = fit(**how | dict(model=again), folder=str(tmp_path / "run"), each_step=[lambda s: steps.append(s)])
+    steps.clear()
+    read = fit(**how | dict(model=again), folder=str(tmp_path / "run"))
     assert not steps and torch.equal(read.loss, run.loss) and read.frame().equals(run.frame())
     assert same(state(again), state(trained))
 
+# --- of which run a folder is
+
+class Scaled(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+    def forward(self, x): return self.factor * x
+
+class Shifted(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+    def forward(self, x): return self.factor + x
+
+Shifted.__name__ = Shifted.__qualname__ = "Scaled"  # as in a notebook whose cell was changed
+
+def changed(model, change) -> nn.Module:
+    change(model)
+    return model
+
+def damp(factor):
+    def step(s): s.model[0].weight.grad.mul_(factor)
+    return step
+
+def twice(s, losses): (2 * losses.mean()).backward()
+
+def weighted(weight): return lambda s, losses: (weight[s.batch] * losses).sum().backward()
+
+def stretched(peak): return lambda optimizer, steps: triangle(optimizer, steps, peak)
+
+class Held:
+    "A function with a value of its own."
+    def __init__(self, factor): self.factor = factor
+    def __call__(self, s): damp(self.factor)(s)
+
+SIZE = 1.0
+def by_a_global(s): damp(SIZE)(s)
+
+def adam(model, **more): return dict(model=model, optimizer=Adam(model.parameters(), 0.02, **more))
+
+def part_of(model, layer): return dict(model=model, optimizer=SGD(model[layer].parameters(), 0.02))
+
+def begun(model):
+    "With an optimizer that has taken a step already."
+    made = adam(model)
+    model(noisy().x).sum().backward()
+    made["optimizer"].step()
+    model.load_state_dict(net().state_dict())
+    return made
+
+@pytest.mark.parametrize("here, there, says", [
+    (lambda: dict(model=net(seed=1)), lambda: dict(model=net()), "start"),
+    (lambda: dict(model=changed(net(), lambda m: m[0].bias.data.add_(1e-7))), lambda: dict(model=net()), "start"),
+    (lambda: dict(model=changed(dropout(), lambda m: m[1].running_var.mul_(2))), lambda: dict(model=dropout()), "start"),
+    (lambda: dict(model=net().double(), data=replace(noisy(), x=noisy().x.double())), lambda: dict(model=net()), "data, network, start"),
+    (lambda: dict(model=changed(net(), lambda m: m[0].weight.requires_grad_(False))), lambda: dict(model=net()), "frozen"),
+    (lambda: dict(model=changed(dropout(), lambda m: m[1].eval())), lambda: dict(model=dropout()), "network"),
+    (lambda: dict(model=net(Scaled(2.0))), lambda: dict(model=net(Scaled(3.0))), "network"),
+    (lambda: dict(model=net(Scaled(2.0))), lambda: dict(model=net(Shifted(2.0))), "network"),
+    (lambda: dict(model=changed(net(), lambda m: m[1].register_forward_hook(lambda m, a, out: 2 * out))), lambda: dict(model=net()), "network"),
+    (lambda: dict(each_step=[damp(0.5)]), lambda: dict(each_step=[damp(0.6)]), "each_step"),
+    (lambda: dict(each_step=[damp(0.5)]), lambda: dict(), "each_step"),
+    (lambda: dict(each_step=[Held(0.5)]), lambda: dict(each_step=[Held(0.6)]), "each_step"),
+    (lambda: dict(each_step=[Held(0.5).__call__]), lambda: dict(each_step=[Held(0.6).__call__]), "each_step"),
+    (lambda: dict(each_step=[lambda s, k=1: damp(k)(s)]), lambda: dict(each_step=[lambda s, k=2: damp(k)(s)]), "each_step"),
+    (lambda: dict(backward=twice), lambda: dict(backward=mean), "backward"),
+    (lambda: dict(backward=weighted(torch.ones(N) / BATCH)), lambda: dict(backward=weighted(torch.ones(N) / 9)), "backward"),
+    (lambda: dict(observe=[lambda s: [dict(a=1)]]), lambda: dict(observe=[lambda s: [dict(a=2)]]), "observe"),
+    (lambda: dict(schedule=stretched(0.5)), lambda: dict(schedule=stretched(0.6)), "schedule"),
+    (lambda: adam(net()), lambda: adam(net(), amsgrad=True), "optimizer"),
+    (lambda: adam(net()), lambda: begun(net()), "optimizer"),
+    (lambda: part_of(net(), 0), lambda: part_of(net(), 2), "trained"),
+    (lambda: dict(data=replace(noisy(), clean=None)), lambda: dict(), "data"),
+    (lambda: dict(test=noisy(20, seed=3)), lambda: dict(test=noisy(20, seed=4)), "test"),
+])
+def test_a_folder_is_of_one_run(tmp_path, here, there, says, steps):
+    "Of anything that decides the result, another one is refused, says what differs, and leaves the caller's network alone."
+    how = dict(data=noisy(), epochs=1, batch=BATCH, folder=tmp_path / "run")
+    first = fit(**how | dict(model=net()) | here())
+    other = dict(model=net()) | there()
+    before, taken = state(other["model"]), len(steps)
+    with pytest.raises(ValueError, match=f"run holds another run: it differs in [a-z_, ]*{says}"): fit(**how | other)
+    assert same(state(other["model"]), before) and len(steps) == taken
+    same_run(fit(**how | dict(model=net()) | here()), first)
+    assert len(steps) == taken
+
+def test_a_value_that_a_function_reads_from_its_module_counts(tmp_path, monkeypatch):
+    how = dict(data=noisy(), epochs=1, each_step=[by_a_global], folder=tmp_path / "run")
+    fit(net(), **how)
+    monkeypatch.setitem(globals(), "SIZE", 2.0)
+    with pytest.raises(ValueError, match="differs in each_step"): fit(net(), **how)
+
+def test_a_trained_network_does_not_begin_where_its_run_began(tmp_path):
+    how, model = dict(data=noisy(), epochs=1, folder=tmp_path / "run"), net()
+    fit(model, **how)
+    with pytest.raises(ValueError, match="differs in start .*starts from other parameters.*build it anew"): fit(model, **how)
+
+def test_what_differs_is_told_with_its_values(tmp_path):
+    how = dict(data=noisy(), epochs=1, folder=tmp_path / "run")
+    fit(net(), **how, lr=0.1, momentum=0.9)
+    with pytest.raises(ValueError, match=r"differs in lr, momentum \(lr is 0.1 there and 0.2 here; momentum is 0.9 there and 0.5 here\)"):
+        fit(net(), **how, lr=0.2, momentum=0.5)
+
+def from_an_iterator(values): return lambda s: next(values) and None
+
+def test_a_function_that_cannot_be_compared(tmp_path, steps):
+    "Its run is kept, and never handed back."
+    how = dict(data=noisy(), epochs=1, batch=BATCH, folder=tmp_path / "run")
+    endless = lambda: (1 for _ in range(10**6))
+    with pytest.warns(UserWarning, match="each_step holds a generator, which cannot be told.*begins anew"):
+        run = fit(net(), **how, each_step=[from_an_iterator(endless())])
+    same_run(load(tmp_path / "run"), run)
+    taken = len(steps)
+    for more in (dict(each_step=[from_an_iterator(endless())]), dict()):
+        with pytest.raises(ValueError, match="holds a run that cannot be held against this one: each_step holds a generator"):
+            fit(net(), **how, **more)
+    assert len(steps) == taken
+
+def test_a_run_whose_backward_keeps_values_of_its_own_begins_anew(tmp_path, steps):
+    "Its targets are in no journal: what goes on would be another run."
+    def how(): return long_run(**SHORT, backward=early_learning_regularization(noisy()), folder=tmp_path / "run")
+    whole = fit(**{k: v for k, v in how().items() if k != "folder"})
+    with pytest.MonkeyPatch.context() as m, pytest.raises(Killed), pytest.warns(UserWarning, match="no journal holds"):
+        m.setenv("BREAK_AT", str(PER))
+        fit(**how())
+    steps.clear()
+    with pytest.warns(UserWarning, match="no journal holds"): same_run(fit(**how()), whole)
+    assert steps[0] == 0
+
+def test_a_run_that_was_saved_by_hand_is_not_taken_for_this_one(tmp_path):
+    save(fit(**long_run(**SHORT)), tmp_path / "run")
+    with pytest.raises(ValueError, match="does not say what it was made from; read it with memnb.runs.load"):
+        fit(**long_run(**SHORT), folder=tmp_path / "run")
+
+def a_file(place): place.write_text("mine")
+
+def a_folder_of_files(place):
+    place.mkdir()
+    (place / "thesis.tex").write_text("mine")
+
+@pytest.mark.parametrize("make, says", [(a_file, "is a file; it must be a folder"), (a_folder_of_files, "holds other files")])
+@pytest.mark.parametrize("name", ["run", ".run.journal"])
+def test_what_is_no_run_is_left_alone(tmp_path, steps, make, says, name):
+    make(tmp_path / name)
+    with pytest.raises(ValueError, match=says): fit(**long_run(**SHORT), folder=tmp_path / "run")
+    assert not steps and os.listdir(tmp_path) == [name]
+
+@pytest.mark.parametrize("folder, error, says", [
+    ("s3://bucket/run", ValueError, "is an address"), (7, ValueError, "folder=7 must be a path"), (b"run", ValueError, "must be a path"),
+    ("a\0b", ValueError, "must be a path"), ("/proc/none/run", OSError, "cannot be written"), ("x" * 300 + "/run", ValueError, "is too long: a name has at most 255 bytes")])
+def test_places_where_no_run_can_be_kept(tmp_path, monkeypatch, steps, folder, error, says):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=says): fit(net(), noisy(), 1, folder=folder)
+    assert not steps and os.listdir(tmp_path) == []
+
+def test_an_empty_folder_will_do(tmp_path):
+    (tmp_path / "run").mkdir()
+    run = fit(**long_run(**SHORT), folder=tmp_path / "run")
+    same_run(load(tmp_path / "run"), run)
+
 @pytest.mark.parametrize("done", [True, False])
 def test_a_run_of_another_network_is_another_run(tmp_path, done):
-    how, other = long_run(**SHORT), net(nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3))
-    def dies(s):
-        if s.time and not done: raise KeyboardInterrupt
-    with nullcontext() if done else pytest.raises(KeyboardInterrupt): fit(**how | dict(observe=[dies]), folder=tmp_path / "run")
-    with pytest.raises(ValueError, match="holds another run: it differs in network"): fit(**how | dict(model=other), folder=tmp_path / "run")
+    other = net(nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3))
+    if done: fit(**long_run(**SHORT), folder=tmp_path / "run")
+    else: interrupted(tmp_path / "run", 1, **long_run(**SHORT))
+    with pytest.raises(ValueError, match="holds another run: it differs in network"): fit(**long_run(**SHORT, model=other), folder=tmp_path / "run")
 
 def test_a_finished_run_without_checkpoints_cannot_fill_a_network(tmp_path):
-    run = fit(**long_run(**SHORT))
-    save(replace(run, checkpoints={}), tmp_path / "run")
-    with pytest.raises(ValueError, match="holds a run without checkpoints"): fit(**long_run(**SHORT), folder=tmp_path / "run")
+    fit(**long_run(**SHORT), folder=tmp_path / "run")
+    run, known = load(tmp_path / "run"), identity_of(tmp_path / "run")
+    save(replace(run, checkpoints={}), tmp_path / "other", known)
+    with pytest.raises(ValueError, match="holds a run without checkpoints"): fit(**long_run(**SHORT), folder=tmp_path / "other")
 
 @pytest.mark.parametrize("how, says", [(dict(epochs=math.inf), "epochs=inf must be above 0, and finite"), (dict(batch=2.5), "batch=2.5 must be a whole number"), (dict(autocast="bfloat16"), "must be a torch.dtype"),
                                        (dict(test=NoisyDataset(torch.zeros(4, 5), torch.arange(4) % 3, n_classes=3)), r"shape \(5,\) and 3 classes"), (dict(test=noisy(k=4)), "and 4 classes, training examples .* and 3")])
@@ -499,10 +700,6 @@ def test_a_checkpoint_is_what_was_recorded_though_an_observer_changes_the_networ
         with torch.no_grad(): s.model[-1].bias.mul_(-9)
     run = fit(net(), noisy(), 2, times=[0, 1, 2], checkpoints=[0, 1, 2], observe=[change])
     for i, t in enumerate([0, 1, 2]): assert torch.equal(run.prediction[i], run.at(t, net())(noisy().x).argmax(1).to(torch.int16))
-
-def test_a_folder_that_is_no_run(tmp_path):
-    (tmp_path / "run").mkdir()
-    with pytest.raises(ValueError, match="whole run"): fit(**long_run(), folder=tmp_path / "run")
 
 # --- a run that diverges
 
@@ -580,11 +777,10 @@ def test_what_a_backward_is_given(k, out):
 
 def test_a_run_of_another_backward_is_another_run(tmp_path):
     how = dict(data=noisy(), epochs=1, batch=BATCH, folder=tmp_path / "run")
-    def twice(s, losses): (2 * losses.mean()).backward()
     run = fit(net(), backward=mean, **how)
     assert load(tmp_path / "run").config["backward"] == "mean" and torch.equal(fit(net(), backward=mean, **how).loss, run.loss)
     for other in (dict(), dict(backward=twice)):
-        with pytest.raises(ValueError, match="another run: it differs in backward$"): fit(net(), **how, **other)
+        with pytest.raises(ValueError, match="another run: it differs in backward"): fit(net(), **how, **other)
 
 @pytest.mark.parametrize("own", [dict(), dict(backward=mean)])
 def test_a_backward_does_not_hide_a_loss_that_is_not_finite(own):
@@ -653,16 +849,27 @@ def test_the_examples_end_where_a_step_fails():
 
 # --- what it will cost
 
+class Clock:
+    "Time that goes on where a test says so."
+    def __init__(self): self.now = 0.0
+    def perf_counter(self) -> float: return self.now
+    def sleep(self, seconds: float): self.now += seconds
+
 class Slow(nn.Module):
     "20 ms a pass in training, 50 ms in evaluation."
+    def __init__(self, clock):
+        super().__init__()
+        self.clock = clock
     def forward(self, x):
-        time.sleep(0.02 if self.training else 0.05)
+        self.clock.sleep(0.02 if self.training else 0.05)
         return x
 
 @pytest.mark.parametrize("batch", [3, BATCH, N, 1000, None])
-def test_costs(batch):
-    step, look = trainer.costs(net(nn.ReLU(), Slow()), noisy(), noisy(20, seed=1), batch, [lambda s: time.sleep(0.1)])
-    assert type(step) is type(look) is float and 0.02 <= step < 0.1 and 0.2 <= look < 0.6
+def test_costs(batch, monkeypatch):
+    monkeypatch.setattr(trainer, "time", clock := Clock())
+    monkeypatch.setattr(trainer, "deepcopy", lambda model: model)
+    step, look = trainer.costs(net(nn.ReLU(), Slow(clock)), noisy(), noisy(20, seed=1), batch, [lambda s: clock.sleep(0.1)])
+    assert type(step) is type(look) is float and step == pytest.approx(0.02) and look == pytest.approx(0.05 + 0.05 + 0.1)
 
 def test_costs_leave_no_trace():
     model, data, seen = dropout(), noisy(), []
@@ -696,12 +903,28 @@ def test_costs_of_a_backward_of_ones_own(batch, sizes):
     (dict(lr=-1), "lr=-1 must be above 0"), (dict(lr=0), "lr=0"), (dict(lr=math.nan), "lr=nan"), (dict(times=[0, 4]), "time 4"),
     (dict(model=net(out=4)), r"gives \(2, 4\).*need \(2, 3\)"), (dict(model=net(out=1)), r"gives \(2, 1\)"),
     (dict(model=nn.Sequential(nn.Linear(6, 3), nn.Unflatten(1, (3, 1)))), r"gives \(2, 3, 1\)"),
+    (dict(model=None), "the model is None; it must be a torch.nn.Module"),
+    (dict(model="mlp"), "the model is 'mlp'"),
+    (dict(data=[1, 2]), r"the training data are \[1, 2\]; they must be a NoisyDataset"),
+    (dict(test=3), "the test data are 3; they must be a NoisyDataset"),
+    (dict(epochs=None), "epochs=None must be a number"),
+    (dict(epochs="3"), "epochs='3' must be a number"),
+    (dict(times=3), "times=3 must be a list of numbers"),
+    (dict(times="0,1"), "times='0,1' must be a list"),
+    (dict(times=[0, None]), "a time=None must be a number"),
+    (dict(checkpoints=[None]), "a checkpoint=None must be a number"), (dict(optimizer=None), "optimizer=None is unknown; choose one of"), (dict(optimizer=SGD), "optimizer=<class.* is unknown"),
+    (dict(schedule=None), "schedule=None must be a name"), (dict(schedule=3), "schedule=3 must be"), (dict(lr="fast"), "lr='fast' must be a number"), (dict(lr=math.inf), "lr=inf must be above 0, and finite"),
+    (dict(batch="32"), "batch='32' must be a number"), (dict(batch=math.inf), "batch=inf"), (dict(clip=[1]), r"clip=\[1\] must be a number"), (dict(stop_at="half"), "stop_at='half'"),
+    (dict(seed=1.5), "seed=1.5 must be a whole number"), (dict(seed=None), "seed=None"), (dict(seed=10**30), "seed=10+ must be 0 to"), (dict(device="gpu"), "device='gpu' is not there"),
+    (dict(device=3), "device=3 is not there"), (dict(observe=3), "observe=3 must be a list of functions"), (dict(observe=print), "observe=.* must be a list of functions"), (dict(each_step="f"), "each_step='f' must be"),
+    (dict(backward=[1]), r"backward=\[1\] must be a function"), (dict(config=[1]), r"config=\[1\] must be a dict of JSON values"), (dict(config=dict(a=torch.ones(1))), "must hold JSON values"),
+    (dict(momentum="much"), "sgd does not take momentum='much'"), (dict(momentum=-1), "Invalid momentum"), (dict(journal=3), "journal=3 must be a path"), (dict(journal="s3://bucket/j"), "is an address"),
     (dict(checkpoints=[0, 1.5]), r"checkpoints \[1.5\] are not among the times"),
 ])
 def test_refused_before_any_work(bad, says):
-    looks, model, before = [], bad.get("model") or net(), torch.random.get_rng_state()
+    looks, model, before = [], bad["model"] if isinstance(bad.get("model"), nn.Module) else net(), torch.random.get_rng_state()
     was = state(model)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises((TypeError, ValueError), match=says):
         train(**dict(model=model, data=noisy(), epochs=3, observe=[looks.append], each_step=[looks.append]) | bad)
     assert not looks and same(state(model), was) and torch.equal(torch.random.get_rng_state(), before)
 

@@ -270,8 +270,9 @@ def test_a_fitted_probe_is_the_one_fitted_by_hand():
 def test_resist_on_a_fresh_network():
     data = corrupt(load("digits", n=200)[0], 0.6, "redraw")
     net = build("mlp", shape=(1, 8, 8), widths=(24, 16), seed=3)
-    new, vectors = resist(net, data), VeLPIC().fit(read(net, data.x, "fc2"), data.y).vectors_
+    new, vectors = resist(net, data), fit_probe(net, data, "fc2").vectors_
     assert same(state(new), state(net) | {"out.weight": vectors, "out.bias": torch.zeros(10)})
+    torch.testing.assert_close(vectors, VeLPIC().fit(read(net, data.x, "fc2"), data.y).vectors_)
 
 def test_resist_with_a_named_head():
     data, net = points(), Own(lambda v: v.log_softmax(1)).double()

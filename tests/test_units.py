@@ -98,7 +98,7 @@ def without(net, places: dict, off: list) -> dict:
     for layer, c in off: masks[layer][c] = 0
     return masks
 
-def search(net, data, row, places, mode="hybrid", reference=8, copies=3, noise=0.01, seed=0, most=100) -> tuple[str, list]:
+def search(net, data, row, places, mode="exact", reference=8, copies=3, noise=0.01, seed=0, most=100) -> tuple[str, list]:
     "Outcome and (layer, channel) in order: one example, one mask at a time."
     net, off, y = deepcopy(net), [], data.y[[row] * copies]
     g = torch.Generator().manual_seed(seed * 1_000_003 + int(data.index[row]))
@@ -205,7 +205,121 @@ def test_a_network_from_torchvision():
     found = critical_units(net.train(), data, range(2), reference=2, copies=1, most=2)
     assert net.training and pairs(found) == [search(net, data, r, places, reference=2, copies=1, most=2) for r in range(2)]
 
+# --- noise
+
+class Words(nn.Module):
+    "Of token ids that come as floats."
+    def __init__(self, words=20, bag=False):
+        super().__init__()
+        self.embedding = (nn.EmbeddingBag if bag else nn.Embedding)(words, 8)
+        self.hidden, self.act, self.out = nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3)
+    def forward(self, x):
+        h = self.embedding(x.long())
+        return self.out(self.act(self.hidden(h.mean(1) if h.ndim == 3 else h)))
+
+class Rounded(Words):
+    def forward(self, x): return super().forward(x[:, :7].round().contiguous().int())
+
+class Table(nn.Module):
+    "Two columns of numbers, and one of kinds."
+    def __init__(self):
+        super().__init__()
+        self.kind, self.hidden, self.act, self.out = nn.Embedding(5, 4), nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)
+    def forward(self, x): return self.out(self.act(self.hidden(torch.cat([x[:, :2], self.kind(x[:, 2].long())], 1))))
+
+class Looked(nn.Module):
+    "A table of vectors that is no module."
+    def __init__(self):
+        super().__init__()
+        self.table, self.hidden, self.act, self.out = nn.Parameter(torch.randn(20, 8)), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3)
+    def forward(self, x): return self.out(self.act(self.hidden(self.table[x.long()].mean(1))))
+
+class Scaled(Words):
+    "Ids that come as parts of 1, so that noise would change them."
+    def forward(self, x): return super().forward((x * 20).floor())
+
+def labelled(net, x) -> tuple[nn.Module, NoisyDataset]:
+    "A network in double precision, and labels that it predicts."
+    torch.manual_seed(0)
+    net = net.double().eval()
+    for p in net.parameters(): nn.init.normal_(p)
+    with torch.no_grad(): return net, NoisyDataset(x.double(), net(x.double()).argmax(1), n_classes=3)
+
+def ids(n=30, width=7) -> Tensor: return torch.randint(0, 20, (n, width), generator=torch.Generator().manual_seed(0)).double()
+def table(n=30) -> Tensor:
+    g = torch.Generator().manual_seed(0)
+    return torch.cat([torch.randn(n, 2, generator=g, dtype=torch.float64), torch.randint(0, 5, (n, 1), generator=g).double()], 1)
+
+INPUTS = {"words": (Words, ids, "embedding"), "a bag of words": (lambda: Words(bag=True), ids, "embedding"), "rounded": (Rounded, ids, "embedding"),
+          "table": (Table, table, "input, kind"), "no module": (Looked, ids, "nowhere"), "parts of 1": (Scaled, lambda: ids() / 20 + 0.025, "embedding")}
+
+@pytest.mark.parametrize("make, inputs, place", INPUTS.values(), ids=INPUTS)
+def test_noise_is_no_part_of_what_is_no_number(make, inputs, place):
+    net, data = labelled(make(), inputs())
+    with pytest.warns(UserWarning, match=f"whole numbers of its inputs.*noise is added to: {place}$"): found = critical_units(net, data, check=0)
+    assert "misclassified" not in found["outcome"] and set(found["noise"]) == {place}
+    if place == "nowhere": assert_frame_equal(found, critical_units(net, data, noise=0, check=0))
+
+def test_noise_in_an_embedding_against_a_search_by_hand():
+    net, data = labelled(Words(), ids())
+    mean_square = net.embedding(data.x.long()).square().mean().item()
+    class Behind(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.act, self.out = net.hidden, net.act, net.out
+        def forward(self, h): return self.out(self.act(self.hidden(h.mean(1))))
+    behind = replace(data, x=net.embedding(data.x.long()).detach())
+    assert behind.x.square().mean().item() == pytest.approx(mean_square)
+    plain = [search(Behind(), behind, r, {"hidden": "act"}) for r in range(12)]
+    with pytest.warns(UserWarning, match="noise is added to: embedding"): found = critical_units(net, data, range(12), reference=8, copies=3, check=0)
+    assert pairs(found) == plain
+
+@pytest.mark.parametrize("net, x", [
+    (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.eye(6).repeat(5, 1)), (nn.Sequential(nn.Linear(7, 8), nn.ReLU(), nn.Linear(8, 3)), ids())], ids=["one-hot", "counts"])
+def test_whole_numbers_that_are_used_as_numbers_get_noise(net, x, recwarn):
+    net, data = labelled(net, x)
+    found = critical_units(net, data, check=0)
+    assert set(found["noise"]) == {"input"} and not recwarn
+
+@modes
+def test_a_row_says_how_it_was_found(mode):
+    found = critical_units(trained("mlp"), digits(), range(3), mode, reference=None if mode == "exact" else 5, noise=0)
+    assert found.select("search", "references", "noise").unique().rows() == [(mode, 60 if mode == "exact" else 5, "nowhere")]
+
+def test_the_default_is_the_papers_search():
+    net, data = trained("mlp"), digits()
+    found = critical_units(net, data, range(8), check=0)
+    assert set(found["search"]) == {"exact"} and pairs(found) == [search(net, data, r, NETS["mlp"][1], "exact", 60, 5) for r in range(8)]
+
 # --- where units are
+
+def test_layers_without_units_are_named():
+    net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), shared, nn.ReLU(), shared, nn.Linear(5, 2))
+    with pytest.warns(UserWarning, match="no units of 2 .is called 2 times. are looked at"): assert unit_layers(net, torch.rand(2, 4)) == {"0": "1"}
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.gru, self.never, self.out = nn.Linear(4, 5), nn.GRU(5, 5, batch_first=True), nn.Linear(2, 2), nn.Linear(5, 2)
+        def forward(self, x): return self.out(self.gru(self.fc(x))[0][:, -1])
+    with pytest.warns(UserWarning, match=r"no units of gru \(is called 1 times\), never \(is never called\) are looked at"): assert unit_layers(Recurrent(), torch.rand(2, 3, 4)) == {"fc": "fc"}
+
+def test_units_of_torchs_attention():
+    import torchvision
+    torch.manual_seed(0)
+    net, x = torchvision.models.VisionTransformer(image_size=16, patch_size=8, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=6, num_classes=3).double(), torch.randn(9, 3, 16, 16, dtype=torch.float64)
+    for p in net.parameters(): nn.init.normal_(p, std=0.3)
+    data = NoisyDataset(x, net.eval()(x).argmax(1), n_classes=3)
+    block = "encoder.layers.encoder_layer_0."
+    places = {"conv_proj": "conv_proj", block + "self_attention.out_proj": block + "self_attention", block + "mlp.0": block + "mlp.1", block + "mlp.3": block + "mlp.3"}
+    assert unit_layers(net, x) == places
+    masked = Masked(net, data)
+    off = masked.ones()[None]
+    site = next(s for s in masked.sites if "out_proj" in s.layer)
+    off[0, site.start + 2] = 0
+    with masked.ready(): got = masked(x, off)
+    proj = net.encoder.layers[0].self_attention.out_proj
+    with torch.no_grad(): proj.weight[2], proj.bias[2] = 0, 0
+    torch.testing.assert_close(got, net(x))
 
 @pytest.mark.parametrize("name", NETS)
 def test_unit_layers(name):

@@ -178,7 +178,7 @@ def test_the_class_token_and_the_places_are_the_roots():
     *((resnet9, dict(shape=shape), r"\(3, %d, %d\) are too small; .* at least 8" % shape[1:]) for shape in ((3, 7, 32), (3, 32, 7))),
     *((make, dict(shape=shape), r"shape=\(%d, %d, %d\) must be .*, each 1 or more" % shape) for make in (resnet9, resnet50, vit)
       for shape in ((0, 32, 32), (-1, 32, 32), (3, 0, 0), (3, -4, 4), (3, 32, 0))),
-    *((vit, {k: v}, f"{k}={v} must be above 0") for k in ("patch", "width", "depth", "heads", "hidden") for v in (0, -2)),
+    *((vit, {k: v}, f"{k}={v} must be 1 or more") for k in ("patch", "width", "depth", "heads", "hidden") for v in (0, -2)),
     (vit, dict(patch=3), "patch=3 does not divide inputs of 32 x 32"), (vit, dict(shape=(3, 8, 10), patch=4), "patch=4 .* 8 x 10"),
     (vit, dict(shape=(3, 10, 8), patch=4), "patch=4 .* 10 x 8"), (vit, dict(patch=64), "patch=64"),
     (vit, dict(width=10, heads=4), "width=10 is no multiple of heads=4"), (vit, dict(dropout=1.5), "1.5"), (vit, dict(dropout=-0.1), "-0.1"),

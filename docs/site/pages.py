@@ -151,7 +151,16 @@ def reproduction(claims: Path, pages: set[str]) -> str:
                     + table(["figure", "statement", "noise rate", "paper", "ours", "verdict", "defined by", "preset", "data"], each) + "\n", "docs/claims.csv")
 
 
-COSTS = {1: "one network", 4: "four, or five on four fifths"}
+COSTS = {1: "one network", 4: "five on four fifths"}
+
+
+MEASURES = {  # column of audit.csv -> title and meaning
+    "auc": ("Area under the ROC curve", "The chance that a wrong label is ranked above a right one."),
+    "precision": ("Precision", "The share of wrong labels among the most suspicious ones, as many as are wrong."),
+    "class_precision": ("Precision within a class", "The same within each given class, as many as are wrong there; the mean over the classes."),
+    "worst_class": ("Precision within the worst class", "That of the class in which it is lowest."),
+    "suggested": ("Right suggestions", "The share of the wrong labels for which the true class is suggested."),
+}
 
 
 def comparison(results: Path) -> str:
@@ -159,15 +168,21 @@ def comparison(results: Path) -> str:
     text = "# Which labels are wrong?\n\nHow well the audit ranks wrong labels, beside cleanlab's confident learning and single scores.\n\n"
     if not results.exists(): return text + "Nothing measured yet.\n"
     rows = list(csv.DictReader(results.read_text().splitlines()))
-    of = lambda r: (r["data"], r["noise"], f"{float(r['rho']):g}")
     methods = sorted({(r["method"], int(r["cost"])) for r in rows}, key=lambda m: (not m[0].startswith("audit"), "alone" in m[0], m[1], m[0]))
-    values = {}
-    for r in rows: values.setdefault((of(r), r["method"], int(r["cost"])), []).append((float(r["auc"]), float(r["precision"])))
     text += "The table is made by `python -m bench audit`; `bench/audit.py` says how. " \
-            "Cost counts trainings: " + "; ".join(f"{k}: {v}" for k, v in COSTS.items()) + ". What the audit adds up was chosen on digits alone, on other seeds (`python -m bench choose`).\n"
-    for i, (title, what) in enumerate({"Area under the ROC curve": "The chance that a wrong label is ranked above a right one.", "Precision": "The share of wrong labels among the most suspicious ones, as many as are wrong."}.items()):
-        line = lambda case: [f"{sum(v[i] for v in got) / len(got):.3f}" if (got := values.get((case, *m))) else "" for m in methods]
-        text += f"\n## {title}\n\n{what}\n\n" + table(["data", "noise", "rate", *(f"{name} ({cost})" for name, cost in methods)], [[*case, *line(case)] for case in dict.fromkeys(map(of, rows))]) + "\n"
+            "Cost counts trainings: " + "; ".join(f"{k}: {v}" for k, v in COSTS.items()) + ". What the audit was made on, with other seeds, is told by `python -m bench choose`.\n"
+    for measure, (title, what) in MEASURES.items():
+        values = {}
+        for r in rows:
+            setting = r["data"], f"{r['ratio']} to 1", r["noise"], f"{float(r['rho']):g}"
+            values.setdefault(setting, {}).setdefault((r["method"], int(r["cost"])), []).append(r[measure])
+        known = [m for m in methods if any(v for found in values.values() for v in found.get(m, []))]
+        lines = []
+        for setting, found in values.items():
+            numbers = [[float(v) for v in found.get(m, []) if v] for m in known]
+            lines.append([*setting, *(f"{sum(v) / len(v):.3f}" if v else "" for v in numbers)])
+        head = ["data", "largest to smallest class", "noise", "rate", *(f"{name} ({cost})" for name, cost in known)]
+        text += f"\n## {title}\n\n{what}\n\n" + table(head, lines) + "\n"
     return text
 
 
