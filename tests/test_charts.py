@@ -286,3 +286,24 @@ REFUSED = {
 def test_what_cannot_be_drawn_is_refused_with_a_word(what):
     draw, says = REFUSED[what]
     with pytest.raises(ValueError, match=says): draw()
+
+
+def strokes(chart):
+    "Value -> dashes of its line."
+    found = [d for d in find(spec(chart), "strokeDash") if isinstance(d, dict) and "scale" in d]
+    return dict(zip(found[0]["scale"]["domain"], map(tuple, found[0]["scale"]["range"])))
+
+
+def test_neighbours_in_the_palette_differ_in_their_strokes():
+    found = list(strokes(curves(many(9), "y", "t", "y", color="layer")).values())
+    assert all(a != b for a, b in zip(found, found[1:]))
+
+
+def test_numbers_are_told_apart_by_shade_alone():
+    rates = pl.concat([frame(10, [str(r)]).with_columns(rho=pl.lit(r)) for r in (0.1, 0.2, 0.3)])
+    assert set(strokes(curves(rates, "y", "t", "y", color="rho")).values()) == {(1, 0)}
+
+
+def test_a_subtitle_may_have_several_lines():
+    both = panels([curves(frame(), "y", "t", "y")], "title", ["one", "", "two"])
+    assert spec(both)["title"]["subtitle"] == ["one", "two"]
