@@ -55,7 +55,7 @@ def closed_form(
     log_q = math.log(1 - rho) - (m_c0 + m_n0)
     balance = (math.log(rho) - log_q) / 2  # log of the fixed point of y
     start = m_n0 - balance  # log of y(0) over that
-    with np.errstate(divide="ignore"):  # tanh 0 = 0
+    with np.errstate(divide="ignore", over="ignore"):  # tanh 0 = 0, tanh inf = 1
         log_th = np.log(np.tanh(math.exp((math.log(rho) + log_q) / 2) * t))
     return balance + np.logaddexp(start, log_th) - np.logaddexp(0, start + log_th)
 
