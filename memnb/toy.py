@@ -7,13 +7,28 @@ __all__ = ['fixed_point', 'closed_form', 'solve', 'trajectories']
 
 # %% ../nbs/07_toy.ipynb #cell03
 import math
-import numpy as np, polars as pl
+
+import numpy as np
+import polars as pl
 from scipy.integrate import solve_ivp
 
+from .integrate import increasing
+
 # %% ../nbs/07_toy.ipynb #cell04
-def _check(rho: float, k: float):
-    if not 0 < rho < 1: raise ValueError(f"rho={rho} must lie strictly between 0 and 1")
-    if not k > 0: raise ValueError(f"k={k} must be above 0")
+_STEEPEST = 700  # exponent of a pull; beyond it floating point ends
+
+
+def _check(rho: float, k: float, m_n0: float, m_c0: float):
+    if not 0 < rho < 1:
+        raise ValueError(f"rho={rho} must lie strictly between 0 and 1")
+    if not 0 < k < math.inf:
+        raise ValueError(f"k={k} must be finite and above 0")
+    if not max(abs(m_n0), abs(m_c0), abs(m_c0 + k * m_n0), abs(k * m_n0)) <= _STEEPEST:
+        raise ValueError(
+            f"m_n0={m_n0}, m_c0={m_c0}, k={k}: the margins, k m_n0 and m_c0 + k m_n0 must lie "
+            f"within {_STEEPEST} of 0, as pulls are exponentials of them"
+        )
+
 
 def fixed_point(
     rho: float,  # noise rate, 0 < rho < 1
@@ -22,22 +37,27 @@ def fixed_point(
     m_c0: float = 1.0,  # clean margin at time 0
 ) -> float:
     "Noisy margin at which both pulls balance: (log(rho / (k (1 - rho))) + C) / (1 + k)."
-    _check(rho, k)
+    _check(rho, k, m_n0, m_c0)
     return (math.log(rho / (k * (1 - rho))) + m_c0 + k * m_n0) / (1 + k)
 
 # %% ../nbs/07_toy.ipynb #cell06
 def closed_form(
-    t: np.ndarray,  # times, 0 or later
+    t: np.ndarray,  # times, 0 or later, in any order and shape
     rho: float,
     m_n0: float = -1.0,
     m_c0: float = 1.0,
 ) -> np.ndarray:
-    "Noisy margin m_n(t) for k = 1."
-    _check(rho, 1)
-    q = (1 - rho) * math.exp(-(m_c0 + m_n0))
-    balance, w = math.sqrt(rho / q), math.sqrt(rho * q)
-    x, th = math.exp(m_n0) / balance, np.tanh(w * np.asarray(t, dtype=float))
-    return np.log(balance * (x + th) / (1 + x * th))
+    "Noisy margin m_n(t) for k = 1, shaped like `t`."
+    _check(rho, 1, m_n0, m_c0)
+    t = np.asarray(t, dtype=float)
+    if not (t >= 0).all() or not np.isfinite(t).all():
+        raise ValueError("times must be finite and 0 or later")
+    log_q = math.log(1 - rho) - (m_c0 + m_n0)
+    balance = (math.log(rho) - log_q) / 2  # log of the fixed point of y
+    start = m_n0 - balance  # log of y(0) over that
+    with np.errstate(divide="ignore", over="ignore"):  # tanh 0 = 0, tanh inf = 1
+        log_th = np.log(np.tanh(math.exp((math.log(rho) + log_q) / 2) * t))
+    return balance + np.logaddexp(start, log_th) - np.logaddexp(0, start + log_th)
 
 # %% ../nbs/07_toy.ipynb #cell07
 def solve(
@@ -47,31 +67,58 @@ def solve(
     m_n0: float = -1.0,
     m_c0: float = 1.0,
 ) -> np.ndarray:
-    "Noisy margin m_n(t) for any k > 0, to about 1e-11."
-    _check(rho, k)
-    t, log_c = np.asarray(t, dtype=float), math.log(k * (1 - rho)) - (m_c0 + k * m_n0)
-    pull = lambda _, m: rho * np.exp(-m) - np.exp(log_c + k * m)
-    slope = lambda _, m: np.array([[-rho * np.exp(-m[0]) - k * np.exp(log_c + k * m[0])]])
-    s = solve_ivp(pull, (0, t[-1]), [m_n0], method="Radau", t_eval=t, jac=slope, rtol=2.3e-14, atol=1e-13)
-    if not s.success: raise FloatingPointError(s.message)
-    return s.y[0]
+    "Noisy margin m_n(t) for any k > 0, within 1e-10."
+    _check(rho, k, m_n0, m_c0)
+    t = np.array(increasing(t))
+    log_c = math.log(k * (1 - rho)) - (m_c0 + k * m_n0)
+
+    def pull(_, m):
+        return rho * np.exp(-m) - np.exp(log_c + k * m)
+
+    def slope(_, m):
+        return np.array([[-rho * np.exp(-m[0]) - k * np.exp(log_c + k * m[0])]])
+
+    end = t[-1] or 1.0  # scipy takes no interval of length 0
+    tolerance = dict(rtol=2.3e-14, atol=1e-13)
+    found = solve_ivp(pull, (0, end), [m_n0], "Radau", t, jac=slope, **tolerance)
+    if not found.success:
+        raise FloatingPointError(found.message)
+    return found.y[0]
 
 # %% ../nbs/07_toy.ipynb #cell10
 def trajectories(
-    rhos: list[float],
+    rhos: list[float],  # at least one
     t_end: float = 10.0,  # above 0
     k: float = 1.0,
     m_n0: float = -1.0,
     m_c0: float = 1.0,
-    points: int = 201,
+    *,
+    points: int = 201,  # times from 0 to `t_end`, 2 or more
 ) -> pl.DataFrame:
-    "`rho, time, group (clean | noisy), margin, fixed_point`; the closed form where k = 1, the solver elsewhere."
-    if not t_end > 0: raise ValueError(f"t_end={t_end} must be above 0")
-    t, out = np.linspace(0, t_end, points), []
+    """`rho, time, group (clean | noisy), margin, fixed_point`.
+
+    The closed form where k = 1, the solver elsewhere; a margin does not depend on `points`.
+    """
+    if not 0 < t_end < math.inf:
+        raise ValueError(f"t_end={t_end} must be finite and above 0")
+    if points < 2 or len(rhos) == 0:
+        raise ValueError(f"points={points} must be 2 or more, rhos={rhos} at least one")
+    t = np.linspace(0, t_end, points)
+    parts = []
     for rho in rhos:
-        m = closed_form(t, rho, m_n0, m_c0) if k == 1 else solve(t, rho, k, m_n0, m_c0)
-        star = fixed_point(rho, k, m_n0, m_c0)
-        for group, margin, end in (("clean", m_c0 + k * (m_n0 - m), m_c0 + k * (m_n0 - star)), ("noisy", m, star)):
-            out.append(pl.DataFrame(dict(time=t, margin=margin)).select(
-                pl.lit(rho).alias("rho"), "time", pl.lit(group).alias("group"), "margin", pl.lit(end).alias("fixed_point")))
-    return pl.concat(out)
+        noisy = closed_form(t, rho, m_n0, m_c0) if k == 1 else solve(t, rho, k, m_n0, m_c0)
+        end = fixed_point(rho, k, m_n0, m_c0)
+        total = m_c0 + k * m_n0  # what one margin gains the other loses
+        for group, margin, star in (
+            ("clean", total - k * noisy, total - k * end),
+            ("noisy", noisy, end),
+        ):
+            columns = [
+                pl.lit(rho).alias("rho"),
+                "time",
+                pl.lit(group).alias("group"),
+                "margin",
+                pl.lit(star).alias("fixed_point"),
+            ]
+            parts.append(pl.DataFrame(dict(time=t, margin=margin)).select(columns))
+    return pl.concat(parts)
