@@ -63,9 +63,9 @@ def evidences(net, data: NoisyDataset) -> dict[str, Tensor]:
         hidden = sum(left_out(v, y, k, ridge=ridge) for v in inner.values())
         for what, bent in (("curved", True), ("linear", False)):
             own = left_out(x, y, k, bent, ridge)
-            out[f"hidden layers and a {what} probe of the input, ridge {ridge:g}"] = (
-                hidden + own
-            ) / (1 + len(inner))
+            for often, times in (("once", 1), ("twice", 2)):
+                name = f"hidden layers and, {often}, a {what} probe of the input, ridge {ridge:g}"
+                out[name] = (hidden + times * own) / (times + len(inner))
         out[f"hidden layers, ridge {ridge:g}"] = hidden / len(inner)
     out["a curved probe of the input, ridge 1"] = left_out(x, y, k, True)
     return out

@@ -298,8 +298,10 @@ def layer_evidence(
 
 
 def mean_evidence(by_layer: dict[str, Tensor]) -> Tensor:
-    "(n, K) float64: the mean of `layer_evidence` over the layers."
-    return torch.stack(list(by_layer.values())).mean(0)
+    """(n, K) float64: the mean of `layer_evidence` over the layers, in which the input counts twice,
+    as no label has shaped it."""
+    weights = {layer: 2.0 if layer == "input" else 1.0 for layer in by_layer}
+    return sum(w * by_layer[layer] for layer, w in weights.items()) / sum(weights.values())
 
 # %% ../nbs/09_scores.ipynb #cell11
 SCORES = {  # name -> who proposed it
