@@ -5,8 +5,8 @@ The choices were made by hand, while looking at digits (seeds 0 and 1) and 2,000
 kinds of noise:
 
 - that no example takes part in the probe that judges it;
-- the probes: a curved one of the input and linear ones of what each layer with weights reads,
-  averaged;
+- the probes: a curved one of the input, which counts twice, and linear ones of what each layer
+  with weights reads, averaged;
 - their ridge, the mean eigenvalue (0.1 to 30 of it were tried). It is not fitted to the given
   labels: layers that have memorized predict these best with the smallest ridge;
 - the weight of the training history: its logarithmic odds from 1.5 to 4.5 (`audit.history_weight`).
