@@ -267,6 +267,13 @@ def _averaged(value: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(value, [min(_SIDE, size) for size in value.shape[2:]]).flatten(1)
 
 
+def _pixels(x: Tensor) -> Tensor:
+    "(n, d) inputs; pictures of more than 4,096 numbers are averaged down."
+    if x.ndim != 4:
+        return x.flatten(1)
+    return _embedding(x, max(1, math.isqrt(_NUMBERS // x.shape[1])))
+
+
 def layer_evidence(
     model: nn.Module,
     data: NoisyDataset,  # whose observed labels the probes are fitted on
@@ -285,7 +292,7 @@ def layer_evidence(
     data, out = check_outputs(model, data), {}
     for layer in representation(model, data.x) if layers is None else layers:
         if layer == "input":
-            out[layer] = left_out(data.x.flatten(1), data.y, data.n_classes, bent=True)
+            out[layer] = left_out(_pixels(data.x), data.y, data.n_classes, bent=True)
             continue
         e = torch.cat(
             [
