@@ -5,8 +5,8 @@ The choices were made by hand, while looking at digits (seeds 0 and 1) and 2,000
 kinds of noise:
 
 - that no example takes part in the probe that judges it;
-- the probes: a curved one of the input and linear ones of what each layer with weights reads,
-  averaged;
+- the probes: a curved one of the input, which counts twice, and linear ones of what each layer
+  with weights reads, averaged;
 - their ridge, the mean eigenvalue (0.1 to 30 of it were tried). It is not fitted to the given
   labels: layers that have memorized predict these best with the smallest ridge;
 - the weight of the training history: its logarithmic odds from 1.5 to 4.5 (`audit.history_weight`).
@@ -63,9 +63,9 @@ def evidences(net, data: NoisyDataset) -> dict[str, Tensor]:
         hidden = sum(left_out(v, y, k, ridge=ridge) for v in inner.values())
         for what, bent in (("curved", True), ("linear", False)):
             own = left_out(x, y, k, bent, ridge)
-            out[f"hidden layers and a {what} probe of the input, ridge {ridge:g}"] = (
-                hidden + own
-            ) / (1 + len(inner))
+            for often, times in (("once", 1), ("twice", 2)):
+                name = f"hidden layers and, {often}, a {what} probe of the input, ridge {ridge:g}"
+                out[name] = (hidden + times * own) / (times + len(inner))
         out[f"hidden layers, ridge {ridge:g}"] = hidden / len(inner)
     out["a curved probe of the input, ridge 1"] = left_out(x, y, k, True)
     return out

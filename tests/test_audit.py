@@ -576,6 +576,10 @@ def test_evidence_of_chosen_layers_by_hand(layers):
     for layer in layers: close(got[layer], left_out_by_hand(of[layer].numpy(), data.y.numpy(), 3), 1e-7)
     close(mean_evidence(got), sum(got.values()) / len(layers))
 
+def test_the_input_counts_twice():
+    parts = dict(input=torch.tensor([[4.0, 1.0]]), a=torch.tensor([[1.0, 3.0]]), b=torch.tensor([[0.0, 2.0]]))
+    close(mean_evidence(parts), [[9 / 4, 7 / 4]])
+
 def test_maps_are_averaged_to_two_by_two():
     net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 3)).double()
     data = clusters(n=30, shape=(1, 16, 16), dtype=torch.float64)
