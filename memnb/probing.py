@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .arrays import choose
 from .checks import given, names_of, number, whole
 from .datasets import NoisyDataset
-from .layers import activations, device_of, examples, layer_names, linear_layers, predicted
+from .layers import activations, examples, hidden_groups, layer_names, linear_layers, predicted
 from .geometry import ClassShapes
 from .probes import PROBES, Probe
 from .runs import Run

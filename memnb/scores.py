@@ -267,6 +267,13 @@ def _averaged(value: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(value, [min(_SIDE, size) for size in value.shape[2:]]).flatten(1)
 
 
+def _pixels(x: Tensor) -> Tensor:
+    "(n, d) inputs; pictures of more than 4,096 numbers are averaged down."
+    if x.ndim != 4:
+        return x.flatten(1)
+    return _embedding(x, max(1, math.isqrt(_NUMBERS // x.shape[1])))
+
+
 def layer_evidence(
     model: nn.Module,
     data: NoisyDataset,  # whose observed labels the probes are fitted on
@@ -285,7 +292,7 @@ def layer_evidence(
     data, out = check_outputs(model, data), {}
     for layer in representation(model, data.x) if layers is None else layers:
         if layer == "input":
-            out[layer] = left_out(data.x.flatten(1), data.y, data.n_classes, bent=True)
+            out[layer] = left_out(_pixels(data.x), data.y, data.n_classes, bent=True)
             continue
         e = torch.cat(
             [
@@ -298,8 +305,10 @@ def layer_evidence(
 
 
 def mean_evidence(by_layer: dict[str, Tensor]) -> Tensor:
-    "(n, K) float64: the mean of `layer_evidence` over the layers."
-    return torch.stack(list(by_layer.values())).mean(0)
+    """(n, K) float64: the mean of `layer_evidence` over the layers, in which the input counts twice,
+    as no label has shaped it."""
+    weights = {layer: 2.0 if layer == "input" else 1.0 for layer in by_layer}
+    return sum(w * by_layer[layer] for layer, w in weights.items()) / sum(weights.values())
 
 # %% ../nbs/09_scores.ipynb #cell11
 SCORES = {  # name -> who proposed it

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from .checks import given, number, seed_of, whole
+from .checks import given, number
 from .datasets import NoisyDataset
 from .recorder import Recorder
 from .runs import Run

@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 import memnb
 from .experiments import refuse_unknown
-from .stores import MANIFEST, Damaged, check_writable, local_path, put, set_aside, verify
+from .stores import Damaged, check_writable, local_path, put, set_aside, verify
 
 # %% ../nbs/14_tasks.ipynb #cell04
 def declared(notebook: Path) -> dict[str, tuple[str, str, str]]:

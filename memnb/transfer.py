@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .arrays import choose
 from .checks import given, number, whole
 from .datasets import NoisyDataset
-from .layers import activations, device_of, edit, examples, linear_layers
+from .layers import activations, edit, examples, linear_layers
 from .probes import PROBES, Probe
 from .probing import collect, probe_model
 from .steps import Training, check_network, check_outputs
