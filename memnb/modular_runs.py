@@ -8,7 +8,7 @@ __all__ = ['HELD', 'PRESETS', 'PICTURES', 'FIGURES', 'WIDTHS', 'RULES', 'ROOMS',
            'pictured', 'expect']
 
 # %% ../nbs/26_modular_runs.ipynb #cell02
-import math, time
+import time
 from collections.abc import Callable
 from dataclasses import replace
 import polars as pl, torch
