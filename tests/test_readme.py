@@ -70,7 +70,8 @@ def test_the_dynamics_example_on_mnist():
     assert accuracy["clean"] == pytest.approx(0.994, abs=0.0015)
     assert accuracy["noisy"] == pytest.approx(0.882, abs=0.007)  # half an example
     assert net["cos_clean_noisy"] == pytest.approx(-0.997, abs=0.002)
-    assert net["moved"] == pytest.approx(0.455, abs=0.005)
+    begun = names["run"].rows.filter(time=1.0, group="net").row(0, named=True)
+    assert 0 < begun["moved"] < net["moved"]  # from the untrained network, recorded or not
 
 
 def test_the_comparison_is_what_was_measured():
