@@ -21,10 +21,11 @@ docs: .venv/dev
 lab: .venv/lab
 	jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
-# The explorer as a page of its own.
+# The explorer as a page of its own, for this machine and who has the token that it prints.
 voila: .venv/lab
-	JUPYTER_PATH=$(CURDIR)/docs/jupyter voila nbs/explore.ipynb --template=memnb \
-	    --VoilaConfiguration.extension_allowlist="[]" --VoilaConfiguration.extension_denylist="['jupyterlab-jupytext']"  # which fails there
+	JUPYTER_PATH=$(CURDIR)/docs/jupyter voila nbs/explore.ipynb --template=memnb --ip=127.0.0.1 --token \
+	    --Voila.tornado_settings="{'allow_remote_access': False}" --VoilaConfiguration.extension_allowlist="[]" \
+	    --VoilaConfiguration.extension_denylist="['jupyterlab-jupytext']"  # which fails there
 
 # Every figure at preset `quick`, as PNG, into docs/figures.
 figures: .venv/lab

@@ -18,7 +18,12 @@ from playwright.sync_api import Page, expect, sync_playwright
 NOTEBOOK, WAIT = Path(__file__).parents[1] / "nbs" / "explore.ipynb", 180_000  # milliseconds; generous, for busy machines
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
-VOILA = "voila explore.ipynb --no-browser --port={port} --Voila.ip=127.0.0.1 --template=memnb --VoilaConfiguration.extension_allowlist=[] --VoilaConfiguration.extension_denylist=['jupyterlab-jupytext']"
+VOILA = (
+    "voila explore.ipynb --no-browser --port={port} --Voila.ip=127.0.0.1 --template=memnb --token=abc "
+    "--Voila.tornado_settings={{'allow_remote_access':False}} "
+    "--VoilaConfiguration.extension_allowlist=[] "
+    "--VoilaConfiguration.extension_denylist=['jupyterlab-jupytext']"
+)
 
 
 def launch(playwright):
@@ -209,7 +214,7 @@ def test_spectra_of_a_network_that_adds(lab):
 
 
 def test_under_voila(browser, tmp_path):
-    with served(VOILA, tmp_path) as address, opened(browser, address, "/") as page:
+    with served(VOILA, tmp_path) as address, opened(browser, address, "/?token=abc") as page:
         before = drawn(page)
         status(page, "done: ")
         drag(page, "noise rate", 0.3)
@@ -227,7 +232,7 @@ Browser(pl.DataFrame(dict(row=range(30), label=data.y.tolist(), suggested=[1] * 
 """
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python")))
     nbformat.write(nb, tmp_path / "leaf.ipynb")
-    with served(VOILA.replace("explore", "leaf"), tmp_path) as address, opened(browser, address, "/") as page:
+    with served(VOILA.replace("explore", "leaf"), tmp_path) as address, opened(browser, address, "/?token=abc") as page:
         images, words = page.locator(".vega-embed svg image"), page.locator(".widget-label", has_text=re.compile("^ranks"))
         expect(images).to_have_count(20)
         expect(words).to_have_text("ranks 1 to 20 of 30; given → suggested")
