@@ -125,6 +125,8 @@ class Accounting:
     The sums are over the steps since the last recorded time, or the beginning; at time 0 they are zero.
     """
 
+    decided_by = ("mask", "layers")  # the same again for a training that goes on
+
     def __init__(self, data: NoisyDataset, mask: Tensor | None = None, layers: Sequence[str] | None = None):
         self.mask, self.layers, self.training = group_mask(data, mask), layers, None
         self.noisy = self.total = None

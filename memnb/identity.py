@@ -117,7 +117,9 @@ class _Look:
         return ["one of", _type(v)]
 
     def thing(self, v) -> list:
-        "Any other object: its class, and what it holds."
+        "Any other object: its class, and what it holds or, where it says so, is `decided_by`."
+        if (names := getattr(type(v), "decided_by", None)) is not None:  # the rest comes with its use
+            return [self(type(v)), [[k, self(getattr(v, k))] for k in names]]
         slots = [s for c in type(v).__mro__ for s in _slots(c)]
         if _hides(v) or not hasattr(v, "__dict__") and not slots:
             return self.unknown(v)

@@ -574,9 +574,11 @@ def hidden_groups(
 
 def _distinct(calls: dict[str, _Call], inner: list[str], outer: list[str]) -> list[str]:
     "Names by the order in which they end; of the outer ones those that give something else."
-    known = [calls[g].value for g in inner]
-    more = [g for g in sorted(outer, key=len) if all(calls[g].value is not v for v in known)]
-    return sorted(inner + more, key=lambda g: calls[g].order)
+    found = list(inner)
+    for g in sorted(outer, key=len, reverse=True):  # the innermost name of what several give
+        if all(calls[g].value is not calls[k].value for k in found):
+            found.append(g)
+    return sorted(found, key=lambda g: calls[g].order)
 
 def _tell(model: nn.Module, left_out: dict[str, str], hidden: list[str]):
     if left_out:

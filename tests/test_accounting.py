@@ -1,4 +1,5 @@
 """Both parts of a gradient against plain autograd, at fixed weights and while training, which they leave as it is."""
+import os
 from functools import cache, partial
 import pytest, torch, torchvision
 from hypothesis import given, settings, strategies as st
@@ -320,10 +321,12 @@ def test_other_data_are_refused(n):
 
 class Killed(Exception): pass
 
-def go(net, folder, a, dies=None):
-    def kill(s):
-        if s.step == dies: raise Killed
-    for s in train(net, points(), 4, lr=0.05, momentum=0.9, batch=16, journal=folder, backward=a.backward, observe=[a.rows], each_step=[kill]): pass
+def breaks(s):
+    "Ends the training at a step that its surroundings name: no part of the run, as whoever kills a process is none."
+    if os.environ.get("BREAK_AT") == str(s.step): raise Killed
+
+def go(net, folder, a):
+    for s in train(net, points(), 4, lr=0.05, momentum=0.9, batch=16, journal=folder, backward=a.backward, observe=[a.rows], each_step=[breaks]): pass
     return s.recorder.run()
 
 @pytest.mark.parametrize("dies", [1, 3, 7, 11])  # three steps an epoch
@@ -331,10 +334,23 @@ def go(net, folder, a, dies=None):
 def test_a_journal_goes_on(tmp_path, dies, again):
     net, other, a = small(), small(), Accounting(points())
     other.load_state_dict(start := state(net))
-    with pytest.raises(Killed): go(net, tmp_path / "journal", a, dies)
+    with pytest.MonkeyPatch.context() as m, pytest.raises(Killed):
+        m.setenv("BREAK_AT", str(dies))
+        go(net, tmp_path / "journal", a)
     net.load_state_dict(start)
     run, whole = go(net, tmp_path / "journal", a if again else Accounting(points())), go(other, None, Accounting(points()))
     assert run.rows.equals(whole.rows) and same(state(net), state(other))
+
+@pytest.mark.parametrize("other", [dict(mask=points().y == 0), dict(layers=["0"])])
+def test_the_journal_of_another_accounting_is_refused(tmp_path, monkeypatch, other):
+    net = small()
+    start = state(net)
+    with monkeypatch.context() as m, pytest.raises(Killed):
+        m.setenv("BREAK_AT", "4")
+        go(net, tmp_path / "journal", Accounting(points()))
+    net.load_state_dict(start)
+    with pytest.raises(ValueError, match="differs in backward, observe"):
+        go(net, tmp_path / "journal", Accounting(points(), **other))
 
 def test_used_for_a_second_training():
     data, a = points(), Accounting(points())

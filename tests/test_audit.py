@@ -40,7 +40,7 @@ def clusters(n=60, k=3, rho=0.2, shape=(1, 8, 8), shift=0.6, dtype=torch.float32
 MLP = dict(name="mlp", shape=[1, 8, 8], widths=[12, 8], n_classes=3)
 CNN = dict(name="cnn", shape=[1, 8, 8], channels=[3, 4], widths=[6], n_classes=3)
 VIT = dict(name="vit", shape=[1, 8, 8], patch=4, width=8, depth=1, heads=2, hidden=6, n_classes=3)
-NETS = {"mlp": (MLP, ["input", "fc1", "fc2", "out"]), "cnn": (CNN, ["input", "block1", "block2", "fc1", "out"]), "vit": (VIT, ["input", "patches", "blocks.0", "norm", "out"])}
+NETS = {"mlp": (MLP, ["input", "fc1", "fc2", "out"]), "cnn": (CNN, ["input", "block1", "block2", "fc1", "out"]), "vit": (VIT, ["input", "patches", *(f"blocks.0.{k}" for k in ("norm1", "attention", "norm2", "mlp")), "blocks.0", "norm", "out"])}
 
 @cache
 def trained(name="mlp", dtype=torch.float32, **how) -> tuple[Run, nn.Module]:
@@ -210,9 +210,9 @@ def test_inputs_become_floats_and_floats_stay(x, dtype):
     ([0, 1, 3], None, dict(n_classes=3), "observed labels span 0 to 3; with 3 classes they lie in [0, 2]"),
     ([0, 1, -1], None, dict(n_classes=3), "observed labels span -1 to 1; with 3 classes they lie in [0, 2]"),
     ([0, 1, 2], [0, 1, 3], dict(n_classes=3), "clean labels span 0 to 3; with 3 classes they lie in [0, 2]"),
-    ([0, 1], None, {}, "observed has shape (2,); 3 inputs need (3,)"),
-    ([0, 1, 1], [0, 1], {}, "clean has shape (2,); 3 inputs need (3,)"),
-    (np.eye(3, dtype=int), None, {}, "observed has shape (9,); 3 inputs need (3,)")])
+    ([0, 1], None, {}, "y, the observed labels, has shape (2,); 3 inputs need (3,)"),
+    ([0, 1, 1], [0, 1], {}, "clean, the true labels, has shape (2,); 3 inputs need (3,)"),
+    (np.eye(3, dtype=int), None, {}, "y, the observed labels, has shape (9,); 3 inputs need (3,)")])
 def test_labels_that_do_not_fit(labels, clean, more, says):
     with pytest.raises(ValueError, match=f"^{re.escape(says)}$"): from_arrays(torch.rand(3, 2), labels, clean, **more)
 

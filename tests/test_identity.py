@@ -16,6 +16,11 @@ class Scale:
     def __init__(self, k): self.k = k
     def __call__(self, s): return self.k * s
 
+class Used(Scale):
+    "An object that says which of its attributes decide what it does."
+    decided_by = ("k",)
+    def __call__(self, s): self.seen = s
+
 class Slotted:
     __slots__ = ("a",)
     def __init__(self, a): self.a = a
@@ -61,6 +66,12 @@ def test_another_process_agrees():
 def test_what_cannot_be_told_from_another_one(make):
     with pytest.raises(Unknown): fingerprint(make())
     assert fingerprint(make(), strict=False) == fingerprint(make(), strict=False)
+
+def test_use_is_no_part_of_an_object_that_names_what_is():
+    v = Used(2)
+    before = fingerprint(v)
+    v(threading.Lock())
+    assert fingerprint(v.__call__) == fingerprint(Used(2).__call__) and fingerprint(v) == before != fingerprint(Used(3))
 
 def test_names_comments_and_places_do_not_matter():
     def one(s):

@@ -745,6 +745,8 @@ BARE = {  # name -> network of three classes, shape of its inputs, its hidden pa
                       ["body.1", "body.3", "body"], ["head"]),
     "head of three layers": (lambda: nn.Sequential(OrderedDict(body=nn.Conv2d(1, 4, 3), head=nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3)))), (1, 4, 4),
                              ["body", "head.1", "head.3"], ["head.5"]),
+    "one block only": (lambda: build("vit", shape=(1, 8, 8), patch=4, width=8, depth=1, heads=2, hidden=6, n_classes=3), (1, 8, 8),
+                       ["patches", *(f"blocks.0.{k}" for k in ("norm1", "attention", "norm2", "mlp")), "blocks.0", "norm"], ["out"]),
     "words": (Words, (7,), ["embedding", "lstm"], ["head"])}
 
 def some(shape, n=4) -> torch.Tensor: return torch.rand(n, *shape, generator=torch.Generator().manual_seed(0))

@@ -283,6 +283,16 @@ def at_random(net, data, rows, groups):
     return pl.DataFrame(found).with_columns(**about)
 
 
+def in_random_halves(found):
+    "One seed a grouping, each with its mirror image: by chance alone neither half leads."
+    n, parts = len(found), []
+    for seed in range(4):
+        first = torch.randperm(n, generator=torch.Generator().manual_seed(seed // 2)) < n // 2
+        groups = ["noisy" if v else "clean" for v in (first ^ bool(seed % 2)).tolist()]
+        parts.append(found.with_columns(group=pl.Series(groups), seed=pl.lit(seed)))
+    return pl.concat(parts)
+
+
 @pytest.fixture(scope="module")
 def unit_controls(resnet, mlp):
     data, _, net = resnet
@@ -299,7 +309,7 @@ def unit_controls(resnet, mlp):
     single = searched(shallow, small, some_noisy, ["noisy"] * len(some_noisy))
     mixed = pl.concat([real.select(columns).filter(group="clean"), random.filter(group="noisy")])
     return {
-        RANDOM: searched(net, data, clean, halves),
+        RANDOM: in_random_halves(searched(net, data, clean, halves)),
         "units switched off in random order": random,
         "units of noisy examples switched off in random order": mixed,
         "a network with a single hidden layer": single,
