@@ -19,7 +19,7 @@ from .models import ACTIVATIONS, ModularNet
 from .recorder import Recorder
 from .runs import Run
 from .seeds import check_device, generator
-from .steps import Training, copied, diverged, pick_device
+from .steps import Training, copied, diverged, loss_of, pick_device
 
 # %% ../nbs/10_modular.ipynb #cell05
 OPERATIONS = {
@@ -254,15 +254,24 @@ def _epochs(s: Training, grid: Grid, times: list[int], kept: list[int], observe:
         s.optimizer.step()
         s.schedule.step()
 
+def _log(s: Training, good: dict | None, grid: Tensor, test: bool = False):
+    "Record outputs (P P, P) of the table; `Diverged` where they, or their losses, are not finite."
+    data = s.test if test else s.data
+    logits = grid[data.index]
+    loss = loss_of(logits, data.y, "none")
+    fine = logits.isfinite().all(1) & loss.isfinite()
+    if not fine.all():
+        s.recorder.open = None
+        diverged(s, good, loss[~fine][0], s.step, s.lr)
+    s.recorder.log(data.index, logits, test=test)
+
 def _record(s: Training, observe: Sequence[Callable], keep: bool, good: dict | None) -> dict:
-    "Record the present epoch; the state to go back to. `Diverged` if a loss is not finite."
+    "Record the present epoch; the state to go back to. `Diverged` if an output is not finite."
     with torch.no_grad(): logits = s.model.grid().flatten(0, 1)
     s.recorder.at(s.time)
-    s.recorder.log(s.data.index, logits[s.data.index])
-    if not (loss := s.recorder.given.values[1]).isfinite().all():
-        s.recorder.open = None
-        diverged(s, good, loss[~loss.isfinite()][0], s.step, s.lr)
-    if s.test is not None: s.recorder.log(s.test.index, logits[s.test.index], test=True)
+    _log(s, good, logits)
+    if s.test is not None:
+        _log(s, good, logits, test=True)
     if keep: s.recorder.checkpoint(s.model.state_dict())
     for look in observe: s.recorder.add(look(s) or [])
     s.recorder.close()

@@ -77,7 +77,6 @@ class Recorder:
                 raise TypeError(f"the {what} data are {given(d)}; they must be a NoisyDataset")
         if not isinstance(unit, str): raise TypeError(f"unit={given(unit)} must be a text")
         if config is not None and not isinstance(config, dict): raise TypeError(f"config={given(config)} must be a dictionary or None")
-        if data.n_classes > 32767: raise ValueError(f"{data.n_classes} classes are more than the 32767 of which a run can keep the predictions")
         self.data, self.test, self.unit, self.config = data, test, unit, config or {}
         y, index, self.moments, self.open = data.y.cpu(), data.index.cpu(), [], None
         self.given, self.noisy, self.held = _Sheet(y, index, "training"), None, None
@@ -102,10 +101,7 @@ class Recorder:
         "Record a batch."
         self._now()
         if test and self.held is None: raise ValueError("this recorder was made without a test set")
-        if not isinstance(index, Tensor) or index.ndim != 1 or index.is_floating_point() or index.is_complex(): raise ValueError(f"index={index!r} must be a tensor of whole numbers, one an example")
-        if not isinstance(logits, Tensor): raise ValueError(f"logits={logits!r} must be a tensor")
-        k = self.data.n_classes
-        _check_batch(index, logits, k)
+        _check_batch(index, logits, self.data.n_classes)
         index, logits, sheet = index.cpu(), logits.detach(), self.held if test else self.given
         sheet.fill(sheet.rows(index), logits)
         if self.noisy and not test and (part := torch.isin(index, self.noisy.sorted)).any():
@@ -119,8 +115,7 @@ class Recorder:
         if strange := [row for row in rows if not isinstance(row, dict)]:
             raise TypeError(f"the rows hold {given(strange[0])}; they must be dictionaries")
         plain = lambda v: v.item() if hasattr(v, "item") else v
-        now, rows = self._now(), rows if isinstance(rows, dict) or not isinstance(rows, Iterable) else list(rows)
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows): raise ValueError(f"an observer's rows must be dictionaries in a list, or None; given {rows!r}")
+        now = self._now()
         now["rows"] += [{"time": now["time"], **{k: plain(v) for k, v in row.items()}} for row in rows]
 
     def checkpoint(self, state: dict[str, Tensor]):

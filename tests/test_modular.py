@@ -161,7 +161,7 @@ def test_data_that_are_no_table():
 def test_a_test_set_of_another_modulus(p):
     with pytest.raises(ValueError): fit(ModularNet(5, 4), table(5)[0], 2, table(p)[1])
 
-@pytest.mark.parametrize("how, says", [(dict(p=2), "P=2 must be 3"), (dict(width=0), "width=0 1 or more"), (dict(activation="gelu"), "activation='gelu' is unknown; choose one of square, abs, relu")])
+@pytest.mark.parametrize("how, says", [(dict(p=2), "P=2 must be 3"), (dict(width=0), "width=0 must be 1 or more"), (dict(activation="gelu"), "activation='gelu' is unknown; choose one of square, abs, relu")])
 def test_refused_networks(how, says):
     with pytest.raises(ValueError, match=says): ModularNet(**dict(p=5, width=4) | how)
 

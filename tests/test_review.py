@@ -90,12 +90,15 @@ def test_given_values_win_and_are_cast():
 
 KINDS = "flip, pair, redraw, wrong"
 BAD = [(dict(rho=v), f"rho={v!r} must lie in [0, 1)") for v in (1, 1.5, -0.1, math.nan)] + [(dict(held=v), f"held={v!r} must lie in (0, 1)") for v in (0, 1, math.nan)] \
-    + [(dict(lr=v), f"lr={v!r} must be above 0") for v in (0, -1, math.nan, math.inf)] + [({k: 0}, f"{k}=0 must be 1 or more") for k in ("epochs", "batch", "top")] \
+    + [(dict(lr=v), f"lr={v!r} must be above 0, from 1e-12 to 1000") for v in (0, -1, math.nan, math.inf)] \
+    + [({k: 0}, f"{k}=0 must be 1 or more, at most {most}") for k, most in (("epochs", "1,000,000"), ("batch", "1,000,000,000"), ("top", "5,000"))] \
     + [({k: v}, f"{k}={v!r} must be a whole number") for k, v in (("epochs", 2.5), ("batch", "many"), ("top", True), ("n", 20.5), ("classes", "two"), ("seed", math.inf))] \
-    + [(dict(data=v), f"data={v!r} must be one of {', '.join(DATASETS)} or a path to a .npz file") for v in ("imagenet", "own.npy", "own.npz.gz", "")] \
+    + [(dict(data=v), f"data={v!r} must be one of {', '.join(DATASETS)} or a path to a .npz file of this machine") for v in ("imagenet", "own.npy", "own.npz.gz", "")] \
     + [(dict(noise=v), f"noise={v!r} must be one of {KINDS}") for v in ("matrix", "none")] \
     + [(dict(scale=v), f"scale={v!r} must be one of unit, symmetric, standard, none") for v in ("log", "")] \
-    + [(dict(n=19), "n=19 must be 20 or more"), (dict(classes=1), "classes=1 must be 2 or more"), (dict(seed=-1), "seed=-1 must be 0 or more"),
+    + [(dict(n=19), "n=19 must be 20 or more, at most 1,000,000,000,000"),
+       (dict(classes=1), "classes=1 must be 2 or more, at most 32,767"),
+       (dict(seed=-1), "seed=-1 must be 0 or more and at most 2147483647"),
        (dict(rho="much"), "rho='much' must be a number"),
        (dict(preset="best"), "preset='best' is unknown; choose one of quick, small, paper, ci")]
 
@@ -125,7 +128,7 @@ def test_labels_of_a_file_are_not_made_wrong_unless_that_is_asked_for(path, pres
 
 def test_results_and_runs_have_a_place(tmp_path, monkeypatch):
     p = P(out=tmp_path / "a b")
-    assert (p.out, p.store) == (str(tmp_path / "a b"), str(tmp_path / "a b/runs")) and Path(p.store).is_dir() and P(store=tmp_path / "s").store == str(tmp_path / "s")
+    assert (p.out, p.store) == (str(tmp_path / "a b"), str(tmp_path / "a b/runs")) and P(store=tmp_path / "s").store == str(tmp_path / "s")
     monkeypatch.setenv("MEMNB_STORE", str(tmp_path / "shared"))
     assert P(out=tmp_path / "o").store == str(tmp_path / "shared")
     (tmp_path / "file").touch()
@@ -157,7 +160,7 @@ def test_a_file_without_training_data_says_what_it_lacks(npz, there, lacks):
 def test_nothing_in_a_file_is_unpickled(npz, tmp_path, name):
     trap, arrays = tmp_path / "trap", dict(x_train=X, y_train=Y, x_test=X, y_test=Y, clean_train=Y)
     path = npz(**arrays | {name: np.array([Trap(trap)] + [0] * 19, object)})
-    with pytest.raises(ValueError, match="own.npz is not a whole .npz file of plain arrays: Object arrays"): whole(path)
+    with pytest.raises(ValueError, match="own.npz is not a whole .npz file of plain arrays: .*object array; only plain"): whole(path)
     assert not sprung(trap)
     with np.load(path, allow_pickle=True) as z: z[name]
     assert sprung(trap)
@@ -532,7 +535,7 @@ def test_given_weights_are_audited_as_they_are(own, tmp_path, no_training):
     data = prepare(p := P(data=own, weights=tmp_path / "w.pt", store=tmp_path / "runs"))[0]
     torch.save(network(P(seed=9), data)[0].state_dict(), tmp_path / "w.pt")
     subject, net = trained(p, data)
-    assert subject is net and not net.training and same(net.state_dict(), network(P(seed=9), data)[0].state_dict()) and not list((tmp_path / "runs").iterdir())
+    assert subject is net and not net.training and same(net.state_dict(), network(P(seed=9), data)[0].state_dict()) and not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("given, shape, says", [(dict(model="resnet18", weights="none.pt"), (1, 8, 8), r"does not take inputs of shape \(1, 8, 8\)"),
@@ -638,7 +641,7 @@ def test_each_picture_is_drawn_over_its_own_range():
 def test_pictures_of_one_value_can_be_drawn(): assert [p.shape for p in drawn(NoisyDataset(torch.ones(2, 1, 4, 4), torch.arange(2)), [1, 0])] == [(4, 4)] * 2
 
 
-@pytest.mark.parametrize("shape", [(12,), (2, 4, 4), (4, 4, 3), (1, 2, 4, 4), ()], ids=str)
+@pytest.mark.parametrize("shape", [(12,), (2, 4, 4), (4, 4, 3), (1, 2, 4, 4)], ids=str)
 def test_inputs_that_are_no_pictures_are_not_drawn(shape):
     with pytest.raises(ValueError, match=f"^{re.escape(f'inputs of shape {shape} are no pictures; they are (H, W), (1, H, W) or (3, H, W)')}$"): gallery(table(), data_of(shape=shape))
 
@@ -915,7 +918,7 @@ def test_a_users_own_network_on_a_users_own_pictures(tmp_path):
     assert (given != truth)[first].mean() > 0.8 and (suspects.head(30)["suggested"].to_numpy() == truth[first]).mean() > 0.8
     record = json.loads((folder / "params.json").read_text())
     assert record["parameters"]["weights"] == "my.pt" and record["parameters"]["rho"] is None
-    assert record["noise"]["low"] <= 0.15 <= record["noise"]["high"] and record["remedies"] and not list((tmp_path / "results/runs").iterdir())
+    assert record["noise"]["low"] <= 0.15 <= record["noise"]["high"] and record["remedies"] and not (tmp_path / "results/runs").exists()
     assert {f.name for f in folder.iterdir()} - {"repaired.pt"} == {f"{n}.{e}" for n in ("audit", "audit_remedies") for e in ("png", "svg")} \
         | {"frame.parquet", "params.json", "manifest.json", "suspects.csv"}
     assert sum("image/png" in o.get("data", {}) for o in outputs(tmp_path)) == 2 and any("The true labels are not known." in o.get("text", "") for o in outputs(tmp_path))
