@@ -88,7 +88,10 @@ def parameters(figure: str, n=None, **given) -> Params:
     p["seeds"] = once(p.seeds)
     p["test_share"] = 0.3322 if p.dataset == "digits" else None
     there = check_source(p)
-    size = size_of(_network(p, there.shape, len(there.counts), 0))
+    try:
+        size = size_of(_network(p, there.shape, len(there.counts), 0))
+    except ValueError as error:  # which speaks of the network's own arguments
+        raise ValueError(f"model={p.model}, width={p.width}: {error}") from error
     n = sum(there.counts.values()) if p.n is None else p.n
     check_fits(p, *needs(p, size, n, there, 1), "dataset n model width epochs")
     return p

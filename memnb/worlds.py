@@ -33,7 +33,7 @@ class Course:
     unit: float = 1.0  # epochs in a unit of the recorder's time
 
 def _flow(p: Params) -> Course:
-    data, model = relu.prepare(p, p.rho, p.seed)
+    data, model = relu.prepare(p, p.rho, p.seeds[0])
     times = relu.times(p)
     steps = train_flow(build(**model), data, times, observe=[follow()], checkpoints=times, config=dict(model=model))
     return Course(data, None, [round(t / p.lr) for t in times], steps, 1 / p.lr)
@@ -54,7 +54,7 @@ def _sums(p: Params) -> Course:
 
 # %% ../nbs/28_worlds.ipynb #cell06
 _DEFAULTS = {  # figure -> its parameters that are not explored
-    "fig2": dict(rhos="", n=None, std=0.0316, epochs=None, early=None, clean_epochs=0, seeds="", noise_seed=0, out="", store=""),
+    "fig2": dict(rhos="", n=None, std=0.0316, epochs=None, early=None, clean_epochs=0, seed=0, noise_seed=0, out="", store=""),
     "latent_probes": dict(rhos=None, model="mlp", scale=None, optimizer=None, momentum=None, batch=None, epochs=None, every=None, noise_seed=0, out="", store=""),
     "modular_coexistence": dict(modulus=None, activation=None, weight_decay=None, epochs=None, share=None, noise_seed=0, out="", store=""),
 }
@@ -81,7 +81,7 @@ class World:
 # %% ../nbs/28_worlds.ipynb #cell07
 _DATA, KINDS = ("digits", "mnist", "fashion_mnist", "cifar10", "svhn"), [k for k in NOISE if k != "matrix"]
 WORLDS = {
-    "two layers": World("Two-layer ReLU network, two classes", "fig2", _flow, relu.parameters, lambda v: _pictures(v) | dict(width=v["width"], seed=v["seed"]),
+    "two layers": World("Two-layer ReLU network, two classes", "fig2", _flow, relu.parameters, lambda v: _pictures(v) | dict(width=v["width"], seeds=str(v["seed"])),
                         (0.05, 0.45, 0.2), ((10, 30, 100, 300), 100), (0.005, 0.1, 0.04), _DATA, "flip", True),
     "layers": World("MLP with two hidden layers, ten classes", "latent_probes", _layers, latent.parameters,
                     lambda v: _pictures(v) | dict(widths=f"{v['width']},{v['width']}", seeds=str(v["seed"]), n=None if v["dataset"] == "digits" else 2000),

@@ -148,11 +148,11 @@ def test_unknown_world(world, jobs):
     assert not jobs and not threads()
 
 
-def test_unknown_preset_is_said(make):
-    e = Explorer("layers", "huge", 0)
-    e.join(180)
-    assert until(lambda: "preset='huge' is unknown" in e.transport.status.value)
-    e.close()
+def test_unknown_preset_is_refused_at_once(jobs):
+    for make in (Explorer, explore):
+        with pytest.raises(ValueError, match="preset='huge' is unknown; choose one of quick"):
+            make("layers", preset="huge")
+    assert not jobs and not threads()
 
 
 # --- controls

@@ -48,12 +48,14 @@ def variants(): return latent.trainings(params(**TINY | dict(rhos="0.6")), varia
 
 # parameters
 
-def test_a_given_value_wins_over_the_networks_which_wins_over_the_presets():
+def test_a_given_value_wins_over_the_networks_which_wins_over_the_presets(npz):
     assert params().lr == 0.02 and params(model="cnn").lr == 2e-4 and params(model="cnn", lr="0.3").lr == 0.3
     assert params(model="cnn").widths == [250, 250, 250] and params(model="cnn", widths="16, 8").widths == [16, 8]
     assert params().widths == [24, 24]
     assert (params(model="cnn").optimizer, params().optimizer, params().momentum, params().batch) == ("adam", "sgd", 0.9, 32)
-    assert params(model="alexnet").every == 10 and params(preset="paper").every == 5 and params(model="alexnet").scale == "standard"
+    assert params(preset="paper").every == 5
+    pictures = params(model="alexnet", dataset=npz(63, 63, 3), widths="0.02", n=4)
+    assert (pictures.every, pictures.scale) == (10, "standard")
 
 
 def test_rho_stands_in_place_of_rhos():
@@ -163,8 +165,8 @@ def test_alexnet_of_a_width(npz):
 
 
 def test_a_cnn_needs_pictures(npz):
-    p = params(dataset=npz(7), model="cnn", n=4)
-    with pytest.raises(ValueError, match=r"model='cnn' needs pictures.*\(7,\)"): latent.prepare(p, 0, 0)
+    with pytest.raises(ValueError, match=r"model='cnn' needs pictures.*\(7,\)"):
+        params(dataset=npz(7), model="cnn", n=4)
 
 
 # trainings

@@ -96,7 +96,7 @@ CONTROLS = {
     "gates of a network with other initial weights": lambda s: early(s, partner_seed=7),
     UNSCALED: lambda s: early(s, scale=1.0),
     PERMUTED: lambda s: whole(s, looks=True, permute=5),
-    FROZEN: lambda s: whole(s, lr=1e-6, rhos="0.1,0.3"),
+    FROZEN: lambda s: whole(s, lr=1e-8, rhos="0.1,0.3"),
     REMARK: lambda s: whole(s, clean_epochs=2000),
     TINY: lambda s: whole(s, std=0.001),
     LARGE: lambda s: whole(s, std=1.0),

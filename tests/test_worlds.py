@@ -293,7 +293,7 @@ def reproduced(tmp_path_factory):
 def test_the_command_reproduces(world, reproduced):
     session, f = reproduced(world)
     v, run = session.values, session.run().frame()
-    own = f.filter(**{"two layers": {}, "layers": dict(probe="model", layer="output"), "sums": dict(part="network")}[world]).filter(pl.col("target").is_not_null(), rho=v["rho"], seed=v["seed"])
+    own = f.filter(**{"two layers": {}, "layers": dict(probe="model", layer="output"), "sums": dict(part="network")}[world]).filter(pl.col("accuracy").is_not_null(), rho=v["rho"], seed=v["seed"])
     end = {(r["group"], r["target"]): r for r in own.filter(pl.col("epoch") == own["epoch"].max()).iter_rows(named=True)}
     names = dict(clean=("clean", "given"), noisy=("noisy", "given"), truth=("noisy", "true"), test=("test", "true"))
     assert {k: end[names[k]]["accuracy"] for k in names if names[k] in end} == pytest.approx(numbers(session), abs=1e-12, rel=0)
