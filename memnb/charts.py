@@ -408,7 +408,7 @@ def _columns_drawn(frame: pl.DataFrame, x: str, y: str) -> tuple[pl.DataFrame, l
     step = -(-len(columns) // most)
     few = columns[::step]
     return frame.filter(pl.col(x).is_in(few.implode())), [
-        f"drawn: {len(few):,} of {len(columns):,} columns, every {step} of them one"
+        f"drawn: {len(few):,} of {len(columns):,} columns, one in {step}"
     ]
 
 
