@@ -663,7 +663,7 @@ FIG6 = FIG6_DIRECTIONS + FIG6_EARLY + FIG6_ONSET
 def _gain(f: pl.DataFrame, group: str) -> float:
     "Last margin of a group minus its first."
     margin = f.filter(pl.col("group") == group).sort("time")["margin"]
-    return margin[-1] - margin[0]
+    return round(margin[-1] - margin[0], 12)  # what is less is rounding
 
 
 def _far(f: pl.DataFrame) -> float:
