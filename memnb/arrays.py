@@ -94,7 +94,8 @@ def in_words(size: float) -> str:
     "Bytes as `350 MB`, `3.7 GB` or `5,000 TB`."
     size = min(size, 1e24)  # a whole number may be too large for a float
     unit = next((u for u in _UNITS if size < 1000 * _UNITS[u]), "TB")
-    return f"{float(f'{size / _UNITS[unit]:.3g}'):,g} {unit}"
+    number = float(f'{size / _UNITS[unit]:.3g}')
+    return f"{number:,.0f} {unit}" if number >= 100 else f"{number:g} {unit}"
 
 
 def check_memory(what: str, size: float):
