@@ -260,7 +260,7 @@ def setting(p: Params) -> str:
         words.append(f"{p.n:,} examples")
     if p.get("model"):
         words.append(p.model)
-    if p.get("width"):
+    if p.get("width") and "widths" not in p:
         words.append(f"width {p.width:g}")
     seeds = len(p.get("seeds") or [0])
     words.append("1 seed" if seeds == 1 else f"{seeds} seeds")
