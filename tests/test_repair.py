@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cache, partial
 from types import SimpleNamespace
 import numpy as np, polars as pl, pytest, torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from scipy import stats
 from torch import nn
 from torch.nn import functional as F
@@ -113,6 +113,7 @@ def uniform(k, rate) -> torch.Tensor: return torch.full((k, k), rate / (k - 1), 
 @given(k=st.integers(2, 8), seed=st.integers(0, 10**6), stay=st.floats(0.3, 1))
 def test_hits_are_unbiased_for_every_true_class_and_prediction(k, seed, stay):
     t, expected = transition(k, np.random.default_rng(seed), stay), np.zeros((k, k))
+    assume(np.linalg.cond(t) <= 100)  # beyond it the noise is refused
     for c in range(k):
         for p in range(k):
             hits = unbiased_hits(torch.full((k,), p), torch.arange(k), t)
