@@ -148,7 +148,7 @@ class MASC(Probe):
     Ketha and Ramaswamy 2025; Algorithms 2 to 4 of the latent-generalization paper. The energy of a class, its shares and
     so the number of directions kept (`sizes_`) are decided in float64, whatever the activations' precision. Directions
     and scores have that precision; which direction is the last one kept is told in float64, so that a single-precision
-    prediction differs from the algorithm's only where its two best scores are equal to about 1e-5.
+    prediction differs from the algorithm's only where its two best scores are equal to about 1e-4.
     """
 
     def __init__(
