@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import polars as pl
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 # %% ../nbs/13_claims.ipynb #cell05
 AGREE, NEAR_ZERO = 0.95, 0.05
@@ -80,7 +80,7 @@ def interval(
     n = len(values)
     mean = math.fsum(values) / n
     deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
-    half = student.ppf((1 + LEVEL) / 2, n - 1) * deviation / math.sqrt(n)
+    half = stdtrit(n - 1, (1 + LEVEL) / 2) * deviation / math.sqrt(n)
     return mean - half, mean + half
 
 # %% ../nbs/13_claims.ipynb #cell10
