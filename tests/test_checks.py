@@ -92,7 +92,7 @@ def test_networks_that_do_not_fit_are_known_before_they_are_made(name, args):
         build(name, **args)
 
 
-ODD = [None, "x", [], [3], -1, 0, 2.5, float("nan"), float("inf"), 1e-320, 10**30, {}, torch.zeros(3)]
+ODD = [None, "x", [], [3], -1, 0, 0.5, float("nan"), float("inf"), 1e-320, 10**30, {}, torch.zeros(3)]
 SMALL = dict(
     two_layer_relu=dict(d=4, width=3, std=0.1, seed=0), mlp=dict(shape=(1, 4, 4), widths=(3,), n_classes=3, seed=0),
     cnn=dict(shape=(1, 8, 8), channels=(2,), widths=(3,), n_classes=3, pool_stride=2, seed=0), alexnet=dict(n_classes=3, width=0.01, seed=0),

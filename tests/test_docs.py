@@ -52,6 +52,7 @@ def html(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     (folder / "src").mkdir()
     config = load_config(str(ROOT / "mkdocs.yml"), docs_dir=str(folder / "src"), site_dir=str(folder / "html"), strict=True)
+    config.plugins["material/search"].config.enabled = False  # takes as long as all else; no test reads it
     config.plugins.on_startup(command="build", dirty=False)
     build(config)
     return folder / "html"
