@@ -12,3 +12,12 @@ def count(monkeypatch):
     made = []
     monkeypatch.setattr(tasks, "_run", quick(lambda t: "ValueError: unlucky" if dict(t.values).get("seed") == 13 else None, made))
     return made
+
+
+LONGEST = ("test_notebooks", "test_browser", "test_explore", "test_docs", "test_review")
+
+
+def pytest_collection_modifyitems(items):
+    "The files that take longest go first, so that no process is left alone with one of them."
+    places = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
