@@ -31,7 +31,7 @@ voila: .venv/lab
 figures: .venv/lab
 	rm -rf .cache/figures && mkdir -p .cache/figures
 	for f in 1 2 3 4 5 6; do \
-	    case $$f in [1245]) rates="-p rhos $(RATES)";; *) rates=;; esac; \
+	    case $$f in [1-6]) rates="-p rhos $(RATES)";; *) rates=;; esac; \
 	    papermill nbs/fig$$f.ipynb .cache/figures/fig$$f.ipynb -p out .cache/figures $$rates || exit 1; done
 	for f in nbs/latent_*.ipynb nbs/localization_*.ipynb nbs/modular_*.ipynb nbs/audit.ipynb; do \
 	    papermill $$f .cache/figures/$$(basename $$f) -p out .cache/figures || exit 1; done
