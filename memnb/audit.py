@@ -16,7 +16,8 @@ from .datasets import NoisyDataset
 from .layers import predict
 from .recorder import Recorder
 from .runs import Run
-from .scores import ahead, evidence, layer_evidence, layer_scores, mean_evidence, mislabel_scores
+from .scores import ahead, evidence, layer_evidence, layer_scores, levelled, mean_evidence
+from .scores import mislabel_scores
 from .steps import check_outputs
 
 # %% ../nbs/11_audit.ipynb #cell05
@@ -243,7 +244,7 @@ def audit(
     frame = frame.with_columns(
         *(pl.Series(name, torch.as_tensor(v).tolist()) for name, v in (more or {}).items())
     )
-    e = mean_evidence(by_layer)
+    e = levelled(mean_evidence(by_layer), data.y)
     first, second = e.topk(2, 1).values.T
     suspicion = _standard(ahead(e, data.y).cpu())
     if "loss" in frame.columns:

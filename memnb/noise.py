@@ -166,7 +166,11 @@ def noise_of(
     y: Tensor,  # (n,) given labels
     level: float = 0.9,  # of the interval, in (0, 1)
 ) -> Noise:
-    "The noise in labels `y`, from evidence that does not know the truth."
+    """The noise in labels `y`, from evidence that does not know the truth.
+
+    The interval is cautious: its sampling error at this level is added to all that mistaken
+    suggestions may account for, so that it holds the rate more often than the level says.
+    """
     if not 0 < level < 1:
         raise ValueError(f"level={level} must lie in (0, 1)")
     z, k = norm.ppf((1 + level) / 2), e.shape[1]
@@ -198,8 +202,8 @@ def estimate_noise(
     layers: Sequence[str] | None = None,
     level: float = 0.9,  # of the interval, in (0, 1)
 ) -> Noise:
-    """Noise rate with its interval, and transition matrix, of the labels that a network was trained
-    on. `ValueError` where they do not belong together."""
+    """Noise rate with its cautious interval (`noise_of`), and transition matrix, of the labels that
+    a network was trained on. `ValueError` where they do not belong together."""
     run, model, data = trained_model(subject, data, model)
     by_layer = layer_evidence(model, data, ["input"] if layers is None else layers)
     found = noise_of(mean_evidence(by_layer), data.y, level)

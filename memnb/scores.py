@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'prediction_depth', 'layer_scores', 'evidence', 'ahead', 'representation', 'left_out', 'layer_evidence',
-           'mean_evidence', 'mislabel_scores', 'detection', 'second_split_forgetting', 'leave_out_memorization']
+           'mean_evidence', 'levelled', 'mislabel_scores', 'detection', 'second_split_forgetting',
+           'leave_out_memorization']
 
 # %% ../nbs/09_scores.ipynb #cell02
 import math
@@ -213,7 +214,7 @@ def left_out(
     ridge: float = 1.0,  # above 0, in units of the mean eigenvalue
 ) -> Tensor:
     """(n, K) float64: what a ridge regression on all other examples says of each, about 1 for its
-    class and 0 for others.
+    class, less where that is rare, and 0 for others.
 
     With the hat matrix H and its diagonal h, the regression without example i predicts (HY - h Y)_i
     / (1 - h)_i at it, so that nothing is fitted anew (Allen 1974). Minus infinity for a class
@@ -310,6 +311,22 @@ def mean_evidence(by_layer: dict[str, Tensor]) -> Tensor:
     weights = {layer: 2.0 if layer == "input" else 1.0 for layer in by_layer}
     return sum(w * by_layer[layer] for layer, w in weights.items()) / sum(weights.values())
 
+
+def levelled(
+    e: Tensor,  # (n, K) `mean_evidence`
+    y: Tensor,  # (n,) given labels
+) -> Tensor:
+    """(n, K) float64: evidence in which a rare class is not far below the others.
+
+    A ridge shrinks what it says of a class with few examples, even of the class's own. So each
+    class is divided by the square root of what its other examples get in the mean, 0.1 at the
+    least.
+    """
+    own = F.one_hot(y, e.shape[1]).double()
+    got = e.masked_fill(e.isinf(), 0) * own
+    others = (own.sum(0) - own).clamp_min(1)
+    return e / ((got.sum(0) - got) / others).clamp_min(0.1).sqrt()
+
 # %% ../nbs/09_scores.ipynb #cell11
 SCORES = {  # name -> who proposed it
     "critical_units": "few units hold the prediction (Maini et al. 2023)", "learning_time": "learnt late", "forgetting": "forgotten often (Toneva et al. 2019)",
@@ -342,7 +359,7 @@ def mislabel_scores(
         if told is None: told = layer_scores(model, data, layers)
         if by_layer is None: by_layer = layer_evidence(model, data, layers)
         said = torch.stack([s.argmax(1) != data.y for s in told.values()])
-        out |= dict(prediction_depth=prediction_depth(model, data, layers, k).double().tolist(), probe_disagreement=said.double().mean(0).tolist(), probe_margin=ahead(mean_evidence(by_layer), data.y).tolist())
+        out |= dict(prediction_depth=prediction_depth(model, data, layers, k).double().tolist(), probe_disagreement=said.double().mean(0).tolist(), probe_margin=ahead(levelled(mean_evidence(by_layer), data.y), data.y).tolist())
     frame = pl.DataFrame(out)
     if units is None: return frame
     found = units.filter(pl.col("outcome") != "misclassified").select("row", critical_units=-pl.col("units").cast(pl.Float64)).unique("row", maintain_order=True)

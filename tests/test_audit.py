@@ -19,7 +19,7 @@ from memnb.noise import CLEAR, Noise, clear_cases, estimate_noise, mistaken_shar
 from memnb.geometry import ClassShapes
 from memnb.probes import PROBES
 from memnb.runs import Run, load as load_run, save
-from memnb.scores import SCORES, ahead, detection, evidence, layer_evidence, layer_scores, left_out, mean_evidence, mislabel_scores, prediction_depth, representation
+from memnb.scores import SCORES, ahead, detection, evidence, layer_evidence, layer_scores, left_out, levelled, mean_evidence, mislabel_scores, prediction_depth, representation
 from memnb.tied import TiedDropout
 
 fit = partial(trainer.fit, device="cpu")
@@ -104,6 +104,15 @@ def left_out_by_hand(x: np.ndarray, y: np.ndarray, k: int, ridge: float = 1.0) -
         solution = np.linalg.solve(z[rest].T @ z[rest] + size * np.eye(z.shape[1]), z[rest].T @ targets[rest])
         out[i] = z[i] @ solution
     out[:, targets.sum(0) == 0] = -np.inf
+    return out
+
+def levelled_by_hand(e, y) -> np.ndarray:
+    "Each class over the root of the mean of its other examples there, 0.1 at the least."
+    e, y, out = np.array(e.tolist()), y.tolist(), np.array(e.tolist())
+    for i in range(len(e)):
+        for c in range(e.shape[1]):
+            others = [e[j, c] for j in range(len(e)) if j != i and y[j] == c]
+            out[i, c] = e[i, c] / math.sqrt(max(0.1, sum(others) / len(others) if others else 0))
     return out
 
 def lead_of_others(e, y) -> list[float]: return [max(v for c, v in enumerate(row) if c != label) - row[label] for row, label in zip(e.tolist(), y.tolist())]
@@ -590,13 +599,31 @@ def test_no_layer_and_an_unknown_one():
     with pytest.raises(ValueError, match="names no layer"): layer_evidence(line(), clusters(), [])
     with pytest.raises(ValueError, match="^there is no layer 'fc9'"): layer_evidence(line(), clusters(), ["fc9"])
 
+# --- a rare class stands level
+
+@pytest.mark.parametrize("sizes", [(20, 20, 20), (40, 9, 2), (50, 1, 0)])
+def test_levelled_by_hand(sizes):
+    "Also of a class with one example, which has no others, and of one without any."
+    g, y = torch.Generator().manual_seed(0), torch.arange(3).repeat_interleave(torch.tensor(sizes))
+    e = left_out(torch.randn(len(y), 5, generator=g) + 2 * F.one_hot(y, 5), y, 3)
+    got = levelled(e, y)
+    close(got, levelled_by_hand(e, y), 1e-12)
+    assert (got == -torch.inf).any(0).tolist() == [size == 0 for size in sizes]
+
+def test_levelling_lets_right_labels_of_a_rare_class_be_right():
+    data = corrupt(unbalanced(digits(0), 20), 0.1, "wrong")
+    e = left_out(data.x.flatten(1), data.y, 10, bent=True)
+    rare = (data.y >= 8) & ~data.is_noisy
+    right = [(v.argmax(1) == data.y)[rare].double().mean() for v in (e, levelled(e, data.y))]
+    assert right[1] > right[0] + 0.1
+
 # --- probe margin, and a run without history
 
 @pytest.mark.parametrize("layers", [["fc1"], ["out", "fc2"]])
 def test_probe_margin_by_hand(layers):
     (run, net), data = trained("mlp", torch.float64), clusters(dtype=torch.float64)
     parts = [left_out_by_hand(v.numpy(), data.y.numpy(), 3) for v in acts(net, data, layers).values()]
-    close(mislabel_scores(run, data, net, k=5, layers=layers)["probe_margin"], lead_of_others(np.mean(parts, 0), data.y), 1e-7)
+    close(mislabel_scores(run, data, net, k=5, layers=layers)["probe_margin"], lead_of_others(levelled_by_hand(np.mean(parts, 0), data.y), data.y), 1e-7)
 
 def test_scores_that_are_known_already_are_taken():
     (run, net), data = trained(), clusters()
@@ -604,7 +631,7 @@ def test_scores_that_are_known_already_are_taken():
     assert mislabel_scores(run, data, net, k=5, told=told, by_layer=by_layer).equals(mislabel_scores(run, data, net, k=5))
     other, mine = {("x", "velpic"): torch.arange(180.0).reshape(60, 3).sin()}, dict(x=torch.arange(180.0).reshape(60, 3).cos())
     f = mislabel_scores(run, data, net, k=5, told=other, by_layer=mine)
-    close(f["probe_margin"], lead_of_others(mine["x"], data.y), 1e-6)
+    close(f["probe_margin"], lead_of_others(levelled_by_hand(mine["x"], data.y), data.y), 1e-6)
     assert f["probe_disagreement"].to_list() == [float(row.index(max(row)) != label) for row, label in zip(other["x", "velpic"].tolist(), data.y.tolist())]
 
 def test_a_single_recorded_time_has_no_history():
@@ -653,6 +680,7 @@ def test_suggestions_by_hand(layers):
         e = evidence_by_hand([probe_by_hand(v.numpy(), data.y.numpy(), 3, probe) for v in of.values()])
         assert f[probe].to_list() == e.argmax(1).tolist(), probe
     e = np.mean([left_out_by_hand(v.numpy(), data.y.numpy(), 3) for v in of.values()], 0)
+    e = levelled_by_hand(e, data.y)
     assert f["suggested"].to_list() == e.argmax(1).tolist()
     close(f["sure"], np.sort(e, 1)[:, -1] - np.sort(e, 1)[:, -2], 1e-7)
     assert f["prediction_depth"].to_list() == prediction_depth(net, data, layers).tolist()
@@ -693,7 +721,7 @@ def test_suspicion_is_the_rank_of_a_weighted_sum_and_rank_orders_by_it(case):
     f, n = audit(run if with_history else net, data), len(data)
     standard = {c: (f[c].to_numpy() - f[c].mean()) / f[c].std() for c in ("loss", "probe_margin") if c in f.columns}
     total = standard["probe_margin"]
-    if with_history: total = total + history_weight(mean_evidence(layer_evidence(net, data)), data.y) * standard["loss"]
+    if with_history: total = total + history_weight(levelled(mean_evidence(layer_evidence(net, data)), data.y), data.y) * standard["loss"]
     close(f["suspicion"], ranks_by_hand(np.round(total, 10).tolist()), 1e-6), close(f["suspicion"].sum(), (n + 1) / 2)
     assert 0 < f["suspicion"].min() and f["suspicion"].max() <= 1 and sorted(f["rank"]) == list(range(1, n + 1))
     assert f.sort("rank")["suspicion"].is_sorted(descending=True) and f.filter(pl.col("rank") == 1)["suspicion"].item() == f["suspicion"].max()
