@@ -12,13 +12,14 @@ import numpy as np, polars as pl, torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 from torch import Tensor, nn
+from .checks import given
 from .datasets import NoisyDataset
 from .layers import predict
 from .recorder import Recorder
 from .runs import Run
 from .scores import ahead, evidence, layer_evidence, layer_scores, levelled, mean_evidence
 from .scores import mislabel_scores
-from .steps import check_outputs
+from .steps import check_network, check_outputs
 
 # %% ../nbs/11_audit.ipynb #cell05
 def _plain(labels: Sequence, what: str = "labels") -> np.ndarray:
@@ -127,12 +128,27 @@ def from_arrays(
 
 # %% ../nbs/11_audit.ipynb #cell08
 def check_model(model: nn.Module, data: NoisyDataset) -> NoisyDataset:
-    "The data on the model's device. `ValueError` for a model that cannot classify them."
+    """The data on the model's device.
+
+    `ValueError` for a model that cannot classify them, other errors as of `check_outputs`.
+    """
+    check_network(model)
     held = next(model.parameters(), None)
-    if held is None: raise ValueError(f"{type(model).__name__} has no parameters, so there is nothing that it learnt")
-    if held.device.type == "cpu" and held.dtype in (torch.float16, torch.bfloat16): raise ValueError(f"the model is in half precision ({held.dtype}), which is slow and coarse on a CPU; give model.float()")
-    if len(kinds := data.y.unique()) < 2: raise ValueError(f"all {len(data)} labels are {int(kinds[0])}; it takes two classes to be wrong")
-    return check_outputs(model, data)
+    if held is None:
+        kind = type(model).__name__
+        raise ValueError(f"{kind} has no parameters, so there is nothing that it learnt")
+    if held.device.type == "cpu" and held.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"the model is in half precision ({held.dtype}), which is slow and coarse on a CPU; "
+            "give model.float()"
+        )
+    data = check_outputs(model, data)
+    labels = data.y.unique()
+    if len(labels) < 2:
+        raise ValueError(
+            f"all {len(data)} labels are {int(labels[0])}; it takes two classes to be wrong"
+        )
+    return data
 
 # %% ../nbs/11_audit.ipynb #cell09
 def snapshot(model: nn.Module, data: NoisyDataset) -> Run:
@@ -168,6 +184,8 @@ def trained_model(
     `ValueError` where they do not belong together, or the network's outputs are not finite; a
     warning where the classes seem to be in another order than the network's.
     """
+    if not isinstance(subject, (nn.Module, Run)):
+        raise TypeError(f"what to audit is {given(subject)}; it must be a Run or a torch.nn.Module")
     if isinstance(subject, nn.Module):
         model = subject
     elif model is None:

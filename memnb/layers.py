@@ -92,6 +92,8 @@ def present_examples() -> Tensor | None:
 # %% ../nbs/02_layers.ipynb #cell11
 def device_of(model: nn.Module) -> torch.device:
     "Where the model's parameters are, or its buffers; the CPU for one without either."
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model is {given(model)}; it must be a torch.nn.Module")
     held = chain(network(model).parameters(), model.buffers())
     return next((v.device for v in held), torch.device("cpu"))
 
