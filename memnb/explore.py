@@ -98,8 +98,9 @@ class Explorer(w.VBox):
         self.job.start()
 
     def hold(self):
-        self.job.going.clear()
-        if self.job.thread.is_alive(): self._say("paused")
+        with self.lock:  # so that a moment which is being shown says first how it is
+            self.job.going.clear()
+            if self.job.thread.is_alive(): self._say("paused")
 
     def go_on(self):
         if self.job.thread.is_alive(): self.job.going.set()
@@ -161,7 +162,13 @@ class Explorer(w.VBox):
 
     def _moment(self, job: Job):
         if time.monotonic() - self.drawn < REDRAW or job.session.seen < 2: return
-        self._follow(job, f"epoch {job.session.epochs[job.session.seen - 1]:,.0f} of {job.session.epochs[-1]:,.0f}, {job.left():.0f} s left" if job.going.is_set() else "paused")
+        with self.lock:
+            if job.going.is_set():
+                now, end = (job.session.epochs[i] for i in (job.session.seen - 1, -1))
+                text = f"epoch {now:,.0f} of {end:,.0f}, {job.left():.0f} s left"
+            else:
+                text = "paused"
+            self._follow(job, text)
 
     def _ended(self, job: Job, error: Exception | None):
         said = ", ".join(f"{k} {v:.4f}" for k, v in numbers(job.session).items()) if job.session else "nothing was recorded"

@@ -330,6 +330,25 @@ def test_pause_and_play(make, jobs):
     assert len(jobs) == 1 and e.transport.status.value == said(trained("sums"))
 
 
+def test_paused_while_a_moment_is_shown_it_says_so(make, monkeypatch):
+    e = going(make("sums", pace=4, watched=True), 10)
+    draw, pausing = e.stage.draw, []
+    def slow(*how):
+        if not pausing:
+            t = threading.Thread(target=e.hold)
+            t.start()
+            t.join(1)
+            pausing.append(t)
+        draw(*how)
+    monkeypatch.setattr(e.stage, "draw", slow)
+
+    assert until(lambda: pausing)
+    pausing[0].join(180)
+    with e.lock: said = e.transport.status.value
+
+    assert said == "paused"
+
+
 def test_scrubbing_while_paused(make):
     e = going(make(pace=4, watched=True), 10)
     seen = held(e)
