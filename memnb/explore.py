@@ -95,7 +95,7 @@ class Explorer(w.VBox):
             self.drawn, self.transport.progress.value = 0.0, 0
             self._say("preparing")
             self.job = Job(lambda: Session(world, self.preset, **values), self._moment, self._ended, self.pace)
-        self.job.start()
+            self.job.start()  # before anything else is clicked on: kernels hear widgets in several threads
 
     def hold(self):
         with self.lock:  # so that a moment which is being shown says first how it is
@@ -103,8 +103,9 @@ class Explorer(w.VBox):
             if self.job.thread.is_alive(): self._say("paused")
 
     def go_on(self):
-        if self.job.thread.is_alive(): self.job.going.set()
-        else: self.begin()
+        with self.lock:
+            if self.job.thread.is_alive(): self.job.going.set()
+            else: self.begin()
 
     def toggle_pin(self):
         with self.lock: self.pinned = None if self.pinned else self.session

@@ -349,6 +349,24 @@ def test_paused_while_a_moment_is_shown_it_says_so(make, monkeypatch):
     assert said == "paused"
 
 
+def test_paused_while_a_training_begins_it_says_so_and_waits(make, monkeypatch):
+    e = stop(make("sums", pace=60))
+    start, pausing = explorers.Job.start, []
+    def slow(job):
+        t = threading.Thread(target=e.hold)
+        t.start()
+        t.join(1)
+        start(job)
+        pausing.append(t)
+    monkeypatch.setattr(explorers.Job, "start", slow)
+
+    e.panel.seed.value = 1
+    pausing[0].join(180)
+
+    assert e.transport.status.value == "paused"
+    assert e.job.thread.is_alive() and not e.job.going.is_set()
+
+
 def test_scrubbing_while_paused(make):
     e = going(make(pace=4, watched=True), 10)
     seen = held(e)
