@@ -51,12 +51,11 @@ def browser():
         b.close()
 
 
-def notebook(folder: Path, options: str, *more: str):
-    "The explorer's notebook at its smallest preset, with cells of code added, in a folder."
+def notebook(folder: Path, options: str):
+    "The explorer's notebook at its smallest preset, in a folder."
     nb = nbformat.read(ROOT / "nbs" / "explore.ipynb", 4)
     (last,) = [c for c in nb.cells if c.source == "explore()"]
     last.source = f'explore(preset="ci", {options})'
-    nb.cells += [nbformat.v4.new_code_cell(code) for code in more]
     nbformat.write(nb, folder / "explore.ipynb")
 
 
@@ -343,37 +342,42 @@ Browser(pl.DataFrame(found), data, ["ant", "bee", "cow"])
 """
 
 
-@pytest.fixture(scope="module")
-def voila(browser, tmp_path_factory):
-    "The explorer as a page of its own, and below it an audit to leaf through."
-    notebook(folder := tmp_path_factory.mktemp("voila"), "pace=1", LEAF)
-    with served(VOILA, folder) as address, opened(browser, address, "/?token=abc") as page:
-        drawn(page)
+def test_under_voila(browser, tmp_path):
+    notebook(tmp_path, "pace=1")
+    with served(VOILA, tmp_path) as address, opened(browser, address, "/?token=abc") as page:
+        before = drawn(page)
+        status(page, "done: ")
+        (said,) = settings(page)
+
+        drag(page, "noise rate", 0.3)
+
+        changed(page, "noise rate", said)
+        drawn(page, before)
+        status(page, "done: ")
+
+
+@pytest.fixture
+def audited(browser, tmp_path):
+    "A page with an audit to leaf through."
+    nb = nbformat.read(ROOT / "nbs" / "explore.ipynb", 4)
+    nb.cells = [nbformat.v4.new_code_cell(LEAF)]
+    nbformat.write(nb, tmp_path / "leaf.ipynb")
+    command = VOILA.replace("explore", "leaf")
+    with served(command, tmp_path) as address, opened(browser, address, "/?token=abc") as page:
         yield page
 
 
-def test_under_voila(voila):
-    status(voila, "done: ")
-    before, (said,) = drawn(voila), settings(voila)
-
-    drag(voila, "noise rate", 0.3)
-
-    changed(voila, "noise rate", said)
-    drawn(voila, before)
-    status(voila, "done: ")
-
-
-def test_leafing_through_an_audit(voila):
-    images = voila.locator(".vega-embed svg image")
-    words = voila.locator(".widget-label", has_text=re.compile("^ranks"))
+def test_leafing_through_an_audit(audited):
+    images = audited.locator(".vega-embed svg image")
+    words = audited.locator(".widget-label", has_text=re.compile("^ranks"))
     expect(images).to_have_count(20)
     expect(words).to_have_text("ranks 1 to 20 of 30; given → suggested")
 
-    given = voila.locator(".widget-dropdown", has_text="given").locator("select").first
+    given = audited.locator(".widget-dropdown", has_text="given").locator("select").first
     given.select_option("cow")
     expect(images).to_have_count(10)
-    caption = voila.locator(".vega-embed svg text", has_text="cow → bee")
+    caption = audited.locator(".vega-embed svg text", has_text="cow → bee")
     expect(caption).to_have_count(10)
 
-    drag(voila, "sure at least", 0.9)
+    drag(audited, "sure at least", 0.9)
     expect(images).to_have_count(2)
