@@ -163,7 +163,8 @@ def drawn(page: Page, other_than: list[str] = (), skip: int = 0) -> list[str]:
     "Wait for lines of many points, other than the given ones; the first few lines do not count."
     end = time.monotonic() + WAIT / 1000
     points = lambda path: path.count("L") + path.count("C")
-    while not ((now := lines(page)[skip:]) and now != list(other_than) and max(map(points, now)) > 10):
+    there = lambda paths: paths and paths != list(other_than) and max(map(points, paths)) > 10
+    while not there(now := lines(page)[skip:]):
         assert time.monotonic() < end, f"no new lines: {[p[:60] for p in now]}"
         page.wait_for_timeout(50)
     return now
