@@ -240,9 +240,8 @@ def curves(
         if several
         else []
     )
-    return alt.layer(*band, line, *level(rules or {}, rules_at)).properties(
-        title=alt.TitleParams(title, subtitle=note) if note else title
-    )
+    head = alt.TitleParams(title, subtitle=note) if note else title
+    return alt.layer(*band, line, *level(rules or {}, rules_at), title=head)
 
 
 def _domain(domain: tuple[float, float]) -> list[float]:
@@ -390,9 +389,9 @@ def panels(
     lines = [subtitle] if isinstance(subtitle, str) else list(subtitle)
     head = alt.TitleParams(title, subtitle=[line for line in lines if line], fontSize=15)
     mode = {"each": "independent", "one": "shared"}[choose("legend", legend, ("each", "one"))]
-    return alt.concat(*charts, columns=columns, title=head).resolve_scale(
-        color=mode, strokeDash=mode, fill="independent"
-    )
+    scale = alt.ScaleResolveMap(color=mode, strokeDash=mode, fill="independent")
+    # given at once: each method of a chart copies all that is in it
+    return alt.concat(*charts, columns=columns, title=head, resolve=alt.Resolve(scale=scale))
 
 # %% ../nbs/12_charts.ipynb #cell14
 def _columns_drawn(frame: pl.DataFrame, x: str, y: str) -> tuple[pl.DataFrame, list[str]]:

@@ -95,15 +95,17 @@ class Explorer(w.VBox):
             self.drawn, self.transport.progress.value = 0.0, 0
             self._say("preparing")
             self.job = Job(lambda: Session(world, self.preset, **values), self._moment, self._ended, self.pace)
-        self.job.start()
+            self.job.start()  # before anything else is clicked on: kernels hear widgets in several threads
 
     def hold(self):
-        self.job.going.clear()
-        if self.job.thread.is_alive(): self._say("paused")
+        with self.lock:  # so that a moment which is being shown says first how it is
+            self.job.going.clear()
+            if self.job.thread.is_alive(): self._say("paused")
 
     def go_on(self):
-        if self.job.thread.is_alive(): self.job.going.set()
-        else: self.begin()
+        with self.lock:
+            if self.job.thread.is_alive(): self.job.going.set()
+            else: self.begin()
 
     def toggle_pin(self):
         with self.lock: self.pinned = None if self.pinned else self.session
@@ -161,7 +163,13 @@ class Explorer(w.VBox):
 
     def _moment(self, job: Job):
         if time.monotonic() - self.drawn < REDRAW or job.session.seen < 2: return
-        self._follow(job, f"epoch {job.session.epochs[job.session.seen - 1]:,.0f} of {job.session.epochs[-1]:,.0f}, {job.left():.0f} s left" if job.going.is_set() else "paused")
+        with self.lock:
+            if job.going.is_set():
+                now, end = (job.session.epochs[i] for i in (job.session.seen - 1, -1))
+                text = f"epoch {now:,.0f} of {end:,.0f}, {job.left():.0f} s left"
+            else:
+                text = "paused"
+            self._follow(job, text)
 
     def _ended(self, job: Job, error: Exception | None):
         said = ", ".join(f"{k} {v:.4f}" for k, v in numbers(job.session).items()) if job.session else "nothing was recorded"

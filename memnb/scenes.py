@@ -27,7 +27,7 @@ def _timed(session: Session, at: int, y: str, title: str, y_title: str, frame: p
     now = base([e for e in (session.epochs[at],) if e > 0 or not log]).mark_rule(color="#777", strokeWidth=1)
     chart = curves(frame, y, title, y_title, x_title="epoch", log_x=log, **options)
     chart.title = alt.Undefined
-    return alt.layer(room, chart, now).properties(title=title, width=300, height=190)
+    return alt.layer(room, chart, now, title=title, width=300, height=190)
 
 def _check_scene(session: Session, at: int, scene: str):
     "`ValueError` unless `at` is a recorded epoch of a session that has this scene."

@@ -1,4 +1,4 @@
-"The explorer in a real browser, every control in JupyterLab, the main path under Voila; and the pictures of an audit."
+"The explorer in a real browser, in JupyterLab and under Voila; and the pictures of an audit."
 import os
 import re
 import shutil
@@ -15,11 +15,18 @@ import pytest
 from playwright.sync_api import Error as PlaywrightError
 from playwright.sync_api import Page, expect, sync_playwright
 
-NOTEBOOK, WAIT = Path(__file__).parents[1] / "nbs" / "explore.ipynb", 180_000  # milliseconds; generous, for busy machines
+ROOT = Path(__file__).parents[1]
+WAIT = 180_000  # milliseconds that anything may take, on a machine that is busy with other things
+expect.set_options(timeout=WAIT)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
+LAB = (
+    "jupyter lab --no-browser --allow-root --ip=127.0.0.1 --port={port} "
+    "--IdentityProvider.token= --ServerApp.root_dir={folder}"
+)
 VOILA = (
-    "voila explore.ipynb --no-browser --port={port} --Voila.ip=127.0.0.1 --template=memnb --token=abc "
+    "voila explore.ipynb --no-browser --port={port} --Voila.ip=127.0.0.1 "
+    "--template=memnb --token=abc "
     "--Voila.tornado_settings={{'allow_remote_access':False}} "
     "--VoilaConfiguration.extension_allowlist=[] "
     "--VoilaConfiguration.extension_denylist=['jupyterlab-jupytext']"
@@ -44,29 +51,50 @@ def browser():
         b.close()
 
 
+def notebook(folder: Path, options: str):
+    "The explorer's notebook at its smallest preset, in a folder."
+    nb = nbformat.read(ROOT / "nbs" / "explore.ipynb", 4)
+    (last,) = [c for c in nb.cells if c.source == "explore()"]
+    last.source = f'explore(preset="ci", {options})'
+    nbformat.write(nb, folder / "explore.ipynb")
+
+
 @contextmanager
 def served(command: str, folder: Path):
     "The address of a server that runs in a folder of its own, with a home of its own."
-    shutil.copy(NOTEBOOK, folder)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{(port := s.getsockname()[1])}"
-    log = (folder / "log").open("w")
-    server = subprocess.Popen([sys.executable, "-m", *command.format(port=port, folder=folder).split()], cwd=folder, stdout=log, stderr=log, env=os.environ | dict(HOME=str(folder), JUPYTER_PATH=str(NOTEBOOK.parents[1] / "docs" / "jupyter"), OMP_NUM_THREADS="1"))
+    own = dict(
+        HOME=str(folder), JUPYTER_PATH=str(ROOT / "docs" / "jupyter"), OMP_NUM_THREADS="1"
+    )
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", *command.format(port=port, folder=folder).split()],
+            cwd=folder, stdout=log, stderr=log, env=os.environ | own,
+        )
     try:
-        for _ in range(300):
+        end = time.monotonic() + WAIT / 1000
+        while not answers(address):
             assert server.poll() is None, (folder / "log").read_text()[-3000:]
-            try: urllib.request.urlopen(f"{address}/static/favicon.ico", timeout=1)
-            except urllib.error.HTTPError: break
-            except OSError: time.sleep(0.2)
-            else: break
+            assert time.monotonic() < end, "the server does not answer"
+            time.sleep(0.1)
         yield address
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(WAIT / 1000)
 
 
-SLOW = "[anywidget] Failed to initialize model."  # said after two seconds, which a busy machine takes; whether charts appear is what tests look at
+def answers(address: str) -> bool:
+    "Whether a server is there."
+    try: urllib.request.urlopen(f"{address}/static/favicon.ico", timeout=WAIT / 1000)
+    except urllib.error.HTTPError: return True
+    except OSError: return False
+    return True
+
+
+# Said after two seconds, which a busy machine takes; whether charts appear is what tests look at.
+SLOW = "[anywidget] Failed to initialize model."
 
 
 @contextmanager
@@ -75,40 +103,99 @@ def opened(browser, address: str, path: str, **context):
     c = browser.new_context(viewport=dict(width=1500, height=1400), **context)
     page, errors, left = c.new_page(), [], []
     page.set_default_timeout(WAIT)
-    say = lambda text: None if SLOW in text else errors.append(text)
+    own = (address, address.replace("http", "ws"), "data:", "blob:")
+
+    def say(text):
+        if SLOW not in text: errors.append(text)
+
     page.on("console", lambda m: say(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda e: say(str(e)))
-    page.on("request", lambda r: left.append(r.url) if not r.url.startswith((address, address.replace("http", "ws"), "data:", "blob:")) else None)
+    page.on("request", lambda r: None if r.url.startswith(own) else left.append(r.url))
     page.goto(address + path)
     yield page
     c.close()
     assert (errors, left) == ([], [])
 
 
+SEEN = """selector => [...document.querySelectorAll('.vega-embed svg ' + selector)]
+    .filter(e => e.getBoundingClientRect().width > 0)"""
+
+
 def lines(page: Page) -> list[str]:
     "Paths of the lines of the charts that are seen."
-    return page.evaluate("""() => [...document.querySelectorAll('.vega-embed svg .mark-line path')].filter(p => p.getBoundingClientRect().width > 0).map(p => p.getAttribute('d'))""")
+    return page.evaluate(f"({SEEN})('.mark-line path').map(p => p.getAttribute('d'))")
 
 
-def drawn(page: Page, other_than: list[str] = ()) -> list[str]:
-    "Wait for lines of many points, other than the given ones."
+def wait_for(page: Page, selector: str, condition: str):
+    "Until there are as many marks to be seen, a condition on `n`."
+    count = f"({SEEN})('{selector}').length"
+    page.wait_for_function(f"() => {{ const n = {count}; return {condition} }}")
+
+
+def settings(page: Page) -> list[dict]:
+    "What each chart of curves says it was trained with."
+    said = page.evaluate(f"({SEEN})('text').map(t => t.textContent)")
+    pairs = [t.split(", ") for t in said if t.startswith("rho ")]
+    names = ["noise rate", "width", "learning rate", "data", "noise", "seed"]
+    return [dict(zip(names, (v.split()[-1] for v in one), strict=True)) for one in pairs]
+
+
+def changed(page: Page, name: str, before: dict) -> dict:
+    "Wait until the newest chart was trained with another value of a control; its settings."
     end = time.monotonic() + WAIT / 1000
-    while not ((now := lines(page)) and now != list(other_than) and max(p.count("L") + p.count("C") for p in now) > 10):
+    while not (now := settings(page)) or now[-1][name] == before[name]:
+        assert time.monotonic() < end, f"{name} stays {before[name]}"
+        page.wait_for_timeout(50)
+    return now[-1]
+
+
+def still(page: Page) -> list[str]:
+    "Wait until lines stay as they are for longer than from one epoch to the next; those lines."
+    before, end = None, time.monotonic() + WAIT / 1000
+    while (now := lines(page)) != before:
+        assert time.monotonic() < end, "lines go on changing"
+        before = now
+        page.wait_for_timeout(1500)
+    return now
+
+
+def drawn(page: Page, other_than: list[str] = (), skip: int = 0) -> list[str]:
+    "Wait for lines of many points, other than the given ones; the first few lines do not count."
+    end = time.monotonic() + WAIT / 1000
+    points = lambda path: path.count("L") + path.count("C")
+    there = lambda paths: paths and paths != list(other_than) and max(map(points, paths)) > 10
+    while not there(now := lines(page)[skip:]):
         assert time.monotonic() < end, f"no new lines: {[p[:60] for p in now]}"
         page.wait_for_timeout(50)
     return now
 
 
-def status(page: Page, begins: str): expect(page.locator(".widget-label", has_text=re.compile(rf"^{begins}")).first).to_be_visible(timeout=WAIT)
-def click(page: Page, name: str): page.locator("button.widget-button", has_text=re.compile(rf"^\s*{name}$")).first.click()
-def tab(page: Page, name: str): page.locator(".jupyter-widgets .lm-TabBar-tab", has_text=name).click()
+def status(page: Page, begins: str):
+    "Wait for the line that says how the training is."
+    expect(page.locator(".widget-label", has_text=re.compile(rf"^{begins}")).first).to_be_visible()
+
+
+def halt(page: Page):
+    "Nothing trains."
+    click(page, "Stop")
+    status(page, "(stopped|done): ")
+
+
+def click(page: Page, name: str):
+    page.locator("button.widget-button", has_text=re.compile(rf"^\s*{name}$")).first.click()
+
+
+def tab(page: Page, name: str):
+    page.locator(".jupyter-widgets .lm-TabBar-tab", has_text=name).click()
 
 
 def drag(page: Page, name: str, by: float):
     "Move a slider by a share of its length."
-    slider = page.locator(".widget-hslider", has=page.locator(".widget-label", has_text=re.compile(rf"^{name}$"))).first
+    label = page.locator(".widget-label", has_text=re.compile(rf"^{name}$"))
+    slider = page.locator(".widget-hslider", has=label).first
     slider.scroll_into_view_if_needed()
-    box, length = slider.locator(".noUi-handle").bounding_box(), slider.locator(".noUi-target").bounding_box()["width"]
+    box = slider.locator(".noUi-handle").bounding_box()
+    length = slider.locator(".noUi-target").bounding_box()["width"]
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x, y)
     page.mouse.down()
@@ -118,126 +205,180 @@ def drag(page: Page, name: str, by: float):
 
 @pytest.fixture(scope="module")
 def lab(browser, tmp_path_factory):
-    with served("jupyter lab --no-browser --allow-root --ip=127.0.0.1 --port={port} --IdentityProvider.token= --ServerApp.root_dir={folder}", tmp_path_factory.mktemp("lab")) as address:
-        with opened(browser, address, "/lab/tree/explore.ipynb", permissions=["clipboard-read", "clipboard-write"]) as page:
-            page.locator(".jp-Notebook .jp-MarkdownOutput h1").wait_for()
-            page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(state="attached")
-            page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
-            page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
-            drawn(page)
-            status(page, "done: ")
-            yield page
+    "The explorer in JupyterLab; a training takes long, and each control begins another."
+    notebook(folder := tmp_path_factory.mktemp("lab"), "pace=20")
+    may = ["clipboard-read", "clipboard-write"]
+    page = "/lab/tree/explore.ipynb"
+    with served(LAB, folder) as at, opened(browser, at, page, permissions=may) as page:
+        page.locator(".jp-Notebook .jp-MarkdownOutput h1").wait_for()
+        idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+        idle.wait_for(state="attached")
+        page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+        page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
+        drawn(page)
+        yield page
 
 
-@pytest.mark.parametrize("name, by", [("noise rate", 0.3), ("width", -0.4), ("learning rate", -0.3), ("seed", 0.5)])
+SLIDERS = [("noise rate", 0.3), ("width", -0.4), ("learning rate", -0.3), ("seed", 0.5)]
+
+
+@pytest.mark.parametrize("name, by", SLIDERS)
 def test_each_slider_trains_another_network(lab, name, by):
-    before = drawn(lab)
+    (before,) = settings(lab)
+
     drag(lab, name, by)
-    drawn(lab, before)
-    status(lab, "done: ")
+
+    after = changed(lab, name, before)
+    assert after | {name: before[name]} == before
 
 
 def test_another_kind_of_noise(lab):
-    before = drawn(lab)
-    lab.locator(".widget-dropdown", has_text="noise").locator("select").last.select_option("wrong")
-    drawn(lab, before)
-    status(lab, "done: ")
+    (before,) = settings(lab)
+
+    select = lab.locator(".widget-dropdown", has_text="noise").locator("select").last
+    select.select_option("pair" if before["noise"] != "pair" else "wrong")
+
+    after = changed(lab, "noise", before)
+    assert after | dict(noise=before["noise"]) == before
 
 
 def test_pause_and_go_on_and_stop(lab):
     drag(lab, "seed", -0.2)
     status(lab, "epoch ")
+
     click(lab, "Pause")
     status(lab, "paused")
-    lab.wait_for_timeout(700)
-    held = lines(lab)
-    lab.wait_for_timeout(1500)
-    assert lines(lab) == held
+    held = still(lab)
+    status(lab, "paused")
+
     click(lab, "Play")
     drawn(lab, held)
+    status(lab, "epoch ")
+
     click(lab, "Stop")
-    status(lab, "(stopped|done): ")
+    status(lab, "stopped: ")
 
 
 def test_looking_back(lab):
-    click(lab, "Play")
-    status(lab, "done: ")
-    epoch = lambda: lab.locator(".widget-label", has_text=re.compile(r"^epoch [\d,]+$")).first.inner_text()
-    last = epoch()
+    halt(lab)
+    epoch = lab.locator(".widget-label", has_text=re.compile(r"^epoch [\d,]+$")).first
+    last = epoch.inner_text()
+
     drag(lab, "look at", -0.5)
-    expect(lab.locator(".widget-label", has_text=re.compile(rf"^{last}$"))).to_have_count(0)
-    assert epoch() != last
+
+    expect(epoch).not_to_have_text(last)
 
 
 def test_pinned_beside_the_next(lab):
-    alone = drawn(lab)
+    halt(lab)
+    alone, (kept,) = drawn(lab), settings(lab)
+
     click(lab, "Pin")
-    lab.wait_for_function("n => [...document.querySelectorAll('.vega-embed svg .mark-line path')].filter(p => p.getBoundingClientRect().width > 0).length == 2 * n", arg=len(alone))
+    wait_for(lab, ".mark-line path", f"n == {2 * len(alone)}")
     both = lines(lab)
     drag(lab, "noise rate", -0.2)
-    after = drawn(lab, both)
-    status(lab, "done: ")
-    assert lines(lab)[:len(alone)] == both[:len(alone)] and after[len(alone):] != both[len(alone):]
+    changed(lab, "noise rate", kept)
+    drawn(lab, both[len(alone):], skip=len(alone))
+    halt(lab)
+
+    assert settings(lab)[0] == kept
+    assert lines(lab)[:len(alone)] == both[:len(alone)]
+
     click(lab, "Unpin")
+    wait_for(lab, ".mark-line path", f"n == {len(alone)}")
 
 
 def test_a_click_on_an_example_shows_its_history(lab):
+    halt(lab)
     tab(lab, "Examples")
     tile = lab.locator(".vega-embed svg .mark-image image:visible").nth(3)
     tile.scroll_into_view_if_needed()
     box = tile.bounding_box()
+
     lab.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    expect(lab.locator(".vega-embed svg text:visible", has_text=re.compile("^Training example"))).to_be_visible()
-    drawn(lab)
+
+    text = lab.locator(".vega-embed svg text:visible", has_text=re.compile("^Training example"))
+    expect(text).to_be_visible()
+    wait_for(lab, ".mark-line path", "n >= 1")
 
 
 def test_components_and_probes(lab):
     tab(lab, "Components")
-    assert len(drawn(lab)) >= 8
+    wait_for(lab, ".mark-line path", "n >= 8")
     tab(lab, "Probes")
-    lab.wait_for_function("() => [...document.querySelectorAll('.vega-embed svg .mark-symbol path')].filter(p => p.getBoundingClientRect().width > 0).length >= 5")
+    wait_for(lab, ".mark-symbol path", "n >= 5")
 
 
 def test_the_command_is_copied(lab):
+    tab(lab, "Training")
+    (said,) = settings(lab)
+
     click(lab, "Copy command")
     expect(lab.locator("button", has_text="Copied")).to_be_visible()
+
     command = lab.evaluate("navigator.clipboard.readText()")
-    assert re.fullmatch(r"papermill nbs/fig2\.ipynb out\.ipynb( -p \w+ \S+)+", command) and "-p noise wrong" in command
-    assert command in lab.evaluate("() => [...document.querySelectorAll('.widget-text input')].map(i => i.value)")
+    assert re.fullmatch(r"papermill nbs/fig2\.ipynb out\.ipynb( -p \w+ \S+)+", command)
+    assert f"-p rho {said['noise rate']} " in command and f"-p noise {said['noise']} " in command
+    fields = "[...document.querySelectorAll('.widget-text input')].map(i => i.value)"
+    assert command in lab.evaluate(fields)
 
 
 def test_spectra_of_a_network_that_adds(lab):
     lab.locator(".widget-dropdown select").first.select_option("Arithmetic modulo a prime")
     tab(lab, "Spectra")
-    lab.wait_for_function("() => [...document.querySelectorAll('.vega-embed svg .mark-rect path')].filter(p => p.getBoundingClientRect().width > 0).length > 500")
-    status(lab, "done: ")
+    wait_for(lab, ".mark-rect path", "n >= 6 * 60")  # waves of a prime 13, neurons
+    halt(lab)
+
+
+LEAF = """
+import polars as pl, torch
+from memnb.datasets import NoisyDataset
+from memnb.gallery import Browser
+n = 30
+data = NoisyDataset(torch.rand(n, 1, 8, 8), torch.arange(n) % 3)
+sure = [i / 10 for i in range(n)]
+found = dict(row=range(n), label=data.y.tolist(), suggested=[1] * n, sure=sure)
+found |= dict(rank=range(1, n + 1))
+Browser(pl.DataFrame(found), data, ["ant", "bee", "cow"])
+"""
 
 
 def test_under_voila(browser, tmp_path):
+    notebook(tmp_path, "pace=1")
     with served(VOILA, tmp_path) as address, opened(browser, address, "/?token=abc") as page:
         before = drawn(page)
         status(page, "done: ")
+        (said,) = settings(page)
+
         drag(page, "noise rate", 0.3)
+
+        changed(page, "noise rate", said)
         drawn(page, before)
         status(page, "done: ")
 
 
-def test_leafing_through_an_audit(browser, tmp_path):
-    code = """
-import polars as pl, torch
-from memnb.datasets import NoisyDataset
-from memnb.gallery import Browser
-data = NoisyDataset(torch.rand(30, 1, 8, 8), torch.arange(30) % 3)
-Browser(pl.DataFrame(dict(row=range(30), label=data.y.tolist(), suggested=[1] * 30, sure=[i / 10 for i in range(30)], rank=range(1, 31))), data, ["ant", "bee", "cow"])
-"""
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python")))
+@pytest.fixture
+def audited(browser, tmp_path):
+    "A page with an audit to leaf through."
+    nb = nbformat.read(ROOT / "nbs" / "explore.ipynb", 4)
+    nb.cells = [nbformat.v4.new_code_cell(LEAF)]
     nbformat.write(nb, tmp_path / "leaf.ipynb")
-    with served(VOILA.replace("explore", "leaf"), tmp_path) as address, opened(browser, address, "/?token=abc") as page:
-        images, words = page.locator(".vega-embed svg image"), page.locator(".widget-label", has_text=re.compile("^ranks"))
-        expect(images).to_have_count(20)
-        expect(words).to_have_text("ranks 1 to 20 of 30; given → suggested")
-        page.locator(".widget-dropdown", has_text="given").locator("select").first.select_option("cow")
-        expect(images).to_have_count(10)
-        expect(page.locator(".vega-embed svg text", has_text="cow → bee")).to_have_count(10)
-        drag(page, "sure at least", 0.9)
-        expect(images).to_have_count(2)
+    command = VOILA.replace("explore", "leaf")
+    with served(command, tmp_path) as address, opened(browser, address, "/?token=abc") as page:
+        yield page
+
+
+def test_leafing_through_an_audit(audited):
+    images = audited.locator(".vega-embed svg image")
+    words = audited.locator(".widget-label", has_text=re.compile("^ranks"))
+    expect(images).to_have_count(20)
+    expect(words).to_have_text("ranks 1 to 20 of 30; given → suggested")
+
+    given = audited.locator(".widget-dropdown", has_text="given").locator("select").first
+    given.select_option("cow")
+    expect(images).to_have_count(10)
+    caption = audited.locator(".vega-embed svg text", has_text="cow → bee")
+    expect(caption).to_have_count(10)
+
+    drag(audited, "sure at least", 0.9)
+    expect(images).to_have_count(2)

@@ -1,18 +1,17 @@
 "What can be explored: trained moment by moment, the same numbers each time, and those of the command."
 import ast
 import math
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
+import altair as alt
 import nbformat
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
+from cells import prepared, run
 from memnb import worlds
 from memnb.datasets import NOISE
 from memnb.worlds import KINDS, WORLDS, Session, curves_of, defaults, numbers
@@ -270,44 +269,67 @@ def test_a_path_with_a_space(tmp_path):
     assert str(path) in shlex.split(Session("layers", "ci", dataset=str(path)).command)
 
 
+OWN = {  # the rows of a notebook's frame that are about the network itself
+    "two layers": {},
+    "layers": dict(probe="model", layer="output"),
+    "sums": dict(part="network"),
+}
+MEASURED = ("accuracy", "loss", "margin")
+
+
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory):
-    "World -> the session, and the frame which its command stores; the three notebooks run at once."
-    env, started = {k: v for k, v in os.environ.items() if k != "MEMNB_STORE"} | dict(OMP_NUM_THREADS="1"), {}
-    for world, values in OTHER.items():
-        out, words = tmp_path_factory.mktemp("command"), shlex.split(Session(world, "ci", **values).command)
-        words[2] = str(out / "out.ipynb")
-        log = open(out / "log", "w")
-        started[world] = out, subprocess.Popen([sys.executable, "-m", *words, "-p", "out", str(out)], stdout=log, stderr=log, cwd=ROOT, env=env)
+    "World -> a trained session, and what the notebook of its command measured of the network."
     def of(world):
-        out, process = started[world]
-        assert process.wait(300) == 0, (out / "log").read_text()[-3000:]
-        (frame,) = (out / WORLDS[world].figure).glob("*/frame.parquet")
-        return ended(Session(world, "ci", **OTHER[world])), pl.read_parquet(frame)
-    yield of
-    for _, process in started.values():
-        if process.poll() is None: process.kill()
+        session = ended(Session(world, "ci", **OTHER[world]))
+        cells = prepared(shlex.split(session.command)[1:], tmp_path_factory.mktemp("command"))
+        room, _ = run(cells, until="frame")
+        frame = room["frame"].filter(**OWN[world]).filter(pl.col("accuracy").is_not_null())
+        return session, frame
+
+    before = alt.renderers.active, alt.theme.active
+    with pytest.MonkeyPatch.context() as m:
+        m.delenv("MEMNB_STORE", raising=False)
+        yield {world: of(world) for world in WORLDS}
+    alt.renderers.enable(before[0])
+    alt.theme.enable(before[1])
 
 
 @EACH
-def test_the_command_reproduces(world, reproduced):
-    session, f = reproduced(world)
-    v, run = session.values, session.run().frame()
-    own = f.filter(**{"two layers": {}, "layers": dict(probe="model", layer="output"), "sums": dict(part="network")}[world]).filter(pl.col("accuracy").is_not_null(), rho=v["rho"], seed=v["seed"])
-    end = {(r["group"], r["target"]): r for r in own.filter(pl.col("epoch") == own["epoch"].max()).iter_rows(named=True)}
-    names = dict(clean=("clean", "given"), noisy=("noisy", "given"), truth=("noisy", "true"), test=("test", "true"))
-    assert {k: end[names[k]]["accuracy"] for k in names if names[k] in end} == pytest.approx(numbers(session), abs=1e-12, rel=0)
-    assert f["noise_rate"].drop_nulls().unique().to_list() == [session.data.rho] and max(own["epoch"]) == pytest.approx(session.epochs[-1])
-    last = run.filter(pl.col("time") == run["time"].max())
-    assert len(last) == len(end) and all(end[r["group"], r["target"]][k] == pytest.approx(r[k], abs=1e-12, rel=1e-12) for r in last.iter_rows(named=True) for k in ("accuracy", "loss", "margin"))
+def test_the_command_reproduces_the_end(world, reproduced):
+    session, frame = reproduced[world]
+    run = session.run().frame()
+    named = dict(
+        clean=("clean", "given"), noisy=("noisy", "given"),
+        truth=("noisy", "true"), test=("test", "true"),
+    )
+
+    own = frame.filter(rho=session.values["rho"], seed=session.values["seed"])
+    last = own.filter(pl.col("epoch") == own["epoch"].max())
+    end = {(r["group"], r["target"]): r for r in last.iter_rows(named=True)}
+
+    assert own["epoch"].max() == pytest.approx(session.epochs[-1])
+    assert frame["noise_rate"].drop_nulls().unique().to_list() == [session.data.rho]
+    said = {k: end[where]["accuracy"] for k, where in named.items() if where in end}
+    assert said == pytest.approx(numbers(session), abs=1e-12, rel=0)
+    mine = run.filter(pl.col("time") == run["time"].max())
+    assert len(mine) == len(end)
+    for r in mine.iter_rows(named=True):
+        theirs = end[r["group"], r["target"]]
+        assert [theirs[k] for k in MEASURED] == pytest.approx([r[k] for k in MEASURED], rel=1e-12)
 
 
 @EACH
 def test_the_command_reproduces_the_way_there(world, reproduced):
-    session, f = reproduced(world)
-    own = f.filter(**{"two layers": {}, "layers": dict(probe="model", layer="output"), "sums": dict(part="network")}[world]).filter(pl.col("accuracy").is_not_null())
-    both = session.run().frame().join(own.select("time", "group", "target", pl.col("accuracy", "loss", "margin").name.suffix("_notebook")), on=["time", "group", "target"])
-    assert both["time"].n_unique() >= 5 and all((both[k] - both[f"{k}_notebook"]).abs().max() <= 1e-12 for k in ("accuracy", "loss", "margin"))
+    session, frame = reproduced[world]
+    keys = ["time", "group", "target"]
+
+    theirs = frame.select(*keys, pl.col(MEASURED).name.suffix("_notebook"))
+    both = session.run().frame().join(theirs, on=keys)
+
+    assert both["time"].n_unique() >= 5
+    for k in MEASURED:
+        assert (both[k] - both[f"{k}_notebook"]).abs().max() <= 1e-12
 
 
 @EACH
