@@ -8,6 +8,8 @@ with their given labels is tried too, and the better of the two counts. The audi
 (cost 1), with its history or the weights alone.
 
 Classes are as large as each other, or fall from the first to the last by a factor of 5, 20 or 50.
+Of CIFAR-10 there are only 1,000 examples, for a small ResNet and at one rate of two kinds of noise:
+six such networks cannot be trained at once, and take as long as all the others.
 The seeds (20 and up) are none of those on which the audit was made (`python -m bench choose`).
 
 Everything is written to `bench/results/audit.csv` (not with `--quick`), one row a setting and
@@ -76,15 +78,15 @@ _PICTURES = dict(lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="triangle", b
 CASES = {
     "digits": Case({1: 144, 5: 144, 20: 144, 50: 144}, _mlp((1, 8, 8)), 100, _PLAIN),
     "mnist": Case({1: 200, 5: 400, 20: 570, 50: 700}, _mlp((1, 28, 28)), 60, _PLAIN),
-    "cifar10": Case({1: 200}, _resnet, 20, _PICTURES, stacked=False),
+    "cifar10": Case({1: 100}, _resnet, 20, _PICTURES, stacked=False),
 }
 PLAN = [  # data, ratio, seed, kinds, rates
     ("digits", 1, 20, KINDS, (0.1, 0.2, 0.4)),
     ("mnist", 1, 20, KINDS, (0.1, 0.2, 0.4)),
     *(("digits", ratio, 20, ("wrong", "pair"), (0.1, 0.2)) for ratio in (5, 20, 50)),
     *(("mnist", ratio, 20, ("wrong", "pair"), (0.1,)) for ratio in (5, 20, 50)),
-    ("cifar10", 1, 20, KINDS, (0.2,)),
     *(("digits", ratio, 21, ("wrong", "pair"), (0.1, 0.2)) for ratio in (5, 20, 50)),
+    ("cifar10", 1, 20, ("wrong", "pair"), (0.2,)),
 ]
 QUICK = [("digits", 20, 20, ("wrong", "pair"), (0.2,))]
 
