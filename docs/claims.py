@@ -1,6 +1,7 @@
 """`python docs/claims.py FOLDER ...`: collect the claims tables in folders of results into docs/claims.csv.
 
 A figure's claims at a preset, a data set and a network replace those that were there; of several results the newest counts.
+A search for critical units that is not exact stands beside the exact one, with its mode behind the network's name.
 """
 import json
 import sys
@@ -21,6 +22,7 @@ def read(folder: Path) -> pl.DataFrame:
     except Damaged as e: raise ValueError(f"{folder}: {e}") from e
     p = json.loads((folder / "params.json").read_text())["parameters"]
     what = dict(preset=p["preset"], dataset=p.get("dataset") or "", model=p.get("model") or "")
+    if p.get("mode", "exact") != "exact": what["model"] += f", {p['mode']} search"
     if "modulus" in p: what |= dict(dataset=f"modulo {p['modulus']}", model="")
     return pl.read_parquet((folder / "claims.parquet").read_bytes()).with_columns(**{k: pl.lit(v) for k, v in what.items()})
 

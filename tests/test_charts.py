@@ -307,3 +307,10 @@ def test_numbers_are_told_apart_by_shade_alone():
 def test_a_subtitle_may_have_several_lines():
     both = panels([curves(frame(), "y", "t", "y")], "title", ["one", "", "two"])
     assert spec(both)["title"]["subtitle"] == ["one", "two"]
+
+
+@pytest.mark.parametrize("from_zero", [False, True])
+def test_an_axis_of_x_starts_at_0_where_it_is_asked_for(from_zero):
+    f = pl.DataFrame(dict(share=[0.2, 0.4], y=[1.0, 2.0], group="test"))
+    c = curves(f, "y", "title", "y", x="share", log_x=False, from_zero=from_zero).to_dict()
+    assert c["layer"][0]["encoding"]["x"]["scale"].get("zero", False) == from_zero

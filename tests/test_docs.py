@@ -224,6 +224,18 @@ def test_claims_are_collected_and_replaced(tmp_path):
     assert sorted(again.select("figure", "preset", "verdict").rows()) == [("fig1", "paper", "undecided"), ("fig1", "quick", "does not hold"), ("modular_width", "quick", "holds")]
 
 
+def test_an_inexact_search_does_not_replace_the_exact_one(tmp_path):
+    spec = importlib.util.spec_from_file_location("claims", ROOT / "docs" / "claims.py")
+    claims = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(claims)
+    same = dict(figure="localization_neurons", preset="quick", dataset="digits", model="resnet9")
+    for mode, verdict in dict(exact="holds", hybrid="does not hold").items():
+        result(tmp_path / mode / "k", verdict=verdict, **same | dict(mode=mode))
+    exact = claims.collect([tmp_path / "exact"], None)
+    both = claims.collect([tmp_path / "hybrid"], exact)
+    assert both.select("model", "verdict").rows() == [("resnet9", "holds"), ("resnet9, hybrid search", "does not hold")]
+
+
 def test_stored_claims_are_those_of_the_notebooks():
     stored = pl.read_csv(ROOT / "docs" / "claims.csv")
     figures = {f.stem for f in (ROOT / "nbs").glob("*.ipynb") if not f.stem[0].isdigit()} - {"index", "explore", "audit"}

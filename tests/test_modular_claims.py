@@ -101,10 +101,13 @@ def test_little_noise_is_harmless(sweep):
 
 
 def two_frozen(p, test) -> pl.DataFrame:
-    "Projections of pairs of networks with frozen first layers, which differ by their seeds alone."
+    """Projections of pairs of networks with frozen first layers, which differ by their seeds alone.
+
+    Single networks differ by 0.1 and more: the mean of eight pairs is known to less than that.
+    """
     rows = []
-    for seed in range(3):
-        for part, which in (("extracted", seed + 3), ("extracted, frozen", seed)):
+    for seed in range(8):
+        for part, which in (("extracted", 2 * seed), ("extracted, frozen", 2 * seed + 1)):
             view = look(runs.trained(p, 0.8, which, frozen=True)[1], "add")
             accuracy = view.score(extract(view, "projection")[0], test)
             rows.append(dict(part=part, seed=seed, accuracy=accuracy))
@@ -129,7 +132,7 @@ def test_claims_of_coexistence_fail_on_their_controls(coexistence, sweep):
     controls = coexistence_controls(coexistence, sweep)
     for claim in COEXISTENCE:
         verdict = judged("modular_coexistence", claim, controls[claim.control])
-        assert "holds" not in verdict, claim.statement
+        assert verdict == ["does not hold"], claim.statement
 
 
 # --- extraction
