@@ -12,7 +12,7 @@ import numpy as np, polars as pl, torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 from torch import Tensor, nn
-from .checks import given
+from .checks import given, whole
 from .datasets import NoisyDataset
 from .layers import predict
 from .recorder import Recorder
@@ -25,6 +25,11 @@ from .steps import check_network, check_outputs
 def _plain(labels: Sequence, what: str = "labels") -> np.ndarray:
     "(n,) int64, or words as numpy has them. `ValueError` for anything else."
     v = np.asarray(labels).reshape(-1)
+    if v.dtype.kind in "US" and not isinstance(labels, np.ndarray):
+        if strange := [w for w in labels if not isinstance(w, (str, bytes))]:
+            raise ValueError(f"{what} hold {_listed(strange)} among words; they must be all words")
+    if v.dtype.kind == "u" and len(v) and v.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{what} hold {v.max()}; whole numbers must be below 2**63")
     if v.dtype.kind in "OT" and all(isinstance(word, str) for word in v):
         return np.array(v.tolist())
     if v.dtype.kind not in "iubUS":
@@ -54,6 +59,10 @@ def _checked_names(names: Sequence, n_classes: int | None) -> list:
     output."""
     if isinstance(names, (str, bytes)):
         raise ValueError(f"names={names!r} is one word; a list of the classes' names is wanted")
+    if not isinstance(names, (Sequence, np.ndarray, Tensor)):
+        raise TypeError(
+            f"names are {given(names)}; they must be a list in the order of the network's outputs"
+        )
     listed = names.tolist() if isinstance(names, (np.ndarray, Tensor)) else list(names)
     if len(listed) < 2 or not all(isinstance(v, (str, bytes, int)) for v in listed):
         raise ValueError(f"names={listed} must be two or more words or whole numbers")
@@ -91,6 +100,10 @@ def from_arrays(
     of numbers and then of the alphabet, "2" before "10": right for a network that is yet to be
     trained. `ValueError` for labels that do not fit.
     """
+    if labels is None:
+        raise TypeError("labels=None; there must be one for each input")
+    if n_classes is not None:
+        n_classes = whole("n_classes", n_classes, 2, 10**7)
     given = [_plain(v) for v in (labels, clean) if v is not None]
     kinds = [v.dtype.kind == "i" for v in given]
     if len(set(kinds)) > 1:

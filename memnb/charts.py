@@ -187,6 +187,7 @@ def curves(
     rules: dict[str, float] | None = None,  # label -> height of a dashed line
     rules_at: str = "left",  # side of their labels
     order: Sequence | None = None,  # of the values of `color`; default: sorted
+    from_zero: bool = False,  # whether the axis of x, where it is linear, starts at 0
 ) -> alt.LayerChart:
     """Lines of `y` over `x`, at most 400 points each; a band where there are several seeds.
 
@@ -212,7 +213,11 @@ def curves(
     base = alt.Chart(frame).encode(
         alt.X(
             f"{x}:Q",
-            scale=alt.Scale(type="log" if log_x else "linear", nice=False),
+            scale=alt.Scale(
+                type="log" if log_x else "linear",
+                nice=False,
+                zero=(from_zero and not log_x) or alt.Undefined,
+            ),
             axis=alt.Axis(
                 title=x_title,
                 format=("~s" if frame[x].max() >= 1000 else "~g") if log_x else ",~r",

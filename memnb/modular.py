@@ -19,7 +19,7 @@ from .models import ACTIVATIONS, ModularNet
 from .recorder import Recorder
 from .runs import Run
 from .seeds import check_device, generator
-from .steps import Training, copied, diverged, loss_of, pick_device
+from .steps import Training, copied, diverged, loss_of, own_config, pick_device
 
 # %% ../nbs/10_modular.ipynb #cell05
 OPERATIONS = {
@@ -224,7 +224,8 @@ def train_modular(
         weight_decay=weight_decay,
         checkpoints=kept,
         test=None if test is None else test.digest,
-    ) | (config or {})
+    )
+    known |= own_config(known, config)
     return _epochs(
         Training(net, data, test, opt, schedule, Recorder(data, test, config=known)),
         grid,

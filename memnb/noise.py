@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .audit import trained_model
 from .datasets import NoisyDataset
 from .runs import Run
-from .scores import layer_evidence, mean_evidence
+from .scores import layer_evidence, mean_evidence, representation
 
 # %% ../nbs/11_noise.ipynb #cell05
 @dataclass(frozen=True, eq=False)
@@ -198,14 +198,16 @@ def estimate_noise(
     subject: Run | nn.Module,  # a training run, or a trained network alone
     data: NoisyDataset,  # its training set
     model: nn.Module | None = None,  # the trained network of a run that cannot rebuild it
-    # to probe; default: the input, the only one that labels have not shaped
+    # to probe; default: the input, the only one that labels have not shaped, or what an embedding
+    # makes of words
     layers: Sequence[str] | None = None,
     level: float = 0.9,  # of the interval, in (0, 1)
 ) -> Noise:
     """Noise rate with its cautious interval (`noise_of`), and transition matrix, of the labels that
     a network was trained on. `ValueError` where they do not belong together."""
     run, model, data = trained_model(subject, data, model)
-    by_layer = layer_evidence(model, data, ["input"] if layers is None else layers)
+    looked_at = representation(model, data.x)[:1] if layers is None else layers
+    by_layer = layer_evidence(model, data, looked_at)
     found = noise_of(mean_evidence(by_layer), data.y, level)
     said = run.prediction[-1].to(data.y.device)
     return replace(found, agreement=(said == data.y).double().mean().item())

@@ -6,7 +6,7 @@
 __all__ = ['IDENTITY', 'outcome', 'Run', 'save', 'load', 'run_key', 'found', 'identity_of', 'holds_run', 'kept']
 
 # %% ../nbs/03_runs.ipynb #cell03
-import hashlib, json
+import hashlib, json, math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -123,6 +123,7 @@ class Run:
         "The network as it was at a checkpoint; `model`: a skeleton, of which a copy is filled, for a network that is not memnb's."
         try: time = float(time)
         except (TypeError, ValueError): raise ValueError(f"time={time!r} must be a number") from None
+        if not math.isfinite(time): raise ValueError(f"time={time} must be finite; checkpoints are at {sorted(self.checkpoints)}")
         near = [t for t in self.checkpoints if abs(t - time) <= 1e-9 * max(1, abs(time))]
         if not near: raise ValueError(f"no checkpoint at {time}; there are {sorted(self.checkpoints)}")
         if model is None and "model" not in self.config: raise ValueError("the run does not say how its network is built: give one like it, at(time, model), or train with config=dict(model=...), the arguments of `build`")

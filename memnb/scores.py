@@ -16,6 +16,7 @@ from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 from .arrays import choose
 from .datasets import NoisyDataset
 from .layers import activations, device_of, eager, evaluating, examples, first_tensor, hidden_groups, predict, predicted
@@ -110,15 +111,21 @@ _READ_NUMBERS = (nn.Embedding, nn.EmbeddingBag)  # of words, among which nothing
 
 
 def _weight_layers(model: nn.Module) -> dict[str, nn.Module]:
-    "Modules that own weights and read activations, by name."
+    "Modules that own weights and read activations, by name; weights may be parametrized."
 
     def weighs(module: nn.Module) -> bool:
-        return any(p.ndim > 1 for p in module.parameters(recurse=False))
+        own = list(module.parameters(recurse=False))
+        if is_parametrized(module):
+            own += [getattr(module, name) for name in module.parametrizations]
+        return any(p.ndim > 1 for p in own)
 
     return {
         name: m
         for name, m in model.named_modules()
-        if name and weighs(m) and not isinstance(m, _READ_NUMBERS)
+        if name
+        and "parametrizations" not in name.split(".")
+        and weighs(m)
+        and not isinstance(m, _READ_NUMBERS)
     }
 
 
@@ -129,6 +136,8 @@ def representation(
 ) -> list[str]:
     """`input`, and what each layer with weights reads, `name.input`, in the order of the calls.
 
+    Inputs that are numbers of words, which an embedding reads, are no part of it, as nothing is
+    near among them, unless there is nothing else.
     It follows what the network computes, so that modules that only wrap it change nothing; the
     logits are never part of it. What several layers read is named once, and a layer that is called
     twice is left out.
@@ -149,10 +158,17 @@ def representation(
 
         return before
 
+    words = []
+
+    def look_up(module, args):
+        words.append(args[0].shape == x[:2].shape and bool((args[0] == x[:2]).all()))
+
     handles = [
         m.register_forward_pre_hook(look(name), with_kwargs=True)
         for name, m in _weight_layers(model).items()
     ]
+    tables = [m for m in model.modules() if isinstance(m, _READ_NUMBERS)]
+    handles += [m.register_forward_pre_hook(look_up) for m in tables]
     try:
         with evaluating(model), eager(model), examples(None):
             model(x[:2])
@@ -164,6 +180,8 @@ def representation(
         if calls[name] == 1 and not any(torch.equal(value, other) for other in seen):
             names.append(f"{name}.input")
             seen.append(value)
+    if any(words) and len(names) > 1:
+        names = names[1:]
     places = torch.linspace(0, len(names) - 1, min(most, len(names))).round().long()
     return [names[i] for i in places.tolist()]
 

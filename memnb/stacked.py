@@ -17,7 +17,7 @@ from .checks import given, number
 from .datasets import NoisyDataset
 from .recorder import Recorder
 from .runs import Run
-from .steps import Training, check_outputs, make_optimizer, order, pick_device, recorded_times, steps_of
+from .steps import Training, check_outputs, make_optimizer, order, own_config, pick_device, recorded_times, steps_of
 from .trainer import _check_numbers_of, _check_test, fit
 
 # %% ../nbs/05_stacked.ipynb #cell06
@@ -194,7 +194,8 @@ def train_stacked(
     opt, members = _stacked_optimizer(stack, pick(rates), optimizer, options), []
     for i in range(m):
         known = dict(epochs=epochs, times=None if times is None else [float(t) for t in times], optimizer=optimizer, lr=rates[i], batch=batch,
-                     clip=clips[i], seed=seeds[i], stop_at=stop_at, **options) | ((config or [{}] * m)[i])
+                     clip=clips[i], seed=seeds[i], stop_at=stop_at, **options)
+        known |= own_config(known, config[i] if config else None)
         members.append(_Member(models[i], data[i], None if test is None else test[i].to(device), opt, None,
                                 Recorder(data[i], None if test is None else test[i], config=known)))
     most = None if all(c is None for c in clips) else torch.tensor([math.inf if c is None else c for c in pick(clips)], device=device, dtype=stack.parameters[0].dtype)

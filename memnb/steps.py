@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'SCHEDULES', 'triangle', 'make_optimizer', 'named', 'order', 'recorded_times', 'times_of', 'steps_of',
            'copied', 'Training', 'loss_of', 'take_step', 'Diverged', 'check_finite', 'diverged', 'check_network',
-           'check_outputs', 'alone', 'joins', 'batches', 'pick_device', 'expect']
+           'check_outputs', 'own_config', 'alone', 'joins', 'batches', 'pick_device', 'expect']
 
 # %% ../nbs/04_steps.ipynb #cell03
 import math
@@ -270,6 +270,18 @@ def _check_logits(logits, n: int, k: int):
         raise ValueError(f"the model gives {logits.dtype}; logits must be floating point")
     if not logits.isfinite().all():
         raise ValueError("the model's outputs hold NaN or infinity; logits must be finite")
+
+
+def own_config(known: dict, config: dict | None) -> dict:
+    """The user's configuration. `ValueError` where it contradicts what is known of the training.
+
+    Both stand in `Run.config`, by which a stored run is found again.
+    """
+    config = config or {}
+    if wrong := {k: v for k, v in config.items() if k in known and v != known[k]}:
+        right = {k: known[k] for k in wrong}
+        raise ValueError(f"config={wrong} contradicts the training, which has {right}; rename them")
+    return config
 
 # %% ../nbs/04_steps.ipynb #29b74ac2
 def alone(model: nn.Module, data: NoisyDataset) -> str:

@@ -23,7 +23,7 @@ from .layers import examples, predict
 from .seeds import seeded
 from .recorder import Journal, Recorder
 from .runs import Run, found, holds_run, identity_of, save
-from .steps import (SCHEDULES, Training, batches, check_finite, check_outputs, copied, diverged, expect, joins, loss_of,
+from .steps import (SCHEDULES, Training, batches, check_finite, check_outputs, copied, diverged, expect, joins, loss_of, own_config,
                          make_optimizer, named, order, pick_device, recorded_times, steps_of, take_step, times_of)
 from .stores import check_writable, local_path
 
@@ -215,7 +215,8 @@ def _prepare(model, data, epochs, test=None, times=None, optimizer="sgd", lr=0.0
                  autocast=str(autocast) if autocast else None, seed=seed, checkpoints=kept, stop_at=stop_at)
     known |= dict(test=None if test is None else test.digest, network=hashlib.sha256(repr(model).encode()).hexdigest()[:16])
     known |= {"backward": named(backward)} if backward else {}
-    known |= (dict(lr=lr) | options if isinstance(optimizer, str) else {}) | (config or {})
+    known |= dict(lr=lr) | options if isinstance(optimizer, str) else {}
+    known |= own_config(known, config)
     try:
         known = json.loads(json.dumps(known))  # as it is read back from a folder
     except (TypeError, ValueError, RecursionError) as e:

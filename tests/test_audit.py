@@ -19,6 +19,7 @@ from memnb.noise import CLEAR, Noise, clear_cases, estimate_noise, mistaken_shar
 from memnb.geometry import ClassShapes
 from memnb.probes import PROBES
 from memnb.runs import Run, load as load_run, save
+from memnb import seeds
 from memnb.scores import SCORES, ahead, detection, evidence, layer_evidence, layer_scores, left_out, levelled, mean_evidence, mislabel_scores, prediction_depth, representation
 from memnb.tied import TiedDropout
 
@@ -1139,3 +1140,47 @@ def test_a_fifth_of_wrong_labels_is_estimated_and_lies_in_the_interval(noise, se
     assert (got.matrix - truth).abs().max() < 0.15 and (got.matrix.diag() - truth.diag()).abs().mean() < 0.06
     off = got.matrix - torch.diag(got.matrix.diag())
     if noise == "pair": assert off.argmax(1).tolist() == [*range(1, 10), 0] and (off.sum(1) - off.amax(1)).mean() < 0.05
+
+
+@pytest.mark.parametrize("names", [{"b": 1, "a": 0}, {"a", "b"}])
+def test_names_without_an_order_are_refused(names):
+    with pytest.raises(TypeError, match="names are .* in the order of the network's outputs"):
+        from_arrays(torch.zeros(3, 2), ["b", "a", "b"], names=names)
+
+
+@pytest.mark.parametrize(
+    "labels, says",
+    [(["a", float("nan"), "b"], "nan among words"), (np.array([2**64 - 1, 1, 0], "uint64"), "2..63")],
+)
+def test_labels_that_numpy_would_rewrite_are_refused(labels, says):
+    with pytest.raises(ValueError, match=says):
+        from_arrays(torch.zeros(3, 2), labels)
+
+
+@pytest.mark.parametrize("n_classes", [10**9, "3", 1])
+def test_numbers_of_classes_out_of_range(n_classes):
+    with pytest.raises((TypeError, ValueError), match="n_classes="):
+        from_arrays(torch.zeros(3, 2), [0, 1, 0], n_classes=n_classes)
+
+
+def test_the_noise_rate_of_words_is_not_read_from_their_numbers():
+    g = torch.Generator().manual_seed(0)
+    truth = torch.arange(300) % 2
+    ids = torch.randint(4, 13, (300, 8), generator=g)
+    ids[:, :2] = 2 * truth[:, None] + torch.arange(2)  # two words of eight tell the class
+    ids = ids.gather(1, torch.rand(300, 8, generator=g).argsort(1))
+    data = corrupt(NoisyDataset(ids.float(), truth, truth, n_classes=2), 0.15, "wrong")
+
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.out = nn.EmbeddingBag(13, 16), nn.Linear(16, 2)
+
+        def forward(self, x):
+            return self.out(self.table(x.long()))
+
+    with seeds.seeded(0):
+        net = Words()
+    trainer.fit(net, data, 30, lr=0.5, batch=32)
+    noise = estimate_noise(net, data)
+    assert noise.low <= data.rho <= noise.high

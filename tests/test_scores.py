@@ -1,6 +1,7 @@
 """Scores against loops written from their definitions; higher is more suspicious; what a score does not know is left out."""
 import math, re
 from collections import OrderedDict
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache, partial
 import numpy as np, polars as pl, pytest, torch
@@ -14,7 +15,7 @@ from memnb.layers import examples, predict
 from memnb.models import build
 from memnb.probes import PROBES
 from memnb.runs import Run
-from memnb.scores import SCORES, detection, leave_out_memorization, mislabel_scores, prediction_depth, second_split_forgetting
+from memnb.scores import SCORES, detection, leave_out_memorization, mislabel_scores, prediction_depth, representation, second_split_forgetting
 from memnb.tied import TiedDropout
 from memnb.units import critical_units
 
@@ -377,3 +378,12 @@ def test_refused_subsets(given, says):
 
 def test_each_score_is_told_by_whom():
     for k, v in SCORES.items(): assert re.fullmatch(r"[a-z_]+", k) and v
+
+
+def test_parametrized_layers_are_part_of_the_representation():
+    plain = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    normed = deepcopy(plain)
+    for layer in (normed[0], normed[2]):
+        nn.utils.parametrizations.weight_norm(layer)
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    assert representation(normed, x) == representation(plain, x) == ["input", "2.input"]

@@ -8,7 +8,8 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
-from memnb import trainer
+from memnb import datasets, trainer
+from memnb.models import build
 from memnb.datasets import NoisyDataset
 from memnb.layers import present_examples
 from memnb.remedies import early_learning_regularization
@@ -942,3 +943,19 @@ def test_torchs_own_implementations_can_be_chosen(option):
     fit(ours, data, 2, optimizer="adam", lr=0.05, batch=BATCH, **option)
     plain(theirs, data, 2, Adam(theirs.parameters(), 0.05, **option))
     assert same(state(ours), state(theirs))
+
+
+def test_a_configuration_that_contradicts_the_training_is_refused(tmp_path):
+    data = datasets.load("digits", n=40, test_share=0)[0]
+    make = lambda: build("mlp", shape=(1, 8, 8), widths=(4,), seed=0)
+    fit(make(), data, 1, folder=tmp_path / "a", lr=0.1, config=dict(lr=0.1))
+    with pytest.raises(ValueError, match="config=.'lr': 0.1. contradicts .*0.5"):
+        fit(make(), data, 1, folder=tmp_path / "a", lr=0.5, config=dict(lr=0.1))
+
+
+def test_no_network_of_an_infinite_time():
+    data = datasets.load("digits", n=40, test_share=0)[0]
+    net = build("mlp", shape=(1, 8, 8), widths=(4,), seed=0)
+    run = fit(net, data, 1, times=[0, 1], checkpoints=[0, 1])
+    with pytest.raises(ValueError, match="time=inf must be finite"):
+        run.at(float("inf"), net)
