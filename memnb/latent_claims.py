@@ -150,6 +150,7 @@ PROBING = [
         control=CLEAN,
         measure=_falls_less,
         above=0,
+        own=True,
     ),
     Claim(
         statement="At the end, MASC on some layer beats the network",
@@ -175,6 +176,7 @@ PROBING = [
         control=CLEAN,
         measure=velpic_wins,
         at_least=0.9,
+        own=True,
     ),
     Claim(
         statement="The best hidden layer beats the raw input",
@@ -214,6 +216,7 @@ DEPTH = {
             control="an untrained MLP with layers of equal width",
             measure=_late_minus_early,
             above=0,
+            own=True,
         ),
         Claim(
             statement="... by more than before training",
@@ -233,6 +236,7 @@ DEPTH = {
             control="an MLP",
             measure=_late_minus_early,
             below=0,
+            own=True,
         )
     ],
 }

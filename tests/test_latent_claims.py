@@ -350,3 +350,14 @@ def test_every_claim_says_who_defined_it_and_names_its_control():
     assert all(c.control and c.paper and c.definition for c in every)
     assert len({(c.statement) for c in every}) == len(every)
     assert all(c.own for c in every if c.paper.startswith("not measured"))
+
+
+def test_what_the_paper_gives_no_number_for_is_defined_by_memnb():
+    "Windows, halves of a network, medians over layers, and what `almost always` is."
+    words = ("falls less", "almost always", "late layers", "early layers")
+    ours = [
+        c.own
+        for c in PROBING + DEPTH["mlp"] + DEPTH["cnn"]
+        if any(word in c.statement for word in words)
+    ]
+    assert ours == [True] * 4
