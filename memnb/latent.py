@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'HOW', 'FIGURES', 'SMALLER', 'RULES', 'MOST_TIMES', 'EXCHANGES', 'VARIANTS', 'ROOMS', 'STANDARD', 'SMALL',
            'parameters', 'times', 'network', 'prepare', 'check_source', 'size_of', 'needs', 'trainings', 'expect',
-           'at_end', 'on_given', 'frames', 'panel_names', 'about', 'agreement']
+           'at_end', 'median_line', 'on_given', 'frames', 'panel_names', 'about', 'agreement']
 
 # %% ../nbs/22_latent.ipynb #cell03
 import math
@@ -366,6 +366,12 @@ def at_end(frame: pl.DataFrame) -> pl.DataFrame:
     "The rows of each run's last epoch: some end early."
     return frame.filter(pl.col("epoch") == pl.col("epoch").max().over("variant", "rho", "seed"))
 
+def median_line(frame: pl.DataFrame) -> pl.Series:
+    "Median accuracy over seeds at each epoch; a run that ended early counts with its last value."
+    of = frame.sort("epoch").pivot("seed", index="epoch", values="accuracy", maintain_order=True)
+    seeds = of.drop("epoch").select(pl.all().fill_null(strategy="forward"))
+    return seeds.select(pl.concat_list(pl.all()).list.median()).to_series().alias("accuracy")
+
 def on_given(frame: pl.DataFrame) -> pl.DataFrame:
     "Accuracy on all given training labels, right and wrong, and the share of them that is `true`, of rows on the clean and the noisy ones."
     given = frame.filter(target="given").with_columns(weight=pl.when(group="noisy").then(pl.col("noise_rate")).otherwise(1 - pl.col("noise_rate")))
@@ -408,9 +414,10 @@ def panel_names(frame: pl.DataFrame) -> dict[float, str]:
 
 
 def about(p: Params, data: NoisyDataset) -> str:
-    "Data, sizes, network and seeds in a few words, for a picture's subtitle."
+    "Data, sizes, network with its widths and seeds in a few words, for a picture's subtitle."
     size = "" if p.get("n") else f", {len(data):,} training examples"
-    return f"{setting(p)}{size}"
+    widths = "-".join(str(int(w)) if w == int(w) else f"{w:g}" for w in p.widths)
+    return setting(Params(p | dict(model=f"{p.model} {widths}"))) + size
 
 # %% ../nbs/22_latent.ipynb #cell19
 _NEAR = 1e-5  # of an activation's length: what float32 may round

@@ -7,6 +7,7 @@ __all__ = ['GROUPS', 'default_layers', 'check_data', 'check_probes', 'check_test
            'prober', 'probe']
 
 # %% ../nbs/08_probing.ipynb #cell03
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -252,6 +253,7 @@ def probe_model(
             target=target,
             accuracy=_share(guess[rows] == y[rows]),
             zeros=_share(zero[rows]),
+            deviation=_deviation(guess[rows], y[rows], data.n_classes),
         )
         for group, target, rows, y in held
         for (layer, name), (guess, zero) in said["test" if group == "test" else "train"].items()
@@ -260,6 +262,19 @@ def probe_model(
 
 def _share(of: Tensor) -> float:
     return of.double().mean().item()
+
+
+def _deviation(guess: Tensor, y: Tensor, k: int) -> float:
+    "Standard deviation of the accuracy over all ways to name the predicted classes anew."
+    n, k = len(y), max(k, int(y.max()) + 1)
+    row, column, cell = (_square(of) for of in (guess, y, guess * k + y))
+    squares = k * k * cell - k * (row + column) + n * n  # of counts less their margins, exact
+    return math.sqrt(squares / (k - 1)) / (k * n) if k > 1 else 0.0
+
+
+def _square(of: Tensor) -> int:
+    "Sum of the squares of how often each value occurs."
+    return of.unique(return_counts=True)[1].square().sum().item()
 
 # %% ../nbs/08_probing.ipynb #cell13
 def prober(

@@ -335,6 +335,16 @@ def test_the_end_of_runs_that_end_early_and_what_they_know_of_all_labels():
     assert len(seen) == 4 and seen["accuracy"].to_list() == pytest.approx([0.7] * 4) and set(seen["true"]) == {0.75}
 
 
+def test_a_line_counts_a_run_that_ended_early_with_its_last_value():
+    curves = {0: [0.1, 0.9, 0.8], 1: [0.2, 0.6], 2: [0.3, 0.7, 0.2]}
+    rows = [
+        dict(seed=s, epoch=float(e), accuracy=a)
+        for s, values in curves.items()
+        for e, a in enumerate(values)
+    ]
+    assert latent.median_line(pl.DataFrame(rows[::-1])).to_list() == [0.2, 0.7, 0.6]
+
+
 # the same predictions?
 
 def compared(net, data, test, **how):
@@ -404,9 +414,12 @@ def test_frames_say_on_how_many_examples_and_with_what_network(runs):
 
 
 def test_a_pictures_subtitle_says_data_and_size():
-    assert latent.about(params(n=100), None) == "preset ci, digits, 100 examples, mlp, 1 seed"
+    assert latent.about(params(n=100), None) == "preset ci, digits, 100 examples, mlp 24-24, 1 seed"
     data, _, _ = latent.prepare(params(preset="quick"), 0.2, 0)
-    assert latent.about(params(preset="quick"), data) == "preset quick, digits, mlp, 3 seeds, 1,200 training examples"
+    said = latent.about(params(preset="quick"), data)
+    assert said == "preset quick, digits, mlp 32-64-128-128, 3 seeds, 1,200 training examples"
+    factor = experiments.Params(params(n=100) | dict(model="alexnet", widths=[0.5]))
+    assert "alexnet 0.5," in latent.about(factor, None)
 
 
 # what later cells need, before any work

@@ -1,6 +1,7 @@
 """Rows against probes fitted by hand, one pass a look, and no label leaks."""
 import warnings
 from dataclasses import replace
+from itertools import permutations
 from types import SimpleNamespace
 import polars as pl, pytest, torch
 from polars.testing import assert_frame_equal
@@ -70,7 +71,7 @@ def test_rows_against_probes_by_hand(device):
         for group, rows_of in (("clean", ~data.is_noisy), ("noisy", data.is_noisy)):
             found += [(group, target, right(train_said[rows_of], y[rows_of])) for target, y in (("given", data.y), ("true", data.clean))]
         expected += [dict(layer=layer, probe=name, group=g, target=t, accuracy=value) for g, t, value in found]
-    assert_frame_equal(frame(rows).drop("zeros"), frame(expected))
+    assert_frame_equal(frame(rows).drop("zeros", "deviation"), frame(expected))
 
 def test_the_labels_that_are_seen_are_the_ones_that_are_learned():
     data, test = clusters(rho=0)
@@ -114,6 +115,14 @@ def test_points_without_activation_are_counted():
     rows = probe_model(net, data, test, ["input", "1"], ["velpic"], ALL)
     assert len(rows) == 15 and 0.1 < min(share.values()) and len(set(share.values())) == 3
     for r in rows: assert r["zeros"] == (pytest.approx(share[r["group"]]) if r["layer"] == "1" else 0)
+
+def test_the_deviation_is_that_over_all_renamings_of_the_classes():
+    data, test = clusters()
+    test = test.subset(torch.arange(len(test)) % 5 != 1)
+    fitted = MASC(n_classes=3).fit(data.x, data.y).predict(test.x)
+    named = [right(torch.tensor(names)[fitted], test.y) for names in permutations(range(3))]
+    (row,) = [r for r in probe_model(small(), data, test, ["input"], ["masc"]) if r["probe"] == "masc"]
+    assert 0 < row["deviation"] == pytest.approx(torch.tensor(named).std(correction=0).item())
 
 def test_one_logit():
     (data, test), net = clusters(k=2), nn.Linear(6, 1)
