@@ -195,7 +195,7 @@ def trained(p: Params, data: NoisyDataset) -> tuple[Run | nn.Module, nn.Module]:
         load_weights(net, p.weights)
         _note(p, Path(p.weights).expanduser())
         return net, net
-    config |= dict(kind="audit", network=p.model)
+    config |= dict(kind="audit", built=p.model)
     how = dict(lr=p.lr, batch=p.batch, seed=p.seed, epochs=p.epochs, checkpoints=sorted({round(i * p.epochs / 10) for i in range(11)}))
     folder = Path(p.store).expanduser() / run_key(config | how, data.digest, ROOMS) if p.store else None
     times = sorted({round(i * p.epochs / 100) for i in range(101)})

@@ -503,7 +503,7 @@ def test_a_run_is_kept_and_found_again(own, tmp_path, monkeypatch, capsys):
     data = prepare(p := P(**how))[0]
     run, net = trained(p, data)
     assert isinstance(run, Run) and not net.training and run.time.tolist() == [0, 1, 2, 3]
-    assert sorted(run.checkpoints) == [0, 1, 2, 3] and run.config["kind"] == "audit" and run.config["network"] == "mlp"
+    assert sorted(run.checkpoints) == [0, 1, 2, 3] and run.config["kind"] == "audit" and run.config["built"] == "mlp"
     assert same(net.state_dict(), run.at(3).state_dict()) and [f.name for f in (tmp_path / "runs").glob("*/run.json")] == ["run.json"]
     def refuse(*_): raise AssertionError("it trains")
     monkeypatch.setattr(trainer, "_loop", refuse)
