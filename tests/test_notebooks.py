@@ -31,7 +31,6 @@ FEWER = {  # where ci itself takes longer than it tells
     "modular_partition": dict(rhos=0.2),
     "localization_atypical": dict(n=150),
     "localization_dropout": dict(n=150),
-    "localization_retraining": dict(epochs=4),
 }
 VERDICTS = {"holds", "does not hold", "undecided", "not run"}
 
