@@ -146,8 +146,8 @@ class MASC(Probe):
     """Minimum Angle Subspace Classifier.
 
     Ketha and Ramaswamy 2025; Algorithms 2 to 4 of the latent-generalization paper. The energy of a class, its shares and
-    so the number of directions kept (`sizes_`) are decided in float64, whatever the activations' precision. Directions
-    and scores have that precision; which direction is the last one kept is told in float64, so that a single-precision
+    so the number of directions kept (`sizes_`) are those of float64, which decides where float32 leaves a doubt. Directions
+    and scores have the activations' precision; directions around the last one kept are told apart, so that a single-precision
     prediction differs from the algorithm's only where its two best scores are equal to about 1e-4.
     """
 

@@ -123,7 +123,9 @@ class Run:
         "The network as it was at a checkpoint; `model`: a skeleton, of which a copy is filled, for a network that is not memnb's."
         try: time = float(time)
         except (TypeError, ValueError): raise ValueError(f"time={time!r} must be a number") from None
-        if not math.isfinite(time): raise ValueError(f"time={time} must be finite; checkpoints are at {sorted(self.checkpoints)}")
+        if not math.isfinite(time):
+            there = sorted(self.checkpoints)
+            raise ValueError(f"time={time} must be finite; checkpoints are at {there}")
         near = [t for t in self.checkpoints if abs(t - time) <= 1e-9 * max(1, abs(time))]
         if not near: raise ValueError(f"no checkpoint at {time}; there are {sorted(self.checkpoints)}")
         if model is None and "model" not in self.config: raise ValueError("the run does not say how its network is built: give one like it, at(time, model), or train with config=dict(model=...), the arguments of `build`")

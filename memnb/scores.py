@@ -377,7 +377,13 @@ def mislabel_scores(
         if told is None: told = layer_scores(model, data, layers)
         if by_layer is None: by_layer = layer_evidence(model, data, layers)
         said = torch.stack([s.argmax(1) != data.y for s in told.values()])
-        out |= dict(prediction_depth=prediction_depth(model, data, layers, k).double().tolist(), probe_disagreement=said.double().mean(0).tolist(), probe_margin=ahead(levelled(mean_evidence(by_layer), data.y), data.y).tolist())
+        depth = prediction_depth(model, data, layers, k)
+        lead = ahead(levelled(mean_evidence(by_layer), data.y), data.y)
+        out |= dict(
+            prediction_depth=depth.double().tolist(),
+            probe_disagreement=said.double().mean(0).tolist(),
+            probe_margin=lead.tolist(),
+        )
     frame = pl.DataFrame(out)
     if units is None: return frame
     found = units.filter(pl.col("outcome") != "misclassified").select("row", critical_units=-pl.col("units").cast(pl.Float64)).unique("row", maintain_order=True)
