@@ -12,7 +12,7 @@ import numpy as np, polars as pl, torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 from torch import Tensor, nn
-from .checks import given, whole
+from .checks import given, names_of, whole
 from .datasets import NoisyDataset
 from .layers import predict
 from .recorder import Recorder
@@ -243,6 +243,20 @@ _OWN = ("suggested", "velpic", "masc", "cosine", "sure", "suspicion", "rank")
 _PROBES = ("velpic", "masc", "cosine")
 
 
+def _further(more: dict | None, n: int) -> dict[str, Tensor]:
+    "Further scores as tensors. `TypeError` or `ValueError` unless there is a number an example."
+    if not isinstance(more, (dict, type(None))):
+        raise TypeError(f"more={given(more)} must be scores by name, {{name: (n,) numbers}}")
+    try:
+        scores = {str(name): torch.as_tensor(v) for name, v in (more or {}).items()}
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise TypeError(f"more must hold numbers, one for each example: {e}") from None
+    for name, v in scores.items():
+        if v.shape != (n,):
+            raise ValueError(f"more[{name!r}] has shape {tuple(v.shape)}; there must be {n} numbers")
+    return scores
+
+
 def audit(
     subject: Run | nn.Module,  # a training run, or a trained network alone
     data: NoisyDataset,  # its training set, whose labels are in doubt
@@ -265,16 +279,16 @@ def audit(
 
     `ValueError` where network and data do not belong together.
     """
+    k, more = whole("k", k, 1), _further(more, len(data))
+    layers = None if layers is None else names_of("layers", layers)
     run, model, data = trained_model(subject, data, model)
     told, by_layer = layer_scores(model, data, layers), layer_evidence(model, data, layers)
     frame = mislabel_scores(
         run, data, model, k=min(k, len(data) - 1), layers=layers, told=told, by_layer=by_layer
     )
-    if taken := sorted({*frame.columns, *_OWN} & set(more or {})):
+    if taken := sorted({*frame.columns, *_OWN} & set(more)):
         raise ValueError(f"more has {', '.join(taken)}, which the audit has itself")
-    frame = frame.with_columns(
-        *(pl.Series(name, torch.as_tensor(v).tolist()) for name, v in (more or {}).items())
-    )
+    frame = frame.with_columns(*(pl.Series(name, v.tolist()) for name, v in more.items()))
     e = levelled(mean_evidence(by_layer), data.y)
     first, second = e.topk(2, 1).values.T
     suspicion = _standard(ahead(e, data.y).cpu())

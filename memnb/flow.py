@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from .arrays import choose
+from .checks import given, number
 from .datasets import NoisyDataset
 from .integrate import increasing, integrate
 from .models import TwoLayer, clean_first, two_layer
@@ -112,6 +113,8 @@ def _falling(snapshots, first: TwoLayer):
 
 
 def _flow_rkc(model, data, times, *, rtol=None, growth=None, dtype: torch.dtype | None = None):
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype={given(dtype)} must be a floating torch.dtype, such as torch.float32")
     field = ReLUField(two_layer(model, data), dtype)
     # A gate that flips within a step is an error of first order. Where gates are few, each counts.
     coarse = field.n * field.shape[1] >= 10**6
@@ -126,8 +129,7 @@ def _flow_rkc(model, data, times, *, rtol=None, growth=None, dtype: torch.dtype 
 
 # %% ../nbs/05_flow.ipynb #cell12
 def _flow_gd(model, data, times, *, lr: float):
-    if not 0 < lr < torch.inf:
-        raise ValueError(f"lr={lr} must be finite and above 0")
+    lr = number("lr", lr, "be finite and above 0", lambda v: 0 < v < torch.inf)
     first = two_layer(model, data)
     return _descent(deepcopy(model), data, times, lr, first)
 

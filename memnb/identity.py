@@ -16,6 +16,7 @@ import sysconfig
 import types
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import date, datetime, timedelta
 from functools import partial
 from pathlib import Path, PurePath
@@ -148,22 +149,32 @@ def _code(look: _Look, code: types.CodeType) -> list:
     return [code.co_code.hex(), consts, list(code.co_names), list(code.co_freevars), shape]
 
 
-def _cell(look: _Look, cell) -> list:
-    try:
-        return look(cell.cell_contents)
-    except ValueError as e:
-        if isinstance(e, Unknown):
-            raise
-        return ["empty"]
+def _closure(f: types.FunctionType) -> dict:
+    "What a function holds of those around it, by name; a name that is not bound yet is left out."
+    held = {}
+    for name, cell in zip(f.__code__.co_freevars, f.__closure__ or ()):
+        with suppress(ValueError):
+            held[name] = cell.cell_contents
+    return held
 
 
 def _function(look: _Look, f: types.FunctionType) -> list:
     own = [_code(look, f.__code__), look(f.__defaults__), look(f.__kwdefaults__)]
-    own.append([_cell(look, c) for c in f.__closure__ or ()])
+    around, used = _closure(f), {a for c in _codes(f.__code__) for a in c.co_names}
+    own.append([[k, look(v), _of_module(look, v, used)] for k, v in around.items()])
     if _is_library(f.__module__):
         return ["function", f.__module__, f.__qualname__, *own]
     names = [k for k in _global_names(f.__code__) if k in f.__globals__]
-    return ["function", *own, [[k, look(f.__globals__[k])] for k in names]]
+    found = [[k, look(f.__globals__[k]), _of_module(look, f.__globals__[k], used)] for k in names]
+    return ["function", *own, found]
+
+
+def _of_module(look: _Look, v, used: set[str]) -> list:
+    "What may be used of a module that is nobody's library, as `mod.f` and `package.mod.f` do."
+    if not isinstance(v, types.ModuleType) or _is_library(v.__name__):
+        return []
+    held = [(k, getattr(v, k)) for k in sorted(used) if hasattr(v, k)]
+    return [[k, look(w), _of_module(look, w, used - {k})] for k, w in held]
 
 
 def _builtin(look: _Look, f) -> list:
@@ -196,8 +207,15 @@ def _module(look: _Look, model: nn.Module) -> list:
         hooks = [lenient.all(getattr(m, k).values()) for k in _HOOKS if getattr(m, k)]
         tensors = {**m._parameters, **m._buffers}
         shapes = [[k, None if v is None else [list(v.shape), str(v.dtype)]] for k, v in sorted(tensors.items())]
+        hooks += [[k, lenient(h)] for k, v in sorted(tensors.items()) for h in _tensor_hooks(v)]
         parts.append([name, lenient(type(m)), m.training, lenient(held), hooks, shapes])
     return ["network", parts]
+
+
+def _tensor_hooks(v: Tensor | None) -> Iterator[Mapping]:
+    for kind in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        if hooks := getattr(v, kind, None):
+            yield list(hooks.values())
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -209,7 +227,8 @@ def _whole_module(look: _Look, model: nn.Module) -> list:
 
 
 def _optimizer(look: _Look, o: torch.optim.Optimizer) -> list:
-    return [look(type(o)), look(o.state_dict())]
+    hooks = [list(getattr(o, f"_optimizer_step_{when}_hooks").values()) for when in ("pre", "post")]
+    return [look(type(o)), look(o.state_dict()), look(hooks)]
 
 
 def _more(look: _Look, v) -> list:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .arrays import choose
+from .checks import number, whole
 
 # %% ../nbs/04_integrate.ipynb #cell06
 _DAMPING = 2 / 13
@@ -252,13 +253,11 @@ class _RKC:
 def _rkc(field, y, times, *, tol=None, rtol=None, max_stages=100, growth=math.inf, settle=False):
     if tol is None and rtol is None:
         rtol = 1e-3
-    tol, rtol = tol or 0.0, rtol or 0.0
-    if not (0 <= tol < math.inf and 0 <= rtol < math.inf and tol + rtol > 0):
-        raise ValueError(f"tol={tol}, rtol={rtol}: both must be finite, 0 or more, one above 0")
-    if max_stages < 2:
-        raise ValueError(f"max_stages={max_stages} must be at least 2")
-    if not growth > 0:
-        raise ValueError(f"growth={growth} must be above 0")
+    tol, rtol = number("tol", tol or 0.0), number("rtol", rtol or 0.0)
+    if not (tol >= 0 and rtol >= 0 and tol + rtol > 0):
+        raise ValueError(f"tol={tol}, rtol={rtol}: both must be 0 or more, one above 0")
+    max_stages = whole("max_stages", max_stages, 2)
+    growth = number("growth", growth, "be above 0", lambda v: v > 0)
     limits = dict(tol=tol, rtol=rtol, max_stages=max_stages, growth=growth, settle=settle)
 
     def outputs():
@@ -270,8 +269,7 @@ def _rkc(field, y, times, *, tol=None, rtol=None, max_stages=100, growth=math.in
 
 # %% ../nbs/04_integrate.ipynb #cell20
 def _euler(field, y, times, *, step: float):
-    if not 0 < step < math.inf:
-        raise ValueError(f"step={step} must be finite and above 0")
+    step = number("step", step, "be finite and above 0", lambda v: 0 < v < math.inf)
 
     def outputs():
         state, done = y, 0
@@ -297,8 +295,10 @@ INTEGRATORS = {"rkc": _rkc, "euler": _euler}
 def increasing(times: Sequence[float]) -> list[float]:
     "`times` as floats; `ValueError` unless they are finite, not negative and increasing."
     try:
+        if isinstance(times, (str, bytes)):
+            raise TypeError
         t = [float(v) for v in times]
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, OverflowError) as e:
         raise ValueError(f"times must be a sequence of numbers; given {times!r}") from e
     rising = all(b > a for a, b in zip(t, t[1:]))
     if not t or not rising or not t[0] >= 0 or not math.isfinite(t[-1]):

@@ -13,6 +13,7 @@ import torch
 from scipy.stats import norm
 from torch import Tensor, nn
 from .audit import trained_model
+from .checks import number
 from .datasets import NoisyDataset
 from .runs import Run
 from .scores import layer_evidence, mean_evidence, representation
@@ -44,7 +45,10 @@ class Noise:
     def caveat(self) -> str:
         "What the estimate does not stand on, in words; empty where it stands."
         if (self.low, self.high) == (0, 1):
-            return "The inputs do not tell the classes apart, so nothing is known of the labels."
+            return (
+                "The inputs do not tell the classes apart, or there are too few examples of one, "
+                "so nothing is known of the labels."
+            )
         if self.high - self.low > 0.25:
             return (
                 "The inputs tell the classes apart so poorly that wrong labels and difficult "
@@ -135,6 +139,7 @@ def transitions(
     """(K, K) float64 transition matrix: shares of the labels given to each suggested class, so
     scaled that labels are wrong at the given rate. Where a class is suggested seldom, two
     examples of the general rate are added."""
+    rate = number("rate", rate, "lie between 0 and 1", lambda v: 0 <= v <= 1)
     counts = torch.bincount(suggested * k + y, minlength=k * k).view(k, k).double()
     counts = counts.cpu()
     wrong = counts - torch.diag(counts.diag())
@@ -161,6 +166,10 @@ def _kappa(suggested: Tensor, y: Tensor, k: int) -> float:
     return (agree - chance) / (1 - chance) if chance < 1 else 0.0
 
 # %% ../nbs/11_noise.ipynb #cellof
+def _checked_level(level) -> float:
+    return number("level", level, "lie in (0, 1)", lambda v: 0 < v < 1)
+
+
 def noise_of(
     e: Tensor,  # (n, K) evidence for each class, in which no example's own label took part
     y: Tensor,  # (n,) given labels
@@ -171,8 +180,7 @@ def noise_of(
     The interval is cautious: its sampling error at this level is added to all that mistaken
     suggestions may account for, so that it holds the rate more often than the level says.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level={level} must lie in (0, 1)")
+    level = _checked_level(level)
     z, k = norm.ppf((1 + level) / 2), e.shape[1]
     suggested, clear = e.argmax(1), clear_cases(e)
     n = int(clear.sum())
@@ -205,6 +213,7 @@ def estimate_noise(
 ) -> Noise:
     """Noise rate with its cautious interval (`noise_of`), and transition matrix, of the labels that
     a network was trained on. `ValueError` where they do not belong together."""
+    _checked_level(level)
     run, model, data = trained_model(subject, data, model)
     looked_at = representation(model, data.x)[:1] if layers is None else layers
     by_layer = layer_evidence(model, data, looked_at)

@@ -13,6 +13,7 @@ import polars as pl, torch
 from scipy.stats import norm
 from torch import Tensor, nn
 from .audit import check_model
+from .checks import given, names_of, number, seed_of
 from .datasets import NoisyDataset
 from .layers import examples, linear_layers, predict, predicted
 from .noise import Noise, estimate_noise
@@ -60,6 +61,7 @@ def accuracy_of(hits: Tensor, level: float = 0.9) -> tuple[float, float, float]:
 
     It is an estimate: a mean of a few may lie outside of what an accuracy can be; see `possible`.
     """
+    level = number("level", level, "lie in (0, 1)", lambda v: 0 < v < 1)
     mean, half = (
         hits.mean().item(),
         norm.ppf((1 + level) / 2) * hits.std().item() / math.sqrt(len(hits)),
@@ -135,6 +137,11 @@ def repair(
     It is left as it is where the 90% interval of the gain reaches down to 0. `ValueError` for a network whose last
     linear layer cannot be found, and for held-out examples that are fewer than 20, were trained on, or contradict the noise.
     """
+    seed, probes = seed_of(seed), names_of("probes", probes)
+    if not isinstance(held, NoisyDataset):
+        raise TypeError(f"held={given(held)} must be a NoisyDataset")
+    if not isinstance(noise, (Noise, type(None))):
+        raise TypeError(f"noise={given(noise)} must be what estimate_noise gives")
     data = check_model(model, data)
     if not probes: raise ValueError("probes=() leaves nothing to choose from")
     held, (name, _) = check_held(data, held, noise), find_head(model, data, head)

@@ -263,8 +263,13 @@ def found(folder: str | Path) -> Run | None:
 
 def identity_of(folder: Path) -> dict | None:
     "What decides the result of a run that was read from a folder, if it was saved with it."
-    if IDENTITY in listed(folder):
-        return json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
+    if IDENTITY not in listed(folder):
+        return None
+    try:
+        identity = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
+    except ValueError:
+        return None  # whoever sealed it, it is not memnb's
+    return identity if isinstance(identity, dict) else None
 
 def holds_run(folder: Path) -> bool:
     "Whether a folder is one of a run, be it damaged; not one that holds something else."

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 from .arrays import choose
+from .checks import number, seed_of, whole
 from .datasets import NoisyDataset
 from .layers import activations, device_of, eager, evaluating, examples, first_tensor, hidden_groups, predict, predicted
 from .geometry import ClassShapes
@@ -441,8 +442,9 @@ def leave_out_memorization(
     **options,  # of `fit_stacked`
 ) -> Tensor:
     "(n,) float64 in [-1, 1]: accuracy on the given label with the example in the training set minus without; NaN where it was always or never in."
+    share = number("share", share, "lie between 0 and 1", lambda v: 0 < v < 1)
+    subsets, seed = whole("subsets", subsets, 2, 100_000), seed_of(seed)
     if not 0 < (size := round(share * len(data))) < len(data): raise ValueError(f"share={share} of {len(data)} examples leaves nothing in or nothing out")
-    if subsets < 2: raise ValueError(f"subsets={subsets} must be 2 or more")
     g, models = torch.Generator().manual_seed(seed), [make(seed + i) for i in range(subsets)]
     within = torch.stack([torch.zeros(len(data), dtype=torch.bool).index_fill_(0, torch.randperm(len(data), generator=g)[:size], True) for _ in models]).to(data.y.device)
     fit_stacked(models, [data.subset(rows) for rows in within], epochs, times=[epochs], seed=[seed + i for i in range(subsets)], **options)

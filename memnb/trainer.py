@@ -6,7 +6,7 @@
 __all__ = ['train', 'fit', 'costs']
 
 # %% ../nbs/04_trainer.ipynb #cell03
-import hashlib, json, math, time, warnings
+import hashlib, json, math, os, time, warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
@@ -271,6 +271,8 @@ def _journal(folder: str | Path, known: dict, unknown: list[str], p: _Plan) -> J
 def _place(folder: str | Path) -> Path:
     "Where a run shall be kept. `ValueError` for a place that is taken by something else, `OSError` for one that cannot be written."
     place = local_path("folder", folder)
+    if place.is_symlink() and not place.exists():
+        raise ValueError(f"folder={str(place)!r} is a link to {os.readlink(place)!r}, which is not there; make that folder, or name another")
     if place.exists() and not place.is_dir():
         raise ValueError(f"folder={str(place)!r} is a file; it must be a folder of a run, or nothing yet")
     if place.exists() and any(place.iterdir()) and not holds_run(place):

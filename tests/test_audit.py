@@ -413,6 +413,16 @@ def test_the_length_of_an_activation_tells_nothing():
     shapes = ClassShapes(3).add(data.x, data.y).finish()
     for name in PROBED: torch.testing.assert_close(PROBES[name](n_classes=3).fit_shapes(shapes).scores(F.normalize((scale * data.x).flatten(1))), told["input", name])
 
+@pytest.mark.parametrize("options, says", [
+    (dict(k="x"), "k='x' must be a whole number"), (dict(k=0), "k=0 must be 1 or more"), (dict(layers=3), "layers=3 must be a list"), (dict(layers="fc"), "layers='fc' must be a list"),
+    (dict(more=[1]), "more=.* by name"), (dict(more=dict(a=[1, 2])), r"more\['a'\] has shape \(2,\); there must be 60"), (dict(more=dict(a="x")), "more must hold numbers")])
+def test_options_that_nobody_means_are_refused_before_any_work(options, says, monkeypatch):
+    monkeypatch.setattr("memnb.audit.trained_model", None)
+    with pytest.raises((TypeError, ValueError), match=says): audit(line(), clusters(), **options)
+
+def test_a_level_is_a_number():
+    with pytest.raises(TypeError, match="level='x' must be a number"): estimate_noise(line(), clusters(), level="x")
+
 def test_unknown_probes_and_layers():
     with pytest.raises(ValueError, match="^probe='svm' is unknown; choose one of velpic, masc, cosine$"): layer_scores(line(), clusters(), probes=["svm"])
     for act in (layer_scores, lambda m, d, v: audit(m, d, layers=v), lambda m, d, v: estimate_noise(m, d, layers=v)):
@@ -774,7 +784,7 @@ def test_neighbours_are_taken_as_given():
     net, data = trained()[1], clusters()
     a, b = audit(net, data, k=2)["prediction_depth"].to_list(), audit(net, data, k=9)["prediction_depth"].to_list()
     assert a == prediction_depth(net, data, k=2).tolist() and b == prediction_depth(net, data, k=9).tolist() and a != b
-    with pytest.raises(ValueError, match="^k=0 neighbours need"): audit(net, data, k=0)
+    with pytest.raises(ValueError, match="^k=0 must be 1 or more"): audit(net, data, k=0)
 
 @pytest.mark.parametrize("k, absent", [(5, [3, 4]), (10, [0, 2, 3, 4, 6, 7, 8])])
 def test_absent_classes_are_never_suggested(k, absent):

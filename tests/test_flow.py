@@ -192,12 +192,14 @@ def test_bad_requests():
     with pytest.raises(ValueError, match="rk45.*rkc, euler"): integrate(f, y, [1], "rk45")
     for times in ([], [2, 1], [1, 1], [-1, 1], [1, math.nan], [1, math.inf]):
         with pytest.raises(ValueError, match="times must be"): integrate(f, y, times)
-    for times in (None, 3, ["soon"], [[1, 2]]):
+    for times in (None, 3, ["soon"], [[1, 2]], "123", [10**400]):
         with pytest.raises(ValueError, match="sequence of numbers"): integrate(f, y, times)
     for options in (dict(tol=-1), dict(rtol=0), dict(tol=math.nan), dict(rtol=math.inf), dict(max_stages=1), dict(growth=0)):
         with pytest.raises(ValueError, match="must be|both must"): integrate(f, y, [1], **options)
     for step in (0, -1, math.nan, math.inf):
         with pytest.raises(ValueError, match="step="): integrate(f, y, [1], "euler", step=step)
+    for options in (dict(rtol="a"), dict(tol=[1]), dict(growth="fast"), dict(max_stages=2.5), dict(max_stages="many")):
+        with pytest.raises((TypeError, ValueError), match=f"{next(iter(options))}=.*must"): integrate(f, y, [1], **options)
     with pytest.raises(ValueError, match="floating"): integrate(f, torch.ones(1, dtype=torch.int64), [1])
     with pytest.raises(FloatingPointError): list(integrate(lambda t, y: y * math.nan, y, [1]))
 
@@ -411,4 +413,6 @@ def test_run_is_in_the_order_of_the_data_and_rebuilds_its_network():
 def test_checkpoints_must_be_recorded_times_and_lr_positive():
     with pytest.raises(ValueError, match="not among the times"): gradient_flow(TwoLayerReLU(64, 2), digits(), [1], checkpoints=[2])
     with pytest.raises(ValueError, match="lr=0"): list(flow(TwoLayerReLU(64, 2), digits(), [1], "gd", lr=0))
+    for dtype in ("float64", torch.int32):
+        with pytest.raises(TypeError, match="dtype=.*floating"): flow(TwoLayerReLU(64, 2), digits(), [1], dtype=dtype)
     with pytest.raises(ValueError, match="adam.*rkc, gd"): flow(TwoLayerReLU(64, 2), digits(), [1], "adam")

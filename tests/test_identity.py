@@ -90,6 +90,25 @@ def test_a_helper_and_a_global_count(monkeypatch):
     monkeypatch.setitem(globals(), "helper", lambda x: x + x)
     assert fingerprint(user) != before
 
+def test_what_is_used_of_a_users_module_counts(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").touch()
+    (tmp_path / "mine" / "losses.py").write_text("def used(s): return 2 * s\ndef unused(s): return s\n")
+    import mine.losses
+    def by_module(s): return mine.losses.used(s)
+    before = fingerprint(by_module)
+    monkeypatch.setattr(mine.losses, "unused", lambda s: 3 * s)
+    assert fingerprint(by_module) == before
+    monkeypatch.setattr(mine.losses, "used", lambda s: 3 * s)
+    assert fingerprint(by_module) != before
+
+def test_an_optimizers_hooks_count():
+    def optimizer(): return torch.optim.SGD([torch.zeros(2)], lr=0.1)
+    hooked = optimizer()
+    hooked.register_step_pre_hook(lambda o, a, k: None)
+    assert fingerprint(optimizer()) == fingerprint(optimizer()) != fingerprint(hooked)
+
 def changed(change):
     model = Net()
     change(model)
@@ -97,7 +116,8 @@ def changed(change):
 
 @pytest.mark.parametrize("change", [
     lambda m: m.eval(), lambda m: m.layer.eval(), lambda m: setattr(m, "p", 0.2), lambda m: m.register_buffer("b", torch.zeros(1)), lambda m: m.layer.register_forward_hook(lambda m, a, o: o),
-    lambda m: setattr(m, "layer", nn.Linear(3, 2, bias=False)), lambda m: m.double(), lambda m: setattr(m, "forward", m.layer.forward)])
+    lambda m: setattr(m, "layer", nn.Linear(3, 2, bias=False)), lambda m: m.double(), lambda m: setattr(m, "forward", m.layer.forward),
+    lambda m: m.layer.weight.register_hook(lambda g: 2 * g), lambda m: m.layer.weight.register_post_accumulate_grad_hook(lambda p: None)])
 def test_an_architecture_is_layers_settings_modes_and_hooks(change):
     assert architecture(Net()) == architecture(Net()) != architecture(changed(change))
 

@@ -465,6 +465,13 @@ def test_another_run_is_refused(tmp_path, change, says, finished):
     with pytest.raises(ValueError, match=f"run.*{says}"): fit(**other, folder=tmp_path / "run")
     assert same(state(other["model"]), before)
 
+def test_a_folder_that_is_a_link_to_nothing_is_refused_before_training(tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "gone")
+    how = long_run(**SHORT)
+    before = state(how["model"])
+    with pytest.raises(ValueError, match="is a link to .*gone"): fit(**how, folder=tmp_path / "run")
+    assert same(state(how["model"]), before)
+
 @pytest.mark.parametrize("file, keep", [("state.pt", 0), ("state.pt", 0.5), ("state.pt", None), ("000001.pt", -1), ("000001.pt", None),
                                         ("manifest.json", 0.5)])
 def test_a_damaged_journal_is_set_aside_and_the_run_begins_anew(tmp_path, file, keep, steps):
