@@ -1,4 +1,5 @@
 "Side-by-side benchmarks: `python -m bench NAME` prints ratios, never absolute times."
+
 import json
 import statistics
 import time
@@ -11,7 +12,8 @@ def alternate(plain, ours, rounds: int) -> tuple[float, float]:
         for call, times in zip((plain, ours), took):
             start = time.perf_counter()
             call()
-            if i: times.append(time.perf_counter() - start)
+            if i:
+                times.append(time.perf_counter() - start)
     return tuple(map(statistics.median, took))
 
 
@@ -21,8 +23,12 @@ def row(name: str, ratio: float, goal: float | None = None, deviation: float | N
 
 
 def report(rows: list[dict], as_json: bool):
-    if as_json: return print(json.dumps(rows, indent=1))
+    if as_json:
+        return print(json.dumps(rows, indent=1))
     text = lambda v: "" if v is None else f"{v:.3g}"
-    table = [("what", "ratio", "goal", "deviation")] + [(r["name"], *map(text, (r["ratio"], r["goal"], r["deviation"]))) for r in rows]
+    table = [("what", "ratio", "goal", "deviation")] + [
+        (r["name"], *map(text, (r["ratio"], r["goal"], r["deviation"]))) for r in rows
+    ]
     widths = [max(map(len, column)) for column in zip(*table)]
-    for line in table: print("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip())
+    for line in table:
+        print("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip())

@@ -1,15 +1,39 @@
 "`python -m bench NAME [--quick] [--full] [--json]`."
+
 import argparse
 import importlib
 
 from bench import report
 
-NAMES = ("flow", "probes", "train", "localization", "modular", "explore", "sweep", "audit", "coverage", "choose")
+NAMES = (
+    "flow",
+    "probes",
+    "train",
+    "localization",
+    "modular",
+    "explore",
+    "sweep",
+    "audit",
+    "coverage",
+    "choose",
+)
 
-parser = argparse.ArgumentParser(prog="python -m bench", description="Ratios against the plain way of doing the same thing.")
+parser = argparse.ArgumentParser(
+    prog="python -m bench", description="Ratios against the plain way of doing the same thing."
+)
 parser.add_argument("name", choices=NAMES)
-parser.add_argument("--quick", action="store_true", help="a small case, under a minute, no data to download")
-parser.add_argument("--full", action="store_true", help="flow: compare whole curves with 300,000 plain epochs (minutes)")
-parser.add_argument("--json", action="store_true", help="print a list of {name, ratio, goal, deviation} and nothing else")
+parser.add_argument(
+    "--quick", action="store_true", help="a small case, under a minute, no data to download"
+)
+parser.add_argument(
+    "--full",
+    action="store_true",
+    help="flow: compare whole curves with 300,000 plain epochs (minutes)",
+)
+parser.add_argument(
+    "--json",
+    action="store_true",
+    help="print a list of {name, ratio, goal, deviation} and nothing else",
+)
 args = parser.parse_args()
 report(importlib.import_module(f"bench.{args.name}").run(args.quick, args.full), args.json)

@@ -40,14 +40,16 @@ from torch import nn
 from tqdm import tqdm
 
 from bench import row
-from memnb.stores import write_whole
-from memnb.audit import audit
-from memnb.datasets import NoisyDataset, corrupt, load
-from memnb.layers import predict
-from memnb.models import build
-from memnb.runs import Run
-from memnb.stacked import fit_stacked
-from memnb.trainer import fit
+from memnb.audit.suspicion import audit
+from memnb.common.files import write_whole
+from memnb.datasets.label_noise import corrupt
+from memnb.datasets.loading import load
+from memnb.datasets.noisy_datasets import NoisyDataset
+from memnb.models.layers import predict
+from memnb.models.networks import build
+from memnb.runs.run import Run
+from memnb.trainer.stacked import fit_stacked
+from memnb.trainer.training import fit
 
 RESULTS = Path(__file__).parent / "results" / "audit.csv"
 KINDS = ("wrong", "pair", "redraw")

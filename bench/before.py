@@ -30,11 +30,12 @@ SETTING, MEASURES = ("data", "ratio", "noise", "rho"), ("auc", "class_precision"
 
 def answers(folder: Path, control: bool):
     "Write beside each network what the memnb that is imported says of it."
-    from memnb import audit, scores
-    from memnb.datasets import NoisyDataset
-    from memnb.layers import predict
-    from memnb.models import build
-    from memnb.runs import Run
+    from memnb.audit import suspicion as audit
+    from memnb.datasets.noisy_datasets import NoisyDataset
+    from memnb.localization import scores
+    from memnb.models.layers import predict
+    from memnb.models.networks import build
+    from memnb.runs.run import Run
 
     def by_layer(told: dict, probe: str = "velpic"):
         layers = [s.double() for (_, name), s in told.items() if name == probe]
@@ -62,7 +63,7 @@ def answers(folder: Path, control: bool):
 def networks(folder: Path, seeds=range(35, 40)):
     "Train them, one file each."
     from bench.audit import CASES, source, trained
-    from memnb.datasets import corrupt
+    from memnb.datasets.label_noise import corrupt
 
     for name, ratio, seed in product(("digits", "mnist"), (1, 20), seeds):
         clean, settings = source(name, ratio, seed), list(product(("wrong", "pair"), (0.1, 0.2)))
@@ -77,7 +78,7 @@ def networks(folder: Path, seeds=range(35, 40)):
 def judgements(folder: Path, old: Path) -> pl.DataFrame:
     "One row a network, package and method."
     from bench.audit import judged
-    from memnb.datasets import NoisyDataset
+    from memnb.datasets.noisy_datasets import NoisyDataset
 
     rows = []
     for who, package in (("new", NEW), ("first", old), ("control", old)):

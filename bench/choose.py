@@ -39,11 +39,19 @@ from tqdm import tqdm
 
 from bench import row
 from bench.audit import CASES, KINDS, source, trained
-from memnb.audit import history_weight
-from memnb.datasets import NoisyDataset, corrupt
-from memnb.layers import activations
-from memnb.runs import Run
-from memnb.scores import ahead, evidence, layer_scores, left_out, levelled, representation
+from memnb.audit.suspicion import history_weight
+from memnb.datasets.label_noise import corrupt
+from memnb.datasets.noisy_datasets import NoisyDataset
+from memnb.localization.scores import (
+    ahead,
+    evidence,
+    layer_scores,
+    left_out,
+    levelled,
+    representation,
+)
+from memnb.models.layers import activations
+from memnb.runs.run import Run
 
 SETTINGS = [
     ("digits", 1, 1),

@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from bench import row
 from bench.audit import KINDS, source
-from memnb.datasets import NoisyDataset, corrupt
-from memnb.noise import Noise, noise_of
-from memnb.scores import left_out
+from memnb.audit.noise_rate import Noise, noise_of
+from memnb.datasets.label_noise import corrupt
+from memnb.datasets.noisy_datasets import NoisyDataset
+from memnb.localization.scores import left_out
 
 SETTINGS = [("wrong", 0.0), *product(KINDS, (0.05, 0.1, 0.2, 0.4))]
 

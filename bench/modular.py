@@ -3,19 +3,27 @@
 Both with AdamW (fused here, torch's default there). `deviation`: largest difference of the parameters after five
 epochs from the same weights, relative to their size.
 """
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from bench import alternate, row
-from memnb.models import ModularNet
-from memnb.modular import Grid, gradient, table
+from memnb.models.networks import ModularNet
+from memnb.modular.arithmetic import Grid, gradient, operation_table
 
 
 def plain(p: int, width: int, train):
     "One epoch of the loop that anybody would write, on weights of the same network."
-    start, first, last = ModularNet(p, width), nn.Linear(2 * p, width, bias=False), nn.Linear(width, p, bias=False)
-    first.weight.data, last.weight.data = torch.cat([start.u, start.v]).detach().T.contiguous(), start.w.detach().T.contiguous()
+    start, first, last = (
+        ModularNet(p, width),
+        nn.Linear(2 * p, width, bias=False),
+        nn.Linear(width, p, bias=False),
+    )
+    first.weight.data, last.weight.data = (
+        torch.cat([start.u, start.v]).detach().T.contiguous(),
+        start.w.detach().T.contiguous(),
+    )
     adamw = torch.optim.AdamW([*first.parameters(), *last.parameters()], lr=1e-2, weight_decay=4.0)
 
     def epoch():
@@ -23,6 +31,7 @@ def plain(p: int, width: int, train):
         F.cross_entropy(last(first(train.x).square()), train.y).backward()
         adamw.step()
         return first, last
+
     return epoch
 
 
@@ -34,16 +43,25 @@ def ours(p: int, width: int, train):
         gradient(net, grid)
         adamw.step()
         return net
+
     return epoch
 
 
 def run(quick: bool, full: bool) -> list[dict]:
     rows = []
     for p, width, goal, rounds in ((31, 513, 1.5, 30), *(() if quick else ((97, 4097, 2, 5),))):
-        train, _ = table(p, "add", rho=0.8)
+        train, _ = operation_table(p, "add", rho=0.8)
         a, b = plain(p, width, train), ours(p, width, train)
-        for _ in range(5): (_, last), net = a(), b()
+        for _ in range(5):
+            (_, last), net = a(), b()
         off = float((last.weight.T - net.w).detach().abs().max() / net.w.detach().abs().max())
         base, took = alternate(a, b, rounds)
-        rows.append(row(f"P={p}, M={width}: an epoch with one-hot inputs and autograd / ours", base / took, None if quick else goal, off))
+        rows.append(
+            row(
+                f"P={p}, M={width}: an epoch with one-hot inputs and autograd / ours",
+                base / took,
+                None if quick else goal,
+                off,
+            )
+        )
     return rows

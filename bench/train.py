@@ -4,31 +4,42 @@ The DataLoader draws from a TensorDataset, without workers, in the same order; i
 Beside it the same loop with torchvision's transforms on pictures. `deviation`: largest difference of the parameters
 at the end of an epoch. The ratio of the stacked fit is per model, of 18 at once.
 """
+
 import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.transforms import v2
 
 from bench import alternate, row
-from memnb.datasets import corrupt, load
-from memnb.models import build
-from memnb.stacked import train_stacked
-from memnb.steps import order
-from memnb.trainer import train
+from memnb.datasets.label_noise import corrupt
+from memnb.datasets.loading import load
+from memnb.models.networks import build
+from memnb.trainer.stacked import train_stacked
+from memnb.trainer.steps import order
+from memnb.trainer.training import train
 
 HOW, MODELS = dict(lr=0.01, momentum=0.9, batch=32, device="cpu"), 18
 
 
 class Pictures(Dataset):
     "Digits as byte images, turned into tensors item by item."
-    transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.3], [0.4])])
 
-    def __init__(self, data): self.x, self.y = (data.x * 255).byte().movedim(1, -1).numpy(), data.y
-    def __len__(self): return len(self.x)
-    def __getitem__(self, i): return self.transform(self.x[i]), self.y[i]
+    transform = v2.Compose(
+        [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.3], [0.4])]
+    )
+
+    def __init__(self, data):
+        self.x, self.y = (data.x * 255).byte().movedim(1, -1).numpy(), data.y
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.transform(self.x[i]), self.y[i]
 
 
-def network(data, seed: int = 0): return build("mlp", shape=data.x.shape[1:], widths=(32, 64, 128, 128), seed=seed)
+def network(data, seed: int = 0):
+    return build("mlp", shape=data.x.shape[1:], widths=(32, 64, 128, 128), seed=seed)
 
 
 def plain_epochs(model, dataset, epochs: int):
@@ -43,25 +54,49 @@ def plain_epochs(model, dataset, epochs: int):
 
 
 def single(model, data, epochs: int):
-    for _ in train(model, data, epochs, times=[epochs], **HOW): pass
+    for _ in train(model, data, epochs, times=[epochs], **HOW):
+        pass
     return model
 
 
 def stacked(models, data, epochs: int):
-    for _ in train_stacked(models, [data] * len(models), epochs, times=[epochs], **HOW): pass
+    for _ in train_stacked(models, [data] * len(models), epochs, times=[epochs], **HOW):
+        pass
     return models
 
 
 def run(quick: bool, full: bool) -> list[dict]:
     data = corrupt(load("digits", n=1200, test_share=0)[0], 0.4, "redraw")
     tensors, epochs, rounds = TensorDataset(data.x, data.y), 1 if quick else 10, 3 if quick else 7
-    off = lambda a, b: max(float((p - q).detach().abs().max()) for p, q in zip(a.parameters(), b.parameters()))
+    off = lambda a, b: max(
+        float((p - q).detach().abs().max()) for p, q in zip(a.parameters(), b.parameters())
+    )
     reference = plain_epochs(network(data), tensors, 1)
     plain = lambda: plain_epochs(network(data), tensors, epochs)
     rows = []
     base, ours = alternate(plain, lambda: single(network(data), data, epochs), rounds)
-    rows.append(row("DataLoader over a TensorDataset / one model", base / ours, 1.4, off(reference, single(network(data), data, 1))))
-    base, ours = alternate(plain, lambda: stacked([network(data) for _ in range(MODELS)], data, epochs), rounds)
-    rows.append(row(f"DataLoader over a TensorDataset / stacked, a model of {MODELS}", base / ours * MODELS, 4, off(reference, stacked([network(data) for _ in range(MODELS)], data, 1)[0])))
-    base, ours = alternate(lambda: plain_epochs(network(data), Pictures(data), epochs), lambda: single(network(data), data, epochs), rounds)
+    rows.append(
+        row(
+            "DataLoader over a TensorDataset / one model",
+            base / ours,
+            1.4,
+            off(reference, single(network(data), data, 1)),
+        )
+    )
+    base, ours = alternate(
+        plain, lambda: stacked([network(data) for _ in range(MODELS)], data, epochs), rounds
+    )
+    rows.append(
+        row(
+            f"DataLoader over a TensorDataset / stacked, a model of {MODELS}",
+            base / ours * MODELS,
+            4,
+            off(reference, stacked([network(data) for _ in range(MODELS)], data, 1)[0]),
+        )
+    )
+    base, ours = alternate(
+        lambda: plain_epochs(network(data), Pictures(data), epochs),
+        lambda: single(network(data), data, epochs),
+        rounds,
+    )
     return rows + [row("DataLoader with torchvision's transforms / one model", base / ours)]

@@ -1,2 +1,2 @@
 __version__ = "0.1.0"
-from .papers import cite
+from .citations import cite

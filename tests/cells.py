@@ -1,4 +1,5 @@
 "An experiment notebook as its command makes it, run in the process of the tests."
+
 import ast
 from pathlib import Path
 

@@ -1,20 +1,29 @@
 "What several files of tests start from."
+
 import pytest
-from memnb import tasks
-from test_tasks import notebook, quick
+from tiny_tasks import notebook, quick
+
+from memnb.lab import tasks
+
 
 @pytest.fixture
-def tiny(tmp_path): return notebook(tmp_path / "nb")
+def tiny(tmp_path):
+    return notebook(tmp_path / "nb")
+
 
 @pytest.fixture
 def count(monkeypatch):
     "Tasks that were run, with a quick stand-in for their process; seed 13 fails."
     made = []
-    monkeypatch.setattr(tasks, "_run", quick(lambda t: "ValueError: unlucky" if dict(t.values).get("seed") == 13 else None, made))
+    monkeypatch.setattr(
+        tasks,
+        "_run",
+        quick(lambda t: "ValueError: unlucky" if dict(t.values).get("seed") == 13 else None, made),
+    )
     return made
 
 
-LONGEST = ("test_notebooks", "test_browser", "test_explore", "test_docs", "test_review")
+LONGEST = ("test_notebooks", "test_browser", "test_app", "test_docs", "test_audit_inputs")
 
 
 def pytest_collection_modifyitems(items):

@@ -1,27 +1,50 @@
 "The library without the `lab` extra: what a machine without Jupyter and Altair has."
+
 import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+import pages
 import pytest
 
 REPO = Path(__file__).parents[1]
-ROOMS = ["arrays", "datasets", "models", "layers", "runs", "recorder", "steps", "trainer", "stacked", "integrate", "flow", "dynamics", "toy",
-         "geometry", "probes", "probing", "transfer", "accounting", "rewinding", "units", "tied", "scores", "localization", "modular", "fourier", "partition", "papers", "seeds", "vision", "audit", "noise", "repair", "remedies", "review", "stores", "identity"]
-LAB = ["altair", "IPython", "ipykernel", "ipywidgets", "anywidget", "papermill", "jupyterlab", "vl_convert"]
+FACES = [
+    *("common", "datasets", "models", "runs", "trainer", "dynamics", "toy", "probes"),
+    *("localization", "modular", "audit", "lab", "papers", "explorer", "citations"),
+]
+NEED_THE_LAB = ("lab.", "papers.", "explorer.", "_modidx")
+ROOMS = sorted(
+    name
+    for f in (REPO / "memnb").rglob("*.py")
+    if not (name := pages.dotted(f)).startswith(NEED_THE_LAB)
+)
+LAB = [
+    "altair",
+    "IPython",
+    "ipykernel",
+    "ipywidgets",
+    "anywidget",
+    "papermill",
+    "jupyterlab",
+    "vl_convert",
+]
 
 
 def closure(name: str, seen: dict) -> dict:
     "The installed distributions that `name` needs without extras."
-    try: dist = distribution(name)
-    except PackageNotFoundError: return seen  # for another platform
+    try:
+        dist = distribution(name)
+    except PackageNotFoundError:
+        return seen  # for another platform
     key = re.sub(r"[-_.]+", "-", dist.metadata["Name"]).lower()
-    if key in seen: return seen
+    if key in seen:
+        return seen
     seen[key] = dist
     for need in dist.requires or []:
-        if "extra ==" not in need: closure(re.match(r"[\w.-]+", need)[0], seen)
+        if "extra ==" not in need:
+            closure(re.match(r"[\w.-]+", need)[0], seen)
     return seen
 
 
@@ -30,30 +53,58 @@ def base(tmp_path_factory) -> Path:
     "A folder of links to the packages of the base install and nothing else."
     site = tmp_path_factory.mktemp("site")
     for dist in closure("memnb", {}).values():
-        if dist.metadata["Name"] == "memnb": continue
-        for top in {f.parts[0] for f in dist.files or [] if f.parts[0] not in ("..", "__pycache__")}:
-            if not (site / top).exists(): (site / top).symlink_to(dist.locate_file(top))
+        if dist.metadata["Name"] == "memnb":
+            continue
+        for top in {
+            f.parts[0] for f in dist.files or [] if f.parts[0] not in ("..", "__pycache__")
+        }:
+            if not (site / top).exists():
+                (site / top).symlink_to(dist.locate_file(top))
     return site
 
 
 def python(base: Path, code: str):
     path = f"import sys; sys.path[:0] = [{str(REPO)!r}, {str(base)!r}]\n"
-    return subprocess.run([sys.executable, "-I", "-S", "-c", path + code], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-c", path + code], capture_output=True, text=True
+    )
 
 
 def test_that_environment_lacks_the_lab(base):
-    for name in LAB: assert "ModuleNotFoundError" in python(base, f"import {name}").stderr, name
+    for name in LAB:
+        assert "ModuleNotFoundError" in python(base, f"import {name}").stderr, name
 
 
 def test_core_rooms_work_in_it(base):
-    code = f"import {', '.join('memnb.' + r for r in ROOMS)}\n" + """
+    code = (
+        f"import {', '.join(f'memnb.{r}'.rstrip('.') for r in ROOMS)}\n"
+        + """
 from memnb.datasets import corrupt, load
-from memnb.dynamics import follow
-from memnb.flow import gradient_flow
+from memnb.dynamics import follow, gradient_flow
 from memnb.models import TwoLayerReLU
 data = corrupt(load(classes=(0, 1), n=40, test_share=0)[0], 0.2)
 print(len(gradient_flow(TwoLayerReLU(64, 5), data, [0, 1, 2], observe=[follow()]).rows))
 """
+    )
     done = python(base, code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "9"
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_each_face_can_be_imported_alone(base, face):
+    code = f"import memnb.{face}"
+    assert python(base, code).stderr == ""
+    with_lab = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert with_lab.stderr == ""
+
+
+def test_a_name_that_needs_the_lab_says_what_is_missing(base):
+    done = python(base, "from memnb.lab import curves")
+    assert "altair" in done.stderr.splitlines()[-1]
+
+
+def test_memnb_alone_is_imported_at_once():
+    code = "import memnb, sys; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False False\n"

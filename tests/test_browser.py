@@ -1,4 +1,5 @@
 "The explorer in a real browser, in JupyterLab and under Voila; and the pictures of an audit."
+
 import os
 import re
 import shutil
@@ -65,13 +66,14 @@ def served(command: str, folder: Path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{(port := s.getsockname()[1])}"
-    own = dict(
-        HOME=str(folder), JUPYTER_PATH=str(ROOT / "docs" / "jupyter"), OMP_NUM_THREADS="1"
-    )
+    own = dict(HOME=str(folder), JUPYTER_PATH=str(ROOT / "docs" / "jupyter"), OMP_NUM_THREADS="1")
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", *command.format(port=port, folder=folder).split()],
-            cwd=folder, stdout=log, stderr=log, env=os.environ | own,
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            env=os.environ | own,
         )
     try:
         end = time.monotonic() + WAIT / 1000
@@ -87,9 +89,12 @@ def served(command: str, folder: Path):
 
 def answers(address: str) -> bool:
     "Whether a server is there."
-    try: urllib.request.urlopen(f"{address}/static/favicon.ico", timeout=WAIT / 1000)
-    except urllib.error.HTTPError: return True
-    except OSError: return False
+    try:
+        urllib.request.urlopen(f"{address}/static/favicon.ico", timeout=WAIT / 1000)
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
     return True
 
 
@@ -106,7 +111,8 @@ def opened(browser, address: str, path: str, **context):
     own = (address, address.replace("http", "ws"), "data:", "blob:")
 
     def say(text):
-        if SLOW not in text: errors.append(text)
+        if SLOW not in text:
+            errors.append(text)
 
     page.on("console", lambda m: say(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda e: say(str(e)))
@@ -278,11 +284,11 @@ def test_pinned_beside_the_next(lab):
     both = lines(lab)
     drag(lab, "noise rate", -0.2)
     changed(lab, "noise rate", kept)
-    drawn(lab, both[len(alone):], skip=len(alone))
+    drawn(lab, both[len(alone) :], skip=len(alone))
     halt(lab)
 
     assert settings(lab)[0] == kept
-    assert lines(lab)[:len(alone)] == both[:len(alone)]
+    assert lines(lab)[: len(alone)] == both[: len(alone)]
 
     click(lab, "Unpin")
     wait_for(lab, ".mark-line path", f"n == {len(alone)}")

@@ -1,11 +1,11 @@
 "The site is built as by `make docs`, and read as a browser without a network would."
+
 import ast
 import csv
 import importlib.util
 import inspect
 import json
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -15,14 +15,15 @@ import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
-from memnb.stores import seal
+from memnb.common.files import seal
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "docs/site"))
 import pages
 
-NOTEBOOKS = sorted(p.stem for p in (ROOT / "nbs").glob("*.ipynb"))
-MODULES = sorted(p.stem for p in (ROOT / "memnb").glob("[!_]*.py"))
+NOTEBOOKS = sorted(
+    p.relative_to(ROOT).with_suffix("").as_posix() for p in (ROOT / "nbs").rglob("*.ipynb")
+)
+MODULES = sorted({pages.dotted(p) for p in (ROOT / "memnb").rglob("*.py")} - {"", "_modidx"})
 
 
 class Reader(HTMLParser):
@@ -36,36 +37,73 @@ class Reader(HTMLParser):
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         self.ids.add(attrs.get("id"))
-        self.links += [(tag, a, v) for a, v in attrs.items() if a in ("href", "src", "data", "srcset", "poster")]
-        if tag in ("pre", "code", "script", "style"): self.inside.append(tag)
+        self.links += [
+            (tag, a, v)
+            for a, v in attrs.items()
+            if a in ("href", "src", "data", "srcset", "poster")
+        ]
+        if tag in ("pre", "code", "script", "style"):
+            self.inside.append(tag)
 
     def handle_endtag(self, tag):
-        if self.inside and tag == self.inside[-1]: self.inside.pop()
+        if self.inside and tag == self.inside[-1]:
+            self.inside.pop()
 
     def handle_data(self, data):
-        if not self.inside: self.text += data
-        if self.inside[-1:] == ["style"]: self.style += data
+        if not self.inside:
+            self.text += data
+        if self.inside[-1:] == ["style"]:
+            self.style += data
 
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     (folder / "src").mkdir()
-    config = load_config(str(ROOT / "mkdocs.yml"), docs_dir=str(folder / "src"), site_dir=str(folder / "html"), strict=True)
-    config.plugins["material/search"].config.enabled = False  # takes as long as all else; no test reads it
+    config = load_config(
+        str(ROOT / "mkdocs.yml"),
+        docs_dir=str(folder / "src"),
+        site_dir=str(folder / "html"),
+        strict=True,
+    )
+    config.plugins[
+        "material/search"
+    ].config.enabled = False  # takes as long as all else; no test reads it
     config.plugins.on_startup(command="build", dirty=False)
     build(config)
     return folder / "html"
 
 
 @pytest.fixture(scope="module")
-def site(html): return {p.relative_to(html).as_posix(): Reader(p) for p in html.rglob("*.html") if p.name != "404.html"}
+def site(html):
+    return {
+        p.relative_to(html).as_posix(): Reader(p)
+        for p in html.rglob("*.html")
+        if p.name != "404.html"
+    }
 
 
 def test_every_notebook_and_module_has_a_page(site):
-    for page in ("index", "CHANGELOG", "reproduction", "comparison", "api/index", *(f"nbs/{n}" for n in NOTEBOOKS), *(f"api/{m}" for m in MODULES)):
+    for page in (
+        "index",
+        "CHANGELOG",
+        "reproduction",
+        "comparison",
+        "api/index",
+        *NOTEBOOKS,
+        *(f"api/{m}" for m in MODULES),
+    ):
         assert f"{page}.html" in site
-    assert len([v for t, _, v in site["index.html"].links if t == "a" and re.fullmatch(r"nbs/\w+\.html", v)]) >= 20
+    assert (
+        len(
+            [
+                v
+                for t, _, v in site["index.html"].links
+                if t == "a" and re.fullmatch(r"nbs/\w+\.html", v)
+            ]
+        )
+        >= 20
+    )
 
 
 def test_no_link_is_broken(html, site):
@@ -73,24 +111,39 @@ def test_no_link_is_broken(html, site):
     for page, read in site.items():
         for _, _, link in read.links:
             url = urlsplit(link or "")
-            if url.scheme or url.netloc: continue
-            target = ((html / page).parent / unquote(url.path)).resolve() if url.path else html / page
-            if target.is_dir(): target /= "index.html"
+            if url.scheme or url.netloc:
+                continue
+            target = (
+                ((html / page).parent / unquote(url.path)).resolve() if url.path else html / page
+            )
+            if target.is_dir():
+                target /= "index.html"
             there = target.relative_to(html.resolve() if url.path else html).as_posix()
-            if not target.is_file() or url.fragment and there in site and unquote(url.fragment) not in site[there].ids: broken.append((page, link))
+            if (
+                not target.is_file()
+                or url.fragment
+                and there in site
+                and unquote(url.fragment) not in site[there].ids
+            ):
+                broken.append((page, link))
     assert not broken
 
 
 def test_nothing_comes_from_elsewhere(html, site):
     for page, read in site.items():
         assert not [x for x in read.links if x[0] != "a" and re.match(r"(\w+:)?//", x[2])], page
-    for page, style in [*((p, r.style) for p, r in site.items()), *((p, p.read_text()) for p in html.rglob("*.css"))]:
+    for page, style in [
+        *((p, r.style) for p, r in site.items()),
+        *((p, p.read_text()) for p in html.rglob("*.css")),
+    ]:
         assert not re.search(r"@import|url\(\s*['\"]?(\w+:)?//", style), page
 
 
 def test_formulas_are_drawn(html, site):
-    for page, read in site.items(): assert not re.search(r"\$\$|\\[a-zA-Z]{2}", read.text), page
-    for page in ("fig1", "06_dynamics", "09_accounting"): assert "<math" in (html / f"nbs/{page}.html").read_text()
+    for page, read in site.items():
+        assert not re.search(r"\$\$|\\[a-zA-Z]{2}", read.text), page
+    for page in ("fig1", "dynamics/03_decomposition", "localization/01_accounting"):
+        assert "<math" in (html / f"nbs/{page}.html").read_text()
 
 
 def test_outputs_are_shown(html):
@@ -105,36 +158,89 @@ def test_every_documented_name_is_in_the_api(site, module):
     there, page = importlib.import_module(f"memnb.{module}"), site[f"api/{module}.html"]
     for name in there.__all__:
         thing = getattr(there, name)
-        if not (inspect.isclass(thing) or inspect.isfunction(thing)) or not thing.__doc__ or thing.__doc__.startswith(f"{name}("): continue
-        if thing.__module__ == there.__name__: assert name in page.ids
-        else: assert any(link.endswith(f"#{name}") for _, _, link in page.links if link), name
+        if (
+            not (inspect.isclass(thing) or inspect.isfunction(thing))
+            or not thing.__doc__
+            or thing.__doc__.startswith(f"{name}(")
+        ):
+            continue
+        if thing.__module__ == there.__name__:
+            assert name in page.ids
+        else:
+            assert any(link.endswith(f"#{name}") for _, _, link in page.links if link), name
 
 
 def test_api_shows_fields_parameters_and_methods(html):
-    text = re.sub(r"<[^>]+>", "", (html / "api/tied.html").read_text())
-    for part in ("# share of channels that are always on, in (0, 1]", "@contextmanager", "TiedDropout.using", "TiedDropout.remove"): assert part in text
-    assert "# (T, n) float32, of the observed label" in re.sub(r"<[^>]+>", "", (html / "api/runs.html").read_text())
+    text = re.sub(r"<[^>]+>", "", (html / "api/localization.tied_dropout.html").read_text())
+    for part in (
+        "# share of channels that are always on, in (0, 1]",
+        "@contextmanager",
+        "TiedDropout.using",
+        "TiedDropout.remove",
+    ):
+        assert part in text
+    assert "# (T, n) float32, of the observed label" in re.sub(
+        r"<[^>]+>", "", (html / "api/runs.run.html").read_text()
+    )
 
 
-@pytest.mark.parametrize("text", [
-    "costs $5 or $10", "5$, or 6$.", r"\$x\$", "`$x$`", "``a ` $x$``", "```\n$x$\n```", "~~~py\n$x$\n~~~", "    $x$\n", "text\n\n    $$x$$\n",
-    "$ x $", "$x\n\ny$", "a $ b"])
-def test_no_formula(text): assert pages.formulas(text) == text
+@pytest.mark.parametrize(
+    "text",
+    [
+        "costs $5 or $10",
+        "5$, or 6$.",
+        r"\$x\$",
+        "`$x$`",
+        "``a ` $x$``",
+        "```\n$x$\n```",
+        "~~~py\n$x$\n~~~",
+        "    $x$\n",
+        "text\n\n    $$x$$\n",
+        "$ x $",
+        "$x\n\ny$",
+        "a $ b",
+    ],
+)
+def test_no_formula(text):
+    assert pages.formulas(text) == text
 
 
-@pytest.mark.parametrize("latex", [
-    "x", r"\text{noise rate } \rho", r"\langle G, u\rangle", r"\tfrac1{|R|}", r"\mathbf 1[a = b]", r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}",
-    r"\underbrace{a}_{b}", r"\arg\max_c \lVert x \rVert^2", r"\Big(\frac12\Big)", "a\n+ b", r"a_1 * b_2 | [c]"])
+@pytest.mark.parametrize(
+    "latex",
+    [
+        "x",
+        r"\text{noise rate } \rho",
+        r"\langle G, u\rangle",
+        r"\tfrac1{|R|}",
+        r"\mathbf 1[a = b]",
+        r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}",
+        r"\underbrace{a}_{b}",
+        r"\arg\max_c \lVert x \rVert^2",
+        r"\Big(\frac12\Big)",
+        "a\n+ b",
+        r"a_1 * b_2 | [c]",
+    ],
+)
 def test_formula(latex):
     inline, block = pages.formulas(f"see ${latex}$, so"), pages.formulas(f"see $${latex}$$ so")
-    assert inline.startswith("see <span><math") and inline.endswith("</math></span>, so") and 'display="inline"' in inline
-    assert re.match(r'see \n\n<div class="formula"><math[^>]+display="block"', block) and block.endswith("</math></div>\n\n so")
+    assert (
+        inline.startswith("see <span><math")
+        and inline.endswith("</math></span>, so")
+        and 'display="inline"' in inline
+    )
+    assert re.match(
+        r'see \n\n<div class="formula"><math[^>]+display="block"', block
+    ) and block.endswith("</math></div>\n\n so")
     assert not set(inline) & set("$\\*_|[]")
 
 
 def test_letters_of_formulas():
-    assert "<mi>𝒩</mi>" in pages.formula(r"\mathcal N") and "<mi>ℒ</mi>" in pages.formula(r"\mathcal L")
-    assert '<mi mathvariant="normal">&#x003A0;</mi>' in pages.formula(r"\Pi") and "<mi>&#x003C0;</mi>" in pages.formula(r"\pi")
+    assert "<mi>𝒩</mi>" in pages.formula(r"\mathcal N") and "<mi>ℒ</mi>" in pages.formula(
+        r"\mathcal L"
+    )
+    assert '<mi mathvariant="normal">&#x003A0;</mi>' in pages.formula(
+        r"\Pi"
+    ) and "<mi>&#x003C0;</mi>" in pages.formula(r"\pi")
 
 
 def test_two_formulas_and_code_between():
@@ -145,15 +251,25 @@ def test_two_formulas_and_code_between():
 @pytest.mark.parametrize("latex", [r"\nosuchthing x", r"\\cos(x)", r"\frac"])
 def test_what_cannot_be_drawn_is_a_warning(latex, caplog):
     assert pages.formulas(f"${latex}$", "here") == f"${latex}$"
-    assert [r.levelname for r in caplog.records] == ["WARNING"] and "here: no MathML for" in caplog.text
+    assert [r.levelname for r in caplog.records] == [
+        "WARNING"
+    ] and "here: no MathML for" in caplog.text
 
 
 def test_links():
     on = {"README.md", "nbs/fig1.ipynb"}
     same = "[`a`](nbs/fig1.ipynb#x) [b](https://a.b) [c](#d) ![e](docs/figures/fig1.png) `[f](bench)` [g](no/such.md)"
     assert pages.links(same, "README.md", on) == same
-    assert pages.links("the [`results`](bench) and [it](LICENSE).", "README.md", on) == "the `results` and it."
-    assert pages.links("[a](fig1.ipynb#x) [b](../README.md) [c](../LICENSE)", "nbs/fig2.ipynb", on, html=True) == "[a](fig1.html#x) [b](../index.html) c"
+    assert (
+        pages.links("the [`results`](bench) and [it](LICENSE).", "README.md", on)
+        == "the `results` and it."
+    )
+    assert (
+        pages.links(
+            "[a](fig1.ipynb#x) [b](../README.md) [c](../LICENSE)", "nbs/fig2.ipynb", on, html=True
+        )
+        == "[a](fig1.html#x) [b](../index.html) c"
+    )
     tags = '<a href="nbs/fig1.ipynb"><img src="a.png"></a> <a href="https://b">'
     assert pages.links(tags, "README.md", on) == tags.replace("ipynb", "html")
 
@@ -182,31 +298,64 @@ def test_reproduction(tmp_path):
 
 def test_comparison(tmp_path):
     assert "Nothing measured yet" in pages.comparison(tmp_path / "audit.csv")
-    head = "data ratio noise rho seed method cost auc precision class_precision worst_class suggested".split()
-    methods = ((1, "margin alone", 1, 0.7, ""), (1, "audit", 1, 0.9, 0.6), (2, "audit", 1, 0.8, 0.7), (1, "cleanlab, at the end", 4, 0.75, 0.5))
-    rows = [["digits", 20, "wrong", "0.1000", seed, method, cost, auc, 0.5, 0.4, 0.1, right] for seed, method, cost, auc, right in methods]
+    head = [
+        "data",
+        "ratio",
+        "noise",
+        "rho",
+        "seed",
+        "method",
+        "cost",
+        "auc",
+        "precision",
+        "class_precision",
+        "worst_class",
+        "suggested",
+    ]
+    methods = (
+        (1, "margin alone", 1, 0.7, ""),
+        (1, "audit", 1, 0.9, 0.6),
+        (2, "audit", 1, 0.8, 0.7),
+        (1, "cleanlab, at the end", 4, 0.75, 0.5),
+    )
+    rows = [
+        ["digits", 20, "wrong", "0.1000", seed, method, cost, auc, 0.5, 0.4, 0.1, right]
+        for seed, method, cost, auc, right in methods
+    ]
     with open(tmp_path / "audit.csv", "w", newline="") as f:
         csv.writer(f).writerows([head, *rows])
     text = pages.comparison(tmp_path / "audit.csv")
-    assert "| data | largest to smallest class | noise | rate | audit (1) | cleanlab, at the end (4) | margin alone (1) |" in text
+    assert (
+        "| data | largest to smallest class | noise | rate | audit (1) | cleanlab, at the end (4) | margin alone (1) |"
+        in text
+    )
     assert "| digits | 20 to 1 | wrong | 0.1 | 0.850 | 0.750 | 0.700 |" in text
     assert "| digits | 20 to 1 | wrong | 0.1 | 0.500 | 0.500 | 0.500 |" in text
     assert "| digits | 20 to 1 | wrong | 0.1 | 0.400 | 0.400 | 0.400 |" in text
-    assert "| digits | 20 to 1 | wrong | 0.1 | 0.650 | 0.500 |" in text  # a single score suggests nothing
+    assert (
+        "| digits | 20 to 1 | wrong | 0.1 | 0.650 | 0.500 |" in text
+    )  # a single score suggests nothing
 
 
 def test_signature():
-    source = '@dataclass\nclass A:\n    "Doc."\n    x: int  # a\n' \
-             '    def __init__(self, a,  # b\n        c):\n        # why\n        self.a = a\ndef f(a): return a\n'
+    source = (
+        '@dataclass\nclass A:\n    "Doc."\n    x: int  # a\n'
+        "    def __init__(self, a,  # b\n        c):\n        # why\n        self.a = a\ndef f(a): return a\n"
+    )
     cls, f = ast.parse(source).body
-    assert pages.signature(source, cls) == "@dataclass\nclass A:\n    x: int  # a\n    def __init__(self, a,  # b\n        c):"
+    assert (
+        pages.signature(source, cls)
+        == "@dataclass\nclass A:\n    x: int  # a\n    def __init__(self, a,  # b\n        c):"
+    )
     assert pages.signature(source, f) == "def f(a):"
 
 
 def result(folder, figure: str, verdict: str, **parameters):
     folder.mkdir(parents=True)
     (folder / "params.json").write_text(json.dumps(dict(parameters=parameters)))
-    pl.DataFrame(dict(figure=[figure], statement=["s"], rho=[0.2], ours=[0.123456], verdict=[verdict])).write_parquet(folder / "claims.parquet")
+    pl.DataFrame(
+        dict(figure=[figure], statement=["s"], rho=[0.2], ours=[0.123456], verdict=[verdict])
+    ).write_parquet(folder / "claims.parquet")
     seal(folder)
 
 
@@ -217,11 +366,18 @@ def test_claims_are_collected_and_replaced(tmp_path):
     result(tmp_path / "a" / "fig1" / "k", "fig1", "holds", preset="quick", dataset="digits")
     result(tmp_path / "a" / "m" / "k", "modular_width", "holds", preset="quick", modulus=31)
     first = claims.collect([tmp_path / "a"], None)
-    assert first.select("figure", "preset", "dataset", "verdict").rows() == [("fig1", "quick", "digits", "holds"), ("modular_width", "quick", "modulo 31", "holds")]
+    assert first.select("figure", "preset", "dataset", "verdict").rows() == [
+        ("fig1", "quick", "digits", "holds"),
+        ("modular_width", "quick", "modulo 31", "holds"),
+    ]
     result(tmp_path / "b" / "fig1" / "k", "fig1", "does not hold", preset="quick", dataset="digits")
     result(tmp_path / "b" / "fig1" / "l", "fig1", "undecided", preset="paper", dataset="mnist")
     again = claims.collect([tmp_path / "b"], first)
-    assert sorted(again.select("figure", "preset", "verdict").rows()) == [("fig1", "paper", "undecided"), ("fig1", "quick", "does not hold"), ("modular_width", "quick", "holds")]
+    assert sorted(again.select("figure", "preset", "verdict").rows()) == [
+        ("fig1", "paper", "undecided"),
+        ("fig1", "quick", "does not hold"),
+        ("modular_width", "quick", "holds"),
+    ]
 
 
 def test_an_inexact_search_does_not_replace_the_exact_one(tmp_path):
@@ -233,11 +389,20 @@ def test_an_inexact_search_does_not_replace_the_exact_one(tmp_path):
         result(tmp_path / mode / "k", verdict=verdict, **same | dict(mode=mode))
     exact = claims.collect([tmp_path / "exact"], None)
     both = claims.collect([tmp_path / "hybrid"], exact)
-    assert both.select("model", "verdict").rows() == [("resnet9", "holds"), ("resnet9, hybrid search", "does not hold")]
+    assert both.select("model", "verdict").rows() == [
+        ("resnet9", "holds"),
+        ("resnet9, hybrid search", "does not hold"),
+    ]
 
 
 def test_stored_claims_are_those_of_the_notebooks():
     stored = pl.read_csv(ROOT / "docs" / "claims.csv")
-    figures = {f.stem for f in (ROOT / "nbs").glob("*.ipynb") if not f.stem[0].isdigit()} - {"index", "explore", "audit"}
-    assert set(stored["figure"]) == figures and set(stored.filter(preset="quick")["figure"]) == figures
+    figures = {f.stem for f in (ROOT / "nbs").glob("*.ipynb") if not f.stem[0].isdigit()} - {
+        "index",
+        "explore",
+        "audit",
+    }
+    assert (
+        set(stored["figure"]) == figures and set(stored.filter(preset="quick")["figure"]) == figures
+    )
     assert set(stored["verdict"]) <= set(pages.VERDICTS)

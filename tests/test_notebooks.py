@@ -1,4 +1,5 @@
 "Every experiment notebook, run by papermill as a user would."
+
 import ast
 import json
 import os
@@ -12,9 +13,8 @@ import altair as alt
 import nbformat
 import polars as pl
 import pytest
-from IPython.display import Markdown
-
 from cells import prepared, run
+from IPython.display import Markdown
 
 NBS = Path(__file__).parents[1] / "nbs"
 NAMES = [

@@ -1,4 +1,5 @@
 "What the README and its neighbours show runs as it stands."
+
 import os
 import re
 from pathlib import Path
@@ -14,14 +15,20 @@ from torch import nn
 
 import memnb
 from bench.audit import readme_table
-from memnb import datasets, probes
-from memnb.probing import probe_model
+from memnb import datasets
+from memnb.probes import classifiers as probes
+from memnb.probes.over_training import probe_model
 
 REPO = Path(__file__).parents[1]
 README, CONTRIBUTING = ((REPO / f"{name}.md").read_text() for name in ("README", "CONTRIBUTING"))
-NOTEBOOKS = [f.stem for f in (REPO / "nbs").glob("*.ipynb") if not f.stem[0].isdigit() and f.stem != "index"]
+NOTEBOOKS = [
+    f.stem for f in (REPO / "nbs").glob("*.ipynb") if not f.stem[0].isdigit() and f.stem != "index"
+]
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
-MAP = [(question, re.findall(r"nbs/(\w+)\.ipynb\)", links)) for question, links in re.findall(r"^\| (.+?) \| (\[`nbs/.*) \|$", README, re.M)]
+MAP = [
+    (question, re.findall(r"nbs/(\w+)\.ipynb\)", links))
+    for question, links in re.findall(r"^\| (.+?) \| (\[`nbs/.*) \|$", README, re.M)
+]
 
 
 def test_a_network_and_data_of_ones_own(tmp_path, monkeypatch):
@@ -35,22 +42,39 @@ def test_a_network_and_data_of_ones_own(tmp_path, monkeypatch):
     torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), "my.pt")
     exec(weights_and_file, (names := {}))
     assert len(weights_and_file.strip().splitlines()) <= 12
-    assert names["found"]["rank"].to_list() == list(range(1, 91)) and names["found"]["suggested"].is_between(0, 9).all()
+    assert (
+        names["found"]["rank"].to_list() == list(range(1, 91))
+        and names["found"]["suggested"].is_between(0, 9).all()
+    )
     assert names["better"].model(names["data"].x[:2]).shape == (2, 10)
 
 
 def test_the_example_runs():
     _, own, flow, repair, locate = BLOCKS
-    names = dict(my_dataset=torch.utils.data.TensorDataset(torch.rand(200, 3, 4), torch.arange(200) % 2))
+    names = dict(
+        my_dataset=torch.utils.data.TensorDataset(torch.rand(200, 3, 4), torch.arange(200) % 2)
+    )
     exec(flow, names)
     assert names["run"].frame().shape[0] == 3 * 4 and names["run"].rows.shape[0] == 3 * 3
-    names |= dict(net=nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2)), test=names["data"])
+    names |= dict(
+        net=nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2)),
+        test=names["data"],
+    )
     exec(own, (mine := dict(names)))
-    assert len(own.strip().splitlines()) <= 14 and mine["data"].clean is None and len(mine["found"]) == 160
-    assert mine["noise"].matrix.shape == (2, 2) and mine["better"].model(mine["data"].x).shape == (160, 2)
+    assert (
+        len(own.strip().splitlines()) <= 14
+        and mine["data"].clean is None
+        and len(mine["found"]) == 160
+    )
+    assert mine["noise"].matrix.shape == (2, 2) and mine["better"].model(mine["data"].x).shape == (
+        160,
+        2,
+    )
     exec(repair, names)
     assert len(names["run"].time) == 21 and names["better"](names["data"].x).shape == (200, 2)
-    names["net"][1:].apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
+    names["net"][1:].apply(
+        lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None
+    )
     exec(locate, names | dict(suspects=names["data"].is_noisy))
 
 
@@ -80,14 +104,22 @@ def test_the_comparison_is_what_was_measured():
 
 
 def test_files_that_it_names_are_there():
-    for path in re.findall(r"\]\(([\w/.-]+)\)", README): assert (REPO / path).exists(), path
+    for path in re.findall(r"\]\(([\w/.-]+)\)", README):
+        assert (REPO / path).exists(), path
 
 
 def test_every_notebook_is_on_the_map_and_in_the_index():
     assert sorted(n for _, names in MAP for n in names) == sorted(NOTEBOOKS)
     index = "\n".join(c.source for c in nbformat.read(REPO / "nbs" / "index.ipynb", 4).cells)
-    rows = re.findall(r'^\| <a href="(\w+)\.ipynb"><img src="(.*?)" width="\d+" alt="(\w+)"></a> \| (.+?)<br>\[(\w+)\]\((\w+)\.ipynb\) \|$', index, re.M)
-    assert all(len({a, *rest}) == 1 and (REPO / "nbs" / picture).exists() for a, picture, *rest in [(r[0], r[1], r[2], r[4], r[5]) for r in rows])
+    rows = re.findall(
+        r'^\| <a href="(\w+)\.ipynb"><img src="(.*?)" width="\d+" alt="(\w+)"></a> \| (.+?)<br>\[(\w+)\]\((\w+)\.ipynb\) \|$',
+        index,
+        re.M,
+    )
+    assert all(
+        len({a, *rest}) == 1 and (REPO / "nbs" / picture).exists()
+        for a, picture, *rest in [(r[0], r[1], r[2], r[4], r[5]) for r in rows]
+    )
     assert [(r[3], r[0]) for r in rows] == [(question, n) for question, names in MAP for n in names]
 
 
@@ -98,11 +130,17 @@ def test_every_room_is_in_the_table():
 
 
 def test_what_it_says_of_citing():
-    for key in re.findall(r'memnb\.cite\("(\w+)"\)', README): assert memnb.cite(key).startswith("@") and memnb.cite(key).count("{") == memnb.cite(key).count("}")
+    for key in re.findall(r'memnb\.cite\("(\w+)"\)', README):
+        assert memnb.cite(key).startswith("@") and memnb.cite(key).count("{") == memnb.cite(
+            key
+        ).count("}")
 
 
 def test_the_probe_and_the_noise_of_contributing():
-    probe, noise = (re.sub(r"^   ", "", block, flags=re.M) for block in re.findall(r"```python\n(.*?)```", CONTRIBUTING, re.S))
+    probe, noise = (
+        re.sub(r"^   ", "", block, flags=re.M)
+        for block in re.findall(r"```python\n(.*?)```", CONTRIBUTING, re.S)
+    )
     names = dict(torch=torch, Probe=probes.Probe)
     exec(probe, names), exec(noise, names)
     x, y = np.random.default_rng(0).normal(size=(60, 4)), np.arange(60) % 3
@@ -111,7 +149,14 @@ def test_the_probe_and_the_noise_of_contributing():
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4))
     try:
         probes.PROBES["nearest"], datasets.NOISE["late"] = names["Nearest"], names["late"]
-        assert {r["probe"] for r in probe_model(net, data, data, probes=["masc", "nearest"])} == {"masc", "nearest", "model"}
+        assert {r["probe"] for r in probe_model(net, data, data, probes=["masc", "nearest"])} == {
+            "masc",
+            "nearest",
+            "model",
+        }
         noisy = datasets.corrupt(datasets.NoisyDataset(data.x, data.y, data.y), 0.25, "late")
-        assert (noisy.y[30:] == 0).all() and noisy.y[:30].equal(data.y[:30]) and 0 < noisy.rho <= 0.25
-    finally: del probes.PROBES["nearest"], datasets.NOISE["late"]
+        assert (
+            (noisy.y[30:] == 0).all() and noisy.y[:30].equal(data.y[:30]) and 0 < noisy.rho <= 0.25
+        )
+    finally:
+        del probes.PROBES["nearest"], datasets.NOISE["late"]

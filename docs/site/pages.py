@@ -1,4 +1,5 @@
 "A mkdocs hook: puts the site's pages together from README, notebooks, docstrings and claims, before mkdocs builds them."
+
 import ast
 import csv
 import json
@@ -16,119 +17,226 @@ from latex2mathml.converter import convert
 from markdown.extensions.toc import slugify, unique
 
 ROOT = Path(__file__).parents[2]
-GROUPS = {"ReLU dynamics": "fig[0-9]*", "Latent generalization": "latent_*", "Localization": "localization_*", "Modular arithmetic": "modular_*"}
-VERDICTS = {"holds": "held", "does not hold": "not held", "undecided": "undecided", "not run": "not run"}
+GROUPS = {
+    "ReLU dynamics": "fig[0-9]*",
+    "Latent generalization": "latent_*",
+    "Localization": "localization_*",
+    "Modular arithmetic": "modular_*",
+}
+VERDICTS = {
+    "holds": "held",
+    "does not hold": "not held",
+    "undecided": "undecided",
+    "not run": "not run",
+}
 log = logging.getLogger("mkdocs.hooks.pages")  # below "mkdocs": --strict counts its warnings
 
 # What is no text: fences, indented code, code spans, escaped dollars.
-CODE = (r"^ *(?P<fence>`{3,}|~{3,}).*?(?:^ *(?P=fence)[`~]* *$|\Z)|(?:\A|(?<=\n\n))(?:(?: {4}|\t)[^\n]*(?:\n|\Z))+|"
-        r"(?<!`)(?P<tick>`+)(?!`).+?(?<!`)(?P=tick)(?!`)|\\[\\$]")
+CODE = (
+    r"^ *(?P<fence>`{3,}|~{3,}).*?(?:^ *(?P=fence)[`~]* *$|\Z)|(?:\A|(?<=\n\n))(?:(?: {4}|\t)[^\n]*(?:\n|\Z))+|"
+    r"(?<!`)(?P<tick>`+)(?!`).+?(?<!`)(?P=tick)(?!`)|\\[\\$]"
+)
 # So that "$5 or $10" and "5$" stay: no space inside the dollars, no digit after them, no letter or digit before; within one paragraph.
-MATH = re.compile(CODE + r"|\$\$(?P<block>.+?)\$\$|(?<!\w)\$(?![\s$])(?P<inline>(?:\\.|(?!\n\s*\n)[^\\$`])+?)(?<!\s)\$(?!\d)", re.S | re.M)
-LINK = re.compile(CODE + r"|(?<!!)\[(?P<label>(?:`[^`]*`|[^][`])*)\]\((?P<target>[^)\s]+)\)|(?P<tag><a [^>]*?href=\")(?P<href>[^\"]+)", re.S | re.M)
+MATH = re.compile(
+    CODE
+    + r"|\$\$(?P<block>.+?)\$\$|(?<!\w)\$(?![\s$])(?P<inline>(?:\\.|(?!\n\s*\n)[^\\$`])+?)(?<!\s)\$(?!\d)",
+    re.S | re.M,
+)
+LINK = re.compile(
+    CODE
+    + r"|(?<!!)\[(?P<label>(?:`[^`]*`|[^][`])*)\]\((?P<target>[^)\s]+)\)|(?P<tag><a [^>]*?href=\")(?P<href>[^\"]+)",
+    re.S | re.M,
+)
 
 
 def formula(latex: str, display: str = "inline") -> str:
     "MathML of a formula. `ValueError` for what would be shown raw or wrongly."
-    try: mathml = convert(re.sub(r"\\arg(?![a-zA-Z])", r"\\mathrm{arg}\\,", latex.strip()), display=display)
-    except Exception as e: raise ValueError(f"no MathML for {latex!r}: {e!r}") from e
-    if "\\" in mathml or "linebreak" in mathml: raise ValueError(f"no MathML for {latex!r}")
-    mathml = re.sub(r'<mi mathvariant="script">([A-Z])</mi>', lambda m: f"<mi>{_script(m[1])}</mi>", mathml)  # browsers ignore the attribute
-    mathml = re.sub(r"<mi>(&#x003(?:9[1-9A-F]|A[0-9]);)</mi>", r'<mi mathvariant="normal">\1</mi>', mathml)  # capital Greek is upright
+    try:
+        mathml = convert(
+            re.sub(r"\\arg(?![a-zA-Z])", r"\\mathrm{arg}\\,", latex.strip()), display=display
+        )
+    except Exception as e:
+        raise ValueError(f"no MathML for {latex!r}: {e!r}") from e
+    if "\\" in mathml or "linebreak" in mathml:
+        raise ValueError(f"no MathML for {latex!r}")
+    mathml = re.sub(
+        r'<mi mathvariant="script">([A-Z])</mi>', lambda m: f"<mi>{_script(m[1])}</mi>", mathml
+    )  # browsers ignore the attribute
+    mathml = re.sub(
+        r"<mi>(&#x003(?:9[1-9A-F]|A[0-9]);)</mi>", r'<mi mathvariant="normal">\1</mi>', mathml
+    )  # capital Greek is upright
     mathml = mathml.replace("<mi>:</mi>", "<mo>:</mo>")
-    return re.sub(r"[*_`|[\]]", lambda m: f"&#{ord(m[0])};", mathml)  # these mean something in Markdown
+    return re.sub(
+        r"[*_`|[\]]", lambda m: f"&#{ord(m[0])};", mathml
+    )  # these mean something in Markdown
 
 
 def _script(letter: str) -> str:
-    try: return unicodedata.lookup(f"MATHEMATICAL SCRIPT CAPITAL {letter}")
-    except KeyError: return unicodedata.lookup(f"SCRIPT CAPITAL {letter}")
+    try:
+        return unicodedata.lookup(f"MATHEMATICAL SCRIPT CAPITAL {letter}")
+    except KeyError:
+        return unicodedata.lookup(f"SCRIPT CAPITAL {letter}")
 
 
 def formulas(text: str, place: str = "") -> str:
     "Markdown with $formulas$ as MathML; one that cannot be converted is a warning."
+
     def one(m):
-        if not (m["block"] or m["inline"]): return m[0]
+        if not (m["block"] or m["inline"]):
+            return m[0]
         try:
             # Within a span or div: a bare <math> that begins a line would end the paragraph.
-            if m["block"]: return f'\n\n<div class="formula">{formula(m["block"], "block")}</div>\n\n'
+            if m["block"]:
+                return f'\n\n<div class="formula">{formula(m["block"], "block")}</div>\n\n'
             return f"<span>{formula(m['inline'])}</span>"
         except ValueError as e:
             log.warning("%s: %s", place, e)
             return m[0]
+
     return MATH.sub(one, text)
 
 
 def links(text: str, page: str, pages: set[str], html: bool = False) -> str:
     "Markdown without the links to what is in the repository but not on the site; `html`: others lead to the built pages."
+
     def one(m):
         target = m["target"] or m["href"]
-        if not target or re.match(r"[a-z]+:|#|//", target): return m[0]
+        if not target or re.match(r"[a-z]+:|#|//", target):
+            return m[0]
         path, mark, anchor = target.partition("#")
         there = posixpath.normpath(posixpath.join(posixpath.dirname(page), path))
-        if there not in pages: return m["label"] if m["target"] and (ROOT / there).exists() else m[0]
-        if html or m["href"]: path = re.sub(r"\.(ipynb|md)$", ".html", re.sub(r"\bREADME\.md$", "index.md", path))
-        return f"[{m['label']}]({path}{mark}{anchor})" if m["target"] else m["tag"] + path + mark + anchor
+        if there not in pages:
+            return m["label"] if m["target"] and (ROOT / there).exists() else m[0]
+        if html or m["href"]:
+            path = re.sub(r"\.(ipynb|md)$", ".html", re.sub(r"\bREADME\.md$", "index.md", path))
+        return (
+            f"[{m['label']}]({path}{mark}{anchor})"
+            if m["target"]
+            else m["tag"] + path + mark + anchor
+        )
+
     return LINK.sub(one, text)
 
 
 def notebook(path: Path, pages: set[str]) -> tuple[str, dict]:
     "Its title and itself, with the formulas and links of text cells and text outputs made ready."
-    nb, name = json.loads(path.read_text()), f"nbs/{path.name}"
+    nb, name = json.loads(path.read_text()), path.relative_to(ROOT).as_posix()
     for cell in nb["cells"]:
-        if cell["cell_type"] == "markdown": cell["source"] = formulas(links("".join(cell["source"]), name, pages, html=True), name)
+        if cell["cell_type"] == "markdown":
+            cell["source"] = formulas(links("".join(cell["source"]), name, pages, html=True), name)
         for data in (out.get("data", {}) for out in cell.get("outputs", [])):
-            if "text/markdown" in data: data["text/markdown"] = formulas(links("".join(data["text/markdown"]), name, pages, html=True), name)
-    heads = (re.search(r"^# +(.+)", "".join(c["source"]), re.M) for c in nb["cells"] if c["cell_type"] == "markdown")
+            if "text/markdown" in data:
+                data["text/markdown"] = formulas(
+                    links("".join(data["text/markdown"]), name, pages, html=True), name
+                )
+    heads = (
+        re.search(r"^# +(.+)", "".join(c["source"]), re.M)
+        for c in nb["cells"]
+        if c["cell_type"] == "markdown"
+    )
     return next((re.sub(r"[`*]", "", h[1]) for h in heads if h), path.stem), nb
 
 
 def _lines(source: str, start: int, node: ast.AST) -> str:
     "The source from a line up to a node, less comments before it."
-    lines = source.splitlines()[start - 1:node.lineno]
-    lines[-1] = lines[-1].encode()[:node.col_offset].decode()
-    while not lines[-1].strip() or lines[-1].strip().startswith("#"): lines.pop()
+    lines = source.splitlines()[start - 1 : node.lineno]
+    lines[-1] = lines[-1].encode()[: node.col_offset].decode()
+    while not lines[-1].strip() or lines[-1].strip().startswith("#"):
+        lines.pop()
     return "\n".join(line.rstrip() for line in lines)
 
 
 def signature(source: str, node: ast.FunctionDef | ast.ClassDef) -> str:
     "A definition as it is written, with the comments on its parameters; of a class its fields and `__init__`."
-    text = _lines(source, min([node.lineno, *(d.lineno for d in node.decorator_list)]), node.body[0])
+    text = _lines(
+        source, min([node.lineno, *(d.lineno for d in node.decorator_list)]), node.body[0]
+    )
     if isinstance(node, ast.ClassDef):
         fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
-        text = "\n".join([text, *("\n".join(source.splitlines()[n.lineno - 1:n.end_lineno]) for n in fields)])
-        text += "".join("\n" + signature(source, n) for n in node.body if getattr(n, "name", "") == "__init__")
+        text = "\n".join(
+            [text, *("\n".join(source.splitlines()[n.lineno - 1 : n.end_lineno]) for n in fields)]
+        )
+        text += "".join(
+            "\n" + signature(source, n) for n in node.body if getattr(n, "name", "") == "__init__"
+        )
     return text
 
 
+def dotted(file: Path) -> str:
+    "A module's name without `memnb.`; a package's for its face."
+    parts = file.relative_to(ROOT / "memnb").with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _value(tree: ast.Module, name: str, default):
+    "What a module assigns to a name."
+    found = (
+        ast.literal_eval(n.value)
+        for n in tree.body
+        if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == name
+    )
+    return next(found, default)
+
+
+def origins(tree: ast.Module, package: list[str]) -> dict[str, str]:
+    "Names that a module hands on -> the module of memnb that they come from."
+    found = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            above = package[: len(package) + 1 - node.level]
+            found |= {a.name: ".".join([*above, node.module or ""]) for a in node.names}
+    for module, names in _value(tree, "_NAMES", {}).items():  # they come when they are asked for
+        found |= dict.fromkeys(names, ".".join([*package, module]))
+    return found
+
+
 def api(module: Path) -> tuple[str, str]:
-    "What a module says of itself in a line, and its page: each documented name of `__all__`, read from the source."
-    source = module.read_text()
+    """What a module says of itself in a line, and its page: each documented name of `__all__`,
+    read from the source."""
+    source, full = module.read_text(), dotted(module)
     tree = ast.parse(source)
     defined = {n.name: n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
-    origin = {a.name: n.module for n in tree.body if isinstance(n, ast.ImportFrom) and n.level for a in n.names}
-    names = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"), [])
+    package = full.split(".") if module.stem == "__init__" else full.split(".")[:-1]
+    origin, names = origins(tree, package), _value(tree, "__all__", [])
     about = ast.get_docstring(tree) or ""
-    text = [f"# memnb.{module.stem}", about]
-    if lesson := re.search(r"File to edit: \.\./(nbs/\S+\.ipynb)", source): text.append(f"Lesson: [{module.stem}](../{lesson[1]})")
+    text = [f"# memnb.{full}", about]
+    if lesson := re.search(r"File to edit: (?:\.\./)+(nbs/\S+\.ipynb)", source):
+        text.append(f"Lesson: [{full}](../{lesson[1]})")
 
     def entry(level, name, node, inside):
         doc = ast.get_docstring(node)
-        if doc: text.extend([f"{'#' * level} `{name}` {{ #{name} }}", f"```python\n{textwrap.dedent(signature(source, node))}\n```", doc])
+        if doc:
+            text.extend(
+                [
+                    f"{'#' * level} `{name}` {{ #{name} }}",
+                    f"```python\n{textwrap.dedent(signature(source, node))}\n```",
+                    doc,
+                ]
+            )
         for n in inside:  # the public methods, also those of a private base class
-            if isinstance(n, ast.FunctionDef) and not n.name.startswith("_"): entry(level + 1, f"{name}.{n.name}", n, [])
+            if isinstance(n, ast.FunctionDef) and not n.name.startswith("_"):
+                entry(level + 1, f"{name}.{n.name}", n, [])
 
     for name in names:
-        if name in origin and not name.isupper(): text.append(f"- [`{name}`]({origin[name]}.md#{name}) of `memnb.{origin[name]}`")
+        if name in origin and not name.isupper():
+            text.append(f"- [`{name}`]({origin[name]}.md#{name}) of `memnb.{origin[name]}`")
         elif isinstance(node := defined.get(name), ast.ClassDef):
-            bases = [defined[b.id] for b in node.bases if isinstance(b, ast.Name) and b.id.startswith("_") and b.id in defined]
+            bases = [
+                defined[b.id]
+                for b in node.bases
+                if isinstance(b, ast.Name) and b.id.startswith("_") and b.id in defined
+            ]
             entry(2, name, node, [n for c in [*bases, node] for n in c.body])
-        elif node: entry(2, name, node, [])
-    return about.split("\n")[0], formulas("\n\n".join(text) + "\n", f"memnb.{module.stem}")
+        elif node:
+            entry(2, name, node, [])
+    return about.split("\n")[0], formulas("\n\n".join(text) + "\n", f"memnb.{full}")
 
 
 def table(head: list[str], rows: list[list]) -> str:
     cell = lambda v: re.sub(r"(?<!\\)\|", r"\\|", " ".join(str(v).split()))
-    return "\n".join("| " + " | ".join(map(cell, r)) + " |" for r in [head, ["---"] * len(head), *rows])
+    return "\n".join(
+        "| " + " | ".join(map(cell, r)) + " |" for r in [head, ["---"] * len(head), *rows]
+    )
 
 
 def measured(row: dict) -> str:
@@ -139,49 +247,116 @@ def measured(row: dict) -> str:
 def reproduction(claims: Path, pages: set[str]) -> str:
     "The stored claims as a page: how many of each figure held, then each of them."
     text = "# Reproduction\n\nWhat the papers say, and what was found here.\n\n"
-    if not claims.exists(): return text + "No claims stored yet.\n"
+    if not claims.exists():
+        return text + "No claims stored yet.\n"
     rows = list(csv.DictReader(claims.read_text().splitlines()))
     figure = lambda f: f"[{f}](nbs/{f}.ipynb)" if f"nbs/{f}.ipynb" in pages else f
-    counts = Counter((r["figure"], r["preset"], VERDICTS.get(r["verdict"], r["verdict"])) for r in rows)
+    counts = Counter(
+        (r["figure"], r["preset"], VERDICTS.get(r["verdict"], r["verdict"])) for r in rows
+    )
     kinds = [*VERDICTS.values(), *sorted({k[2] for k in counts} - set(VERDICTS.values()))]
-    count = [[figure(f), p, *(counts[f, p, v] for v in kinds)] for f, p in dict.fromkeys((r["figure"], r["preset"]) for r in rows)]
-    each = [[figure(r["figure"]), r["statement"], r["rho"], r["paper"], measured(r),
-             f"**{r['verdict']}**", r.get("defined", ""), r["preset"], r["dataset"]] for r in rows]
-    return formulas(text + table(["figure", "preset", *kinds], count) + "\n\n## Every claim\n\n"
-                    + table(["figure", "statement", "noise rate", "paper", "ours", "verdict", "defined by", "preset", "data"], each) + "\n", "docs/claims.csv")
+    count = [
+        [figure(f), p, *(counts[f, p, v] for v in kinds)]
+        for f, p in dict.fromkeys((r["figure"], r["preset"]) for r in rows)
+    ]
+    each = [
+        [
+            figure(r["figure"]),
+            r["statement"],
+            r["rho"],
+            r["paper"],
+            measured(r),
+            f"**{r['verdict']}**",
+            r.get("defined", ""),
+            r["preset"],
+            r["dataset"],
+        ]
+        for r in rows
+    ]
+    return formulas(
+        text
+        + table(["figure", "preset", *kinds], count)
+        + "\n\n## Every claim\n\n"
+        + table(
+            [
+                "figure",
+                "statement",
+                "noise rate",
+                "paper",
+                "ours",
+                "verdict",
+                "defined by",
+                "preset",
+                "data",
+            ],
+            each,
+        )
+        + "\n",
+        "docs/claims.csv",
+    )
 
 
 COSTS = {1: "one network", 4: "five on four fifths"}
 
 
 MEASURES = {  # column of audit.csv -> title and meaning
-    "auc": ("Area under the ROC curve", "The chance that a wrong label is ranked above a right one."),
-    "precision": ("Precision", "The share of wrong labels among the most suspicious ones, as many as are wrong."),
-    "class_precision": ("Precision within a class", "The same within each given class, as many as are wrong there; the mean over the classes."),
+    "auc": (
+        "Area under the ROC curve",
+        "The chance that a wrong label is ranked above a right one.",
+    ),
+    "precision": (
+        "Precision",
+        "The share of wrong labels among the most suspicious ones, as many as are wrong.",
+    ),
+    "class_precision": (
+        "Precision within a class",
+        "The same within each given class, as many as are wrong there; the mean over the classes.",
+    ),
     "worst_class": ("Precision within the worst class", "That of the class in which it is lowest."),
-    "suggested": ("Right suggestions", "The share of the wrong labels for which the true class is suggested."),
+    "suggested": (
+        "Right suggestions",
+        "The share of the wrong labels for which the true class is suggested.",
+    ),
 }
 
 
 def comparison(results: Path) -> str:
     "What `python -m bench audit` measured, as a page: the mean over seeds of each method."
     text = "# Which labels are wrong?\n\nHow well the audit ranks wrong labels, beside cleanlab's confident learning and single scores.\n\n"
-    if not results.exists(): return text + "Nothing measured yet.\n"
+    if not results.exists():
+        return text + "Nothing measured yet.\n"
     rows = list(csv.DictReader(results.read_text().splitlines()))
-    methods = sorted({(r["method"], int(r["cost"])) for r in rows}, key=lambda m: (not m[0].startswith("audit"), "alone" in m[0], m[1], m[0]))
-    text += "The table is made by `python -m bench audit`; `bench/audit.py` says how. " \
-            "Cost counts trainings: " + "; ".join(f"{k}: {v}" for k, v in COSTS.items()) + ". What the audit was made on, with other seeds, is told by `python -m bench choose`.\n"
+    methods = sorted(
+        {(r["method"], int(r["cost"])) for r in rows},
+        key=lambda m: (not m[0].startswith("audit"), "alone" in m[0], m[1], m[0]),
+    )
+    text += (
+        "The table is made by `python -m bench audit`; `bench/audit.py` says how. "
+        "Cost counts trainings: "
+        + "; ".join(f"{k}: {v}" for k, v in COSTS.items())
+        + ". What the audit was made on, with other seeds, is told by `python -m bench choose`.\n"
+    )
     for measure, (title, what) in MEASURES.items():
         values = {}
         for r in rows:
             setting = r["data"], f"{r['ratio']} to 1", r["noise"], f"{float(r['rho']):g}"
-            values.setdefault(setting, {}).setdefault((r["method"], int(r["cost"])), []).append(r[measure])
-        known = [m for m in methods if any(v for found in values.values() for v in found.get(m, []))]
+            values.setdefault(setting, {}).setdefault((r["method"], int(r["cost"])), []).append(
+                r[measure]
+            )
+        known = [
+            m for m in methods if any(v for found in values.values() for v in found.get(m, []))
+        ]
         lines = []
         for setting, found in values.items():
             numbers = [[float(v) for v in found.get(m, []) if v] for m in known]
             lines.append([*setting, *(f"{sum(v) / len(v):.3f}" if v else "" for v in numbers)])
-        head = ["data", "largest to smallest class", "noise", "rate", *(f"{name} ({cost})" for name, cost in known)]
+        head = [
+            "data",
+            "largest to smallest class",
+            "noise",
+            "rate",
+            *(f"{name} ({cost})" for name, cost in known),
+        ]
         text += f"\n## {title}\n\n{what}\n\n" + table(head, lines) + "\n"
     return text
 
@@ -189,35 +364,55 @@ def comparison(results: Path) -> str:
 def assemble(src: Path) -> list:
     "Writes all pages below a folder; their navigation."
     shutil.rmtree(src, ignore_errors=True)
-    for folder in ("nbs", "api", "site"): (src / folder).mkdir(parents=True)
+    for folder in ("nbs", "api", "site"):
+        (src / folder).mkdir(parents=True)
     notebooks = sorted((ROOT / "nbs").glob("*.ipynb"), key=lambda p: (p.stem != "index", p.name))
+    lessons = sorted((ROOT / "nbs").glob("*/[0-9]*.ipynb"))
+    at = {p: p.relative_to(ROOT).as_posix() for p in [*notebooks, *lessons]}
     texts = [n for n in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md") if (ROOT / n).exists()]
-    pages = {*texts, *(f"nbs/{p.name}" for p in notebooks)}
-    for name in texts: (src / name).write_text(formulas(links((ROOT / name).read_text(), name, pages), name))
+    pages = {*texts, *at.values()}
+    for name in texts:
+        (src / name).write_text(formulas(links((ROOT / name).read_text(), name, pages), name))
     shutil.copytree(ROOT / "docs/figures", src / "docs/figures")
     shutil.copy(ROOT / "docs/site/extra.css", src / "site")
     titles = {}
-    for path in notebooks:
+    for path, place in at.items():
         titles[path], nb = notebook(path, pages)
-        (src / "nbs" / path.name).write_text(json.dumps(nb))
-        if path.stem == "index": titles[path] = "Overview"
-    part = lambda glob: [{titles[p]: f"nbs/{p.name}"} for p in notebooks if p.match(glob)]
-    grouped = {p for glob in (*GROUPS.values(), "[0-9][0-9]_*") for p in notebooks if p.match(glob)}
-    modules = {m.stem: api(m) for m in sorted((ROOT / "memnb").glob("[!_]*.py"))}
-    for name, (_, text) in modules.items(): (src / "api" / f"{name}.md").write_text(text)
-    (src / "api/index.md").write_text("# Modules\n\n" + table(["module", ""], [[f"[`memnb.{m}`]({m}.md)", about] for m, (about, _) in modules.items()]))
+        (src / place).parent.mkdir(exist_ok=True)
+        (src / place).write_text(json.dumps(nb))
+        if path.stem == "index":
+            titles[path] = "Overview"
+    modules = {dotted(f): api(f) for f in sorted((ROOT / "memnb").rglob("*.py"))}
+    modules = {name: page for name, page in modules.items() if name and name != "_modidx"}
+    for name, (_, text) in modules.items():
+        (src / "api" / f"{name}.md").write_text(text)
+    rows = [[f"[`memnb.{m}`]({m}.md)", about] for m, (about, _) in modules.items()]
+    (src / "api/index.md").write_text("# Modules\n\n" + table(["module", ""], rows))
     (src / "comparison.md").write_text(comparison(ROOT / "bench/results/audit.csv"))
     (src / "reproduction.md").write_text(reproduction(ROOT / "docs/claims.csv", pages))
-    return [{"Home": [{"memnb": "README.md"}, *({n[:-3].capitalize(): n} for n in texts[1:])]},
-            {"Notebooks": [*({titles[p]: f"nbs/{p.name}"} for p in notebooks if p not in grouped),
-                           *({g: part(glob)} for g, glob in GROUPS.items() if part(glob))]},
-            {"Library": part("[0-9][0-9]_*")},
-            {"API": [{"Modules": "api/index.md"}, *({m: f"api/{m}.md"} for m in modules)]},
-            {"Reproduction": [{"Claims": "reproduction.md"}, {"Wrong labels found": "comparison.md"}]}]
+
+    def part(paths):
+        return [{titles[p]: at[p]} for p in paths]
+
+    papers = {g: [p for p in notebooks if p.match(glob)] for g, glob in GROUPS.items()}
+    others = [p for p in notebooks if not any(p in group for group in papers.values())]
+    folders = {p.parent.name: [q for q in lessons if q.parent == p.parent] for p in lessons}
+    parts = {}
+    for name in modules:
+        parts.setdefault(name.partition(".")[0], []).append({name: f"api/{name}.md"})
+    return [
+        {"Home": [{"memnb": "README.md"}, *({n[:-3].capitalize(): n} for n in texts[1:])]},
+        {"Notebooks": [*part(others), *({g: part(group)} for g, group in papers.items())]},
+        {"Library": [{name: part(group)} for name, group in folders.items()]},
+        {"API": [{"Modules": "api/index.md"}, *({name: group} for name, group in parts.items())]},
+        {"Reproduction": [{"Claims": "reproduction.md"}, {"Wrong labels found": "comparison.md"}]},
+    ]
 
 
 def on_config(config):
-    logging.getLogger("mkdocs.plugins.mkdocs_jupyter").setLevel(logging.WARNING)  # two lines a notebook hide warnings
+    logging.getLogger("mkdocs.plugins.mkdocs_jupyter").setLevel(
+        logging.WARNING
+    )  # two lines a notebook hide warnings
     logging.getLogger("mkdocs.mkdocs-jupyter").setLevel(logging.WARNING)
     config.nav = assemble(Path(config.docs_dir))
     return config
@@ -225,15 +420,25 @@ def on_config(config):
 
 def on_page_content(html, page, config, files):
     "Of a notebook its cells alone: the styles and scripts that come with it are large, and some are fetched from elsewhere."
-    if not page.file.src_uri.endswith(".ipynb"): return html
-    html = html[html.index('<div class="jupyter-wrapper">'):html.rindex("<!-- jupyter-wrapper -->")]
+    if not page.file.src_uri.endswith(".ipynb"):
+        return html
+    html = html[
+        html.index('<div class="jupyter-wrapper">') : html.rindex("<!-- jupyter-wrapper -->")
+    ]
     copy = r'<div class="zeroclipboard-container">.*?</clipboard-copy>\s*</div>|<div [^>]*"clipboard-copy-txt"[^>]*>.*?</div>'
     html = re.sub(copy, "", html, flags=re.S)  # the theme has a button of its own
-    html = re.sub(r'<div class="\s*highlight-ipynb[^"]*"><pre>(.*?)</pre>', r'<div class="highlight"><pre><code>\1</code></pre>', html, flags=re.S)
+    html = re.sub(
+        r'<div class="\s*highlight-ipynb[^"]*"><pre>(.*?)</pre>',
+        r'<div class="highlight"><pre><code>\1</code></pre>',
+        html,
+        flags=re.S,
+    )
     html = html.replace("No description has been provided for this image", page.title)
     used = set()
+
     def head(m):  # the anchors that the table of contents leads to
         text = re.sub(r'<a class="anchor-link".*?</a>', "", m[2])
         mark = unique(slugify(re.sub(r"<code>.*?</code>|<[^>]+>", "", text), "-"), used)
         return f'<h{m[1]} id="{mark}">{text}<a class="headerlink" href="#{mark}" title="Permanent link">¶</a></h{m[1]}>'
+
     return re.sub(r"<h([1-6])[^>]*>(.*?)</h\1>", head, html, flags=re.S)

@@ -1,0 +1,1062 @@
+"Sliders, and a network that trains while they are moved, without a browser."
+
+import math
+import re
+import threading
+import time
+from types import SimpleNamespace
+
+import altair as alt
+import pytest
+
+from memnb.explorer import app as explorers
+from memnb.explorer import widgets as controls
+from memnb.explorer.app import Explorer, Panel, Stage, explore
+from memnb.explorer.sessions import KINDS, WORLDS, Session, defaults, numbers
+from memnb.explorer.views import SCENES, Scene, shown
+
+EACH = pytest.mark.parametrize("world", WORLDS)
+NAME, TABS = "memnb explorer", list(SCENES)
+
+
+def until(condition, seconds=180):
+    "Whether it comes to be so, on a machine that may be slow."
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return bool(condition())
+
+
+def threads():
+    return [t for t in threading.enumerate() if t.name == NAME]
+
+
+@pytest.fixture
+def make(monkeypatch):
+    "One that is `watched` draws while it trains, else only when it is asked to and at the end."
+    made = []
+
+    def one(world="layers", pace=0, watched=False):
+        monkeypatch.setattr(explorers, "REDRAW", 0.25 if watched else math.inf)
+        made.append(Explorer(world, "ci", pace))
+        return made[-1]
+
+    yield one
+    for e in made:
+        e.close()
+    assert until(lambda: not threads())
+
+
+@pytest.fixture
+def jobs(monkeypatch):
+    "Every job that begins."
+    begun = []
+
+    class Counted(explorers.Job):
+        def __init__(self, *args):
+            super().__init__(*args)
+            begun.append(self)
+
+    monkeypatch.setattr(explorers, "Job", Counted)
+    return begun
+
+
+def small(e):
+    "The smallest network of its world."
+    e.panel.width.value = e.panel.width.options[0]
+    return e
+
+
+def done(e):
+    e.join(180)
+    assert not e.job.thread.is_alive() and e.transport.status.value.startswith("done: "), (
+        e.transport.status.value
+    )
+    return e
+
+
+def going(e, pace=60):
+    "One that has just begun to train, with something to see, and goes on for long."
+    assert until(lambda: e.session is not None and e.session.seen >= 4), e.transport.status.value
+    e.job.pace = pace
+    return e
+
+
+def stop(e):
+    e.transport.halt.click()
+    e.join(180)
+    assert not e.job.thread.is_alive()
+    return e
+
+
+def trained(world, **values):
+    s = Session(world, "ci", **values)
+    for _ in s:
+        pass
+    return s
+
+
+def said(session):
+    return "done: " + ", ".join(f"{k} {v:.4f}" for k, v in numbers(session).items())
+
+
+def tab(e, name):
+    e.stage.selected_index = TABS.index(name)
+
+
+def title(chart):
+    t = chart.chart.title
+    return t if isinstance(t, str) else t.text
+
+
+def visible(chart):
+    return chart.layout.display != "none"
+
+
+def tiles(chart):
+    return {r["row"]: r for t in chart.spec["datasets"].values() for r in t if "answer" in r}
+
+
+def select(e, row):
+    e.stage.charts["Examples"]._vl_selections = {
+        "pick": dict(value=dict(vlPoint={"or": [dict(row=row)]}), store=[dict(values=[row])])
+    }
+
+
+def rules(chart):
+    return [
+        r["epoch"]
+        for t in chart.spec["datasets"].values()
+        for r in t
+        if set(r) == {"epoch"} and len(t) == 1
+    ]
+
+
+# --- from the first picture to the last
+
+
+@EACH
+def test_the_end(world, make):
+    e = done(make(world))
+    s = trained(world, **defaults(world))
+    assert (
+        e.transport.status.value == said(s)
+        and numbers(e.session) == numbers(s)
+        and e.session.run().frame().equals(s.run().frame())
+        and e.session.values == defaults(world) == s.values
+    )
+    assert (
+        e.transport.progress.value == e.transport.progress.max == len(s) == e.session.seen
+        and e.transport.time.value == e.transport.time.max == e.transport.film.max == len(s) - 1
+    )
+    assert e.transport.epoch.value == f"epoch {s.epochs[-1]:,.0f}" and title(
+        e.stage.charts["Training"]
+    ) == ", ".join(f"{k} {v:.1%}" for k, v in numbers(s).items() if k != "truth")
+    assert (
+        e.command.value == e.copy.text == e.session.command == s.command
+        and "-p preset ci" in e.command.value
+    )
+
+
+def test_a_picture_long_before_the_end(make):
+    e = make(pace=20, watched=True)
+    assert (
+        until(lambda: e.stage.charts["Training"].chart.to_dict().get("concat"))
+        and e.session.seen < len(e.session)
+        and e.job.thread.is_alive()
+    )
+    assert (
+        until(lambda: re.fullmatch(r"epoch [\d,]+ of 40, \d+ s left", e.transport.status.value))
+        and 0 < e.job.left() < math.inf
+        and e.transport.progress.value < e.transport.progress.max == len(e.session)
+    )
+    stop(e)
+
+
+def test_what_is_left_shrinks_to_nothing(make, monkeypatch):
+    left, real = [], Explorer._moment
+    monkeypatch.setattr(
+        Explorer, "_moment", lambda self, job: (left.append(job.left()), real(self, job))
+    )
+    e = done(make("sums"))
+    assert (
+        len(left) == len(e.session)
+        and all(0 <= v < math.inf for v in left)
+        and all(v > 0 for v in left[:-1])
+        and left[-1] == 0
+    )
+
+
+@pytest.mark.parametrize("moment, waits", [(0.0, 0.02), (0.015, 0.005), (0.5, 0.0)])
+def test_a_pace_is_kept_by_waiting_for_what_a_moment_leaves(moment, waits):
+    now, asked, made, ended = [0.0], [], [None] * 100, []
+
+    def look(_):
+        now[0] += moment
+
+    job = explorers.Job(lambda: made, look, lambda *how: ended.append(how), pace=2)
+    job.stopped.wait = asked.append
+
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(explorers, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        job.start()
+        job.thread.join(180)
+
+    assert ended == [(job, None)]
+    assert asked == pytest.approx([waits] * 100)
+
+
+@pytest.mark.parametrize("world", ["", "fig2"])
+def test_unknown_world(world, jobs):
+    for make in (Explorer, explore):
+        with pytest.raises(ValueError, match="two layers, layers, sums"):
+            make(world)
+    assert not jobs and not threads()
+
+
+def test_unknown_preset_is_refused_at_once(jobs):
+    for make in (Explorer, explore):
+        with pytest.raises(ValueError, match="preset='huge' is unknown; choose one of quick"):
+            make("layers", preset="huge")
+    assert not jobs and not threads()
+
+
+# --- controls
+
+
+@EACH
+def test_controls_have_the_worlds_ranges(world):
+    p, w = Panel(world), WORLDS[world]
+    assert (
+        p.values() == defaults(world)
+        and (p.rho.min, p.rho.max) == w.rho[:2]
+        and 10**p.lr.min == pytest.approx(w.lr[0])
+        and 10**p.lr.max == pytest.approx(w.lr[1])
+    )
+    assert (
+        tuple(p.width.options) == tuple(w.width[0])
+        and tuple(p.dataset.options) == tuple(w.dataset)
+        and list(p.noise.options) == KINDS
+        and [v for _, v in p.world.options] == list(WORLDS)
+    )
+    for k in ("min", "max"):
+        p.rho.value, p.lr.value = getattr(p.rho, k), 10 ** getattr(p.lr, k)
+        assert (
+            p.values()["rho"] in w.rho
+            and p.values()["lr"] in w.lr
+            and Session(world, "ci", **p.values())
+        )
+    assert not any(f.continuous_update for f in (p.rho, p.lr, p.width, p.seed))
+
+
+@pytest.mark.parametrize(
+    "raw, lr", [(10**-1.35, 0.0447), (10**-2.3, 0.00501), (10**-1.15, 0.0708), (0.02, 0.02)]
+)
+def test_learning_rates_have_three_digits(raw, lr):
+    p = Panel("layers")
+    p.lr.value = raw
+    assert (
+        p.values()["lr"] == lr
+        and f"-p lr {lr:g}" in (s := Session("layers", "ci", **p.values())).command
+        and s.p.lr == lr
+    )
+
+
+CHANGES = {
+    "two layers": dict(rho=0.3, width=10, lr=0.0251, noise="pair", seed=4),
+    "layers": dict(rho=0.61, width=16, lr=0.0447, noise="pair", seed=4),
+    "sums": dict(rho=0.33, width=33, lr=0.00447, noise="pair", seed=4, dataset="sub"),
+}
+
+
+@EACH
+def test_each_control_begins_one_job(world, make, jobs):
+    e = going(make(world, pace=4))
+    for changed, (name, value) in enumerate(CHANGES[world].items(), 1):
+        old = e.job
+        e.panel.fields[name].value = value
+        assert len(jobs) == changed + 1, name
+        assert e.job is not old and old.stopped.is_set(), name
+
+    e.job.pace = e.pace = 0
+    done(e)
+
+    assert until(lambda: not any(job.thread.is_alive() for job in jobs[:-1]))
+    assert not any(job.done for job in jobs[:-1])
+    assert e.session.values == defaults(world) | CHANGES[world]
+    assert e.transport.status.value == said(e.session)
+    assert numbers(e.session) == numbers(trained(world, **CHANGES[world]))
+    assert e.command.value == e.copy.text == Session(world, "ci", **CHANGES[world]).command
+    assert e.command.disabled
+
+
+def test_a_job_of_the_past_says_and_draws_nothing(make, jobs):
+    e = going(make(pace=4))
+    old, e.pace = e.job, 0
+    e.panel.seed.value = 1
+    done(e)
+    assert until(lambda: not old.thread.is_alive())
+    before = (
+        e.transport.status.value,
+        e.stage.charts["Training"].chart,
+        e.transport.time.value,
+        e.transport.progress.value,
+    )
+    e.drawn = 0.0
+    e._moment(old)
+    e._ended(old, None)
+    e._ended(old, RuntimeError("late"))
+    assert (
+        e.transport.status.value,
+        e.stage.charts["Training"].chart,
+        e.transport.time.value,
+        e.transport.progress.value,
+    ) == before
+
+
+def test_the_same_value_begins_nothing(make, jobs):
+    e = done(make("sums"))
+    e.panel.seed.value, e.panel.rho.value = 0, 0.8
+    assert len(jobs) == 1
+
+
+def test_twenty_changes_in_a_row(make, jobs):
+    e = make("layers", pace=60)
+    for k in range(20):
+        if k == 19:
+            e.pace = 0
+        e.panel.rho.value = 0.3 + k / 100
+    assert len(jobs) == 21 and until(lambda: sum(j.thread.is_alive() for j in jobs[:-1]) == 0)
+    done(e)
+    assert (
+        e.session.values["rho"] == 0.49
+        and e.transport.status.value == said(trained("layers", rho=0.49))
+        and e.job is jobs[-1]
+        and not threads()
+    )
+
+
+def test_rapid_changes_leave_one_living_job(make, jobs):
+    e = make("layers", pace=60, watched=True)
+    for k in range(20):
+        e.panel.seed.value = (k + 1) % 10
+    assert (
+        until(lambda: [j for j in jobs if j.thread.is_alive()] == [e.job])
+        and until(lambda: e.session is not None)
+        and e.session.values["seed"] == 0
+    )
+    stop(e)
+
+
+# --- worlds
+
+
+@pytest.mark.parametrize("first, then", [("layers", "sums"), ("sums", "two layers")])
+def test_another_world_begins_one_job(first, then, make, jobs):
+    e = going(make(first, pace=4))
+    old, e.pace = e.job, 0
+    e.panel.rho.value, e.panel.seed.value = e.panel.rho.max, 3
+    count = len(jobs)
+    e.panel.world.value = then
+    assert len(jobs) == count + 1 and {
+        k: v for k, v in e.panel.values().items() if k != "seed"
+    } == {k: v for k, v in defaults(then).items() if k != "seed"}
+    w = WORLDS[then]
+    assert (
+        (e.panel.rho.min, e.panel.rho.max) == w.rho[:2]
+        and tuple(e.panel.width.options) == tuple(w.width[0])
+        and tuple(e.panel.dataset.options) == tuple(w.dataset)
+    )
+    assert (
+        10**e.panel.lr.min == pytest.approx(w.lr[0])
+        and 10**e.panel.lr.max == pytest.approx(w.lr[1])
+        and until(lambda: not old.thread.is_alive())
+    )
+    assert (
+        done(e).session.world is w
+        and e.transport.status.value == said(e.session)
+        and len(jobs) == count + 1
+    )
+
+
+def test_another_world_begins_with_the_default_seed(make):
+    e = stop(make("sums", pace=60))
+    e.panel.seed.value = 3
+    e.panel.world.value = "layers"
+    assert e.panel.values() == defaults("layers")
+
+
+def test_another_world_begins_one_job_also_while_a_moment_is_shown(make, jobs, monkeypatch):
+    e = going(make("layers", pace=4, watched=True))
+    enter, job, count = e.panel.enter, e.job, len(jobs)
+
+    def slow():
+        t = threading.Thread(target=lambda: e._follow(job, "a moment"))
+        t.start()
+        t.join(1)
+        enter()
+
+    monkeypatch.setattr(e.panel, "enter", slow)
+    e.panel.world.value = "sums"
+    begun = len(jobs) - count
+    stop(e)
+    assert begun == 1
+
+
+def test_a_change_while_a_moment_is_shown_is_heard(make, jobs, monkeypatch):
+    e = going(make("layers", pace=4, watched=True), 10)
+    follow, moved, count = e.transport.follow, [], len(jobs)
+
+    def slow(session):
+        if not moved:
+            t = threading.Thread(target=lambda: setattr(e.panel.seed, "value", 7))
+            t.start()
+            t.join(1)
+            moved.append(t)
+        follow(session)
+
+    monkeypatch.setattr(e.transport, "follow", slow)
+    assert until(lambda: moved)
+    moved[0].join(180)
+    heard = until(lambda: len(jobs) == count + 1)
+    stop(e)
+    assert heard
+
+
+# --- pause, play, stop
+
+
+def held(e):
+    "Recorded moments, when they do not grow any more."
+    e.transport.pause.click()
+    seen = [e.session.seen]
+
+    def still():
+        seen.append(e.session.seen)
+        time.sleep(0.3)
+        return seen[-1] == e.session.seen
+
+    assert until(still)
+    return e.session.seen
+
+
+def test_pause_and_play(make, jobs):
+    e = going(make("sums", pace=4, watched=True), 10)
+    seen = held(e)
+    assert (
+        e.session.seen == seen < len(e.session)
+        and e.job.thread.is_alive()
+        and not e.job.done
+        and e.transport.status.value == "paused"
+    )
+    e.job.pace = 0
+    e.transport.play.click()
+    done(e)
+    assert len(jobs) == 1 and e.transport.status.value == said(trained("sums"))
+
+
+def test_paused_while_a_moment_is_shown_it_says_so(make, monkeypatch):
+    e = going(make("sums", pace=4, watched=True), 10)
+    draw, pausing = e.stage.draw, []
+
+    def slow(*how):
+        if not pausing:
+            t = threading.Thread(target=e.hold)
+            t.start()
+            t.join(1)
+            pausing.append(t)
+        draw(*how)
+
+    monkeypatch.setattr(e.stage, "draw", slow)
+
+    assert until(lambda: pausing)
+    pausing[0].join(180)
+    with e.lock:
+        said = e.transport.status.value
+
+    assert said == "paused"
+
+
+def test_paused_while_a_training_begins_it_says_so_and_waits(make, monkeypatch):
+    e = stop(make("sums", pace=60))
+    start, pausing = explorers.Job.start, []
+
+    def slow(job):
+        t = threading.Thread(target=e.hold)
+        t.start()
+        t.join(1)
+        start(job)
+        pausing.append(t)
+
+    monkeypatch.setattr(explorers.Job, "start", slow)
+
+    e.panel.seed.value = 1
+    pausing[0].join(180)
+
+    assert e.transport.status.value == "paused"
+    assert e.job.thread.is_alive() and not e.job.going.is_set()
+
+
+def test_scrubbing_while_paused(make):
+    e = going(make(pace=4, watched=True), 10)
+    seen = held(e)
+    e.transport.time.value = 1
+    assert (
+        e.transport.epoch.value == f"epoch {e.session.epochs[1]:,.0f}"
+        and e.session.seen == seen
+        and rules(e.stage.charts["Training"])[0] == e.session.epochs[1]
+    )
+    stop(e)
+
+
+def test_a_change_while_paused_trains(make, jobs):
+    e = going(make("sums", pace=4), 10)
+    held(e)
+    old, e.pace = e.job, 0
+    e.panel.seed.value = 5
+    done(e)
+    assert (
+        e.session.values["seed"] == 5
+        and until(lambda: not old.thread.is_alive())
+        and len(jobs) == 2
+    )
+
+
+def test_play_after_the_end_trains_again(make, jobs):
+    e = done(make("sums"))
+    first, status = e.session, e.transport.status.value
+    e.transport.play.click()
+    done(e)
+    assert (
+        len(jobs) == 2
+        and e.session is not first
+        and e.transport.status.value == status
+        and numbers(e.session) == numbers(first)
+    )
+
+
+def test_play_while_it_trains_begins_nothing(make, jobs):
+    e = going(make(pace=4))
+    e.transport.play.click()
+    assert len(jobs) == 1 and e.job.thread.is_alive()
+    stop(e)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_stop_keeps_what_was_recorded(paused, make, jobs):
+    e = going(make(pace=4))
+    if paused:
+        held(e)
+    stop(e)
+    seen = e.session.seen
+    assert (
+        4 <= seen < len(e.session)
+        and len(e.session.run().time) == seen
+        and e.transport.progress.value == seen
+        and e.transport.time.value == e.transport.time.max == seen - 1
+    )
+    assert (
+        e.transport.status.value == said(e.session).replace("done: ", "stopped: ")
+        and len(jobs) == 1
+    )
+    e.transport.time.value = 2
+    assert (
+        e.transport.epoch.value == f"epoch {e.session.epochs[2]:,.0f}"
+        and e.session.seen == seen
+        and e.transport.status.value.startswith("stopped: ")
+    )
+
+
+def test_stop_and_pause_after_the_end_change_nothing(make, jobs):
+    e = done(make("sums"))
+    status = e.transport.status.value
+    e.transport.halt.click()
+    e.transport.pause.click()
+    assert e.transport.status.value == status and e.job.done and len(jobs) == 1
+
+
+# --- looking back
+
+
+def test_back_in_time_the_answers_differ(make):
+    e = done(make("sums"))
+    tab(e, "Examples")
+    late = tiles(e.stage.charts["Examples"])
+    e.transport.time.value = 1
+    early = tiles(e.stage.charts["Examples"])
+    guess = e.session.run().prediction[1]
+    assert early.keys() == late.keys() and [r["answer"] for r in early.values()] != [
+        r["answer"] for r in late.values()
+    ]
+    assert all(
+        (r["answer"] == "the given label") == bool(guess[i] == e.session.data.y[i])
+        for i, r in early.items()
+    )
+
+
+def test_a_new_run_is_looked_at_from_its_end(make):
+    e = done(make("sums"))
+    e.transport.time.value = 2
+    e.panel.seed.value = 1
+    assert (
+        done(e).transport.time.value == len(e.session) - 1
+        and e.transport.epoch.value == f"epoch {e.session.epochs[-1]:,.0f}"
+    )
+
+
+# --- tabs
+
+
+@EACH
+def test_each_tab_says_where_one_looks_or_that_it_does_not_belong(world, make):
+    e = done(small(make(world)))
+    last = len(e.session) - 1
+    for name, scene in SCENES.items():
+        e.transport.time.value = last // 2
+        tab(e, name)
+        for at in (last // 2, 1):
+            e.transport.time.value = at
+            epoch = e.session.epochs[at]
+            assert e.transport.epoch.value == f"epoch {epoch:,.0f}"
+            if name == "Training":
+                marked = rules(e.stage.charts[name])
+                assert marked and marked == pytest.approx([epoch] * len(marked))
+            elif scene.only is None or name == "Spectra" and world == "sums":
+                assert title(e.stage.charts[name]).startswith(f"Epoch {epoch:,.0f}: ")
+        there = scene.only in (None, WORLDS[world].figure)
+        assert (
+            visible(e.stage.charts[name]) == there
+            and e.stage.scene == name
+            and not visible(e.stage.beside[name])
+        )
+        assert e.stage.notes[name].value == (
+            "Click on an example to see its history."
+            if name == "Examples"
+            else ""
+            if there
+            else scene.else_say
+        )
+    assert e.transport.status.value == said(e.session)
+
+
+def test_only_the_open_tab_is_drawn(make, monkeypatch):
+    drawn = []
+    for name in TABS:
+        monkeypatch.setitem(
+            SCENES,
+            name,
+            Scene(
+                lambda s, at, name=name, draw=SCENES[name].draw: drawn.append(name) or draw(s, at),
+                SCENES[name].only,
+                SCENES[name].else_say,
+            ),
+        )
+    real = controls.examples
+    monkeypatch.setattr(
+        controls, "examples", lambda *args, **more: drawn.append("Examples") or real(*args, **more)
+    )
+    e = done(make("sums"))
+    assert set(drawn) == {"Training"}
+    for name in ("Probes", "Examples", "Spectra", "Training", "Components"):
+        drawn.clear()
+        tab(e, name)
+        assert set(drawn) == ({name} if name != "Components" else set())
+        drawn.clear()
+        e.transport.time.value = 1 + e.transport.time.value % 7
+        assert set(drawn) == ({name} if name != "Components" else set())
+
+
+def test_a_tab_opened_while_it_trains(make):
+    e = going(make("sums", pace=4, watched=True), 10)
+    tab(e, "Spectra")
+    assert (
+        until(
+            lambda: (
+                title(e.stage.charts["Spectra"])
+                if e.stage.charts["Spectra"].chart.title is not alt.Undefined
+                else ""
+            ).startswith("Epoch ")
+        )
+        and e.job.thread.is_alive()
+    )
+    e.job.pace = 0
+    done(e)
+    assert title(e.stage.charts["Spectra"]).startswith(f"Epoch {e.session.epochs[-1]:,.0f}: ")
+
+
+def test_a_tab_opened_before_anything_was_recorded(make, monkeypatch):
+    gate, real = threading.Event(), Session
+    monkeypatch.setattr(explorers, "Session", lambda *a, **k: gate.wait(20) and real(*a, **k))
+    e = make("sums")
+    for name in TABS:
+        tab(e, name)
+    e.transport.time.value = 1
+    e.transport.pin.click()
+    assert (
+        e.transport.status.value == "preparing"
+        and e.session is None
+        and e.pinned is None
+        and e.transport.pin.description == "Pin"
+    )
+    gate.set()
+    done(e)
+
+
+# --- the pinned one
+
+
+def test_pin_and_unpin(make):
+    e = done(make("sums"))
+    first, stage = e.session, e.stage
+    assert (
+        not visible(stage.beside["Training"])
+        and visible(stage.charts["Training"])
+        and e.transport.pin.description == "Pin"
+    )
+    e.transport.pin.click()
+    assert (
+        e.transport.pin.description == "Unpin"
+        and visible(stage.beside["Training"])
+        and visible(stage.charts["Training"])
+        and title(stage.beside["Training"]) == title(stage.charts["Training"])
+    )
+    kept = title(stage.beside["Training"])
+    e.panel.lr.value = 0.001
+    done(e)
+    assert (
+        e.pinned is first is not e.session
+        and visible(stage.beside["Training"])
+        and title(stage.beside["Training"]) == kept != title(stage.charts["Training"])
+    )
+    e.transport.pin.click()
+    assert (
+        e.pinned is None
+        and not visible(stage.beside["Training"])
+        and visible(stage.charts["Training"])
+        and e.transport.pin.description == "Pin"
+    )
+
+
+def test_the_pinned_one_is_seen_at_the_same_epoch(make):
+    e = done(make("sums"))
+    e.transport.pin.click()
+    e.panel.seed.value = 2
+    done(e)
+    for name in ("Probes", "Examples", "Spectra"):
+        tab(e, name)
+        for at in (1, 9):
+            e.transport.time.value = at
+            assert all(
+                title(c).startswith(f"Epoch {e.session.epochs[at]:,.0f}: ") and visible(c)
+                for c in (e.stage.charts[name], e.stage.beside[name])
+            )
+
+
+def test_a_pinned_one_that_was_stopped(make):
+    e = stop(going(make("sums", pace=4)))
+    seen = e.session.seen
+    e.transport.pin.click()
+    e.pace, e.panel.seed.value = 0, 1
+    done(e)
+    tab(e, "Probes")
+    assert (
+        title(e.stage.beside["Probes"]).startswith(f"Epoch {e.pinned.epochs[seen - 1]:,.0f}: ")
+        and title(e.stage.charts["Probes"]).startswith("Epoch 100: ")
+        and e.transport.status.value.startswith("done: ")
+    )
+
+
+@pytest.mark.parametrize("first, then", [("two layers", "sums"), ("sums", "layers")])
+def test_the_pinned_one_of_another_world(first, then, make):
+    e = done(make(first))
+    e.transport.pin.click()
+    e.panel.world.value = then
+    done(e)
+    for name, scene in SCENES.items():
+        tab(e, name)
+        e.transport.time.value = 0 if e.transport.time.value else len(e.session) - 1
+        there = [scene.only in (None, WORLDS[w].figure) for w in (first, then)]
+        assert [
+            visible(e.stage.beside[name]),
+            visible(e.stage.charts[name]),
+        ] == there and e.transport.status.value == said(e.session)
+    assert e.pinned.world is WORLDS[first] and e.session.world is WORLDS[then]
+
+
+def test_the_pinned_one_of_another_rate_is_seen_at_the_same_epoch(make):
+    e = done(small(make("two layers")))
+    e.transport.pin.click()
+    e.panel.lr.value = 0.05
+    done(e)
+    tab(e, "Probes")
+    seen = []
+    for at in range(1, len(e.session), len(e.session) // 5):
+        e.transport.time.value = at
+        seen.append(
+            [title(c).split(":")[0] for c in (e.stage.charts["Probes"], e.stage.beside["Probes"])]
+        )
+    assert [a for a, _ in seen] == [b for _, b in seen]
+
+
+# --- a picked example
+
+
+def test_a_picked_example_shows_its_history(make):
+    e = done(make("sums"))
+    tab(e, "Examples")
+    assert not visible(e.stage.detail)
+    a, b = shown(e.session)[2], shown(e.session)[5]
+    select(e, a)
+    assert (
+        e.stage.picked == a
+        and visible(e.stage.detail)
+        and f"example {a}:" in title(e.stage.detail)
+        and e.stage.notes["Examples"].value == ""
+    )
+    assert [i for i, r in tiles(e.stage.charts["Examples"]).items() if r["picked"]] == [a]
+    for at in (3, 1, 20):
+        e.transport.time.value = at
+        assert (
+            e.stage.picked == a
+            and f"example {a}:" in title(e.stage.detail)
+            and [i for i, r in tiles(e.stage.charts["Examples"]).items() if r["picked"]] == [a]
+            and rules(e.stage.detail)[0] == e.session.epochs[at]
+        )
+    select(e, b)
+    assert (
+        e.stage.picked == b
+        and f"example {b}:" in title(e.stage.detail)
+        and title(e.stage.charts["Examples"]).startswith(f"Epoch {e.session.epochs[20]:,.0f}:")
+    )
+    tab(e, "Training")
+    tab(e, "Examples")
+    assert e.stage.picked == b and visible(e.stage.detail)
+
+
+BESIDE = [None, {}, {"vlPoint": {"or": []}}, {"vlPoint": {"or": [{"other": 3}]}}]
+
+
+def test_a_click_beside_the_examples(make):
+    e = done(make("sums"))
+    tab(e, "Examples")
+    chart = e.stage.charts["Examples"]
+    for value in BESIDE:
+        chart._vl_selections = {"pick": dict(value=value, store=[])}
+        assert e.stage.picked is None and not visible(e.stage.detail), value
+    select(e, row := shown(e.session)[0])
+    for value in BESIDE:
+        chart._vl_selections = {"pick": dict(value=value, store=[])}
+        assert e.stage.picked == row and visible(e.stage.detail), value
+
+
+def test_a_picked_example_of_data_that_are_no_more(make):
+    e = done(make("sums"))
+    tab(e, "Examples")
+    e.panel.rho.value = 0.9
+    done(e)
+    row = shown(e.session)[1]
+    select(e, row)
+    e.panel.seed.value = 1
+    assert done(e).stage.picked == row and f"example {row}:" in title(e.stage.detail)
+    e.panel.noise.value = "flip"
+    e.panel.rho.value = 0.02
+    done(e)
+    assert (
+        row not in shown(e.session)
+        and e.stage.picked is None
+        and not visible(e.stage.detail)
+        and e.stage.notes["Examples"].value
+        and not any(r["picked"] for r in tiles(e.stage.charts["Examples"]).values())
+    )
+
+
+def test_examples_where_nothing_is_wrong(make):
+    e = done(make("sums"))
+    tab(e, "Examples")
+    e.panel.rho.value = 0
+    done(e)
+    assert len(tiles(e.stage.charts["Examples"])) == 40
+    select(e, 3)
+    assert e.stage.picked == 3 and visible(e.stage.detail)
+    for name in TABS:
+        tab(e, name)
+    assert e.transport.status.value == said(e.session)
+
+
+def test_a_click_leaves_the_pinned_one(make):
+    e = done(make("sums"))
+    tab(e, "Examples")
+    e.transport.pin.click()
+    assert visible(e.stage.beside["Examples"])
+    select(e, shown(e.session)[0])
+    assert visible(e.stage.beside["Examples"])
+
+
+@pytest.mark.parametrize("then", ["layers", "sums"])
+def test_a_picked_example_and_another_world(then, make):
+    e = done(make("sums" if then != "sums" else "layers"))
+    tab(e, "Examples")
+    select(e, shown(e.session)[-1])
+    e.panel.world.value = then
+    done(e)
+    assert e.stage.picked is None or e.stage.picked in shown(e.session)
+
+
+# --- what goes wrong
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    "No data but digits, and no way to get them."
+    import torchvision
+
+    def refuse(*_, **__):
+        raise RuntimeError("no network here")
+
+    monkeypatch.setenv("MEMNB_DATA", str(tmp_path))
+    for name in ("MNIST", "FashionMNIST", "CIFAR10", "SVHN"):
+        monkeypatch.setattr(torchvision.datasets, name, refuse)
+
+
+def test_data_that_are_not_there(make, empty, jobs):
+    e = done(small(make("layers")))
+    count = len(jobs)
+    e.panel.dataset.value = "mnist"
+    e.join(180)
+    assert (
+        e.transport.status.value.startswith("FileNotFoundError: mnist is not in")
+        and "could not be downloaded" in e.transport.status.value
+        and len(jobs) == count + 1
+        and e.session is None
+    )
+    for name in TABS:
+        tab(e, name)
+    e.transport.time.value = 1
+    e.transport.pin.click()
+    e.panel.seed.value = 2
+    e.join(180)
+    assert e.transport.status.value.startswith("FileNotFoundError")
+    e.panel.dataset.value = "digits"
+    assert done(e).session.values["seed"] == 2 and e.transport.status.value == said(e.session)
+
+
+def test_a_training_that_breaks_off(make, monkeypatch):
+    def broken(self):
+        for k, self.recorder in enumerate(self.course.steps):
+            if k == 7:
+                raise FloatingPointError("it diverged")
+            yield self
+
+    e = done(make("sums"))
+    with monkeypatch.context() as m:
+        m.setattr(Session, "__iter__", broken)
+        e.panel.seed.value = 1
+        e.join(180)
+    assert (
+        e.transport.status.value == "FloatingPointError: it diverged"
+        and e.session.values["seed"] == 1
+        and e.session.seen >= 7
+        and not e.job.done
+    )
+    e.transport.time.value = 2
+    assert e.transport.epoch.value == f"epoch {e.session.epochs[2]:,.0f}"
+    e.panel.seed.value = 2
+    assert done(e).transport.status.value == said(e.session)
+
+
+def broken(*_, **__):
+    raise ZeroDivisionError("cannot be drawn")
+
+
+def test_an_error_while_drawing_is_said(make, monkeypatch):
+    e = done(make("sums"))
+    monkeypatch.setitem(SCENES, "Probes", Scene(broken))
+    tab(e, "Probes")
+    assert e.transport.status.value == "ZeroDivisionError: cannot be drawn"
+    tab(e, "Training")
+    e.panel.seed.value = 1
+    assert done(e).transport.status.value == said(e.session)
+
+
+def test_an_error_while_drawing_is_said_and_ends_no_training(make, monkeypatch):
+    monkeypatch.setitem(SCENES, "Training", Scene(broken))
+    e = make("sums", watched=True)
+    e.join(180)
+    assert "cannot be drawn" in e.transport.status.value
+    assert e.job.done and e.session.seen == len(e.session)
+
+
+# --- the end
+
+
+@pytest.mark.parametrize("state", ["done", "training", "paused", "stopped", "preparing"])
+def test_close_ends_the_thread(state, make):
+    e = make("sums", pace=0 if state == "done" else 8)
+    if state == "done":
+        done(e)
+    elif state != "preparing":
+        going(e, 30)
+    if state == "paused":
+        held(e)
+    if state == "stopped":
+        stop(e)
+    e.close()
+    assert not e.job.thread.is_alive() and until(lambda: not threads())
+    e.close()
+    assert not threads()
+
+
+def test_close_after_many_changes(make):
+    e = make("layers", pace=60)
+    for k in range(5):
+        e.panel.seed.value = k + 1
+    e.close()
+    assert until(lambda: not threads())
+
+
+def test_close_in_between_two_that_go_on(make):
+    a, b = going(make("sums", pace=4)), going(make("sums", pace=4))
+    a.close()
+    assert b.job.thread.is_alive() and not a.job.thread.is_alive()
+    seen = b.session.seen
+    assert until(lambda: b.session.seen > seen)
+
+
+def test_explore_closes_the_one_before():
+    a = explore("sums", preset="ci", pace=60)
+    first = a.job.thread
+    b = explore("layers", preset="ci", pace=60)
+    assert (
+        b is not a
+        and not first.is_alive()
+        and until(lambda: threads() == [b.job.thread])
+        and explorers._open == [b]
+    )
+    with pytest.raises(ValueError, match="world='x' is unknown"):
+        explore("x")
+    assert until(lambda: not threads()) and explorers._open == []
+    c = explore(preset="ci", pace=0)
+    assert c.panel.world.value == "two layers" and c.preset == "ci"
+    c.close()
+    assert until(lambda: not threads())
+    explorers._open.clear()
+
+
+def test_a_closed_one_may_be_explored_again():
+    for _ in range(2):
+        explore("sums", preset="ci", pace=60).close()
+    assert explore("sums", preset="ci", pace=0) in explorers._open
+    explorers._open.pop().close()
+    assert until(lambda: not threads())
+
+
+def test_stages_of_two_explorers_are_their_own():
+    a, b = Stage(), Stage()
+    assert (
+        not {id(c) for s in (a.charts, a.beside, a.notes) for c in s.values()}
+        & {id(c) for s in (b.charts, b.beside, b.notes) for c in s.values()}
+        and a.scene == b.scene == TABS[0]
+    )
+    assert [a.get_title(k) for k in range(len(TABS))] == TABS

@@ -1,0 +1,270 @@
+"Parameters refused before any work, verdicts counted, results whole or not at all."
+
+import json
+
+import altair as alt
+import polars as pl
+import pytest
+
+from memnb.lab import experiments
+from memnb.lab.experiments import Rule, injected_names, keep, refuse_unknown
+from memnb.papers import relu
+
+GOOD = dict(
+    rho=0.2,
+    rhos="",
+    noise="flip",
+    dataset=None,
+    n=None,
+    width=None,
+    lr=None,
+    std=0.0316,
+    epochs=None,
+    early=None,
+    window=None,
+    clean_epochs=0,
+    seed=0,
+    seeds="",
+    noise_seed=0,
+    preset="ci",
+    out="",
+    store="",
+)
+
+
+def parameters(**given):
+    return relu.parameters("test", **(GOOD | given))
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        (dict(rho=1.7), "rho=1.7.*between 0 and 0.5"),
+        (dict(rho=0.5), "rho=0.5"),
+        (dict(rho=0), "rho=0"),
+        (dict(rho="x"), "rho='x' must be a number"),
+        (dict(rho=True), "rho=True"),
+        (dict(rho=float("nan")), "rho=nan"),
+        (dict(rhos="0.1,0.7"), "rhos"),
+        (dict(width=0), "width=0 must be at least 1"),
+        (dict(width=2.5), "width=2.5 must be a whole number"),
+        (dict(n=3), "n=3 must be even"),
+        (dict(lr=0), "lr=0"),
+        (dict(lr=float("inf")), "lr=inf"),
+        (dict(std=-1), "std=-1"),
+        (dict(dataset="mnits"), "mnits.*digits, mnist"),
+        (dict(noise="flop"), "flop.*flip, wrong, redraw, pair"),
+        (dict(noise="matrix"), "matrix"),
+        (dict(preset="huge"), "huge.*quick, small, paper, ci"),
+        (dict(seed=-1), "seed=-1"),
+        (dict(seeds="0,-2"), "seeds"),
+        (dict(epochs=0), "epochs=0"),
+        (dict(early=20_000), "early=20000"),
+        (dict(clean_epochs=-1), "clean_epochs=-1"),
+    ],
+)
+def test_bad_values_say_what_was_given_and_what_is_allowed(given, says):
+    with pytest.raises(ValueError, match=says):
+        parameters(**given)
+
+
+def test_values_are_cast():
+    p = parameters(rho="0.3", rhos=0.1, seeds="2, 1", width=20.0, lr="1e-3")
+    assert (p.rho, p.rhos, p.seeds, p.width, p.lr) == (0.3, [0.1], [2, 1], 20, 1e-3)
+    assert parameters().rhos == [0.2] and parameters(seed=3).seeds == [3]
+
+
+def test_a_given_value_wins_over_the_preset():
+    assert parameters().n == 100 and parameters(n=40).n == 40 and parameters(n=40).width == 30
+
+
+def test_misspelt_names():
+    cells = ["rho: float = 0.2", "# Parameters\nrh0 = 0.3\npreset = 'ci'\n"]
+    assert injected_names(cells) == {"rh0", "preset"}
+    with pytest.raises(ValueError, match="'rh0'; did you mean 'rho'.*rho, preset"):
+        refuse_unknown(injected_names(cells), ["rho", "preset"])
+    refuse_unknown({"rho"}, ["rho"])
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    for what in ("out", "store"):
+        with pytest.raises(OSError, match=f"{what}=.*cannot be written"):
+            parameters(**{what: str(tmp_path / "file")})
+
+
+def test_store_is_found(tmp_path, monkeypatch):
+    monkeypatch.delenv("MEMNB_STORE", raising=False)
+    assert parameters().store == ""
+    assert parameters(out=str(tmp_path)).store == str(tmp_path / "runs")
+    monkeypatch.setenv("MEMNB_STORE", str(tmp_path / "env"))
+    assert parameters(out=str(tmp_path)).store == str(tmp_path / "env")
+    assert parameters(store=str(tmp_path / "given")).store == str(tmp_path / "given")
+
+
+def results(out, **given):
+    p = parameters(out=str(out), **given)
+    chart = alt.Chart(pl.DataFrame(dict(x=[1, 2]))).mark_point().encode(x="x:Q")
+    return keep(
+        p,
+        pl.DataFrame(dict(rho=[0.2], noise_rate=[0.21])),
+        pl.DataFrame(dict(verdict=["holds"])),
+        dict(fig=chart),
+        note="kept",
+    )
+
+
+def test_results_are_complete_and_found_by_parameters(tmp_path):
+    folder = results(tmp_path)
+    assert {f.name for f in folder.iterdir()} == {
+        "frame.parquet",
+        "claims.parquet",
+        "fig.svg",
+        "fig.png",
+        "params.json",
+        "manifest.json",
+    }
+    record = json.loads((folder / "params.json").read_text())
+    assert (
+        record["parameters"]["width"] == 30
+        and record["note"] == "kept"
+        and record["realised_noise"] == [dict(rho=0.2, noise_rate=0.21)]
+        and record["versions"]["torch"]
+        and "wall_seconds" in record
+    )
+    assert results(tmp_path) == folder and results(tmp_path, seed=1) != folder
+    assert not [f for f in folder.parent.iterdir() if f.name.startswith(".")]
+
+
+def test_results_of_a_changed_notebook_are_others(tmp_path, monkeypatch):
+    cells = ["n = 3", "frame = f(n)"]
+    monkeypatch.setattr(experiments, "_kernel_cells", lambda: cells)
+    first = results(tmp_path)
+    cells += ["# Parameters\nout = 'elsewhere'", "frame = f(n)"]  # given, and run again
+    assert results(tmp_path) == first
+    cells[1] = "frame = g(n)"
+    assert results(tmp_path) != first
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        (dict(p={}), "must be those that `settle` gave"),
+        (dict(frame=None), "frame is a NoneType"),
+        (dict(claims=[1]), "claims is a list"),
+        (dict(charts=[1]), "charts=.* must be a dictionary"),
+        (dict(charts=dict(a=1)), "charts="),
+        (dict(note={1}), "must be JSON values"),
+    ],
+)
+def test_what_cannot_be_kept(tmp_path, given, says):
+    how = (
+        dict(p=parameters(out=str(tmp_path)), frame=pl.DataFrame(), claims=None, charts={}) | given
+    )
+    with pytest.raises(ValueError, match=says):
+        keep(**how)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_nothing_is_written_without_a_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEMNB_STORE", raising=False)
+    p = parameters()
+    relu.each(p, relu.whole_run)
+    assert keep(p, pl.DataFrame(), pl.DataFrame(), {}) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_rules_name_the_kind():
+    with pytest.raises(ValueError, match="must be a list of numbers"):
+        Rule("list of numbers")("rhos", "a,b")
+
+
+# --- casts that change nothing
+
+
+@pytest.mark.parametrize(
+    "given, is_",
+    [("9007199254740993", 2**53 + 1), (2**53 + 1, 2**53 + 1), ("1e3", 1000), (7.0, 7), ("-3", -3)],
+)
+def test_whole_numbers_are_not_rounded(given, is_):
+    assert Rule("whole number")("n", given) == is_
+
+
+@pytest.mark.parametrize(
+    "kind, value",
+    [
+        ("number", True),
+        ("number", b"1"),
+        ("number", [1]),
+        ("number", 10**400),
+        ("number", "nan"),
+        ("whole number", "1e400"),
+        ("whole number", "9" * 5000),
+        ("text", b"x"),
+        ("text", ["x"]),
+        ("text", "a\0b"),
+        ("list of numbers", "[0.1]0.2]"),
+        ("list of numbers", range(2**70)),
+        ("list of numbers", [0.1] * 1001),
+        ("list of texts", [["x"]]),
+    ],
+)
+def test_what_a_cast_would_have_to_guess_is_refused(kind, value):
+    with pytest.raises(ValueError, match=r"^p=.{1,200} must be"):
+        Rule(kind)("p", value)
+
+
+def test_an_unknown_name_is_refused_in_a_call_too():
+    with pytest.raises(ValueError, match="unknown parameter 'wdith'; did you mean 'width'"):
+        parameters(wdith=3)
+
+
+def test_a_missing_parameter_is_an_attribute_error():
+    p = parameters()
+    assert not hasattr(p, "widths")
+    with pytest.raises(AttributeError, match="no parameter 'widths'; there are .*width"):
+        p.widths
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path):
+    with pytest.raises(ValueError):
+        parameters(out=str(tmp_path / "new"), early=20_000)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_home_folder_is_meant_by_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    p = parameters(out="~/results", store="~/kept")
+    assert (p.out, p.store) == (str(tmp_path / "results"), str(tmp_path / "kept"))
+
+
+def test_a_disk_that_is_too_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "memnb.lab.experiments.shutil.disk_usage", lambda _: type("Usage", (), dict(free=1000))
+    )
+    with pytest.raises(OSError, match="store=.* has .* free; the runs take about"):
+        parameters(store=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        (dict(n=358), "n=358 is more than there is: dataset=digits has 356"),
+        (dict(dataset="nosuch.npz"), "dataset=nosuch.npz: there is no such file"),
+        (dict(std=1e-320), "std=1e-320 must be above 0, from 1e-10"),
+        (dict(lr=999, epochs=10**8), "flow time of 9.99e"),
+        (dict(epochs=9, early=1), "epochs=9 must be at least 10"),
+        (dict(preset=["ci"]), r"preset=\['ci'\] is unknown"),
+        (dict(m_n0=1e308), "m_n0=1e\\+308 must lie between -10 and 10"),
+    ],
+)
+def test_what_later_cells_need_is_asked_for_at_once(given, says):
+    with pytest.raises((ValueError, OSError), match=says):
+        parameters(**GOOD | given)
+
+
+def test_every_rate_is_drawn_before_the_first_training():
+    p = parameters(rho=0.2, rhos="0.1,0.49", noise="flip", n=100)
+    with pytest.raises(ValueError, match="rho=0.49 with n=100 gave a realised rate of 0.5"):
+        [relu.expect(relu.Params(p | dict(noise_seed=s)), 1) for s in range(20)]

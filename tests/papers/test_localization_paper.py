@@ -1,0 +1,742 @@
+"""Parameters completed; networks that fit the data; runs that a store keeps, with what is attached and what was counted."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from polars.testing import assert_frame_equal
+from sklearn.datasets import load_digits
+from torch import nn
+
+from memnb.datasets.noisy_datasets import NoisyDataset
+from memnb.localization.accounting import Accounting
+from memnb.localization.scores import leave_out_memorization
+from memnb.localization.tied_dropout import SparseChannels, StandardDropout, TiedDropout, by_mode
+from memnb.models.layers import layer_groups, predict
+from memnb.models.networks import build
+from memnb.papers import localization as runs
+from memnb.trainer import training as trainer
+
+NAMES = [
+    "n",
+    "dataset",
+    "model",
+    "width",
+    "rhos",
+    "seeds",
+    "lr",
+    "epochs",
+    "batch",
+    "cells",
+    "examples",
+    "shares",
+]
+TINY = dict(model="mlp", width=0.03, n=60, epochs=2, batch=20, rho=0.2)
+TIED = dict(name="tied", p_gen=0.4, p_mem=0.3)
+
+
+def params(**given):
+    return runs.parameters(
+        "figure",
+        **{k: None for k in NAMES}
+        | dict(rho=0.1, noise="wrong", noise_seed=0, preset="ci", out="", store="")
+        | given,
+    )
+
+
+def made(p, seed=0, **how):
+    return runs.trained(p, *runs.prepare(p, p.rho), seed, **how)
+
+
+def forbid(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("trains")
+
+    monkeypatch.setattr(trainer, "_loop", refuse)
+
+
+def folders(p) -> set[str]:
+    return {d.name for d in Path(p.store).iterdir() if not d.name.startswith(".")}
+
+
+# --- parameters
+
+
+def test_a_given_value_wins_over_the_presets():
+    assert (params().lr, params().n, params().width, params().rhos, params().seeds) == (
+        0.1,
+        300,
+        0.125,
+        [0.1, 0.5],
+        [0],
+    )
+    p = params(
+        lr="0.3",
+        n="40",
+        width=2,
+        rhos="0.2,0.3",
+        seeds="4,5",
+        cells="0.5",
+        examples=7,
+        dataset="mnist",
+        model="cnn",
+        epochs="3",
+    )
+    assert (
+        p.lr,
+        p.n,
+        p.width,
+        p.rhos,
+        p.seeds,
+        p.cells,
+        p.examples,
+        p.dataset,
+        p.model,
+        p.epochs,
+    ) == (0.3, 40, 2, [0.2, 0.3], [4, 5], [0.5], 7, "mnist", "cnn", 3)
+
+
+@pytest.mark.parametrize("preset", runs.PRESETS)
+@pytest.mark.parametrize(
+    "more", [{}, dict(threshold=0.5, scores=""), dict(p_gen=0.4, p_mem=0.2), dict(mode="hybrid")]
+)
+def test_every_preset_settles(preset, more):
+    p = params(preset=preset, **more)
+    for k, v in runs.PRESETS[preset].items():
+        assert p[k] == (
+            [float(i) for i in v.split(",")]
+            if isinstance(v, str) and runs.RULES[k].kind.startswith("list")
+            else v
+        )
+    assert (
+        p.figure == "figure"
+        and p.n == runs.PRESETS[preset].get("n")
+        and p.test_share == (0.3322 if p.dataset == "digits" else None)
+        and p.model in runs.NETWORKS
+    )
+    assert all(isinstance(p[k], list) and p[k] for k in ("rhos", "seeds", "cells", "shares"))
+
+
+def test_the_paper_takes_all_there_is_unless_n_is_given():
+    assert params(preset="paper").n is None and params(preset="paper", n=50).n == 50
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        (dict(dataset="mnits"), "mnits.*digits, mnist"),
+        (dict(model="resnet18"), "resnet18.*resnet9, resnet50, vit, mlp, cnn"),
+        (dict(noise="matrix"), "matrix.*flip, wrong, redraw, pair"),
+        (dict(preset="huge"), "huge.*quick, small, paper, ci"),
+        (dict(rho=0), "rho=0 .*strictly between 0 and 1"),
+        (dict(rho=1), "strictly"),
+        (dict(rho="x"), "rho='x' must be a number"),
+        (dict(rhos="0.1,1"), "rhos='0.1,1'.*strictly"),
+        (dict(rhos=""), "rhos must not be empty"),
+        (dict(seeds=""), "seeds must not be empty"),
+        (dict(cells=""), "cells must not be empty"),
+        (dict(seeds="0,-1"), "seeds"),
+        (dict(cells="0,0.5"), r"cells.*\(0, 1\]"),
+        (dict(cells="1.1"), r"cells.*\(0, 1\]"),
+        (dict(width=0), "width=0 must be above 0"),
+        (dict(width=float("inf")), "width=inf"),
+        (dict(n=19), "n=19 must be at least 20"),
+        (dict(n=40.5), "n=40.5 must be a whole number"),
+        (dict(lr=0), "lr=0"),
+        (dict(epochs=-1), "epochs=-1"),
+        (dict(batch=0), "batch=0"),
+        (dict(examples=0), "examples=0.*at least 1"),
+        (dict(p_gen=0), r"p_gen=0 must lie in \(0, 1\]"),
+        (dict(p_mem=1.1), r"p_mem=1.1 must lie in \[0, 1\]"),
+        (dict(threshold=1), r"threshold=1 must lie in \(0, 1\)"),
+        (dict(noise_seed=-1), "noise_seed=-1"),
+        (dict(mode="fast"), "mode='fast'.*exact, hybrid, shared"),
+        *((dict(epochs=e), "epochs") for e in (0.5, 1.5)),
+    ],
+)
+def test_bad_values_say_what_was_given_and_what_is_allowed(given, says):
+    with pytest.raises(ValueError, match=says):
+        params(**given)
+
+
+@pytest.mark.parametrize(
+    "figure, given, says",
+    [
+        *(
+            (
+                "localization_gradients",
+                dict(epochs=e),
+                f"epochs={e} has no epoch between 30 and 40%",
+            )
+            for e in (1, 2, 4, 7)
+        ),
+        (
+            "localization_atypical",
+            dict(scores="nosuch.npz", threshold=0.5),
+            "scores='nosuch.npz': there is no such file",
+        ),
+        ("localization_atypical", dict(scores="s3://b/x.npz", threshold=0.5), "scores="),
+        ("localization_rewinding", dict(n=305), "n=305 must be a multiple of 10"),
+        ("localization_rewinding", dict(n=10_000), "at most 1110"),
+        ("localization_rewinding", dict(dataset="nosuch.npz"), "no such file"),
+        ("localization_rewinding", dict(model="vit", width=99), "width=99.* needs .* of memory"),
+        ("localization_rewinding", dict(width=1e9), "width=1000000000.0 must be above 0"),
+    ],
+)
+def test_what_later_cells_need_is_asked_for_at_once(figure, given, says, monkeypatch):
+    for room in ("arrays", "checks"):
+        monkeypatch.setattr(f"memnb.{room}.free_memory", lambda: 2.0**30)
+    with pytest.raises((ValueError, OSError), match=says):
+        runs.parameters(
+            figure,
+            **{k: None for k in NAMES}
+            | dict(rho=0.1, noise="wrong", noise_seed=0, preset="ci", out="", store="")
+            | given,
+        )
+
+
+@pytest.mark.parametrize("epochs", [3, 5, 6, 8, 9, 10, 11, 50])
+def test_epochs_at_which_the_layers_can_be_compared(epochs):
+    assert (
+        runs.parameters(
+            "localization_gradients",
+            **{k: None for k in NAMES}
+            | dict(
+                rho=0.1, noise="wrong", noise_seed=0, preset="ci", out="", store="", epochs=epochs
+            ),
+        ).epochs
+        == epochs
+    )
+
+
+@pytest.mark.parametrize(
+    "given, says",
+    [
+        (dict(p_gen=0.4, p_mem=0.2, cells="0.01"), "p_gen=0.01 leaves none of the"),
+        (dict(rhos="0.1,0.999"), "rho=0.999 of 20 examples gives 20 wrong labels"),
+    ],
+)
+def test_what_the_last_trainings_need_is_asked_for_before_the_first(given, says):
+    p = params(**dict(model="mlp", width=0.03, n=20) | given)
+    with pytest.raises(ValueError, match=says):
+        runs.expect(p, 1)
+
+
+@pytest.mark.parametrize("threshold, atypical", [(0.001, 0), (0.999, 60)])
+def test_scores_that_leave_one_group_empty(threshold, atypical, tmp_path):
+    y = load_digits().target
+    np.savez(tmp_path / "scores.npz", scores=np.full(len(y), 0.5), labels=y)
+    p = runs.parameters(
+        "localization_atypical",
+        **{k: None for k in NAMES if k not in ("rhos", "examples", "cells", "shares")}
+        | TINY
+        | dict(
+            noise_seed=0,
+            preset="ci",
+            out="",
+            store="",
+            threshold=threshold,
+            scores=str(tmp_path / "scores.npz"),
+            rho=0.2,
+            noise="wrong",
+        ),
+    )
+    del p["rho"]
+    with pytest.raises(
+        ValueError, match=f"threshold={threshold} makes {atypical} of 60 examples atypical"
+    ):
+        runs.expect(p, 1)
+
+
+def test_unknown_names(monkeypatch):
+    from memnb.lab import experiments
+
+    monkeypatch.setattr(experiments, "_kernel_cells", lambda: ["# Parameters\nwdith = 0.5\n"])
+    with pytest.raises(ValueError, match="'wdith'; did you mean 'width'"):
+        params()
+
+
+def test_folders_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    for k in ("out", "store"):
+        with pytest.raises(OSError, match=k):
+            params(**{k: str(tmp_path / "file")})
+
+
+@pytest.mark.parametrize(
+    "epochs, kept",
+    [
+        (1, [0, 1]),
+        (3, [0, 1, 2, 3]),
+        (8, [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        (30, [0, 1, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30]),
+        (50, [0, 1, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50]),
+    ],
+)
+def test_epochs_kept(epochs, kept):
+    assert runs.epochs_kept(params(epochs=epochs)) == kept
+
+
+# --- data and network
+
+
+def test_data():
+    p = params(n=100)
+    (data, test), (clean, same) = runs.prepare(p, 0.1), runs.prepare(p, 0)
+    assert (
+        (data.rho, clean.rho, len(data), len(test)) == (0.1, 0, 100, 597)
+        and torch.equal(data.x, clean.x)
+        and test.digest == same.digest
+        and (data.x.min(), data.x.max()) == (-1, 1)
+    )
+    assert (
+        data.digest
+        == runs.prepare(p, 0.1)[0].digest
+        != runs.prepare(params(n=100, noise_seed=1), 0.1)[0].digest
+    )
+    assert torch.equal(
+        runs.prepare(params(n=100, noise="pair"), 0.5)[0].is_noisy,
+        (
+            (runs.prepare(params(n=100, noise="pair"), 0.5)[0].clean + 1) % 10
+            == runs.prepare(params(n=100, noise="pair"), 0.5)[0].y
+        ),
+    )
+
+
+@pytest.mark.parametrize("model", runs.NETWORKS)
+def test_networks_classify_the_data(model):
+    p = params(model=model, width=None if model == "resnet50" else 0.01, n=20)
+    data, test = runs.prepare(p, 0.5)
+    how = runs.network(p, data, 0)
+    with torch.device("meta" if model == "resnet50" else "cpu"):
+        net = build(**how)
+    assert predict(net, test.x[:3].to(next(net.parameters()).device)).shape == (
+        3,
+        10,
+    ) and how == json.loads(json.dumps(how))
+    assert how | dict(seed=1) == runs.network(p, data, 1) and (
+        model != "vit" or how["width"] % 8 == 0
+    )
+    if model != "resnet50":
+        assert not any(
+            torch.equal(a, b)
+            for a, b in zip(build(**runs.network(p, data, 1)).parameters(), net.parameters())
+            if a.ndim > 1
+        )
+
+
+@pytest.mark.parametrize(
+    "model, argument, whole",
+    [
+        ("resnet9", "width", 1.0),
+        ("vit", "width", 512),
+        ("vit", "hidden", 512),
+        ("mlp", "widths", [512] * 3),
+        ("cnn", "channels", [64, 128, 256]),
+        ("cnn", "widths", [256]),
+    ],
+)
+def test_widths(model, argument, whole):
+    data = runs.prepare(params(n=20), 0.5)[0]
+    half = [v // 2 for v in whole] if isinstance(whole, list) else whole / 2
+    assert (
+        runs.network(params(model=model, width=1), data, 0)[argument] == whole
+        and runs.network(params(model=model, width=0.5), data, 0)[argument] == half
+    )
+
+
+# --- what is attached
+
+
+@pytest.mark.parametrize(
+    "what, kind, says",
+    [
+        (TIED, TiedDropout, dict(p_gen=0.4, p_mem=0.3, seed=5)),
+        (dict(name="dropout", kept=0.6), StandardDropout, dict(kept=0.6)),
+        (dict(name="sparse", kept=0.4), SparseChannels, dict(kept=0.4, seed=5)),
+    ],
+)
+@pytest.mark.parametrize(
+    "model, layers",
+    [
+        ("mlp", ["fc1", "fc2", "fc3"]),
+        ("cnn", ["block1", "block2", "block3", "fc1"]),
+        ("resnet9", ["conv1", "conv2", "res1", "conv3", "res2", "conv4"]),
+        ("vit", ["patches", *(f"blocks.{i}" for i in range(5)), "norm"]),
+    ],
+)
+def test_attached_behind_each_part_but_the_last(what, kind, says, model, layers):
+    p = params(model=model, width=0.1, n=20)
+    data, _ = runs.prepare(p, 0.5)
+    net = build(**runs.network(p, data, 0))
+    plain, put = predict(net, data.x), runs.attach(net, what, 5)
+    assert type(put) is kind and put.layers == layers and {k: getattr(put, k) for k in says} == says
+    there = predict(net, data.x, index=data.index)
+    assert there.shape == plain.shape and torch.equal(there, plain) == (kind is StandardDropout)
+    put.remove()
+    torch.testing.assert_close(predict(net, data.x), plain)
+
+
+def test_one_mask_for_a_layer_and_its_normalisation():
+    net = build("resnet50", shape=[3, 32, 32])
+    assert runs.attach(net, TIED, 0).layers == [
+        "bn1",
+        *(k for k in layer_groups(net) if k.startswith("layer")),
+    ]
+
+
+def test_resnet50_has_one_width():
+    assert (
+        params(model="resnet50", width=None).width == params(model="resnet50", width=1).width == 1
+    )
+    with pytest.raises(ValueError, match="width=0.5: resnet50 comes in one width"):
+        params(model="resnet50", width=0.5)
+
+
+@pytest.mark.parametrize(
+    "figure, epochs, looks",
+    [
+        ("localization_gradients", 0, 0),
+        ("localization_rewinding", 0, 2 * 8 * 3),
+        ("localization_retraining", 2 * 20 * 3, 0),
+    ],
+)
+def test_the_expected_time_counts_the_analyses(figure, epochs, looks):
+    p = params(model="mlp", width=0.1, n=20, seeds="0,1")
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    assert (
+        runs._analyses(runs.Params(p | dict(figure=figure)), runs.prepare(p, 0)[0], net, 10.0, 1.0)
+        == 10 * epochs + looks
+    )
+
+
+@pytest.mark.parametrize(
+    "figure, epochs, looks",
+    [("localization_neurons", 8 + 10 + 200 * 10 / 20, 0), ("localization_atypical", 20 * 3, 6 * 3)],
+)
+def test_the_expected_time_counts_what_is_done_once(figure, epochs, looks, monkeypatch):
+    done = []
+    monkeypatch.setattr(
+        runs, "memorized", lambda data, epochs, progress: done.append(5 + 2 * epochs)
+    )  # seconds
+    monkeypatch.setattr(runs.time, "perf_counter", lambda: float(sum(done)))
+    p = params(model="mlp", width=0.1, n=20, examples=10)
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    assert (
+        runs._analyses(runs.Params(p | dict(figure=figure)), runs.prepare(p, 0)[0], net, 10.0, 1.0)
+        == 10 * epochs + looks + 5 + 2 * 40
+    )
+
+
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_nothing_is_attached(nothing):
+    net = build("mlp", shape=(4,), widths=(3,))
+    assert runs.attach(net, nothing, 0) is None and not any(m._forward_hooks for m in net.modules())
+
+
+def test_an_unknown_attachment():
+    with pytest.raises(ValueError, match="'glue'.*tied, dropout, sparse"):
+        runs.attach(build("mlp", shape=(4,), widths=(3,)), dict(name="glue"), 0)
+
+
+# --- runs
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("store"))
+
+
+def test_a_run_as_its_parts():
+    p = params(**TINY)
+    (data, test), (run, net, put) = runs.prepare(p, p.rho), made(p)
+    assert (
+        put is None
+        and not net.training
+        and run.time.tolist() == [0, 1, 2] == sorted(run.checkpoints)
+        and run.digest == data.digest
+        and run.test_y.equal(test.y)
+    )
+    own, ledger = (
+        build(**runs.network(p, data, 0)),
+        Accounting(data, layers=["fc1", "fc2", "fc3", "out"]),
+    )
+    other = trainer.fit(
+        own,
+        data,
+        2,
+        test,
+        optimizer="sgd",
+        momentum=0.9,
+        weight_decay=5e-4,
+        lr=0.1,
+        schedule="triangle",
+        batch=20,
+        seed=0,
+        backward=ledger.backward,
+        observe=[ledger.rows],
+        device="cpu",
+    )
+    torch.testing.assert_close(run.loss, other.loss)
+    assert_frame_equal(run.rows, other.rows)
+    for k, v in net.state_dict().items():
+        (
+            torch.testing.assert_close(v, own.state_dict()[k]),
+            torch.testing.assert_close(v, run.checkpoints[2][k]),
+        )
+
+
+def test_rows_of_the_accounting():
+    run, net, _ = made(params(**TINY))
+    assert run.rows.columns == [
+        "time",
+        "layer",
+        "group",
+        "norm",
+        "cosine",
+        "parameters",
+    ] and run.rows["layer"].unique(maintain_order=True).to_list() == layer_groups(net)
+    assert (
+        run.rows.height == 3 * 4 * 2
+        and set(run.rows["group"]) == {"clean", "noisy"}
+        and run.rows.filter(time=0)["norm"].sum() == 0
+        and run.rows.filter(pl.col("time") > 0)["norm"].min() > 0
+    )
+    assert run.rows.filter(pl.col("time") > 0)["cosine"].is_between(-1, 1).all()
+
+
+CASES = {
+    "plain": {},
+    "tied": dict(what=TIED),
+    "dropout": dict(what=dict(name="dropout", kept=0.6)),
+    "sparse": dict(what=dict(name="sparse", kept=0.4)),
+    "mask": dict(mask=torch.arange(60) < 10),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_store_gives_back_what_was_trained(case, store, monkeypatch):
+    p = params(**TINY, store=store)
+    data, test = runs.prepare(p, p.rho)
+    (run, net, put), alone = made(p, **CASES[case]), made(params(**TINY), **CASES[case])[0]
+    forbid(monkeypatch)
+    again, other, also = made(p, **CASES[case])
+    torch.testing.assert_close(run.loss, alone.loss)
+    assert (
+        torch.equal(again.loss, run.loss)
+        and again.rows.equals(run.rows)
+        and again.config == run.config
+        and sorted(again.checkpoints) == sorted(run.checkpoints)
+    )
+    assert type(also) is type(put) and not other.training and other is not net
+    for k, v in net.state_dict().items():
+        assert torch.equal(v, other.state_dict()[k])
+    assert torch.equal(
+        predict(net, data.x, index=data.index), predict(other, data.x, index=data.index)
+    ) and torch.equal(
+        predict(other, data.x, index=data.index).argmax(1).to(torch.int16), run.prediction[-1]
+    )
+    if case == "tied":
+        assert by_mode(other, also, data, test) == by_mode(net, put, data, test) and set(
+            run.rows["mode"]
+        ) == {"own", "drop", "scaled", "rescaled"}
+        assert run.rows.filter(time=2, mode="drop", group="clean")["accuracy"].to_list() == [
+            r["accuracy"]
+            for r in by_mode(other, also, data)
+            if r["mode"] == "drop" and r["group"] == "clean"
+        ]
+    if case in ("dropout", "sparse"):
+        assert run.rows.is_empty()
+
+
+def test_other_runs_have_other_folders(tmp_path):
+    tiny = TINY | dict(store=str(tmp_path), epochs=1)
+    p = params(**tiny)
+    for k, how in enumerate(
+        [
+            {},
+            dict(seed=1),
+            *(dict(what=CASES[c]["what"]) for c in ("tied", "dropout", "sparse")),
+            dict(what=TIED | dict(p_mem=0.1)),
+            dict(what=dict(name="dropout", kept=0.4)),
+            dict(what=dict(name="sparse", kept=0.6)),
+            dict(mask=torch.arange(60) < 10),
+            dict(mask=torch.arange(60) < 11),
+            dict(what=TIED, seed=1),
+        ],
+        1,
+    ):
+        run = made(p, **how)[0]
+        assert len(folders(p)) == k and (run.config["group"], run.config["mask"]) == (
+            ("noisy", None) if "mask" not in how else ("given", list(range(int(how["mask"].sum()))))
+        )
+    for change in (
+        dict(lr=0.05),
+        dict(batch=30),
+        dict(epochs=2),
+        dict(width=0.02),
+        dict(rho=0.3),
+        dict(noise="pair"),
+        dict(noise_seed=1),
+        dict(n=50),
+        dict(model="cnn"),
+    ):
+        made(params(**tiny | change))
+        assert len(folders(p)) == (k := k + 1), change
+    made(p), made(params(**tiny | dict(examples=7, seeds="3", rhos="0.3")))
+    assert len(folders(p)) == k
+
+
+def test_the_home_folder_is_meant_by_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    p = params(**TINY | dict(epochs=1))
+    p["store"] = "~/kept"
+    made(p)
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+
+
+def test_the_mask_is_the_group_that_is_accounted_for():
+    p, mask = params(**TINY), torch.arange(60) < 10
+    data, test = runs.prepare(p, 0)
+    run, net, _ = runs.trained(p, data, test, 0, mask)
+    own, ledger = build(**runs.network(p, data, 0)), Accounting(data, mask, layer_groups(net))
+    other = trainer.fit(
+        own,
+        data,
+        2,
+        test,
+        momentum=0.9,
+        weight_decay=5e-4,
+        lr=0.1,
+        schedule="triangle",
+        batch=20,
+        backward=ledger.backward,
+        observe=[ledger.rows],
+        device="cpu",
+    )
+    assert_frame_equal(run.rows, other.rows)
+    with pytest.raises(ValueError, match="clean group"):
+        runs.trained(p, data, test, 0)
+
+
+def test_the_mask_with_tied_dropout():
+    p, mask = params(**TINY), torch.arange(60) < 10
+    data, test = runs.prepare(p, 0)
+    run, net, tied = runs.trained(p, data, test, 0, mask, TIED)
+    assert run.rows.filter(time=2, mode="drop", group="noisy")["accuracy"].to_list() == [
+        r["accuracy"]
+        for r in by_mode(net, tied, data, mask=mask)
+        if r["mode"] == "drop" and r["group"] == "noisy"
+    ]
+
+
+# --- in words
+
+SAYS = re.compile(r"expected: (\d+) runs, about (\d+) s(.*), (\d+) MB of memory, (\d+) MB of disk")
+
+
+@pytest.mark.parametrize("model", ["mlp", "vit"])
+def test_expected_time_memory_and_disk(model, tmp_path):
+    p = params(model=model, width=0.05, n=60, batch=20)
+    n, seconds, more, memory, disk = SAYS.match(runs.expect(p, 3)).groups()
+    assert (n, more, disk) == ("3", "", "0") and int(seconds) >= 1 and int(memory) >= 500
+    large = [
+        SAYS.match(
+            runs.expect(params(model="mlp", width=w, n=60, batch=20, store=str(tmp_path)), k)
+        )
+        for w, k in ((0.5, 1), (0.5, 10), (1, 10))
+    ]
+    assert (
+        [int(m[5]) for m in large] == sorted({int(m[5]) for m in large})
+        and int(large[0][5]) > 0
+        and int(large[2][4]) > int(large[0][4])
+    )
+
+
+def test_expected_disk_is_about_what_is_used(tmp_path):
+    p = params(model="mlp", width=0.5, n=60, batch=20, epochs=2, store=str(tmp_path))
+    made(p)
+    used = sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file()) / 2**20
+    assert used == pytest.approx(int(SAYS.match(runs.expect(p, 1))[5]), abs=1)
+
+
+def test_a_rate_that_leaves_no_label_wrong_is_refused_before_any_training():
+    p = params(model="mlp", width=0.05, n=20, noise="flip")
+    with pytest.raises(ValueError, match="rho=0.1 of 20 examples gives 0 wrong labels"):
+        runs.expect(p, 1)
+
+
+def test_marked():
+    p = params(**TINY | dict(noise="redraw"))
+    run, _, _ = made(p)
+    for rows in (run.frame(), run.rows):
+        f = runs.marked(rows, run, p.rho, 7)
+        assert f.columns == ["epoch", *rows.columns[1:], "rho", "noise_rate", "seed"] and f.drop(
+            "rho", "noise_rate", "seed"
+        ).rename({"epoch": "time"}).equals(rows)
+        assert (
+            set(f["rho"]) == {0.2}
+            and set(f["seed"]) == {7}
+            and set(f["noise_rate"]) == {runs.prepare(p, p.rho)[0].rho}
+            and 0 < f["noise_rate"][0] != 0.2
+        )
+    assert runs.marked(pl.DataFrame(dict(units=[1])), run, 0.2, 0).columns == [
+        "units",
+        "rho",
+        "noise_rate",
+        "seed",
+    ]
+
+
+def test_rooms_are_modules():
+    for room in runs.ROOMS:
+        assert (Path(runs.__file__).parent / f"{room}.py").is_file()
+
+
+# --- how much single examples are memorized
+
+
+def test_the_memorization_score_is_feldmans():
+    p = params(**TINY)
+    data, _ = runs.prepare(p, 0.2)
+
+    def make(seed):
+        return build("mlp", shape=data.x.shape[1:], widths=(64,), n_classes=10, seed=seed)
+
+    how = dict(lr=runs._suitable_lr(data), momentum=0.9, batch=32)
+    expected = leave_out_memorization(make, data, 2, subsets=6, **how)
+
+    ours = runs.memorized(data, subsets=6, epochs=2, progress=False)
+
+    torch.testing.assert_close(ours, expected, equal_nan=True)
+
+
+def test_a_c_score_counts_only_networks_that_never_saw_the_example():
+    data, _ = runs.prepare(params(**TINY), 0)
+    odd = data.y.clone()
+    odd[0] = (odd[0] + 1) % 10  # a wrong label, which nothing but itself can teach
+    data = NoisyDataset(data.x, odd, odd, data.index, 10, "one odd example")
+
+    seen, unseen = runs.seen_and_unseen(data, subsets=10, epochs=40, progress=False)
+
+    assert seen[0] > 0.9
+    assert unseen[0] < 0.1
+
+
+def test_published_c_scores_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMNB_DATA", str(tmp_path))
+    assert runs.published_counts() == {}
+    scores = np.array([0.1, 0.49, 0.5, 0.9])
+    np.savez(tmp_path / "mnist-cscores-orig-order.npz", scores=scores, labels=np.zeros(4, int))
+    assert runs.published_counts() == {"mnist": 2}
+    assert runs.published_counts(0.3) == {"mnist": 1}
+
+
+def test_a_pictures_subtitle_says_data_and_size():
+    p = params(**TINY)
+    words = runs.about(p, runs.prepare(p, 0.2)[0])
+    assert words == "preset ci, digits, 60 examples, mlp, width 0.03, 1 seed, 12 wrong labels"

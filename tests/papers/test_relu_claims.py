@@ -1,0 +1,321 @@
+"Each claim of the ReLU dynamics paper must fail on the experiment that it names as its control."
+
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from memnb.lab.claims import judge
+from memnb.lab.experiments import Params
+from memnb.models.networks import build
+from memnb.papers import relu
+from memnb.papers.relu_claims import (
+    ABOVE,
+    CLAIMS,
+    ENDED,
+    FROZEN,
+    LARGE,
+    OTHER_START,
+    PERMUTED,
+    REMARK,
+    STOPPED,
+    TINY,
+    UNSCALED,
+    at,
+    crossing,
+    curve,
+    highest,
+    learned,
+    lowest,
+    median,
+    memorized,
+    onset,
+    over_time,
+)
+from memnb.toy import fixed_point, trajectories
+
+GIVEN = dict(
+    rho=0.2,
+    rhos="",
+    noise="flip",
+    dataset=None,
+    n=None,
+    width=None,
+    lr=None,
+    std=0.0316,
+    epochs=None,
+    early=None,
+    window=None,
+    clean_epochs=0,
+    seed=0,
+    seeds="",
+    noise_seed=0,
+    preset="ci",
+    out="",
+    store="",
+)
+
+
+def params(**given) -> Params:
+    control = {k: given.pop(k) for k in ("permute",) if k in given}
+    return Params(relu.parameters("test", **(GIVEN | given)) | control)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("store"))
+
+
+def whole(store, looks=False, **given) -> pl.DataFrame:
+    p = params(store=store, **given)
+    runs = relu.each(p, relu.whole_run)
+    frame = relu.frames(p, runs)
+    if not looks:
+        return frame
+    return pl.concat([frame, relu.close_looks(p, runs, epochs=60)], how="diagonal")
+
+
+def early(store, **control) -> pl.DataFrame:
+    p = params(store=store, window=100)
+    return relu.frames(p, {(0.2, 0): relu.side_by_side(p, 0.2, 0, **control)})
+
+
+def toy(rhos, **start) -> pl.DataFrame:
+    return trajectories(rhos, **(dict(t_end=20.0) | start)).with_columns(seed=0)
+
+
+def from_fixed_points(rhos) -> pl.DataFrame:
+    stars = {rho: fixed_point(rho, 1.0, 0.0, 0.0) for rho in rhos}  # k = 1 and C = 0
+    return pl.concat([toy([rho], m_n0=star, m_c0=-star) for rho, star in stars.items()])
+
+
+CONTROLS = {
+    OTHER_START: lambda s: early(s, partner_seed=7),
+    "gates of a network with other initial weights": lambda s: early(s, partner_seed=7),
+    UNSCALED: lambda s: early(s, scale=1.0),
+    PERMUTED: lambda s: whole(s, looks=True, permute=5),
+    FROZEN: lambda s: whole(s, lr=1e-8, rhos="0.1,0.3"),
+    REMARK: lambda s: whole(s, clean_epochs=2000),
+    TINY: lambda s: whole(s, std=0.001),
+    LARGE: lambda s: whole(s, std=1.0),
+    STOPPED: lambda s: whole(s, preset="quick", epochs=60, early=50),
+    ENDED: lambda s: whole(s, epochs=300, early=200),
+    ABOVE: lambda s: toy([0.2], m_n0=2.0, m_c0=-2.0),
+    "a tenth of the time": lambda s: toy([0.2], t_end=2.0),
+    "each rate starts at its own fixed point": lambda s: from_fixed_points([0.1, 0.3]),
+}
+
+
+@pytest.fixture(scope="module")
+def control(store):
+    made = {}
+
+    def frame(name):
+        if name not in made:
+            made[name] = CONTROLS[name](store)
+        return made[name]
+
+    return frame
+
+
+EVERY = [(figure, claim) for figure, claims in CLAIMS.items() for claim in claims]
+
+
+@pytest.mark.parametrize("figure, claim", EVERY, ids=lambda v: getattr(v, "statement", v))
+def test_claim_fails_on_its_control(figure, claim, control):
+    judged = judge(figure, [claim], control(claim.control))
+    assert set(judged["verdict"]) == {"does not hold"}
+
+
+def test_no_statement_stands_twice_in_a_figure():
+    for claims in CLAIMS.values():
+        statements = [claim.statement for claim in claims]
+        assert len(set(statements)) == len(statements)
+
+
+def verdicts(figure, frame) -> dict:
+    rows = judge(figure, CLAIMS[figure], frame)
+    return dict(zip(rows["statement"], rows["verdict"], strict=True))
+
+
+def test_what_holds_on_a_real_run_of_figure_2(store):
+    found = verdicts("fig2", whole(store))
+    assert found["Noisy labels are fitted later"] == "holds"
+    assert found["By the end noisy labels are memorized"] == "holds"
+
+
+def test_what_holds_on_a_real_run_of_figure_3(store):
+    found = verdicts("fig3", whole(store, looks=True))
+    for statement in (
+        "... larger also by its norm over neurons",
+        "... opposite and larger also weighted by the outgoing weight",
+        "Competition emerges: the noisy magnitude component reaches the clean one",
+        "Competition begins before memorization",
+        "At equilibrium the net direction oscillates between clean and noisy",
+    ):
+        assert found[statement] == "holds", statement
+
+
+def test_what_holds_on_a_real_run_of_figure_6(store):
+    found = verdicts("fig6", whole(store))
+    assert found["The clean component decays until the noisy one is comparable"] == "holds"
+    assert found["The equilibrium converges slowly to zero"] == "holds"
+
+
+def test_proposition_3_2_holds_where_noise_is_introduced_late(store):
+    "The paper's Remark: its assumptions are met when a network has first learned clean labels."
+    found = verdicts("fig6", whole(store, preset="quick", epochs=300, clean_epochs=2000, early=200))
+    assert found["... until competition begins"] == "holds"
+    assert found["... and of that size, at its best"] == "holds"
+
+
+def test_confident_classification_holds_where_noise_is_introduced_late(store):
+    found = verdicts("fig2", whole(store, clean_epochs=2000))
+    statement = "Before memorization all examples are confidently classified by clean labels"
+    assert found[statement] == "holds"
+
+
+def test_the_toy_model_holds():
+    assert set(judge("fig4", CLAIMS["fig4"], toy([0.2, 0.3]))["verdict"]) == {"holds"}
+
+
+def test_one_rate_is_not_enough_for_a_trend():
+    row = judge("fig4", CLAIMS["fig4"][-1:], toy([0.2])).row(0, named=True)
+    assert (row["ours"], row["verdict"]) == (None, "not run")
+
+
+def uneven(points, end=100.0):
+    "Epochs that crowd at the start, as the recorded ones do."
+    return np.unique(np.r_[0.0, np.geomspace(0.5, end, points)])
+
+
+@pytest.mark.parametrize("points", [30, 300])
+def test_statistics_over_time_do_not_depend_on_the_recorded_points(points):
+    t = uneven(points)
+    falls = t, 1 - t / 100
+    assert median(falls, 20, 100) == pytest.approx(0.4, abs=1e-9)
+    assert lowest(falls, 20, 50) == pytest.approx(0.5, abs=1e-9)
+    assert highest(falls, 20, 50) == pytest.approx(0.8, abs=1e-9)
+    assert crossing((t, t / 100), 0.5) == pytest.approx(50, abs=1e-9)
+    assert (over_time(falls, 0, math.inf) > 0.25).mean() == pytest.approx(0.75, abs=1e-3)
+
+
+def test_crossing_against_a_plain_loop():
+    rng = np.random.default_rng(0)
+    t, v = np.cumsum(rng.uniform(0.1, 5, 60)), rng.normal(size=60)
+    fine = np.arange(t[0], t[-1], 1e-3)
+    after = float(t[20] + 0.05)
+    expected = next(
+        e for e, x in zip(fine, np.interp(fine, t, v), strict=True) if x >= 1.5 and e >= after
+    )
+    assert crossing((t, v), 1.5, after) == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("after", [0, 5, 11])
+def test_a_level_that_is_never_reached_is_infinitely_late(after):
+    assert crossing((np.array([0.0, 10.0]), np.array([0.0, 0.4])), 0.5, after) == math.inf
+
+
+def test_outside_of_a_curve_there_is_no_value():
+    line = np.array([0.0, 10.0]), np.array([0.0, 1.0])
+    assert math.isnan(at(line, 11))
+    assert math.isnan(median(line, 11, 20))
+    assert math.isnan(lowest(line, 5, 4))
+
+
+def test_events_against_a_plain_loop(store):
+    f = whole(store, rhos="0.1")
+    acc = {g: f.filter(target="given", group=g).sort("epoch") for g in ("clean", "noisy")}
+    first = next(e for e, a in acc["clean"].select("epoch", "accuracy").iter_rows() if a >= 0.95)
+    half = next(
+        e for e, a in acc["noisy"].select("epoch", "accuracy").iter_rows() if a >= 0.5 and e > first
+    )
+    sides = [f.filter(pl.col("radial_sum").is_not_null(), group=g) for g in ("clean", "noisy")]
+    clean, noisy = (side.sort("epoch") for side in sides)
+    sums = zip(clean["epoch"], clean["radial_sum"], noisy["radial_sum"], strict=True)
+    begin = next(e for e, c, n in sums if e >= first and abs(n) >= 0.95 * abs(c))
+    recorded = clean["epoch"].to_list()
+    for event, upper in ((learned(f), first), (memorized(f), half), (onset(f), begin)):
+        lower = max(e for e in recorded if e < upper)
+        assert lower <= event <= upper
+
+
+def test_clean_margins_against_a_plain_loop(store):
+    p = params(store=store)
+    run = relu.whole_run(p, 0.2, 0)
+    got = relu.clean_margins(run)
+    last = len(run.time) - 1
+    margins = []
+    for i in range(len(run.y)):
+        sign = -1 if run.y[i] != run.clean[i] else 1
+        margins.append(sign * run.margin[last, i].item())
+    assert got["margin"][last] == pytest.approx(sum(margins) / len(margins), rel=1e-6)
+    assert got["confident"][last] == sum(m >= 3 for m in margins) / len(margins)
+
+
+def test_drift_against_the_weights_themselves(store):
+    p = params(store=store)
+    run = relu.whole_run(p, 0.2, 0)
+    start = build(**run.config["model"])
+    time = max(run.checkpoints)
+    end = run.at(time)
+    first, last = start.hidden.weight.double(), end.hidden.weight.double()
+    cosines = torch.nn.functional.cosine_similarity(first, last)
+    grown = (last.norm(dim=1) / first.norm(dim=1) - 1).abs().mean().item()
+    turned = last / last.norm(dim=1, keepdim=True) - first / first.norm(dim=1, keepdim=True)
+    row = run.rows.filter(pl.col("time") == time, group="net").row(0, named=True)
+    assert row["cos_first"] == pytest.approx(cosines.mean().item(), rel=1e-4)
+    assert row["length_change"] == pytest.approx(grown, rel=1e-4)
+    assert row["turn"] == pytest.approx(turned.norm(dim=1).mean().item(), rel=1e-4)
+
+
+def test_the_clean_network_is_slowed_by_the_realised_rate(store):
+    p = params(store=store, window=3)
+    data, _ = relu.prepare(p, 0.2, 0)
+    run = relu.side_by_side(p, 0.2, 0)
+    assert data.rho != 0.2
+    assert run.config["scale"] == 1 - 2 * data.rho
+
+
+def test_the_early_window_is_1_7_times_the_fit():
+    p = params()
+    data, model = relu.prepare(p, 0.2, 0)
+    net = build(**model)
+    descent = torch.optim.SGD(net.parameters(), p.lr)
+    clean = ~data.is_noisy
+    epoch = 0
+    while ((net(data.x)[:, 0] > 0).long() == data.y)[clean].double().mean() < 0.95:
+        loss = torch.nn.functional.binary_cross_entropy_with_logits
+        descent.zero_grad()
+        loss(net(data.x)[:, 0], data.y.float()).backward()
+        descent.step()
+        epoch += 1
+    assert relu.early_window(p) == round(1.7 * epoch)
+    assert relu.early_window(params(window=7)) == 7
+
+
+@pytest.mark.parametrize(
+    "given, seeds",
+    [
+        (dict(seeds=None, preset="quick"), [0, 1, 2]),
+        (dict(seeds=None, seed=4), [4]),
+        (dict(seeds="3,5", seed=4), [3, 5]),
+    ],
+)
+def test_seeds_that_are_not_given_are_the_presets(given, seeds):
+    assert relu.parameters("test", **(GIVEN | given))["seeds"] == seeds
+
+
+def test_permuted_noise_keeps_labels_and_rate():
+    data, _ = relu.prepare(params(), 0.2, 0)
+    other, _ = relu.prepare(params(permute=5), 0.2, 0)
+    assert torch.equal(other.y, data.y)
+    assert other.rho == data.rho
+    assert not torch.equal(other.is_noisy, data.is_noisy)
+
+
+def test_a_curve_that_is_not_there_is_empty():
+    t, v = curve(pl.DataFrame(dict(epoch=[0.0], group=["net"])), "cos_fitted", "net")
+    assert len(t) == len(v) == 0
