@@ -17,8 +17,10 @@ from pathlib import Path
 
 # %% ../../nbs/common/01_checks.ipynb #cell04
 _brief = reprlib.Repr()
-_brief.maxstring = _brief.maxother = 100
-_brief.maxlist = _brief.maxtuple = 12
+_brief.maxstring = 100
+_brief.maxother = 100
+_brief.maxlist = 12
+_brief.maxtuple = 12
 
 
 def shown(value) -> str:
@@ -32,14 +34,18 @@ def shown(value) -> str:
         return f"<{type(value).__name__}>"
 
 
-def check_choice(what: str, name: str, valid) -> str:
+def check_choice(
+    what: str,  # the argument's name
+    name: str,
+    valid,  # the names to choose from
+) -> str:
     "`name`. `ValueError`, which lists the valid ones, unless it is one of them."
     if not isinstance(name, str) or name not in valid:
         raise ValueError(f"{what}={shown(name)} is unknown; choose one of {', '.join(valid)}")
     return name
 
 # %% ../../nbs/common/01_checks.ipynb #cell05
-LARGEST = 2**62  # what counts anything is smaller
+LARGEST = 2**62  # every count is smaller
 
 
 def _range(least: int | None, most: int | None) -> str:
@@ -58,20 +64,21 @@ def whole(
 
     `TypeError` unless it is a number, `ValueError` unless it is whole and in range.
     """
-    said, allowed = f"{what}={shown(value)}", _range(least, most)
+    given = f"{what}={shown(value)}"
+    allowed = _range(least, most)
     try:
         if isinstance(value, (bool, str)):
             raise TypeError
-        v = operator.index(value) if hasattr(value, "__index__") else float(value)
+        exact = operator.index(value) if hasattr(value, "__index__") else float(value)
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{said} must be a whole number, {allowed}") from None
-    if not math.isfinite(v) or v != int(v):
-        raise ValueError(f"{said} must be a whole number, {allowed}")
-    if most is None and v > LARGEST:
-        raise ValueError(f"{said} must be {allowed}, and at most 2**62")
-    if least is not None and v < least or most is not None and v > most:
-        raise ValueError(f"{said} must be {allowed}")
-    return int(v)
+        raise TypeError(f"{given} must be a whole number, {allowed}") from None
+    if not math.isfinite(exact) or exact != int(exact):
+        raise ValueError(f"{given} must be a whole number, {allowed}")
+    if most is None and exact > LARGEST:
+        raise ValueError(f"{given} must be {allowed}, and at most 2**62")
+    if least is not None and exact < least or most is not None and exact > most:
+        raise ValueError(f"{given} must be {allowed}")
+    return int(exact)
 
 # %% ../../nbs/common/01_checks.ipynb #cell05b
 def number(
@@ -84,14 +91,14 @@ def number(
     try:
         if isinstance(value, (bool, str)):
             raise TypeError
-        v = float(value)
+        real = float(value)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{what}={shown(value)} must be a number, and must {allowed}") from None
     except OverflowError:
-        v = math.inf
-    if not ok(v):
+        real = math.inf
+    if not ok(real):
         raise ValueError(f"{what}={value} must {allowed}")
-    return v
+    return real
 
 # %% ../../nbs/common/01_checks.ipynb #cell05c
 def sizes(
@@ -103,20 +110,20 @@ def sizes(
     needs = f"be ({', '.join(names)})" if names else "be whole numbers in a row"
     if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__iter__"):
         raise TypeError(f"{what}={shown(value)} must {needs}, each 1 or more")
-    out = [whole(f"{what}[{i}]", v) for i, v in enumerate(value)]
-    if names and len(out) != len(names) or not out or min(out) < 1:
-        raise ValueError(f"{what}={tuple(out)} must {needs}, each 1 or more")
-    return tuple(out)
+    numbers = [whole(f"{what}[{i}]", v) for i, v in enumerate(value)]
+    if names and len(numbers) != len(names) or not numbers or min(numbers) < 1:
+        raise ValueError(f"{what}={tuple(numbers)} must {needs}, each 1 or more")
+    return tuple(numbers)
 
 
 def names_of(what: str, value) -> list[str]:
-    "`value` as a list. `TypeError` unless it is a row of names, `ValueError` for none."
+    "`value` as a list. `TypeError` unless it is a list, or the like, of texts."
     if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__iter__"):
         raise TypeError(f"{what}={shown(value)} must be a list of names")
-    out = list(value)
-    if strange := [v for v in out if not isinstance(v, str)]:
+    names = list(value)
+    if strange := [v for v in names if not isinstance(v, str)]:
         raise TypeError(f"{what} holds {shown(strange[0])}; it must be a list of names")
-    return out
+    return names
 
 # %% ../../nbs/common/01_checks.ipynb #seedcode
 LARGEST_SEED = 2**63 - 1  # the largest that torch and numpy take
@@ -144,8 +151,9 @@ def _physical() -> float:
 
 
 def free_memory() -> float:
-    """Bytes that this process may still take, by the system, a container and `ulimit -v`; infinite
-    where nobody says.
+    """Bytes that this process may still take; infinite where no limit is known.
+
+    The least of what the system, its container and `ulimit -v` allow.
     """
     available = 1024 * _number_in("/proc/meminfo", r"MemAvailable: +(\d+)")
     free = [_physical(), available, _number_in("/sys/fs/cgroup/memory.max", r"^(\d+)")]

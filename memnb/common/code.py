@@ -39,12 +39,14 @@ def _imported(module: str, file: Path) -> set[str]:
 
 
 def modules_of(module: str) -> list[str]:
-    "One of memnb's modules and those that it imports, directly or not, in the order of their names."
-    found, ahead = set(), {module}
-    while ahead:
-        found |= ahead
-        ahead = {n for m in ahead for n in _imported(m, _file(m))} - found
-    return sorted(found)
+    "One of memnb's modules and those that it imports, directly or not, in alphabetical order."
+    reached = set()
+    frontier = {module}
+    while frontier:
+        reached |= frontier
+        imported = {n for m in frontier for n in _imported(m, _file(m))}
+        frontier = imported - reached
+    return sorted(reached)
 
 # %% ../../nbs/common/04_code.ipynb #code7
 @cache

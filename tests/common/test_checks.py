@@ -1,4 +1,4 @@
-"""What is given is checked before any work: numbers, sizes, names, networks and data; nothing else reaches torch."""
+"Arguments are checked before any work: numbers, sizes, names, networks and data."
 
 import re
 
@@ -102,9 +102,9 @@ def test_a_value_in_an_error_is_short():
 def test_what_does_not_fit_in_memory():
     free = free_memory()
 
+    check_memory("a matrix needs", 4000)
     with pytest.raises(ValueError, match=r"a matrix needs .* [MGT]B of memory; .* [MGT]B are free"):
         check_memory("a matrix needs", 4 * free)
-    check_memory("a matrix needs", 4000)
 
 
 @pytest.mark.parametrize(
@@ -176,9 +176,8 @@ def test_odd_arguments_of_networks(name, argument):
         try:
             net = build(name, **SMALL[name] | {argument: value})
         except (TypeError, ValueError) as e:
-            assert e.__traceback__.tb_next is not None and re.search(
-                f"{argument}|P=|d=|inputs|made|GB", str(e)
-            ), (value, e)
+            assert e.__traceback__.tb_next is not None, (value, e)
+            assert re.search(f"{argument}|P=|d=|inputs|made|GB", str(e)), (value, e)
         else:
             assert all(p.isfinite().all() for p in net.parameters()), value
 
@@ -238,12 +237,14 @@ WRONG = {  # name -> network, data, what is said
     "shape": (
         net_of,
         lambda: points(d=5),
-        r"does not take inputs of shape \(5,\) and torch.float32; its first weight, 0.weight, is torch.float32 \(8, 6\)",
+        r"does not take inputs of shape \(5,\) and torch.float32; "
+        r"its first weight, 0.weight, is torch.float32 \(8, 6\)",
     ),
     "dtype": (
         net_of,
         lambda: points(dtype=torch.float64),
-        r"does not take inputs of shape \(6,\) and torch.float64; its first weight, 0.weight, is torch.float32",
+        r"does not take inputs of shape \(6,\) and torch.float64; "
+        "its first weight, 0.weight, is torch.float32",
     ),
     "three outputs": (
         lambda: net_of(k=3),
@@ -333,21 +334,15 @@ def normalised() -> nn.Sequential:
 
 
 def test_a_last_batch_of_one_joins_the_one_before():
-    net, data, sizes_seen = normalised(), points(n=41), []
+    sizes_seen = []
+    count = [lambda s: sizes_seen.append(len(s.batch))]
 
-    with pytest.warns(
-        UserWarning, match="would hold one example.*joined with the batch before, of 10"
-    ):
-        run = fit(
-            net,
-            data,
-            2,
-            batch=10,
-            device="cpu",
-            each_step=[lambda s: sizes_seen.append(len(s.batch))],
-        )
+    joined = "would hold one example.*joined with the batch before, of 10"
+    with pytest.warns(UserWarning, match=joined):
+        run = fit(normalised(), points(n=41), 2, batch=10, device="cpu", each_step=count)
 
-    assert sizes_seen == [10, 10, 10, 11] * 2 and run.time.tolist() == [0, 1, 2]
+    assert sizes_seen == [10, 10, 10, 11] * 2
+    assert run.time.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("n, batch", [(41, 1), (1, 10)])
@@ -371,17 +366,12 @@ def test_batches_of_one_alone_are_refused_before_any_work(n, batch):
 )
 def test_other_last_batches_stay(make, n, recwarn):
     sizes_seen = []
+    count = [lambda s: sizes_seen.append(len(s.batch))]
 
-    fit(
-        make(),
-        points(n=n),
-        1,
-        batch=10,
-        device="cpu",
-        each_step=[lambda s: sizes_seen.append(len(s.batch))],
-    )
+    fit(make(), points(n=n), 1, batch=10, device="cpu", each_step=count)
 
-    assert sizes_seen == [10, 10, 10, 10, n - 40] and not recwarn
+    assert sizes_seen == [10, 10, 10, 10, n - 40]
+    assert not recwarn
 
 
 def test_a_convolution_makes_its_statistics_of_one_picture():
@@ -393,14 +383,8 @@ def test_a_convolution_makes_its_statistics_of_one_picture():
         nn.Linear(24, 10),
     )
     sizes_seen = []
+    count = [lambda s: sizes_seen.append(len(s.batch))]
 
-    fit(
-        net,
-        points(n=11),
-        1,
-        batch=5,
-        device="cpu",
-        each_step=[lambda s: sizes_seen.append(len(s.batch))],
-    )
+    fit(net, points(n=11), 1, batch=5, device="cpu", each_step=count)
 
     assert sizes_seen == [5, 5, 1]

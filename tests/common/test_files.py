@@ -1,5 +1,9 @@
-"""What is not what was written is noticed, never served, and made again; what is written outlives a power cut."""
+"""Damaged files are noticed, never used, and made again.
 
+What was written outlives a power cut.
+"""
+
+import hashlib
 import json
 import os
 import random
@@ -86,22 +90,12 @@ def breaks(s):
 
 def a_journal(place: Path):
     "An unfinished run, that goes on."
+    begun = (place / ".run.journal").exists() or (place / "run").exists()
+    observe = [lambda s: breaks(s) if s.time == 2 else None]
     with pytest.MonkeyPatch.context() as m:
-        m.setenv(
-            "BREAK", "" if (place / ".run.journal").exists() or (place / "run").exists() else "1"
-        )
+        m.setenv("BREAK", "" if begun else "1")
         try:
-            return weights(
-                trainer.fit(
-                    net(),
-                    labelled(),
-                    2,
-                    times=[0, 1, 2],
-                    device="cpu",
-                    folder=place / "run",
-                    observe=[lambda s: breaks(s) if s.time == 2 else None],
-                )
-            )
+            return weights(fitted(folder=place / "run", observe=observe))
         except Killed:
             return None
 
@@ -137,7 +131,7 @@ def quickly(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "fsync", lambda fd: None)
     notebook(tmp_path / "nb")
     monkeypatch.setattr(tasks, "_run", quick())
-    monkeypatch.setattr(tasks, "_source", lambda: "this one")
+    monkeypatch.setattr(tasks, "code_of", lambda *_: "this one")
     monkeypatch.setattr(
         tasks, "declared", lambda nb: dict(rho=("float", "0.2", ""), seed=("int", "0", ""))
     )
@@ -205,14 +199,15 @@ def files(place: Path) -> list[Path]:
 
 
 def tried(kind: str, tmp_path: Path, damages: list[Callable], seed: int) -> Counter:
-    "What became of a store of this kind, damaged in one file a time: noticed and made again, or anything else."
-    place, whole, draw, ended = (
-        tmp_path / "place",
-        tmp_path / "whole",
-        random.Random(seed),
-        Counter(),
-    )
-    serve, right = KINDS[kind], None
+    """How often each thing became of a store of this kind, damaged in one file at a time.
+
+    "made again, said", or anything else.
+    """
+    place = tmp_path / "place"
+    whole = tmp_path / "whole"
+    draw = random.Random(seed)
+    outcomes = Counter()
+    serve = KINDS[kind]
     place.mkdir()
     serve(place)
     copied(place, whole)
@@ -221,24 +216,19 @@ def tried(kind: str, tmp_path: Path, damages: list[Callable], seed: int) -> Coun
     for i, damage in enumerate(damages):
         copied(whole, place)
         damage(place / names[i % len(names)], draw)
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
                 again = serve(place)
             except Exception as e:
                 again = repr(e)
-        noticed = any(
-            "damaged" in str(w.message)
-            or "whole" in str(w.message)
-            or "not what was written" in str(w.message)
-            for w in said
-        )
-        ended[
-            "made again, said"
-            if noticed and again == right
-            else f"{names[i % len(names)]}, {damage.__name__}: {'noticed' if noticed else 'not noticed'}, {'right' if again == right else again}"
-        ] += 1
-    return ended
+        messages = " ".join(str(w.message) for w in caught)
+        noticed = re.search("damaged|whole|not what was written", messages) is not None
+        outcome = "made again, said"
+        if not noticed or again != right:
+            outcome = f"{names[i % len(names)]}, {damage.__name__}: {noticed=}, {again=}"
+        outcomes[outcome] += 1
+    return outcomes
 
 
 @pytest.mark.parametrize(
@@ -256,9 +246,8 @@ def test_other_damage(tmp_path, quickly, kind):
     "Zeroed sectors, cut, empty, lengthened, swapped and deleted files."
     damages = [d for d in (zero, cut, empty, longer, swap, delete) for _ in range(7)]
     if kind == "cache":
-        damages = [
-            d for d in damages if d not in (delete,)
-        ]  # without its digest a file is the user's own; without the file there is nothing
+        # without its digest a file is the user's own; without the file there is nothing
+        damages = [d for d in damages if d is not delete]
     assert tried(kind, tmp_path, damages, 1) == {"made again, said": len(damages)}
 
 
@@ -290,7 +279,7 @@ def test_whoever_trusts_a_folder_can_seal_it(tmp_path):
     run = fitted()
     save_run(run, tmp_path / "run")
     (tmp_path / "run" / "manifest.json").unlink()
-    with pytest.raises(ValueError, match="whoever trusts it can call memnb.stores.seal"):
+    with pytest.raises(ValueError, match="if you trust its files, call memnb.common.seal"):
         load_run(tmp_path / "run")
     seal(tmp_path / "run")
     assert weights(load_run(tmp_path / "run")) == weights(run)
@@ -336,15 +325,15 @@ def test_a_cache_of_ones_own_needs_no_digest(tmp_path, quickly):
 )
 def test_a_path_is_no_pattern(tmp_path, monkeypatch, name, other):
     monkeypatch.chdir(tmp_path)
-    for place, step in ((name, 1), (other, 2)):
-        save_run(fitted(observe=[lambda s: [dict(mark=step)]]), tmp_path / place)
-    assert load_run(tmp_path / name).rows["mark"].unique().to_list() == [1] and load_run(
-        tmp_path / other
-    ).rows["mark"].unique().to_list() == [2]
+    for place, mark in ((name, 1), (other, 2)):
+        save_run(fitted(observe=[lambda s, mark=mark: [dict(mark=mark)]]), tmp_path / place)
+    assert load_run(tmp_path / name).rows["mark"].unique().to_list() == [1]
+    assert load_run(tmp_path / other).rows["mark"].unique().to_list() == [2]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         made = [cached_run(tmp_path / "store" / name, {}, labelled(), fitted) for _ in range(2)]
-    assert weights(made[0]) == weights(made[1]) and len(os.listdir(tmp_path / "store" / name)) == 1
+    assert weights(made[0]) == weights(made[1])
+    assert len(os.listdir(tmp_path / "store" / name)) == 1
 
 
 # --- a power cut
@@ -352,18 +341,19 @@ def test_a_path_is_no_pattern(tmp_path, monkeypatch, name, other):
 
 @pytest.fixture
 def disk(monkeypatch) -> list:
-    "The syncs and renames that are made, in order: (what, the inodes of a file or of those in a folder, the new name)."
-    done, sync, replace, rename = [], os.fsync, os.replace, os.rename
+    """The syncs and renames that are made, in order.
+
+    Each is (what, the inodes of a file or of those in a folder, the new name).
+    """
+    done = []
+    sync = os.fsync
+    replace = os.replace
+    rename = os.rename
 
     def fsync(fd):
         sync(fd)
-        done.append(
-            (
-                "sync",
-                {(os.fstat(fd).st_ino, os.fstat(fd).st_size)},
-                os.readlink(f"/proc/self/fd/{fd}"),
-            )
-        )
+        inode = os.fstat(fd).st_ino, os.fstat(fd).st_size
+        done.append(("sync", {inode}, os.readlink(f"/proc/self/fd/{fd}")))
 
     def moves(real):
         def move(a, b):
@@ -380,7 +370,10 @@ def disk(monkeypatch) -> list:
 
 
 def outlives(disk: list) -> bool:
-    "Whether the bytes were on the disk before they got their name, and the name is in the end. Names in temporary folders do not count."
+    """Whether the bytes were on the disk before they got their name, and the name is in the end.
+
+    Names in temporary folders do not count.
+    """
     last = [
         (i, inodes, name)
         for i, (what, inodes, name) in enumerate(disk)
@@ -390,9 +383,8 @@ def outlives(disk: list) -> bool:
         before = set().union(*(known for what, known, _ in disk[:i] if what == "sync"))
         if not inodes <= before:
             return False
-        if os.path.dirname(name) not in [
-            place for what, _, place in disk[i + 1 :] if what == "sync"
-        ]:
+        synced = [place for what, _, place in disk[i + 1 :] if what == "sync"]
+        if os.path.dirname(name) not in synced:
             return False
     return bool(last)
 
@@ -428,9 +420,8 @@ def test_a_power_cut_leaves_no_empty_file(tmp_path, monkeypatch, disk, write):
 def test_a_file_that_joins_a_folder(tmp_path):
     publish(tmp_path / "r", lambda part: (part / "a").write_text("1"))
     add(tmp_path / "r", {"b": lambda f: f.write(b"2"), "a": lambda f: f.write(b"3")})
-    assert verify(tmp_path / "r") == ["a", "b"] and [
-        (tmp_path / "r" / k).read_text() for k in "ab"
-    ] == ["3", "2"]
+    assert verify(tmp_path / "r") == ["a", "b"]
+    assert [(tmp_path / "r" / k).read_text() for k in "ab"] == ["3", "2"]
 
 
 @pytest.mark.parametrize("at", range(8))
@@ -451,12 +442,11 @@ def test_killed_as_files_join_a_folder(tmp_path, monkeypatch, at):
         for name in ("fsync", "replace"):
             m.setattr(os, name, counted(getattr(os, name)))
         add(tmp_path / "r", {"a": lambda f: f.write(b"new"), "b": lambda f: f.write(b"more")})
-    assert set(verify(tmp_path / "r")) >= {"a"} and (tmp_path / "r" / "a").read_text() in (
-        "old",
-        "new",
-    )
+    assert set(verify(tmp_path / "r")) >= {"a"}
+    assert (tmp_path / "r" / "a").read_text() in ("old", "new")
     add(tmp_path / "r", {"a": lambda f: f.write(b"newer"), "b": lambda f: f.write(b"more")})
-    assert verify(tmp_path / "r") == ["a", "b"] and (tmp_path / "r" / "a").read_text() == "newer"
+    assert verify(tmp_path / "r") == ["a", "b"]
+    assert (tmp_path / "r" / "a").read_text() == "newer"
 
 
 @pytest.mark.parametrize(
@@ -479,19 +469,14 @@ def test_manifests_that_are_none(tmp_path, text):
 
 
 def test_the_digests_are_those_of_sha256sum(tmp_path):
-    import hashlib
-
     write_checked(tmp_path / "f", lambda f: f.write(b"abc"))
-    known = (
-        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, of "abc"
-    )
-    assert (tmp_path / "f.sha256").read_text() == f"{known}  f\n" and hashlib.sha256(
-        b"abc"
-    ).hexdigest() == known
+    # FIPS 180-2, of "abc"
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert hashlib.sha256(b"abc").hexdigest() == known
+    assert (tmp_path / "f.sha256").read_text() == f"{known}  f\n"
     seal(tmp_path)
-    assert json.loads((tmp_path / "manifest.json").read_text())["files"]["f"] == dict(
-        size=3, sha256=known
-    )
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["files"]["f"] == dict(size=3, sha256=known)
     check_file(tmp_path / "f")
 
 
