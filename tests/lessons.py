@@ -4,7 +4,6 @@ those that are committed, numbers to three digits. `--write` commits them to the
 
 import argparse
 import re
-import sys
 from pathlib import Path
 
 import nbdev.test

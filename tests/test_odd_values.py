@@ -147,8 +147,7 @@ def test_a_seed_is_one_that_every_generator_takes(name, value):
     ],
 )
 def test_what_will_not_fit_is_said_with_its_size(figure, given, says, monkeypatch):
-    for room in ("arrays", "checks"):
-        monkeypatch.setattr(f"memnb.{room}.free_memory", lambda: 2.0**27)
+    monkeypatch.setattr("memnb.common.checks.free_memory", lambda: 2.0**27)
     notebook = NBS / f"{figure}.ipynb"
     with pytest.raises(
         ValueError,

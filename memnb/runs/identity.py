@@ -121,7 +121,9 @@ class _Look:
 
     def thing(self, v) -> list:
         "Any other object: its class, and what it holds or, where it says so, is `decided_by`."
-        if (names := getattr(type(v), "decided_by", None)) is not None:  # the rest comes with its use
+        if (
+            names := getattr(type(v), "decided_by", None)
+        ) is not None:  # the rest comes with its use
             return [self(type(v)), [[k, self(getattr(v, k))] for k in names]]
         slots = [s for c in type(v).__mro__ for s in _slots(c)]
         if _hides(v) or not hasattr(v, "__dict__") and not slots:
@@ -182,7 +184,11 @@ def _of_module(look: _Look, v, used: set[str]) -> list:
 def _builtin(look: _Look, f) -> list:
     owner = getattr(f, "__self__", None)
     name = [getattr(f, "__module__", None), getattr(f, "__qualname__", repr(f))]
-    return ["builtin", *name, None if owner is None or isinstance(owner, types.ModuleType) else look(owner)]
+    return [
+        "builtin",
+        *name,
+        None if owner is None or isinstance(owner, types.ModuleType) else look(owner),
+    ]
 
 
 def _class(look: _Look, c: type) -> list:
@@ -192,7 +198,11 @@ def _class(look: _Look, c: type) -> list:
     skip = ("__dict__", "__weakref__", "__doc__", "__module__", "__slotnames__", "__firstlineno__")
     own = {k: v for k, v in vars(c).items() if k not in skip and not k.startswith("_abc_")}
     slots = _slots(c)
-    return ["class", look.all(c.__bases__), [[k, look(v)] for k, v in sorted(own.items()) if k not in slots]]
+    return [
+        "class",
+        look.all(c.__bases__),
+        [[k, look(v)] for k, v in sorted(own.items()) if k not in slots],
+    ]
 
 # %% ../../nbs/runs/03_identity.ipynb #cell11
 _INSIDE = frozenset(vars(nn.Module()))  # what every module holds for torch
@@ -208,7 +218,10 @@ def _module(look: _Look, model: nn.Module) -> list:
         held = {k: v for k, v in vars(m).items() if k not in _INSIDE}
         hooks = [lenient.all(getattr(m, k).values()) for k in _HOOKS if getattr(m, k)]
         tensors = {**m._parameters, **m._buffers}
-        shapes = [[k, None if v is None else [list(v.shape), str(v.dtype)]] for k, v in sorted(tensors.items())]
+        shapes = [
+            [k, None if v is None else [list(v.shape), str(v.dtype)]]
+            for k, v in sorted(tensors.items())
+        ]
         hooks += [[k, lenient(h)] for k, v in sorted(tensors.items()) for h in _tensor_hooks(v)]
         parts.append([name, lenient(type(m)), m.training, lenient(held), hooks, shapes])
     return ["network", parts]
@@ -221,11 +234,18 @@ def _tensor_hooks(v: Tensor | None) -> Iterator[Mapping]:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {k: v for f in (model.named_parameters, model.named_buffers) for k, v in f(remove_duplicate=False)}
+    return {
+        k: v
+        for f in (model.named_parameters, model.named_buffers)
+        for k, v in f(remove_duplicate=False)
+    }
 
 
 def _whole_module(look: _Look, model: nn.Module) -> list:
-    return [*_module(look, model), [[k, _tensor(v), v.requires_grad] for k, v in sorted(_tensors(model).items())]]
+    return [
+        *_module(look, model),
+        [[k, _tensor(v), v.requires_grad] for k, v in sorted(_tensors(model).items())],
+    ]
 
 
 def _optimizer(look: _Look, o: torch.optim.Optimizer) -> list:
@@ -246,7 +266,12 @@ def _frame(look: _Look, v: pl.DataFrame | pl.Series) -> list:
 def _array(look: _Look, v: np.ndarray) -> list:
     if v.dtype == object:
         return ["array", look.all(v.ravel().tolist())]
-    return ["array", v.dtype.str, list(v.shape), hashlib.sha256(np.ascontiguousarray(v).tobytes()).hexdigest()]
+    return [
+        "array",
+        v.dtype.str,
+        list(v.shape),
+        hashlib.sha256(np.ascontiguousarray(v).tobytes()).hexdigest(),
+    ]
 
 # %% ../../nbs/runs/03_identity.ipynb #cell12
 _KINDS = (
@@ -262,7 +287,16 @@ _KINDS = (
     (partial, lambda look, v: ["partial", look(v.func), look(v.args), look(v.keywords)]),
     (types.MethodType, lambda look, v: ["method", look(v.__func__), look(v.__self__)]),
     (types.FunctionType, _function),
-    ((types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDescriptorType, types.MethodDescriptorType, np.ufunc), _builtin),
+    (
+        (
+            types.BuiltinFunctionType,
+            types.MethodWrapperType,
+            types.WrapperDescriptorType,
+            types.MethodDescriptorType,
+            np.ufunc,
+        ),
+        _builtin,
+    ),
     ((staticmethod, classmethod), lambda look, v: [_type(v), look(v.__func__)]),
     (property, lambda look, v: ["property", look(v.fget), look(v.fset)]),
     (types.ModuleType, lambda look, v: ["module", v.__name__]),
@@ -311,7 +345,11 @@ _HINTS = {
 
 def _shown(v) -> str | None:
     "A value that a message can show."
-    return repr(v) if v is None or isinstance(v, (bool, int, float, str)) and len(repr(v)) <= 30 else None
+    return (
+        repr(v)
+        if v is None or isinstance(v, (bool, int, float, str)) and len(repr(v)) <= 30
+        else None
+    )
 
 
 def _text(v) -> str:
@@ -320,7 +358,9 @@ def _text(v) -> str:
 
 def differences(there: dict, here: dict) -> str:
     "In what two identities differ, in words; empty if they are the same."
-    names = sorted(k for k in there.keys() | here.keys() if _text(there.get(k)) != _text(here.get(k)))
+    names = sorted(
+        k for k in there.keys() | here.keys() if _text(there.get(k)) != _text(here.get(k))
+    )
     said = []
     for k in names:
         values = [_shown(d.get(k)) for d in (there, here)]

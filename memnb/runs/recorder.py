@@ -28,35 +28,52 @@ class _Sheet:
 
     def __init__(self, y: Tensor, index: Tensor, what: str):
         self.y, self.what, (self.sorted, self.order) = y, what, index.sort()
-        if (self.sorted[1:] == self.sorted[:-1]).any(): raise ValueError(f"an index occurs twice among the {what} examples")
+        if (self.sorted[1:] == self.sorted[:-1]).any():
+            raise ValueError(f"an index occurs twice among the {what} examples")
         self.clear()
 
     def clear(self):
         n = len(self.y)
-        self.values, self.seen = (torch.zeros(n, dtype=torch.int16), torch.zeros(n), torch.zeros(n)), torch.zeros(n, dtype=torch.bool)
+        self.values, self.seen = (
+            (torch.zeros(n, dtype=torch.int16), torch.zeros(n), torch.zeros(n)),
+            torch.zeros(n, dtype=torch.bool),
+        )
 
     def rows(self, index: Tensor) -> Tensor:
         "Rows of the examples of these indices; `ValueError` for one that is not there."
         at = torch.searchsorted(self.sorted, index).clamp_max(len(self.y) - 1)
-        if (bad := index[self.sorted[at] != index]).numel(): raise ValueError(f"index {bad[0].item()} is none of the {len(self.y)} {self.what} examples")
+        if (bad := index[self.sorted[at] != index]).numel():
+            raise ValueError(
+                f"index {bad[0].item()} is none of the {len(self.y)} {self.what} examples"
+            )
         return self.order[at]
 
     def fill(self, rows: Tensor, logits: Tensor):
-        for all, new in zip(self.values, outcome(logits, self.y[rows].to(logits.device))): all[rows] = new
+        for all, new in zip(self.values, outcome(logits, self.y[rows].to(logits.device))):
+            all[rows] = new
         self.seen[rows] = True
 
     def whole(self) -> tuple[Tensor, Tensor, Tensor]:
-        if not self.seen.all(): raise ValueError(f"{int((~self.seen).sum())} of {len(self.y)} {self.what} examples were not logged at this time")
+        if not self.seen.all():
+            raise ValueError(
+                f"{int((~self.seen).sum())} of {len(self.y)} {self.what} examples were not logged at this time"
+            )
         return self.values
 
 # %% ../../nbs/runs/02_recorder.ipynb #cell08
 def _check_batch(index, logits, k: int):
     "`TypeError` or `ValueError` unless they are an index (b,) and finite logits (b, K), or (b, 1) for two classes."
-    if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32) or index.ndim != 1:
+    if (
+        not isinstance(index, Tensor)
+        or index.dtype not in (torch.int64, torch.int32)
+        or index.ndim != 1
+    ):
         what = f"{index.dtype} {tuple(index.shape)}" if isinstance(index, Tensor) else shown(index)
         raise TypeError(f"the index is {what}; it must be a tensor of integers (b,)")
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        raise TypeError(f"the logits are {shown(logits)}; they must be a tensor of numbers (b, {k})")
+        raise TypeError(
+            f"the logits are {shown(logits)}; they must be a tensor of numbers (b, {k})"
+        )
     b = len(index)
     if logits.ndim != 2 or logits.shape[1] not in ((1, 2) if k == 2 else (k,)) or len(logits) != b:
         shape = tuple(logits.shape)
@@ -68,10 +85,12 @@ def _check_batch(index, logits, k: int):
             f"{int(bad)}); there is no prediction in them"
         )
 
+
 class Recorder:
     "Makes a `Run` of logits: `at(time)`, then `log(index, logits)` until every example was seen; at last `run()`."
 
-    def __init__(self,
+    def __init__(
+        self,
         data: NoisyDataset,  # the training set
         test: NoisyDataset | None = None,  # its labels are taken as true
         unit: str = "epoch",  # of time
@@ -80,32 +99,40 @@ class Recorder:
         for what, d in (("training", data), ("test", test)):
             if not isinstance(d, NoisyDataset) and not (d is None and what == "test"):
                 raise TypeError(f"the {what} data are {shown(d)}; they must be a NoisyDataset")
-        if not isinstance(unit, str): raise TypeError(f"unit={shown(unit)} must be a text")
-        if config is not None and not isinstance(config, dict): raise TypeError(f"config={shown(config)} must be a dictionary or None")
+        if not isinstance(unit, str):
+            raise TypeError(f"unit={shown(unit)} must be a text")
+        if config is not None and not isinstance(config, dict):
+            raise TypeError(f"config={shown(config)} must be a dictionary or None")
         self.data, self.test, self.unit, self.config = data, test, unit, config or {}
         y, index, self.moments, self.open = data.y.cpu(), data.index.cpu(), [], None
         self.given, self.noisy, self.held = _Sheet(y, index, "training"), None, None
         if data.clean is not None and data.n_classes > 2 and (rows := data.is_noisy.cpu()).any():
             self.noisy = _Sheet(data.clean.cpu()[rows], index[rows], "noisy")
-        if test is not None: self.held = _Sheet(test.y.cpu(), test.index.cpu(), "test")
+        if test is not None:
+            self.held = _Sheet(test.y.cpu(), test.index.cpu(), "test")
 
     def at(self, time: float):
         "Begin a recorded time, later than the last one; `ValueError` if the last one lacks examples."
         number("time", time, ok=lambda _: True)
         self.close()
-        if self.moments and not time > self.moments[-1]["time"]: raise ValueError(f"time {time} is not after {self.moments[-1]['time']}")
-        if not math.isfinite(time): raise ValueError(f"time {time} is not finite")
+        if self.moments and not time > self.moments[-1]["time"]:
+            raise ValueError(f"time {time} is not after {self.moments[-1]['time']}")
+        if not math.isfinite(time):
+            raise ValueError(f"time {time} is not finite")
         self.open = dict(time=float(time), rows=[], checkpoint=None)
-        for s in self._sheets().values(): s.clear()
+        for s in self._sheets().values():
+            s.clear()
 
-    def log(self,
+    def log(
+        self,
         index: Tensor,  # (b,) int64, as the data set gives it
         logits: Tensor,  # (b, K), or (b, 1) for two classes
         test: bool = False,  # these are test examples
     ):
         "Record a batch."
         self._now()
-        if test and self.held is None: raise ValueError("this recorder was made without a test set")
+        if test and self.held is None:
+            raise ValueError("this recorder was made without a test set")
         _check_batch(index, logits, self.data.n_classes)
         index, logits, sheet = index.cpu(), logits.detach(), self.held if test else self.given
         sheet.fill(sheet.rows(index), logits)
@@ -121,7 +148,9 @@ class Recorder:
             raise TypeError(f"the rows hold {shown(strange[0])}; they must be dictionaries")
         plain = lambda v: v.item() if hasattr(v, "item") else v
         now = self._now()
-        now["rows"] += [{"time": now["time"], **{k: plain(v) for k, v in row.items()}} for row in rows]
+        now["rows"] += [
+            {"time": now["time"], **{k: plain(v) for k, v in row.items()}} for row in rows
+        ]
 
     def checkpoint(self, state: dict[str, Tensor]):
         "Keep a state dict at the present time."
@@ -136,53 +165,86 @@ class Recorder:
 
     def close(self):
         "End the present time; `ValueError` if examples are missing."
-        if self.open is None: return
+        if self.open is None:
+            return
         self.moments.append(self._whole())
         self.open = None
 
-    def _whole(self) -> dict: return self.open | {k: s.whole() for k, s in self._sheets().items()}
+    def _whole(self) -> dict:
+        return self.open | {k: s.whole() for k, s in self._sheets().items()}
 
     def _now(self) -> dict:
-        if self.open is None: raise RuntimeError("say at(time) first")
+        if self.open is None:
+            raise RuntimeError("say at(time) first")
         return self.open
 
     def _sheets(self) -> dict[str, _Sheet]:
-        return {k: s for k, s in (("given", self.given), ("noisy", self.noisy), ("held", self.held)) if s}
+        return {
+            k: s
+            for k, s in (("given", self.given), ("noisy", self.noisy), ("held", self.held))
+            if s
+        }
 
     def run(self) -> Run:
         "What was recorded."
         self.close()
-        if not self.moments: raise ValueError("nothing was recorded: say at(time), then log(index, logits)")
+        if not self.moments:
+            raise ValueError("nothing was recorded: say at(time), then log(index, logits)")
         return self.so_far()
 
-    def so_far(self,
+    def so_far(
+        self,
         present: bool = False,  # with the present time, all of whose examples were logged
     ) -> Run | None:
         "What was recorded before the present time; None if nothing was."
         moments = list(self.moments)  # as another thread may be recording
-        if present and self.open: moments.append(self._whole())
-        if not moments: return None
+        if present and self.open:
+            moments.append(self._whole())
+        if not moments:
+            return None
         data, rows = self.data, [r for m in moments for r in m["rows"]]
-        stack = lambda k: map(torch.stack, zip(*(m[k] for m in moments))) if k in moments[0] else (None,) * 3
+        stack = lambda k: (
+            map(torch.stack, zip(*(m[k] for m in moments))) if k in moments[0] else (None,) * 3
+        )
         prediction, loss, margin = stack("given")
         _, true_loss, true_margin = stack("noisy")
         test_prediction, test_loss, test_margin = stack("held")
-        return Run(self.config, self.unit, torch.tensor([m["time"] for m in moments], dtype=torch.float64), prediction, loss, margin, data.y.cpu(),
-                   None if data.clean is None else data.clean.cpu(), data.index.cpu(), data.n_classes, data.digest,
-                   pl.DataFrame(rows, infer_schema_length=None), {m["time"]: m["checkpoint"] for m in moments if m["checkpoint"]},
-                   true_loss, true_margin, None if self.test is None else self.test.y.cpu(), test_prediction, test_loss, test_margin)
+        return Run(
+            self.config,
+            self.unit,
+            torch.tensor([m["time"] for m in moments], dtype=torch.float64),
+            prediction,
+            loss,
+            margin,
+            data.y.cpu(),
+            None if data.clean is None else data.clean.cpu(),
+            data.index.cpu(),
+            data.n_classes,
+            data.digest,
+            pl.DataFrame(rows, infer_schema_length=None),
+            {m["time"]: m["checkpoint"] for m in moments if m["checkpoint"]},
+            true_loss,
+            true_margin,
+            None if self.test is None else self.test.y.cpu(),
+            test_prediction,
+            test_loss,
+            test_margin,
+        )
 
 # %% ../../nbs/runs/02_recorder.ipynb #cell14
 class Journal:
     "A folder that holds an unfinished run: one file a recorded time, and the state to go on from."
 
-    def __init__(self,
+    def __init__(
+        self,
         folder: str | Path,
         identity: dict,  # what determines the run, JSON values; another one's folder is refused
     ):
         self.folder, self.identity = local_path("journal", folder), identity
         if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"journal={str(self.folder)!r} is a file; it must be a folder, or nothing yet")
+            raise ValueError(
+                f"journal={str(self.folder)!r} is a file; it must be a folder, or nothing yet"
+            )
 
     def read(self) -> tuple[list[dict], dict | None]:
         """Recorded times and the state after them; none where there is nothing.
@@ -199,19 +261,29 @@ class Journal:
             if not (isinstance(state, dict) and isinstance(state.get("identity"), dict)):
                 raise Damaged("its state.pt holds no state")
             if not (differ := differences(state["identity"], self.identity)):
-                return [self._load(self._file(i), names) for i in range(state["count"])], state["state"]
+                return [self._load(self._file(i), names) for i in range(state["count"])], state[
+                    "state"
+                ]
         except (MemoryError, PermissionError):
             raise  # says nothing about what is in the folder
         except Exception as e:
             why = str(e) if isinstance(e, Damaged) else type(e).__name__
-            set_aside(self.folder, f"{self.folder} is not a whole journal of a run: {why}", "the run begins anew")
+            set_aside(
+                self.folder,
+                f"{self.folder} is not a whole journal of a run: {why}",
+                "the run begins anew",
+            )
             return [], None
-        raise ValueError(f"{self.folder} holds another run: it differs in {differ}; move it away or name another folder")
+        raise ValueError(
+            f"{self.folder} holds another run: it differs in {differ}; move it away or name another folder"
+        )
 
     def _is_one(self) -> bool:
         "Whether the folder is a journal, be it damaged; not one that holds something else."
         names = {f.name for f in self.folder.iterdir()}
-        return bool(names & {"state.pt", MANIFEST}) or any(re.fullmatch(r"\d{6,}\.pt", n) for n in names)
+        return bool(names & {"state.pt", MANIFEST}) or any(
+            re.fullmatch(r"\d{6,}\.pt", n) for n in names
+        )
 
     def _load(self, name: str, names: list[str]):
         if name not in names:
@@ -226,12 +298,15 @@ class Journal:
         i = len(moments) - 1
         whole = dict(identity=self.identity, count=i + 1, state=state)
         parts = {self._file(i): moments[i], "state.pt": whole}
-        if i == 0 and publish(self.folder, lambda part: [torch.save(v, part / k) for k, v in parts.items()]):
+        if i == 0 and publish(
+            self.folder, lambda part: [torch.save(v, part / k) for k, v in parts.items()]
+        ):
             return
         add(self.folder, {k: _saver(v) for k, v in parts.items()})
 
     def remove(self):
         shutil.rmtree(self.folder, ignore_errors=True)
+
 
 def _saver(thing):
     return lambda file: torch.save(thing, file)

@@ -43,10 +43,14 @@ def outcome(
     y: Tensor,  # (n,) int64 observed labels
 ) -> tuple[Tensor, Tensor, Tensor]:
     "Prediction (int16), cross-entropy loss and margin (float32), each (n,), on the CPU."
-    if not isinstance(logits, Tensor): raise ValueError(f"logits={logits!r} must be a tensor")
-    if not isinstance(y, Tensor): raise ValueError(f"the labels must be a tensor, not a {type(y).__name__}")
-    if logits.ndim != 2 or len(logits) != len(y): raise ValueError(f"logits are {tuple(logits.shape)}; {len(y)} labels need ({len(y)}, K)")
-    if logits.dtype in (torch.bfloat16, torch.float16): logits = logits.float()
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"logits={logits!r} must be a tensor")
+    if not isinstance(y, Tensor):
+        raise ValueError(f"the labels must be a tensor, not a {type(y).__name__}")
+    if logits.ndim != 2 or len(logits) != len(y):
+        raise ValueError(f"logits are {tuple(logits.shape)}; {len(y)} labels need ({len(y)}, K)")
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
     if logits.shape[1] == 1:
         margin = torch.where(y == 1, logits[:, 0], -logits[:, 0])
         loss, prediction = F.softplus(-margin), logits[:, 0] > 0
@@ -57,25 +61,41 @@ def outcome(
     return prediction.to("cpu", torch.int16), loss.float().cpu(), margin.float().cpu()
 
 # %% ../../nbs/runs/01_run.ipynb #cell08
-def _line(time: Tensor, group: str, target: str, hit: Tensor, loss: Tensor | None, margin: Tensor | None) -> pl.DataFrame:
+def _line(
+    time: Tensor, group: str, target: str, hit: Tensor, loss: Tensor | None, margin: Tensor | None
+) -> pl.DataFrame:
     "One line of curves of `Run.frame`, from (T, k) values of the k examples of a group."
     mean = lambda v: None if v is None else v.double().mean(1).numpy()
-    return pl.DataFrame(dict(time=time.numpy(), group=group, target=target, accuracy=mean(hit), loss=mean(loss), margin=mean(margin)),
-                        schema_overrides=dict(loss=pl.Float64, margin=pl.Float64))
+    return pl.DataFrame(
+        dict(
+            time=time.numpy(),
+            group=group,
+            target=target,
+            accuracy=mean(hit),
+            loss=mean(loss),
+            margin=mean(margin),
+        ),
+        schema_overrides=dict(loss=pl.Float64, margin=pl.Float64),
+    )
+
 
 def _as_true(run) -> tuple[Tensor | None, Tensor | None]:
     "(T, k) loss and margin of the true label of the k noisy examples; None where they were not recorded."
-    if run.n_classes > 2: return run.true_loss, run.true_margin
+    if run.n_classes > 2:
+        return run.true_loss, run.true_margin
     margin = -run.margin[:, run.is_noisy]
     return F.softplus(-margin), margin
 
+
 def _check_data(data):
-    if not isinstance(data, NoisyDataset): raise ValueError(f"data={data!r} must be a NoisyDataset")
+    if not isinstance(data, NoisyDataset):
+        raise ValueError(f"data={data!r} must be a NoisyDataset")
 
 # %% ../../nbs/runs/01_run.ipynb #cell09
 @dataclass(eq=False)
 class Run:
     "A recorded training run over T times and n training examples; self-sufficient."
+
     config: dict  # all that determines it, JSON values; `config["model"]` = {"name", **arguments} of a memnb model
     unit: str  # of `time`: "epoch", "step" or "flow time"
     time: Tensor  # (T,) float64, increasing
@@ -87,9 +107,13 @@ class Run:
     index: Tensor  # (n,) int64 place in the source
     n_classes: int
     digest: str  # of the data
-    rows: pl.DataFrame = field(default_factory=pl.DataFrame)  # what observers added, tidy, with a column `time`
+    rows: pl.DataFrame = field(
+        default_factory=pl.DataFrame
+    )  # what observers added, tidy, with a column `time`
     checkpoints: dict[float, dict[str, Tensor]] = field(default_factory=dict)  # time -> state dict
-    true_loss: Tensor | None = None  # (T, k) float32, of the true label, for the k noisy examples in order
+    true_loss: Tensor | None = (
+        None  # (T, k) float32, of the true label, for the k noisy examples in order
+    )
     true_margin: Tensor | None = None  # (T, k) float32
     test_y: Tensor | None = None  # (m,) int64 labels of the test set
     test_prediction: Tensor | None = None  # (T, m) int16
@@ -97,18 +121,25 @@ class Run:
     test_margin: Tensor | None = None  # (T, m) float32
 
     def __repr__(self):
-        return f"Run({len(self.time)} times to {self.time[-1]:g} ({self.unit}), {len(self.y)} examples, " \
-               f"{len(self.checkpoints)} checkpoints, {self.config})"
+        return (
+            f"Run({len(self.time)} times to {self.time[-1]:g} ({self.unit}), {len(self.y)} examples, "
+            f"{len(self.checkpoints)} checkpoints, {self.config})"
+        )
 
     @property
     def is_noisy(self) -> Tensor:
         "(n,) bool; all False where true labels are unknown."
-        return torch.zeros_like(self.y, dtype=torch.bool) if self.clean is None else self.y != self.clean
+        return (
+            torch.zeros_like(self.y, dtype=torch.bool)
+            if self.clean is None
+            else self.y != self.clean
+        )
 
     def check(self, data: NoisyDataset):
         "`ValueError` if `data` is not what this run was trained on."
         _check_data(data)
-        if data.digest != self.digest: raise ValueError(f"this run was trained on data {self.digest}, not on {data.digest}")
+        if data.digest != self.digest:
+            raise ValueError(f"this run was trained on data {self.digest}, not on {data.digest}")
 
     def frame(self) -> pl.DataFrame:
         """Means over the examples of a group: `time, group (clean | noisy | test), target (given | true), accuracy, loss, margin`.
@@ -117,19 +148,36 @@ class Run:
         """
         hit, noisy, parts = self.prediction == self.y, self.is_noisy, []
         for group, rows in (("clean", ~noisy), ("noisy", noisy)):
-            if not rows.any(): continue
+            if not rows.any():
+                continue
             given = hit[:, rows], self.loss[:, rows], self.margin[:, rows]
             parts.append(_line(self.time, group, "given", *given))
-            if self.clean is None: continue
-            true = ((self.prediction == self.clean)[:, rows], *_as_true(self)) if group == "noisy" else given
+            if self.clean is None:
+                continue
+            true = (
+                ((self.prediction == self.clean)[:, rows], *_as_true(self))
+                if group == "noisy"
+                else given
+            )
             parts.append(_line(self.time, group, "true", *true))
         if self.test_y is not None:
-            parts.append(_line(self.time, "test", "true", self.test_prediction == self.test_y, self.test_loss, self.test_margin))
+            parts.append(
+                _line(
+                    self.time,
+                    "test",
+                    "true",
+                    self.test_prediction == self.test_y,
+                    self.test_loss,
+                    self.test_margin,
+                )
+            )
         return pl.concat(parts)
 
     def learning_time(self) -> Tensor:
         "(n,) float64: the recorded time from which on the prediction is the given label up to the end; infinite where it is not."
-        since = (self.prediction == self.y).flip(0).to(torch.uint8).cumprod(0).sum(0)  # recorded times at the end
+        since = (
+            (self.prediction == self.y).flip(0).to(torch.uint8).cumprod(0).sum(0)
+        )  # recorded times at the end
         return torch.cat([torch.tensor([torch.inf]).double(), self.time.flip(0)])[since.long()]
 
     def forgetting(self) -> Tensor:
@@ -139,33 +187,58 @@ class Run:
 
     def at(self, time: float, model: nn.Module | None = None) -> nn.Module:
         "The network as it was at a checkpoint; `model`: a skeleton, of which a copy is filled, for a network that is not memnb's."
-        try: time = float(time)
-        except (TypeError, ValueError): raise ValueError(f"time={time!r} must be a number") from None
+        try:
+            time = float(time)
+        except (TypeError, ValueError):
+            raise ValueError(f"time={time!r} must be a number") from None
         if not math.isfinite(time):
             there = sorted(self.checkpoints)
             raise ValueError(f"time={time} must be finite; checkpoints are at {there}")
         near = [t for t in self.checkpoints if abs(t - time) <= 1e-9 * max(1, abs(time))]
-        if not near: raise ValueError(f"no checkpoint at {time}; there are {sorted(self.checkpoints)}")
-        if model is None and "model" not in self.config: raise ValueError("the run does not say how its network is built: give one like it, at(time, model), or train with config=dict(model=...), the arguments of `build`")
-        if model is not None and not isinstance(model, nn.Module): raise ValueError(f"model={model!r} must be a network like the run's")
+        if not near:
+            raise ValueError(f"no checkpoint at {time}; there are {sorted(self.checkpoints)}")
+        if model is None and "model" not in self.config:
+            raise ValueError(
+                "the run does not say how its network is built: give one like it, at(time, model), or train with config=dict(model=...), the arguments of `build`"
+            )
+        if model is not None and not isinstance(model, nn.Module):
+            raise ValueError(f"model={model!r} must be a network like the run's")
         model = build(**self.config["model"]) if model is None else deepcopy(model)
-        try: model.load_state_dict(self.checkpoints[near[0]])
-        except RuntimeError as e: raise ValueError(f"the network does not fit the run's checkpoint: {e}") from None
+        try:
+            model.load_state_dict(self.checkpoints[near[0]])
+        except RuntimeError as e:
+            raise ValueError(f"the network does not fit the run's checkpoint: {e}") from None
         return model.eval()
 
 # %% ../../nbs/runs/01_run.ipynb #cell11
-_TENSORS = ("time", "prediction", "loss", "margin", "y", "clean", "index", "true_loss", "true_margin",
-            "test_y", "test_prediction", "test_loss", "test_margin")
+_TENSORS = (
+    "time",
+    "prediction",
+    "loss",
+    "margin",
+    "y",
+    "clean",
+    "index",
+    "true_loss",
+    "true_margin",
+    "test_y",
+    "test_prediction",
+    "test_loss",
+    "test_margin",
+)
 _PLAIN = ("config", "unit", "n_classes", "digest")
 _FILES = ("run.json", "arrays.npz", "rows.parquet", "checkpoints.pt")
 IDENTITY = "identity.json"
+
 
 def _json(what: str, value) -> str:
     "`ValueError` for what JSON cannot hold."
     try:
         return json.dumps(value, indent=1)
     except (TypeError, ValueError, RecursionError) as e:
-        raise ValueError(f"{what} must hold JSON values (texts, numbers, lists, dictionaries): {e}") from None
+        raise ValueError(
+            f"{what} must hold JSON values (texts, numbers, lists, dictionaries): {e}"
+        ) from None
 
 # %% ../../nbs/runs/01_run.ipynb #cell12
 def save_run(
@@ -191,6 +264,7 @@ def save_run(
         (part / "run.json").write_text(plain, encoding="utf-8")
         if known is not None:
             (part / IDENTITY).write_text(known, encoding="utf-8")
+
     return publish(folder, write)
 
 # %% ../../nbs/runs/01_run.ipynb #cell13
@@ -204,6 +278,7 @@ def _read(folder: Path) -> Run:
     checkpoints = torch.load(folder / "checkpoints.pt", weights_only=True)
     tensors = {"clean": None} | {k: arrays[k] for k in _TENSORS if k in arrays}
     return Run(**{k: plain[k] for k in _PLAIN}, **tensors, rows=rows, checkpoints=checkpoints)
+
 
 def load_run(folder: str | Path) -> Run:
     "Read a run back; nothing is unpickled. `ValueError` where the folder is not a whole run, each file as it was written."
@@ -224,29 +299,46 @@ def load_run(folder: str | Path) -> Run:
 # %% ../../nbs/runs/01_run.ipynb #cell13b
 def _states(checkpoints) -> bool:
     "Whether these are states of a network by time."
-    if not isinstance(checkpoints, dict) or not all(isinstance(t, (int, float)) for t in checkpoints):
+    if not isinstance(checkpoints, dict) or not all(
+        isinstance(t, (int, float)) for t in checkpoints
+    ):
         return False
     states = checkpoints.values()
-    return all(isinstance(s, dict) and all(isinstance(v, Tensor) for v in s.values()) for s in states)
+    return all(
+        isinstance(s, dict) and all(isinstance(v, Tensor) for v in s.values()) for s in states
+    )
+
 
 def _misfit(run: Run) -> str:
     "What does not fit in a run that was read, in words."
     if not _states(run.checkpoints):
         return "its checkpoints are not states of a network by time"
-    if not isinstance(run.config, dict) or not isinstance(run.n_classes, int) \
-            or run.prediction.dtype != torch.int16 or not (run.time.diff() > 0).all():
+    if (
+        not isinstance(run.config, dict)
+        or not isinstance(run.n_classes, int)
+        or run.prediction.dtype != torch.int16
+        or not (run.time.diff() > 0).all()
+    ):
         return "its configuration, predictions or times are of another kind"
     n, t = len(run.y), len(run.time)
     wanted = dict.fromkeys(("prediction", "loss", "margin"), (t, n)) | dict(y=(n,), index=(n,))
     if run.clean is not None:
         wanted["clean"] = (n,)
-    if any(v is not None for v in (run.test_y, run.test_prediction, run.test_loss, run.test_margin)):
+    if any(
+        v is not None for v in (run.test_y, run.test_prediction, run.test_loss, run.test_margin)
+    ):
         m = -1 if run.test_y is None else len(run.test_y)
-        wanted |= dict(test_y=(m,)) | dict.fromkeys(("test_prediction", "test_loss", "test_margin"), (t, m))
-    fits = all(getattr(run, k) is not None and tuple(getattr(run, k).shape) == s for k, s in wanted.items())
+        wanted |= dict(test_y=(m,)) | dict.fromkeys(
+            ("test_prediction", "test_loss", "test_margin"), (t, m)
+        )
+    fits = all(
+        getattr(run, k) is not None and tuple(getattr(run, k).shape) == s for k, s in wanted.items()
+    )
     if fits and not run.true_loss is run.true_margin is None:
         noisy = (t, int(run.is_noisy.sum()))
-        fits = all(v is not None and tuple(v.shape) == noisy for v in (run.true_loss, run.true_margin))
+        fits = all(
+            v is not None and tuple(v.shape) == noisy for v in (run.true_loss, run.true_margin)
+        )
     return "" if fits else "its arrays do not fit each other"
 
 # %% ../../nbs/runs/01_run.ipynb #cell15
@@ -259,7 +351,9 @@ def run_key(
     try:
         what = json.dumps([config, digest, code_of(module)], sort_keys=True)
     except (TypeError, ValueError, RecursionError) as e:
-        raise ValueError(f"config must hold JSON values (texts, numbers, lists, dictionaries): {e}") from None
+        raise ValueError(
+            f"config must hold JSON values (texts, numbers, lists, dictionaries): {e}"
+        ) from None
     return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 # %% ../../nbs/runs/01_run.ipynb #cell16
@@ -273,6 +367,7 @@ def stored_run(folder: str | Path) -> Run | None:
     except Damaged as e:
         set_aside(folder, str(e))
 
+
 def identity_of(folder: Path) -> dict | None:
     "What decides the result of a run that was read from a folder, if it was saved with it."
     if IDENTITY not in listed(folder):
@@ -283,15 +378,20 @@ def identity_of(folder: Path) -> dict | None:
         return None  # whoever sealed it, it is not memnb's
     return identity if isinstance(identity, dict) else None
 
+
 def holds_run(folder: Path) -> bool:
     "Whether a folder is one of a run, be it damaged; not one that holds something else."
-    return folder.is_dir() and any((folder / name).exists() for name in (*_FILES, IDENTITY, MANIFEST))
+    return folder.is_dir() and any(
+        (folder / name).exists() for name in (*_FILES, IDENTITY, MANIFEST)
+    )
+
 
 def _module_of(function) -> str:
     "Where a function is written; of an object that is called, its class."
     while isinstance(function, partial):
         function = function.func
     return getattr(function, "__module__", None) or type(function).__module__
+
 
 def cached_run(
     store: str | Path | None,  # folder of runs; None or empty: nothing is looked up or written

@@ -39,7 +39,7 @@ from memnb.common import rng as seeds
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
 from memnb.datasets.noisy_datasets import NoisyDataset
-from memnb.localization import scores_module
+from memnb.localization import scores as scores_module
 from memnb.localization.scores import (
     SCORES,
     ahead,

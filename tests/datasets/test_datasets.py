@@ -19,7 +19,9 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
 from memnb import datasets
+from memnb.common import checks
 from memnb.common.files import write_whole
+from memnb.datasets import loading
 from memnb.datasets import sources as arrays
 from memnb.datasets.label_noise import NOISE, corrupt
 from memnb.datasets.loading import load
@@ -267,7 +269,7 @@ def test_digits_sizes_and_seeds():
 
 def test_scales():
     (unit, unit_test), (sym, _), (std, std_test) = (
-        load("digits", n=500, scale=s) for s in datasets.SCALES
+        load("digits", n=500, scale=s) for s in loading.SCALES
     )
     assert (unit.x.min(), unit.x.max()) == (0, 1) and torch.equal(sym.x, 2 * unit.x - 1)
     assert abs(std.x.mean()) < 1e-5 and abs(std.x.std() - 1) < 1e-5
@@ -683,14 +685,14 @@ def test_what_unpacks_to_more_than_the_free_memory_is_not_unpacked(tmp_path, mon
         y_test=((0,), "u1", b""),
     )
     assert path.stat().st_size < 10**5
-    monkeypatch.setattr(arrays, "free_memory", lambda: 40 * 2.0**20)
+    monkeypatch.setattr(checks, "free_memory", lambda: 40 * 2.0**20)
     monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("it is read"))
     with pytest.raises(ValueError, match="bomb.npz take about 50 MB of memory; 40 MB are free"):
         load(path)
 
 
 def test_inputs_that_fit_packed_but_not_as_floats(tmp_path, monkeypatch):
-    monkeypatch.setattr(arrays, "free_memory", lambda: 1000.0)
+    monkeypatch.setattr(checks, "free_memory", lambda: 1000.0)
     with pytest.raises(ValueError, match="as float32 take about"):
         load(
             saved(
@@ -873,5 +875,5 @@ def test_values_of_another_kind_are_taken_or_refused_with_a_word(call):
     for value in ODD:
         try:
             CALLS[call](value)
-        except (ValueError, OSError) as e:
+        except (TypeError, ValueError, OSError) as e:
             assert len(str(e)) > 15, value

@@ -80,7 +80,7 @@ def test_a_table_that_does_not_fit():
 )
 def test_training_of_what_is_none(how):
     fine = dict(net=ModularNet(5, 4), data=operation_table(5)[0], epochs=2)
-    with pytest.raises(ValueError, match=".{15}"):
+    with pytest.raises((TypeError, ValueError), match=".{15}"):
         modular.fit_modular(**fine | how)
 
 
@@ -772,7 +772,7 @@ def test_default_times(epochs):
 @pytest.mark.parametrize(
     "how, says",
     [
-        (dict(epochs=0), "epochs=0 must be a whole number"),
+        (dict(epochs=0), "epochs=0 must be 1 to"),
         (dict(epochs=-3), "epochs=-3"),
         (dict(times=[2, 1]), r"times must be whole, increase and lie in \[0, 12\]"),
         (dict(times=[1, 1]), "increase"),

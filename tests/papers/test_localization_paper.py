@@ -188,8 +188,7 @@ def test_bad_values_say_what_was_given_and_what_is_allowed(given, says):
     ],
 )
 def test_what_later_cells_need_is_asked_for_at_once(figure, given, says, monkeypatch):
-    for room in ("arrays", "checks"):
-        monkeypatch.setattr(f"memnb.{room}.free_memory", lambda: 2.0**30)
+    monkeypatch.setattr("memnb.common.checks.free_memory", lambda: 2.0**30)
     with pytest.raises((ValueError, OSError), match=says):
         runs.parameters(
             figure,
@@ -690,11 +689,6 @@ def test_marked():
         "noise_rate",
         "seed",
     ]
-
-
-def test_rooms_are_modules():
-    for room in runs.ROOMS:
-        assert (Path(runs.__file__).parent / f"{room}.py").is_file()
 
 
 # --- how much single examples are memorized

@@ -1104,8 +1104,3 @@ def test_one_group_alone(figure, rho):
     else:
         with pytest.raises(ValueError, match=f"rho={rho} leaves"):
             params(figure, rho=rho)
-
-
-def test_rooms_are_modules():
-    for room in runs.ROOMS:
-        assert (Path(runs.__file__).parent / f"{room}.py").is_file()

@@ -1,85 +1,229 @@
 """What does something else has another fingerprint; what does the same has the same, in any process."""
-import enum, functools, operator, os, random, re, subprocess, sys, threading
+
+import enum
+import functools
+import operator
+import os
+import random
+import re
+import subprocess
+import sys
+import threading
 from collections import OrderedDict, deque
 from pathlib import Path
-import numpy as np, polars as pl, pytest, torch
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
 from torch import nn
+
 from memnb.runs.identity import Unknown, architecture, differences, fingerprint, start_of
 
 FACTOR = 2
-def helper(x): return FACTOR * x
-def user(s): return helper(s)
+
+
+def helper(x):
+    return FACTOR * x
+
+
+def user(s):
+    return helper(s)
+
 
 class Scale:
     "An object that is called."
+
     kind = "scale"
-    def __init__(self, k): self.k = k
-    def __call__(self, s): return self.k * s
+
+    def __init__(self, k):
+        self.k = k
+
+    def __call__(self, s):
+        return self.k * s
+
 
 class Used(Scale):
     "An object that says which of its attributes decide what it does."
+
     decided_by = ("k",)
-    def __call__(self, s): self.seen = s
+
+    def __call__(self, s):
+        self.seen = s
+
 
 class Slotted:
     __slots__ = ("a",)
-    def __init__(self, a): self.a = a
+
+    def __init__(self, a):
+        self.a = a
+
 
 class Colour(enum.Enum):
     RED, BLUE = 1, 2
+
 
 class Net(nn.Module):
     def __init__(self, p=0.1):
         super().__init__()
         self.layer, self.p, self.seen = nn.Linear(3, 2), p, []
-    def forward(self, x): return self.p * self.layer(x)
 
-def closing(v): return lambda s: v
+    def forward(self, x):
+        return self.p * self.layer(x)
+
+
+def closing(v):
+    return lambda s: v
+
 
 def cyclic():
     held = [1]
     held.append(held)
     return held
 
-def drawn(seed): return torch.Generator().manual_seed(seed)
+
+def drawn(seed):
+    return torch.Generator().manual_seed(seed)
+
 
 PAIRS = [  # makers of values of which no two are alike
-    lambda: None, lambda: 0, lambda: 0.0, lambda: False, lambda: "", lambda: b"", lambda: 1, lambda: True, lambda: 1.5, lambda: float("nan"), lambda: [1], lambda: (1,), lambda: {1}, lambda: {1: 2}, lambda: {2: 1}, lambda: deque([1]),
-    lambda: {"a", "b", "c", "d"}, lambda: {"a", "b", "c", "e"}, lambda: range(3), lambda: torch.zeros(2), lambda: torch.zeros(2).double(), lambda: torch.zeros(1, 2), lambda: torch.tensor([0.0, 1e-9]), lambda: torch.zeros(2, dtype=torch.bfloat16),
-    lambda: np.zeros(2), lambda: np.zeros(2, "f4"), lambda: np.array(["a"], object), lambda: Path("a"), lambda: torch.float32, lambda: re.compile("a"), lambda: pl.DataFrame(dict(a=[1])), lambda: pl.DataFrame(dict(a=[2])), lambda: pl.Series([1]),
-    lambda: Scale(1), lambda: Scale(2), lambda: Slotted(1), lambda: Slotted(2), lambda: Colour.RED, lambda: Colour.BLUE, lambda: closing(1), lambda: closing(2), lambda: closing(torch.ones(2)), lambda: closing(None), lambda: Scale(1).__call__, lambda: Scale(2).__call__,
-    lambda: (lambda s, k=1: k), lambda: (lambda s, k=2: k), lambda: (lambda s, *, k=1: k), lambda: (lambda s: s + 1), lambda: (lambda s: s + 2), lambda: (lambda s: -s), lambda: user, lambda: helper, lambda: functools.partial(helper, 1), lambda: functools.partial(helper, 2),
-    lambda: torch.relu, lambda: torch.tanh, lambda: operator.add, lambda: len, lambda: [].append, lambda: [1].append, lambda: drawn(0), lambda: drawn(1), lambda: np.random.default_rng(0), lambda: np.random.default_rng(1), lambda: random.Random(0), lambda: random.Random(1), cyclic,
-    lambda: nn.Linear(2, 1, device="meta"), lambda: nn.ReLU(), lambda: Net, lambda: Scale, lambda: torch.optim.SGD([torch.zeros(1)], 0.1), lambda: torch.optim.SGD([torch.zeros(1)], 0.2), lambda: OrderedDict(a=1), lambda: dict(a=1), lambda: np.float32(1), lambda: sys]
+    lambda: None,
+    lambda: 0,
+    lambda: 0.0,
+    lambda: False,
+    lambda: "",
+    lambda: b"",
+    lambda: 1,
+    lambda: True,
+    lambda: 1.5,
+    lambda: float("nan"),
+    lambda: [1],
+    lambda: (1,),
+    lambda: {1},
+    lambda: {1: 2},
+    lambda: {2: 1},
+    lambda: deque([1]),
+    lambda: {"a", "b", "c", "d"},
+    lambda: {"a", "b", "c", "e"},
+    lambda: range(3),
+    lambda: torch.zeros(2),
+    lambda: torch.zeros(2).double(),
+    lambda: torch.zeros(1, 2),
+    lambda: torch.tensor([0.0, 1e-9]),
+    lambda: torch.zeros(2, dtype=torch.bfloat16),
+    lambda: np.zeros(2),
+    lambda: np.zeros(2, "f4"),
+    lambda: np.array(["a"], object),
+    lambda: Path("a"),
+    lambda: torch.float32,
+    lambda: re.compile("a"),
+    lambda: pl.DataFrame(dict(a=[1])),
+    lambda: pl.DataFrame(dict(a=[2])),
+    lambda: pl.Series([1]),
+    lambda: Scale(1),
+    lambda: Scale(2),
+    lambda: Slotted(1),
+    lambda: Slotted(2),
+    lambda: Colour.RED,
+    lambda: Colour.BLUE,
+    lambda: closing(1),
+    lambda: closing(2),
+    lambda: closing(torch.ones(2)),
+    lambda: closing(None),
+    lambda: Scale(1).__call__,
+    lambda: Scale(2).__call__,
+    lambda: lambda s, k=1: k,
+    lambda: lambda s, k=2: k,
+    lambda: lambda s, *, k=1: k,
+    lambda: lambda s: s + 1,
+    lambda: lambda s: s + 2,
+    lambda: lambda s: -s,
+    lambda: user,
+    lambda: helper,
+    lambda: functools.partial(helper, 1),
+    lambda: functools.partial(helper, 2),
+    lambda: torch.relu,
+    lambda: torch.tanh,
+    lambda: operator.add,
+    lambda: len,
+    lambda: [].append,
+    lambda: [1].append,
+    lambda: drawn(0),
+    lambda: drawn(1),
+    lambda: np.random.default_rng(0),
+    lambda: np.random.default_rng(1),
+    lambda: random.Random(0),
+    lambda: random.Random(1),
+    cyclic,
+    lambda: nn.Linear(2, 1, device="meta"),
+    lambda: nn.ReLU(),
+    lambda: Net,
+    lambda: Scale,
+    lambda: torch.optim.SGD([torch.zeros(1)], 0.1),
+    lambda: torch.optim.SGD([torch.zeros(1)], 0.2),
+    lambda: OrderedDict(a=1),
+    lambda: dict(a=1),
+    lambda: np.float32(1),
+    lambda: sys,
+]
+
 
 def test_no_two_of_many_are_alike_and_each_is_like_itself():
     prints = [fingerprint(make()) for make in PAIRS]
     assert len(set(prints)) == len(PAIRS) and [fingerprint(make()) for make in PAIRS] == prints
 
+
 def test_another_process_agrees():
     "With other seeds of Python's hashes, and other places in memory."
-    program = "import sys; sys.path.insert(0, 'tests'); from test_identity import *; held = [object() for _ in range(999)]; print(*map(fingerprint, [make() for make in PAIRS]))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], env=os.environ | dict(PYTHONHASHSEED="7"), capture_output=True, text=True, timeout=300)
+    program = "import sys; sys.path.insert(0, 'tests/runs'); from test_identity import *; held = [object() for _ in range(999)]; print(*map(fingerprint, [make() for make in PAIRS]))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | dict(PYTHONHASHSEED="7"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.stdout.split() == [fingerprint(make()) for make in PAIRS], done.stderr
 
-@pytest.mark.parametrize("make", [lambda: open(os.devnull), lambda: (i for i in ()), lambda: iter([1]), threading.Lock, lambda: closing(open(os.devnull)), lambda: Scale((i for i in ())), lambda: [object(), threading.Lock()]])
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: open(os.devnull),
+        lambda: (i for i in ()),
+        lambda: iter([1]),
+        threading.Lock,
+        lambda: closing(open(os.devnull)),
+        lambda: Scale((i for i in ())),
+        lambda: [object(), threading.Lock()],
+    ],
+)
 def test_what_cannot_be_told_from_another_one(make):
-    with pytest.raises(Unknown): fingerprint(make())
+    with pytest.raises(Unknown):
+        fingerprint(make())
     assert fingerprint(make(), strict=False) == fingerprint(make(), strict=False)
+
 
 def test_use_is_no_part_of_an_object_that_names_what_is():
     v = Used(2)
     before = fingerprint(v)
     v(threading.Lock())
-    assert fingerprint(v.__call__) == fingerprint(Used(2).__call__) and fingerprint(v) == before != fingerprint(Used(3))
+    assert fingerprint(v.__call__) == fingerprint(Used(2).__call__) and fingerprint(
+        v
+    ) == before != fingerprint(Used(3))
+
 
 def test_names_comments_and_places_do_not_matter():
     def one(s):
         return 2 * s  # a comment
+
     def other(s):
 
         return 2 * s
+
     assert fingerprint(one) == fingerprint(other)
+
 
 def test_a_helper_and_a_global_count(monkeypatch):
     before = fingerprint(user)
@@ -90,36 +234,59 @@ def test_a_helper_and_a_global_count(monkeypatch):
     monkeypatch.setitem(globals(), "helper", lambda x: x + x)
     assert fingerprint(user) != before
 
+
 def test_what_is_used_of_a_users_module_counts(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "__init__.py").touch()
-    (tmp_path / "mine" / "losses.py").write_text("def used(s): return 2 * s\ndef unused(s): return s\n")
+    (tmp_path / "mine" / "losses.py").write_text(
+        "def used(s): return 2 * s\ndef unused(s): return s\n"
+    )
     import mine.losses
-    def by_module(s): return mine.losses.used(s)
+
+    def by_module(s):
+        return mine.losses.used(s)
+
     before = fingerprint(by_module)
     monkeypatch.setattr(mine.losses, "unused", lambda s: 3 * s)
     assert fingerprint(by_module) == before
     monkeypatch.setattr(mine.losses, "used", lambda s: 3 * s)
     assert fingerprint(by_module) != before
 
+
 def test_an_optimizers_hooks_count():
-    def optimizer(): return torch.optim.SGD([torch.zeros(2)], lr=0.1)
+    def optimizer():
+        return torch.optim.SGD([torch.zeros(2)], lr=0.1)
+
     hooked = optimizer()
     hooked.register_step_pre_hook(lambda o, a, k: None)
     assert fingerprint(optimizer()) == fingerprint(optimizer()) != fingerprint(hooked)
+
 
 def changed(change):
     model = Net()
     change(model)
     return model
 
-@pytest.mark.parametrize("change", [
-    lambda m: m.eval(), lambda m: m.layer.eval(), lambda m: setattr(m, "p", 0.2), lambda m: m.register_buffer("b", torch.zeros(1)), lambda m: m.layer.register_forward_hook(lambda m, a, o: o),
-    lambda m: setattr(m, "layer", nn.Linear(3, 2, bias=False)), lambda m: m.double(), lambda m: setattr(m, "forward", m.layer.forward),
-    lambda m: m.layer.weight.register_hook(lambda g: 2 * g), lambda m: m.layer.weight.register_post_accumulate_grad_hook(lambda p: None)])
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.eval(),
+        lambda m: m.layer.eval(),
+        lambda m: setattr(m, "p", 0.2),
+        lambda m: m.register_buffer("b", torch.zeros(1)),
+        lambda m: m.layer.register_forward_hook(lambda m, a, o: o),
+        lambda m: setattr(m, "layer", nn.Linear(3, 2, bias=False)),
+        lambda m: m.double(),
+        lambda m: setattr(m, "forward", m.layer.forward),
+        lambda m: m.layer.weight.register_hook(lambda g: 2 * g),
+        lambda m: m.layer.weight.register_post_accumulate_grad_hook(lambda p: None),
+    ],
+)
 def test_an_architecture_is_layers_settings_modes_and_hooks(change):
     assert architecture(Net()) == architecture(Net()) != architecture(changed(change))
+
 
 def test_a_start_is_every_number():
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
@@ -129,11 +296,17 @@ def test_a_start_is_every_number():
         prints.add(start_of(model))
     assert len(prints) == 6
 
+
 def test_differences():
     assert differences(dict(a=1, b=[2], c=float("nan")), dict(b=[2], a=1, c=float("nan"))) == ""
-    assert differences(dict(a=1, b=2), dict(a=1, b=3, c="x")) == "b, c (b is 2 there and 3 here; c is None there and 'x' here)"
+    assert (
+        differences(dict(a=1, b=2), dict(a=1, b=3, c="x"))
+        == "b, c (b is 2 there and 3 here; c is None there and 'x' here)"
+    )
+
 
 @pytest.mark.parametrize("bad", [None, 3, "mlp", torch.zeros(2), nn.Linear])
 def test_what_is_no_network(bad):
     for f in (start_of, architecture):
-        with pytest.raises(ValueError, match="must be a network"): f(bad)
+        with pytest.raises(ValueError, match="must be a network"):
+            f(bad)

@@ -712,7 +712,7 @@ def test_interrupted_in_the_middle_of_a_file(tmp_path, monkeypatch, at):
 
 @pytest.mark.parametrize("before", [True, False])
 def test_interrupted_as_it_is_put_in_its_place(tmp_path, monkeypatch, before):
-    real = trainer.save
+    real = trainer.save_run
 
     def save_run(*args):
         if not before:
@@ -720,7 +720,7 @@ def test_interrupted_as_it_is_put_in_its_place(tmp_path, monkeypatch, before):
         raise Killed
 
     with monkeypatch.context() as m, pytest.raises(Killed):
-        m.setattr(trainer, "save", save)
+        m.setattr(trainer, "save_run", save)
         fit(**long_run(**SHORT), folder=tmp_path / "run")
     how, other = long_run(**SHORT), long_run(**SHORT)
     same_run(fit(**how, folder=tmp_path / "run"), fit(**other))
