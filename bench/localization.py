@@ -97,11 +97,11 @@ def units(net, data, k: int) -> list[dict]:
     net = deepcopy(net).eval()
     rows = torch.cat([part.nonzero()[:k, 0] for part in (data.is_noisy, ~data.is_noisy)])
     reference = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[
-        : MODES["exact"]
+        : SEARCH_MODES["exact"]
     ]
     few, out = rows[:: max(1, len(rows) // 8)], []
     plain = {r: plain_units(net, data, r, reference, True) for r in few.tolist()}
-    for mode in MODES:
+    for mode in SEARCH_MODES:
         found = {
             r["row"]: list(zip(r["layer"], r["channel"]))
             for r in critical_units(net, data, few, mode, check=0).iter_rows(named=True)

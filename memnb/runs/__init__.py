@@ -6,9 +6,9 @@
 __all__ = ['Recorder', 'Run', 'architecture', 'differences', 'fingerprint', 'cached_run', 'load_run', 'save_run', 'start_of']
 
 # %% ../../nbs/runs/00_runs.ipynb #face3
-from .run import Run, cached_run, load_run, save_run
-from .recorder import Recorder
 from .identity import architecture, differences, fingerprint, start_of
+from .recorder import Recorder
+from .run import Run, cached_run, load_run, save_run
 
 # %% ../../nbs/runs/00_runs.ipynb #face4
 _all_ = [

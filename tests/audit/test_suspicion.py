@@ -2046,7 +2046,7 @@ def test_an_estimate_in_words_that_cannot_be_changed():
 
 
 def test_an_estimate_is_of_the_input_and_says_what_network_and_probes_agree_with():
-    (run, net), data = trained(), clusters()
+    run, data = trained()[0], clusters()
     got = estimate_noise(run, data)
     alone = noise_of(left_out(data.x.flatten(1), data.y, 3, bent=True), data.y)
     assert (got.rate, got.low, got.high, got.left_out) == (

@@ -277,7 +277,7 @@ def test_the_nearest_prime_is_named():
 @every_operation
 @pytest.mark.parametrize("p", [-7, 0, 1, 2])
 def test_refused_modulus(operation, p):
-    for make in (table, check_modulus):
+    for make in (operation_table, check_modulus):
         with pytest.raises(ValueError, match=f"P={p} must be 3 or more"):
             make(p, operation)
 

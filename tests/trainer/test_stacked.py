@@ -325,7 +325,7 @@ def test_a_state_loaded_in_a_yield_counts():
     for going in train_stacked(models := nets(), sets(), 2, lr=0.1, batch=BATCH):
         if going[0].time == 1:
             going[0].model.load_state_dict(net(7).state_dict())
-    steps, single = 3, net(7)
+    single = net(7)
     sgd = torch.optim.SGD(single.parameters(), 0.1)
     for rows in order(N, 1, 0).split(BATCH):
         sgd.zero_grad()

@@ -720,7 +720,7 @@ def test_interrupted_as_it_is_put_in_its_place(tmp_path, monkeypatch, before):
         raise Killed
 
     with monkeypatch.context() as m, pytest.raises(Killed):
-        m.setattr(trainer, "save_run", save)
+        m.setattr(trainer, "save_run", save_run)
         fit(**long_run(**SHORT), folder=tmp_path / "run")
     how, other = long_run(**SHORT), long_run(**SHORT)
     same_run(fit(**how, folder=tmp_path / "run"), fit(**other))
