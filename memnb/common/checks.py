@@ -72,7 +72,7 @@ def whole(
         exact = operator.index(value) if hasattr(value, "__index__") else float(value)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{given} must be a whole number, {allowed}") from None
-    if not math.isfinite(exact) or exact != int(exact):
+    if isinstance(exact, float) and not exact.is_integer():
         raise ValueError(f"{given} must be a whole number, {allowed}")
     if most is None and exact > LARGEST:
         raise ValueError(f"{given} must be {allowed}, and at most 2**62")
