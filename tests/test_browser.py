@@ -339,7 +339,7 @@ def test_spectra_of_a_network_that_adds(lab):
 LEAF = """
 import polars as pl, torch
 from memnb.datasets import NoisyDataset
-from memnb.gallery import Browser
+from memnb.explorer.audit_gallery import Browser
 n = 30
 data = NoisyDataset(torch.rand(n, 1, 8, 8), torch.arange(n) % 3)
 sure = [i / 10 for i in range(n)]

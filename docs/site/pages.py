@@ -185,6 +185,8 @@ def origins(tree: ast.Module, package: list[str]) -> dict[str, str]:
         if isinstance(node, ast.ImportFrom) and node.level:
             above = package[: len(package) + 1 - node.level]
             found |= {a.name: ".".join([*above, node.module or ""]) for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("memnb."):
+            found |= {a.name: node.module.removeprefix("memnb.") for a in node.names}
     for module, names in _value(tree, "_NAMES", {}).items():  # they come when they are asked for
         found |= dict.fromkeys(names, ".".join([*package, module]))
     return found

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Accounting', 'account', 'retrain', 'rewind', 'detection', 'leave_out_memorization', 'mislabel_scores',
            'prediction_depth', 'second_split_forgetting', 'SparseChannels', 'StandardDropout', 'TiedDropout', 'by_mode',
-           'remembered', 'critical_units']
+           'remembered', 'critical_units', 'unit_layers']
 
 # %% ../../nbs/localization/00_localization.ipynb #cell03
 from .accounting import Accounting, account
@@ -24,7 +24,7 @@ from memnb.localization.tied_dropout import (
     by_mode,
     remembered,
 )
-from .units import critical_units
+from .units import critical_units, unit_layers
 
 # %% ../../nbs/localization/00_localization.ipynb #cell04
 _all_ = [
@@ -43,4 +43,5 @@ _all_ = [
     "by_mode",
     "remembered",
     "critical_units",
+    "unit_layers",
 ]

@@ -61,7 +61,7 @@ def begun(call: str) -> subprocess.Popen:
 
 
 def sweep_of(nb, root, **more) -> str:
-    return f"from memnb.sweeps import sweep; sweep({str(nb)!r}, root={str(root)!r}, **{more!r})"
+    return f"from memnb.lab.sweeps import sweep; sweep({str(nb)!r}, root={str(root)!r}, **{more!r})"
 
 
 @pytest.fixture
@@ -330,7 +330,7 @@ def test_ctrl_c(tiny, tmp_path, events):
         "--jobs",
         "2",
     ]
-    process = begun(f"from memnb.command import main; main({words!r})")
+    process = begun(f"from memnb.lab.cli import main; main({words!r})")
     try:
         assert happens(lambda: len(list(events.glob("begun*"))) == 3)
         process.send_signal(signal.SIGINT)

@@ -449,7 +449,7 @@ def test_of_two_that_fail_one_stays(tmp_path, tiny, monkeypatch):
 def test_the_child_ends_with_whoever_began_it(tmp_path, tiny):
     "Killed the moment it has begun a task, when that has not yet asked to be ended with it; and once its kernel works."
     root, (place, name) = tmp_path / "root", waiting(tmp_path)
-    program = f"from memnb.tasks import *; execute(make_task({str(tiny)!r}, dict(name={name!r})), {str(root)!r}, 1)"
+    program = f"from memnb.lab.tasks import *; execute(make_task({str(tiny)!r}, dict(name={name!r})), {str(root)!r}, 1)"
     for event in (
         lambda: [p for p in alive(root) if p != process.pid],
         lambda: list(place.glob("begun*")),

@@ -34,7 +34,7 @@ from memnb.trainer import training as trainer
 FROM = {
     accounting: ["Accounting", "account"],
     rewinding: ["retrain", "rewind"],
-    units: ["critical_units"],
+    units: ["critical_units", "unit_layers"],
     tied: ["SparseChannels", "StandardDropout", "TiedDropout", "by_mode", "remembered"],
     scores: [
         "detection",
