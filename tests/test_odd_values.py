@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from memnb.explorer import audit_inputs as review
-from memnb.citations import latent, relu
-from memnb.citations import localization as localization_runs
-from memnb.citations import modular as modular_runs
+from memnb.papers import latent, relu
+from memnb.papers import localization as localization_runs
+from memnb.papers import modular as modular_runs
 
 NBS = Path(__file__).parents[1] / "nbs"
 ROOMS = {

@@ -8,7 +8,7 @@ import pytest
 
 from memnb.lab import experiments
 from memnb.lab.experiments import Rule, injected_names, keep, refuse_unknown
-from memnb.citations import relu
+from memnb.papers import relu
 
 GOOD = dict(
     rho=0.2,

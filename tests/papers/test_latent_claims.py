@@ -13,7 +13,7 @@ from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
 from memnb.lab.claims import judge
 from memnb.models.networks import build
-from memnb.citations import latent
+from memnb.papers import latent
 from memnb.papers.latent_claims import (
     AGAIN,
     CLAIMS,

@@ -10,7 +10,7 @@ import torch
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.lab import experiments
 from memnb.models.networks import build
-from memnb.citations import latent
+from memnb.papers import latent
 from memnb.probes.interventions import fit_probe, resist, transplant
 from memnb.probes.over_training import prober
 from memnb.trainer.training import fit

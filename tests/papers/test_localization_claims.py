@@ -17,7 +17,7 @@ from memnb.localization import critical_units, retrain, rewind
 from memnb.localization.units import Masked
 from memnb.models.layers import layer_groups, predict
 from memnb.models.networks import build
-from memnb.citations import localization as runs
+from memnb.papers import localization as runs
 from memnb.papers.localization_claims import (
     ALONE,
     ATYPICAL,

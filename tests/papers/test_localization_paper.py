@@ -18,7 +18,7 @@ from memnb.localization.scores import leave_out_memorization
 from memnb.localization.tied_dropout import SparseChannels, StandardDropout, TiedDropout, by_mode
 from memnb.models.layers import layer_groups, predict
 from memnb.models.networks import build
-from memnb.citations import localization as runs
+from memnb.papers import localization as runs
 from memnb.trainer import training as trainer
 
 NAMES = [

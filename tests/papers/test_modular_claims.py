@@ -12,7 +12,7 @@ from memnb.lab.claims import Claim, judge
 from memnb.models.networks import build
 from memnb.modular.arithmetic import fit_modular
 from memnb.modular.fourier import EXTRACT, extract, look, strict
-from memnb.citations import modular as runs
+from memnb.papers import modular as runs
 from memnb.papers.modular_claims import (
     CLAIMS,
     CLEAN,

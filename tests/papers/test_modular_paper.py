@@ -16,7 +16,7 @@ from memnb.models.networks import ModularNet, build
 from memnb.modular.arithmetic import OPERATIONS, fit_modular, operation_table
 from memnb.modular.fourier import EXTRACT, SHARES, alignment, circle, extract, look, strict
 from memnb.modular.partitions import KEPT, correct, importance, partition, reader
-from memnb.citations import modular as runs
+from memnb.papers import modular as runs
 
 COMMON = "operation modulus width activation lr weight_decay epochs share seeds"
 NAMES = dict(

@@ -10,7 +10,7 @@ import torch
 from memnb.lab.claims import judge
 from memnb.lab.experiments import Params
 from memnb.models.networks import build
-from memnb.citations import relu
+from memnb.papers import relu
 from memnb.papers.relu_claims import (
     ABOVE,
     CLAIMS,
