@@ -151,7 +151,7 @@ def test_what_will_not_fit_is_said_with_its_size(figure, given, says, monkeypatc
     notebook = NBS / f"{figure}.ipynb"
     with pytest.raises(
         ValueError,
-        match=says + ".* (takes about|needs) [0-9.,e+]+ (GB|TB|MB) of memory; 128 MB are free",
+        match=says + ".* (takes|needs?) about [0-9.,e+]+ (GB|TB|MB) of memory; 128 MB are free",
     ):
         settled(notebook, defaults(notebook) | given)
 
