@@ -192,6 +192,13 @@ def origins(tree: ast.Module, package: list[str]) -> dict[str, str]:
     return found
 
 
+def _defines(module: str, name: str) -> bool:
+    "Whether a module of memnb has a function or a class of that name."
+    file = ROOT / "memnb" / f"{module.replace('.', '/')}.py"
+    body = ast.parse(file.read_text()).body
+    return any(getattr(n, "name", "") == name for n in body)
+
+
 def api(module: Path) -> tuple[str, str]:
     """What a module says of itself in a line, and its page: each documented name of `__all__`,
     read from the source."""
@@ -220,7 +227,7 @@ def api(module: Path) -> tuple[str, str]:
                 entry(level + 1, f"{name}.{n.name}", n, [])
 
     for name in names:
-        if name in origin and not name.isupper():
+        if name in origin and _defines(origin[name], name):
             text.append(f"- [`{name}`]({origin[name]}.md#{name}) of `memnb.{origin[name]}`")
         elif isinstance(node := defined.get(name), ast.ClassDef):
             bases = [

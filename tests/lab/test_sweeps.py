@@ -54,7 +54,7 @@ def go(events: Path, rho, seed):
 
 def begun(call: str) -> subprocess.Popen:
     "A process of its own in which a task is quick."
-    program = f"from memnb import tasks; tasks._RUN = {QUICK!r}\n" + call
+    program = f"from memnb.lab import tasks; tasks._RUN = {QUICK!r}\n" + call
     return subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
