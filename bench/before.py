@@ -30,12 +30,17 @@ SETTING, MEASURES = ("data", "ratio", "noise", "rho"), ("auc", "class_precision"
 
 def answers(folder: Path, control: bool):
     "Write beside each network what the memnb that is imported says of it."
-    from memnb.audit import suspicion as audit
-    from memnb.datasets.noisy_datasets import NoisyDataset
-    from memnb.localization import scores
-    from memnb.models.layers import predict
-    from memnb.models.networks import build
-    from memnb.runs.run import Run
+    from memnb.datasets import NoisyDataset
+    from memnb.models import build
+    from memnb.runs import Run
+
+    try:
+        from memnb.audit import suspicion as audit
+        from memnb.localization import scores
+        from memnb.models import predict
+    except ImportError:  # the first release has no folders
+        from memnb import audit, scores
+        from memnb.layers import predict
 
     def by_layer(told: dict, probe: str = "velpic"):
         layers = [s.double() for (_, name), s in told.items() if name == probe]

@@ -9,8 +9,8 @@ The choices were made by hand. Those of the suspicion, while looking at digits (
   with weights reads, averaged;
 - their ridge, the mean eigenvalue (0.1 to 30 of it were tried). It is not fitted to the given
   labels: layers that have memorized predict these best with the smallest ridge;
-- the weight of the training history: its logarithmic odds from 1.5 to 4.5 (`audit.history_weight`);
-- how far rare classes are brought level (`scores.levelled`): by half of what a ridge shrinks them,
+- the weight of the training history: its logarithmic odds from 1.5 to 4.5 (`history_weight`);
+- how far rare classes are brought level (`levelled`): by half of what a ridge shrinks them,
   0.1 at the least. Seeds 30 to 34 of both had shown that precision within rare classes was poor;
   the remedy was chosen on the seeds above, 5, 20 and 50 to 1. Weights and targets that know the
   sizes of the classes alone did worse on classes that are often taken for a rarer one.

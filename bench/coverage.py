@@ -2,7 +2,7 @@
 
 Digits and 2,000 examples of MNIST, classes of equal size or falling by 5, 20 or 50 to 1, three
 kinds of noise at rates of 0.05, 0.1, 0.2 and 0.4, and right labels; seeds of which none was looked
-at when the interval was made. The estimate reads no network (`noise.estimate_noise` says why), so
+at when the interval was made. The estimate reads no network (`estimate_noise` says why), so
 that none is trained here.
 
 `ratio`: share of runs that hold, over 90%; `deviation`: mean width of the interval.

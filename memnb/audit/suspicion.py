@@ -274,7 +274,7 @@ def audit(
     subject: Run | nn.Module,  # a training run, or a trained network alone
     data: NoisyDataset,  # its training set, whose labels are in doubt
     model: nn.Module | None = None,  # the trained network of a run that cannot rebuild it
-    # to probe; default: of the evidence `scores.representation`, of the other probes the input
+    # to probe; default: of the evidence `memnb.localization.scores.representation`, of the other probes the input
     # and `hidden_groups`
     layers: Sequence[str] | None = None,
     # further scores (n,) by name, higher where a label is more suspicious, beside the others

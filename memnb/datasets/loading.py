@@ -95,7 +95,8 @@ def _classes(classes: Sequence[int] | None, there: list[int], name: str) -> list
 
 # %% ../../nbs/datasets/04_loading.ipynb #cell29
 def load(
-    name: str | Path = "digits",  # one of `arrays.DATASETS`, or a path to a Keras-layout `.npz`
+    name: str
+    | Path = "digits",  # one of `memnb.datasets.DATASETS`, or a path to a Keras-layout `.npz`
     classes: Sequence[int]
     | None = None,  # source labels, which become 0, 1, ... in this order; default: all
     n: int | None = None,  # size of a balanced training subset; default: all there is

@@ -385,7 +385,7 @@ class Source:
 
     shape: tuple[
         int, ...
-    ]  # of one input as `datasets.load` gives it: channels, height, width of a picture
+    ]  # of one input as `memnb.datasets.load` gives it: channels, height, width of a picture
     counts: dict[int, int]  # label -> training examples
     tests: int  # test examples whose label occurs in training
 

@@ -83,7 +83,7 @@ class Explorer(w.VBox):
 
     def __init__(
         self,
-        world: str = "two layers",  # a key of `worlds.WORLDS`
+        world: str = "two layers",  # a key of `memnb.explorer.WORLDS`
         preset: str = "quick",
         pace: float = 4.0,  # seconds that a training takes at least, so that it can be watched
     ):

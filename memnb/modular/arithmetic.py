@@ -71,7 +71,7 @@ def operation_table(
     operation: str = "add",  # a key of `OPERATIONS`
     share: float = 0.8,  # of the pairs that are trained on, in (0, 1)
     rho: float = 0.0,  # noise rate, in [0, 1]
-    noise: str = "wrong",  # a key of `datasets.NOISE` but matrix
+    noise: str = "wrong",  # a key of `memnb.datasets.NOISE` but matrix
     seed: int = 0,  # of the split and the noise, 0 or more
     device: str = "cpu",
 ) -> tuple[NoisyDataset, NoisyDataset]:

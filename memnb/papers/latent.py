@@ -272,7 +272,7 @@ def check_source(p: Params) -> Source:
 
 
 def size_of(model: dict) -> int:
-    "Numbers in the state of a network that `models.build` would make; it is not made."
+    "Numbers in the state of a network that `memnb.models.build` would make; it is not made."
     with torch.device("meta"):
         return sum(v.numel() for v in build(**model).state_dict().values())
 

@@ -50,8 +50,6 @@ from memnb.lab.experiments import (
 from ..models.networks import TwoLayer, build, clean_first, two_layer
 from ..runs.run import Run, cached_run
 
-# whose source makes these runs
-
 # %% ../../nbs/papers/02_relu.ipynb #cell05
 _SMALL = dict(dataset="mnist", n=400, width=100, lr=1e-3, epochs=300_000, early=6_000, window=0)
 PRESETS = {

@@ -244,7 +244,8 @@ def _json(what: str, value) -> str:
 def save_run(
     run: Run,
     folder: str | Path,
-    identity: dict | None = None,  # what decides the run's result, JSON values; see `trainer.fit`
+    identity: dict
+    | None = None,  # what decides the run's result, JSON values; see `memnb.trainer.fit`
 ) -> bool:
     "Write `run` as a folder; False (and nothing written) if that folder holds something already."
     if not isinstance(run, Run):
