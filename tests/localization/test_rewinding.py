@@ -153,7 +153,7 @@ def mixed(net, run, layer, t, buffers=False) -> nn.Module:
             for k, v in run.checkpoints[t].items()
             if within(k, layer) and (buffers or k in names)
         },
-        strict=True,
+        strict=False,
     )
     return net
 

@@ -301,7 +301,8 @@ def test_any_small_network(seed, mode, batch):
         check=0,
     )
     assert pairs(found) == [
-        search(net, data, r, {"0": "1", "2": "3"}, mode, 4, 2, 0.05, seed) for r in range(5)
+        search(net, data, r, {"0": "1", "2": "3"}, mode, 4, copies=2, noise=0.05, seed=seed)
+        for r in range(5)
     ]
 
 
@@ -559,7 +560,7 @@ def test_the_default_is_the_papers_search():
     net, data = trained("mlp"), digits()
     found = critical_units(net, data, range(8), check=0)
     assert set(found["search"]) == {"exact"} and pairs(found) == [
-        search(net, data, r, NETS["mlp"][1], "exact", 60, 5) for r in range(8)
+        search(net, data, r, NETS["mlp"][1], "exact", 60, copies=5) for r in range(8)
     ]
 
 
