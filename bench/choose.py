@@ -10,8 +10,8 @@ The choices were made by hand. Those of the suspicion, while looking at digits (
 - their ridge, the mean eigenvalue (0.1 to 30 of it were tried). It is not fitted to the given
   labels: layers that have memorized predict these best with the smallest ridge;
 - the weight of the training history: its logarithmic odds from 1.5 to 4.5 (`history_weight`);
-- how far rare classes are brought level (`levelled`): by half of what a ridge shrinks them,
-  0.1 at the least. Seeds 30 to 34 of both had shown that precision within rare classes was poor;
+- how far rare classes are brought level (`level_rare_classes`): by half of what a ridge shrinks
+  them, 0.1 at the least. Seeds 30 to 34 of both had shown that precision within rare classes was poor;
   the remedy was chosen on the seeds above, 5, 20 and 50 to 1. Weights and targets that know the
   sizes of the classes alone did worse on classes that are often taken for a rarer one.
 
@@ -42,12 +42,12 @@ from bench.audit import CASES, KINDS, source, trained
 from memnb.audit.suspicion import history_weight
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.noisy_datasets import NoisyDataset
-from memnb.localization.scores import (
-    ahead,
+from memnb.localization.label_evidence import (
     evidence,
     layer_scores,
-    left_out,
-    levelled,
+    leave_one_out_ridge,
+    level_rare_classes,
+    other_class_lead,
     representation,
 )
 from memnb.models.layers import activations
@@ -76,16 +76,16 @@ def evidences(net, data: NoisyDataset) -> dict[str, Tensor]:
     x, y, k = data.x.flatten(1), data.y, data.n_classes
     out = {"VeLPIC, which knows the label": evidence(layer_scores(net, data, probes=("velpic",)))}
     for ridge in RIDGES:
-        hidden = sum(left_out(v, y, k, ridge=ridge) for v in inner.values())
+        hidden = sum(leave_one_out_ridge(v, y, k, ridge=ridge) for v in inner.values())
         for what, bent in (("curved", True), ("linear", False)):
-            own = left_out(x, y, k, bent, ridge)
+            own = leave_one_out_ridge(x, y, k, bent, ridge)
             for often, times in (("once", 1), ("twice", 2)):
                 name = f"hidden layers and, {often}, a {what} probe of the input, ridge {ridge:g}"
                 out[name] = (hidden + times * own) / (times + len(inner))
         out[f"hidden layers, ridge {ridge:g}"] = hidden / len(inner)
     now = "hidden layers and, twice, a curved probe of the input, ridge 1"
-    out[f"{now}, levelled"] = levelled(out[now], y)
-    out["a curved probe of the input, ridge 1"] = left_out(x, y, k, True)
+    out[f"{now}, levelled"] = level_rare_classes(out[now], y)
+    out["a curved probe of the input, ridge 1"] = leave_one_out_ridge(x, y, k, True)
     return out
 
 
@@ -93,7 +93,7 @@ def areas(run: Run, net, data: NoisyDataset) -> dict[str, float]:
     "Candidate -> area under the ROC curve."
     loss, found = run.loss.double().mean(0), {}
     for name, e in evidences(net, data).items():
-        lead = standard(ahead(e, data.y))
+        lead = standard(other_class_lead(e, data.y))
         found[f"{name}, alone"] = lead
         found[f"{name}, and the mean loss"] = lead + standard(loss)
         found[f"{name}, and the mean loss by its weight"] = lead + history_weight(

@@ -19,13 +19,15 @@ from bench.audit import KINDS, source
 from memnb.audit.noise_rate import Noise, noise_of
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.noisy_datasets import NoisyDataset
-from memnb.localization.scores import left_out
+from memnb.localization.label_evidence import leave_one_out_ridge
 
 SETTINGS = [("wrong", 0.0), *product(KINDS, (0.05, 0.1, 0.2, 0.4))]
 
 
 def estimate(data: NoisyDataset) -> Noise:
-    return noise_of(left_out(data.x.flatten(1), data.y, data.n_classes, bent=True), data.y)
+    return noise_of(
+        leave_one_out_ridge(data.x.flatten(1), data.y, data.n_classes, curved=True), data.y
+    )
 
 
 def measure(names=("digits", "mnist"), ratios=(1, 5, 20, 50), seeds=(40, 41)) -> list[dict]:

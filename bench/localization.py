@@ -18,7 +18,8 @@ from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.localization.accounting import Accounting
 from memnb.localization.rewinding import rewind
 from memnb.localization.tied_dropout import TiedDropout
-from memnb.localization.units import SEARCH_MODES, critical_units, unit_layers
+from memnb.localization.unit_masks import unit_layers
+from memnb.localization.unit_search import SEARCH_MODES, critical_units
 from memnb.models.layers import activations, examples
 from memnb.models.networks import build
 from memnb.trainer.training import fit, train

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .suspicion import trained_model
 from ..common.checks import number
 from ..datasets.noisy_datasets import NoisyDataset
-from ..localization.scores import layer_evidence, mean_evidence, representation
+from ..localization.label_evidence import layer_evidence, mean_evidence, representation
 from ..runs.run import Run
 
 # %% ../../nbs/audit/02_noise_rate.ipynb #cell05
@@ -63,8 +63,7 @@ CLEAR = 0.5
 
 
 def clear_cases(e: Tensor) -> Tensor:
-    """(n,) bool: of each class that the evidence (n, K) suggests, the half of its examples that is
-    furthest ahead."""
+    "(n,) bool: for each class that evidence (n, K) suggests, the half that is furthest ahead."
     first, second = e.topk(2, 1).values.T
     lead, suggested = first - second, e.argmax(1)
     keep = torch.zeros(len(e), dtype=torch.bool, device=e.device)
@@ -75,9 +74,10 @@ def clear_cases(e: Tensor) -> Tensor:
 
 # %% ../../nbs/audit/02_noise_rate.ipynb #cellmist
 def _runner_up_hits(e: Tensor, y: Tensor) -> Tensor:
-    """For each example of evidence (n, K) whose label y (n,) is not the suggested one: whether it
-    is the class that comes second, less how often the other such examples of the same suggestion
-    have that label."""
+    """For each example whose label y (n,) is not suggested: whether the label comes second.
+
+    From it is subtracted how often the other such examples of the same suggestion have that label.
+    """
     suggested, second = e.topk(2, 1).indices.T
     rows = suggested != y
     suggested, second, y = suggested[rows], second[rows], y[rows]
@@ -97,8 +97,9 @@ def mistaken_share(
     y: Tensor,  # (n,) given labels
     clear: Tensor,  # (n,) bool, see `clear_cases`
 ) -> tuple[float, float]:
-    """Of the clear cases with another label than the suggested one, the share in which the
-    suggestion is mistaken, in [0, 1], and the most that it may well be.
+    """The share of mistaken suggestions, in [0, 1], and the most that it may well be.
+
+    It is a share of the clear cases with another label than the suggested one.
 
     A mistaken suggestion is often followed by the true class; a wrong label has no reason to come
     second. The scale is what the unclear cases show, whose suggestions are mistaken more often. Of
@@ -110,9 +111,8 @@ def mistaken_share(
     scale = max(_LEAST, outside.mean().item() if len(outside) else 0.0)
     excess = inside.mean().item() if len(inside) else 0.0
     spread = inside.std().item() if len(inside) > 1 else 0.0
-    error = max(spread, 0.3) / math.sqrt(
-        max(1, len(inside))
-    )  # a few that agree do not prove that all do
+    spread = max(spread, 0.3)  # a few that agree do not prove that all do
+    error = spread / math.sqrt(max(1, len(inside)))
     share = excess / scale
     return min(1.0, max(0.0, share)), min(1.0, max(0.0, share + error / scale))
 
@@ -123,8 +123,11 @@ _FALL = 0.4
 
 
 def _most_of_two(e: Tensor, y: Tensor, clear: Tensor) -> float:
-    """The most of two classes: of what the disagreement falls by from the unclear to the clear
-    cases a share; all, where suggestions are poor."""
+    """The most that `mistaken_share` may be for two classes.
+
+    It is a share of what the disagreement falls by from the unclear to the clear cases; all, where
+    suggestions are poor.
+    """
     differs = (e.argmax(1) != y).double()
     if not 0 < clear.sum() < len(y) or _kappa(e.argmax(1), y, 2) < 0.3:
         return 1.0
@@ -138,9 +141,11 @@ def transitions(
     k: int,  # classes
     rate: float,  # of wrong labels overall, in [0, 1]
 ) -> Tensor:
-    """(K, K) float64 transition matrix: shares of the labels given to each suggested class, so
-    scaled that labels are wrong at the given rate. Where a class is suggested seldom, two
-    examples of the general rate are added."""
+    """(K, K) float64 transition matrix: shares of the labels given to each suggested class.
+
+    It is scaled so that labels are wrong at the given rate. Two examples of the general rate are
+    added to each class, which matters where a class is suggested seldom.
+    """
     rate = number("rate", rate, "lie between 0 and 1", lambda v: 0 <= v <= 1)
     counts = torch.bincount(suggested * k + y, minlength=k * k).view(k, k).double()
     counts = counts.cpu()
@@ -188,9 +193,8 @@ def noise_of(
     n = int(clear.sum())
     differs = suggested != y
     p = differs[clear].double().mean().item()
-    ever_right = (
-        torch.bincount(y[~differs], minlength=k) > 0
-    )  # a class so rare that no probe knows it can be right
+    # a class so rare that no probe knows it can be right
+    ever_right = torch.bincount(y[~differs], minlength=k) > 0
     least = (differs & ever_right[y])[clear].double().mean().item()
     mistaken, most = mistaken_share(e, y, clear)
     error = math.sqrt(max(p * (1 - p), 1 / n) / n)
@@ -208,17 +212,18 @@ def estimate_noise(
     subject: Run | nn.Module,  # a training run, or a trained network alone
     data: NoisyDataset,  # its training set
     model: nn.Module | None = None,  # the trained network of a run that cannot rebuild it
-    # to probe; default: the input, the only one that labels have not shaped, or what an embedding
-    # makes of words
+    # to probe; default: the input, which no label has shaped, or the output of an embedding
     layers: Sequence[str] | None = None,
     level: float = 0.9,  # of the interval, in (0, 1)
 ) -> Noise:
-    """Noise rate with its cautious interval (`noise_of`), and transition matrix, of the labels that
-    a network was trained on. `ValueError` where they do not belong together."""
+    """The noise in the labels that a network was trained on: rate, cautious interval, transitions.
+
+    See `noise_of`. `ValueError` where network and data do not belong together.
+    """
     _checked_level(level)
     run, model, data = trained_model(subject, data, model)
-    looked_at = representation(model, data.x)[:1] if layers is None else layers
-    by_layer = layer_evidence(model, data, looked_at)
-    found = noise_of(mean_evidence(by_layer), data.y, level)
-    said = run.prediction[-1].to(data.y.device)
-    return replace(found, agreement=(said == data.y).double().mean().item())
+    if layers is None:
+        layers = representation(model, data.x)[:1]
+    noise = noise_of(mean_evidence(layer_evidence(model, data, layers)), data.y, level)
+    predictions = run.prediction[-1].to(data.y.device)
+    return replace(noise, agreement=(predictions == data.y).double().mean().item())

@@ -9,6 +9,7 @@ __all__ = ['unbiased_hits', 'cross_fitted', 'accuracy_of', 'possible', 'check_po
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import polars as pl
 import torch
@@ -29,15 +30,19 @@ def unbiased_hits(
     given: Tensor,  # (n,) noisy labels that the predictor has not seen
     matrix: Tensor,  # (K, K) transition matrix, row: true class
 ) -> Tensor:
-    """(n,) float64 whose mean estimates the accuracy on true labels. `ValueError` where the noise
-    leaves too little to go by."""
+    """(n,) float64 whose mean estimates the accuracy on true labels.
+
+    `ValueError` where a class is not in the matrix, or the noise leaves too little to go by.
+    """
     matrix = matrix.double()
-    if (most := int(max(prediction.max(), given.max()))) >= len(matrix):
-        raise ValueError(f"class {most} is not in a transition matrix of {len(matrix)} classes")
-    if not (worst := torch.linalg.cond(matrix)) <= 100:
+    largest = int(max(prediction.max(), given.max()))
+    if largest >= len(matrix):
+        raise ValueError(f"class {largest} is not in a transition matrix of {len(matrix)} classes")
+    condition = torch.linalg.cond(matrix)
+    if not condition <= 100:
         raise ValueError(
             "the noise leaves too little to go by: its transition matrix has condition number "
-            f"{worst:.3g}, above 100"
+            f"{condition:.3g}, above 100"
         )
     return torch.linalg.inv(matrix).to(given.device)[given, prediction]
 
@@ -46,29 +51,30 @@ def cross_fitted(
     hits: Tensor,  # (c, n) `unbiased_hits` of c candidates
     seed: int = 0,  # of the halves
 ) -> Tensor:
-    """(n,) those of the best candidate, in each half of the examples the one that is best in the
-    other half."""
-    out, halves = (
-        torch.empty_like(hits[0]),
-        torch.randperm(hits.shape[1], generator=torch.Generator().manual_seed(seed))
-        .to(hits.device)
-        .chunk(2),
-    )
-    for ask, judge in (halves, halves[::-1]):
-        out[judge] = hits[hits[:, ask].mean(1).argmax(), judge]
-    return out
+    """(n,) hits of the best candidate, chosen on one half of the examples and judged on the other.
+
+    Both halves take both parts once, so that the mean is not the luck of the best of many.
+    """
+    g = torch.Generator().manual_seed(seed)
+    halves = torch.randperm(hits.shape[1], generator=g).to(hits.device).chunk(2)
+    judged = torch.empty_like(hits[0])
+    for choose, judge in (halves, halves[::-1]):
+        best = hits[:, choose].mean(1).argmax()
+        judged[judge] = hits[best, judge]
+    return judged
 
 
-def accuracy_of(hits: Tensor, level: float = 0.9) -> tuple[float, float, float]:
-    """Mean of `unbiased_hits`, or of their differences, (n,) with its interval.
+def accuracy_of(
+    hits: Tensor,  # (n,) `unbiased_hits`, or their differences
+    level: float = 0.9,  # of the interval, in (0, 1)
+) -> tuple[float, float, float]:
+    """The mean of the hits with its interval.
 
     It is an estimate: a mean of a few may lie outside of what an accuracy can be; see `possible`.
     """
     level = number("level", level, "lie in (0, 1)", lambda v: 0 < v < 1)
-    mean, half = (
-        hits.mean().item(),
-        norm.ppf((1 + level) / 2) * hits.std().item() / math.sqrt(len(hits)),
-    )
+    mean = hits.mean().item()
+    half = norm.ppf((1 + level) / 2) * hits.std().item() / math.sqrt(len(hits))
     return mean, mean - half, mean + half
 
 
@@ -84,10 +90,13 @@ def possible(
 _DOUBT = 4  # standard errors
 
 
-def check_possible(hits: Tensor, what: str):
-    """`ValueError` where `unbiased_hits` (n,) average far outside of what an accuracy can be, which
-    chance does not explain."""
-    mean, error = hits.mean().item(), hits.std().item() / math.sqrt(len(hits))
+def check_possible(
+    hits: Tensor,  # (n,) `unbiased_hits`
+    what: str,  # whose hits these are, for the message
+):
+    "`ValueError` where the hits average far outside of [0, 1], which chance does not explain."
+    mean = hits.mean().item()
+    error = hits.std().item() / math.sqrt(len(hits))
     if max(-mean, mean - 1) > _DOUBT * error + 1e-9:
         raise ValueError(
             f"the held-out labels do not fit the noise: {what} would have an accuracy of "
@@ -106,42 +115,40 @@ class Repair:
     gain: float  # estimated gain in accuracy on true labels, with its interval
     low: float
     high: float
-    table: (
-        pl.DataFrame
-    )  # `layer, probe, accuracy, low, high`, estimated, of all candidates; the network itself first
+    # `layer, probe, accuracy, low, high`, estimated, of all candidates; the network itself first
+    table: pl.DataFrame
     noise: Noise
 
     def __str__(self):
         gain, low, high = possible((self.gain, self.low, self.high), -1.0)
         gain = f"{gain:+.1%} accuracy on true labels (90%: {low:+.1%} to {high:+.1%})"
-        return (
-            f"{self.probe} at {self.layer!r}: {gain} expected"
-            if self.layer
-            else f"left as it is: the best repair promises {gain}, which may be none"
-        )
+        if self.layer:
+            return f"{self.probe} at {self.layer!r}: {gain} expected"
+        return f"left as it is: the best repair promises {gain}, which may be none"
 
 # %% ../../nbs/audit/03_repairs.ipynb #cell09
 def check_held(data: NoisyDataset, held: NoisyDataset, noise: Noise | None = None) -> NoisyDataset:
-    "`ValueError` unless `held` can judge what was learnt from `data`."
+    "The held-out data on the device of `data`. `ValueError` unless they can judge what was learnt."
     if len(held) < 20:
         raise ValueError(
-            f"{len(held)} held-out examples are too few to estimate a gain; there must be at least 20"
+            f"{len(held)} held-out examples are too few to estimate a gain; "
+            "there must be at least 20"
         )
     if held.x.shape[1:] != data.x.shape[1:] or held.n_classes > data.n_classes:
         raise ValueError(
-            f"held-out data of {held.n_classes} classes and inputs {tuple(held.x.shape[1:])} do not fit {data.n_classes} classes and inputs {tuple(data.x.shape[1:])}"
+            f"held-out data of {held.n_classes} classes and inputs {tuple(held.x.shape[1:])} do "
+            f"not fit {data.n_classes} classes and inputs {tuple(data.x.shape[1:])}"
         )
     if noise is not None and len(noise.matrix) != data.n_classes:
         raise ValueError(
             f"the noise is that of {len(noise.matrix)} classes; the data have {data.n_classes}"
         )
-    held, some = (
-        replace(held.to(data.x.device), x=held.x.to(data.x)),
-        torch.linspace(0, len(held) - 1, 20).long(),
-    )
+    held = replace(held.to(data.x.device), x=held.x.to(data.x))
+    some = torch.linspace(0, len(held) - 1, 20).long()
     if sum(bool((data.x == x).flatten(1).all(1).any()) for x in held.x[some]) > 10:
         raise ValueError(
-            "the held-out examples are among the training examples, whose labels the network may know by heart; hold some out before training: data.split(0.1)"
+            "the held-out examples are among the training examples, whose labels the network may "
+            "know by heart; hold some out before training: data.split(0.1)"
         )
     return held
 
@@ -150,19 +157,23 @@ def check_held(data: NoisyDataset, held: NoisyDataset, noise: Noise | None = Non
 def repair(
     model: nn.Module,  # trained, left as it is
     data: NoisyDataset,  # its training set
-    held: NoisyDataset,  # examples that it was not trained on, with labels as noisy as those of `data`
+    # examples that it was not trained on, 20 or more, with labels as noisy as those of `data`
+    held: NoisyDataset,
     noise: Noise | None = None,  # default: `estimate_noise`
     layers: Sequence[str] | None = None,  # default: the input and what each linear layer reads
     probes: Sequence[str] = ("velpic", "cosine"),  # linear ones
+    *,
     head: str | None = None,  # the last linear layer, if it cannot be found
     seed: int = 0,  # of the halves of `held`
 ) -> Repair:
-    """The network with the probe attached that promises most on true labels, which nobody need know.
+    """The network with that probe attached that promises most on true labels, which stay unknown.
 
-    It is left as it is where the 90% interval of the gain reaches down to 0. `ValueError` for a network whose last
-    linear layer cannot be found, and for held-out examples that are fewer than 20, were trained on, or contradict the noise.
+    It is left as it is where the 90% interval of the gain reaches down to 0. `ValueError` for a
+    network whose last linear layer cannot be found, and for held-out examples that are fewer than
+    20, were trained on, or contradict the noise.
     """
-    seed, probes = seed_of(seed), names_of("probes", probes)
+    seed = seed_of(seed)
+    probes = names_of("probes", probes)
     if not isinstance(held, NoisyDataset):
         raise TypeError(f"held={shown(held)} must be a NoisyDataset")
     if not isinstance(noise, (Noise, type(None))):
@@ -170,36 +181,42 @@ def repair(
     data = check_model(model, data)
     if not probes:
         raise ValueError("probes=() leaves nothing to choose from")
-    held, (name, _) = check_held(data, held, noise), find_head(model, data, head)
+    held = check_held(data, held, noise)
+    name, _ = find_head(model, data, head)
     last = linear_layers(model, data.x[:2])[name]
     noise = noise or estimate_noise(model, data)
-    known = [
-        (layer, probe)
-        for layer in dict.fromkeys(
-            [*(default_layers(model, data.x) if layers is None else layers), last]
-        )
-        for probe in dict.fromkeys(probes)
-    ]
-    made = lambda layer, probe: transfer(model, data, None if layer == last else layer, probe, head)
+    layers = default_layers(model, data.x) if layers is None else layers
+    candidates = list(product(dict.fromkeys([*layers, last]), dict.fromkeys(probes)))
+
+    def repaired(layer: str, probe: str) -> nn.Module:
+        return transfer(model, data, None if layer == last else layer, probe, head)
+
     with examples(None):
-        said = [predicted(predict(net, held.x)) for net in (model, *(made(*key) for key in known))]
-    hits = torch.stack([unbiased_hits(guess, held.y, noise.matrix) for guess in said]).cpu()
-    candidates = [("output", "model"), *known]
+        networks = [model, *(repaired(*candidate) for candidate in candidates)]
+    hits = torch.stack([_held_out_hits(net, held, noise) for net in networks]).cpu()
     check_possible(hits[0], "the network")
-    rows = [possible(accuracy_of(one)) for one in hits]
-    table = pl.DataFrame(
+    accuracies = [possible(accuracy_of(row)) for row in hits]
+    # no gain is larger than what may be missing, and no loss than what there may be
+    _, worst, best = accuracies[0]
+    gain = possible(accuracy_of(cross_fitted(hits[1:], seed) - hits[0]), -best, 1 - worst)
+    table = _table([("output", "model"), *candidates], accuracies)
+    _, low, _ = gain
+    if not low > 0:
+        return Repair(model, "", "", *gain, table, noise)
+    layer, probe = candidates[hits[1:].mean(1).argmax()]
+    return Repair(repaired(layer, probe), layer, probe, *gain, table, noise)
+
+
+def _held_out_hits(net: nn.Module, held: NoisyDataset, noise: Noise) -> Tensor:
+    with examples(None):
+        prediction = predicted(predict(net, held.x))
+    return unbiased_hits(prediction, held.y, noise.matrix)
+
+
+def _table(candidates: list[tuple[str, str]], accuracies: list[tuple]) -> pl.DataFrame:
+    return pl.DataFrame(
         [
-            dict(layer=layer, probe=probe, accuracy=a, low=low, high=high)
-            for (layer, probe), (a, low, high) in zip(candidates, rows)
+            dict(layer=layer, probe=probe, accuracy=accuracy, low=low, high=high)
+            for (layer, probe), (accuracy, low, high) in zip(candidates, accuracies, strict=True)
         ]
-    )
-    _, worst, best = rows[
-        0
-    ]  # no gain is larger than what may be missing, no loss larger than what there may be
-    gain, low, high = possible(
-        accuracy_of(cross_fitted(hits[1:], seed) - hits[0]), -best, 1 - worst
-    )
-    layer, probe = known[hits[1:].mean(1).argmax()] if low > 0 else ("", "")
-    return Repair(
-        made(layer, probe) if layer else model, layer, probe, gain, low, high, table, noise
     )

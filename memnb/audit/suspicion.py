@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from ..common.checks import names_of, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
-from memnb.localization.scores import (
-    ahead,
+from memnb.localization.label_evidence import (
     evidence,
     layer_evidence,
     layer_scores,
-    levelled,
+    level_rare_classes,
     mean_evidence,
-    mislabel_scores,
+    other_class_lead,
 )
+from ..localization.scores import mislabel_scores
 from ..models.layers import predict
 from ..runs.recorder import Recorder
 from ..runs.run import Run
@@ -36,9 +36,10 @@ from ..trainer.steps import check_network, check_outputs
 def _plain(labels: Sequence, what: str = "labels") -> np.ndarray:
     "(n,) int64, or words as numpy has them. `ValueError` for anything else."
     v = np.asarray(labels).reshape(-1)
-    if v.dtype.kind in "US" and not isinstance(labels, np.ndarray):
-        if strange := [w for w in labels if not isinstance(w, (str, bytes))]:
-            raise ValueError(f"{what} hold {_listed(strange)} among words; they must be all words")
+    words = v.dtype.kind in "US" and not isinstance(labels, np.ndarray)
+    strange = [w for w in labels if not isinstance(w, (str, bytes))] if words else []
+    if strange:
+        raise ValueError(f"{what} hold {_listed(strange)} among words; they must be all words")
     if v.dtype.kind == "u" and len(v) and v.max() > np.iinfo(np.int64).max:
         raise ValueError(f"{what} hold {v.max()}; whole numbers must be below 2**63")
     if v.dtype.kind in "OT" and all(isinstance(word, str) for word in v):
@@ -49,7 +50,7 @@ def _plain(labels: Sequence, what: str = "labels") -> np.ndarray:
 
 
 def _in_order(words: np.ndarray) -> list:
-    "Different labels in order: numbers, written as words or not, by value, before other words."
+    "Different labels in order: numbers, even those written as words, by value; then other words."
 
     def key(word):
         text = word.decode(errors="replace") if isinstance(word, bytes) else str(word)
@@ -66,8 +67,7 @@ def _listed(values: Sequence, most: int = 5) -> str:
 
 
 def _checked_names(names: Sequence, n_classes: int | None) -> list:
-    """The classes' names as a list. `ValueError` unless there is one, and another one, for each
-    output."""
+    "The classes' names as a list. `ValueError` unless each output has one of its own."
     if isinstance(names, (str, bytes)):
         raise ValueError(f"names={names!r} is one word; a list of the classes' names is wanted")
     if not isinstance(names, (Sequence, np.ndarray, Tensor)):
@@ -184,8 +184,7 @@ def snapshot(model: nn.Module, data: NoisyDataset) -> Run:
 
 
 def _check_order(prediction: Tensor, data: NoisyDataset):
-    """Warn where the network's predictions (n,) fit the labels far better with its outputs in
-    another order."""
+    "Warn where predictions (n,) fit the labels far better with the outputs in another order."
     k = data.n_classes
     counts = torch.bincount(data.y.cpu() * k + prediction.cpu().long(), minlength=k * k).view(k, k)
     rows, columns = linear_sum_assignment(counts.numpy(), maximize=True)
@@ -254,7 +253,7 @@ _OWN = ("suggested", "velpic", "masc", "cosine", "sure", "suspicion", "rank")
 _PROBES = ("velpic", "masc", "cosine")
 
 
-def _further(more: dict | None, n: int) -> dict[str, Tensor]:
+def _checked_more(more: dict | None, n: int) -> dict[str, Tensor]:
     "Further scores as tensors. `TypeError` or `ValueError` unless there is a number an example."
     if not isinstance(more, (dict, type(None))):
         raise TypeError(f"more={shown(more)} must be scores by name, {{name: (n,) numbers}}")
@@ -274,8 +273,8 @@ def audit(
     subject: Run | nn.Module,  # a training run, or a trained network alone
     data: NoisyDataset,  # its training set, whose labels are in doubt
     model: nn.Module | None = None,  # the trained network of a run that cannot rebuild it
-    # to probe; default: of the evidence `memnb.localization.scores.representation`, of the other probes the input
-    # and `hidden_groups`
+    # to probe; default: for the evidence `representation`, for the other probes the input and
+    # `hidden_groups`
     layers: Sequence[str] | None = None,
     # further scores (n,) by name, higher where a label is more suspicious, beside the others
     more: dict[str, Tensor] | None = None,
@@ -292,26 +291,34 @@ def audit(
 
     `ValueError` where network and data do not belong together.
     """
-    k, more = whole("k", k, 1), _further(more, len(data))
+    k = whole("k", k, 1)
+    more = _checked_more(more, len(data))
     layers = None if layers is None else names_of("layers", layers)
     run, model, data = trained_model(subject, data, model)
-    told, by_layer = layer_scores(model, data, layers), layer_evidence(model, data, layers)
+    probe_scores = layer_scores(model, data, layers)
+    by_layer = layer_evidence(model, data, layers)
     frame = mislabel_scores(
-        run, data, model, k=min(k, len(data) - 1), layers=layers, told=told, by_layer=by_layer
+        run,
+        data,
+        model,
+        k=min(k, len(data) - 1),
+        layers=layers,
+        probe_scores=probe_scores,
+        by_layer=by_layer,
     )
     if taken := sorted({*frame.columns, *_OWN} & set(more)):
         raise ValueError(f"more has {', '.join(taken)}, which the audit has itself")
     frame = frame.with_columns(*(pl.Series(name, v.tolist()) for name, v in more.items()))
-    e = levelled(mean_evidence(by_layer), data.y)
+    e = level_rare_classes(mean_evidence(by_layer), data.y)
     first, second = e.topk(2, 1).values.T
-    suspicion = _standard(ahead(e, data.y).cpu())
+    suspicion = _standard(other_class_lead(e, data.y).cpu())
     if "loss" in frame.columns:
         loss = torch.tensor(frame["loss"].to_list(), dtype=torch.float64)
         suspicion = suspicion + history_weight(e, data.y) * _standard(loss)
     rounded = suspicion.numpy().round(8)  # what differs by rounding alone is a tie
     return frame.with_columns(
         pl.Series("suggested", e.argmax(1).tolist()),
-        *(pl.Series(probe, evidence(told, probe).argmax(1).tolist()) for probe in _PROBES),
+        *(pl.Series(name, evidence(probe_scores, name).argmax(1).tolist()) for name in _PROBES),
         pl.Series("sure", (first - second).tolist()),
         pl.Series("suspicion", rankdata(rounded) / len(frame)),
     ).with_columns(rank=pl.col("suspicion").rank("ordinal", descending=True).cast(pl.Int64))

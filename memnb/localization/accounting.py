@@ -23,7 +23,10 @@ def group_mask(
     data: NoisyDataset,
     mask: Tensor | None = None,  # (n,) bool; default: the noisy examples
 ) -> Tensor:
-    "(n,) bool: the group that an analysis holds against the rest. `ValueError` unless both have members."
+    """(n,) bool: the group that an analysis compares with the rest.
+
+    `ValueError` unless both have members, or for a mask of another shape.
+    """
     if not isinstance(data, NoisyDataset):
         raise TypeError(f"the data are {shown(data)}; they must be a NoisyDataset")
     n = len(data)
@@ -49,22 +52,23 @@ Gradients = dict[str, Tensor]  # by the parameter's name
 
 
 def _members(model: nn.Module, layers: Sequence[str] | None) -> dict[str, list[list[str]]]:
-    """Layer or group -> for each member, the names of its parameters; a shared one where it is first.
+    """Layer or group -> for each member, the names of its parameters.
 
-    Default: `owners`, so that each parameter is in one of them. `ValueError` for a layer that owns none.
+    A shared parameter counts where it is first. Default: `owners`, so that each parameter is in one
+    of them. `ValueError` for a layer that owns none.
     """
     names = [k for k, _ in model.named_parameters()]
-    of = {owner: [k for k in names if belongs(k, owner)] for owner in owners(model)}
-    of = {owner: keys for owner, keys in of.items() if keys}
-    out = {}
-    for layer in of if layers is None else names_of("layers", layers):
-        out[layer] = [
-            keys for owner, keys in of.items() if owner == layer or belongs(keys[0], layer)
+    owned = {owner: [k for k in names if belongs(k, owner)] for owner in owners(model)}
+    owned = {owner: keys for owner, keys in owned.items() if keys}
+    members = {}
+    for layer in owned if layers is None else names_of("layers", layers):
+        members[layer] = [
+            keys for owner, keys in owned.items() if owner == layer or belongs(keys[0], layer)
         ]
-        if not out[layer]:
-            there = ", ".join(of)
+        if not members[layer]:
+            there = ", ".join(owned)
             raise ValueError(f"{layer!r} has no parameters of its own; these layers have: {there}")
-    return out
+    return members
 
 
 def _joined(g: Gradients, names: Sequence[str]) -> Tensor:
@@ -81,9 +85,12 @@ def _norm(g: Gradients, members: list[list[str]]) -> float:
 
 def _report(noisy: Gradients, total: Gradients, members: dict[str, list[list[str]]]) -> list[dict]:
     "Two rows a layer, of clean and noisy: `layer, group, norm, cosine, parameters`."
-    clean, rows = {k: total[k] - noisy[k] for k in total}, []
+    clean = {k: total[k] - noisy[k] for k in total}
+    rows = []
     for layer, parts in members.items():
-        a, b = (_joined(g, sum(parts, [])) for g in (clean, noisy))
+        names = sum(parts, [])
+        a = _joined(clean, names)
+        b = _joined(noisy, names)
         cosine = (a @ b / (a.norm() * b.norm())).item()
         both = dict(cosine=None if math.isnan(cosine) else cosine, parameters=len(a))
         for group, g in (("clean", clean), ("noisy", noisy)):
@@ -108,41 +115,51 @@ def account(
     if layers is not None and not len(names_of("layers", layers)):
         raise ValueError("layers=[] names no layer")
     data = check_outputs(model, data)
-    mask, members = group_mask(data, mask), _members(model, layers)
+    mask = group_mask(data, mask)
+    members = _members(model, layers)
     free = {k: p for k, p in model.named_parameters() if p.requires_grad}
     if not free:
         raise ValueError("every parameter is frozen: there is no gradient to account for")
-    noisy, clean = ({k: torch.zeros_like(p) for k, p in model.named_parameters()} for _ in range(2))
+    noisy = {k: torch.zeros_like(p) for k, p in model.named_parameters()}
+    clean = {k: torch.zeros_like(p) for k, p in model.named_parameters()}
     with evaluating(model), eager(model), torch.enable_grad():
         for rows in torch.arange(len(data), device=data.y.device).split(batch):
             with examples(data.index[rows]):
                 logits = model(data.x[rows])
             losses = loss_of(logits, data.y[rows], "none") / len(data)
-            for total, of in ((noisy, mask[rows]), (clean, ~mask[rows])):
-                _add_gradients(total, free, (losses * of).sum())
+            _add_gradients(noisy, free, (losses * mask[rows]).sum())
+            _add_gradients(clean, free, (losses * ~mask[rows]).sum())
     return pl.DataFrame(_report(noisy, {k: noisy[k] + clean[k] for k in noisy}, members))
 
 
 def _add_gradients(total: Gradients, free: dict[str, nn.Parameter], loss: Tensor):
-    options = dict(retain_graph=True, allow_unused=True)
-    for k, g in zip(free, torch.autograd.grad(loss, list(free.values()), **options)):
+    parameters = list(free.values())
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    for k, g in zip(free, gradients, strict=True):
         if g is not None:
             total[k] += g
 
 # %% ../../nbs/localization/01_accounting.ipynb #cell12
 class Accounting:
-    """Online sums of the clean and noisy gradients: `fit(..., backward=a.backward, observe=[a.rows])` for `a = Accounting(data)`.
+    """Online sums of the clean and noisy gradients.
 
-    The sums are over the steps since the last recorded time, or the beginning; at time 0 they are zero.
+    For `a = Accounting(data)` train by `fit(..., backward=a.backward, observe=[a.rows])`. The sums
+    are over the steps since the last recorded time, or the beginning; at time 0 they are zero.
     """
 
     decided_by = ("mask", "layers")  # the same again for a training that goes on
 
     def __init__(
-        self, data: NoisyDataset, mask: Tensor | None = None, layers: Sequence[str] | None = None
+        self,
+        data: NoisyDataset,  # the training set
+        mask: Tensor | None = None,  # (n,) bool; default: the noisy examples
+        layers: Sequence[str] | None = None,  # layers or groups; default: `owners`
     ):
-        self.mask, self.layers, self.training = group_mask(data, mask), layers, None
-        self.noisy = self.total = None
+        self.mask = group_mask(data, mask)
+        self.layers = layers
+        self.training = None
+        self.noisy = None  # sums of gradients, one for each parameter
+        self.total = None
 
     def _begin(self, s: Training):
         if len(s.data) != len(self.mask):
@@ -150,33 +167,41 @@ class Accounting:
             raise ValueError(f"the accounting is of {n} examples, the training of {len(s.data)}")
         if compiled(s.model):
             raise ValueError(
-                "a compiled network has one backward pass only, and two are needed; train the network itself (`_orig_mod`)"
+                "a compiled network has one backward pass only, and two are needed; "
+                "train the network itself (`_orig_mod`)"
             )
-        self.mask, self.members = self.mask.to(s.data.y.device), _members(s.model, self.layers)
-        self.noisy, self.total = (
-            [torch.zeros_like(p) for p in s.model.parameters()] for _ in range(2)
-        )
+        self.mask = self.mask.to(s.data.y.device)
+        self.members = _members(s.model, self.layers)
+        self.noisy = [torch.zeros_like(p) for p in s.model.parameters()]
+        self.total = [torch.zeros_like(p) for p in s.model.parameters()]
         self.training = s
 
     def backward(self, s: Training, losses: Tensor):
         "The gradient of the mean of losses (b,), in two parts."
         if self.training is not s:
             self._begin(s)
-        of, parameters = self.mask[s.batch], list(s.model.parameters())
-        for part, total in ((of, self.noisy), (~of, self.total)):
-            ((losses * part).sum() / len(losses)).backward(retain_graph=part is of)
-            with torch.no_grad():
-                held = [(t, p.grad) for t, p in zip(total, parameters) if p.grad is not None]
-                if held:
-                    torch._foreach_add_(*map(list, zip(*held)))
+        mask = self.mask[s.batch]
+        parameters = list(s.model.parameters())
+        ((losses * mask).sum() / len(losses)).backward(retain_graph=True)
+        self._add(self.noisy, parameters)
+        ((losses * ~mask).sum() / len(losses)).backward()
+        self._add(self.total, parameters)  # torch has added the second gradient to the first
+
+    @staticmethod
+    @torch.no_grad()
+    def _add(sums: list[Tensor], parameters: list[nn.Parameter]):
+        pairs = [(v, p.grad) for v, p in zip(sums, parameters, strict=True) if p.grad is not None]
+        if pairs:
+            torch._foreach_add_([v for v, _ in pairs], [g for _, g in pairs])
 
     def rows(self, s: Training) -> list[dict]:
-        "What was summed since the last recorded time, as of `account`; the sums begin anew."
+        "Rows as of `account`, of the sums since the last recorded time; the sums begin anew."
         if self.training is not s:
             self._begin(s)
         names = [k for k, _ in s.model.named_parameters()]
-        out = _report(dict(zip(names, self.noisy)), dict(zip(names, self.total)), self.members)
-        for sums in (self.noisy, self.total):
-            for v in sums:
-                v.zero_()
-        return out
+        noisy = dict(zip(names, self.noisy, strict=True))
+        total = dict(zip(names, self.total, strict=True))
+        rows = _report(noisy, total, self.members)
+        for v in self.noisy + self.total:
+            v.zero_()
+        return rows

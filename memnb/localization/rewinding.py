@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
+from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import polars as pl
 import torch
@@ -42,13 +44,9 @@ def _leaves(value) -> list:
     "What nested dictionaries, lists and tuples hold."
     if isinstance(value, dict):
         value = list(value.values())
-    return (
-        sum(map(_leaves, value), [])
-        if isinstance(value, (tuple, list))
-        else []
-        if value is None
-        else [value]
-    )
+    if isinstance(value, (tuple, list)):
+        return sum(map(_leaves, value), [])
+    return [] if value is None else [value]
 
 
 def _version(value) -> list:
@@ -64,7 +62,8 @@ class _Reads(TorchDispatchMode):
 
     def __init__(self, now: Callable):
         super().__init__()
-        self.now, self.first = now, {}
+        self.now = now
+        self.first = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         for v in _leaves([args, kwargs]):
@@ -73,6 +72,7 @@ class _Reads(TorchDispatchMode):
 
 # %% ../../nbs/localization/02_rewinding.ipynb #cell06
 def _own(m: nn.Module, recurse: bool = True) -> set[int]:
+    "Identities of a module's parameters and buffers."
     return {id(v) for v in [*m.parameters(recurse), *m.buffers(recurse)]}
 
 
@@ -80,31 +80,26 @@ class _Prefix:
     "Outputs of the modules of one pass over a batch, to be replayed while a layer changes."
 
     def __init__(self, model: nn.Module, x: Tensor):
-        self.events, self.out, self.read, self.calls = [], {}, {}, Counter()
-        self.layers, modules = (
-            dict(model.named_modules(remove_duplicate=False)),
-            list(model.modules()),
-        )
-        hooked = {
-            m for m in modules if m._forward_hooks
-        }  # a hook that changes the output would change it twice
-        handles = [
-            h
-            for m in modules
-            for h in (
-                m.register_forward_pre_hook(self._enter, with_kwargs=True),
-                m.register_forward_hook(self._leave, with_kwargs=True),
-            )
-        ]
+        self.events = []  # (module, whether it is entered or left), in order
+        self.out = {}  # module -> its output, and the output's version
+        self.read = {}  # module -> version of what it read
+        self.calls = Counter()
+        self.layers = dict(model.named_modules(remove_duplicate=False))
+        modules = list(model.modules())
+        # a hook that changes the output would change it twice
+        hooked = {m for m in modules if m._forward_hooks}
+        handles = []
+        for m in modules:
+            handles.append(m.register_forward_pre_hook(self._enter, with_kwargs=True))
+            handles.append(m.register_forward_hook(self._leave, with_kwargs=True))
         try:
             with _Reads(lambda: len(self.events)) as reads, eager(model):
                 self.logits = model(x)
         finally:
             for h in handles:
                 h.remove()
-        self.whole = {
-            m for m, (out, version) in self.out.items() if version == _version(out)
-        } - hooked
+        same = {m for m, (out, version) in self.out.items() if version == _version(out)}
+        self.whole = same - hooked
         self.reads = {i: reads.first[i] for i in _own(model) & reads.first.keys()}
 
     def _enter(self, module, args, kwargs):
@@ -118,30 +113,32 @@ class _Prefix:
             self.out[module] = out, _version(out)  # else it wrote into what it read
 
     def before(self, layer: str) -> dict[nn.Module, object]:
-        "The largest modules that are called once, finished before `layer` is first used and are independent of it, with outputs that nobody overwrote."
+        """The largest modules that need not run again when `layer` changes, with their outputs.
+
+        They are called once, finished before the layer is first used, and independent of it, and
+        nobody overwrote their outputs.
+        """
         if layer.endswith("(root)"):
             return {}  # not of one module's own: the whole network runs
         mine = _own(self.layers[layer])
         users = {m for m in self.layers.values() if self.calls[m] and _own(m, False) & mine}
         if mine - self.reads.keys() - {i for m in users for i in _own(m, False)}:
-            return {}  # read by somebody, who knows when
-        first = min(
-            [i for i, (m, entered) in enumerate(self.events) if entered and m in users]
-            + [self.reads[i] for i in mine & self.reads.keys()],
-            default=0,
-        )
-        done = {m for m, entered in self.events[:first] if not entered}
-        found = {m for m in done & self.whole if self.calls[m] == 1 and not _own(m) & mine}
-        inner = {c for m in found for c in m.modules() if c is not m}
-        return {m: self.out[m][0] for m in found - inner}
+            return {}  # something reads it, and nobody knows when
+        entered = [i for i, (m, enters) in enumerate(self.events) if enters and m in users]
+        read = [self.reads[i] for i in mine & self.reads.keys()]
+        first = min(entered + read, default=0)
+        done = {m for m, enters in self.events[:first] if not enters}
+        unchanged = {m for m in done & self.whole if self.calls[m] == 1 and not _own(m) & mine}
+        inner = {c for m in unchanged for c in m.modules() if c is not m}
+        return {m: self.out[m][0] for m in unchanged - inner}
 
 # %% ../../nbs/localization/02_rewinding.ipynb #cell07
 @contextmanager
-def _replaying(kept: dict[nn.Module, object]):
-    "Within it, these modules give what they gave, without computing it."
-    own = {m: m.__dict__.get("forward") for m in kept}
+def _replaying(outputs: dict[nn.Module, object]):
+    "Within it, these modules give these outputs, without computing them."
+    own = {m: m.__dict__.get("forward") for m in outputs}
     try:
-        for m, out in kept.items():
+        for m, out in outputs.items():
             m.forward = lambda *a, _out=out, **k: _out
         yield
     finally:
@@ -155,6 +152,7 @@ CONVENTIONS = ("parameters", "buffers", "reestimated")
 
 
 def _rows(hits: Tensor, mask: Tensor, **more) -> list[dict]:
+    "Accuracy of both groups."
     return [
         more | dict(group=group, target="given", accuracy=hits[part].double().mean().item())
         for group, part in (("clean", ~mask), ("noisy", mask))
@@ -168,25 +166,33 @@ def _reestimate(model: nn.Module, data: NoisyDataset, batch: int):
         for m in model.modules()
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
     ]
-    was = [m.momentum for m in norms]
+    momenta = [m.momentum for m in norms]
+    count = -(-len(data) // batch)  # of nearly equal size: no last batch of one
     with evaluating(model):
         for m in norms:
             m.reset_running_stats()
             m.train()
             m.momentum = None
-        for rows in torch.arange(len(data), device=data.x.device).tensor_split(
-            -(-len(data) // batch)
-        ):  # no last batch of one
+        for rows in torch.arange(len(data), device=data.x.device).tensor_split(count):
             with examples(data.index[rows]):
                 model(data.x[rows])
-    for m, momentum in zip(norms, was):
+    for m, momentum in zip(norms, momenta, strict=True):
         m.momentum = momentum
 
 # %% ../../nbs/localization/02_rewinding.ipynb #cell10
-def _begin(
-    run: Run, data: NoisyDataset, layers, mask, model
-) -> tuple[nn.Module, list[str], Tensor]:
-    "A copy of the network at the run's end, the layers and the mask, checked."
+@dataclass(frozen=True, eq=False)
+class _Trained:
+    "A trained network and what is asked of it, checked."
+
+    net: nn.Module  # a copy of the network at the run's end
+    run: Run
+    data: NoisyDataset
+    layers: list[str]
+    mask: Tensor  # (n,) bool
+
+
+def _trained(run: Run, data: NoisyDataset, layers, mask, model) -> _Trained:
+    "`TypeError` or `ValueError` where these do not belong together."
     if not isinstance(run, Run):
         raise TypeError(f"the run is {shown(run)}; it must be a Run, of `fit` or a Recorder")
     if not isinstance(data, NoisyDataset):
@@ -196,14 +202,15 @@ def _begin(
         raise ValueError("this run kept no checkpoints: train with checkpoints=[...]")
     net = run.at(max(run.checkpoints), model).to(data.x.device)
     check_outputs(net, data)
-    layers = (
-        layer_groups(net) if layers is None else list(dict.fromkeys(names_of("layers", layers)))
-    )
+    if layers is None:
+        layers = layer_groups(net)
+    else:
+        layers = list(dict.fromkeys(names_of("layers", layers)))
     if not layers:
         raise ValueError("layers=[] names no layer")
     for layer in layers:
         layer_state(net, layer, buffers=False)
-    return net, layers, group_mask(data, mask)
+    return _Trained(net, run, data, layers, group_mask(data, mask))
 
 
 def _checkpoints(run: Run, times: Sequence[float] | None) -> list[float]:
@@ -217,10 +224,13 @@ def _checkpoints(run: Run, times: Sequence[float] | None) -> list[float]:
         number("a time", t)
     if not wanted:
         raise ValueError("times=[] names no checkpoint to go back to")
-    near = {t: [k for k in run.checkpoints if abs(k - t) <= 1e-9 * max(1, abs(t))] for t in wanted}
-    if missing := [t for t in wanted if not near[t]]:
+
+    def near(t: float) -> list[float]:
+        return [k for k in run.checkpoints if abs(k - t) <= 1e-9 * max(1, abs(t))]
+
+    if missing := [t for t in wanted if not near(t)]:
         raise ValueError(f"no checkpoints at {missing}; there are {sorted(run.checkpoints)}")
-    return list(dict.fromkeys(near[t][0] for t in wanted))
+    return list(dict.fromkeys(near(t)[0] for t in wanted))
 
 
 def rewind(
@@ -229,87 +239,92 @@ def rewind(
     layers: Sequence[str] | None = None,  # layers or groups; default: `layer_groups`
     times: Sequence[float] | None = None,  # checkpoints to go back to; default: all
     convention: str = "parameters",  # one of `CONVENTIONS`
+    *,
     mask: Tensor | None = None,  # (n,) bool; default: the noisy examples
     model: nn.Module | None = None,  # a skeleton, for a network that is not memnb's
     batch: int = 256,  # examples whose activations are kept at a time, 1 or more
     cache: bool = True,  # False: all of it runs for each layer and time, which gives the same
     progress: bool = False,
 ) -> pl.DataFrame:
-    """Accuracy on the given labels of both groups with one layer as it was (localization, section 5.1).
+    """Accuracy on the given labels of both groups with one layer as it was at an earlier time.
 
-    Columns `layer, time, group, target, accuracy`.
+    Columns `layer, time, group, target, accuracy` (localization, section 5.1). `ValueError` for a
+    layer or time that is not there.
     """
     check_choice("convention", convention, CONVENTIONS)
     batch = whole("batch", batch, 1)
-    net, layers, mask = _begin(run, data, layers, mask, model)
+    trained = _trained(run, data, layers, mask, model)
     times = _checkpoints(run, times)
     if convention == "reestimated":
-        if (batch == 1 or len(data) == 1) and (why := alone(net.train(), data)):
+        one = batch == 1 or len(data) == 1
+        if one and (why := alone(trained.net.train(), data)):
             raise ValueError(
                 f"statistics cannot be re-estimated from batches of one example: {why}"
             )
-        rows = _reestimated(net, run, data, layers, times, mask, batch, progress)
-    else:
-        buffers = convention == "buffers"
-        rows = _rewound(net, run, data, layers, times, mask, batch, buffers, cache, progress)
-    return pl.DataFrame(rows)
+        return pl.DataFrame(_reestimated(trained, times, batch, progress))
+    buffers = convention == "buffers"
+    return pl.DataFrame(_rewound(trained, times, batch, buffers, cache, progress))
 
 # %% ../../nbs/localization/02_rewinding.ipynb #cell11
-def _rewound(net, run, data, layers, times, mask, batch, buffers, cache, progress) -> list[dict]:
+def _bar(total: int, progress: bool) -> tqdm:
+    return tqdm(total=total, desc="rewind", unit="layer", mininterval=0.5, disable=not progress)
+
+
+def _rewound(
+    trained: _Trained, times: list[float], batch: int, buffers: bool, cache: bool, progress: bool
+) -> list[dict]:
     "Batch by batch, so that only one batch's activations are ever kept."
-    last, now = max(run.checkpoints), net.state_dict()
-    keys, hits = {layer: list(layer_state(net, layer, buffers)) for layer in layers}, {}
-    with (
-        torch.no_grad(),
-        tqdm(
-            total=-(-len(data) // batch) * len(layers),
-            desc="rewind",
-            unit="layer",
-            mininterval=0.5,
-            disable=not progress,
-        ) as bar,
-    ):
-        for (x, known), y in zip(parts(data.x, batch, data.index), data.y.split(batch)):
+    net, run, data = trained.net, trained.run, trained.data
+    last = max(run.checkpoints)
+    state = net.state_dict()
+    keys = {layer: list(layer_state(net, layer, buffers)) for layer in trained.layers}
+    hits = {(layer, t): [] for layer in trained.layers for t in times}
+    steps = -(-len(data) // batch) * len(trained.layers)
+
+    def put(layer: str, t: float):
+        for k in keys[layer]:
+            state[k].copy_(run.checkpoints[t][k])
+
+    batches = zip(parts(data.x, batch, data.index), data.y.split(batch), strict=True)
+    with torch.no_grad(), _bar(steps, progress) as bar:
+        for (x, known), y in batches:
             with known:
                 prefix = _Prefix(net, x) if cache else None
-                for layer in layers:
+                for layer in trained.layers:
                     with _replaying(prefix.before(layer)) if cache else nullcontext():
                         for t in times:
-                            for k in keys[layer]:
-                                now[k].copy_(run.checkpoints[t][k])
-                            hits.setdefault((layer, t), []).append(
-                                predicted(prefix.logits if cache and t == last else net(x)) == y
-                            )
-                    for k in keys[layer]:
-                        now[k].copy_(run.checkpoints[last][k])
+                            put(layer, t)
+                            logits = prefix.logits if cache and t == last else net(x)
+                            hits[layer, t].append(predicted(logits) == y)
+                    put(layer, last)
                     bar.update()
-    return [
-        row
-        for (layer, t), h in hits.items()
-        for row in _rows(torch.cat(h), mask, layer=layer, time=t)
-    ]
+    rows = []
+    for (layer, t), parts_of in hits.items():
+        rows += _rows(torch.cat(parts_of), trained.mask, layer=layer, time=t)
+    return rows
 
 
-def _reestimated(net, run, data, layers, times, mask, batch, progress) -> list[dict]:
-    rows, end = [], run.checkpoints[max(run.checkpoints)]
-    for layer, t in tqdm(
-        [(layer, t) for layer in layers for t in times],
-        desc="rewind",
-        unit="layer",
-        mininterval=0.5,
-        disable=not progress,
-    ):
-        net.load_state_dict(end)
-        put_back(net, run.checkpoints[t], layer, buffers=False)
-        _reestimate(net, data, batch)
-        rows += _rows(
-            predicted(predict(net, data.x, batch, data.index)) == data.y, mask, layer=layer, time=t
-        )
+def _reestimated(trained: _Trained, times: list[float], batch: int, progress: bool) -> list[dict]:
+    "The whole network runs for each layer and time, under statistics of its own."
+    net, run, data = trained.net, trained.run, trained.data
+    end = run.checkpoints[max(run.checkpoints)]
+    rows = []
+    with _bar(len(trained.layers) * len(times), progress) as bar:
+        for layer, t in product(trained.layers, times):
+            net.load_state_dict(end)
+            put_back(net, run.checkpoints[t], layer, buffers=False)
+            _reestimate(net, data, batch)
+            hits = predicted(predict(net, data.x, batch, data.index)) == data.y
+            rows += _rows(hits, trained.mask, layer=layer, time=t)
+            bar.update()
     return rows
 
 # %% ../../nbs/localization/02_rewinding.ipynb #cell16
 def _fresh(net: nn.Module, run: Run, data: NoisyDataset, layer: str) -> nn.Module:
-    "A copy with the layer as it was at time 0 and everything else frozen; `ValueError` if the layer is never used."
+    """A copy with the layer as it was at time 0 and everything else frozen.
+
+    `ValueError` if the layer is never used.
+    """
     anew = put_back(deepcopy(net), run.checkpoints[0], layer)
     own = {id(p) for k, p in anew.named_parameters(remove_duplicate=False) if belongs(k, layer)}
     for p in anew.parameters():
@@ -321,56 +336,73 @@ def _fresh(net: nn.Module, run: Run, data: NoisyDataset, layer: str) -> nn.Modul
     return anew.train()
 
 
+def _check_options(options: dict):
+    "`ValueError` for options of `fit` that cannot serve several layers."
+    if taken := sorted({"observe", "folder", "test"} & options.keys()):
+        raise ValueError(f"{', '.join(taken)}: what `retrain` sets itself, for each layer anew")
+    recipes = {k: options[k] for k in ("optimizer", "schedule") if k in options}
+    made = [k for k, v in recipes.items() if not isinstance(v, str) and not callable(v)]
+    if made:
+        raise ValueError(
+            f"{', '.join(made)} must be a name or a function that makes one: each layer needs its "
+            "own"
+        )
+
+
+def _recipe(options: dict, **more) -> dict:
+    "Options of `fit`: the paper's, unless others are given."
+    defaults = dict(optimizer="sgd", schedule=partial(triangle, peak=0.5), lr=0.1, batch=512)
+    recipe = defaults | more | options
+    if recipe["optimizer"] == "sgd":
+        recipe = dict(momentum=0.9, weight_decay=5e-4) | recipe
+    return recipe
+
+
 def retrain(
     run: Run,  # with checkpoints, one of them at time 0
     data: NoisyDataset,  # the run's own
     layers: Sequence[str] | None = None,  # layers or groups; default: `layer_groups`
-    epochs: int = 20,
-    mask: Tensor
-    | None = None,  # (n,) bool: examples that are not trained on; default: the noisy ones
+    epochs: int = 20,  # for each layer, 1 or more
+    *,
+    # (n,) bool: examples that are not trained on; default: the noisy ones
+    mask: Tensor | None = None,
     model: nn.Module | None = None,  # a skeleton, for a network that is not memnb's
     look: Callable | None = None,  # called with (layer, network) when a layer is done
     progress: bool = False,
-    **options,  # of `train`; default: sgd, momentum 0.9, weight decay 5e-4, lr up to 0.1 halfway and down again, batches of 512
+    # of `fit`; default: sgd, momentum 0.9, weight decay 5e-4, batches of 512, lr up to 0.1 halfway
+    # and down again
+    **options,
 ) -> pl.DataFrame:
-    "Accuracy on the given labels of both groups after each epoch (localization, section 5.2): `layer, time, group, target, accuracy`."
+    """Accuracy on the given labels of both groups after each epoch in which one layer is retrained.
+
+    Columns `layer, time, group, target, accuracy` (localization, section 5.2). `ValueError` for a
+    run without a checkpoint at time 0, a layer that is not there or never used, or an option that
+    cannot serve several layers.
+    """
     epochs = whole("epochs", epochs, 1, 10**9)
-    if taken := sorted({"observe", "folder", "test"} & options.keys()):
-        raise ValueError(f"{', '.join(taken)}: what `retrain` sets itself, for each layer anew")
-    if made := [
-        k
-        for k in ("optimizer", "schedule")
-        if not isinstance(options.get(k, ""), str) and not callable(options[k])
-    ]:
-        raise ValueError(
-            f"{', '.join(made)} must be a name or a function that makes one: each layer needs its own"
-        )
+    _check_options(options)
     if not isinstance(run, Run):
         raise TypeError(f"the run is {shown(run)}; it must be a Run, of `fit` or a Recorder")
     if 0 not in run.checkpoints:
         raise ValueError(
-            f"the run has no checkpoint at time 0, where the layer begins anew; there are {sorted(run.checkpoints)}"
+            "the run has no checkpoint at time 0, where the layer begins anew; "
+            f"there are {sorted(run.checkpoints)}"
         )
-    (net, layers, mask), frames = _begin(run, data, layers, mask, model), []
-    seen = lambda s: _rows(predicted(predict(s.model, data.x, index=data.index)) == data.y, mask)
-    how = (
-        dict(
-            optimizer="sgd",
-            schedule=partial(triangle, peak=0.5),
-            lr=0.1,
-            batch=512,
-            device=data.x.device,
-            times=range(epochs + 1),
-        )
-        | options
-    )
-    if how["optimizer"] == "sgd":
-        how = dict(momentum=0.9, weight_decay=5e-4) | how
-    for layer in layers:
-        _fresh(net, run, data, layer)
-    for layer in tqdm(layers, desc="retrain", unit="layer", mininterval=0.5, disable=not progress):
-        anew = _fresh(net, run, data, layer)
-        rows = fit(anew, data.subset(~mask), epochs, observe=[seen], **how).rows
+    trained = _trained(run, data, layers, mask, model)
+    recipe = _recipe(options, device=data.x.device, times=range(epochs + 1))
+
+    def accuracies(s) -> list[dict]:
+        hits = predicted(predict(s.model, data.x, index=data.index)) == data.y
+        return _rows(hits, trained.mask)
+
+    for layer in trained.layers:  # all are checked before the first is trained
+        _fresh(trained.net, run, data, layer)
+    clean = data.subset(~trained.mask)
+    frames = []
+    bar = tqdm(trained.layers, desc="retrain", unit="layer", mininterval=0.5, disable=not progress)
+    for layer in bar:
+        anew = _fresh(trained.net, run, data, layer)
+        rows = fit(anew, clean, epochs, observe=[accuracies], **recipe).rows
         frames.append(rows.select(pl.lit(layer).alias("layer"), pl.all()))
         if look:
             look(layer, anew)

@@ -28,8 +28,14 @@ def primitive_root(p: int) -> int:
     return next(g for g in range(2, p) if len({pow(g, k, p) for k in range(1, p)}) == p - 1)
 
 
-def circle(p: int, operation: str) -> Tensor:
-    "(q,) residues in the order of the group; q is P, or P - 1 for multiplication. `ValueError` as of `check_modulus`."
+def circle(
+    p: int,  # modulus, 2 or more
+    operation: str,  # a key of `OPERATIONS`
+) -> Tensor:
+    """(q,) residues in the order of the group; q is P, or P - 1 for multiplication.
+
+    `ValueError` as of `check_modulus`.
+    """
     p = whole("p", p, 2)
     check_modulus(p, operation)
     if operation != "mul":
@@ -53,33 +59,33 @@ class View:
 
     def places(self, residues: Tensor) -> Tensor:
         "Where residues lie in the order; -1 for one that does not."
-        if (
-            not isinstance(residues, Tensor)
-            or residues.dtype.is_floating_point
-            or residues.is_complex()
-        ):
+        real = isinstance(residues, Tensor) and not residues.is_complex()
+        if not real or residues.is_floating_point():
             raise TypeError(f"residues={shown(residues)} must be a tensor of integers")
-        if residues.numel() and not 0 <= int(residues.min()) <= int(residues.max()) < self.p:
-            raise ValueError(
-                f"residues span {int(residues.min())} to {int(residues.max())}; they lie in [0, {self.p - 1}]"
-            )
+        if residues.numel():
+            least = int(residues.min())
+            most = int(residues.max())
+            if not 0 <= least <= most < self.p:
+                raise ValueError(f"residues span {least} to {most}; they lie in [0, {self.p - 1}]")
         at = torch.full((self.p,), -1, device=self.order.device)
         at[self.order] = torch.arange(len(self.order), device=self.order.device)
         return at[residues]
 
     def pairs(self, data: NoisyDataset) -> tuple[Tensor, Tensor, Tensor]:
-        "Where the pairs of `data` lie in the order, and their observed labels, -1 for one that does not; other pairs are left out. `ValueError` if none lies there."
+        """Where pairs of `data` lie in the order, and their observed labels, as three vectors (n,).
+
+        Pairs that do not lie there are left out; a label that does not is -1. `ValueError` if no
+        pair lies there, or the data have another modulus.
+        """
         if not isinstance(data, NoisyDataset):
             raise TypeError(f"the data are {shown(data)}; they must be a NoisyDataset")
         if data.n_classes != self.p:
             raise ValueError(
                 f"the data have labels modulo {data.n_classes}, the view is modulo {self.p}"
             )
-        a, b, y = (
-            self.places(data.index // self.p),
-            self.places(data.index % self.p),
-            self.places(data.y),
-        )
+        a = self.places(data.index // self.p)
+        b = self.places(data.index % self.p)
+        y = self.places(data.y)
         there = (a >= 0) & (b >= 0)
         if not there.any():
             raise ValueError(
@@ -87,17 +93,32 @@ class View:
             )
         return a[there], b[there], y[there]
 
-    def score(self, logits: Tensor, test: NoisyDataset | None = None) -> float:
-        "Share of the pairs of `test`, default: all, that logits (q, q, q) answer rightly. The true answers are used here only."
+    def score(
+        self,
+        logits: Tensor,  # (q, q, q)
+        test: NoisyDataset | None = None,  # whose pairs count; default: all pairs
+    ) -> float:
+        "Share of the pairs that logits answer rightly. Only here are true answers used."
         self._check(logits)
-        right = self.places(
-            OPERATIONS[self.operation](self.order[:, None], self.order[None], self.p)
-        )
-        a, b = (slice(None), slice(None)) if test is None else self.pairs(test)[:2]
-        return (logits[a, b].argmax(-1) == right[a, b]).double().mean().item()
+        true = OPERATIONS[self.operation](self.order[:, None], self.order[None], self.p)
+        right = self.places(true)
+        answers = logits.argmax(-1)
+        if test is not None:
+            a, b, _ = self.pairs(test)
+            right = right[a, b]
+            answers = logits[a, b].argmax(-1)
+        return (answers == right).double().mean().item()
 
-    def agreement(self, logits: Tensor, held: NoisyDataset) -> float:
-        "Share of the observed, partly wrong, labels of `held` that logits (q, q, q) give: what thresholds may be chosen by."
+    def agreement(
+        self,
+        logits: Tensor,  # (q, q, q)
+        held: NoisyDataset,  # with observed, partly wrong, labels
+    ) -> float:
+        """Share of the labels of `held` that logits give.
+
+        It uses no true label, so that thresholds may be chosen by it. `ValueError` where no label
+        lies on the circle.
+        """
         self._check(logits)
         a, b, y = self.pairs(held)
         if (y < 0).all():
@@ -117,19 +138,23 @@ class View:
 
 # %% ../../nbs/modular/02_fourier.ipynb #cell09
 @torch.no_grad()
-def look(net: ModularNet, operation: str, shuffle: int | None = None) -> View:
-    "The network on the circle of an operation; `shuffle`: the seed of a random order of the residues in its place, a control."
+def look(
+    net: ModularNet,
+    operation: str,  # a key of `OPERATIONS`
+    # seed of a random order of the residues in place of the circle, a control
+    shuffle: int | None = None,
+) -> View:
+    """The network on the circle of an operation.
+
+    `TypeError` for another network, `ValueError` for another operation.
+    """
     if not isinstance(net, ModularNet):
         raise TypeError(f"the network is {shown(net)}; it must be a ModularNet")
     order = circle(net.p, operation).to(net.w.device)
     if shuffle is not None:
         seed_of(shuffle, "shuffle")
-    if shuffle is not None:
-        order = order[
-            torch.randperm(len(order), generator=torch.Generator().manual_seed(shuffle)).to(
-                order.device
-            )
-        ]
+        g = torch.Generator().manual_seed(shuffle)
+        order = order[torch.randperm(len(order), generator=g).to(order.device)]
     view = View(
         net.p, operation, order, net.w, net.u[order], net.v[order], net.w[:, order], net.activation
     )
@@ -137,20 +162,21 @@ def look(net: ModularNet, operation: str, shuffle: int | None = None) -> View:
 
 
 def label_table(data: NoisyDataset, operation: str) -> View:
-    "The training labels themselves as logits, 1 for the label of a training pair and 0 elsewhere: a control that learnt nothing."
+    """The training labels themselves as logits: a control that learnt nothing.
+
+    A logit is 1 for the label of a training pair and 0 elsewhere.
+    """
     if not isinstance(data, NoisyDataset):
         raise TypeError(f"the data are {shown(data)}; they must be a NoisyDataset")
     p = data.n_classes
-    order, grid = (
-        circle(p, operation).to(data.y.device),
-        torch.zeros(p * p, p, device=data.y.device),
-    )
-    grid[data.index, data.y] = 1
-    return View(p, operation, order, grid.view(p, p, p)[order][:, order][:, :, order])
+    order = circle(p, operation).to(data.y.device)
+    logits = torch.zeros(p * p, p, device=data.y.device)
+    logits[data.index, data.y] = 1
+    return View(p, operation, order, logits.view(p, p, p)[order][:, order][:, :, order])
 
 # %% ../../nbs/modular/02_fourier.ipynb #cell11
 def _matrix(what: str, m) -> Tensor:
-    "`m`; `TypeError` unless it is a real matrix with numbers in it."
+    "`m`; `TypeError` unless it is a real matrix."
     if not isinstance(m, Tensor) or m.ndim != 2 or not m.is_floating_point():
         raise TypeError(f"{what}={shown(m)} must be a floating-point tensor of two dimensions")
     return m
@@ -172,13 +198,16 @@ def spectrum(weights: Tensor) -> Tensor:
 
 
 def participation(power: Tensor) -> Tensor:
-    "(M,) inverse participation ratio of spectra (K, M) without frequency 0."
+    "(M,) inverse participation ratio, in [0, 1], of spectra (K, M) without frequency 0."
     power = _matrix("power", power)[1:]
     return power.square().sum(0) / power.sum(0).square().clamp_min(1e-30)
 
 
 def joint_power(view: View) -> Tensor:
-    "(K, M) sum of the spectra of U, V and W, each relative to its own sum. `ValueError` for a view without weights."
+    """(K, M) sum of the spectra of U, V and W, each relative to its own sum.
+
+    `ValueError` for a view without weights.
+    """
     _check_view(view)
     if view.u is None:
         raise ValueError("this view has no weights, only logits")
@@ -193,73 +222,92 @@ def dominant(power: Tensor) -> Tensor:
     return power[1:].argmax(0) + 1
 
 
-def neuron_spectra(view: View, most: int = 60) -> pl.DataFrame:
-    "`neuron, frequency, power` of the first `most` neurons in the order of their strongest frequency: shares of the joint spectrum, which add up to 1."
+def neuron_spectra(
+    view: View,
+    most: int = 60,  # neurons, 1 or more
+) -> pl.DataFrame:
+    """Rows `neuron, frequency, power` of the first neurons, in the order of strongest frequency.
+
+    `power` is the share of a neuron's joint spectrum; its shares add up to 1.
+    """
     power = joint_power(view)[1:, : whole("most", most, 1)] / 3
     power = power[:, (2 * power.argmax(0) - power.amax(0)).argsort()]
-    return pl.DataFrame(
-        [
-            dict(neuron=m, frequency=k + 1, power=v)
-            for m, column in enumerate(power.T.tolist())
-            for k, v in enumerate(column)
-        ]
-    )
+    rows = []
+    for neuron, shares in enumerate(power.T.tolist()):
+        for frequency, share in enumerate(shares, 1):
+            rows.append(dict(neuron=neuron, frequency=frequency, power=share))
+    return pl.DataFrame(rows)
 
 
-def keep_frequency(weights: Tensor, k: Tensor | int) -> Tensor:
-    "Weights (q, M) with nothing but the frequency k, one for each column or one for all."
+def keep_frequency(
+    weights: Tensor,  # (q, M)
+    k: Tensor | int,  # (M,) frequencies, or one for all columns, 0 or more
+) -> Tensor:
+    """(q, M) weights with nothing but the frequency k.
+
+    `ValueError` for frequencies of another shape, or that are no integers.
+    """
     _matrix("weights", weights)
     if not isinstance(k, Tensor):
         k = whole("k", k, 0)
-    if isinstance(k, Tensor) and (
-        k.is_floating_point() or k.is_complex() or k.ndim and k.shape != weights.shape[1:]
-    ):
+    elif k.is_floating_point() or k.is_complex() or k.ndim and k.shape != weights.shape[1:]:
         raise ValueError(f"k={shown(k)} must be integers, one or {weights.shape[1]}")
     if not weights.numel():
         return weights  # of no neuron at all, which MKL refuses
     z = torch.fft.rfft(weights, dim=0)
-    at = torch.arange(len(z), device=weights.device)[:, None] == torch.as_tensor(
-        k, device=weights.device
-    )
-    return torch.fft.irfft(torch.where(at, z, 0), n=len(weights), dim=0)
+    frequencies = torch.arange(len(z), device=weights.device)[:, None]
+    keep = frequencies == torch.as_tensor(k, device=weights.device)
+    return torch.fft.irfft(torch.where(keep, z, 0), n=len(weights), dim=0)
 
 # %% ../../nbs/modular/02_fourier.ipynb #cell13
 def _marginals(view: View) -> Tensor:
-    l = view.logits
-    return l - l.mean(0, keepdim=True) - l.mean(1, keepdim=True) + l.mean((0, 1), keepdim=True)
+    "The logits without what either number contributes alone."
+    of_b = view.logits.mean(0, keepdim=True)
+    of_a = view.logits.mean(1, keepdim=True)
+    return view.logits - of_b - of_a + view.logits.mean((0, 1), keepdim=True)
+
+
+def _at_frequency(view: View, k: Tensor | int) -> Tensor:
+    "The network with weights of the frequency k only."
+    u = keep_frequency(view.u, k)
+    v = keep_frequency(view.v, k)
+    w = keep_frequency(view.w.T, k).T
+    return view.run(u, v, w)
 
 
 def _projection(view: View) -> Tensor:
-    k = dominant(joint_power(view))
-    return view.run(
-        keep_frequency(view.u, k), keep_frequency(view.v, k), keep_frequency(view.w.T, k).T
-    )
+    "Each neuron at its strongest frequency."
+    return _at_frequency(view, dominant(joint_power(view)))
 
 
 def _sum(view: View) -> Tensor:
-    each = lambda k: view.run(
-        keep_frequency(view.u, k), keep_frequency(view.v, k), keep_frequency(view.w.T, k).T
-    )
-    return sum(each(k) for k in range(1, len(view.order) // 2 + 1))
+    "All neurons at one frequency, summed over the frequencies."
+    return sum(_at_frequency(view, k) for k in range(1, len(view.order) // 2 + 1))
 
 
 def _symmetric(view: View) -> Tensor:
-    "The logits' Fourier coefficients in three dimensions whose frequencies are the same up to their signs: those of addition, of subtraction and of neither."
+    """The logits' Fourier coefficients whose three frequencies are the same up to their signs.
+
+    They are those of addition, of subtraction and of neither.
+    """
     q = len(view.order)
-    k = torch.minimum(i := torch.arange(q, device=view.order.device), q - i)
+    i = torch.arange(q, device=view.order.device)
+    k = torch.minimum(i, q - i)
     same = (k[:, None, None] == k[None, :, None]) & (k[:, None, None] == k) & (k > 0)
     return torch.fft.ifftn(torch.where(same, torch.fft.fftn(view.logits), 0)).real
 
 
 def _oracle(view: View) -> Tensor:
-    "The part that is the same for all pairs with the same answer, a mean over orbits: the coefficients (k, k, -k) for addition, (k, -k, -k) for subtraction."
-    q, sign = len(view.order), -1 if view.operation == "sub" else 1
+    """The part that is the same for all pairs with the same answer: a mean over orbits.
+
+    Its Fourier coefficients are (k, k, -k) for addition and (k, -k, -k) for subtraction.
+    """
+    q = len(view.order)
+    sign = -1 if view.operation == "sub" else 1
     i = torch.arange(q, device=view.order.device)
-    a, b, c = i[:, None, None], i[None, :, None], i[None, None]
-    offset = (c - a - sign * b) % q
-    logits = (
-        view.logits.double()
-    )  # in single precision the sum of q^2 numbers would change which mean is largest
+    offset = (i - i[:, None, None] - sign * i[:, None]) % q
+    # in single precision the sum of q^2 numbers would change which mean is largest
+    logits = view.logits.double()
     mean = logits.new_zeros(q).scatter_add_(0, offset.flatten(), logits.flatten()) / q**2
     return mean[offset].to(view.logits.dtype)
 
@@ -306,17 +354,21 @@ EXTRACT = {
 def extract(
     view: View,
     method: str,  # a key of `EXTRACT`
-    held: NoisyDataset
-    | None = None,  # noisy labels that were not trained on, by which a share is chosen
+    # noisy labels that were not trained on, by which a share is chosen
+    held: NoisyDataset | None = None,
 ) -> tuple[Tensor, float | None]:
-    "Logits (q, q, q) on the circle, and the share that was chosen. `ValueError` where held-out labels or weights are needed and missing."
+    """Logits (q, q, q) on the circle, and the share that was chosen, if any.
+
+    `ValueError` where held-out labels or weights are needed and missing.
+    """
     _check_view(view)
     m = EXTRACT[check_choice("method", str(method), EXTRACT)]
     if held is not None and not isinstance(held, NoisyDataset):
         raise TypeError(f"held is {shown(held)}; it must be a NoisyDataset, or None")
     if m.weights and view.u is None:
         raise ValueError(
-            f"{method} works on weights, and this view has none; with logits alone there are {', '.join(k for k, v in EXTRACT.items() if not v.weights)}"
+            f"{method} works on weights, and this view has none; with logits alone there are "
+            f"{', '.join(k for k, v in EXTRACT.items() if not v.weights)}"
         )
     if not m.tuned:
         return m.give(view), None
@@ -330,24 +382,28 @@ def extract(
 
 # %% ../../nbs/modular/02_fourier.ipynb #cell17
 def strict(view: View) -> tuple[Tensor, float]:
-    "Logits (q, q, q) of the projected neurons whose three frequencies agree, and their share of all neurons."
+    """Logits (q, q, q) of the projected neurons whose three frequencies agree, and their share.
+
+    `ValueError` for a view without weights.
+    """
     _check_view(view)
     if view.u is None:
         raise ValueError("this view has no weights, only logits")
-    ks = [dominant(spectrum(m)) for m in (view.u, view.v, view.w.T)]
-    keep = ((ks[0] == ks[1]) & (ks[1] == ks[2])).nonzero()[:, 0]
-    k = ks[0][keep]
-    logits = view.run(
-        keep_frequency(view.u[:, keep], k),
-        keep_frequency(view.v[:, keep], k),
-        keep_frequency(view.w[keep].T, k).T,
-    )
-    return logits, len(keep) / view.w.shape[0]
+    k, k_v, k_w = (dominant(spectrum(m)) for m in (view.u, view.v, view.w.T))
+    keep = ((k == k_v) & (k_v == k_w)).nonzero()[:, 0]
+    agreeing = replace(view, u=view.u[:, keep], v=view.v[:, keep], w=view.w[keep])
+    return _at_frequency(agreeing, k[keep]), len(keep) / view.w.shape[0]
 
 
 def alignment(view: View) -> dict[str, float]:
-    "Mean cosine of the phases for addition (`add`, also for multiplication on its circle) and for subtraction (`sub`)."
+    """Mean cosine of the phases, in [-1, 1], for addition (`add`) and for subtraction (`sub`).
+
+    Multiplication is addition on its circle. `ValueError` for a view without weights.
+    """
     k = dominant(joint_power(view))
-    phase = lambda m: torch.fft.rfft(m, dim=0).gather(0, k[None])[0].angle()
-    u, v, w = phase(view.u), phase(view.v), phase(view.w.T)
+
+    def phase(m: Tensor) -> Tensor:
+        return torch.fft.rfft(m, dim=0).gather(0, k[None])[0].angle()
+
+    u, v, w = (phase(m) for m in (view.u, view.v, view.w.T))
     return dict(add=(u + v - w).cos().mean().item(), sub=(u - v - w).cos().mean().item())

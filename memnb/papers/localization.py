@@ -41,7 +41,7 @@ from memnb.lab.experiments import (
 )
 from ..localization.accounting import Accounting
 from ..localization.tied_dropout import SparseChannels, StandardDropout, TiedDropout, remembered
-from ..localization.units import SEARCH_MODES
+from ..localization.unit_search import SEARCH_MODES
 from ..models.layers import device_of, layer_groups, predict, predicted
 from ..models.networks import build
 from .latent import RULES as COMMON

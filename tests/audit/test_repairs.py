@@ -1,4 +1,7 @@
-"""A repair promises what the noisy held-out labels can prove, and every remedy's row is what a loop by hand gives."""
+"""A repair promises what the noisy held-out labels can prove.
+
+Every remedy's row is what a loop by hand gives.
+"""
 
 import math
 from collections import Counter, OrderedDict
@@ -40,7 +43,8 @@ from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.localization.tied_dropout import TiedDropout
-from memnb.localization.units import critical_units, unit_layers
+from memnb.localization.unit_masks import unit_layers
+from memnb.localization.unit_search import critical_units
 from memnb.models.layers import examples, predict
 from memnb.models.networks import build
 from memnb.probes.interventions import Truncated
@@ -63,7 +67,7 @@ def make():
 
 @cache
 def digits(rho=0.4, seed=0) -> tuple[NoisyDataset, NoisyDataset, NoisyDataset]:
-    "500 to train on, 300 held out, with the same noise, and a clean test set; all in double precision."
+    "500 to train on, 300 held out with the same noise, and a clean test set; in double precision."
     train, test = (replace(d, x=d.x.double()) for d in load("digits", n=800, seed=seed))
     return (*corrupt(train, rho, "redraw", seed=seed).split(0.375, seed), test)
 
@@ -111,7 +115,7 @@ def share(guess, y) -> float:
 
 
 def hidden(net, x) -> np.ndarray:
-    "The last hidden layer of an MLP of `build`, by its numbers; x itself, flattened, for an MLP without."
+    "The last hidden layer of an MLP of `build`, by its numbers; without one, x itself, flattened."
     h = x.flatten(1).detach()
     for layer in [m for m in net.modules() if isinstance(m, nn.Linear)][:-1]:
         h = (h @ layer.weight.T + layer.bias).clamp_min(0).detach()
@@ -119,7 +123,7 @@ def hidden(net, x) -> np.ndarray:
 
 
 def class_vectors(h, y, k, probe="velpic") -> np.ndarray:
-    "First right singular vector of each class's activations, towards their mean; or the direction of the mean."
+    "First right singular vector of each class's activations, towards their mean; or the mean's."
     out = []
     for c in range(k):
         mean, v = h[y == c].mean(0), np.linalg.svd(h[y == c], full_matrices=False)[2][0]
@@ -133,7 +137,9 @@ def probe_says(h_train, y, h, k=10, probe="velpic") -> np.ndarray:
 
 def hits_by_hand(guess, given, matrix) -> np.ndarray:
     inverse = np.linalg.inv(np.asarray(matrix))
-    return np.array([inverse[g, p] for g, p in zip(np.asarray(given), np.asarray(guess))])
+    return np.array(
+        [inverse[g, p] for g, p in zip(np.asarray(given), np.asarray(guess), strict=True)]
+    )
 
 
 def interval(h, level=0.9) -> tuple[float, float, float]:
@@ -342,7 +348,8 @@ def test_estimates_far_outside_of_what_can_be_are_refused(mean, refused):
     if refused:
         with pytest.raises(
             ValueError,
-            match=f"^the held-out labels do not fit the noise: the network would have an accuracy of {100 * mean:.1f}% on true labels",
+            match="^the held-out labels do not fit the noise: the network would have an "
+            f"accuracy of {100 * mean:.1f}% on true labels",
         ):
             check_possible(mean + 0.5 * spread, "the network")
     else:
@@ -356,7 +363,8 @@ def test_held_out_labels_that_contradict_the_noise():
     right = replace(held, y=predict(memorizer()[1], held.x).argmax(1))
     with pytest.raises(
         ValueError,
-        match="the held-out labels do not fit the noise: the network would have an accuracy of 2[0-9][0-9][.]",
+        match="the held-out labels do not fit the noise: the network would have an accuracy of "
+        "2[0-9][0-9][.]",
     ):
         repair(memorizer()[1], data, right, noise)
 
@@ -678,7 +686,8 @@ def test_what_is_printed():
     good, none = repaired(), repair(clean_network(), *digits(0)[:2])
     assert (
         str(good)
-        == f"{good.probe} at {good.layer!r}: {100 * good.gain:+.1f}% accuracy on true labels (90%: {100 * good.low:+.1f}% to {100 * good.high:+.1f}%) expected"
+        == f"{good.probe} at {good.layer!r}: {100 * good.gain:+.1f}% accuracy on true labels "
+        f"(90%: {100 * good.low:+.1f}% to {100 * good.high:+.1f}%) expected"
     )
     assert str(none).startswith(
         f"left as it is: the best repair promises {100 * none.gain:+.1f}% accuracy"
@@ -960,7 +969,7 @@ def test_q_out_of_range(q):
 
 
 def by_hand(net, data, epochs, loss, lr=0.5, batch=4) -> nn.Module:
-    "Plain gradient descent over the batches that a training of memnb takes; `loss(logits, y, rows)`."
+    "Plain gradient descent over the batches of a training of memnb; `loss(logits, y, rows)`."
     net, seen = deepcopy(net), []
     fit(
         deepcopy(net),
@@ -1007,7 +1016,10 @@ def test_a_training_with_the_generalized_cross_entropy():
 
 
 class EarlyLearning:
-    "Cross-entropy + weight * mean log(1 - <p, t>), example by example; t: the moving average of what was said of it."
+    """Cross-entropy + weight * mean log(1 - <p, t>), example by example.
+
+    t is the moving average of its predictions.
+    """
 
     def __init__(self, k, weight, momentum):
         self.k, self.weight, self.momentum, self.t = k, weight, momentum, {}
@@ -1021,7 +1033,8 @@ class EarlyLearning:
             p = p.clamp(1e-4, 1 - 1e-4)
             said_now, old = (p / p.sum()).tolist(), self.t.get(row, [0.0] * self.k)
             self.t[row] = [
-                self.momentum * a + (1 - self.momentum) * b for a, b in zip(old, said_now)
+                self.momentum * a + (1 - self.momentum) * b
+                for a, b in zip(old, said_now, strict=True)
             ]
             total = (
                 total + self.weight * (1 - sum(p[c] * self.t[row][c] for c in range(self.k))).log()
@@ -1288,7 +1301,7 @@ def most_named(found, share) -> tuple[Counter, int]:
     named = Counter(
         (layer, c)
         for row in found.iter_rows(named=True)
-        for layer, c in zip(row["layer"], row["channel"])
+        for layer, c in zip(row["layer"], row["channel"], strict=True)
     )
     return named, max(1, round(share * len(named))) if named else 0
 
@@ -1611,15 +1624,18 @@ def test_neither_network_nor_run_is_changed():
 
 def test_a_network_of_ones_own_can_be_given_all_remedies():
     data, held = small(n=80)
-    new = lambda: nn.Sequential(
-        OrderedDict(
-            conv=nn.Conv2d(1, 6, 3),
-            relu=nn.ReLU(),
-            pool=nn.AdaptiveAvgPool2d(2),
-            flat=nn.Flatten(),
-            out=nn.Linear(24, 3),
+
+    def new():
+        return nn.Sequential(
+            OrderedDict(
+                conv=nn.Conv2d(1, 6, 3),
+                relu=nn.ReLU(),
+                pool=nn.AdaptiveAvgPool2d(2),
+                flat=nn.Flatten(),
+                out=nn.Linear(24, 3),
+            )
         )
-    )
+
     run = fit(net := new(), data, 6, lr=0.1, batch=16, times=[0, 3, 6], checkpoints=[3, 6])
     got = remedies(net, data, held, new, 2, run, suspects=4, lr=0.1, batch=16)
     assert (

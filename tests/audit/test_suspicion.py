@@ -1,4 +1,8 @@
-"""Suspicious labels and noise rates against probes fitted by singular values, ranks and counts taken in loops, and truths that were put in."""
+"""Suspicious labels and noise rates.
+
+They are compared with probes fitted by singular values, ranks and counts taken in loops, and truths
+that were put in.
+"""
 
 import math
 import re
@@ -39,21 +43,18 @@ from memnb.common import rng as seeds
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
 from memnb.datasets.noisy_datasets import NoisyDataset
-from memnb.localization import scores as scores_module
-from memnb.localization.scores import (
-    SCORES,
-    ahead,
-    detection,
+from memnb.localization import label_evidence
+from memnb.localization.label_evidence import (
     evidence,
     layer_evidence,
     layer_scores,
-    left_out,
-    levelled,
+    leave_one_out_ridge,
+    level_rare_classes,
     mean_evidence,
-    mislabel_scores,
-    prediction_depth,
+    other_class_lead,
     representation,
 )
+from memnb.localization.scores import SCORES, detection, mislabel_scores, prediction_depth
 from memnb.localization.tied_dropout import TiedDropout
 from memnb.models.layers import examples
 from memnb.models.networks import build
@@ -198,7 +199,7 @@ def probe_by_hand(e: np.ndarray, y: np.ndarray, k: int, probe: str) -> np.ndarra
 
 
 def evidence_by_hand(parts: list[np.ndarray]) -> np.ndarray:
-    "Each part minus the mean of its finite numbers, over their standard deviation with n - 1; the mean over the parts."
+    "The mean over parts, each less the mean of its finite numbers, over their deviation (n - 1)."
     out = np.zeros(parts[0].shape)
     for part in parts:
         finite = [v for v in part.reshape(-1).tolist() if not math.isinf(v)]
@@ -209,7 +210,7 @@ def evidence_by_hand(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def left_out_by_hand(x: np.ndarray, y: np.ndarray, k: int, ridge: float = 1.0) -> np.ndarray:
-    "(n, K): for each example a ridge regression is solved anew without it; the size of the ridge is that of all."
+    "(n, K): a ridge regression solved anew without each example; the ridge is that of all."
     x = x.reshape(len(x), -1).astype(np.float64)
     x = x - x.mean(0)
     z = np.concatenate([x / np.linalg.norm(x, axis=1, keepdims=True), np.ones((len(x), 1))], 1)
@@ -239,7 +240,7 @@ def levelled_by_hand(e, y) -> np.ndarray:
 def lead_of_others(e, y) -> list[float]:
     return [
         max(v for c, v in enumerate(row) if c != label) - row[label]
-        for row, label in zip(e.tolist(), y.tolist())
+        for row, label in zip(e.tolist(), y.tolist(), strict=True)
     ]
 
 
@@ -355,7 +356,8 @@ def test_numbers_of_outputs_can_be_given_their_names():
 def test_words_need_the_order_of_the_networks_outputs(labels):
     with pytest.raises(
         ValueError,
-        match=r"which of 3 outputs stands for which cannot be known; give names=\[...\] in the order",
+        match=r"which of 3 outputs stands for which cannot be known; "
+        r"give names=\[...\] in the order",
     ):
         from_arrays(torch.rand(3, 2), labels, n_classes=3)
 
@@ -552,7 +554,8 @@ def test_half_precision_on_a_cpu_is_refused(dtype):
     for act in (check_model, audit, estimate_noise):
         with pytest.raises(
             ValueError,
-            match=rf"^the model is in half precision \({dtype}\), which is slow and coarse on a CPU; give model\.float\(\)$",
+            match=rf"^the model is in half precision \({dtype}\), which is slow and coarse on a "
+            r"CPU; give model\.float\(\)$",
         ):
             act(line().to(dtype), data)
 
@@ -600,7 +603,9 @@ def test_inputs_that_the_model_does_not_take_are_told_with_their_shape(model, sh
     for act in (check_model, audit, estimate_noise):
         with pytest.raises(
             ValueError,
-            match=f"^{re.escape(f'the model does not take inputs of shape {shape} and torch.float32; ')}.",
+            match="^the model does not take inputs of shape "
+            + re.escape(f"{shape} and torch.float32; ")
+            + ".",
         ) as e:
             act(model(), clusters(shape=shape))
         assert isinstance(e.value.__cause__, RuntimeError)
@@ -650,7 +655,7 @@ def test_a_snapshot_is_a_run_of_one_time():
     own = z[range(60), data.y]
     other = [
         max(v for c, v in enumerate(row) if c != label)
-        for row, label in zip(z.tolist(), data.y.tolist())
+        for row, label in zip(z.tolist(), data.y.tolist(), strict=True)
     ]
     assert (
         run.time.tolist() == [0.0]
@@ -694,7 +699,7 @@ def test_what_belongs_together():
         and got[1] is not net
         and all(
             torch.equal(a, b)
-            for a, b in zip(got[1].state_dict().values(), net.state_dict().values())
+            for a, b in zip(got[1].state_dict().values(), net.state_dict().values(), strict=True)
         )
         and got[2].digest == data.digest
     )
@@ -784,7 +789,8 @@ def test_another_order_of_classes_is_noticed():
     moved = replace(data, y=(data.y + 3) % 10, clean=(data.clean + 3) % 10)
     with pytest.warns(
         UserWarning,
-        match=r"agrees with [\d.]+% of the labels, and would with 9\d\.\d% if its outputs stood for the classes in another order",
+        match=r"agrees with [\d.]+% of the labels, and would with 9\d\.\d% if its outputs stood "
+        "for the classes in another order",
     ):
         estimate_noise(net, moved)
 
@@ -853,7 +859,7 @@ def test_chosen_layers_and_probes_in_their_order():
 def test_batches_are_no_part_of_the_scores(batch):
     net, data = trained("cnn")[1], clusters()
     for a, b in zip(
-        layer_scores(net, data, batch=batch).values(), layer_scores(net, data).values()
+        layer_scores(net, data, batch=batch).values(), layer_scores(net, data).values(), strict=True
     ):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
@@ -914,7 +920,8 @@ def test_unknown_probes_and_layers():
     ):
         with pytest.raises(
             ValueError,
-            match="^there is no layer 'fc9'; there are input, flat, fc and each with .input behind it$",
+            match="^there is no layer 'fc9'; "
+            "there are input, flat, fc and each with .input behind it$",
         ):
             act(line(), clusters(), ["fc9"])
 
@@ -926,7 +933,7 @@ def pooled(v: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def test_feature_maps_are_averaged_over_blocks():
-    "64 channels: 8 x 8 numbers each, so that 64 * 64 = 4096; a map that is small enough stays as it is."
+    "64 channels of 8 x 8 numbers, 64 * 64 = 4096; a map that is small enough stays as it is."
     net = nn.Sequential(
         nn.Conv2d(1, 64, 3, padding=1),
         nn.ReLU(),
@@ -963,7 +970,7 @@ def widths(monkeypatch, channels, shape) -> int:
             seen.append(x.flatten(1).shape[1])
             return super().add(x, y)
 
-    monkeypatch.setattr(scores_module, "ClassShapes", Seen)
+    monkeypatch.setattr(label_evidence, "ClassShapes", Seen)
     layer_scores(Map(channels), clusters(n=9, shape=shape), ["conv"], ["cosine"])
     return seen[0]
 
@@ -1054,18 +1061,20 @@ def test_ahead_against_a_loop(case):
     e, y = (torch.tensor(v) for v in (case[0], case[1]))
     before = e.clone()
     assert (
-        ahead(e, y).tolist() == pytest.approx(lead_of_others(e, y), abs=1e-5)
+        other_class_lead(e, y).tolist() == pytest.approx(lead_of_others(e, y), abs=1e-5)
         and torch.equal(e, before)
-        and ahead(e, y).shape == y.shape
+        and other_class_lead(e, y).shape == y.shape
     )
     assert all(
         (v < 0) == (row[label] > max(w for c, w in enumerate(row) if c != label))
-        for v, row, label in zip(ahead(e, y).tolist(), e.tolist(), y.tolist())
+        for v, row, label in zip(
+            other_class_lead(e, y).tolist(), e.tolist(), y.tolist(), strict=True
+        )
     )
 
 
 def test_an_absent_class_is_never_ahead():
-    assert ahead(
+    assert other_class_lead(
         torch.tensor([[1.0, -math.inf, 3.0], [2.0, -math.inf, 1.0]]), torch.tensor([0, 0])
     ).tolist() == [2.0, -1.0]
 
@@ -1078,7 +1087,11 @@ def test_an_absent_class_is_never_ahead():
 def test_left_out_against_fitting_anew(n, d, ridge):
     g = torch.Generator().manual_seed(n + d)
     x, y = torch.randn(n, d, generator=g), torch.randint(3, (n,), generator=g)
-    close(left_out(x, y, 3, ridge=ridge), left_out_by_hand(x.numpy(), y.numpy(), 3, ridge), 1e-8)
+    close(
+        leave_one_out_ridge(x, y, 3, ridge=ridge),
+        left_out_by_hand(x.numpy(), y.numpy(), 3, ridge),
+        1e-8,
+    )
 
 
 def test_the_curved_probe_against_a_gaussian_kernel():
@@ -1086,7 +1099,7 @@ def test_the_curved_probe_against_a_gaussian_kernel():
     g = torch.Generator().manual_seed(0)
     y = torch.arange(90) % 3
     x = torch.randn(3, 4, generator=g)[y] + 0.5 * torch.randn(90, 4, generator=g)
-    got = left_out(x, y, 3, bent=True)
+    got = leave_one_out_ridge(x, y, 3, curved=True)
     squared = torch.cdist(x.double(), x.double()).square()
     kernel = (
         -squared / (2 * squared.sum() / len(x) ** 2)
@@ -1103,16 +1116,23 @@ def test_a_label_has_no_part_in_what_is_said_of_its_example():
     other[7] = (y[7] + 1) % 3
     for bent in (False, True):
         torch.testing.assert_close(
-            left_out(x, y, 3, bent)[7], left_out(x, other, 3, bent)[7], atol=1e-9, rtol=1e-9
+            leave_one_out_ridge(x, y, 3, bent)[7],
+            leave_one_out_ridge(x, other, 3, bent)[7],
+            atol=1e-9,
+            rtol=1e-9,
         )
 
 
 def test_many_examples_in_parts(monkeypatch):
     g = torch.Generator().manual_seed(4)
     x, y = torch.randn(50, 6, generator=g), torch.randint(3, (50,), generator=g)
-    whole = left_out(x, y, 3), left_out(x, y, 3, bent=True)
-    monkeypatch.setattr(scores_module, "_ROWS", 7)
-    for a, b in zip(whole, (left_out(x, y, 3), left_out(x, y, 3, bent=True))):
+    whole = leave_one_out_ridge(x, y, 3), leave_one_out_ridge(x, y, 3, curved=True)
+    monkeypatch.setattr(label_evidence, "_ROWS", 7)
+    for a, b in zip(
+        whole,
+        (leave_one_out_ridge(x, y, 3), leave_one_out_ridge(x, y, 3, curved=True)),
+        strict=True,
+    ):
         torch.testing.assert_close(a, b)
 
 
@@ -1122,20 +1142,25 @@ def test_two_rings_are_told_apart_by_the_curved_probe_alone():
     x = (1.0 + 2 * y)[:, None] * torch.stack([angle.cos(), angle.sin()], 1) + 0.1 * torch.randn(
         400, 2, generator=g
     )
-    right = [(left_out(x, y, 2, bent).argmax(1) == y).double().mean() for bent in (False, True)]
+    right = [
+        (leave_one_out_ridge(x, y, 2, bent).argmax(1) == y).double().mean()
+        for bent in (False, True)
+    ]
     assert right[0] < 0.65 and right[1] > 0.99
 
 
 @pytest.mark.parametrize("bent", [False, True])
 def test_inputs_that_are_all_alike(bent):
-    said = left_out(torch.zeros(30, 4), torch.arange(30) % 3, 3, bent)
+    said = leave_one_out_ridge(torch.zeros(30, 4), torch.arange(30) % 3, 3, bent)
     assert said.isfinite().all() and said.abs().max() < 1
 
 
 def test_a_class_of_one_example_is_never_suggested_for_it_and_an_absent_one_never_at_all():
     g = torch.Generator().manual_seed(0)
     y = torch.tensor([0] * 20 + [1] * 20 + [2])
-    said = left_out(torch.randn(4, 6, generator=g)[y] + 0.1 * torch.randn(41, 6, generator=g), y, 4)
+    said = leave_one_out_ridge(
+        torch.randn(4, 6, generator=g)[y] + 0.1 * torch.randn(41, 6, generator=g), y, 4
+    )
     assert (
         (said[:, 3] == -torch.inf).all() and said[:, :3].isfinite().all() and said[40].argmax() != 2
     )
@@ -1172,7 +1197,7 @@ def test_modules_that_only_wrap_change_nothing(wrap, name):
     net, data = trained(name)[1], clusters()
     a, b = layer_evidence(net, data), layer_evidence(wrap(net), data)
     assert len(a) == len(b) > 1
-    for one, other in zip(a.values(), b.values()):
+    for one, other in zip(a.values(), b.values(), strict=True):
         torch.testing.assert_close(one, other)
     assert repr(estimate_noise(net, data)) == repr(estimate_noise(wrap(net), data))
     assert audit(net, data)["suggested"].equals(audit(wrap(net), data, layers=None)["suggested"])
@@ -1248,17 +1273,19 @@ def test_no_layer_and_an_unknown_one():
 def test_levelled_by_hand(sizes):
     "Also of a class with one example, which has no others, and of one without any."
     g, y = torch.Generator().manual_seed(0), torch.arange(3).repeat_interleave(torch.tensor(sizes))
-    e = left_out(torch.randn(len(y), 5, generator=g) + 2 * F.one_hot(y, 5), y, 3)
-    got = levelled(e, y)
+    e = leave_one_out_ridge(torch.randn(len(y), 5, generator=g) + 2 * F.one_hot(y, 5), y, 3)
+    got = level_rare_classes(e, y)
     close(got, levelled_by_hand(e, y), 1e-12)
     assert (got == -torch.inf).any(0).tolist() == [size == 0 for size in sizes]
 
 
 def test_levelling_lets_right_labels_of_a_rare_class_be_right():
     data = corrupt(unbalanced(digits(0), 20), 0.1, "wrong")
-    e = left_out(data.x.flatten(1), data.y, 10, bent=True)
+    e = leave_one_out_ridge(data.x.flatten(1), data.y, 10, curved=True)
     rare = (data.y >= 8) & ~data.is_noisy
-    right = [(v.argmax(1) == data.y)[rare].double().mean() for v in (e, levelled(e, data.y))]
+    right = [
+        (v.argmax(1) == data.y)[rare].double().mean() for v in (e, level_rare_classes(e, data.y))
+    ]
     assert right[1] > right[0] + 0.1
 
 
@@ -1281,18 +1308,18 @@ def test_probe_margin_by_hand(layers):
 def test_scores_that_are_known_already_are_taken():
     (run, net), data = trained(), clusters()
     told, by_layer = layer_scores(net, data), layer_evidence(net, data)
-    assert mislabel_scores(run, data, net, k=5, told=told, by_layer=by_layer).equals(
+    assert mislabel_scores(run, data, net, k=5, probe_scores=told, by_layer=by_layer).equals(
         mislabel_scores(run, data, net, k=5)
     )
     other, mine = (
         {("x", "velpic"): torch.arange(180.0).reshape(60, 3).sin()},
         dict(x=torch.arange(180.0).reshape(60, 3).cos()),
     )
-    f = mislabel_scores(run, data, net, k=5, told=other, by_layer=mine)
+    f = mislabel_scores(run, data, net, k=5, probe_scores=other, by_layer=mine)
     close(f["probe_margin"], lead_of_others(levelled_by_hand(mine["x"], data.y), data.y), 1e-6)
     assert f["probe_disagreement"].to_list() == [
         float(row.index(max(row)) != label)
-        for row, label in zip(other["x", "velpic"].tolist(), data.y.tolist())
+        for row, label in zip(other["x", "velpic"].tolist(), data.y.tolist(), strict=True)
     ]
 
 
@@ -1385,9 +1412,11 @@ def weight_by_hand(e: list[list[float]], y: list[int]) -> float:
     "Mean logarithm of the odds, over doubted labels, from 1.5 to 4.5."
     said = [row.index(max(row)) for row in e]
     logs = []
-    for a, b in zip(said, y):
+    for a, b in zip(said, y, strict=True):
         if a != b:
-            right, wrong = (sum(s == a and t == c for s, t in zip(said, y)) for c in (a, b))
+            right, wrong = (
+                sum(s == a and t == c for s, t in zip(said, y, strict=True)) for c in (a, b)
+            )
             logs.append(math.log(max(1, right) / wrong))
     if not logs:
         return 1.0
@@ -1425,7 +1454,9 @@ def test_suspicion_is_the_rank_of_a_weighted_sum_and_rank_orders_by_it(case):
     if with_history:
         total = (
             total
-            + history_weight(levelled(mean_evidence(layer_evidence(net, data)), data.y), data.y)
+            + history_weight(
+                level_rare_classes(mean_evidence(layer_evidence(net, data)), data.y), data.y
+            )
             * standard["loss"]
         )
     (
@@ -1859,7 +1890,10 @@ def clear_by_hand(e: list[list[float]]) -> list[bool]:
 
 
 def hits_by_hand(e: list[list[float]], y: list[int]) -> list[float]:
-    "Of doubted labels: is it the runner-up, less the share of the other doubted ones of the same suggestion that have that label."
+    """Of doubted labels: whether it is the runner-up.
+
+    Less the share of the other doubted ones of the same suggestion that have that label.
+    """
     order = [sorted(range(len(row)), key=lambda c: -row[c]) for row in e]
     doubted = [i for i in range(len(y)) if order[i][0] != y[i]]
     out = []
@@ -1872,8 +1906,8 @@ def hits_by_hand(e: list[list[float]], y: list[int]) -> list[float]:
 
 def mistaken_by_hand(e, y, clear) -> tuple[float, float]:
     def part(keep):
-        return [row for row, c in zip(e, clear) if c == keep], [
-            v for v, c in zip(y, clear) if c == keep
+        return [row for row, c in zip(e, clear, strict=True) if c == keep], [
+            v for v, c in zip(y, clear, strict=True) if c == keep
         ]
 
     inside, outside = hits_by_hand(*part(True)), hits_by_hand(*part(False))
@@ -2046,9 +2080,10 @@ def test_an_estimate_in_words_that_cannot_be_changed():
 
 
 def test_an_estimate_is_of_the_input_and_says_what_network_and_probes_agree_with():
-    run, data = trained()[0], clusters()
+    run, _ = trained()
+    data = clusters()
     got = estimate_noise(run, data)
-    alone = noise_of(left_out(data.x.flatten(1), data.y, 3, bent=True), data.y)
+    alone = noise_of(leave_one_out_ridge(data.x.flatten(1), data.y, 3, curved=True), data.y)
     assert (got.rate, got.low, got.high, got.left_out) == (
         alone.rate,
         alone.low,
@@ -2066,7 +2101,7 @@ def test_the_interval_holds_the_rate_of_unbalanced_classes(ratio, rho):
     held = []
     for seed, noise in ((0, "wrong"), (1, "pair"), (2, "redraw")):
         data = corrupt(unbalanced(digits(0, "wrong", seed), ratio), rho, noise, seed)
-        got = noise_of(left_out(data.x.flatten(1), data.y, 10, bent=True), data.y)
+        got = noise_of(leave_one_out_ridge(data.x.flatten(1), data.y, 10, curved=True), data.y)
         held.append(got.low <= data.rho <= got.high)
         assert rho or got.low == 0
     assert sum(held) >= 2
@@ -2122,7 +2157,7 @@ def test_inputs_that_tell_little_give_a_wide_interval():
     "Three classes whose clouds overlap: the right labels look like a third of wrong ones."
     g, y = torch.Generator().manual_seed(0), torch.arange(900) % 6
     x = 1.2 * torch.randn(6, 2, generator=g)[y] + torch.randn(900, 2, generator=g)
-    got = noise_of(left_out(x, y, 6, bent=True), y)
+    got = noise_of(leave_one_out_ridge(x, y, 6, curved=True), y)
     assert got.left_out < 0.75 and got.low < 0.1 < got.high and got.caveat
 
 
@@ -2130,7 +2165,7 @@ def test_inputs_that_tell_little_give_a_wide_interval():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_fifth_of_wrong_labels_is_estimated_and_lies_in_the_interval(noise, seed):
     data = digits(0.2, noise, seed)
-    got = noise_of(left_out(data.x.flatten(1), data.y, 10, bent=True), data.y)
+    got = noise_of(leave_one_out_ridge(data.x.flatten(1), data.y, 10, curved=True), data.y)
     assert abs(got.rate - data.rho) < 0.05 and got.low <= data.rho <= got.high and got.low > 0.02
     truth = data.confusion / data.confusion.sum(1, keepdim=True)
     assert (got.matrix - truth).abs().max() < 0.15 and (

@@ -20,9 +20,11 @@ from memnb.common.checks import (
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.localization.accounting import account
-from memnb.localization.scores import layer_scores, prediction_depth
+from memnb.localization.label_evidence import layer_scores
+from memnb.localization.scores import prediction_depth
 from memnb.localization.tied_dropout import SparseChannels, StandardDropout, TiedDropout, by_mode
-from memnb.localization.units import Masked, critical_units
+from memnb.localization.unit_masks import Masked
+from memnb.localization.unit_search import critical_units
 from memnb.models.networks import MODELS, build
 from memnb.probes.over_training import probe_answers, probe_model
 from memnb.trainer.stacked import fit_stacked

@@ -1,4 +1,7 @@
-"""Both parts of a gradient against plain autograd, at fixed weights and while training, which they leave as it is."""
+"""Both parts of a gradient against plain autograd, at fixed weights and while training.
+
+They leave the training as it is.
+"""
 
 import os
 from functools import cache, partial
@@ -61,7 +64,10 @@ def pictures(n=10) -> NoisyDataset:
 
 
 class Own(nn.Module):
-    "Functional activations, a sum in place, a layer called twice, a tied weight, a layer never called, parameters of the root."
+    """Functional activations, a sum in place, a layer called twice, a tied weight.
+
+    Also a layer never called, and parameters of the root.
+    """
 
     def __init__(self, d=6, k=3, bias=True):
         super().__init__()
@@ -138,7 +144,7 @@ def gradient(net, data, rows, mean_of=None) -> dict:
         mean_of or len(data)
     )
     g = torch.autograd.grad(loss, [p for p in named.values() if p.requires_grad], allow_unused=True)
-    g = dict(zip((k for k, p in named.items() if p.requires_grad), g))
+    g = dict(zip((k for k, p in named.items() if p.requires_grad), g, strict=True))
     return {k: torch.zeros_like(p) if g.get(k) is None else g[k].detach() for k, p in named.items()}
 
 
@@ -152,14 +158,16 @@ def members(net) -> dict:
 
 def by_hand(clean, noisy, parts) -> tuple:
     "Norms and cosine of a layer whose members have these parameters."
-    mean = lambda g: (
-        sum(
+
+    def mean(g):
+        return sum(
             (sum(g[k].square().sum() for k in m) / sum(g[k].numel() for k in m)).sqrt().item()
             for m in parts
-        )
-        / len(parts)
-    )
-    dot = lambda a, b: sum((a[k] * b[k]).sum().item() for m in parts for k in m)
+        ) / len(parts)
+
+    def dot(a, b):
+        return sum((a[k] * b[k]).sum().item() for m in parts for k in m)
+
     scale = (dot(clean, clean) * dot(noisy, noisy)) ** 0.5
     return (
         mean(clean),
@@ -173,7 +181,7 @@ def check(rows, clean, noisy, parts: dict, rel=1e-9, tiny=1e-12):
     assert [(r["layer"], r["group"]) for r in rows] == [
         (layer, group) for layer in parts for group in ("clean", "noisy")
     ]
-    for c, n in zip(rows[::2], rows[1::2]):
+    for c, n in zip(rows[::2], rows[1::2], strict=True):
         a, b, cosine, size = by_hand(clean, noisy, parts[c["layer"]])
         assert (c["norm"], n["norm"]) == pytest.approx((a, b), rel, tiny) and c["parameters"] == n[
             "parameters"
@@ -208,7 +216,7 @@ def test_clean_and_noisy_are_the_total(make, data):
         members(net),
         account(net, data).to_dicts(),
     )
-    for c, n in zip(rows[::2], rows[1::2]):
+    for c, n in zip(rows[::2], rows[1::2], strict=True):
         whole = (
             sum(total[k].square().mean() * total[k].numel() for k in own[c["layer"]])
             / c["parameters"]
@@ -273,7 +281,10 @@ def test_a_group_is_the_mean_of_its_members():
         gradient(net, data, data.is_noisy),
         members(net),
     )
-    within = lambda top: [v for k, v in own.items() if k.startswith(top)]
+
+    def within(top):
+        return [v for k, v in own.items() if k.startswith(top)]
+
     parts = {
         "blocks.1": within("blocks.1."),
         "blocks": within("blocks."),
@@ -336,9 +347,10 @@ def test_the_network_is_left_as_it_is(make, data):
     first, *_, last = net.parameters()
     first.requires_grad_(False), setattr(last, "grad", torch.ones_like(last))
     before, rng = state(net), torch.random.get_rng_state()
-    switches = lambda: (
-        [m.training for m in net.modules()] + [p.requires_grad for p in net.parameters()]
-    )
+
+    def switches():
+        return [m.training for m in net.modules()] + [p.requires_grad for p in net.parameters()]
+
     was = switches()
     account(net, data)
     assert same(state(net), before) and switches() == was
@@ -429,14 +441,14 @@ def plain(net, data, epochs, lr=0.05, batch=16, mask=None, **how) -> list:
         for rows in order(len(data), epoch, 0).split(batch):
             losses = F.cross_entropy(net(data.x[rows]), data.y[rows], reduction="none")
             opt.zero_grad()
-            for total, of in zip(whole, (~mask[rows], mask[rows])):
+            for total, of in zip(whole, (~mask[rows], mask[rows]), strict=True):
                 g = torch.autograd.grad(
                     (losses * of).sum() / len(rows),
                     list(net.parameters()),
                     retain_graph=True,
                     allow_unused=True,
                 )
-                for (k, p), v in zip(net.named_parameters(), g):
+                for (k, _), v in zip(net.named_parameters(), g, strict=True):
                     if v is not None:
                         total[k] += v
             losses.mean().backward()
@@ -475,7 +487,7 @@ def test_sums_of_an_epoch_against_a_plain_loop(make, data):
         and len(rows) == epochs + 1
     )
     assert rows[0].select("norm", "cosine").unique().rows() == [(0, None)]
-    for got, (clean, noisy) in zip(rows[1:], sums):
+    for got, (clean, noisy) in zip(rows[1:], sums, strict=True):
         check(got.to_dicts(), clean, noisy, parts, 1e-5)
 
 
@@ -528,7 +540,9 @@ def test_recorded_times_within_and_across_epochs():
         accounted(nets[1], data, times=[0, 1 / 3, 2])[1],
     )
     for i in range(2):
-        torch.testing.assert_close(parts[2][i], [sum(v) for v in zip(*(s[i] for s in steps[2:]))])
+        torch.testing.assert_close(
+            parts[2][i], [sum(v) for v in zip(*(s[i] for s in steps[2:]), strict=True)]
+        )
     assert len(steps) == 7 and len(parts) == 3
 
 
@@ -589,13 +603,13 @@ class Killed(Exception):
 
 
 def breaks(s):
-    "Ends the training at a step that its surroundings name: no part of the run, as whoever kills a process is none."
+    "Ends the training at a step that its surroundings name: no part of the run, like a kill."
     if os.environ.get("BREAK_AT") == str(s.step):
         raise Killed
 
 
 def go(net, folder, a):
-    for s in train(
+    *_, s = train(
         net,
         points(),
         4,
@@ -606,8 +620,7 @@ def go(net, folder, a):
         backward=a.backward,
         observe=[a.rows],
         each_step=[breaks],
-    ):
-        pass
+    )
     return s.recorder.run()
 
 
@@ -654,7 +667,9 @@ def test_a_second_training_of_another_network():
     torch.manual_seed(1)
     nets = [Own().double() for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
-    rows, fresh = (accounted(net, points(), 1, of)[0].rows for net, of in zip(nets, (a, None)))
+    rows, fresh = (
+        accounted(net, points(), 1, of)[0].rows for net, of in zip(nets, (a, None), strict=True)
+    )
     assert rows.equals(fresh) and set(rows["layer"]) == {*members(nets[0])}
     with pytest.raises(ValueError, match="of 40 examples, the training of 39"):
         accounted(small(), points().subset(torch.arange(39)), 1, a)

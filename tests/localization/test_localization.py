@@ -1,4 +1,4 @@
-"One room to import from; every analysis on networks that are not memnb's."
+"The package's face; every analysis on networks that are not memnb's."
 
 from dataclasses import replace
 
@@ -19,13 +19,16 @@ from memnb.localization import (
     by_mode,
     critical_units,
     detection,
+    label_evidence,
     mislabel_scores,
     remembered,
     retrain,
+    retraining_scores,
     rewind,
     rewinding,
     scores,
-    units,
+    unit_masks,
+    unit_search,
 )
 from memnb.localization import tied_dropout as tied
 from memnb.models.layers import examples, layer_groups, predict
@@ -34,22 +37,19 @@ from memnb.trainer import training as trainer
 FROM = {
     accounting: ["Accounting", "account"],
     rewinding: ["retrain", "rewind"],
-    units: ["critical_units", "unit_layers"],
+    unit_masks: ["Masked", "unit_layers"],
+    unit_search: ["critical_units"],
+    label_evidence: ["layer_evidence", "layer_scores"],
     tied: ["SparseChannels", "StandardDropout", "TiedDropout", "by_mode", "remembered"],
-    scores: [
-        "detection",
-        "leave_out_memorization",
-        "mislabel_scores",
-        "prediction_depth",
-        "second_split_forgetting",
-    ],
+    scores: ["detection", "mislabel_scores", "prediction_depth"],
+    retraining_scores: ["leave_out_memorization", "second_split_forgetting"],
 }
 
 
-@pytest.mark.parametrize("room, names", FROM.items(), ids=lambda v: getattr(v, "__name__", ""))
-def test_names_are_those_of_their_rooms(room, names):
+@pytest.mark.parametrize("module, names", FROM.items(), ids=lambda v: getattr(v, "__name__", ""))
+def test_names_are_those_of_their_modules(module, names):
     for n in names:
-        assert getattr(localization, n) is getattr(room, n) and n in room.__all__
+        assert getattr(localization, n) is getattr(module, n) and n in module.__all__
 
 
 def test_nothing_else_is_exported():
@@ -196,14 +196,16 @@ def test_rewinding(case, convention):
     )
 
 
+def inside(key: str, layer: str) -> bool:
+    "Whether a parameter is one of a layer's, or of the root's own."
+    return "." not in key if layer == "(root)" else key.startswith(f"{layer}.")
+
+
 def test_rewinding_by_hand(case):
     make, d, run, net, skeleton = case
     for layer in REWOUND[make]:
-        inside = (
-            (lambda k: "." not in k) if layer == "(root)" else lambda k: k.startswith(f"{layer}.")
-        )
         skeleton.load_state_dict(
-            {k: run.checkpoints[0 if inside(k) else 2][k] for k in run.checkpoints[2]}
+            {k: run.checkpoints[0 if inside(k, layer) else 2][k] for k in run.checkpoints[2]}
         )
         hit = predict(skeleton, d.x).argmax(1) == d.y
         assert rewind(run, d, [layer], [0], "buffers", model=make())["accuracy"].to_list() == [
@@ -231,11 +233,8 @@ def test_retraining(case):
     )
     trained = dict(net.named_parameters())
     for layer, anew in seen:
-        inside = (
-            (lambda k: "." not in k) if layer == "(root)" else lambda k: k.startswith(f"{layer}.")
-        )
         for k, p in anew.named_parameters():
-            assert torch.equal(p, trained[k]) != inside(k), k
+            assert torch.equal(p, trained[k]) != inside(k, layer), k
 
 
 def test_units_and_scores(case):
@@ -247,7 +246,7 @@ def test_units_and_scores(case):
         "misclassified",
     }
     assert set(found.explode("layer", empty_as_null=True)["layer"].drop_nulls()) <= set(
-        units.unit_layers(net, d.x)
+        unit_masks.unit_layers(net, d.x)
     )
     f = mislabel_scores(
         run, d, net, found, k=5, layers=["input", *[g for g in REWOUND[make] if g != "(root)"]]

@@ -1,4 +1,7 @@
-"""Rewound and retrained networks against loops written by hand; what is replayed gives what was computed."""
+"""Rewound and retrained networks against loops written by hand.
+
+What is replayed gives what was computed.
+"""
 
 from collections import Counter
 from copy import deepcopy
@@ -57,7 +60,10 @@ class Pair(nn.Module):
 
 
 class Own(nn.Module):
-    "Functional activations, sums in place, a layer called twice, a tied weight, a tuple, a layer never called, the root's parameters."
+    """Functional activations, sums in place, a layer called twice, a tied weight.
+
+    Also a tuple, a layer never called, and the root's parameters.
+    """
 
     def __init__(self, w=12, k=10):
         super().__init__()
@@ -167,7 +173,7 @@ def frame(found: dict) -> pl.DataFrame:
         [
             dict(layer=layer, time=float(t), group=group, target="given", accuracy=v)
             for (layer, t), both in found.items()
-            for group, v in zip(("clean", "noisy"), both)
+            for group, v in zip(("clean", "noisy"), both, strict=True)
         ]
     )
 
@@ -240,7 +246,7 @@ def test_defaults():
             layer_groups(skeleton("resnet9")),
             [0, 1, 6],
             "parameters",
-            data.is_noisy,
+            mask=data.is_noisy,
             batch=512,
             cache=True,
         )
@@ -388,9 +394,10 @@ def test_finished_layers_are_not_computed_again():
 def test_less_is_computed(monkeypatch, name, kind, most):
     (run, data, model), calls, forward = run_of(name), [], kind.forward
     monkeypatch.setattr(kind, "forward", lambda self, x: calls.append(1) or forward(self, x))
-    count = lambda **how: (
-        calls.clear() or rewind(run, data, model=model, **how) is None or len(calls)
-    )
+
+    def count(**how):
+        return calls.clear() or rewind(run, data, model=model, **how) is None or len(calls)
+
     assert count(cache=True) < most * count(cache=False)
 
 
@@ -599,14 +606,20 @@ class Group(nn.Module):
 
 
 def odd(make, *caches) -> list[pl.DataFrame]:
-    "Mean logits by hand, and of rewinding. Checkpoints are random states: no layer is like another time's."
+    """Mean logits by hand, and of rewinding.
+
+    Checkpoints are random states: no layer is like another time's.
+    """
     torch.manual_seed(0)
     data, nets = digits(), [make() for _ in range(2)]
     run = replace(
         run_of("mlp")[0], checkpoints={float(t): state(net) for t, net in enumerate(nets)}
     )
     layers = [*dict.fromkeys([*owners(nets[0]), *layer_groups(nets[0])])]
-    z = lambda layer, t: predict(mixed(nets[1], run, layer, t), data.x, 13)[:, 0].double()
+
+    def z(layer, t):
+        return predict(mixed(nets[1], run, layer, t), data.x, 13)[:, 0].double()
+
     found = [
         rewind(run, data, layers, [1, 0], batch=13, model=nets[0], cache=cache) for cache in caches
     ]

@@ -1,4 +1,7 @@
-"""Scores against loops written from their definitions; higher is more suspicious; what a score does not know is left out."""
+"""Scores against loops written from their definitions.
+
+Higher is more suspicious; what a score does not know is left out.
+"""
 
 import math
 import re
@@ -20,17 +23,11 @@ from torch import nn
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
 from memnb.datasets.noisy_datasets import NoisyDataset
-from memnb.localization.scores import (
-    SCORES,
-    detection,
-    leave_out_memorization,
-    mislabel_scores,
-    prediction_depth,
-    representation,
-    second_split_forgetting,
-)
+from memnb.localization.label_evidence import representation
+from memnb.localization.retraining_scores import leave_out_memorization, second_split_forgetting
+from memnb.localization.scores import SCORES, detection, mislabel_scores, prediction_depth
 from memnb.localization.tied_dropout import TiedDropout
-from memnb.localization.units import critical_units
+from memnb.localization.unit_search import critical_units
 from memnb.models.layers import examples, predict
 from memnb.models.networks import build
 from memnb.probes.classifiers import PROBES
@@ -48,7 +45,7 @@ def seeded():
 
 @cache
 def clusters(n=60, k=3, rho=0.3, shape=(1, 8, 8), shift=0.6) -> NoisyDataset:
-    "Gaussian classes as pictures, so that no two distances are equal; their index is not their row."
+    "Gaussian classes as pictures: no two distances are equal; their index is not their row."
     g, y = torch.Generator().manual_seed(0), torch.arange(n) % k
     x = shift * torch.randn(k, *shape, generator=g)[y] + torch.randn(n, *shape, generator=g)
     return corrupt(NoisyDataset(x, y, y, torch.arange(n) * 3 + 7, k), rho, "wrong")
@@ -104,7 +101,7 @@ def said(z):
 
 
 def embedding(net, data, layer) -> np.ndarray:
-    "By a hook; maps larger than 4 x 4, whose sides are multiples of 4 here, are averaged over blocks."
+    "By a hook; maps larger than 4 x 4, with sides that 4 divides, are averaged over blocks."
     kept = []
     handle = (net if layer == "input" else net.get_submodule(layer)).register_forward_hook(
         lambda m, a, out: kept.append(a[0] if layer == "input" else out)
@@ -507,7 +504,11 @@ def test_detection_against_sklearn(pairs):
     )
     known = [(a, b) for a, b in pairs if b is not None and not math.isnan(b)]
     finite = [(a, min(max(b, -100), 100)) for a, b in known]
-    expected = roc_auc_score(*map(list, zip(*finite))) if len({a for a, _ in known}) == 2 else None
+    expected = (
+        roc_auc_score(*map(list, zip(*finite, strict=True)))
+        if len({a for a, _ in known}) == 2
+        else None
+    )
     assert detection(f).row(0) == (
         "loss",
         None if expected is None else pytest.approx(expected),
@@ -690,7 +691,9 @@ def left_out_by_hand(make, data, epochs, subsets, share, seed=0, **how) -> list[
     def mean(v):
         return sum(v) / len(v) if v else math.nan
 
-    split = lambda i, kind: [right[m][i] for m in range(subsets) if within[m, i] == kind]
+    def split(i, kind):
+        return [right[m][i] for m in range(subsets) if within[m, i] == kind]
+
     return [mean(split(i, True)) - mean(split(i, False)) for i in range(len(data))]
 
 

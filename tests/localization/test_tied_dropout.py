@@ -1,4 +1,7 @@
-"""Who owns which channel, by a hash written anew; masks by hand; an index that travels with the batch; nothing stored."""
+"""Who owns which channel, by a hash written anew; masks by hand.
+
+The index travels with the batch, and nothing is stored.
+"""
 
 import os
 from copy import deepcopy
@@ -83,7 +86,7 @@ def owns(i: int, c: int, site: int, p: float, seed: int) -> bool:
     return mix(mix(mix(i) ^ mix(seed * 8191 + site + 1)) + c * 0x9E3779B9) < int(p * 2**32)
 
 
-def mask_of(index, c: int, site: int, mode="own", p_gen=0.4, p_mem=0.3, seed=5) -> Tensor:
+def mask_of(index, c: int, site: int, mode="own", *, p_gen=0.4, p_mem=0.3, seed=5) -> Tensor:
     "(n, C) by the definition; an index of None: test examples."
     fixed = int(p_gen * c + 0.5)
     on, rest = {
@@ -92,9 +95,10 @@ def mask_of(index, c: int, site: int, mode="own", p_gen=0.4, p_mem=0.3, seed=5) 
         "scaled": (1, p_mem),
         "rescaled": ((fixed + p_mem * (c - fixed)) / fixed, 0),
     }[mode]
-    mine = lambda i, k: (
-        float(mode == "own" and i is not None and owns(i, k, site, p_mem, seed)) or rest
-    )
+
+    def mine(i, k):
+        return float(mode == "own" and i is not None and owns(i, k, site, p_mem, seed)) or rest
+
     return torch.tensor(
         [
             [on if k < fixed else mine(i, k) for k in range(c)]
@@ -446,9 +450,9 @@ def test_layers_that_are_not_there(make):
 
 
 def test_unknown_modes():
-    with pytest.raises(ValueError, match="mode='off'.*own, drop, scaled, rescaled"):
-        with attach(mlp()).using("off"):
-            pass
+    refused = pytest.raises(ValueError, match="mode='off'.*own, drop, scaled, rescaled")
+    with refused, attach(mlp()).using("off"):
+        pass
 
 
 # --- on and off

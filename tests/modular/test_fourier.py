@@ -1,4 +1,7 @@
-"""Waves by numpy, answers by loops; networks made by hand that know one operation; no clean label reaches a method."""
+"""Waves by numpy, answers by loops; networks made by hand that know one operation.
+
+No clean label reaches a method.
+"""
 
 from dataclasses import replace
 from functools import cache
@@ -145,7 +148,7 @@ def test_look_is_the_grid_permuted(operation, p, shuffle, activation):
     close(
         view.logits, torch.stack([torch.stack([grid[a, b, order] for b in order]) for a in order])
     )
-    for got, q in zip(matrices(view), (net.u, net.v, net.w.T)):
+    for got, q in zip(matrices(view), (net.u, net.v, net.w.T), strict=True):
         assert torch.equal(got, q.detach()[order]) and not got.requires_grad
     assert (view.p, view.operation, view.activation, view.logits.requires_grad) == (
         p,
@@ -153,9 +156,9 @@ def test_look_is_the_grid_permuted(operation, p, shuffle, activation):
         activation,
         False,
     )
-    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters())) and torch.equal(
-        view.order, look(net, operation, shuffle).order
-    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True)
+    ) and torch.equal(view.order, look(net, operation, shuffle).order)
 
 
 def test_each_seed_shuffles_anew():
@@ -206,7 +209,7 @@ def test_score(operation, p, shuffle):
 def test_agreement(operation, p, shuffle):
     view, (_, held) = view_of(operation, p, shuffle=shuffle), noisy(operation, p)
     order, hits = view.order.tolist(), []
-    for i, y in zip(held.index.tolist(), held.y.tolist()):
+    for i, y in zip(held.index.tolist(), held.y.tolist(), strict=True):
         a, b = divmod(i, p)
         if {a, b, y} <= set(order):
             hits.append(order[view.logits[order.index(a), order.index(b)].argmax()] == y)
@@ -238,7 +241,10 @@ def test_run(activation):
 @every
 def test_label_table(operation, p):
     train, _ = noisy(operation, p)
-    view, given = label_table(train, operation), dict(zip(train.index.tolist(), train.y.tolist()))
+    view, given = (
+        label_table(train, operation),
+        dict(zip(train.index.tolist(), train.y.tolist(), strict=True)),
+    )
     order = view.order.tolist()
     assert order == circle(p, operation).tolist() and view.u is view.v is view.w is None
     assert view.logits.tolist() == [
@@ -250,7 +256,10 @@ def test_label_table(operation, p):
 
 
 def energies(x):
-    "Of the frequencies 0 to q / 2 of columns, by a whole transform: a frequency and its conjugate have the same."
+    """Of the frequencies 0 to q / 2 of columns, by a whole transform.
+
+    A frequency and its conjugate have the same.
+    """
     e = np.abs(np.fft.fft(x.numpy(), axis=0)) ** 2
     return np.stack([e[k] / (2 if 2 * k == len(e) else 1) for k in range(len(e) // 2 + 1)])
 
@@ -335,7 +344,10 @@ def test_joint_power(operation, p):
 
 @cache
 def exact(operation: str, p: int, ks=(1, 2)) -> ModularNet:
-    "Nine neurons a frequency, three phases of U by three of V, W with those of the operation; all else is noise that cancels or is off the circle."
+    """Nine neurons a frequency, three phases of U by three of V, W with those of the operation.
+
+    All else is noise that cancels or is off the circle.
+    """
     order, sign = circle(p, operation), -1 if operation == "sub" else 1
     net, thirds = network(p, 9 * len(ks), seed=1), [2 * np.pi * i / 3 for i in range(3)]
     with torch.no_grad():
@@ -459,12 +471,15 @@ def test_strict_by_hand(operation, p):
 def test_projection_by_hand(operation, p):
     view = view_of(operation, p)
     k, q = dominant(joint_power(view)).tolist(), len(view.order)
-    one = lambda f, x: np.fft.irfft(
-        np.where(np.arange(q // 2 + 1) == f, np.fft.rfft(x.numpy()), 0), q
-    )
-    part = lambda f, m: (
-        ((one(f, view.u[:, m])[:, None] + one(f, view.v[:, m]))[..., None] ** 2) * one(f, view.w[m])
-    )
+
+    def one(f, x):
+        return np.fft.irfft(np.where(np.arange(q // 2 + 1) == f, np.fft.rfft(x.numpy()), 0), q)
+
+    def part(f, m):
+        return ((one(f, view.u[:, m])[:, None] + one(f, view.v[:, m]))[..., None] ** 2) * one(
+            f, view.w[m]
+        )
+
     np.testing.assert_allclose(
         extract(view, "projection")[0], sum(part(k[m], m) for m in range(9)), atol=1e-10
     )
@@ -502,14 +517,14 @@ def test_orbits_are_of_the_same_answer(operation, p):
 @every
 def test_marginals_by_hand(operation, p):
     view = view_of(operation, p)
-    l, q = view.logits.numpy(), len(view.order)
+    logits, q = view.logits.numpy(), len(view.order)
     expected = np.array(
         [
             [
                 [
-                    l[a, b, c]
-                    - sum(l[i, b, c] for i in range(q)) / q
-                    - sum(l[a, j, c] for j in range(q)) / q
+                    logits[a, b, c]
+                    - sum(logits[i, b, c] for i in range(q)) / q
+                    - sum(logits[a, j, c] for j in range(q)) / q
                     for c in range(q)
                 ]
                 for b in range(q)
@@ -564,8 +579,8 @@ def test_pruning_by_hand(operation, p, share):
 @pytest.mark.parametrize("share", [1e-4, 0.01, 0.1, 1.0])
 def test_largest_coefficients_by_hand(operation, p, share):
     view = view_of(operation, p)
-    l = view.logits.numpy() - view.logits.numpy().mean(2, keepdims=True)
-    z = np.fft.fftn(l)
+    logits = view.logits.numpy() - view.logits.numpy().mean(2, keepdims=True)
+    z = np.fft.fftn(logits)
     least = np.sort(np.abs(z).ravel())[-max(1, round(share * z.size))]
     np.testing.assert_allclose(
         EXTRACT["largest coefficients"].give(view, share),
@@ -573,7 +588,9 @@ def test_largest_coefficients_by_hand(operation, p, share):
         atol=1e-12,
     )
     if share == 1:
-        np.testing.assert_allclose(EXTRACT["largest coefficients"].give(view, 1.0), l, atol=1e-12)
+        np.testing.assert_allclose(
+            EXTRACT["largest coefficients"].give(view, 1.0), logits, atol=1e-12
+        )
 
 
 def circled(operation: str, p: int, logits: Tensor) -> View:
@@ -692,7 +709,10 @@ def test_orbit_means_lie_in_the_symmetric_part(operation, p):
     ],
 )
 def test_the_right_answers_are_symmetric(operation, p):
-    "Clean one-hot logits less their mean, whether the operation is told or not; a bias and what goes by one residue only are gone."
+    """Clean one-hot logits less their mean, whether the operation is known or not.
+
+    A bias and what goes by one residue only are gone.
+    """
     order = circle(p, operation)
     q = len(order)
     right = torch.eye(q, dtype=torch.float64)[answers(circled(operation, p, cubes(q)))]
@@ -725,7 +745,10 @@ def test_the_right_answers_are_symmetric(operation, p):
 
 @pytest.mark.parametrize("operation, p", EXACT)
 def test_labels_of_some_pairs_know_the_others(operation, p):
-    "Of seven tenths of the table, all right, the symmetric part and the orbit means answer the rest; in another order of the residues little."
+    """Of seven tenths of the table, all right, symmetric part and orbit means answer the rest.
+
+    In another order of the residues they answer little.
+    """
     train, test = operation_table(p, operation, 0.7)
     view = label_table(train, operation)
     assert view.score(view.logits, test) < 0.5
@@ -866,7 +889,7 @@ def test_no_method_asks_for_the_answers(operation, p, method, monkeypatch):
         raise AssertionError("the true answers")
 
     monkeypatch.setattr(fourier, "OPERATIONS", dict.fromkeys(OPERATIONS, asked))
-    for v, e in zip(views, expected):
+    for v, e in zip(views, expected, strict=True):
         assert same(extract(v, method, held), e)
     with pytest.raises(AssertionError, match="true answers"):
         view.score(view.logits)
@@ -898,8 +921,8 @@ def test_clean_labels_change_nothing(operation, p, method):
         )
 
     expected = [extract(v, method, held) for v in views(train)]
-    for other, labels in zip(without(train), without(held)):
-        for v, e in zip(views(other), expected):
+    for other, labels in zip(without(train), without(held), strict=True):
+        for v, e in zip(views(other), expected, strict=True):
             assert same(extract(v, method, labels), e)
 
 
@@ -928,9 +951,10 @@ def test_shares_are_chosen_by_the_labels_that_are_held(operation, p, method, lik
 
 def test_different_labels_choose_differently():
     view, data, give = view_of("add", 11, 60), noisy("add", 11)[1], EXTRACT["pruning"].give
-    like = lambda share: replace(
-        data, y=give(view, share)[data.index // 11, data.index % 11].argmax(1)
-    )
+
+    def like(share):
+        return replace(data, y=give(view, share)[data.index // 11, data.index % 11].argmax(1))
+
     assert [extract(view, "pruning", like(share))[1] for share in (0.03, 0.1, 0.3, 1.0)] == [
         0.03,
         0.1,
@@ -962,7 +986,8 @@ def test_no_weights(method, given):
     train, held = noisy()
     with pytest.raises(
         ValueError,
-        match=f"{method} works on weights.*marginals, largest coefficients, symmetric part, orbit means",
+        match=f"{method} works on weights.*marginals, largest coefficients, symmetric part, "
+        "orbit means",
     ):
         extract(label_table(train, "add"), method, held if given else None)
 

@@ -1,4 +1,7 @@
-"""Scores by each example's own gradient, one after the other; switched-off neurons by weights put to zero; no clean label chooses."""
+"""Scores by each example's own gradient, one after the other.
+
+Switched-off neurons are weights put to zero; no clean label chooses.
+"""
 
 import copy
 import math
@@ -72,7 +75,10 @@ def normed() -> nn.Sequential:
 
 
 class Own(nn.Module):
-    "Conv and flatten, a keyword, an activation that is no module, a parameter of its own, one linear layer that is never called, a way around the last."
+    """Conv and flatten, a keyword, an activation that is no module, a parameter of its own.
+
+    Also one linear layer that is never called, and a way around the last.
+    """
 
     def __init__(self):
         super().__init__()
@@ -195,7 +201,7 @@ def loss(z: Tensor, y: Tensor) -> Tensor:
 def by_example(
     model: nn.Module, data: NoisyDataset, layer: str, told=lambda i: nullcontext()
 ) -> Tensor:
-    "(n, K, M) gradients of each example's loss by the layer's weight, each from a pass of its own through a copy."
+    "(n, K, M) gradients of each example's loss by the layer's weight, each from a pass of its own."
     net, out = copy.deepcopy(model).eval().requires_grad_(), []
     for i in range(len(data)):
         with told(i):
@@ -226,7 +232,8 @@ def said(z: Tensor) -> list[int]:
 def agree(model: nn.Module, data: NoisyDataset) -> float:
     with torch.no_grad():
         return sum(
-            a == b for a, b in zip(said(copy.deepcopy(model).eval()(data.x)), data.y.tolist())
+            a == b
+            for a, b in zip(said(copy.deepcopy(model).eval()(data.x)), data.y.tolist(), strict=True)
         ) / len(data)
 
 
@@ -266,7 +273,7 @@ def untouched(net: nn.Module, before) -> bool:
         and not any(hooks)
         and all(
             p.requires_grad == r and p.grad is None and g is None and not p._backward_hooks
-            for (r, g), p in zip(grads, net.parameters())
+            for (r, g), p in zip(grads, net.parameters(), strict=True)
         )
         and torch.equal(rng, torch.get_rng_state())
     )
@@ -306,7 +313,7 @@ def test_coherence_by_hand(name, layer):
 @every
 def test_signals_are_the_factors_of_the_gradient(name, layer):
     net, data, layers = made(name)
-    h, g = map(torch.cat, zip(*signals(net, data, layer or layers[-1], 7)))
+    h, g = map(torch.cat, zip(*signals(net, data, layer or layers[-1], 7), strict=True))
     close(
         torch.einsum("im,ik->ikm", h, g),
         by_example(net, data, layer or layers[-1]),
@@ -406,7 +413,7 @@ def test_batches_do_not_matter(name, batch):
             == [len(b) for _, b in parts]
             == [len(x) for x in data.x.split(batch)]
         )
-        for got, whole in zip(map(torch.cat, zip(*parts)), (h, g)):
+        for got, whole in zip(map(torch.cat, zip(*parts, strict=True)), (h, g), strict=True):
             close(got, whole, rtol=1e-9, atol=1e-12)
         close(sum(a.T @ b for a, b in parts), h.T @ g, rtol=1e-9, atol=1e-12)
 
@@ -461,7 +468,7 @@ def test_pairs_that_cancel():
 
 
 def test_examples_that_pull_for_themselves():
-    "One example a class and a label that is nearly certain to be wrong elsewhere: gradients nearly at right angles."
+    "One example a class: gradients are nearly at right angles."
     k = 400
     net = mlp((1,), (3,), k).double()
     with torch.no_grad():
@@ -546,7 +553,11 @@ def test_frozen_networks_and_no_gradients_around(name):
         p.requires_grad_(False)
     with torch.no_grad():
         got = [(coherence(net, data, layer), importance(net, data, layer)) for layer in layers]
-    assert all(torch.equal(a, b) for one, two in zip(expected, got) for a, b in zip(one, two))
+    assert all(
+        torch.equal(a, b)
+        for one, two in zip(expected, got, strict=True)
+        for a, b in zip(one, two, strict=True)
+    )
 
 
 def test_gradients_that_are_there_stay():
@@ -554,7 +565,7 @@ def test_gradients_that_are_there_stay():
     loss(net(data.x), data.y).backward()
     before = [p.grad.clone() for p in net.parameters()]
     coherence(net, data), importance(net, data), partition(net, data, blobs(seed=2, first=8))
-    assert all(torch.equal(p.grad, g) for p, g in zip(net.parameters(), before))
+    assert all(torch.equal(p.grad, g) for p, g in zip(net.parameters(), before, strict=True))
 
 
 class Trips(nn.Module):
@@ -744,8 +755,8 @@ def test_types_stay(dtype):
     net, data = net.to(dtype), replace(data, x=data.x.to(dtype))
     part = partition(net, data, replace(data, x=data.x + 1))
     assert part.scores.dtype == torch.float64 and all(p.dtype == dtype for p in net.parameters())
-    for part in [*parts, part]:
-        with part.only(net):
+    for one in [*parts, part]:
+        with one.only(net):
             assert net(data.x).dtype == dtype
 
 
@@ -781,7 +792,7 @@ def test_each_example_is_told_to_the_network():
     )
     with torch.no_grad(), examples(data.index):
         assert correct(net, data, trained=True) == sum(
-            a == b for a, b in zip(said(net.eval()(data.x)), data.y.tolist())
+            a == b for a, b in zip(said(net.eval()(data.x)), data.y.tolist(), strict=True)
         ) / len(data)
 
 
@@ -801,19 +812,22 @@ def test_held_out_examples_were_not_trained_on():
 @pytest.mark.parametrize("name", ["mlp", "modular square", "one logit", "batch norm"])
 def test_clean_labels_change_nothing(name):
     (net, data, layers), held = made(name), other(name)
-    versions = lambda d: [
-        d,
-        *(
-            replace(d, clean=c)
-            for c in (
-                None,
-                torch.zeros_like(d.y),
-                torch.full_like(d.y, d.n_classes - 1),
-                d.clean.roll(1),
-                d.clean.flip(0),
-            )
-        ),
-    ]
+
+    def versions(d):
+        return [
+            d,
+            *(
+                replace(d, clean=c)
+                for c in (
+                    None,
+                    torch.zeros_like(d.y),
+                    torch.full_like(d.y, d.n_classes - 1),
+                    d.clean.roll(1),
+                    d.clean.flip(0),
+                )
+            ),
+        ]
+
     for layer in layers:
         expected = partition(net, data, held, layer)
         for a in versions(data):
@@ -1057,8 +1071,11 @@ def test_coherent_neurons_know_sums(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_coherent_neurons_fit_right_labels_rather_than_wrong_ones(seed):
     net, train, held, _ = adds(seed)
-    fitted = lambda part: [
-        correct(net, train.subset(rows), part) for rows in (~train.is_noisy, train.is_noisy)
-    ]
+
+    def fitted(part):
+        return [
+            correct(net, train.subset(rows), part) for rows in (~train.is_noisy, train.is_noisy)
+        ]
+
     (right, wrong), whole = fitted(partition(net, train, held, shares=[0.2])), fitted(None)
     assert right > wrong + 0.4 and min(whole) > 0.99

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.lab.claims import judge
 from memnb.localization import critical_units, retrain, rewind
-from memnb.localization.units import Masked
+from memnb.localization.unit_masks import Masked
 from memnb.models.layers import layer_groups, predict
 from memnb.models.networks import build
 from memnb.papers import localization as runs

@@ -14,7 +14,7 @@ from torch import nn
 
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.localization.accounting import Accounting
-from memnb.localization.scores import leave_out_memorization
+from memnb.localization.retraining_scores import leave_out_memorization
 from memnb.localization.tied_dropout import SparseChannels, StandardDropout, TiedDropout, by_mode
 from memnb.models.layers import layer_groups, predict
 from memnb.models.networks import build

@@ -1,4 +1,7 @@
-"""Units one by one: every batch finds what a search written from the definition finds, and nothing is left behind."""
+"""Units one by one: every batch finds what a search written from the definition finds.
+
+Nothing is left behind.
+"""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -16,9 +19,10 @@ from torch.nn import functional as F
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
 from memnb.datasets.noisy_datasets import NoisyDataset
-from memnb.localization import units
+from memnb.localization import unit_search
 from memnb.localization.tied_dropout import TiedDropout
-from memnb.localization.units import SEARCH_MODES, WHERE, Masked, critical_units, unit_layers
+from memnb.localization.unit_masks import WHERE, Masked, unit_layers
+from memnb.localization.unit_search import SEARCH_MODES, critical_units
 from memnb.models.layers import examples
 from memnb.models.networks import build
 from memnb.trainer.training import fit
@@ -91,7 +95,8 @@ class Sum(nn.Module):
 
 VIT = dict(shape=(1, 8, 8), patch=4, width=8, depth=1, heads=2, hidden=6, dropout=0.1)
 RESNET9 = ("conv1", "conv2", "res1.a", "res1.b", "conv3", "res2.a", "res2.b", "conv4")
-NETS = {  # name -> how it is made, and the layers of its units with the places behind their activations
+# name -> how it is made, and the layers of its units with the places behind their activations
+NETS = {
     "resnet9": (
         lambda: build("resnet9", shape=(1, 8, 8), width=0.0625),
         {f"{k}.conv": f"{k}.relu" for k in RESNET9},
@@ -142,7 +147,8 @@ def trained(name: str) -> nn.Module:
 
 def pairs(frame: pl.DataFrame) -> list:
     return [
-        (o, list(zip(a, b))) for o, a, b in frame.select("outcome", "layer", "channel").iter_rows()
+        (o, list(zip(a, b, strict=True)))
+        for o, a, b in frame.select("outcome", "layer", "channel").iter_rows()
     ]
 
 
@@ -157,10 +163,15 @@ def classes(z: Tensor) -> Tensor:
 
 def under(net, places: dict, masks: dict, x: Tensor, index=None) -> Tensor:
     "Logits with each layer's channels times its mask (C,), by hooks, in evaluation mode."
-    dim = lambda layer: -1 if isinstance(net.get_submodule(layer), nn.Linear) else 1
-    scale = lambda layer: (
-        lambda m, a, out: (out.movedim(dim(layer), -1) * masks[layer]).movedim(-1, dim(layer))
-    )
+
+    def dim(layer):
+        return -1 if isinstance(net.get_submodule(layer), nn.Linear) else 1
+
+    def scale(layer):
+        return lambda m, a, out: (out.movedim(dim(layer), -1) * masks[layer]).movedim(
+            -1, dim(layer)
+        )
+
     hooks = [
         net.get_submodule(place).register_forward_hook(scale(layer))
         for layer, place in places.items()
@@ -184,7 +195,7 @@ def without(net, places: dict, off: list) -> dict:
 
 
 def search(
-    net, data, row, places, mode="exact", reference=8, copies=3, noise=0.01, seed=0, most=100
+    net, data, row, places, mode="exact", reference=8, *, copies=3, noise=0.01, seed=0, most=100
 ) -> tuple[str, list]:
     "Outcome and (layer, channel) in order: one example, one mask at a time."
     net, off, y = deepcopy(net), [], data.y[[row] * copies]
@@ -194,16 +205,20 @@ def search(
     batch = data.subset(
         torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:reference]
     )
-    logits = lambda masks: under(net, places, masks, x, data.index[[row] * copies]).mean(
-        0, keepdim=True
-    )
+
+    def logits(masks):
+        return under(net, places, masks, x, data.index[[row] * copies]).mean(0, keepdim=True)
 
     def slope(loss, masks):
         at = {k: m.clone().requires_grad_() for k, m in masks.items()}
-        return dict(zip(at, torch.autograd.grad(loss(at), list(at.values()))))
+        return dict(zip(at, torch.autograd.grad(loss(at), list(at.values())), strict=True))
 
-    own = lambda m: F.cross_entropy(logits(m), y[:1])
-    mean = lambda d: lambda m: F.cross_entropy(under(net, places, m, d.x, d.index), d.y)
+    def own(m):
+        return F.cross_entropy(logits(m), y[:1])
+
+    def mean(d):
+        return lambda m: F.cross_entropy(under(net, places, m, d.x, d.index), d.y)
+
     first, units = whole(net, places), sum(map(len, whole(net, places).values()))
     while True:
         masks = without(net, places, off)
@@ -212,10 +227,7 @@ def search(
         if len(off) == min(most, units):
             return "kept", off
         minus = slope(own, masks)
-        if mode == "exact":
-            plus = slope(mean(batch), masks)
-        else:
-            plus = slope(mean(data), first)
+        plus = slope(mean(batch), masks) if mode == "exact" else slope(mean(data), first)
         if mode == "hybrid":
             now, then = slope(mean(batch), masks), slope(mean(batch), first)
             plus = {k: plus[k] + now[k] - then[k] for k in plus}
@@ -289,15 +301,16 @@ def test_any_small_network(seed, mode, batch):
         check=0,
     )
     assert pairs(found) == [
-        search(net, data, r, {"0": "1", "2": "3"}, mode, 4, 2, 0.05, seed) for r in range(5)
+        search(net, data, r, {"0": "1", "2": "3"}, mode, 4, copies=2, noise=0.05, seed=seed)
+        for r in range(5)
     ]
 
 
 def test_what_meets_the_reference(monkeypatch):
-    "No mask of few units twice, and none under which the prediction has changed; whatever the batch."
-    net, data, rows, met, loss = trained("mlp"), digits(), range(30), [], units._Search._loss
+    "No mask of few units twice, and none under which the prediction has changed, at any batch."
+    net, data, rows, met, loss = trained("mlp"), digits(), range(30), [], unit_search._Search._loss
     monkeypatch.setattr(
-        units._Search,
+        unit_search._Search,
         "_loss",
         lambda self, at, masks: met.extend(map(tuple, masks.tolist())) or loss(self, at, masks),
     )
@@ -307,7 +320,7 @@ def test_what_meets_the_reference(monkeypatch):
             net, data, rows, "exact", reference=8, copies=3, batch=batch, check=0
         )
         off = [
-            frozenset(zip(f["layer"][:i], f["channel"][:i]))
+            frozenset(zip(f["layer"][:i], f["channel"][:i], strict=True))
             for f in found.iter_rows(named=True)
             if f["outcome"] == "flipped"
             for i in range(f["units"])
@@ -375,11 +388,14 @@ def test_a_network_from_torchvision():
     )
     data, places = NoisyDataset(x, net.eval()(x).argmax(1), n_classes=3), unit_layers(net, x)
     convs = [k for k, m in net.named_modules() if isinstance(m, nn.Conv2d)]
-    behind = lambda k: (
-        "relu"
-        if k == "conv1"
-        else k.replace("downsample.0", "downsample.1").replace(".conv", ".bn")
-    )
+
+    def behind(k):
+        return (
+            "relu"
+            if k == "conv1"
+            else k.replace("downsample.0", "downsample.1").replace(".conv", ".bn")
+        )
+
     assert places == {k: behind(k) for k in convs} and unit_layers(net, x, "filter") == {
         k: k for k in convs
     }
@@ -544,7 +560,7 @@ def test_the_default_is_the_papers_search():
     net, data = trained("mlp"), digits()
     found = critical_units(net, data, range(8), check=0)
     assert set(found["search"]) == {"exact"} and pairs(found) == [
-        search(net, data, r, NETS["mlp"][1], "exact", 60, 5) for r in range(8)
+        search(net, data, r, NETS["mlp"][1], "exact", 60, copies=5) for r in range(8)
     ]
 
 
@@ -641,7 +657,10 @@ def test_sums(how, place):
     assert unit_layers(Sum(how), torch.rand(2, 3, 4, 4)) == {"conv": place}
 
 
-chain = lambda *modules: nn.Sequential(*modules, nn.Linear(5, 2))
+def chain(*modules):
+    return nn.Sequential(*modules, nn.Linear(5, 2))
+
+
 shared = nn.Linear(5, 5)
 
 
@@ -790,17 +809,18 @@ def test_flipped_ones_flip_with_the_last_unit(name):
     net, data, seen = trained(name), digits(), 0
     found = critical_units(net, data, noise=0, copies=1, check=0)
     with Masked(net, data).ready() as masked:
-        at = {unit: u for u, unit in enumerate(zip(*masked.names()))}
+
+        def guess(row: int, mask: Tensor) -> int:
+            return masked(data.x[[row]], mask, data.index[[row]]).argmax().item()
+
+        at = {unit: u for u, unit in enumerate(zip(*masked.names(), strict=True))}
         for row, (outcome, off) in enumerate(pairs(found)):
-            mask, guess = (
-                torch.ones(1, masked.units).double(),
-                lambda: masked(data.x[[row]], mask, data.index[[row]]).argmax().item(),
-            )
-            assert (guess() != data.y[row]) == (outcome == "misclassified")
+            mask = torch.ones(1, masked.units).double()
+            assert (guess(row, mask) != data.y[row]) == (outcome == "misclassified")
             for unit in off:
-                assert guess() == data.y[row]
+                assert guess(row, mask) == data.y[row]
                 mask[0, at[unit]] = 0
-            assert (guess() != data.y[row]) == (outcome != "kept")
+            assert (guess(row, mask) != data.y[row]) == (outcome != "kept")
             seen += len(off) > 1
     assert seen > 3
 
@@ -846,7 +866,9 @@ def test_what_never_flips():
 def test_accuracy_afterwards(name):
     net, data, places = trained(name), digits(), NETS[name][1]
     found = critical_units(net, data, range(12), check=1000)
-    for row, (outcome, off), accuracy in zip(found["row"], pairs(found), found["accuracy"]):
+    for row, (outcome, off), accuracy in zip(
+        found["row"], pairs(found), found["accuracy"], strict=True
+    ):
         guess = under(net, places, without(net, places, off), data.x).argmax(1)
         assert accuracy == (None if outcome == "misclassified" else others(guess == data.y, row))
     assert all(
@@ -860,12 +882,16 @@ def test_accuracy_where_the_network_depends_on_the_example():
     TiedDropout(net, ["fc1"], 0.3, 0.5)
     fit(net, data, 40, times=[40], lr=0.05, momentum=0.9, batch=16, device="cpu")
     found, places = critical_units(net, data, range(8)), NETS["mlp"][1]
-    right = lambda off, row: others(
-        under(net, places, without(net, places, off), data.x, data.index).argmax(1) == data.y, row
-    )
+
+    def right(off, row):
+        return others(
+            under(net, places, without(net, places, off), data.x, data.index).argmax(1) == data.y,
+            row,
+        )
+
     assert found["accuracy"].to_list() == [
         None if o == "misclassified" else right(off, r)
-        for r, (o, off) in zip(found["row"], pairs(found))
+        for r, (o, off) in zip(found["row"], pairs(found), strict=True)
     ]
 
 
