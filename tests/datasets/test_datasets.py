@@ -1,4 +1,4 @@
-"""Noise that is what it says, data that are what they say, and refusals that say what is allowed."""
+"Noise with its stated rate, data as they are in their files, and messages that help."
 
 import io
 import os
@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from memnb import datasets
 from memnb.common import checks
 from memnb.common.files import write_whole
-from memnb.datasets import loading
 from memnb.datasets import sources as arrays
 from memnb.datasets.label_noise import NOISE, corrupt
 from memnb.datasets.loading import load
@@ -50,9 +49,8 @@ def labelled(n=N, k=K) -> NoisyDataset:
 
 def noisy(kind, seed=0, data=None, rho=RHO) -> NoisyDataset:
     data = labelled() if data is None else data
-    return corrupt(
-        data, noise=kind, seed=seed, **(dict(matrix=MATRIX) if kind == "matrix" else dict(rho=rho))
-    )
+    rates = dict(matrix=MATRIX) if kind == "matrix" else dict(rho=rho)
+    return corrupt(data, noise=kind, seed=seed, **rates)
 
 
 # --- noise
@@ -93,7 +91,7 @@ def test_pair_is_the_next_class():
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_matrix_rows(seed):
-    for row, p in zip(noisy("matrix", seed).confusion.numpy(), MATRIX.numpy()):
+    for row, p in zip(noisy("matrix", seed).confusion.numpy(), MATRIX.numpy(), strict=True):
         assert (row[p == 0] == 0).all()
         if (p > 0).sum() > 1:
             assert chisquare(row[p > 0], N / K * p[p > 0]).pvalue > P
@@ -161,11 +159,15 @@ def test_unknown_clean_labels():
 
 
 def test_rho_and_confusion_against_a_loop():
-    data, count, wrong = noisy("flip", data=labelled(101)), torch.zeros(K, K, dtype=torch.int64), 0
-    for c, y in zip(data.clean.tolist(), data.y.tolist()):
+    data = noisy("flip", data=labelled(101))
+    count = torch.zeros(K, K, dtype=torch.int64)
+    wrong = 0
+    for c, y in zip(data.clean.tolist(), data.y.tolist(), strict=True):
         count[c, y] += 1
         wrong += c != y
-    assert wrong > 0 and data.rho == wrong / 101 and torch.equal(data.confusion, count)
+    assert wrong > 0
+    assert data.rho == wrong / 101
+    assert torch.equal(data.confusion, count)
 
 
 @pytest.mark.parametrize(
@@ -192,9 +194,8 @@ def test_refused_data(fields, says):
 def test_split_subset_to(device):
     data = noisy("flip", data=labelled(10)).to(device)
     a, b = data.split(0.3, seed=1)
-    assert (len(a), len(b)) == (7, 3) and sorted(a.index.tolist() + b.index.tolist()) == list(
-        range(10)
-    )
+    assert (len(a), len(b)) == (7, 3)
+    assert sorted(a.index.tolist() + b.index.tolist()) == list(range(10))
     for part in (a, b, data.subset(torch.tensor([7, 2])), data.subset(data.y == 1), data.to("cpu")):
         for f in ("y", "clean"):
             assert torch.equal(getattr(part, f), getattr(data, f)[part.index].to(part.x.device))
@@ -207,10 +208,12 @@ def test_split_subset_to(device):
 
 
 def test_digest_sees_every_field():
-    data, y = labelled(4, 2), torch.tensor([0, 1, 1, 1])
+    data = labelled(4, 2)
+    y = torch.tensor([0, 1, 1, 1])
     changes = dict(x=data.x + 1, y=y, clean=y, index=data.index + 1, n_classes=3)
     others = [replace(data, **{f: v}) for f, v in changes.items()] + [replace(data, clean=None)]
-    assert len({d.digest for d in [data, *others]}) == 7 and labelled(4, 2).digest == data.digest
+    assert len({d.digest for d in [data, *others]}) == 7
+    assert labelled(4, 2).digest == data.digest
 
 
 def test_data_loader_yields_examples_with_their_index():
@@ -220,12 +223,14 @@ def test_data_loader_yields_examples_with_their_index():
 
 
 def test_from_torch():
-    x, y = torch.rand(5, 3), torch.tensor([0, 2, 1, 1, 0])
+    x = torch.rand(5, 3)
+    y = torch.tensor([0, 2, 1, 1, 0])
     data = from_torch(TensorDataset(x, y, torch.ones(5)), clean=1 - y.clamp_max(1), n_classes=4)
-    assert (
-        torch.equal(data.x, x) and torch.equal(data.y, y) and data.clean.tolist() == [1, 0, 0, 0, 1]
-    )
-    assert data.n_classes == 4 and from_torch(TensorDataset(x, y)).clean is None
+    assert torch.equal(data.x, x)
+    assert torch.equal(data.y, y)
+    assert data.clean.tolist() == [1, 0, 0, 0, 1]
+    assert data.n_classes == 4
+    assert from_torch(TensorDataset(x, y)).clean is None
     with pytest.raises(ValueError, match="empty"):
         from_torch([])
 
@@ -245,37 +250,39 @@ def test_digits_are_those_of_their_source():
     train, test = load("digits", classes=(7, 3))
     for part in (train, test):
         i = part.index.numpy()
-        assert LABELS[i].tolist() == [(7, 3)[c] for c in part.y] and torch.equal(part.y, part.clean)
+        assert LABELS[i].tolist() == [(7, 3)[c] for c in part.y]
+        assert torch.equal(part.y, part.clean)
         assert torch.equal(part.x, torch.tensor(DIGITS[i] / 16).float().view(-1, 1, 8, 8))
-    assert (
-        sorted(train.index.tolist() + test.index.tolist())
-        == np.flatnonzero(np.isin(LABELS, (3, 7))).tolist()
-    )
-    assert torch.equal(torch.random.get_rng_state(), before) and not data_root().exists()
+    of_both = np.flatnonzero(np.isin(LABELS, (3, 7))).tolist()
+    assert sorted(train.index.tolist() + test.index.tolist()) == of_both
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert not data_root().exists()
 
 
 def test_digits_sizes_and_seeds():
     train, test = load("digits")
-    assert (len(train), len(test)) == (1438, 359) and train.n_classes == 10
-    balanced, rest = load("digits", classes=(1, 0, 5), n=90, test_share=0, seed=1)
-    assert rest is None and torch.bincount(balanced.y).tolist() == [30, 30, 30]
-    again, other = (
-        load("digits", classes=(1, 0, 5), n=90, test_share=0, seed=s)[0] for s in (1, 2)
-    )
-    assert again.digest == balanced.digest and set(other.index.tolist()) != set(
-        balanced.index.tolist()
-    )
+    assert (len(train), len(test)) == (1438, 359)
+    assert train.n_classes == 10
+    three = dict(classes=(1, 0, 5), n=90, test_share=0)
+    balanced, rest = load("digits", **three, seed=1)
+    assert rest is None
+    assert torch.bincount(balanced.y).tolist() == [30, 30, 30]
+    again, other = (load("digits", **three, seed=s)[0] for s in (1, 2))
+    assert again.digest == balanced.digest
+    assert set(other.index.tolist()) != set(balanced.index.tolist())
 
 
 def test_scales():
-    (unit, unit_test), (sym, _), (std, std_test) = (
-        load("digits", n=500, scale=s) for s in loading.SCALES
-    )
-    assert (unit.x.min(), unit.x.max()) == (0, 1) and torch.equal(sym.x, 2 * unit.x - 1)
-    assert abs(std.x.mean()) < 1e-5 and abs(std.x.std() - 1) < 1e-5
-    torch.testing.assert_close(
-        std_test.x, (unit_test.x - unit.x.mean()) / unit.x.std()
-    )  # as in training
+    assert datasets.SCALES == ("unit", "symmetric", "standard")
+    unit, unit_test = load("digits", n=500, scale="unit")
+    symmetric, _ = load("digits", n=500, scale="symmetric")
+    standard, standard_test = load("digits", n=500, scale="standard")
+    assert (unit.x.min(), unit.x.max()) == (0, 1)
+    assert torch.equal(symmetric.x, 2 * unit.x - 1)
+    assert abs(standard.x.mean()) < 1e-5
+    assert abs(standard.x.std() - 1) < 1e-5
+    as_in_training = (unit_test.x - unit.x.mean()) / unit.x.std()
+    torch.testing.assert_close(standard_test.x, as_in_training)
 
 
 @pytest.mark.parametrize(
@@ -303,15 +310,9 @@ def test_refused_loads(args, says):
 
 def keras(**other) -> dict:
     x = np.arange(6 * 2 * 2, dtype=np.uint8).reshape(6, 2, 2)
-    return (
-        dict(
-            x_train=x,
-            y_train=np.array([5, 2, 5, 2, 5, 2]),
-            x_test=x[:2] + 100,
-            y_test=np.array([2, 5]),
-        )
-        | other
-    )
+    y_train = np.array([5, 2, 5, 2, 5, 2])
+    y_test = np.array([2, 5])
+    return dict(x_train=x, y_train=y_train, x_test=x[:2] + 100, y_test=y_test) | other
 
 
 def saved(tmp_path, arrays) -> Path:
@@ -323,11 +324,9 @@ def saved(tmp_path, arrays) -> Path:
 def test_keras_layout(tmp_path, shape):
     a = keras()
     train, test = load(saved(tmp_path, a | dict(y_train=a["y_train"].reshape(shape))))
-    assert (
-        train.name == "mine"
-        and train.y.tolist() == [1, 0, 1, 0, 1, 0]
-        and test.y.tolist() == [0, 1]
-    )
+    assert train.name == "mine"
+    assert train.y.tolist() == [1, 0, 1, 0, 1, 0]
+    assert test.y.tolist() == [0, 1]
     assert torch.equal(train.x, torch.tensor(a["x_train"])[:, None] / 255)
     assert torch.equal(test.x, torch.tensor(a["x_test"])[:, None] / 255)
 
@@ -338,7 +337,8 @@ def test_channels_and_plain_features(tmp_path):
     standard = (x - x.mean((0, 1, 2))) / x.std((0, 1, 2), ddof=1)
     torch.testing.assert_close(train.x, torch.tensor(standard).movedim(-1, 1).float())
     table, _ = load(saved(tmp_path, keras(x_train=x[:, 0, 0], x_test=x[:2, 0, 0])))
-    assert table.x.shape == (6, 3) and (table.x.min(), table.x.max()) == (0, 1)
+    assert table.x.shape == (6, 3)
+    assert (table.x.min(), table.x.max()) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,8 @@ def test_write_whole_or_not_at_all(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         write_whole(path, fails)
-    assert path.read_bytes() == b"old" and list(path.parent.iterdir()) == [path]
+    assert path.read_bytes() == b"old"
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_root_that_is_a_file(tmp_path, monkeypatch):
@@ -408,7 +409,9 @@ TV = dict(mnist="MNIST", fashion_mnist="FashionMNIST", cifar10="CIFAR10", svhn="
 def fake(monkeypatch, name) -> list:
     "Replace torchvision's class by one of six images; the list of its calls."
     shape = dict(svhn=(6, 3, 4, 5), cifar10=(6, 4, 5, 3)).get(name, (6, 4, 5))
-    calls, x, y = [], np.arange(np.prod(shape)).astype(np.uint8).reshape(shape), [0, 1, 2, 2, 1, 0]
+    calls = []
+    x = np.arange(np.prod(shape)).astype(np.uint8).reshape(shape)
+    y = [0, 1, 2, 2, 1, 0]
 
     class Fake:
         def __init__(self, root, download, **split):
@@ -427,22 +430,19 @@ def fake(monkeypatch, name) -> list:
 @pytest.mark.parametrize("name", TV)
 def test_torchvision_is_asked_once(name, tmp_path, monkeypatch):
     calls = fake(monkeypatch, name)
-    splits = (
-        [dict(split="train"), dict(split="test")]
-        if name == "svhn"
-        else [dict(train=True), dict(train=False)]
-    )
-    first, second = (load(name, root=tmp_path / "root") for _ in range(2))
-    assert (
-        calls == [(tmp_path / "root", s) for s in splits]
-        and (tmp_path / "root" / f"{name}.npz").is_file()
-    )
-    pixel = torch.arange(first[0].x.numel())
-    pixel = (
-        pixel.view(6, 4, 5, 3).movedim(-1, 1) if name == "cifar10" else pixel.view(first[0].x.shape)
-    )
+    splits = [dict(train=True), dict(train=False)]
+    if name == "svhn":
+        splits = [dict(split="train"), dict(split="test")]
+    root = tmp_path / "root"
+    first, second = (load(name, root=root) for _ in range(2))
+    assert calls == [(root, s) for s in splits]
+    assert (root / f"{name}.npz").is_file()
+    pixel = torch.arange(first[0].x.numel()).view(first[0].x.shape)
+    if name == "cifar10":
+        pixel = torch.arange(first[0].x.numel()).view(6, 4, 5, 3).movedim(-1, 1)
     for part in (*first, *second):
-        assert torch.equal(part.x, pixel % 256 / 255) and part.y.tolist() == [0, 1, 2, 2, 1, 0]
+        assert torch.equal(part.x, pixel % 256 / 255)
+        assert part.y.tolist() == [0, 1, 2, 2, 1, 0]
 
 
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
@@ -480,38 +480,33 @@ def test_failed_downloads_say_where_files_go(name, file, error, tmp_path, monkey
 def test_real_mnist(tmp_path):
     if not (USERS_DATA and Path(USERS_DATA, "MNIST", "raw").is_dir()):
         pytest.skip("$MEMNB_DATA holds no MNIST/raw")
-    (tmp_path / "MNIST").symlink_to(
-        Path(USERS_DATA, "MNIST").resolve()
-    )  # the cache goes to tmp_path
+    # the cache goes to tmp_path
+    (tmp_path / "MNIST").symlink_to(Path(USERS_DATA, "MNIST").resolve())
     train, test = load("mnist", classes=(0, 1), n=3000, root=tmp_path)
-    assert train.x.shape == (3000, 1, 28, 28) and torch.bincount(train.y).tolist() == [1500, 1500]
-    assert torch.bincount(test.y).tolist() == [980, 1135] and (train.x.min(), train.x.max()) == (
-        0,
-        1,
-    )
+    assert train.x.shape == (3000, 1, 28, 28)
+    assert torch.bincount(train.y).tolist() == [1500, 1500]
+    assert torch.bincount(test.y).tolist() == [980, 1135]
+    assert (train.x.min(), train.x.max()) == (0, 1)
     zero, one = (train.x[train.y == c, 0].mean(0) for c in (0, 1))
-    assert zero[14, 14] < 0.1 and one[14, 14] > 0.5  # a zero is empty in the middle
+    assert zero[14, 14] < 0.1  # a zero is empty in the middle
+    assert one[14, 14] > 0.5
 
 
 def tiny_imagenet(root):
     "Three classes of two training pictures and one for validation, in the published layout."
     from PIL import Image
 
-    folder, colors = (
-        root / "tiny-imagenet-200",
-        {"n01": (250, 0, 0), "n02": (0, 250, 0), "n03": (0, 0, 250)},
-    )
+    folder = root / "tiny-imagenet-200"
+    colors = {"n01": (250, 0, 0), "n02": (0, 250, 0), "n03": (0, 0, 250)}
     (folder / "val" / "images").mkdir(parents=True)
     rows = []
     for i, (name, color) in enumerate(colors.items()):
-        (folder / "train" / name / "images").mkdir(parents=True)
+        images = folder / "train" / name / "images"
+        images.mkdir(parents=True)
         for k in range(2):
-            Image.new("RGB", (64, 64), color).save(
-                folder / "train" / name / "images" / f"{name}_{k}.JPEG"
-            )
-        Image.new("RGB" if i else "L", (64, 64), color if i else 128).save(
-            folder / "val" / "images" / f"val_{i}.JPEG"
-        )
+            Image.new("RGB", (64, 64), color).save(images / f"{name}_{k}.JPEG")
+        picture = Image.new("RGB", (64, 64), color) if i else Image.new("L", (64, 64), 128)
+        picture.save(folder / "val" / "images" / f"val_{i}.JPEG")
         rows.append(f"val_{i}.JPEG\t{name}\t0\t0\t62\t62\n")
     (folder / "val" / "val_annotations.txt").write_text("".join(reversed(rows)))
     return folder
@@ -521,11 +516,9 @@ def test_tiny_imagenet_from_its_published_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("MEMNB_DATA", str(tmp_path))
     folder = tiny_imagenet(tmp_path)
     train, test = load("tiny_imagenet")
-    assert (
-        train.x.shape == (6, 3, 64, 64)
-        and train.clean.tolist() == [0, 0, 1, 1, 2, 2]
-        and test.clean.tolist() == [2, 1, 0]
-    )
+    assert train.x.shape == (6, 3, 64, 64)
+    assert train.clean.tolist() == [0, 0, 1, 1, 2, 2]
+    assert test.clean.tolist() == [2, 1, 0]
     channel = train.x.mean((2, 3)).argmax(1)
     assert torch.equal(channel, train.clean)
     assert torch.allclose(test.x[2, 0], test.x[2, 2])  # a grey picture gets three equal channels
@@ -548,17 +541,19 @@ def test_tiny_imagenet_that_is_not_there_or_broken(tmp_path, monkeypatch):
 
 
 def scored(tmp_path, **arrays) -> Path:
-    "A file of scores over ten examples of a source, or what is given in place of its arrays (None: it is missing)."
+    """A file of scores over ten examples of a source.
+
+    `arrays` take the place of its own; None: it is missing.
+    """
     whole = dict(scores=np.arange(10) / 10, labels=np.arange(10) % 3) | arrays
     np.savez(tmp_path / "scores.npz", **{k: v for k, v in whole.items() if v is not None})
     return tmp_path / "scores.npz"
 
 
 def source(index=range(10)) -> NoisyDataset:
+    "All observed labels are wrong."
     at = torch.tensor(list(index))
-    return NoisyDataset(
-        torch.zeros(len(at), 1), (at + 1) % 3, at % 3, at, 3
-    )  # all observed labels are wrong
+    return NoisyDataset(torch.zeros(len(at), 1), (at + 1) % 3, at % 3, at, 3)
 
 
 @pytest.mark.parametrize("index", [range(10), [7, 2, 2, 9], [0]])
@@ -585,9 +580,8 @@ def test_scores_of_a_part_of_the_digits(tmp_path):
     train, test = load("digits", n=100)
     np.savez(tmp_path / "c.npz", scores=np.arange(len(LABELS)) / len(LABELS), labels=LABELS)
     for part in (train, test, corrupt(train, 0.4)):
-        torch.testing.assert_close(
-            datasets.c_scores(tmp_path / "c.npz", part), part.index / len(LABELS)
-        )
+        scores = datasets.c_scores(tmp_path / "c.npz", part)
+        torch.testing.assert_close(scores, part.index / len(LABELS))
 
 
 @pytest.mark.parametrize("wrong", [[3], [0, 1, 9]])
@@ -596,9 +590,8 @@ def test_scores_in_another_order(tmp_path, wrong):
     labels[wrong] = (labels[wrong] + 1) % 3
     with pytest.raises(ValueError, match=f"another order: {len(wrong)} of 10 labels"):
         datasets.c_scores(scored(tmp_path, labels=labels), source())
-    assert (
-        len(datasets.c_scores(tmp_path / "scores.npz", source([2, 4]))) == 2
-    )  # the order is checked where it is used
+    # the order is checked where it is used
+    assert len(datasets.c_scores(tmp_path / "scores.npz", source([2, 4]))) == 2
 
 
 @pytest.mark.parametrize(
@@ -648,7 +641,7 @@ def test_scores_that_are_no_shares(tmp_path, bad):
 
 
 def packed(path: Path, **headers) -> Path:
-    "A `.npz` file whose arrays have a header of this shape and dtype, and these bytes: name -> (shape, dtype, bytes)."
+    "A `.npz` file of arrays: name -> (shape and dtype of its header, its bytes)."
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
         for name, (shape, dtype, held) in headers.items():
             head = io.BytesIO()
