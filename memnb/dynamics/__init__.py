@@ -6,7 +6,7 @@
 __all__ = ['INTEGRATORS', 'approximations', 'components', 'flow', 'follow', 'gradient_flow', 'integrate', 'onset_signal', 'rate',
            'target_vectors', 'train_flow']
 
-# %% ../../nbs/dynamics/00_dynamics.ipynb #face3
+# %% ../../nbs/dynamics/00_dynamics.ipynb #cell03
 from memnb.dynamics.decomposition import (
     approximations,
     components,
@@ -18,7 +18,7 @@ from memnb.dynamics.decomposition import (
 from .integrators import INTEGRATORS, integrate
 from .relu_flow import flow, gradient_flow, train_flow
 
-# %% ../../nbs/dynamics/00_dynamics.ipynb #face4
+# %% ../../nbs/dynamics/00_dynamics.ipynb #cell04
 _all_ = [
     "INTEGRATORS",
     "approximations",

@@ -21,9 +21,13 @@ def _gated_sum(net: TwoLayer, weight: Tensor, rows: slice = slice(None)) -> Tens
 
 
 def target_vectors(net: TwoLayer) -> tuple[Tensor, Tensor]:
-    "G_c and G_n, each (D, m) float64: the clean and the noisy examples' part of the target vector (section 2.1)."
-    e, k = net.residual, net.n_clean
-    return _gated_sum(net, e, slice(k)), _gated_sum(net, e, slice(k, None))
+    """G_c and G_n, each (D, m) float64.
+
+    They are the clean and the noisy examples' parts of the target vector (section 2.1).
+    """
+    clean = slice(net.n_clean)
+    noisy = slice(net.n_clean, None)
+    return _gated_sum(net, net.residual, clean), _gated_sum(net, net.residual, noisy)
 
 
 def radial(G: Tensor, net: TwoLayer) -> Tensor:
@@ -32,14 +36,17 @@ def radial(G: Tensor, net: TwoLayer) -> Tensor:
 
 
 def directional(G: Tensor, net: TwoLayer) -> Tensor:
-    "(D, m) component of G orthogonal to each neuron's direction; `ValueError` for a snapshot in a partial basis."
+    """(D, m) component of G orthogonal to each neuron's direction.
+
+    `ValueError` for a snapshot whose weights reach outside its basis.
+    """
     if net.w_perp is not None:
         raise ValueError(
             "this snapshot's weights reach outside its basis; use two_layer(model, data)"
         )
     return G - radial(G, net) * net.w.double() / net.r
 
-# %% ../../nbs/dynamics/03_decomposition.ipynb #cell10
+# %% ../../nbs/dynamics/03_decomposition.ipynb #cell11
 def rate(net: TwoLayer) -> float:
     "Realised noise rate of the snapshot's data."
     return 1 - net.n_clean / len(net.x)
@@ -55,31 +62,49 @@ def onset_signal(net: TwoLayer) -> Tensor:
     sign = 2 * net.clean - 1
     return _gated_sum(net, sign * (torch.exp(-sign * net.z) - rate(net)))
 
-# %% ../../nbs/dynamics/03_decomposition.ipynb #cell12
+# %% ../../nbs/dynamics/03_decomposition.ipynb #cell15
 def update_rates(net: TwoLayer) -> tuple[Tensor, Tensor]:
-    "dr/dt (m,) and du/dt (D, m) of equations 3 and 4, float64, from a snapshot in the original basis."
-    G, v = sum(target_vectors(net)), net.v.double()
+    """dr/dt (m,) and du/dt (D, m) of equations 3 and 4, float64.
+
+    `ValueError` for a snapshot whose weights reach outside its basis.
+    """
+    G = sum(target_vectors(net))
+    v = net.v.double()
     return v * radial(G, net), v / net.r * directional(G, net)
 
-# %% ../../nbs/dynamics/03_decomposition.ipynb #cell14
+# %% ../../nbs/dynamics/03_decomposition.ipynb #cell19
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     "Cosine of two tensors taken as one long vector each; NaN if one is zero."
     return (a * b).sum() / (a.norm() * b.norm())
 
 
 def gate_similarity(first: Tensor, now: Tensor) -> Tensor:
-    "Cosine of each neuron's gates, (N, m) of 0.0 and 1.0, at two times, averaged over neurons that have an open gate at both (appendix A.5)."
-    a, b, both = first.sum(0), now.sum(0), (first * now).sum(0)
+    """Cosine of each neuron's gates at two times, averaged over neurons (appendix A.5).
+
+    Gates are (N, m) of 0.0 and 1.0. Neurons without an open gate at either time do not count.
+    """
+    a = first.sum(0)
+    b = now.sum(0)
+    both = (first * now).sum(0)
     live = (a > 0) & (b > 0)
     return (both[live].double() / (a[live].double() * b[live]).sqrt()).mean()
 
-# %% ../../nbs/dynamics/03_decomposition.ipynb #cell15
+# %% ../../nbs/dynamics/03_decomposition.ipynb #cell22
 def components(net: TwoLayer, G_c: Tensor, G_n: Tensor) -> dict[str, dict]:
-    "Size and alignment of the radial and directional parts of the clean, noisy and net target vectors (Fig. 3 and 6)."
-    v, r_c, r_n = net.v.double(), radial(G_c, net), radial(G_n, net)
-    inner = lambda a, b, along: (a * b).sum(0) - along  # (m,) inner products of directional parts
-    cc, nn, cn = inner(G_c, G_c, r_c * r_c), inner(G_n, G_n, r_n * r_n), inner(G_c, G_n, r_c * r_n)
-    net2 = inner(total := G_c + G_n, total, (r_c + r_n).square()).clamp_min(0)
+    """Size and alignment of the clean, noisy and net target vectors' parts (figures 3 and 6).
+
+    A dictionary of quantities for each of them. Parts are the radial and the directional one;
+    `G_c` and `G_n` are those of `target_vectors`, in any orthonormal basis.
+    """
+    v = net.v.double()
+    r_c = radial(G_c, net)
+    r_n = radial(G_n, net)
+    total = G_c + G_n
+    # (m,) inner products of directional parts
+    cc = (G_c * G_c).sum(0) - r_c * r_c
+    nn = (G_n * G_n).sum(0) - r_n * r_n
+    cn = (G_c * G_n).sum(0) - r_c * r_n
+    net2 = ((total * total).sum(0) - (r_c + r_n).square()).clamp_min(0)
     size = dict(clean=cc.sum().sqrt(), noisy=nn.sum().sqrt(), net=net2.sum().sqrt())
     with_net = dict(clean=(cc + cn).sum(), noisy=(nn + cn).sum(), net=net2.sum())
     rows = {
@@ -99,9 +124,9 @@ def components(net: TwoLayer, G_c: Tensor, G_n: Tensor) -> dict[str, dict]:
     )
     return rows
 
-# %% ../../nbs/dynamics/03_decomposition.ipynb #cell16
-def _off(guess: Tensor, G: Tensor) -> Tensor:
-    return (G - guess).norm() / G.norm()
+# %% ../../nbs/dynamics/03_decomposition.ipynb #cell23
+def _relative_error(approximation: Tensor, G: Tensor) -> Tensor:
+    return (G - approximation).norm() / G.norm()
 
 
 def approximations(net: TwoLayer, G: Tensor, first: TwoLayer, separation: Tensor) -> dict:
@@ -111,13 +136,15 @@ def approximations(net: TwoLayer, G: Tensor, first: TwoLayer, separation: Tensor
     The propositions' `_error` is relative to |G|. `moved` is |W - W0| / |W0| of the first layer,
     `cos_first` and `gate_cosine` are means over neurons.
     """
-    early, onset = (1 - 2 * rate(net)) / 2 * separation, onset_signal(net)
-    w, w0 = net.w.double(), first.w.double()
+    early = (1 - 2 * rate(net)) / 2 * separation
+    onset = onset_signal(net)
+    w = net.w.double()
+    w0 = first.w.double()
     outside = 0 if net.w_perp is None else net.w_perp.double().square().sum(0)  # it never moves
     return dict(
-        prop1_error=_off(early, G),
+        prop1_error=_relative_error(early, G),
         prop1_cosine=cosine(G, early),
-        prop2_error=_off(onset, G),
+        prop2_error=_relative_error(onset, G),
         prop2_cosine=cosine(G, onset),
         moved=(w - w0).norm() / first.r.norm(),
         cos_first=(((w * w0).sum(0) + outside) / (net.r * first.r)).mean(),
@@ -125,7 +152,7 @@ def approximations(net: TwoLayer, G: Tensor, first: TwoLayer, separation: Tensor
         weight_norm=net.r.norm(),
     )
 
-# %% ../../nbs/dynamics/03_decomposition.ipynb #cell17
+# %% ../../nbs/dynamics/03_decomposition.ipynb #cell24
 def _beginning(t: float, net: TwoLayer, known: TwoLayer | None) -> TwoLayer:
     "The snapshot at time 0 of the run that `net` belongs to; `known` is the one seen last."
     first = net.first or (net if t == 0 else known)
@@ -142,8 +169,8 @@ def _beginning(t: float, net: TwoLayer, known: TwoLayer | None) -> TwoLayer:
 def follow() -> Callable[[float, TwoLayer], list[dict]]:
     """An observer for `gradient_flow`: how clean and noisy examples move the weights.
 
-    It returns a row each for `group` clean, noisy and net, and a column a quantity. A row depends
-    on the network at its time and at time 0, whatever the recorded times are.
+    It returns one row each for the groups clean, noisy and net, with a column for each quantity. A
+    row depends on the network at its time and at time 0 alone, whatever the recorded times are.
     """
     first = separation = last = None
 

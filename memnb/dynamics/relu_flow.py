@@ -24,7 +24,10 @@ from ..runs.run import Run
 
 # %% ../../nbs/dynamics/02_relu_flow.ipynb #cell06
 def row_space(x: Tensor) -> Tensor:
-    "(d, rank) orthonormal basis of the rows of x (N, d): singular values above 1e-6 of the largest."
+    """(d, rank) orthonormal basis of the rows of x (N, d).
+
+    Singular values of at most 1e-6 of the largest count as zero.
+    """
     _, s, q = torch.linalg.svd(x.double(), full_matrices=False)
     return q[s > 1e-6 * s[0]].T.to(x.dtype)
 
@@ -137,7 +140,8 @@ def _flow_gd(model, data, times, *, lr: float):
 
 def _descent(model, data, times, lr: float, first: TwoLayer):
     "Snapshots of `model` after the epochs nearest to `times`; it is trained on the way."
-    descent, epoch = torch.optim.SGD(model.parameters(), lr), 0
+    descent = torch.optim.SGD(model.parameters(), lr)
+    epoch = 0
     part = data.subset(clean_first(data))
     x, y = part.x.to(first.x), first.y
     for t in times:
@@ -199,7 +203,8 @@ def train_flow(
     **options,  # of the method, see `flow`
 ) -> Iterator[Recorder]:
     "Yield the recorder after each of `times` of `flow`: every example, and what observers saw."
-    times, back = increasing(times), clean_first(data).argsort()
+    times = increasing(times)
+    back = clean_first(data).argsort()
     if missing := sorted(set(checkpoints) - set(times)):
         raise ValueError(f"checkpoints {missing} are not among the times")
     steps = flow(model, data, times, method, **options)
@@ -209,6 +214,7 @@ def train_flow(
 
 
 def _recorded(rec: Recorder, steps, data: NoisyDataset, back: Tensor, *, observe, checkpoints):
+    "The recorder after each step; `back` (N,) brings a snapshot's rows in the order of the data."
     for t, net in steps:
         rec.at(t)
         rec.log(data.index, net.z[back, None])
@@ -228,6 +234,5 @@ def gradient_flow(
     **options,
 ) -> Run:
     "The Run of `train_flow`, whose parameters it takes."
-    for rec in train_flow(model, data, times, *args, **options):
-        pass
-    return rec.run()
+    *_, recorder = train_flow(model, data, times, *args, **options)
+    return recorder.run()

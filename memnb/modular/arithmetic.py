@@ -24,7 +24,8 @@ from ..datasets.noisy_datasets import NoisyDataset, check_data
 from ..models.networks import ACTIVATIONS, ModularNet
 from ..runs.recorder import Recorder
 from ..runs.run import Run
-from ..trainer.steps import Training, copied, diverged, loss_of, own_config, pick_device
+from ..trainer.recording import check_recorded, record
+from ..trainer.steps import Training, copied, diverged, own_config, pick_device
 
 # %% ../../nbs/modular/01_arithmetic.ipynb #cell05
 OPERATIONS = {
@@ -47,14 +48,19 @@ def is_prime(p: int) -> bool:
 
 
 def _nearest_prime(p: int) -> int:
-    "The prime from 3 on that is nearest to p, at least 3; of two the smaller."
-    return next(
-        q for d in range(p) for q in (p - d, p + d) if q > 2 and is_prime(min(q, LARGEST_MODULUS))
-    )
+    "The odd prime that is nearest to p, 3 or more; the smaller one if two are equally near."
+    for distance in range(p):
+        for q in (p - distance, p + distance):
+            if q > 2 and is_prime(min(q, LARGEST_MODULUS)):
+                return q
+    raise ValueError(f"no prime is near {p}")
 
 
 def check_modulus(p: int, operation: str):
-    "`ValueError` unless p is a whole number from 3 to `LARGEST_MODULUS`, and prime for multiplication."
+    """`ValueError` unless p is a modulus of the operation, a key of `OPERATIONS`.
+
+    It must be a whole number from 3 to `LARGEST_MODULUS`, and prime for multiplication.
+    """
     check_choice("operation", operation, OPERATIONS)
     _check_whole(p)
     if p < 3:
@@ -66,18 +72,29 @@ def check_modulus(p: int, operation: str):
         )
 
 # %% ../../nbs/modular/01_arithmetic.ipynb #cell06
+def _pairs(index: Tensor, p: int, operation: str) -> NoisyDataset:
+    "The examples a P + b of an index (n,), with their right labels."
+    one_hot = torch.eye(p)
+    a = index // p
+    b = index % p
+    x = torch.cat([one_hot[a], one_hot[b]], 1)
+    y = OPERATIONS[operation](a, b, p)
+    return NoisyDataset(x, y, y, index, p, f"{operation} modulo {p}")
+
+
 def operation_table(
     p: int,  # modulus P, 3 or more; prime for multiplication
     operation: str = "add",  # a key of `OPERATIONS`
     share: float = 0.8,  # of the pairs that are trained on, in (0, 1)
     rho: float = 0.0,  # noise rate, in [0, 1]
-    noise: str = "wrong",  # a key of `memnb.datasets.NOISE` but matrix
+    *,
+    noise: str = "wrong",  # a key of `datasets.NOISE` but matrix
     seed: int = 0,  # of the split and the noise, 0 or more
     device: str = "cpu",
 ) -> tuple[NoisyDataset, NoisyDataset]:
-    """`train, test`: inputs (n, 2 P), two one-hot vectors; labels in [0, P).
+    """The training set and the test set: inputs (n, 2 P), labels in [0, P).
 
-    `ValueError` for a modulus, share, rate or seed that is none, and for a table that does not fit
+    `ValueError` for a modulus, share, rate or seed out of range, and for a table that does not fit
     into memory.
     """
     check_modulus(p, operation)
@@ -93,47 +110,41 @@ def operation_table(
         f"the table of P={p}, {p * p:,} pairs as two one-hot vectors each, takes", 4 * p * p * 2 * p
     )
     order = torch.randperm(p * p, generator=generator(seed))
-    eye, parts = torch.eye(p), []
-    for index in (order[:size].sort().values, order[size:].sort().values):
-        a, b = index // p, index % p
-        y = OPERATIONS[operation](a, b, p)
-        parts.append(
-            NoisyDataset(torch.cat([eye[a], eye[b]], 1), y, y, index, p, f"{operation} modulo {p}")
-        )
-    train, test = parts
+    parts = order.split([size, p * p - size])
+    train, test = (_pairs(index.sort().values, p, operation) for index in parts)
     return corrupt(train, rho, noise, seed).to(device), test.to(device)
 
-# %% ../../nbs/modular/01_arithmetic.ipynb #cell09
+# %% ../../nbs/modular/01_arithmetic.ipynb #cell11
 class Grid:
-    "The training pairs of a table as a grid: labels (P, P), and which pairs are trained on."
+    """The training pairs of a table as a grid.
+
+    `y` (P, P) holds their labels, and `share` (P, P) their weights in the mean loss: 1/n, and zero
+    outside of the training pairs. `ValueError` for data that are no such table.
+    """
 
     def __init__(self, data: NoisyDataset, p: int):
         check_data(data)
-        if data.n_classes != p or tuple(data.x.shape[1:]) != (2 * p,):
+        inputs = tuple(data.x.shape[1:])
+        if data.n_classes != p or inputs != (2 * p,):
             raise ValueError(
-                f"the data have {data.n_classes} classes and inputs {tuple(data.x.shape[1:])}; a network modulo {p} needs {p} and ({2 * p},)"
+                f"the data have {data.n_classes} classes and inputs {inputs}; "
+                f"a network modulo {p} needs {p} and ({2 * p},)"
             )
         if not (data.x[:, :p].argmax(1) * p + data.x[:, p:].argmax(1)).equal(data.index):
             raise ValueError("the data's index is not a P + b of its pairs (a, b)")
-        self.y = (
-            torch.zeros(p * p, dtype=torch.int64, device=data.y.device)
-            .scatter(0, data.index, data.y)
-            .view(p, p)
-        )
-        self.share = (
-            torch.zeros(p * p, device=data.y.device, dtype=data.x.dtype)
-            .scatter(0, data.index, 1 / len(data))
-            .view(p, p)
-        )
+        y = torch.zeros(p * p, dtype=torch.int64, device=data.y.device)
+        share = torch.zeros(p * p, dtype=data.x.dtype, device=data.y.device)
+        self.y = y.scatter(0, data.index, data.y).view(p, p)
+        self.share = share.scatter(0, data.index, 1 / len(data)).view(p, p)
 
-# %% ../../nbs/modular/01_arithmetic.ipynb #cell10
+# %% ../../nbs/modular/01_arithmetic.ipynb #cell12
 @torch.no_grad()
 def gradient(
     net: ModularNet,
     grid: Grid,
     rows: int | None = None,  # of the table at once; default: as many as the threads' caches hold
 ) -> Tensor:
-    "Set the parameters' `grad` to that of the mean cross-entropy over the training pairs; the loss."
+    "The mean cross-entropy over the training pairs; sets the parameters' `grad` to its gradient."
     rows = rows or max(1, 2**17 * torch.get_num_threads() // (net.p * net.u.shape[1]))
     f, slope = ACTIVATIONS[net.activation]
     for q in (net.u, net.v, net.readout.weight):
@@ -141,14 +152,10 @@ def gradient(
     loss = net.u.new_zeros(())
     for start in range(0, net.p, rows):
         at = slice(start, start + rows)
-        s, share = (
-            (net.u[at][:, None] + net.v).flatten(0, 1),
-            grid.share[at].reshape(-1, 1).to(net.u.dtype),
-        )  # (rows P, M), (rows P, 1)
-        h, target = (
-            f(s),
-            share.new_zeros(len(s), net.p).scatter_(1, grid.y[at].reshape(-1, 1), share),
-        )
+        s = (net.u[at][:, None] + net.v).flatten(0, 1)  # (rows P, M)
+        share = grid.share[at].reshape(-1, 1).to(net.u.dtype)  # (rows P, 1)
+        h = f(s)
+        target = share.new_zeros(len(s), net.p).scatter_(1, grid.y[at].reshape(-1, 1), share)
         log_p = (h @ net.w).log_softmax(1)
         loss -= log_p.flatten() @ target.flatten()
         g = log_p.exp_().mul_(share).sub_(target)
@@ -158,7 +165,7 @@ def gradient(
         net.v.grad += s.sum(0)
     return loss
 
-# %% ../../nbs/modular/01_arithmetic.ipynb #cell12
+# %% ../../nbs/modular/01_arithmetic.ipynb #cell15
 def _check_course(
     net: ModularNet,
     data: NoisyDataset,
@@ -167,7 +174,7 @@ def _check_course(
     lr: float,
     weight_decay: float,
 ):
-    "`ValueError` unless this can be trained."
+    "`TypeError` or `ValueError` unless this can be trained."
     if not isinstance(net, ModularNet):
         raise ValueError(f"the network is a {type(net).__name__}; it must be a ModularNet")
     check_data(data)
@@ -185,137 +192,126 @@ def _epochs_of(what: str, times: Sequence[int], last: int) -> list[int]:
         times = times.tolist()
     if not isinstance(times, (list, tuple, range)) or len(times) > last + 1:
         raise ValueError(f"{what}={shown(times)} must be a list of epochs, {last + 1} at most")
-    if odd := [
-        t
-        for t in times
-        if isinstance(t, bool) or not isinstance(t, Real) or not math.isfinite(t) or t != int(t)
-    ]:
-        raise ValueError(f"{what} must be whole numbers of epochs; {shown(odd[0])} is none")
+    for t in times:
+        if isinstance(t, bool) or not isinstance(t, Real) or not math.isfinite(t) or t != int(t):
+            raise ValueError(f"{what} must be whole numbers of epochs; {shown(t)} is none")
     return [int(t) for t in times]
 
 
-def train_modular(
-    net: ModularNet,  # trained in place; parameters that require no gradient stay as they are
-    data: NoisyDataset,  # of `table`
-    epochs: int,  # steps, each on all training pairs
-    test: NoisyDataset | None = None,
-    lr: float = 1e-2,
-    weight_decay: float = 4.0,
-    times: Sequence[int] | None = None,  # recorded epochs; default: about fifty
-    observe: Sequence[
-        Callable
-    ] = (),  # called with the `Training` at recorded epochs; return rows for the Run, or None
-    checkpoints: Sequence[
-        int
-    ] = (),  # those of `times` at which parameters are kept, beside the last
-    device: str = "auto",
-    config: dict | None = None,  # stored with the Run; JSON values
-    progress: bool = False,
-) -> Iterator[Training]:
-    """AdamW on all training pairs, the learning rate falling to zero along a cosine; yields at the
-    recorded epochs. `ValueError` for what cannot be trained, at once; `Diverged` if the loss is
-    not finite.
-    """
-    device = check_device(
-        pick_device(device) if isinstance(device, str) and device == "auto" else device
-    )
-    _check_course(net, data, test, epochs, lr, weight_decay)
-    times = (
-        sorted({*range(0, epochs, -(-epochs // 50)), epochs})
-        if times is None
-        else _epochs_of("times", times, epochs)
-    )
+def _times_of(
+    times: Sequence[int] | None, checkpoints: Sequence[int], epochs: int
+) -> tuple[list[int], list[int]]:
+    "Recorded epochs, and those at which parameters are kept; `ValueError` for what is neither."
+    if times is None:
+        times = sorted({*range(0, epochs, -(-epochs // 50)), epochs})
+    else:
+        times = _epochs_of("times", times, epochs)
     if not times or times[0] < 0 or times[-1] > epochs or any(b <= a for a, b in pairwise(times)):
         raise ValueError(
             f"times must be whole, increase and lie in [0, {epochs}]; given {shown(times[:5])}"
         )
-    kept = sorted({*_epochs_of("checkpoints", checkpoints, epochs), times[-1]})
-    if missing := sorted(set(kept) - set(times)):
+    wanted = sorted({*_epochs_of("checkpoints", checkpoints, epochs), times[-1]})
+    if missing := sorted(set(wanted) - set(times)):
         raise ValueError(f"checkpoints {missing} are not among the times")
-    net, data, test = net.to(device), data.to(device), test if test is None else test.to(device)
+    return times, wanted
+
+
+def train_modular(
+    net: ModularNet,  # trained in place; parameters that require no gradient stay as they are
+    data: NoisyDataset,  # of `operation_table`
+    epochs: int,  # steps, each on all training pairs
+    test: NoisyDataset | None = None,
+    *,
+    lr: float = 1e-2,  # 0 or more
+    weight_decay: float = 4.0,  # 0 or more
+    times: Sequence[int] | None = None,  # recorded epochs; default: about fifty
+    # called with the `Training` at recorded epochs; return rows for the Run, or None
+    observe: Sequence[Callable] = (),
+    # those of `times` at which parameters are kept, beside the last
+    checkpoints: Sequence[int] = (),
+    device: str = "auto",
+    config: dict | None = None,  # stored with the Run; JSON values
+    progress: bool = False,
+) -> Iterator[Training]:
+    """Train with AdamW on all training pairs, and yield the `Training` at the recorded epochs.
+
+    The learning rate falls to zero along a cosine. `TypeError` or `ValueError` for what
+    cannot be trained, at once; `Diverged` if the loss is not finite.
+    """
+    if isinstance(device, str) and device == "auto":
+        device = pick_device(device)
+    device = check_device(device)
+    _check_course(net, data, test, epochs, lr, weight_decay)
+    times, checkpoints = _times_of(times, checkpoints, epochs)
+    net = net.to(device)
+    data = data.to(device)
+    test = None if test is None else test.to(device)
     grid = Grid(data, net.p)
     if test is not None:
         Grid(test, net.p)
-    opt = torch.optim.AdamW(
-        [q for q in net.parameters() if q.requires_grad],
-        lr=lr,
-        weight_decay=weight_decay,
-        fused=True,
-    )
+    trained = [q for q in net.parameters() if q.requires_grad]
+    opt = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, epochs)
     known = dict(
         epochs=epochs,
         times=times,
         lr=lr,
         weight_decay=weight_decay,
-        checkpoints=kept,
+        checkpoints=checkpoints,
         test=None if test is None else test.digest,
     )
     known |= own_config(known, config)
-    return _epochs(
-        Training(net, data, test, opt, schedule, Recorder(data, test, config=known)),
-        grid,
-        times,
-        kept,
-        observe,
-        progress,
-    )
+    s = Training(net, data, test, opt, schedule, Recorder(data, test, config=known))
+    return _epochs(s, grid, observe, progress)
+
+# %% ../../nbs/modular/01_arithmetic.ipynb #cell16
+def _record(s: Training, observe: Sequence[Callable], good: dict | None):
+    "Record the present epoch. `Diverged` if an output is not finite."
+    config = s.recorder.config
+    with torch.no_grad():
+        logits = s.model.grid().flatten(0, 1)
+    test_logits = None if s.test is None else logits[s.test.index]
+    logits = logits[s.data.index]
+    check_recorded(s, logits, good)
+    if test_logits is not None:
+        check_recorded(s, test_logits, good, test=True)
+    keep = s.step in config["checkpoints"]
+    last = s.step == config["epochs"]
+    record(s, logits, test_logits, last=last, keep=keep, observe=observe)
 
 
-def fit_modular(net: ModularNet, data: NoisyDataset, epochs: int, *args, **options) -> Run:
-    "The Run of `train_modular`, whose parameters it takes."
-    for s in train_modular(net, data, epochs, *args, **options):
-        pass
-    return s.recorder.run()
-
-# %% ../../nbs/modular/01_arithmetic.ipynb #cell13
 def _epochs(
-    s: Training,
-    grid: Grid,
-    times: list[int],
-    kept: list[int],
-    observe: Sequence[Callable],
-    progress: bool,
+    s: Training, grid: Grid, observe: Sequence[Callable], progress: bool
 ) -> Iterator[Training]:
-    good, last = None, s.recorder.config["epochs"]
+    good = None  # the state at the last recorded epoch
+    last = s.recorder.config["epochs"]
+    times = s.recorder.config["times"]
     for epoch in tqdm(
         range(last + 1), desc="train", unit="epoch", mininterval=0.5, disable=not progress
     ):
-        s.time, s.step, s.ended = epoch, epoch, epoch == last
+        s.time = s.step = epoch
+        s.ended = epoch == last
         if epoch in times:
-            good = _record(s, observe, epoch in kept, good)
+            _record(s, observe, good)
+            good = copied(s.state())
             yield s
         if s.ended:
             break
-        if not (loss := gradient(s.model, grid)).isfinite():
+        loss = gradient(s.model, grid)
+        if not loss.isfinite():
             diverged(s, good, loss, epoch, s.lr)
         s.optimizer.step()
         s.schedule.step()
 
 
-def _log(s: Training, good: dict | None, grid: Tensor, test: bool = False):
-    "Record outputs (P P, P) of the table; `Diverged` where they, or their losses, are not finite."
-    data = s.test if test else s.data
-    logits = grid[data.index]
-    loss = loss_of(logits, data.y, "none")
-    fine = logits.isfinite().all(1) & loss.isfinite()
-    if not fine.all():
-        s.recorder.open = None
-        diverged(s, good, loss[~fine][0], s.step, s.lr)
-    s.recorder.log(data.index, logits, test=test)
-
-
-def _record(s: Training, observe: Sequence[Callable], keep: bool, good: dict | None) -> dict:
-    "Record the present epoch; the state to go back to. `Diverged` if an output is not finite."
-    with torch.no_grad():
-        logits = s.model.grid().flatten(0, 1)
-    s.recorder.at(s.time)
-    _log(s, good, logits)
-    if s.test is not None:
-        _log(s, good, logits, test=True)
-    if keep:
-        s.recorder.checkpoint(s.model.state_dict())
-    for look in observe:
-        s.recorder.add(look(s) or [])
-    s.recorder.close()
-    return copied(s.state())
+def fit_modular(
+    net: ModularNet,  # trained in place
+    data: NoisyDataset,
+    epochs: int,
+    test: NoisyDataset | None = None,
+    **options,  # of `train_modular`
+) -> Run:
+    "The Run of `train_modular`. Errors as there."
+    for s in train_modular(net, data, epochs, test, **options):  # noqa: B007  the last is used
+        pass
+    return s.recorder.run()

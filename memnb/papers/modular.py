@@ -193,7 +193,12 @@ def prepare(
 ) -> tuple[NoisyDataset, NoisyDataset, NoisyDataset]:
     "Training pairs and held-out ones, both with noise, and test pairs."
     train, test = operation_table(
-        p.modulus, operation or p.operation, p.share + HELD, rho, p.noise, p.noise_seed
+        p.modulus,
+        operation or p.operation,
+        p.share + HELD,
+        rho,
+        noise=p.noise,
+        seed=p.noise_seed,
     )
     return *train.split(HELD / (p.share + HELD), p.noise_seed), test
 
@@ -270,10 +275,10 @@ def trained(
             train,
             p.epochs,
             test,
-            p.lr,
-            how["weight_decay"],
-            None if watch else [0, p.epochs],
-            [inside(how["operation"], train, test)] if watch else [],
+            lr=p.lr,
+            weight_decay=how["weight_decay"],
+            times=None if watch else [0, p.epochs],
+            observe=[inside(how["operation"], train, test)] if watch else [],
             config=config,
             device="cpu",
         )

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['Diverged', 'OPTIMIZERS', 'SCHEDULES', 'Stack', 'Training', 'fit', 'fit_stacked', 'make_optimizer', 'train',
-           'train_stacked']
+           'train_stacked', 'why_not']
 
-# %% ../../nbs/trainer/00_trainer.ipynb #face3
-from .stacked import Stack, fit_stacked, train_stacked
+# %% ../../nbs/trainer/00_trainer.ipynb #cell03
+from .stacked import fit_stacked, train_stacked
+from .stacks import Stack, why_not
 from .steps import OPTIMIZERS, SCHEDULES, Diverged, Training, make_optimizer
 from .training import fit, train
 
-# %% ../../nbs/trainer/00_trainer.ipynb #face4
+# %% ../../nbs/trainer/00_trainer.ipynb #cell04
 _all_ = [
     "Diverged",
     "OPTIMIZERS",
@@ -23,4 +24,5 @@ _all_ = [
     "make_optimizer",
     "train",
     "train_stacked",
+    "why_not",
 ]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'SCHEDULES', 'triangle', 'make_optimizer', 'named', 'order', 'recorded_times', 'times_of', 'steps_of',
            'copied', 'Training', 'loss_of', 'take_step', 'Diverged', 'check_finite', 'diverged', 'check_network',
-           'check_outputs', 'own_config', 'alone', 'joins', 'batches', 'pick_device', 'expect']
+           'check_outputs', 'own_config', 'alone', 'joins', 'batches', 'pick_device']
 
 # %% ../../nbs/trainer/01_steps.ipynb #cell03
 import math
@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +22,26 @@ from torch.nn import functional as F
 from ..common.checks import check_choice, check_memory, number, seed_of, shown, whole
 from ..common.rng import seeded
 from ..datasets.noisy_datasets import NoisyDataset
-from ..models.layers import device_of, eager, evaluating, examples, first_tensor, predict
+from ..models.layers import device_of, eager, evaluating, examples
 from ..runs.recorder import Recorder
 from ..runs.run import Run
 
-# %% ../../nbs/trainer/01_steps.ipynb #cell05
+# %% ../../nbs/trainer/01_steps.ipynb #cell06
 _LR = torch.optim.lr_scheduler
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
-def triangle(optimizer, steps: int, peak: float) -> torch.optim.lr_scheduler.LambdaLR:
-    "The learning rate rises evenly to its value at a share `peak` of the steps, and falls to zero."
-    up = max(1, round(number("peak", peak, "lie in [0, 1]", lambda v: 0 <= v <= 1) * steps))
+def triangle(
+    optimizer: torch.optim.Optimizer,
+    steps: int,  # of the optimizer, in all
+    peak: float,  # share of the steps, in [0, 1], after which the rate is at its highest
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """A schedule that rises evenly to the optimizer's rate, then falls evenly to zero.
+
+    `ValueError` for a peak outside [0, 1].
+    """
+    peak = number("peak", peak, "lie in [0, 1]", lambda v: 0 <= v <= 1)
+    up = max(1, round(peak * steps))
     down = max(1, steps - up)
     return _LR.LambdaLR(optimizer, lambda i: min((i + 1) / up, (steps - i) / down))
 
@@ -50,24 +59,41 @@ SCHEDULES = {  # name -> (optimizer, number of steps) -> scheduler, or None
     "triangle": lambda o, n: triangle(o, n, 0.2),
 }
 
+# %% ../../nbs/trainer/01_steps.ipynb #cell09
+def _own_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: list[Tensor], options: dict
+) -> torch.optim.Optimizer:
+    "The given optimizer; `ValueError` unless it holds some of the parameters, and no options."
+    held = {id(p) for g in optimizer.param_groups for p in g["params"]}
+    if not held & set(map(id, parameters)):
+        raise ValueError("the optimizer holds none of the network's parameters")
+    if options:
+        names = ", ".join(options)
+        raise ValueError(f"{names}: options are for a named optimizer; this one is an object")
+    return optimizer
 
-def make_optimizer(optimizer, parameters, lr: float, options: dict) -> torch.optim.Optimizer:
-    "A named optimizer, or the given one. `ValueError` or `TypeError` for what it does not take."
+
+def make_optimizer(
+    optimizer: str | torch.optim.Optimizer,  # a key of `OPTIMIZERS`, or an object
+    parameters: Sequence[Tensor],  # of the network
+    lr: float,  # of a named optimizer, above 0
+    options: dict,  # of a named optimizer: momentum, weight_decay, ...
+) -> torch.optim.Optimizer:
+    """The named optimizer over the parameters, or the given one.
+
+    `TypeError` or `ValueError` for a name, rate or option that the optimizer does not take, and
+    for an object that holds none of the parameters.
+    """
     if not hasattr(parameters, "__iter__") or not isinstance(options, dict):
         raise TypeError(
-            f"parameters={shown(parameters)} must be a list of parameters, options={shown(options)} a dictionary"
+            f"parameters={shown(parameters)} must be a list of parameters, "
+            f"options={shown(options)} a dictionary"
         )
     parameters = list(parameters)
     if strange := [p for p in parameters if not isinstance(p, Tensor)]:
         raise TypeError(f"the parameters hold {shown(strange[0])}; they must be tensors")
     if isinstance(optimizer, torch.optim.Optimizer):
-        held = {id(p) for g in optimizer.param_groups for p in g["params"]}
-        if not held & set(map(id, parameters)):
-            raise ValueError("the optimizer holds none of the network's parameters")
-        if options:
-            names = ", ".join(options)
-            raise ValueError(f"{names}: options are for a named optimizer; this one is an object")
-        return optimizer
+        return _own_optimizer(optimizer, parameters, options)
     lr = number("lr", lr, "be above 0, and finite", lambda v: 0 < v < math.inf)
     if not parameters:
         raise ValueError("the network has no parameters to train")
@@ -77,52 +103,68 @@ def make_optimizer(optimizer, parameters, lr: float, options: dict) -> torch.opt
     try:
         return make(parameters, lr=lr, **options)
     except (TypeError, ValueError, RuntimeError) as e:
-        wanted = ", ".join(f"{k}={shown(v)}" for k, v in options.items() if k != "fused")
+        given = ", ".join(f"{k}={shown(v)}" for k, v in options.items() if k != "fused")
         kind = TypeError if isinstance(e, TypeError) else ValueError
-        raise kind(f"{optimizer} does not take {wanted or f'lr={lr}'}: {e}") from e
+        raise kind(f"{optimizer} does not take {given or f'lr={lr}'}: {e}") from e
+
+# %% ../../nbs/trainer/01_steps.ipynb #cell13
+def _is_plain(v) -> bool:
+    "Whether a value is a number, a text, or a list of such values."
+    if isinstance(v, (list, tuple)):
+        return all(map(_is_plain, v))
+    return isinstance(v, (int, float, str, bool))
+
+
+def _plain_items(d: dict) -> dict:
+    "The items of a dictionary whose values are plain, sorted by key."
+    return {k: v for k, v in sorted(d.items()) if _is_plain(v)}
 
 
 def named(thing) -> str | list:
-    "A name, or what a configuration says of a function, optimizer or schedule."
+    "A name as it is; for a function, optimizer or schedule, what a configuration stores of it."
     if isinstance(thing, str):
         return thing
-    is_plain = lambda v: (
-        all(map(is_plain, v))
-        if isinstance(v, (list, tuple))
-        else isinstance(v, (int, float, str, bool))
-    )
-    plain = lambda d: {k: v for k, v in sorted(d.items()) if is_plain(v)}
     if isinstance(thing, partial):
-        return [named(thing.func), plain(thing.keywords)]
+        return [named(thing.func), _plain_items(thing.keywords)]
     if callable(thing):
         return getattr(thing, "__qualname__", type(thing).__name__)
-    groups = [plain(g) for g in getattr(thing, "param_groups", [])]
-    return [
-        type(thing).__name__,
-        groups or plain({k: v for k, v in vars(thing).items() if not k.startswith("_")}),
-    ]
+    groups = [_plain_items(g) for g in getattr(thing, "param_groups", [])]
+    public = {k: v for k, v in vars(thing).items() if not k.startswith("_")}
+    return [type(thing).__name__, groups or _plain_items(public)]
 
-# %% ../../nbs/trainer/01_steps.ipynb #cell07
-def order(n: int, epoch: int, seed: int) -> Tensor:
-    "(n,) the permutation of an epoch."
-    n, own = whole("n", n, 1), (seed_of(seed) * 1_000_003 + whole("epoch", epoch, 0)) % 2**63
+# %% ../../nbs/trainer/01_steps.ipynb #cell16
+def order(
+    n: int,  # examples, 1 or more
+    epoch: int,  # 0 or more
+    seed: int,  # of the run
+) -> Tensor:
+    "(n,) the permutation of the examples in an epoch."
+    n = whole("n", n, 1)
+    epoch_seed = (seed_of(seed) * 1_000_003 + whole("epoch", epoch, 0)) % 2**63
     check_memory(f"the order of {n:,} examples takes", 8 * n)
-    return torch.randperm(n, generator=torch.Generator().manual_seed(own))
+    return torch.randperm(n, generator=torch.Generator().manual_seed(epoch_seed))
 
 
 def recorded_times(epochs: float) -> list[float]:
-    "Up to 100 whole epochs, evenly spaced, with 0 and the last."
+    """The times, in epochs, that are recorded by default.
+
+    They are up to 100 whole epochs, evenly spaced, and the end. `ValueError` unless `epochs` is
+    above 0 and finite.
+    """
     epochs = number("epochs", epochs, "be above 0, and finite", lambda v: 0 < v < math.inf)
     count = min(100, math.ceil(epochs))
     return sorted({float(round(i * epochs / count)) for i in range(count)} | {float(epochs)})
 
 
 def times_of(times) -> list[float]:
-    "Times as floats; `TypeError` or `ValueError` unless they are finite, increase and begin at 0 or later."
+    """Times as floats.
+
+    `TypeError` or `ValueError` unless they are finite, increase and begin at 0 or later.
+    """
     if isinstance(times, (str, dict)) or not hasattr(times, "__iter__"):
         raise TypeError(f"times={shown(times)} must be a list of numbers")
     t = [number("a time", v, ok=lambda _: True) for v in times]
-    increase = all(b > a for a, b in zip(t, t[1:]))
+    increase = all(a < b for a, b in pairwise(t))
     if not t or not t[0] >= 0 or not increase or not math.isfinite(t[-1]):
         raise ValueError(
             f"times must increase, from 0 or later; given {t[:5]}{'...' if len(t) > 5 else ''}"
@@ -130,15 +172,19 @@ def times_of(times) -> list[float]:
     return t
 
 
-def steps_of(times: Sequence[float], per_epoch: int) -> dict[int, float]:
-    "Optimizer step -> recorded time; `ValueError` unless times increase from 0 on and no two fall on one step."
-    t, per_epoch = times_of(times), whole("per_epoch", per_epoch, 1)
+def steps_of(
+    times: Sequence[float],  # in epochs, increasing, from 0 on
+    per_epoch: int,  # steps in an epoch, 1 or more
+) -> dict[int, float]:
+    "Optimizer step -> recorded time. `ValueError` where two times fall on one step."
+    t = times_of(times)
+    per_epoch = whole("per_epoch", per_epoch, 1)
     at = {round(v * per_epoch): v for v in t}
     if len(at) < len(t):
         raise ValueError(f"two of the times fall on one step: an epoch has {per_epoch} steps")
     return at
 
-# %% ../../nbs/trainer/01_steps.ipynb #cell10
+# %% ../../nbs/trainer/01_steps.ipynb #cell21
 def copied(state):
     "A copy of nested dictionaries and lists of tensors and plain values."
     if isinstance(state, Tensor):
@@ -147,7 +193,7 @@ def copied(state):
         return {k: copied(v) for k, v in state.items()}
     return [copied(v) for v in state] if isinstance(state, list) else state
 
-# %% ../../nbs/trainer/01_steps.ipynb #cell11
+# %% ../../nbs/trainer/01_steps.ipynb #cell22
 @dataclass(eq=False)
 class Training:
     "A training run at one moment."
@@ -162,13 +208,13 @@ class Training:
     step: int = 0  # of the optimizer, so far
     batch: Tensor | None = None  # (b,) rows of the data in the present step
     logits: Tensor | None = None  # (b, K) outputs of the present step
-    losses: list = field(
-        default_factory=list
-    )  # loss and learning rate of the steps since the last check
-    ended: bool = False  # whether it ends at the present time
+    # loss and learning rate of the steps since the last check
+    losses: list[tuple[Tensor, float]] = field(default_factory=list)
+    ended: bool = False  # whether training ends at the present time
 
     @property
     def lr(self) -> float:
+        "The present learning rate, of the first group of parameters."
         return self.optimizer.param_groups[0]["lr"]
 
     def state(self) -> dict:
@@ -183,26 +229,32 @@ class Training:
 
     def restore(self, state: dict):
         "Go back to an earlier `state()`."
-        self.step, self.time = state["step"], state["time"]
+        self.step = state["step"]
+        self.time = state["time"]
         for k in ("model", "optimizer", "schedule"):
             if part := getattr(self, k):
                 part.load_state_dict(copied(state[k]))
 
-# %% ../../nbs/trainer/01_steps.ipynb #cell13
-def loss_of(logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-    "Cross-entropy of logits (b, K), or (b, 1) for two classes: its mean, or (b,) with reduction `none`."
+# %% ../../nbs/trainer/01_steps.ipynb #cell24
+def loss_of(
+    logits: Tensor,  # (b, K), or (b, 1) for two classes
+    y: Tensor,  # (b,) class numbers, in [0, K)
+    reduction: str = "mean",  # "none" for one loss an example, (b,)
+) -> Tensor:
+    "Cross-entropy. `ValueError` where logits and labels do not fit each other."
     tensors = isinstance(logits, Tensor) and isinstance(y, Tensor)
     if not tensors or logits.ndim != 2 or y.shape != logits.shape[:1] or y.is_floating_point():
         raise ValueError(
-            f"the logits are {shown(logits)}, the labels {shown(y)}; they must be tensors (b, K) and (b,) of whole numbers"
+            f"the logits are {shown(logits)}, the labels {shown(y)}; they must be tensors (b, K) "
+            "and (b,) of whole numbers"
         )
     if logits.shape[1] > 1:
         return F.cross_entropy(logits, y, reduction=reduction)
     return F.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype), reduction=reduction)
 
 
-def _logits(s: "Training", x: Tensor, cast) -> Tensor:
-    "Outputs of a network in training; `ValueError` where they are not one row an example."
+def _logits(s: Training, x: Tensor, cast) -> Tensor:
+    "(b, K) outputs in training mode; `ValueError` where they are not one row an example."
     with cast:
         out = s.model(x)
     if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(x):
@@ -214,13 +266,14 @@ def _logits(s: "Training", x: Tensor, cast) -> Tensor:
 
 
 def take_step(
-    s: "Training",
-    rows: Tensor,
-    clip: float | None,
-    cast,
-    each_step: Sequence[Callable],
-    backward: Callable | None = None,
+    s: Training,
+    rows: Tensor,  # (b,) of the data
+    clip: float | None,  # largest norm of the gradient
+    cast,  # context of the forward pass, which sets its precision
+    each_step: Sequence[Callable],  # called between the backward pass and the optimizer's step
+    backward: Callable | None = None,  # in place of `losses.mean().backward()`
 ):
+    "Take one optimizer step on a batch. `ValueError` for outputs that are not one row an example."
     s.batch = rows
     x, y, index = (v.index_select(0, rows) for v in (s.data.x, s.data.y, s.data.index))
     with examples(index):
@@ -243,39 +296,51 @@ def take_step(
         s.schedule.step()
     s.step += 1
 
-
+# %% ../../nbs/trainer/01_steps.ipynb #cell28
 class Diverged(FloatingPointError):
-    "The loss is not finite. `run`: what was recorded until then; the network is as it was at the last recorded time."
+    """The loss is not finite; the network is put back to the last recorded time.
 
-    run: Run
+    `run` is the Run of what was recorded until then, or None if nothing was.
+    """
 
-# %% ../../nbs/trainer/01_steps.ipynb #cell14
-def check_finite(s: Training, good: dict | None):
+    run: Run | None
+
+
+def check_finite(
+    s: Training,
+    good: dict | None,  # state to go back to, of the last recorded time
+):
     "Raise `Diverged` if a loss since the last check is not finite."
     losses, s.losses = s.losses, []
-    bad = (~torch.stack([l for l, _ in losses]).isfinite()).nonzero() if losses else ()
-    if not len(bad):
+    if not losses:
         return
-    i = bad[0].item()
-    diverged(s, good, losses[i][0], s.step - len(losses) + i, losses[i][1])
+    bad = (~torch.stack([loss for loss, _ in losses]).isfinite()).nonzero()
+    if len(bad):
+        i = bad[0].item()
+        loss, lr = losses[i]
+        diverged(s, good, loss, s.step - len(losses) + i, lr)
 
 
-def diverged(s: Training, good: dict | None, loss: Tensor, step: int, lr: float):
+def diverged(
+    s: Training,
+    good: dict | None,  # state to go back to, of the last recorded time
+    loss: Tensor,  # (), not finite
+    step: int,  # at which it was met
+    lr: float,  # of that step
+):
     "Put the network back and raise `Diverged`."
-    kept = (
-        "nothing was recorded before"
-        if good is None
-        else f"the network is put back to time {good['time']:g}"
-    )
-    if good:
-        s.restore(good)
-    error = Diverged(f"the loss is {loss.item()} at step {step} (learning rate {lr:g}); {kept}")
-    if good:
-        s.recorder.moments[-1]["checkpoint"] = {k: v.cpu() for k, v in good["model"].items()}
-    error.run = s.recorder.run() if good else None
+    message = f"the loss is {loss.item()} at step {step} (learning rate {lr:g})"
+    if good is None:
+        error = Diverged(f"{message}; nothing was recorded before")
+        error.run = None
+        raise error
+    s.restore(good)
+    s.recorder.moments[-1]["checkpoint"] = {k: v.cpu() for k, v in good["model"].items()}
+    error = Diverged(f"{message}; the network is put back to time {good['time']:g}")
+    error.run = s.recorder.run()
     raise error
 
-# %% ../../nbs/trainer/01_steps.ipynb #cell16
+# %% ../../nbs/trainer/01_steps.ipynb #cell32
 def check_network(model: nn.Module):
     "`TypeError` unless it is a network, `ValueError` unless its parameters are numbers."
     if not isinstance(model, nn.Module):
@@ -344,7 +409,7 @@ def own_config(known: dict, config: dict | None) -> dict:
         raise ValueError(f"config={wrong} contradicts the training, which has {right}; rename them")
     return config
 
-# %% ../../nbs/trainer/01_steps.ipynb #29b74ac2
+# %% ../../nbs/trainer/01_steps.ipynb #cell37
 def alone(model: nn.Module, data: NoisyDataset) -> str:
     "Why the network, in its present modes, cannot be trained on one example; empty if it can."
     buffers = [(b, b.clone()) for b in model.buffers()]
@@ -362,7 +427,7 @@ def alone(model: nn.Module, data: NoisyDataset) -> str:
 
 
 def joins(model: nn.Module, data: NoisyDataset, size: int) -> bool:
-    """Whether the last batch of an epoch, of one example, must be joined with the one before.
+    """Whether the last batch of an epoch holds one example and must join the one before.
 
     A warning says so. `ValueError` where all batches are of one example, and the network cannot
     be trained on one.
@@ -379,12 +444,16 @@ def joins(model: nn.Module, data: NoisyDataset, size: int) -> bool:
     return True
 
 
-def batches(rows: Tensor, size: int, join: bool) -> list[Tensor]:
-    "Rows (n,) in batches; `join`: the last two are one."
+def batches(
+    rows: Tensor,  # (n,) in the order of the epoch
+    size: int,  # examples in a batch
+    join: bool,  # the last two batches are one
+) -> list[Tensor]:
+    "The batches of an epoch, rows (b,) each."
     parts = list(rows.split(size))
     return [*parts[:-2], torch.cat(parts[-2:])] if join else parts
 
-# %% ../../nbs/trainer/01_steps.ipynb #cell17
+# %% ../../nbs/trainer/01_steps.ipynb #cell39
 def pick_device(device: str | torch.device) -> torch.device:
     "`auto` is the GPU where there is one. `ValueError` for a device that is not there."
     if isinstance(device, str) and device == "auto":
@@ -396,29 +465,3 @@ def pick_device(device: str | torch.device) -> torch.device:
         return torch.device(device)
     except Exception as e:
         raise ValueError(f"device={shown(device)} is not there: {str(e).splitlines()[0]}") from e
-
-
-def expect(model: nn.Module, data: NoisyDataset, size: int, times: int, checkpoints: int) -> str:
-    "The memory and disk that a run will need, in words: from its parameters, data, record and one batch's activations."
-    weights = sum(p.numel() * p.element_size() for p in model.state_dict().values())
-    units, leaves = [], [m for m in model.modules() if not list(m.children())]
-
-    def count(module, args, out):
-        tensor = first_tensor(out)
-        units.append(0 if tensor is None else tensor.numel())
-
-    hooks = [m.register_forward_hook(count) for m in leaves]
-    try:
-        with eager(model), examples(None):
-            predict(model, data.x[:2])
-    finally:
-        for h in hooks:
-            h.remove()
-    record = times * len(data) * 10
-    inputs = data.x.numel() * data.x.element_size()
-    memory = 5 * weights + inputs + record + sum(units) * size * 4
-    disk = record + checkpoints * weights
-    return (
-        f"expected: {memory / 2**20:.0f} MB of memory beside torch's own, "
-        f"{disk / 2**20:.0f} MB of disk if kept"
-    )

@@ -26,11 +26,11 @@ from memnb.models.layers import present_examples
 from memnb.models.networks import build
 from memnb.runs.run import Run, identity_of, load_run, save_run
 from memnb.trainer import training as trainer
+from memnb.trainer.settings import expected_space
 from memnb.trainer.steps import (
     OPTIMIZERS,
     SCHEDULES,
     Diverged,
-    expect,
     order,
     recorded_times,
     steps_of,
@@ -475,13 +475,13 @@ def test_rows_of_observers_join_the_run():
 
 def test_expectations():
     said, model = (
-        expect(net(), noisy(), BATCH, 5, 1),
+        expected_space(net(), noisy(), BATCH, 5, 1),
         nn.Sequential(nn.Linear(6, 2**20, bias=False)),
     )
     assert said.startswith("expected: 0 MB")
-    assert "120 MB of memory" in expect(model, noisy(2), 0, 0, 0) and "48 MB of disk" in expect(
-        model, noisy(2), 0, 0, 2
-    )
+    assert "120 MB of memory" in expected_space(
+        model, noisy(2), 0, 0, 0
+    ) and "48 MB of disk" in expected_space(model, noisy(2), 0, 0, 2)
 
 
 # --- stepping into the loop
