@@ -51,13 +51,13 @@ def modules_of(module: str) -> list[str]:
 # %% ../../nbs/common/04_code.ipynb #code7
 @cache
 def code_of(
-    module: str = "memnb",  # "memnb", and any module that is not memnb's: all of memnb
+    *modules: str,  # none, "memnb", and any module that is not memnb's: all of memnb
 ) -> str:
-    "16 hex digits of the source of a module and of those that it imports."
-    if module == "memnb" or _file(module) is None:
+    "16 hex digits of the source of modules and of those that they import."
+    if not modules or any(m == "memnb" or _file(m) is None for m in modules):
         files = sorted(ROOT.rglob("*.py"))
     else:
-        files = [_file(m) for m in modules_of(module)]
+        files = [_file(m) for m in sorted({n for m in modules for n in modules_of(m)})]
     digest = hashlib.sha256()
     for f in files:
         digest.update(f.relative_to(ROOT).as_posix().encode() + b"\0" + f.read_bytes())

@@ -18,7 +18,7 @@ from ..datasets.label_noise import NOISE
 from ..datasets.noisy_datasets import NoisyDataset
 from ..dynamics.decomposition import follow
 from ..dynamics.relu_flow import train_flow
-from ..lab.experiments import Params
+from ..lab.parameters import Params
 from ..models.networks import build
 from ..modular.arithmetic import OPERATIONS, train_modular
 from ..papers import latent, relu

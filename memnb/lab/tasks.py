@@ -26,7 +26,7 @@ import polars as pl
 
 from ..common.code import code_of
 from ..common.files import Damaged, check_writable, local_path, put, set_aside, verify
-from .experiments import refuse_unknown
+from .parameters import refuse_unknown
 
 # %% ../../nbs/lab/04_tasks.ipynb #cell04
 def declared(notebook: Path) -> dict[str, tuple[str, str, str]]:

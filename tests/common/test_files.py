@@ -36,7 +36,7 @@ from memnb.common.files import (
 from memnb.datasets import sources as arrays
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.lab import experiments, tasks
-from memnb.lab.experiments import Params
+from memnb.lab.parameters import Params
 from memnb.lab.sweeps import results
 from memnb.lab.tasks import make_task
 from memnb.runs.run import Run, cached_run, load_run, run_key, save_run

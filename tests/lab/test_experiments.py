@@ -1,14 +1,21 @@
 "Parameters refused before any work, verdicts counted, results whole or not at all."
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import altair as alt
 import polars as pl
 import pytest
+import torch
 
+from memnb.datasets import corrupt, load
 from memnb.lab import experiments
-from memnb.lab.experiments import Rule, injected_names, keep, refuse_unknown
-from memnb.papers import relu
+from memnb.lab.experiments import each, expect, gather, keep, run_name, training_seconds
+from memnb.lab.parameters import Params, Rule, injected_names, refuse_unknown
+from memnb.models import build
+from memnb.papers.relu import check_majority, relu_parameters
+from memnb.trainer import fit
 
 GOOD = dict(
     rho=0.2,
@@ -33,7 +40,7 @@ GOOD = dict(
 
 
 def parameters(**given):
-    return relu.parameters("test", **(GOOD | given))
+    return relu_parameters("test", **(GOOD | given))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +145,7 @@ def test_results_are_complete_and_found_by_parameters(tmp_path):
 
 def test_results_of_a_changed_notebook_are_others(tmp_path, monkeypatch):
     cells = ["n = 3", "frame = f(n)"]
-    monkeypatch.setattr(experiments, "_kernel_cells", lambda: cells)
+    monkeypatch.setattr(experiments, "kernel_cells", lambda: cells)
     first = results(tmp_path)
     cells += ["# Parameters\nout = 'elsewhere'", "frame = f(n)"]  # given, and run again
     assert results(tmp_path) == first
@@ -149,7 +156,7 @@ def test_results_of_a_changed_notebook_are_others(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "given, says",
     [
-        (dict(p={}), "must be those that `settle` gave"),
+        (dict(p={}), "must be those that `resolve` gave"),
         (dict(frame=None), "frame is a NoneType"),
         (dict(claims=[1]), "claims is a list"),
         (dict(charts=[1]), "charts=.* must be a dictionary"),
@@ -170,7 +177,7 @@ def test_nothing_is_written_without_a_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MEMNB_STORE", raising=False)
     p = parameters()
-    relu.each(p, relu.whole_run)
+    each(p, training)
     assert keep(p, pl.DataFrame(), pl.DataFrame(), {}) is None
     assert not list(tmp_path.iterdir())
 
@@ -224,7 +231,7 @@ def test_a_missing_parameter_is_an_attribute_error():
     p = parameters()
     assert not hasattr(p, "widths")
     with pytest.raises(AttributeError, match="no parameter 'widths'; there are .*width"):
-        p.widths
+        p.widths  # noqa: B018  reading it is what fails
 
 
 def test_a_refused_run_leaves_no_folder(tmp_path):
@@ -241,7 +248,7 @@ def test_the_home_folder_is_meant_by_a_tilde(tmp_path, monkeypatch):
 
 def test_a_disk_that_is_too_small(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "memnb.lab.experiments.shutil.disk_usage", lambda _: type("Usage", (), dict(free=1000))
+        "memnb.lab.parameters.shutil.disk_usage", lambda _: type("Usage", (), dict(free=1000))
     )
     with pytest.raises(OSError, match="store=.* has .* free; the runs take about"):
         parameters(store=str(tmp_path))
@@ -264,7 +271,170 @@ def test_what_later_cells_need_is_asked_for_at_once(given, says):
         parameters(**GOOD | given)
 
 
-def test_every_rate_is_drawn_before_the_first_training():
-    p = parameters(rho=0.2, rhos="0.1,0.49", noise="flip", n=100)
-    with pytest.raises(ValueError, match="rho=0.49 with n=100 gave a realised rate of 0.5"):
-        [relu.expect(relu.Params(p | dict(noise_seed=s)), 1) for s in range(20)]
+def test_a_rate_without_a_majority_is_met_before_the_first_training():
+    p = parameters(rho=0.2, rhos="0.1,0.49", n=100)
+    trained = []
+
+    def experiment(rho, seed):
+        data = corrupt(load("digits", classes=(0, 1), n=100)[0], rho, "flip", 0)
+        check_majority(replace(data, y=1 - data.clean) if rho == 0.49 else data, rho)
+        return partial(trained.append, rho)
+
+    with pytest.raises(ValueError, match="rho=0.49 with n=100 gave a realised rate of 1"):
+        each(p, experiment)
+    assert not trained
+
+
+# --- every case of an experiment
+
+
+CLEAN, TEST = load("digits", n=200, seed=0)
+
+
+def training(rho, seed, lr=0.1, widths=(16,)):
+    data = corrupt(CLEAN, rho, "wrong", 0)
+    net = build("mlp", shape=data.x.shape[1:], widths=widths, n_classes=10, seed=seed)
+    return partial(fit, net, data, 3, TEST, lr=lr, batch=32, seed=seed, device="cpu")
+
+
+def case(store="", rhos=(0.1, 0.3), seeds=(0, 1)):
+    return Params(store=str(store), rhos=list(rhos), seeds=list(seeds))
+
+
+def equal(one, other):
+    return torch.equal(one.loss, other.loss) and torch.equal(one.prediction, other.prediction)
+
+
+def test_every_case_is_made_once_and_found_again(tmp_path, monkeypatch):
+    made = each(case(tmp_path), training)
+    assert [tuple(c) for c in made] == [(0.1, 0), (0.1, 1), (0.3, 0), (0.3, 1)]
+    assert len(list(tmp_path.iterdir())) == 4
+
+    monkeypatch.setattr(experiments, "_make_together", None)  # nothing is trained any more
+    monkeypatch.setattr(experiments, "_make", None)
+    again = each(case(tmp_path), training)
+    assert all(equal(made[c], again[c]) for c in made)
+
+
+def test_networks_of_a_stack_are_as_if_each_trained_alone():
+    together = each(case(), training)
+    for (rho, seed), run in together.items():
+        alone = training(rho, seed)()
+        assert torch.equal(run.prediction, alone.prediction)
+        torch.testing.assert_close(run.loss, alone.loss, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: training(0.1, 1),
+        lambda: training(0.2, 0),
+        lambda: training(0.1, 0, lr=0.2),
+        lambda: training(0.1, 0, widths=(17,)),
+        lambda: partial(training(0.1, 0), observe=[lambda s: []]),
+        lambda: partial(training(0.1, 0), times=[0, 3]),
+    ],
+)
+def test_what_gives_another_run_has_another_name(other):
+    assert run_name(other()) != run_name(training(0.1, 0))
+
+
+def test_a_bar_does_not_change_a_name():
+    call = training(0.1, 0)
+    assert run_name(partial(call, progress=True)) == run_name(call)
+
+
+def test_wrong_labels_that_are_elsewhere_have_another_name():
+    call = training(0.1, 0)
+    net, data, *rest = call.args
+    y = data.y.clone()
+    y[-1] = (y[-1] + 1) % 10
+    changed = partial(call.func, net, replace(data, y=y), *rest, **call.keywords)
+    assert run_name(changed) != run_name(call)
+
+
+def test_an_observers_code_is_part_of_the_name():
+    def looking(text):
+        space = {}
+        exec(f"def look(s):\n    return [dict(value={text})]", space)
+        return partial(training(0.1, 0), observe=[space["look"]])
+
+    assert run_name(looking("1.0")) == run_name(looking("1.0")) != run_name(looking("2.0"))
+
+
+def test_a_run_in_place_of_a_call_is_refused():
+    with pytest.raises(
+        TypeError, match="made returned a Run; .*partial\\(fit, net, data, epochs\\)"
+    ):
+
+        def made(rho, seed):
+            return training(rho, seed)()
+
+        each(case(), made)
+
+
+def test_a_damaged_run_is_made_again(tmp_path):
+    p = case(tmp_path, rhos=[0.1], seeds=[0])
+    (run,) = each(p, training).values()
+    (folder,) = tmp_path.iterdir()
+    (folder / "arrays.npz").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="arrays.npz"):
+        (again,) = each(p, training).values()
+    assert equal(run, again)
+
+
+def test_an_interrupted_training_goes_on(tmp_path):
+    "A network that is not stacked is trained by `fit` in its folder, whose journal is taken up."
+    epochs = []
+
+    def stop_at_two(s):
+        epochs.append(s.time)
+        if s.time == 2 and len(epochs) == 3:
+            raise KeyboardInterrupt
+        return []
+
+    def experiment(rho, seed):
+        call = training(rho, seed)
+        return partial(call, observe=[look], each_step=[])  # which stacks do not have
+
+    look = Observer(stop_at_two)
+    p = case(tmp_path, rhos=[0.1], seeds=[0])
+    with pytest.raises(KeyboardInterrupt):
+        each(p, experiment)
+    each(p, experiment)
+    assert epochs == [0, 1, 2, 2, 3]
+
+
+class Observer:
+    "Looks through a function that is no part of what decides the run."
+
+    decided_by = ()
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, s):
+        return self.function(s)
+
+
+def test_gathered_rows_say_their_case():
+    runs = each(case(), training)
+    frame = gather(runs, epoch=0.5, network="mlp")
+    one = frame.filter(rho=0.3, seed=1)
+    run = runs[0.3, 1]
+    assert len(frame) == sum(len(run.frame()) for run in runs.values())
+    assert one.select(run.frame().columns).equals(run.frame())
+    assert set(one["noise_rate"]) == {run.is_noisy.double().mean().item()}
+    assert one["epoch"].equals((one["time"] / 0.5).alias("epoch"))
+    assert set(frame["network"]) == {"mlp"}
+
+
+def test_what_to_expect_grows_with_the_runs(tmp_path):
+    few = expect(case(tmp_path, seeds=[0]), training, seconds=lambda call: 10.0)
+    many = expect(case(tmp_path), training, seconds=lambda call: 10.0)
+    assert "expected: 2 runs, about 20 s" in few and "expected: 4 runs, about 40 s" in many
+    assert "0 MB of disk" in expect(case(), training, seconds=lambda call: 10.0)
+
+
+def test_seconds_are_measured():
+    assert 0 < training_seconds(training(0.1, 0)) < 60

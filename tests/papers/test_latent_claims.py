@@ -8,6 +8,7 @@ import math
 import numpy as np
 import polars as pl
 import pytest
+from latent_trainings import params, trainings
 
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
@@ -37,28 +38,6 @@ from memnb.papers.latent_claims import (
 from memnb.probes.interventions import transferred
 from memnb.probes.over_training import probe_model, prober
 
-NAMES = [
-    "rho",
-    "rhos",
-    "dataset",
-    "model",
-    "widths",
-    "n",
-    "scale",
-    "optimizer",
-    "lr",
-    "momentum",
-    "batch",
-    "epochs",
-    "every",
-    "seeds",
-]
-
-
-def params(figure, **given):
-    fixed = dict(noise="redraw", noise_seed=0, preset="ci", out="", store="")
-    return latent.parameters(figure, **dict.fromkeys(NAMES) | fixed | given)
-
 
 def verdict(claim, frame):
     (row,) = judge("a figure", [claim], frame)["verdict"].to_list()
@@ -87,8 +66,8 @@ def probed():
     standard = params("latent_probes", rhos="0,0.6", **given)
     noisy = params("latent_probes", rhos="0.6", **given)
     others = {"slow": dict(lr=0.1), "frozen": dict(lr=1e-9)}
-    runs = latent.trainings(standard, watch, "all") | latent.trainings(noisy, watch, "all", others)
-    return latent.frames(runs)
+    runs = trainings(standard, watch) | trainings(noisy, watch, others)
+    return latent.latent_frame(runs)
 
 
 @pytest.fixture(scope="module")
@@ -105,16 +84,16 @@ def resisting():
         "paper": init | rate | clipped,
         "init": init,
         "rate + clip": rate | clipped,
-        "epoch 10": dict(transplant=10.0),
-        "epoch 40": dict(transplant=40.0),
+        "epoch 10": dict(exchange=10.0),
+        "epoch 40": dict(exchange=40.0),
         "frozen": init | dict(lr=1e-9),
         "untrained": dict(lr=1e-9),
     }
     second = params("latent_resist", seeds="3,4,5", **given)
     twice = {f"{name} again": variants[name] for name in ("standard", "rate + clip")}
-    again = latent.frames(latent.trainings(second, variants=twice))
+    again = latent.latent_frame(trainings(second, variants=twice))
     again = again.with_columns(seed=pl.col("seed") - 3)
-    return pl.concat([latent.frames(latent.trainings(p, variants=variants)), again])
+    return pl.concat([latent.latent_frame(trainings(p, variants=variants)), again])
 
 
 def slow_masc(f):
@@ -135,7 +114,7 @@ def layers_of_equal_width():
 
 def keeping_the_bias():
     p = params("latent_transfer", rho=0.6, n=100, epochs=20, seeds="0")
-    return latent.frames(latent.trainings(p, [latent.agreement(keep_bias=True)], "bias kept"))
+    return latent.latent_frame(trainings(p, [latent.agreement(keep_bias=True)]))
 
 
 def control_of_probes(claim, probed):

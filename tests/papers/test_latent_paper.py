@@ -6,53 +6,30 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from latent_trainings import params, prepare, trainings
 
 from memnb.datasets.noisy_datasets import NoisyDataset
-from memnb.lab import experiments
+from memnb.lab import experiments, parameters
+from memnb.lab.parameters import Params
 from memnb.models.networks import build
 from memnb.papers import latent
 from memnb.probes.interventions import fit_probe, resist, transplant
 from memnb.probes.over_training import prober
 from memnb.trainer.training import fit
 
-NAMES = [
-    "rho",
-    "rhos",
-    "dataset",
-    "model",
-    "widths",
-    "n",
-    "scale",
-    "optimizer",
-    "lr",
-    "momentum",
-    "batch",
-    "epochs",
-    "every",
-    "seeds",
-]
 TINY = dict(widths="16,16", n=100, epochs=4, rhos="0,0.6")
 VARIANTS = {
     "standard": {},
     "rate": dict(lr=0.1),
     "clip": dict(clip=1e-6),
     "init": dict(init="velpic"),
-    "epoch 2": dict(transplant=2.0),
-    "epoch 4": dict(transplant=4.0),
+    "epoch 2": dict(exchange=2.0),
+    "epoch 4": dict(exchange=4.0),
 }
 
 
-def params(figure="latent_probes", **given):
-    return latent.parameters(
-        figure,
-        **{k: None for k in NAMES}
-        | dict(noise="redraw", noise_seed=0, preset="ci", out="", store="")
-        | given,
-    )
-
-
 def watched(p, **more):
-    return latent.trainings(p, [prober()], "masc and velpic", **more)
+    return trainings(p, [prober()], **more)
 
 
 def forbid(monkeypatch, *names):
@@ -60,7 +37,7 @@ def forbid(monkeypatch, *names):
         raise AssertionError("trains")
 
     for name in names:
-        monkeypatch.setattr(latent, name, refuse)
+        monkeypatch.setattr(experiments, name, refuse)
 
 
 def same(a, b, within=0.0):
@@ -79,7 +56,7 @@ def runs(store):
 
 @pytest.fixture(scope="module")
 def variants():
-    return latent.trainings(params(**TINY | dict(rhos="0.6")), variants=VARIANTS)
+    return trainings(params(**TINY | dict(rhos="0.6")), variants=VARIANTS)
 
 
 # parameters
@@ -107,34 +84,29 @@ def test_a_given_value_wins_over_the_networks_which_wins_over_the_presets(npz):
 
 
 def test_rho_stands_in_place_of_rhos():
-    assert (
-        params(rho=0.4).rhos == [0.4]
-        and params(rho="0.4", rhos="0.1,0.2").rhos == [0.4]
-        and params(rho=0).rhos == [0]
-    )
-    assert params().rhos == [0, 0.6] and params(rhos="0.6,0.2,0.6").rhos == [0.2, 0.6]
+    assert params(rho=0.4).rhos == [0.4]
+    assert params(rho="0.4", rhos="0.1,0.2").rhos == [0.4]
+    assert params().rhos == [0, 0.6]
+    assert params(rhos="0.6,0.2,0.6").rhos == [0.2, 0.6]
 
 
 def test_rho_may_be_injected(monkeypatch):
-    monkeypatch.setattr(
-        experiments, "_kernel_cells", lambda: ["# Parameters\nrho = 0.4\nn = 200\n"]
-    )
+    monkeypatch.setattr(parameters, "kernel_cells", lambda: ["# Parameters\nrho = 0.4\nn = 200\n"])
     assert params(rho=0.4, n=200).rhos == [0.4]
 
 
-@pytest.mark.parametrize("figure", latent.FIGURES)
+@pytest.mark.parametrize("figure", latent._OF_FIGURE)
 @pytest.mark.parametrize(
     "given", [dict(rhos="0,0.4"), dict(rhos="0.4,1"), dict(rho=0), dict(rho=1)]
 )
 def test_figures_about_the_last_layer_need_right_and_wrong_labels(figure, given):
-    assert set(params(**given).rhos) & {0, 1}
     with pytest.raises(
         ValueError, match=rf"rhos=\[[01]\.0\] must lie strictly between 0 and 1: {figure}"
     ):
         params(figure, **given)
 
 
-@pytest.mark.parametrize("figure", latent.FIGURES)
+@pytest.mark.parametrize("figure", latent._OF_FIGURE)
 def test_figures_about_the_last_layer_have_their_own(figure):
     p, other = params(figure, preset="paper"), params(preset="paper")
     assert (p.epochs, p.every, p.rhos, p.stop_at) == (100, 5, [0.4, 0.8], None)
@@ -199,11 +171,13 @@ def test_digits_alone_have_a_test_share(tmp_path):
     [(40, 5, [25, 30, 35, 40]), (43, 10, [30, 40, 43]), (20, 5, []), (20.5, 1, [20.5])],
 )
 def test_times_are_the_papers_up_to_20_and_then_each_so_many(epochs, every, late):
-    assert latent.times(params(epochs=epochs, every=every)) == [*range(0, 21, 2), *late]
+    assert latent.recorded_epochs(params(epochs=epochs, every=every)) == [*range(0, 21, 2), *late]
 
 
 def test_times_of_a_short_training():
-    assert latent.times(params(epochs=5)) == [0, 2, 4, 5] and latent.times(params(epochs=0.5)) == [
+    assert latent.recorded_epochs(params(epochs=5)) == [0, 2, 4, 5] and latent.recorded_epochs(
+        params(epochs=0.5)
+    ) == [
         0,
         0.5,
     ]
@@ -214,10 +188,10 @@ def test_times_of_a_short_training():
 
 def test_noise_is_the_same_for_all_seeds_and_the_test_set_for_all_rates():
     p = params(n=100)
-    data, test, model = latent.prepare(p, 0.6, 0)
-    again, same_test, other = latent.prepare(p, 0, 1)
+    data, test, model = prepare(p, 0.6, 0)
+    again, same_test, other = prepare(p, 0, 1)
     assert (
-        data.digest == latent.prepare(p, 0.6, 1)[0].digest
+        data.digest == prepare(p, 0.6, 1)[0].digest
         and test.digest == same_test.digest
         and torch.equal(data.x, again.x)
     )
@@ -228,17 +202,17 @@ def test_noise_is_the_same_for_all_seeds_and_the_test_set_for_all_rates():
 
 
 def test_noise_seed_and_kind():
-    data = latent.prepare(params(n=100), 0.6, 0)[0]
-    other = latent.prepare(params(n=100, noise_seed=1), 0.6, 0)[0]
+    data = prepare(params(n=100), 0.6, 0)[0]
+    other = prepare(params(n=100, noise_seed=1), 0.6, 0)[0]
     assert not torch.equal(data.index, other.index)
-    assert latent.prepare(params(n=100, noise="pair"), 0.6, 0)[0].rho == 0.6
+    assert prepare(params(n=100, noise="pair"), 0.6, 0)[0].rho == 0.6
 
 
 @pytest.mark.parametrize(
     "given, shape", [(dict(widths="16,8"), (10, 8)), (dict(model="cnn", widths="6"), (10, 6))]
 )
 def test_networks_on_digits(given, shape):
-    data, test, model = latent.prepare(params(n=20, **given), 0.6, 0)
+    data, test, model = prepare(params(n=20, **given), 0.6, 0)
     net = build(**model)
     assert (
         net(test.x[:3]).shape == (3, 10)
@@ -262,7 +236,7 @@ def npz(tmp_path):
 
 
 def test_alexnet_of_a_width(npz):
-    data, test, model = latent.prepare(
+    data, test, model = prepare(
         params(dataset=npz(63, 63, 3), model="alexnet", widths="0.02", rhos="0.5", n=4), 0.5, 0
     )
     net = build(**model)
@@ -279,13 +253,11 @@ def test_a_cnn_needs_pictures(npz):
 
 def test_each_rate_with_each_seed():
     p = params(**TINY | dict(epochs=0.2, seeds="3,1"))
-    assert list(latent.trainings(p)) == [
-        ("standard", rho, seed) for rho in (0, 0.6) for seed in (3, 1)
-    ]
+    assert list(trainings(p)) == [("standard", rho, seed) for rho in (0, 0.6) for seed in (3, 1)]
 
 
 def test_the_store_is_used(runs, store, monkeypatch):
-    forbid(monkeypatch, "fit", "fit_stacked")
+    forbid(monkeypatch, "_make", "_make_together")
     again = watched(params(**TINY, store=store))
     for k, run in runs.items():
         same(again[k].loss, run.loss)
@@ -311,26 +283,24 @@ def test_the_store_is_used(runs, store, monkeypatch):
     ids=str,
 )
 def test_the_store_has_no_other_training(runs, store, monkeypatch, change):
-    forbid(monkeypatch, "fit", "fit_stacked")
+    forbid(monkeypatch, "_make", "_make_together")
     with pytest.raises(AssertionError, match="trains"):
         watched(params(**TINY | change, store=store))
 
 
 def test_the_store_has_no_other_observers(runs, store, monkeypatch):
-    forbid(monkeypatch, "fit", "fit_stacked")
+    forbid(monkeypatch, "_make", "_make_together")
     with pytest.raises(AssertionError, match="trains"):
-        latent.trainings(params(**TINY, store=store), watched="nothing")
+        trainings(params(**TINY, store=store))
 
 
 def test_only_what_the_store_lacks_is_trained(runs, store, monkeypatch):
-    asked, real = [], latent.fit_stacked
+    made, make = [], experiments._make_together
     monkeypatch.setattr(
-        latent,
-        "fit_stacked",
-        lambda *args, **options: asked.append(options["config"]) or real(*args, **options),
+        experiments, "_make_together", lambda *calls: made.extend(calls[0]) or make(*calls)
     )
     got = watched(params(**TINY | dict(rhos="0,0.3,0.6"), store=store))
-    assert [[c["rho"] for c in part] for part in asked] == [[0.3]]
+    assert [call.args[1].rho for call in made] == [pytest.approx(0.3, abs=0.1)]
     assert [k[1] for k in got] == [0, 0.3, 0.6]
 
 
@@ -343,7 +313,7 @@ def test_the_same_numbers_with_and_without_a_store(runs):
 def test_a_tenth_of_the_rate(variants):
     got, alone = (
         variants["rate", 0.6, 0],
-        latent.trainings(params(**TINY | dict(rhos="0.6", lr=0.002)))["standard", 0.6, 0],
+        trainings(params(**TINY | dict(rhos="0.6", lr=0.002)))["standard", 0.6, 0],
     )
     assert got.config["lr"] == pytest.approx(0.002)
     same(got.loss, alone.loss, 1e-4)
@@ -357,7 +327,7 @@ def test_clipped_to_nothing_nothing_moves(variants):
 
 
 def test_the_initialisation_is_the_resistant_one(variants):
-    data, test, model = latent.prepare(params(**TINY), 0.6, 0)
+    data, test, model = prepare(params(**TINY), 0.6, 0)
     assert torch.equal(
         variants["init", 0.6, 0].test_prediction[0].long(),
         resist(build(**model), data)(test.x).argmax(1),
@@ -375,7 +345,7 @@ def test_an_exchange_changes_what_comes_after_it(variants):
 
 
 def test_an_exchange_is_of_the_head(variants):
-    data = latent.prepare(params(**TINY), 0.6, 0)[0]
+    data = prepare(params(**TINY), 0.6, 0)[0]
     changed, standard = variants["epoch 4", 0.6, 0], variants["standard", 0.6, 0].at(4)
     for a, b in zip(changed.at(4).parameters(), standard.parameters()):
         same(a, b, 1e-5)  # as it was recorded: the exchange comes after
@@ -388,37 +358,28 @@ def test_an_exchange_is_of_the_head(variants):
 def test_an_exchange_at_a_time_that_is_not_recorded_is_refused():
     "Else the training would be the standard one under another name."
     with pytest.raises(ValueError, match="3"):
-        latent.trainings(params(**TINY), variants={"late": dict(transplant=3.0)})
+        trainings(params(**TINY), variants={"late": dict(exchange=3.0)})
 
 
 def test_large_networks_are_trained_one_by_one_to_the_same_end(variants, monkeypatch, tmp_path):
-    monkeypatch.setattr(latent, "SMALL", 0)
+    monkeypatch.setattr(experiments, "SMALL", 0)
     p = params(**TINY | dict(rhos="0.6"), store=str(tmp_path))
     with monkeypatch.context() as m:
-        forbid(m, "fit_stacked")
-        large = latent.trainings(p, variants=VARIANTS)
+        forbid(m, "_make_together")
+        large = trainings(p, variants=VARIANTS)
     assert list(large) == list(variants)
     for k, run in large.items():
         same(run.loss, variants[k].loss, 1e-3)
-    forbid(monkeypatch, "fit", "fit_stacked")
-    for k, run in latent.trainings(p, variants=VARIANTS).items():
+    forbid(monkeypatch, "_make", "_make_together")
+    for k, run in trainings(p, variants=VARIANTS).items():
         same(run.loss, large[k].loss)
-
-
-def test_expected_runs_and_disk(store):
-    assert "expected: 6 runs" in latent.expect(
-        params(**TINY), variants=3
-    ) and " 0 MB of disk" in latent.expect(params(**TINY))
-    assert " 0 MB of disk" not in latent.expect(
-        params(**TINY | dict(epochs=2000, every=1), store=store)
-    )
 
 
 # frames
 
 
 def test_frames_hold_what_the_runs_hold(runs):
-    f = latent.frames(runs)
+    f = latent.latent_frame(runs)
     assert {"noise_rate", "lr", "classes", "accuracy", "loss", "margin"} <= set(f.columns)
     key = ["variant", "rho", "seed", "epoch", "layer", "probe", "group", "target"]
     assert (
@@ -432,15 +393,15 @@ def test_frames_hold_what_the_runs_hold(runs):
 
 
 def test_frames_state_the_realised_noise_rate(runs):
-    f = latent.frames(runs)
+    f = latent.latent_frame(runs)
     for rho in (0.0, 0.6):
         assert f.filter(rho=rho)["noise_rate"].unique().to_list() == [
-            latent.prepare(params(**TINY), rho, 0)[0].rho
+            prepare(params(**TINY), rho, 0)[0].rho
         ]
 
 
 def test_frames_have_a_curve_of_the_network_with_its_loss(runs):
-    run, f = runs["standard", 0.6, 0], latent.frames(runs).filter(rho=0.6, probe="model")
+    run, f = runs["standard", 0.6, 0], latent.latent_frame(runs).filter(rho=0.6, probe="model")
     test = f.filter(group="test")
     assert test["epoch"].to_list() == [0, 2, 4] and test["loss"].null_count() == 0
     assert (
@@ -451,7 +412,7 @@ def test_frames_have_a_curve_of_the_network_with_its_loss(runs):
 
 
 def test_frames_of_variants(variants):
-    f = latent.frames(variants)
+    f = latent.latent_frame(variants)
     assert f["variant"].unique(maintain_order=True).to_list() == list(VARIANTS)
     assert f.filter(variant="rate")["lr"].unique().to_list() == [pytest.approx(0.002)]
 
@@ -460,12 +421,12 @@ def test_frames_of_variants(variants):
 @pytest.mark.parametrize("given", [dict(rho=0), dict(rho=1), dict(rhos="0,1")])
 def test_a_rate_that_the_claims_are_about(figure, given):
     with pytest.raises(ValueError, match="one at least must lie strictly between 0 and 1"):
-        latent.expect(params(figure, **given))
+        params(figure, **given)
 
 
 def test_alexnet_needs_large_pictures():
     with pytest.raises(ValueError, match="model='alexnet' needs colour pictures.*digits"):
-        latent.prepare(params(model="alexnet"), 0.4, 0)
+        prepare(params(model="alexnet"), 0.4, 0)
 
 
 def test_batches_of_the_papers_cnn():
@@ -474,23 +435,6 @@ def test_batches_of_the_papers_cnn():
         and params(model="cnn", dataset="mnist", preset="paper").batch == 32
     )
     assert params(model="cnn", dataset="cifar10", preset="paper", batch=16).batch == 16
-
-
-def test_many_runs_share_their_inputs(monkeypatch):
-    "And the data are read anew for the next ones: a file may have changed."
-    read, jobs = [], []
-    monkeypatch.setattr(
-        latent, "load", lambda *a, real=latent.load, **k: read.append(1) or real(*a, **k)
-    )
-    monkeypatch.setattr(
-        latent, "_together", lambda part, observe: jobs.extend(part) or [None] * len(part)
-    )
-    for count in (1, 2):
-        latent.trainings(params(**TINY))
-        assert len(read) == count
-    assert (
-        len(jobs) == 4 and jobs[0].data.x is jobs[1].data.x and jobs[0].data.x is not jobs[2].data.x
-    )
 
 
 def test_the_end_of_runs_that_end_early_and_what_they_know_of_all_labels():
@@ -547,7 +491,7 @@ def compared(net, data, test, **how):
 @pytest.fixture
 def trained():
     p = params(widths="16", n=100, epochs=10, rhos="0.6")
-    data, test, model = latent.prepare(p, 0.6, 0)
+    data, test, model = prepare(p, 0.6, 0)
     net = build(**model)
     fit(net, data, 10, lr=0.05, momentum=0.9, batch=20, times=[10])
     return net, data, test
@@ -599,18 +543,21 @@ def features(net, x):
 
 
 def test_frames_say_on_how_many_examples_and_with_what_network(runs):
-    f = latent.frames(runs)
+    f = latent.latent_frame(runs)
     assert f["tests"].unique().to_list() == [len(runs["standard", 0.6, 0].test_y)]
     assert f["network"].unique().to_list() == ["mlp"]
 
 
 def test_a_pictures_subtitle_says_data_and_size():
-    assert latent.about(params(n=100), None) == "preset ci, digits, 100 examples, mlp 24-24, 1 seed"
-    data, _, _ = latent.prepare(params(preset="quick"), 0.2, 0)
-    said = latent.about(params(preset="quick"), data)
+    assert (
+        latent.latent_subtitle(params(n=100), None)
+        == "preset ci, digits, 100 examples, mlp 24-24, 1 seed"
+    )
+    data, _, _ = prepare(params(preset="quick"), 0.2, 0)
+    said = latent.latent_subtitle(params(preset="quick"), data)
     assert said == "preset quick, digits, mlp 32-64-128-128, 3 seeds, 1,200 training examples"
-    factor = experiments.Params(params(n=100) | dict(model="alexnet", widths=[0.5]))
-    assert "alexnet 0.5," in latent.about(factor, None)
+    factor = Params(params(n=100) | dict(model="alexnet", widths=[0.5]))
+    assert "alexnet 0.5," in latent.latent_subtitle(factor, None)
 
 
 # what later cells need, before any work
@@ -682,5 +629,5 @@ def test_a_seed_that_is_named_twice_is_run_once():
 )
 def test_the_size_of_a_network_that_is_not_made(model, more):
     p = params(model=model, **more)
-    args = latent.prepare(p, 0, 0)[2]
+    args = prepare(p, 0, 0)[2]
     assert latent.size_of(args) == sum(v.numel() for v in build(**args).state_dict().values())

@@ -55,7 +55,7 @@ RHO = 0.1
 def params(**given):
     names = ["n", "dataset", "model", "width", "rhos", "seeds", "lr", "epochs", "batch", "cells"]
     fixed = dict(noise="wrong", noise_seed=0, preset="ci", out="", store="", p_gen=0.4, p_mem=0.2)
-    return runs.parameters("f", **dict.fromkeys(names) | fixed | dict(rho=RHO) | given)
+    return runs.localization_parameters("f", **dict.fromkeys(names) | fixed | dict(rho=RHO) | given)
 
 
 MLP = dict(model="mlp", width=0.2, n=120, epochs=40, batch=20, lr=0.05)  # fits every label

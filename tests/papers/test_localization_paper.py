@@ -40,7 +40,7 @@ TIED = dict(name="tied", p_gen=0.4, p_mem=0.3)
 
 
 def params(**given):
-    return runs.parameters(
+    return runs.localization_parameters(
         "figure",
         **{k: None for k in NAMES}
         | dict(rho=0.1, noise="wrong", noise_seed=0, preset="ci", out="", store="")
@@ -100,21 +100,21 @@ def test_a_given_value_wins_over_the_presets():
     ) == (0.3, 40, 2, [0.2, 0.3], [4, 5], [0.5], 7, "mnist", "cnn", 3)
 
 
-@pytest.mark.parametrize("preset", runs.PRESETS)
+@pytest.mark.parametrize("preset", runs.localization_parameters.presets)
 @pytest.mark.parametrize(
     "more", [{}, dict(threshold=0.5, scores=""), dict(p_gen=0.4, p_mem=0.2), dict(mode="hybrid")]
 )
 def test_every_preset_settles(preset, more):
     p = params(preset=preset, **more)
-    for k, v in runs.PRESETS[preset].items():
+    for k, v in runs.localization_parameters.presets[preset].items():
         assert p[k] == (
             [float(i) for i in v.split(",")]
-            if isinstance(v, str) and runs.RULES[k].kind.startswith("list")
+            if isinstance(v, str) and runs.localization_parameters.rules[k].kind.startswith("list")
             else v
         )
     assert (
         p.figure == "figure"
-        and p.n == runs.PRESETS[preset].get("n")
+        and p.n == runs.localization_parameters.presets[preset].get("n")
         and p.test_share == (0.3322 if p.dataset == "digits" else None)
         and p.model in runs.NETWORKS
     )
@@ -190,7 +190,7 @@ def test_bad_values_say_what_was_given_and_what_is_allowed(given, says):
 def test_what_later_cells_need_is_asked_for_at_once(figure, given, says, monkeypatch):
     monkeypatch.setattr("memnb.common.checks.free_memory", lambda: 2.0**30)
     with pytest.raises((ValueError, OSError), match=says):
-        runs.parameters(
+        runs.localization_parameters(
             figure,
             **{k: None for k in NAMES}
             | dict(rho=0.1, noise="wrong", noise_seed=0, preset="ci", out="", store="")
@@ -201,7 +201,7 @@ def test_what_later_cells_need_is_asked_for_at_once(figure, given, says, monkeyp
 @pytest.mark.parametrize("epochs", [3, 5, 6, 8, 9, 10, 11, 50])
 def test_epochs_at_which_the_layers_can_be_compared(epochs):
     assert (
-        runs.parameters(
+        runs.localization_parameters(
             "localization_gradients",
             **{k: None for k in NAMES}
             | dict(
@@ -229,7 +229,7 @@ def test_what_the_last_trainings_need_is_asked_for_before_the_first(given, says)
 def test_scores_that_leave_one_group_empty(threshold, atypical, tmp_path):
     y = load_digits().target
     np.savez(tmp_path / "scores.npz", scores=np.full(len(y), 0.5), labels=y)
-    p = runs.parameters(
+    p = runs.localization_parameters(
         "localization_atypical",
         **{k: None for k in NAMES if k not in ("rhos", "examples", "cells", "shares")}
         | TINY
@@ -252,9 +252,9 @@ def test_scores_that_leave_one_group_empty(threshold, atypical, tmp_path):
 
 
 def test_unknown_names(monkeypatch):
-    from memnb.lab import experiments
+    from memnb.lab import parameters
 
-    monkeypatch.setattr(experiments, "_kernel_cells", lambda: ["# Parameters\nwdith = 0.5\n"])
+    monkeypatch.setattr(parameters, "kernel_cells", lambda: ["# Parameters\nwdith = 0.5\n"])
     with pytest.raises(ValueError, match="'wdith'; did you mean 'width'"):
         params()
 

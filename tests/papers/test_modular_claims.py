@@ -48,7 +48,7 @@ def params(figure: str, **given):
     "The figure's parameters at the smallest size at which its claims hold: P=31."
     common = dict(noise="wrong", noise_seed=0, preset="quick", out="", store="", rho=0.8)
     absent = dict.fromkeys(TAKEN[figure].split())
-    return runs.parameters(figure, **(absent | common | dict(seeds="0") | given))
+    return runs.modular_parameters(figure, **(absent | common | dict(seeds="0") | given))
 
 
 def tagged(frame: pl.DataFrame, rho: float) -> pl.DataFrame:
@@ -241,7 +241,8 @@ def ordered(p, train) -> pl.DataFrame:
     _, _, test = runs.prepare(p, p.rho)
     net = build(name="modular", p=p.modulus, width=p.width, activation=p.activation, seed=0)
     watch = [runs.inside("add", train, test)]
-    run = fit_modular(net, train, p.epochs, test, p.lr, p.weight_decay, None, watch, device="cpu")
+    how = dict(lr=p.lr, weight_decay=p.weight_decay, observe=watch, device="cpu")
+    run = fit_modular(net, train, p.epochs, test, **how)
     parts = [runs.measured(run, rho=p.rho, seed=0), tagged(runs.copies(train), p.rho)]
     return pl.concat(parts, how="diagonal_relaxed")
 

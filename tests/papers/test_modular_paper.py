@@ -43,7 +43,7 @@ BASE = dict(operation="add", activation="square", lr=0.01, weight_decay=4.0, sha
 
 
 def params(figure="modular_coexistence", **given):
-    return runs.parameters(
+    return runs.modular_parameters(
         figure,
         **dict.fromkeys(NAMES[figure].split())
         | dict(rho=0.8, noise="wrong", noise_seed=0, preset="ci", out="", store="")
@@ -356,9 +356,9 @@ def test_a_share_that_leaves_nothing_is_refused_by_its_name(share):
 
 
 def test_unknown_names(monkeypatch):
-    from memnb.lab import experiments
+    from memnb.lab import parameters
 
-    monkeypatch.setattr(experiments, "_kernel_cells", lambda: ["# Parameters\nmodulos = 7\n"])
+    monkeypatch.setattr(parameters, "kernel_cells", lambda: ["# Parameters\nmodulos = 7\n"])
     with pytest.raises(ValueError, match="'modulos'; did you mean 'modulus'"):
         params()
 
@@ -466,7 +466,8 @@ def test_a_run_as_its_parts(operation, activation, other):
     how = dict(operation=operation, width=20, weight_decay=4.0) | other
     train, _, test = runs.prepare(p, 0.3, how["operation"])
     own = ModularNet(7, how["width"], activation, 2)
-    fit_modular(own, train, 6, test, 0.01, how["weight_decay"], [0, 6], device="cpu")
+    settings = dict(lr=0.01, weight_decay=how["weight_decay"], times=[0, 6], device="cpu")
+    fit_modular(own, train, 6, test, **settings)
     assert (
         same(net, own)
         and not net.training

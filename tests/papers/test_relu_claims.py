@@ -1,15 +1,21 @@
 "Each claim of the ReLU dynamics paper must fail on the experiment that it names as its control."
 
 import math
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
+from memnb.datasets import NoisyDataset, corrupt, load
+from memnb.dynamics import gradient_flow
 from memnb.lab.claims import judge
-from memnb.lab.experiments import Params
-from memnb.models.networks import build
+from memnb.lab.experiments import each, gather
+from memnb.lab.parameters import Params
+from memnb.models.networks import TwoLayerReLU
 from memnb.papers import relu
 from memnb.papers.relu_claims import (
     ABOVE,
@@ -34,6 +40,7 @@ from memnb.papers.relu_claims import (
     onset,
     over_time,
 )
+from memnb.runs.run import Run
 from memnb.toy import fixed_point, trajectories
 
 GIVEN = dict(
@@ -59,8 +66,51 @@ GIVEN = dict(
 
 
 def params(**given) -> Params:
-    control = {k: given.pop(k) for k in ("permute",) if k in given}
-    return Params(relu.parameters("test", **(GIVEN | given)) | control)
+    return relu.relu_parameters("test", **(GIVEN | given))
+
+
+def permuted(data: NoisyDataset, seed: int) -> NoisyDataset:
+    "The same inputs and observed labels; as many other examples, drawn at random, are noisy."
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    return replace(data, clean=torch.where(data.is_noisy[order], 1 - data.y, data.y))
+
+
+def start(p: Params, rho=0.2, seed=0) -> tuple[NoisyDataset, TwoLayerReLU]:
+    "Data and network as in the notebooks."
+    zeros_and_ones, _ = load(p.dataset, classes=(0, 1), n=p.n, test_share=0, seed=p.noise_seed)
+    data = corrupt(zeros_and_ones, rho, p.noise, p.noise_seed)
+    return data, TwoLayerReLU(data.x[0].numel(), p.width, p.std, seed)
+
+
+def whole_runs(p: Params, permute: int | None = None) -> dict[tuple, Run]:
+    "Runs of figures 2, 3 and 6; with `permute`, a seed, other examples are called noisy."
+
+    def experiment(rho, seed):
+        data, net = start(p, rho, seed)
+        if permute is not None:
+            data = permuted(data, permute)
+        if p.clean_epochs:
+            relu.learn_clean_labels(net, data, p.clean_epochs * p.lr)
+        looks = relu.look_times(p)
+        flow = partial(gradient_flow, net, data, relu.flow_times(p), observe=[relu.watch()])
+        return partial(flow, checkpoints=looks)
+
+    return each(p, experiment)
+
+
+def close_looks(p: Params, runs: dict[tuple, Run], permute: int | None) -> pl.DataFrame:
+    "Sixty epochs of plain descent from each moment that figure 3 looks at."
+
+    def look(rho, seed, moment):
+        data, net = start(p, rho, seed)
+        if permute is not None:
+            data = permuted(data, permute)
+        net = runs[rho, seed].at(moment, net)
+        times = [epoch * p.lr for epoch in range(0, 61, 5)]
+        return partial(gradient_flow, net, data, times, "gd", [relu.alignment], lr=p.lr)
+
+    looks = each(p, look, rho=p.rhos, seed=p.seeds, moment=relu.look_times(p))
+    return relu.look_frame(p, looks)
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +118,24 @@ def store(tmp_path_factory):
     return str(tmp_path_factory.mktemp("store"))
 
 
-def whole(store, looks=False, **given) -> pl.DataFrame:
+def whole(store, looks=False, permute=None, **given) -> pl.DataFrame:
     p = params(store=store, **given)
-    runs = relu.each(p, relu.whole_run)
-    frame = relu.frames(p, runs)
+    runs = whole_runs(p, permute)
+    frame = gather(runs, epoch=p.lr, more=relu.clean_margins)
     if not looks:
         return frame
-    return pl.concat([frame, relu.close_looks(p, runs, epochs=60)], how="diagonal")
+    return pl.concat([frame, close_looks(p, runs, permute)], how="diagonal")
 
 
-def early(store, **control) -> pl.DataFrame:
+def early(store, partner_seed=0, scale=None) -> pl.DataFrame:
     p = params(store=store, window=100)
-    return relu.frames(p, {(0.2, 0): relu.side_by_side(p, 0.2, 0, **control)})
+
+    def experiment(rho, seed):
+        data, net = start(p, rho, seed)
+        _, partner = start(p, rho, partner_seed)
+        return partial(relu.side_by_side, net, partner, data, p.window, p.lr, scale=scale)
+
+    return gather(each(p, experiment), epoch=p.lr, more=relu.clean_margins)
 
 
 def toy(rhos, **start) -> pl.DataFrame:
@@ -244,8 +300,8 @@ def test_events_against_a_plain_loop(store):
 
 def test_clean_margins_against_a_plain_loop(store):
     p = params(store=store)
-    run = relu.whole_run(p, 0.2, 0)
-    got = relu.clean_margins(run)
+    (run,) = whole_runs(p).values()
+    (got,) = relu.clean_margins(run)
     last = len(run.time) - 1
     margins = []
     for i in range(len(run.y)):
@@ -257,11 +313,11 @@ def test_clean_margins_against_a_plain_loop(store):
 
 def test_drift_against_the_weights_themselves(store):
     p = params(store=store)
-    run = relu.whole_run(p, 0.2, 0)
-    start = build(**run.config["model"])
+    (run,) = whole_runs(p).values()
+    _, begin = start(p)
     time = max(run.checkpoints)
-    end = run.at(time)
-    first, last = start.hidden.weight.double(), end.hidden.weight.double()
+    end = run.at(time, begin)
+    first, last = begin.hidden.weight.double(), end.hidden.weight.double()
     cosines = torch.nn.functional.cosine_similarity(first, last)
     grown = (last.norm(dim=1) / first.norm(dim=1) - 1).abs().mean().item()
     turned = last / last.norm(dim=1, keepdim=True) - first / first.norm(dim=1, keepdim=True)
@@ -273,16 +329,16 @@ def test_drift_against_the_weights_themselves(store):
 
 def test_the_clean_network_is_slowed_by_the_realised_rate(store):
     p = params(store=store, window=3)
-    data, _ = relu.prepare(p, 0.2, 0)
-    run = relu.side_by_side(p, 0.2, 0)
+    data, net = start(p)
+    run = relu.side_by_side(net, net, data, p.window, p.lr)
     assert data.rho != 0.2
     assert run.config["scale"] == 1 - 2 * data.rho
 
 
 def test_the_early_window_is_1_7_times_the_fit():
     p = params()
-    data, model = relu.prepare(p, 0.2, 0)
-    net = build(**model)
+    data, net = start(p)
+    before = deepcopy(net)
     descent = torch.optim.SGD(net.parameters(), p.lr)
     clean = ~data.is_noisy
     epoch = 0
@@ -292,8 +348,7 @@ def test_the_early_window_is_1_7_times_the_fit():
         loss(net(data.x)[:, 0], data.y.float()).backward()
         descent.step()
         epoch += 1
-    assert relu.early_window(p) == round(1.7 * epoch)
-    assert relu.early_window(params(window=7)) == 7
+    assert relu.early_window([(data, before)], p.lr) == round(1.7 * epoch)
 
 
 @pytest.mark.parametrize(
@@ -305,12 +360,12 @@ def test_the_early_window_is_1_7_times_the_fit():
     ],
 )
 def test_seeds_that_are_not_given_are_the_presets(given, seeds):
-    assert relu.parameters("test", **(GIVEN | given))["seeds"] == seeds
+    assert params(**given).seeds == seeds
 
 
 def test_permuted_noise_keeps_labels_and_rate():
-    data, _ = relu.prepare(params(), 0.2, 0)
-    other, _ = relu.prepare(params(permute=5), 0.2, 0)
+    data, _ = start(params())
+    other = permuted(data, 5)
     assert torch.equal(other.y, data.y)
     assert other.rho == data.rho
     assert not torch.equal(other.is_noisy, data.is_noisy)
