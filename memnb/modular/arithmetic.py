@@ -167,7 +167,7 @@ def gradient(
 
 # %% ../../nbs/modular/01_arithmetic.ipynb #cell15
 def _check_course(
-    net: ModularNet,
+    model: ModularNet,
     data: NoisyDataset,
     test: NoisyDataset | None,
     epochs: int,
@@ -175,8 +175,8 @@ def _check_course(
     weight_decay: float,
 ):
     "`TypeError` or `ValueError` unless this can be trained."
-    if not isinstance(net, ModularNet):
-        raise ValueError(f"the network is a {type(net).__name__}; it must be a ModularNet")
+    if not isinstance(model, ModularNet):
+        raise ValueError(f"the network is a {type(model).__name__}; it must be a ModularNet")
     check_data(data)
     if test is not None:
         check_data(test, "the test data")
@@ -217,7 +217,7 @@ def _times_of(
 
 
 def train_modular(
-    net: ModularNet,  # trained in place; parameters that require no gradient stay as they are
+    model: ModularNet,  # trained in place; parameters that require no gradient stay as they are
     data: NoisyDataset,  # of `operation_table`
     epochs: int,  # steps, each on all training pairs
     test: NoisyDataset | None = None,
@@ -241,15 +241,15 @@ def train_modular(
     if isinstance(device, str) and device == "auto":
         device = pick_device(device)
     device = check_device(device)
-    _check_course(net, data, test, epochs, lr, weight_decay)
+    _check_course(model, data, test, epochs, lr, weight_decay)
     times, checkpoints = _times_of(times, checkpoints, epochs)
-    net = net.to(device)
+    model = model.to(device)
     data = data.to(device)
     test = None if test is None else test.to(device)
-    grid = Grid(data, net.p)
+    grid = Grid(data, model.p)
     if test is not None:
-        Grid(test, net.p)
-    trained = [q for q in net.parameters() if q.requires_grad]
+        Grid(test, model.p)
+    trained = [q for q in model.parameters() if q.requires_grad]
     opt = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, epochs)
     known = dict(
@@ -261,7 +261,7 @@ def train_modular(
         test=None if test is None else test.digest,
     )
     known |= own_config(known, config)
-    s = Training(net, data, test, opt, schedule, Recorder(data, test, config=known))
+    s = Training(model, data, test, opt, schedule, Recorder(data, test, config=known))
     return _epochs(s, grid, observe, progress)
 
 # %% ../../nbs/modular/01_arithmetic.ipynb #cell16
@@ -305,13 +305,13 @@ def _epochs(
 
 
 def fit_modular(
-    net: ModularNet,  # trained in place
+    model: ModularNet,  # trained in place
     data: NoisyDataset,
     epochs: int,
     test: NoisyDataset | None = None,
     **options,  # of `train_modular`
 ) -> Run:
     "The Run of `train_modular`. Errors as there."
-    for s in train_modular(net, data, epochs, test, **options):  # noqa: B007  the last is used
+    for s in train_modular(model, data, epochs, test, **options):  # noqa: B007  the last is used
         pass
     return s.recorder.run()

@@ -7,6 +7,7 @@ from dataclasses import replace
 import polars as pl
 import pytest
 import torch
+from modular_trainings import extractions, framed, pictured, prepare, summary, trained
 
 from memnb.lab.claims import Claim, judge
 from memnb.models.networks import build
@@ -63,8 +64,8 @@ def judged(figure: str, claim: Claim, frame: pl.DataFrame) -> list[str]:
 
 
 def coexisting(p, rho: float) -> pl.DataFrame:
-    run, net = runs.trained(p, rho, 0)
-    parts = [runs.measured(run, rho=rho, seed=0), runs.summary(p, rho, 0, net)]
+    run, net = trained(p, rho, 0)
+    parts = [framed(run, rho=rho, seed=0), summary(p, rho, 0, net)]
     return pl.concat(parts, how="diagonal")
 
 
@@ -108,7 +109,7 @@ def two_frozen(p, test) -> pl.DataFrame:
     rows = []
     for seed in range(8):
         for part, which in (("extracted", 2 * seed), ("extracted, frozen", 2 * seed + 1)):
-            view = look(runs.trained(p, 0.8, which, frozen=True)[1], "add")
+            view = look(trained(p, 0.8, which, frozen=True)[1], "add")
             accuracy = view.score(extract(view, "projection")[0], test)
             rows.append(dict(part=part, seed=seed, accuracy=accuracy))
     same = dict(rho=0.8, epoch=p.epochs, group="test", target="true")
@@ -116,9 +117,9 @@ def two_frozen(p, test) -> pl.DataFrame:
 
 
 def coexistence_controls(p, sweep) -> dict[str, pl.DataFrame]:
-    noisy, test = sweep[0.8], runs.prepare(p, 0.8)[2]
+    noisy, test = sweep[0.8], prepare(p, 0.8)[2]
     end = noisy["epoch"].max()
-    residues = look(runs.trained(p, 0.8, 0)[1], "add", shuffle=0)
+    residues = look(trained(p, 0.8, 0)[1], "add", shuffle=0)
     return {
         UNTRAINED: noisy.filter(epoch=0).with_columns(epoch=pl.lit(end)),
         SHUFFLED: with_projection(noisy, residues, test),
@@ -145,7 +146,7 @@ def extraction():
 
 @pytest.fixture(scope="module")
 def extracted(extraction):
-    return runs.extractions(extraction, 0.8, 0, "add")
+    return extractions(extraction, 0.8, 0, "add")
 
 
 def test_what_extraction_finds_in_a_trained_network(extracted):
@@ -161,13 +162,13 @@ def in_its_place(frame: pl.DataFrame, view: str) -> pl.DataFrame:
 
 def second_frozen(p, frame: pl.DataFrame) -> pl.DataFrame:
     "A network of another seed with a frozen first layer in the trained one's place."
-    _, held, test = runs.prepare(p, 0.8, "add")
-    view = look(runs.trained(p, 0.8, 1, frozen=True, operation="add")[1], "add")
+    _, held, test = prepare(p, 0.8, "add")
+    view = look(trained(p, 0.8, 1, frozen=True, operation="add")[1], "add")
     got = {m: view.score(extract(view, m, held)[0], test) for m in EXTRACT}
     got |= dict(network=view.score(view.logits, test), strict=view.score(strict(view)[0], test))
     accuracies = pl.col("method").replace_strict(got, default=None)
-    trained = pl.col("view") == "trained"
-    return frame.with_columns(accuracy=pl.when(trained).then(accuracies).otherwise("accuracy"))
+    replaced = pl.col("view") == "trained"
+    return frame.with_columns(accuracy=pl.when(replaced).then(accuracies).otherwise("accuracy"))
 
 
 def test_claims_of_extraction_fail_on_their_controls(extraction, extracted):
@@ -206,9 +207,9 @@ def widths(decays: dict[float, float]) -> pl.DataFrame:
     parts = []
     for judged_as, decay in decays.items():
         for width in p.widths:
-            run = runs.trained(p, 0.2, 0, width=width, weight_decay=decay)[0]
+            run = trained(p, 0.2, 0, width=width, weight_decay=decay)[0]
             what = dict(rho=0.2, seed=0, width=width, weight_decay=float(judged_as))
-            parts.append(runs.measured(run, **what))
+            parts.append(framed(run, **what))
     return pl.concat(parts)
 
 
@@ -228,8 +229,8 @@ def test_claims_of_width_hold_on_runs_and_fail_on_their_controls():
 
 def test_one_width_is_no_comparison():
     p = params("modular_width", preset="ci", rho=0.2, widths="33", decays="0,4")
-    run = runs.trained(p, 0.2, 0, width=33, weight_decay=4.0)[0]
-    one = runs.measured(run, rho=0.2, seed=0, width=33, weight_decay=4.0)
+    run = trained(p, 0.2, 0, width=33, weight_decay=4.0)[0]
+    one = framed(run, rho=0.2, seed=0, width=33, weight_decay=4.0)
     assert judged("modular_width", WIDTH[0], one) == ["undecided"]
 
 
@@ -238,12 +239,12 @@ def test_one_width_is_no_comparison():
 
 def ordered(p, train) -> pl.DataFrame:
     "A run on these marks of wrong labels, watched as the notebook does."
-    _, _, test = runs.prepare(p, p.rho)
+    _, _, test = prepare(p, p.rho)
     net = build(name="modular", p=p.modulus, width=p.width, activation=p.activation, seed=0)
     watch = [runs.inside("add", train, test)]
     how = dict(lr=p.lr, weight_decay=p.weight_decay, observe=watch, device="cpu")
     run = fit_modular(net, train, p.epochs, test, **how)
-    parts = [runs.measured(run, rho=p.rho, seed=0), tagged(runs.copies(train), p.rho)]
+    parts = [framed(run, rho=p.rho, seed=0), tagged(runs.copies(train), p.rho)]
     return pl.concat(parts, how="diagonal_relaxed")
 
 
@@ -256,7 +257,7 @@ def permuted(train):
 
 def test_claims_of_order_hold_on_a_run_and_fail_on_their_control():
     p = params("modular_order", rho=0.2, epochs=200)
-    train = runs.prepare(p, p.rho)[0]
+    train = prepare(p, p.rho)[0]
     frame, control = ordered(p, train), ordered(p, permuted(train))
     for claim in ORDER:
         assert claim.control == PERMUTED
@@ -283,8 +284,8 @@ def test_labels_never_learnt_are_not_learnt_first():
 
 
 def parted(p, rho: float) -> list[dict]:
-    train, held, test = runs.prepare(p, rho)
-    net = runs.trained(p, rho, 0)[1]
+    train, held, test = prepare(p, rho)
+    net = trained(p, rho, 0)[1]
     rows = runs.partitions(net, train, held, test, 0)
     for by, view in dict(projection=look(net, "add"), residues=look(net, "add", shuffle=0)).items():
         rows.append(dict(by=by, accuracy=view.score(extract(view, "projection")[0], test)))
@@ -302,7 +303,7 @@ def test_claims_of_the_partition_fail_on_their_controls():
     p = params("modular_partition", rhos="0.8", width=257)
     rows = [dict(task="modular", **row) for row in parted(p, 0.8)]
     ci = params("modular_partition", preset="ci", rhos="0.3", rho=0.3, dataset="digits")
-    rows += [dict(task="ten classes", **row) for row in runs.pictured(ci, 0.3, 10)]
+    rows += [dict(task="ten classes", **row) for row in pictured(ci, 0.3, 10)]
     f = tagged(pl.DataFrame(rows, infer_schema_length=None), 0.8)
     residues = f.filter(by="residues").with_columns(by=pl.lit("projection"))
     controls = {
