@@ -13,7 +13,8 @@ import ipywidgets as w
 import polars as pl
 
 from ..datasets.noisy_datasets import NoisyDataset
-from ..lab.charts import COLORS, curves, pictures
+from ..lab.charts import COLORS, curves
+from ..lab.layouts import pictures
 
 alt.JupyterChart.enable_offline()  # no code from elsewhere
 

@@ -13,20 +13,8 @@ from PIL import Image
 
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
-from memnb.lab.charts import (
-    COLORS,
-    DASHES,
-    curves,
-    dots,
-    heat,
-    level,
-    live,
-    panels,
-    pictures,
-    regions,
-    thin,
-    use_theme,
-)
+from memnb.lab.charts import COLORS, DASHES, curves, dots, heat, level, thin, use_theme
+from memnb.lab.layouts import live, panels, pictures, regions
 from memnb.models.networks import build
 from memnb.trainer.training import fit
 
@@ -320,7 +308,7 @@ def test_live_chart_is_one_display_that_is_updated(monkeypatch, every, shown):
         "IPython.display.display", lambda chart, display_id: drawn.append(chart) or handle
     )
     if every:
-        monkeypatch.setattr("memnb.lab.charts.time.monotonic", lambda: 2 * every)
+        monkeypatch.setattr("memnb.lab.layouts.time.monotonic", lambda: 2 * every)
     data = corrupt(load("digits", n=100, test_share=0)[0], 0.2, "wrong")
     fit(build("mlp", shape=[1, 8, 8], widths=(8,)), data, 5, lr=0.1, observe=[live(every)])
     assert len(drawn) == shown
