@@ -21,7 +21,7 @@ from .experiments import facts
 from .sweeps import results, sweep
 from .tasks import Failed, execute, failed, make_task
 
-# %% ../../nbs/lab/07_cli.ipynb #cell04
+# %% ../../nbs/lab/07_cli.ipynb #cell06
 _ROOT = click.option(
     "--root",
     default="sweeps",
@@ -41,7 +41,7 @@ _NOTEBOOK = click.argument("notebook", type=click.Path(path_type=Path))
 
 
 class _Plain(click.Group):
-    "Mistakes of a user end in their message, not in a traceback."
+    "A user's mistakes end in their message, not in a traceback."
 
     def invoke(self, ctx):
         try:
@@ -63,17 +63,29 @@ def main():
 @click.option("--timeout", type=float, help="Seconds until it is ended.")
 def run(notebook: Path, fixed, root: Path, timeout):
     "Run NOTEBOOK with these parameters, unless its result is there."
-    task, began = make_task(notebook, dict(fixed)), time.time()
-    there = task.state(root.resolve()) == "done"
+    task = make_task(notebook, dict(fixed))
+    began = time.time()
+    cached = task.state(root.resolve()) == "done"
     try:
         folder = execute(task, root.resolve(), timeout=timeout)
     except Failed as e:
         raise Failed(
             f"{task.name()}: {e}\nits notebook and output are in {failed(task.folder(root))}"
         ) from e
-    click.echo(f"{'found' if there else f'{time.time() - began:.0f} s,'} {folder}")
+    click.echo(f"{'found' if cached else f'{time.time() - began:.0f} s,'} {folder}")
 
-# %% ../../nbs/lab/07_cli.ipynb #cell05
+# %% ../../nbs/lab/07_cli.ipynb #cell10
+def _table(frame: pl.DataFrame) -> str:
+    "All rows of a table of tasks, as text."
+    with pl.Config(
+        tbl_rows=-1,
+        tbl_hide_dataframe_shape=True,
+        tbl_hide_column_data_types=True,
+        fmt_str_lengths=60,
+    ):
+        return str(frame)
+
+
 @main.command("sweep")
 @_NOTEBOOK
 @click.option(
@@ -100,50 +112,37 @@ def run(notebook: Path, fixed, root: Path, timeout):
 @click.option("--retry", is_flag=True, help="Also run what failed before.")
 @click.option("--timeout", type=float, help="Seconds until a run is ended.")
 @click.option("--dry-run", is_flag=True, help="Say what would be run, and how long it may take.")
-def sweep_(notebook: Path, axes, fixed, root: Path, jobs, dask, slurm, retry, timeout, dry_run):
+def sweep_(notebook: Path, axes, fixed, root: Path, *, slurm, dry_run, **options):
     "Run NOTEBOOK at each point of a grid. Started again, it does the rest only."
     if not axes:
         raise ValueError("a grid needs an axis: -g rho 0.1,0.2")
-    done = sweep(
-        notebook,
-        dict(axes),
-        root,
-        dict(fixed),
-        jobs,
-        dask,
-        dict(slurm) or None,
-        retry,
-        timeout,
-        dry_run=dry_run,
-    )
-    with pl.Config(
-        tbl_rows=-1,
-        tbl_hide_dataframe_shape=True,
-        tbl_hide_column_data_types=True,
-        fmt_str_lengths=60,
-    ):
-        click.echo(done)
+    slurm = dict(slurm) or None
+    done = sweep(notebook, dict(axes), root, dict(fixed), slurm=slurm, dry_run=dry_run, **options)
+    click.echo(_table(done))
     if not dry_run and (done["state"] != "done").any():
         raise click.exceptions.Exit(1 if (done["state"] == "failed").any() else 130)
 
-# %% ../../nbs/lab/07_cli.ipynb #cell06
-def _rows(frame: pl.DataFrame, where) -> pl.DataFrame:
-    for name, value in where:
+# %% ../../nbs/lab/07_cli.ipynb #cell13
+def _rows(frame: pl.DataFrame, where: tuple[tuple[str, str], ...]) -> pl.DataFrame:
+    "The rows where each named column has its value. `ValueError` for no such column or value."
+    for name, text in where:
         if name not in frame.columns:
             raise ValueError(f"there is no column {name!r}; there are {', '.join(frame.columns)}")
         try:
-            value = pl.Series([value]).cast(frame.schema[name])[0]
+            value = pl.Series([text]).cast(frame.schema[name])[0]
         except pl.exceptions.PolarsError:
             raise ValueError(
-                f"--where {name} {value}: the column holds {frame.schema[name]}"
+                f"--where {name} {text}: the column holds {frame.schema[name]}"
             ) from None
         frame = frame.filter(pl.col(name) == value)
     return frame
 
 
-def _shown(frame: pl.DataFrame, output: Path | None):
+def _show(frame: pl.DataFrame, output: Path | None):
+    "Print a table, or write it to a .csv or .parquet file."
     if output is None:
-        return click.echo(frame)
+        click.echo(frame)
+        return
     write = {".csv": frame.write_csv, ".parquet": frame.write_parquet}.get(output.suffix)
     if write is None:
         raise ValueError(f"--output {output} must end in .csv or .parquet")
@@ -165,6 +164,15 @@ _OUTPUT = click.option(
     "--output", type=click.Path(path_type=Path), help="A .csv or .parquet file to write."
 )
 
+# %% ../../nbs/lab/07_cli.ipynb #cell14
+def _draw(frame: pl.DataFrame, chart: Path, y: str, color: str):
+    "Draw a frame of results to a file."
+    from memnb.lab.sweeps import figure
+
+    options = dict(ppi=144) if chart.suffix == ".png" else {}
+    figure(frame, y, color).save(str(chart), **options)
+    click.echo(f"drawn from {frame['key'].n_unique()} runs in {chart}")
+
 
 @main.command("results")
 @_NOTEBOOK
@@ -178,19 +186,16 @@ _OUTPUT = click.option(
 )
 @click.option("--y", default="accuracy", show_default=True, help="What to draw.")
 @click.option("--color", default="rho", show_default=True, help="Column that tells curves apart.")
-def results_(notebook: Path, root: Path, where, output, chart, y, color):
+def results_(notebook: Path, root: Path, where, output, *, chart, y, color):
     "The frames of all runs of NOTEBOOK, parameters as columns."
     frame = _rows(results(notebook, root), where)
     if chart is None:
-        return _shown(frame, output)
+        _show(frame, output)
+        return
     if frame.is_empty():
-        raise ValueError(
-            f"no run of {notebook} has {', '.join(f'{k} {v}' for k, v in where) or 'a result'} in {root}: there is nothing to draw"
-        )
-    from memnb.lab.sweeps import figure
-
-    figure(frame, y, color).save(str(chart), **(dict(ppi=144) if chart.suffix == ".png" else {}))
-    click.echo(f"drawn from {frame['key'].n_unique()} runs in {chart}")
+        asked = ", ".join(f"{column} {value}" for column, value in where) or "a result"
+        raise ValueError(f"no run of {notebook} has {asked} in {root}: there is nothing to draw")
+    _draw(frame, chart, y, color)
 
 
 @main.command()
@@ -198,36 +203,35 @@ def results_(notebook: Path, root: Path, where, output, chart, y, color):
 @_WHERE
 @_OUTPUT
 def claims(root: Path, where, output):
-    "What was found of each claim, over all runs."
-    _shown(
-        _rows(
-            results(None, root, "claims").select(
-                "figure", "statement", "rho", "paper", "ours", "verdict", "key"
-            ),
-            where,
-        ),
-        output,
-    )
+    "The verdict on each claim, over all runs."
+    columns = ["figure", "statement", "rho", "paper", "ours", "verdict", "key"]
+    _show(_rows(results(None, root, "claims").select(columns), where), output)
 
-# %% ../../nbs/lab/07_cli.ipynb #cell07
-@main.command()
-def doctor():
-    "Versions, devices, data that are found, disk, and a short run."
-    for k, v in facts().items():
-        click.echo(f"{k}: {v}")
-    click.echo(
-        f"devices: cpu, {torch.get_num_threads()} threads"
-        + "".join(f"; {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count()))
-    )
-    root = data_root(None)
-    found = sorted(f.name for f in root.iterdir()) if root.is_dir() else []
-    click.echo(f"data in {root}: {', '.join(found) or 'none yet; digits need none'}")
-    click.echo(f"disk: {shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GB free here")
+# %% ../../nbs/lab/07_cli.ipynb #cell17
+def _short_run() -> str:
+    "What a network that memorizes reached, and how long it took, in words."
     from memnb.explorer.sessions import Session, numbers
 
-    began, session = time.time(), Session("two layers", "ci")
+    began = time.time()
+    session = Session("two layers", "ci")
     for _ in session:
         pass
-    click.echo(
-        f"a network that memorizes: clean {numbers(session)['clean']:.0%}, noisy {numbers(session)['noisy']:.0%}, {time.time() - began:.1f} s"
+    accuracy = numbers(session)
+    return (
+        f"a network that memorizes: clean {accuracy['clean']:.0%}, noisy {accuracy['noisy']:.0%}, "
+        f"{time.time() - began:.1f} s"
     )
+
+
+@main.command()
+def doctor():
+    "Versions, devices, data that are there, disk, and a short run."
+    for name, value in facts().items():
+        click.echo(f"{name}: {value}")
+    cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    click.echo("; ".join([f"devices: cpu, {torch.get_num_threads()} threads", *cards]))
+    root = data_root(None)
+    files = sorted(f.name for f in root.iterdir()) if root.is_dir() else []
+    click.echo(f"data in {root}: {', '.join(files) or 'none yet; digits need none'}")
+    click.echo(f"disk: {shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GB free here")
+    click.echo(_short_run())

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['KILLED', 'running', 'ending', 'declared', 'cast', 'Task', 'record', 'failed', 'make_task', 'Failed', 'end_all',
-           'execute', 'check_timeout', 'sweep_up']
+           'sweep_up', 'check_timeout', 'execute']
 
 # %% ../../nbs/lab/05_tasks.ipynb #cell02
 import ast
+import contextlib
 import hashlib
 import json
 import os
@@ -28,97 +29,110 @@ from ..common.code import code_of
 from ..common.files import Damaged, check_writable, local_path, put, set_aside, verify
 from .experiments import refuse_unknown
 
-# %% ../../nbs/lab/05_tasks.ipynb #cell04
-def declared(notebook: Path) -> dict[str, tuple[str, str, str]]:
-    "name -> (type, default, comment) of the notebook's parameters, but those that say where results go. `ValueError` for a file that is none or has no such cell."
+# %% ../../nbs/lab/05_tasks.ipynb #cell06
+def declared(notebook: str | Path) -> dict[str, tuple[str, str, str]]:
+    """name -> (type, default, comment) of the notebook's parameters.
+
+    Those that say where results go, `out` and `store`, are left out. `ValueError` for a file that
+    is no notebook, or has no cell tagged `parameters`.
+    """
     import papermill
 
     notebook = local_path("notebook", notebook)
     if not notebook.is_file() or notebook.suffix != ".ipynb":
         raise ValueError(f"there is no notebook {str(notebook)!r}")
     try:
-        with tempfile.TemporaryDirectory() as place:  # papermill takes braces in a path for its own
-            found = papermill.inspect_notebook(shutil.copy(notebook, Path(place, "notebook.ipynb")))
+        # a copy, as papermill takes braces in a path for its own
+        with tempfile.TemporaryDirectory() as folder:
+            copy = shutil.copy(notebook, Path(folder, "notebook.ipynb"))
+            inspected = papermill.inspect_notebook(copy)
     except Exception as e:
         raise ValueError(f"{notebook} is not a notebook that can be read: {e}") from e
-    if not found:
+    if not inspected:
         raise ValueError(f"{notebook} has no cell tagged `parameters`, so nothing can be set in it")
     return {
-        k: (_kind(v["inferred_type_name"], v["default"]), v["default"], v["help"])
-        for k, v in found.items()
-        if k not in ("out", "store")
+        name: (_kind(p["inferred_type_name"], p["default"]), p["default"], p["help"])
+        for name, p in inspected.items()
+        if name not in ("out", "store")
     }
 
 
-def _kind(declared: str, default: str) -> str:
+def _kind(annotation: str, default: str) -> str:
     "The type that is declared, else that of the default."
-    if declared != "None":
-        return declared.split(".")[-1]
+    if annotation != "None":
+        return annotation.split(".")[-1]
     try:
         return type(ast.literal_eval(default)).__name__
     except (ValueError, SyntaxError):
         return "str"
 
-
-def _whole(v) -> int:
+# %% ../../nbs/lab/05_tasks.ipynb #cell08
+def _whole(value) -> int:
+    "A value as an int; `ValueError` for 1.5."
     try:
-        return int(v if isinstance(v, (int, str)) else str(v))
+        return int(value if isinstance(value, (int, str)) else str(value))
     except ValueError:
-        if float(v) != int(float(v)):
+        if float(value) != int(float(value)):
             raise
-        return int(float(v))
+        return int(float(value))
 
 
-def _truth(v) -> bool:
-    return (
-        v
-        if isinstance(v, bool)
-        else {"true": True, "1": True, "false": False, "0": False}[str(v).lower()]
-    )
+def _truth(value) -> bool:
+    "A value as a bool; `KeyError` for anything but true, false, 1 and 0."
+    if isinstance(value, bool):
+        return value
+    return {"true": True, "1": True, "false": False, "0": False}[str(value).lower()]
 
 
 _CASTS = {"float": float, "int": _whole, "str": str, "bool": _truth}
 
 
-def cast(notebook: Path, values: dict) -> dict:
-    "The values in the types of the notebook's parameters. `ValueError` for an unknown name, with the nearest, or a value that cannot be cast."
-    known, out = declared(notebook), {}
+def cast(
+    notebook: str | Path,
+    values: dict,  # parameter -> value, of any type that can be cast; None: the preset's
+) -> dict:
+    """The values in the types of the notebook's parameters.
+
+    `ValueError` for an unknown name, with the nearest one, or for a value that cannot be cast.
+    """
+    known = declared(notebook)
     if not isinstance(values, dict):
         raise ValueError(f"values={values!r} must be a dictionary of the notebook's parameters")
     refuse_unknown(values, list(known))
-    for k, v in values.items():
-        kind = known[k][0]
+    typed = {}
+    for name, value in values.items():
+        kind, _, comment = known[name]
         try:
-            out[k] = None if v is None else _CASTS.get(kind, str)(v)
+            typed[name] = None if value is None else _CASTS.get(kind, str)(value)
         except (TypeError, ValueError, KeyError, OverflowError):
             raise ValueError(
-                f"{k}={v!r} must be a {kind}: {known[k][2] or 'see the notebook'}"
+                f"{name}={value!r} must be of type {kind}: {comment or 'see the notebook'}"
             ) from None
-    return out
+    return typed
 
-# %% ../../nbs/lab/05_tasks.ipynb #cell06
-#| export
-
-
-# %% ../../nbs/lab/05_tasks.ipynb #cell07
+# %% ../../nbs/lab/05_tasks.ipynb #cell12
 @dataclass(frozen=True)
 class Task:
-    "A notebook and parameters that were cast."
+    "A notebook and its parameters, already cast."
 
     notebook: Path
     values: tuple[tuple[str, object], ...]  # sorted pairs
-    key: str
+    key: str  # sixteen hexadecimal digits
 
     def folder(self, root: str | Path) -> Path:
+        "Where the result lies below a folder of results."
         return local_path("root", root) / self.notebook.stem / self.key
 
     def name(self) -> str:
-        return f"{self.notebook.stem} " + (
-            " ".join(f"{k}={v}" for k, v in self.values) or "as it is"
-        )
+        "The notebook and its parameters, in words."
+        given = " ".join(f"{k}={v}" for k, v in self.values)
+        return f"{self.notebook.stem} {given or 'as it is'}"
 
     def state(self, root: Path) -> str:
-        "done, failed or missing; what is not as it was written is set aside, with a warning, and missing."
+        """`done`, `failed` or `missing`.
+
+        A damaged result is set aside, with a warning, and counts as missing.
+        """
         folder = self.folder(root)
         for place, state in ((folder, "done"), (failed(folder), "failed")):
             if not place.exists():
@@ -139,30 +153,31 @@ def record(place: Path) -> dict:
 
 
 def failed(folder: Path) -> Path:
+    "Where a task of this folder lies if it failed."
     return folder.with_name(folder.name + ".failed")
 
-
-def make_task(notebook: str | Path, values: dict | None = None) -> Task:
-    "The task; `ValueError` as of `cast`."
+# %% ../../nbs/lab/05_tasks.ipynb #cell13
+def make_task(
+    notebook: str | Path,
+    values: dict | None = None,  # parameter -> value; others are as the notebook declares them
+) -> Task:
+    "The task of a notebook and parameters. `ValueError` as for `cast`."
     notebook = local_path("notebook", notebook).resolve()
     values = cast(notebook, {} if values is None else values)
-    code = [
-        c["source"]
-        for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        if c["cell_type"] == "code"
-    ]
-    key = hashlib.sha256(
-        json.dumps([code, values, code_of()], sort_keys=True).encode()
-    ).hexdigest()[:16]
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = [c["source"] for c in cells if c["cell_type"] == "code"]
+    made_of = json.dumps([code, values, code_of()], sort_keys=True)
+    key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
     return Task(notebook, tuple(sorted(values.items())), key)
 
-# %% ../../nbs/lab/05_tasks.ipynb #cell09
+# %% ../../nbs/lab/05_tasks.ipynb #cell17
 class Failed(RuntimeError):
     "A task that failed; the message is its error."
 
 
-# What the process runs: papermill on the notebook beside it, with the parameters of a file. It imports nothing of memnb,
-# whose torch would take seconds. Before anything else: whoever is left behind by the death of its owner ends, PR_SET_PDEATHSIG.
+# What the process runs: papermill on the notebook beside it, with the parameters of a file. It
+# imports nothing of memnb, whose torch would take seconds. The first lines end a process whose
+# owner has died (PR_SET_PDEATHSIG).
 _RUN = """import json, os, sys
 if sys.platform == "linux": import ctypes; ctypes.CDLL(None).prctl(1, 9)
 if os.getppid() != int(sys.argv[1]): sys.exit("its owner is gone")
@@ -170,11 +185,10 @@ import papermill
 with open("given.json") as f: given = json.load(f)
 papermill.execute_notebook("notebook.ipynb", "done.ipynb", parameters=given, progress_bar=False)"""
 
-# %% ../../nbs/lab/05_tasks.ipynb #cell10
-KILLED, _MARK = "was ended by", "MEMNB_TASK"
-running: dict[
-    str, subprocess.Popen
-] = {}  # by its mark, which every process of a task has in its environment
+# %% ../../nbs/lab/05_tasks.ipynb #cell18
+KILLED = "was ended by"
+_MARK = "MEMNB_TASK"  # the environment variable that holds a task's mark in all its processes
+running: dict[str, subprocess.Popen] = {}  # mark -> process
 ending = threading.Event()  # set: no task begins, and those that run are given up
 
 
@@ -186,83 +200,81 @@ def end_all():
 
 
 def _end(mark: str):
-    "End all processes of a task: a kernel is in a session of its own, and outlives who began it for a while."
+    """End all processes of a task.
+
+    A kernel is in a session of its own, and outlives for a while the process that began it.
+    """
     import psutil
 
-    def has(p):
+    def is_marked(process: psutil.Process) -> bool:
         try:
-            return p.environ().get(_MARK) == mark
+            return process.environ().get(_MARK) == mark
         except psutil.Error:
             return False
 
-    found = [p for p in psutil.process_iter(["ppid"]) if has(p)]
-    for p in found:
-        try:
-            p.kill()
-        except psutil.Error:
-            pass
-    psutil.wait_procs(
-        [p for p in found if p.info["ppid"] != os.getpid()], timeout=5
-    )  # who waits for a child here takes its exit code from `_run`
+    processes = [p for p in psutil.process_iter(["ppid"]) if is_marked(p)]
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    # the exit codes of this process's own children are for `_run` to take
+    strangers = [p for p in processes if p.info["ppid"] != os.getpid()]
+    psutil.wait_procs(strangers, timeout=5)
 
-# %% ../../nbs/lab/05_tasks.ipynb #cell11
-def execute(
-    task: Task,
-    root: str | Path,
-    threads: int | None = None,  # of torch in it; default: as it likes
-    timeout: float | None = None,  # seconds until it is ended
-) -> Path:
-    "Run a task unless its result is there; its folder. `Failed` if the notebook raised, was killed or took too long."
-    if not isinstance(task, Task):
-        raise ValueError(f"{task!r} is no task; make one of a notebook with make_task")
-    check_timeout(timeout)
-    root = local_path(
-        "root", root
-    ).resolve()  # as the task's process has a working folder of its own
-    folder = task.folder(root)
-    if task.state(root) == "done":
-        return folder
-    check_writable("root", folder.parent)
-    part, began = (
-        Path(tempfile.mkdtemp(prefix=_owned(task.key, os.getpid()), dir=folder.parent)),
-        time.time(),
+# %% ../../nbs/lab/05_tasks.ipynb #cell19
+def _command(task: Task, part: Path, threads: int | None) -> dict:
+    "How the notebook in `part` is run: arguments of `subprocess.Popen`."
+    env = os.environ | {_MARK: part.name}
+    if threads is not None:
+        env |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    return dict(
+        args=[sys.executable, "-c", _RUN, str(os.getpid())],
+        stdin=subprocess.DEVNULL,
+        env=env,
+        cwd=part,
+        start_new_session=True,
     )
+
+
+def _why(code: int, log: Path) -> str:
+    "Why a process ended with an exit code other than 0."
+    if code < 0:
+        return f"{KILLED} {signal.Signals(-code).name}"
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    if lines and "DeadKernelError" in lines[-1]:
+        return f"{KILLED} the death of its kernel, which was killed or ran out of memory"
+    return lines[-1] if lines else f"ended with {code}"
+
+
+def _run(task: Task, part: Path, threads: int | None, timeout: float | None) -> str | None:
+    "Run the notebook in `part`; what went wrong, or None."
+    shutil.copy(task.notebook, part / "notebook.ipynb")
+    log_file = part / "log.txt"
     try:
-        error = _tried(task, part, root, threads, timeout)
-        known = dict(
-            notebook=task.notebook.name,
-            key=task.key,
-            parameters=dict(task.values),
-            wall_seconds=round(time.time() - began, 1),
-        )
-        error = _gather(task, part, known, error)
-        place = failed(folder) if error else folder
-        shutil.rmtree(failed(folder), ignore_errors=True)
-        put(part, place)
-        if error:
-            raise Failed(error)
-        return folder
+        with log_file.open("wb") as log:
+            process = subprocess.Popen(**_command(task, part, threads), stdout=log, stderr=log)
+            running[part.name] = process
+            code = process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return f"took longer than {timeout:g} s"
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        _end(part.name)
+        running.pop(part.name, None)
+    return None if code == 0 else _why(code, log_file)
 
 
-def check_timeout(timeout):
-    "`ValueError` unless it is a number of seconds above 0, or None."
-    if timeout is not None and (
-        isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0
-    ):
-        raise ValueError(f"timeout={timeout!r} must be seconds above 0, or None")
+def _attempt(task: Task, part: Path, root: Path, threads: int | None, timeout: float | None) -> str:
+    """Run the notebook in `part`, up to three times; what went wrong, or nothing.
 
-
-def _tried(task: Task, part: Path, root: Path, threads: int | None, timeout: float | None) -> str:
-    "What went wrong, or nothing. Run again where it was killed: whoever kills a process, be it for memory, may leave the next one alone."
+    It is run again where it was killed: whatever killed it, be it for memory, may leave the next
+    one alone. `InterruptedError` where this process gives up its tasks.
+    """
+    given = dict(task.values) | dict(out=str(part / "out"), store=str(root / "runs"))
+    error = ""
     for _ in range(3):
         if ending.is_set():
             raise InterruptedError(f"{task.name()} was given up")
         shutil.rmtree(part / "out", ignore_errors=True)
-        (part / "given.json").write_text(
-            json.dumps(dict(task.values) | dict(out=str(part / "out"), store=str(root / "runs")))
-        )
+        (part / "given.json").write_text(json.dumps(given))
         error = _run(task, part, threads, timeout) or ""
         if not error.startswith(KILLED):
             break
@@ -270,13 +282,49 @@ def _tried(task: Task, part: Path, root: Path, threads: int | None, timeout: flo
         raise InterruptedError(f"{task.name()} was given up")
     return error
 
+# %% ../../nbs/lab/05_tasks.ipynb #cell21
+def _add_parameters(file: Path, known: dict):
+    "Give a frame the task's key and parameters as columns, but those that it has."
+    frame = pl.read_parquet(file, glob=False)
+    given = {
+        name: pl.lit(value)
+        for name, value in known["parameters"].items()
+        if name not in frame.columns and value is not None
+    }
+    frame.with_columns(key=pl.lit(known["key"]), **given).write_parquet(file)
+
+
+def _gather(task: Task, part: Path, known: dict, error: str | None) -> str | None:
+    """Put the notebook's results beside it and write down what was run.
+
+    Gives what went wrong, or None.
+    """
+    for name in ("given.json", "notebook.ipynb"):
+        (part / name).unlink(missing_ok=True)
+    if (part / "done.ipynb").exists():
+        (part / "done.ipynb").rename(part / task.notebook.name)
+    if not error:
+        for result in (part / "out").glob("*/*/*"):
+            result.rename(part / result.name)
+        try:
+            for file in part.glob("*.parquet"):
+                _add_parameters(file, known)
+        except pl.exceptions.PolarsError as e:
+            error = f"its {file.name} cannot be read: {e}"
+    shutil.rmtree(part / "out", ignore_errors=True)
+    (part / "task.json").write_text(json.dumps(known | dict(error=error), indent=1))
+    return error or None
+
 
 def _owned(key: str, pid: int | str) -> str:
+    "How the name of an unfinished folder begins: with its key, machine and process."
     return f".{key}.{socket.gethostname()}-{pid}."
 
 
-def sweep_up(folder: Path):
-    "Remove what tasks left in a notebook's folder whose owners on this machine are gone."
+def sweep_up(
+    folder: str | Path,  # of a notebook's results
+):
+    "Remove what tasks left in a folder whose processes on this machine are gone."
     import psutil
 
     folder = local_path("folder", folder)
@@ -286,69 +334,50 @@ def sweep_up(folder: Path):
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
             shutil.rmtree(part, ignore_errors=True)
 
-# %% ../../nbs/lab/05_tasks.ipynb #cell12
-def _run(task: Task, part: Path, threads: int | None, timeout: float | None) -> str | None:
-    "Run the notebook in `part`; what went wrong, or None."
-    shutil.copy(task.notebook, part / "notebook.ipynb")
-    env = (
-        os.environ
-        | {_MARK: part.name}
-        | (
-            {}
-            if threads is None
-            else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-        )
-    )
+# %% ../../nbs/lab/05_tasks.ipynb #cell22
+def check_timeout(timeout):
+    "`ValueError` unless it is a number of seconds above 0, or None."
+    if timeout is None:
+        return
+    number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if not number or not timeout > 0:
+        raise ValueError(f"timeout={timeout!r} must be seconds above 0, or None")
+
+
+def execute(
+    task: Task,
+    root: str | Path,  # folder of results
+    threads: int | None = None,  # of torch in it; default: torch decides
+    timeout: float | None = None,  # seconds until it is ended; default: no limit
+) -> Path:
+    """The folder of a task's result; the task is run unless the result is there.
+
+    `Failed` if the notebook raised, was killed or took too long. `OSError` for a folder that
+    cannot be written.
+    """
+    if not isinstance(task, Task):
+        raise ValueError(f"{task!r} is no task; make one of a notebook with make_task")
+    check_timeout(timeout)
+    root = local_path("root", root).resolve()  # the task's process has a working folder of its own
+    folder = task.folder(root)
+    if task.state(root) == "done":
+        return folder
+    check_writable("root", folder.parent)
+    part = Path(tempfile.mkdtemp(prefix=_owned(task.key, os.getpid()), dir=folder.parent))
+    began = time.time()
     try:
-        with (part / "log.txt").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-c", _RUN, str(os.getpid())],
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                env=env,
-                cwd=part,
-                start_new_session=True,
-            )
-            running[part.name] = process
-            code = process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        return f"took longer than {timeout:g} s"
+        error = _attempt(task, part, root, threads, timeout)
+        known = dict(
+            notebook=task.notebook.name,
+            key=task.key,
+            parameters=dict(task.values),
+            wall_seconds=round(time.time() - began, 1),
+        )
+        error = _gather(task, part, known, error)
+        shutil.rmtree(failed(folder), ignore_errors=True)
+        put(part, failed(folder) if error else folder)
+        if error:
+            raise Failed(error)
+        return folder
     finally:
-        _end(part.name)
-        running.pop(part.name, None)
-    if code == 0:
-        return None
-    if code < 0:
-        return f"{KILLED} {signal.Signals(-code).name}"
-    said = [
-        line for line in (part / "log.txt").read_text(errors="replace").splitlines() if line.strip()
-    ]
-    if said and "DeadKernelError" in said[-1]:
-        return f"{KILLED} the death of its kernel, which was killed or ran out of memory"
-    return said[-1] if said else f"ended with {code}"
-
-
-def _gather(task: Task, part: Path, record: dict, error: str | None) -> str | None:
-    "Put the notebook's own results beside it, its frames with the parameters as columns, and say what was run; what went wrong, or None."
-    for name in ("given.json", "notebook.ipynb"):
-        (part / name).unlink(missing_ok=True)
-    if (part / "done.ipynb").exists():
-        (part / "done.ipynb").rename(part / task.notebook.name)
-    if not error:
-        for found in (part / "out").glob("*/*/*"):
-            found.rename(part / found.name)
-        try:
-            for f in part.glob("*.parquet"):
-                frame = pl.read_parquet(f, glob=False)
-                given = {
-                    k: pl.lit(v)
-                    for k, v in record["parameters"].items()
-                    if k not in frame.columns and v is not None
-                }
-                frame.with_columns(key=pl.lit(record["key"]), **given).write_parquet(f)
-        except pl.exceptions.PolarsError as e:
-            error = f"its {f.name} cannot be read: {e}"
-    shutil.rmtree(part / "out", ignore_errors=True)
-    (part / "task.json").write_text(json.dumps(record | dict(error=error), indent=1))
-    return error or None
+        shutil.rmtree(part, ignore_errors=True)

@@ -167,8 +167,8 @@ def test_run_that_left_half_a_frame(tiny, tmp_path, monkeypatch):
     "given, says",
     [
         (["seeed", "1"], "unknown parameter 'seeed'; did you mean 'seed'"),
-        (["seed", "1.5"], "seed='1.5' must be a int"),
-        (["rho", "much"], "rho='much' must be a float: rate"),
+        (["seed", "1.5"], "seed='1.5' must be of type int"),
+        (["rho", "much"], "rho='much' must be of type float: rate"),
         (["out", "x"], "unknown parameter 'out'"),
     ],
 )
