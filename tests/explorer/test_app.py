@@ -12,11 +12,11 @@ import pytest
 from memnb.explorer import app as explorers
 from memnb.explorer import widgets as controls
 from memnb.explorer.app import Explorer, Panel, Stage, explore
-from memnb.explorer.sessions import KINDS, WORLDS, Session, defaults, numbers
-from memnb.explorer.views import SCENES, Scene, shown
+from memnb.explorer.sessions import NOISE_KINDS, SESSIONS, Session, defaults, numbers
+from memnb.explorer.views import VIEWS, View, tile_rows
 
-EACH = pytest.mark.parametrize("world", WORLDS)
-NAME, TABS = "memnb explorer", list(SCENES)
+EACH = pytest.mark.parametrize("kind", SESSIONS)
+NAME, TABS = "memnb explorer", list(VIEWS)
 
 
 def until(condition, seconds=180):
@@ -38,9 +38,9 @@ def make(monkeypatch):
     "One that is `watched` draws while it trains, else only when it is asked to and at the end."
     made = []
 
-    def one(world="layers", pace=0, watched=False):
+    def one(kind="layers", pace=0, watched=False):
         monkeypatch.setattr(explorers, "REDRAW", 0.25 if watched else math.inf)
-        made.append(Explorer(world, "ci", pace))
+        made.append(Explorer(kind, "ci", pace))
         return made[-1]
 
     yield one
@@ -64,7 +64,7 @@ def jobs(monkeypatch):
 
 
 def small(e):
-    "The smallest network of its world."
+    "The smallest network of its kind."
     e.panel.width.value = e.panel.width.options[0]
     return e
 
@@ -91,8 +91,8 @@ def stop(e):
     return e
 
 
-def trained(world, **values):
-    s = Session(world, "ci", **values)
+def trained(kind, **values):
+    s = Session(kind, "ci", **values)
     for _ in s:
         pass
     return s
@@ -138,14 +138,14 @@ def rules(chart):
 
 
 @EACH
-def test_the_end(world, make):
-    e = done(make(world))
-    s = trained(world, **defaults(world))
+def test_the_end(kind, make):
+    e = done(make(kind))
+    s = trained(kind, **defaults(kind))
     assert (
         e.transport.status.value == said(s)
         and numbers(e.session) == numbers(s)
         and e.session.run().frame().equals(s.run().frame())
-        and e.session.values == defaults(world) == s.values
+        and e.session.values == defaults(kind) == s.values
     )
     assert (
         e.transport.progress.value == e.transport.progress.max == len(s) == e.session.seen
@@ -208,11 +208,11 @@ def test_a_pace_is_kept_by_waiting_for_what_a_moment_leaves(moment, waits):
     assert asked == pytest.approx([waits] * 100)
 
 
-@pytest.mark.parametrize("world", ["", "fig2"])
-def test_unknown_world(world, jobs):
+@pytest.mark.parametrize("kind", ["", "fig2"])
+def test_unknown_kind(kind, jobs):
     for make in (Explorer, explore):
         with pytest.raises(ValueError, match="two layers, layers, sums"):
-            make(world)
+            make(kind)
     assert not jobs and not threads()
 
 
@@ -227,10 +227,10 @@ def test_unknown_preset_is_refused_at_once(jobs):
 
 
 @EACH
-def test_controls_have_the_worlds_ranges(world):
-    p, w = Panel(world), WORLDS[world]
+def test_controls_have_the_kinds_ranges(kind):
+    p, w = Panel(kind), SESSIONS[kind]
     assert (
-        p.values() == defaults(world)
+        p.values() == defaults(kind)
         and (p.rho.min, p.rho.max) == w.rho[:2]
         and 10**p.lr.min == pytest.approx(w.lr[0])
         and 10**p.lr.max == pytest.approx(w.lr[1])
@@ -238,15 +238,15 @@ def test_controls_have_the_worlds_ranges(world):
     assert (
         tuple(p.width.options) == tuple(w.width[0])
         and tuple(p.dataset.options) == tuple(w.dataset)
-        and list(p.noise.options) == KINDS
-        and [v for _, v in p.world.options] == list(WORLDS)
+        and list(p.noise.options) == NOISE_KINDS
+        and [v for _, v in p.kind.options] == list(SESSIONS)
     )
     for k in ("min", "max"):
         p.rho.value, p.lr.value = getattr(p.rho, k), 10 ** getattr(p.lr, k)
         assert (
             p.values()["rho"] in w.rho
             and p.values()["lr"] in w.lr
-            and Session(world, "ci", **p.values())
+            and Session(kind, "ci", **p.values())
         )
     assert not any(f.continuous_update for f in (p.rho, p.lr, p.width, p.seed))
 
@@ -272,9 +272,9 @@ CHANGES = {
 
 
 @EACH
-def test_each_control_begins_one_job(world, make, jobs):
-    e = going(make(world, pace=4))
-    for changed, (name, value) in enumerate(CHANGES[world].items(), 1):
+def test_each_control_begins_one_job(kind, make, jobs):
+    e = going(make(kind, pace=4))
+    for changed, (name, value) in enumerate(CHANGES[kind].items(), 1):
         old = e.job
         e.panel.fields[name].value = value
         assert len(jobs) == changed + 1, name
@@ -285,10 +285,10 @@ def test_each_control_begins_one_job(world, make, jobs):
 
     assert until(lambda: not any(job.thread.is_alive() for job in jobs[:-1]))
     assert not any(job.done for job in jobs[:-1])
-    assert e.session.values == defaults(world) | CHANGES[world]
+    assert e.session.values == defaults(kind) | CHANGES[kind]
     assert e.transport.status.value == said(e.session)
-    assert numbers(e.session) == numbers(trained(world, **CHANGES[world]))
-    assert e.command.value == e.copy.text == Session(world, "ci", **CHANGES[world]).command
+    assert numbers(e.session) == numbers(trained(kind, **CHANGES[kind]))
+    assert e.command.value == e.copy.text == Session(kind, "ci", **CHANGES[kind]).command
     assert e.command.disabled
 
 
@@ -350,20 +350,20 @@ def test_rapid_changes_leave_one_living_job(make, jobs):
     stop(e)
 
 
-# --- worlds
+# --- kinds
 
 
 @pytest.mark.parametrize("first, then", [("layers", "sums"), ("sums", "two layers")])
-def test_another_world_begins_one_job(first, then, make, jobs):
+def test_another_kind_begins_one_job(first, then, make, jobs):
     e = going(make(first, pace=4))
     old, e.pace = e.job, 0
     e.panel.rho.value, e.panel.seed.value = e.panel.rho.max, 3
     count = len(jobs)
-    e.panel.world.value = then
+    e.panel.kind.value = then
     assert len(jobs) == count + 1 and {
         k: v for k, v in e.panel.values().items() if k != "seed"
     } == {k: v for k, v in defaults(then).items() if k != "seed"}
-    w = WORLDS[then]
+    w = SESSIONS[then]
     assert (
         (e.panel.rho.min, e.panel.rho.max) == w.rho[:2]
         and tuple(e.panel.width.options) == tuple(w.width[0])
@@ -375,20 +375,20 @@ def test_another_world_begins_one_job(first, then, make, jobs):
         and until(lambda: not old.thread.is_alive())
     )
     assert (
-        done(e).session.world is w
+        done(e).session.kind is w
         and e.transport.status.value == said(e.session)
         and len(jobs) == count + 1
     )
 
 
-def test_another_world_begins_with_the_default_seed(make):
+def test_another_kind_begins_with_the_default_seed(make):
     e = stop(make("sums", pace=60))
     e.panel.seed.value = 3
-    e.panel.world.value = "layers"
+    e.panel.kind.value = "layers"
     assert e.panel.values() == defaults("layers")
 
 
-def test_another_world_begins_one_job_also_while_a_moment_is_shown(make, jobs, monkeypatch):
+def test_another_kind_begins_one_job_also_while_a_moment_is_shown(make, jobs, monkeypatch):
     e = going(make("layers", pace=4, watched=True))
     enter, job, count = e.panel.enter, e.job, len(jobs)
 
@@ -399,7 +399,7 @@ def test_another_world_begins_one_job_also_while_a_moment_is_shown(make, jobs, m
         enter()
 
     monkeypatch.setattr(e.panel, "enter", slow)
-    e.panel.world.value = "sums"
+    e.panel.kind.value = "sums"
     begun = len(jobs) - count
     stop(e)
     assert begun == 1
@@ -610,10 +610,10 @@ def test_a_new_run_is_looked_at_from_its_end(make):
 
 
 @EACH
-def test_each_tab_says_where_one_looks_or_that_it_does_not_belong(world, make):
-    e = done(small(make(world)))
+def test_each_tab_says_where_one_looks_or_that_it_does_not_belong(kind, make):
+    e = done(small(make(kind)))
     last = len(e.session) - 1
-    for name, scene in SCENES.items():
+    for name, view in VIEWS.items():
         e.transport.time.value = last // 2
         tab(e, name)
         for at in (last // 2, 1):
@@ -623,12 +623,12 @@ def test_each_tab_says_where_one_looks_or_that_it_does_not_belong(world, make):
             if name == "Training":
                 marked = rules(e.stage.charts[name])
                 assert marked and marked == pytest.approx([epoch] * len(marked))
-            elif scene.only is None or name == "Spectra" and world == "sums":
+            elif view.only is None or name == "Spectra" and kind == "sums":
                 assert title(e.stage.charts[name]).startswith(f"Epoch {epoch:,.0f}: ")
-        there = scene.only in (None, WORLDS[world].figure)
+        there = view.only in (None, SESSIONS[kind].notebook)
         assert (
             visible(e.stage.charts[name]) == there
-            and e.stage.scene == name
+            and e.stage.open_view == name
             and not visible(e.stage.beside[name])
         )
         assert e.stage.notes[name].value == (
@@ -636,7 +636,7 @@ def test_each_tab_says_where_one_looks_or_that_it_does_not_belong(world, make):
             if name == "Examples"
             else ""
             if there
-            else scene.else_say
+            else view.message
         )
     assert e.transport.status.value == said(e.session)
 
@@ -645,17 +645,19 @@ def test_only_the_open_tab_is_drawn(make, monkeypatch):
     drawn = []
     for name in TABS:
         monkeypatch.setitem(
-            SCENES,
+            VIEWS,
             name,
-            Scene(
-                lambda s, at, name=name, draw=SCENES[name].draw: drawn.append(name) or draw(s, at),
-                SCENES[name].only,
-                SCENES[name].else_say,
+            View(
+                lambda s, at, name=name, draw=VIEWS[name].draw: drawn.append(name) or draw(s, at),
+                VIEWS[name].only,
+                VIEWS[name].message,
             ),
         )
-    real = controls.examples
+    real = controls.draw_examples
     monkeypatch.setattr(
-        controls, "examples", lambda *args, **more: drawn.append("Examples") or real(*args, **more)
+        controls,
+        "draw_examples",
+        lambda *args, **more: drawn.append("Examples") or real(*args, **more),
     )
     e = done(make("sums"))
     assert set(drawn) == {"Training"}
@@ -769,20 +771,20 @@ def test_a_pinned_one_that_was_stopped(make):
 
 
 @pytest.mark.parametrize("first, then", [("two layers", "sums"), ("sums", "layers")])
-def test_the_pinned_one_of_another_world(first, then, make):
+def test_the_pinned_one_of_another_kind(first, then, make):
     e = done(make(first))
     e.transport.pin.click()
-    e.panel.world.value = then
+    e.panel.kind.value = then
     done(e)
-    for name, scene in SCENES.items():
+    for name, view in VIEWS.items():
         tab(e, name)
         e.transport.time.value = 0 if e.transport.time.value else len(e.session) - 1
-        there = [scene.only in (None, WORLDS[w].figure) for w in (first, then)]
+        there = [view.only in (None, SESSIONS[w].notebook) for w in (first, then)]
         assert [
             visible(e.stage.beside[name]),
             visible(e.stage.charts[name]),
         ] == there and e.transport.status.value == said(e.session)
-    assert e.pinned.world is WORLDS[first] and e.session.world is WORLDS[then]
+    assert e.pinned.kind is SESSIONS[first] and e.session.kind is SESSIONS[then]
 
 
 def test_the_pinned_one_of_another_rate_is_seen_at_the_same_epoch(make):
@@ -807,7 +809,7 @@ def test_a_picked_example_shows_its_history(make):
     e = done(make("sums"))
     tab(e, "Examples")
     assert not visible(e.stage.detail)
-    a, b = shown(e.session)[2], shown(e.session)[5]
+    a, b = tile_rows(e.session)[2], tile_rows(e.session)[5]
     select(e, a)
     assert (
         e.stage.picked == a
@@ -845,7 +847,7 @@ def test_a_click_beside_the_examples(make):
     for value in BESIDE:
         chart._vl_selections = {"pick": dict(value=value, store=[])}
         assert e.stage.picked is None and not visible(e.stage.detail), value
-    select(e, row := shown(e.session)[0])
+    select(e, row := tile_rows(e.session)[0])
     for value in BESIDE:
         chart._vl_selections = {"pick": dict(value=value, store=[])}
         assert e.stage.picked == row and visible(e.stage.detail), value
@@ -856,7 +858,7 @@ def test_a_picked_example_of_data_that_are_no_more(make):
     tab(e, "Examples")
     e.panel.rho.value = 0.9
     done(e)
-    row = shown(e.session)[1]
+    row = tile_rows(e.session)[1]
     select(e, row)
     e.panel.seed.value = 1
     assert done(e).stage.picked == row and f"example {row}:" in title(e.stage.detail)
@@ -864,7 +866,7 @@ def test_a_picked_example_of_data_that_are_no_more(make):
     e.panel.rho.value = 0.02
     done(e)
     assert (
-        row not in shown(e.session)
+        row not in tile_rows(e.session)
         and e.stage.picked is None
         and not visible(e.stage.detail)
         and e.stage.notes["Examples"].value
@@ -890,18 +892,18 @@ def test_a_click_leaves_the_pinned_one(make):
     tab(e, "Examples")
     e.transport.pin.click()
     assert visible(e.stage.beside["Examples"])
-    select(e, shown(e.session)[0])
+    select(e, tile_rows(e.session)[0])
     assert visible(e.stage.beside["Examples"])
 
 
 @pytest.mark.parametrize("then", ["layers", "sums"])
-def test_a_picked_example_and_another_world(then, make):
+def test_a_picked_example_and_another_kind(then, make):
     e = done(make("sums" if then != "sums" else "layers"))
     tab(e, "Examples")
-    select(e, shown(e.session)[-1])
-    e.panel.world.value = then
+    select(e, tile_rows(e.session)[-1])
+    e.panel.kind.value = then
     done(e)
-    assert e.stage.picked is None or e.stage.picked in shown(e.session)
+    assert e.stage.picked is None or e.stage.picked in tile_rows(e.session)
 
 
 # --- what goes wrong
@@ -944,7 +946,8 @@ def test_data_that_are_not_there(make, empty, jobs):
 
 def test_a_training_that_breaks_off(make, monkeypatch):
     def broken(self):
-        for k, self.recorder in enumerate(self.course.steps):
+        for k, recorder in enumerate(self.course.steps):
+            self.recorder = recorder
             if k == 7:
                 raise FloatingPointError("it diverged")
             yield self
@@ -972,7 +975,7 @@ def broken(*_, **__):
 
 def test_an_error_while_drawing_is_said(make, monkeypatch):
     e = done(make("sums"))
-    monkeypatch.setitem(SCENES, "Probes", Scene(broken))
+    monkeypatch.setitem(VIEWS, "Probes", View(broken))
     tab(e, "Probes")
     assert e.transport.status.value == "ZeroDivisionError: cannot be drawn"
     tab(e, "Training")
@@ -981,7 +984,7 @@ def test_an_error_while_drawing_is_said(make, monkeypatch):
 
 
 def test_an_error_while_drawing_is_said_and_ends_no_training(make, monkeypatch):
-    monkeypatch.setitem(SCENES, "Training", Scene(broken))
+    monkeypatch.setitem(VIEWS, "Training", View(broken))
     e = make("sums", watched=True)
     e.join(180)
     assert "cannot be drawn" in e.transport.status.value
@@ -1034,11 +1037,11 @@ def test_explore_closes_the_one_before():
         and until(lambda: threads() == [b.job.thread])
         and explorers._open == [b]
     )
-    with pytest.raises(ValueError, match="world='x' is unknown"):
+    with pytest.raises(ValueError, match="kind='x' is unknown"):
         explore("x")
     assert until(lambda: not threads()) and explorers._open == []
     c = explore(preset="ci", pace=0)
-    assert c.panel.world.value == "two layers" and c.preset == "ci"
+    assert c.panel.kind.value == "two layers" and c.preset == "ci"
     c.close()
     assert until(lambda: not threads())
     explorers._open.clear()
@@ -1057,6 +1060,6 @@ def test_stages_of_two_explorers_are_their_own():
     assert (
         not {id(c) for s in (a.charts, a.beside, a.notes) for c in s.values()}
         & {id(c) for s in (b.charts, b.beside, b.notes) for c in s.values()}
-        and a.scene == b.scene == TABS[0]
+        and a.open_view == b.open_view == TABS[0]
     )
     assert [a.get_title(k) for k in range(len(TABS))] == TABS
