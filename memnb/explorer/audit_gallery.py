@@ -35,20 +35,20 @@ def _check_names(names: Sequence, frame: pl.DataFrame, columns: Sequence[str]):
 
 
 def ranked(
-    found: pl.DataFrame,  # of `audit`
+    audited: pl.DataFrame,  # of `audit`
     names: Sequence,  # of the classes, in the order of their numbers
 ) -> pl.DataFrame:
     """The audit from the most suspicious label on, with the classes' names instead of numbers.
 
     `ValueError` for too few names.
     """
-    columns = [c for c in _CLASSES if c in found.columns]
-    _check_names(names, found, columns)
+    columns = [c for c in _CLASSES if c in audited.columns]
+    _check_names(names, audited, columns)
 
     def named(column: str) -> pl.Expr:
         return pl.col(column).map_elements(lambda k: str(names[k]), return_dtype=pl.String)
 
-    return found.sort("rank").with_columns(named(c) for c in columns)
+    return audited.sort("rank").with_columns(named(c) for c in columns)
 
 # %% ../../nbs/explorer/06_audit_gallery.ipynb #cell10
 def pictured(data: NoisyDataset) -> bool:
@@ -57,7 +57,7 @@ def pictured(data: NoisyDataset) -> bool:
 
 
 def gallery(
-    found: pl.DataFrame,  # of `audit`, or some of its rows
+    audited: pl.DataFrame,  # of `audit`, or some of its rows
     data: NoisyDataset,  # pictures
     names: Sequence | None = None,  # of the classes; default: their numbers
     title: str = "",
@@ -73,16 +73,16 @@ def gallery(
             "they are (H, W), (1, H, W) or (3, H, W)"
         )
     names = list(range(data.n_classes) if names is None else names)
-    _check_names(names, found, ("label", "suggested"))
+    _check_names(names, audited, ("label", "suggested"))
     captions = [
         f"{names[given]} → {names[suggested]}" if given != suggested else f"{names[given]}"
-        for given, suggested in found.select("label", "suggested").iter_rows()
+        for given, suggested in audited.select("label", "suggested").iter_rows()
     ]
-    return pictures(data.x[found["row"].to_list()].float().cpu(), captions, title, columns)
+    return pictures(data.x[audited["row"].to_list()].float().cpu(), captions, title, columns)
 
 # %% ../../nbs/explorer/06_audit_gallery.ipynb #cell13
 def precision(
-    found: pl.DataFrame,  # of `audit`, with the column noisy
+    audited: pl.DataFrame,  # of `audit`, with the column noisy
     by: Sequence[str] = ("suspicion",),  # columns of scores, high where a label is in doubt
     points: int = 60,  # lengths of the list, 1 or more
 ) -> pl.DataFrame:
@@ -90,13 +90,13 @@ def precision(
 
     `ValueError` where the truth is unknown.
     """
-    if "noisy" not in found.columns or found["noisy"].null_count():
+    if "noisy" not in audited.columns or audited["noisy"].null_count():
         raise ValueError("nobody knows which labels are wrong, so precision cannot be measured")
-    n = len(found)
+    n = len(audited)
     lengths = sorted({max(1, round(i * n / points)) for i in range(1, points + 1)})
     rows = []
     for name in by:
-        hits = found.sort(name, descending=True, nulls_last=True)["noisy"].cum_sum()
+        hits = audited.sort(name, descending=True, nulls_last=True)["noisy"].cum_sum()
         for k in lengths:
             right = hits[k - 1]
             rows.append(dict(score=name, k=k, precision=right / k, recall=right / max(1, hits[-1])))
@@ -104,24 +104,24 @@ def precision(
 
 
 def precision_chart(
-    found: pl.DataFrame,  # of `audit`, with the column noisy
+    audited: pl.DataFrame,  # of `audit`, with the column noisy
     by: Sequence[str] = ("suspicion", "loss", "probe_margin", "final_loss", "learning_time"),
 ) -> alt.LayerChart:
     """Precision down the list, with the number of wrong labels marked.
 
     `ValueError` where the truth is unknown.
     """
-    scores = [name for name in by if name in found.columns]
-    falls = precision(found, scores)
-    wrong = int(found["noisy"].sum())
-    share = found.sort("rank")["noisy"][:wrong].mean() if wrong else 0.0
+    scores = [name for name in by if name in audited.columns]
+    falls = precision(audited, scores)
+    wrong = int(audited["noisy"].sum())
+    share = audited.sort("rank")["noisy"][:wrong].mean() if wrong else 0.0
     chart = curves(
         falls,
         "precision",
         f"Of the {wrong} most suspicious labels {share:.1%} are wrong",
         "share of them that is wrong",
         x="k",
-        x_title=f"most suspicious labels (of {len(found)}; {wrong} are wrong)",
+        x_title=f"most suspicious labels (of {len(audited)}; {wrong} are wrong)",
         color="score",
         log_x=False,
         domain=(0, 1),
@@ -186,12 +186,12 @@ class Browser(w.VBox):
 
     def __init__(
         self,
-        found: pl.DataFrame,  # of `audit`
+        audited: pl.DataFrame,  # of `audit`
         data: NoisyDataset,  # pictures
         names: Sequence | None = None,  # of the classes; default: their numbers
         page: int = 20,  # pictures at once
     ):
-        self.found = found.sort("rank")
+        self.audited = audited.sort("rank")
         self.data = data
         self.names = list(range(data.n_classes) if names is None else names)
         self.page = page
@@ -206,8 +206,8 @@ class Browser(w.VBox):
         self._draw()
 
     def _make_controls(self):
-        n = max(1, len(self.found))
-        surest = max(0.1, float(self.found["sure"].max()))
+        n = max(1, len(self.audited))
+        surest = max(0.1, float(self.audited["sure"].max()))
         classes = [("any", None), *((str(name), i) for i, name in enumerate(self.names))]
         late = dict(continuous_update=False) | _WIDE  # sliders that are heard when they are let go
         self.start = w.IntSlider(1, 1, n, self.page, description="from rank", **late)
@@ -222,7 +222,7 @@ class Browser(w.VBox):
 
     def shown(self) -> pl.DataFrame:
         "The rows that the controls ask for."
-        rows = self.found.filter(
+        rows = self.audited.filter(
             pl.col("rank") >= self.start.value, pl.col("sure") >= self.sure.value - 1e-9
         )
         for control, column in ((self.label, "label"), (self.suggested, "suggested")):
@@ -239,6 +239,6 @@ class Browser(w.VBox):
         ranks = rows["rank"]
         text = "no example is like that"
         if len(rows):
-            text = f"ranks {ranks.min()} to {ranks.max()} of {len(self.found)}; given → suggested"
+            text = f"ranks {ranks.min()} to {ranks.max()} of {len(self.audited)}; given → suggested"
         self.status.value = text
         self.picture.chart = self._chart(rows)

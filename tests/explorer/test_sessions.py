@@ -71,19 +71,16 @@ def whole():
 @EACH
 def test_defaults_are_among_what_is_allowed(kind):
     w, d = SESSIONS[kind], defaults(kind)
-    assert set(d) == {"rho", "width", "lr", "dataset", "noise", "seed"} and d["seed"] == 0
-    assert (
-        w.rho[0] <= d["rho"] <= w.rho[1]
-        and d["width"] in w.width[0]
-        and w.lr[0] <= d["lr"] <= w.lr[1]
-        and d["dataset"] == w.dataset[0]
-        and d["noise"] in NOISE_KINDS
-    )
-    assert (
-        list(w.width[0]) == sorted(set(w.width[0]))
-        and (ROOT / "nbs" / f"{w.notebook}.ipynb").is_file()
-        and len({v.title for v in SESSIONS.values()}) == len(SESSIONS)
-    )
+    assert set(d) == {"rho", "width", "lr", "dataset", "noise", "seed"}
+    assert d["seed"] == 0
+    assert w.rho[0] <= d["rho"] <= w.rho[1]
+    assert d["width"] in w.width[0]
+    assert w.lr[0] <= d["lr"] <= w.lr[1]
+    assert d["dataset"] == w.dataset[0]
+    assert d["noise"] in NOISE_KINDS
+    assert list(w.width[0]) == sorted(set(w.width[0]))
+    assert (ROOT / "nbs" / f"{w.notebook}.ipynb").is_file()
+    assert len({v.title for v in SESSIONS.values()}) == len(SESSIONS)
     assert Session(kind, "ci").values == d
 
 
@@ -159,7 +156,9 @@ def test_the_ends_of_the_ranges_can_be_trained(kind, end, noise):
     w = SESSIONS[kind]
     s = Session(kind, "ci", rho=w.rho[end], lr=w.lr[end], width=w.width[0][0], noise=noise, seed=9)
     next(iter(s))
-    assert s.seen == 1 and s.p.noise == noise and s.p.lr == w.lr[end]
+    assert s.seen == 1
+    assert s.p.noise == noise
+    assert s.p.lr == w.lr[end]
 
 
 # --- moment by moment
@@ -168,32 +167,30 @@ def test_the_ends_of_the_ranges_can_be_trained(kind, end, noise):
 @EACH
 def test_as_long_as_its_epochs(kind, whole):
     s = whole[kind]
-    assert (
-        len(s) == len(s.epochs) == s.seen == len(s.run().time) > 40
-        and s.epochs[0] == 0
-        and all(a < b for a, b in pairwise(s.epochs))
-    )
-    assert (
-        s.run().time.tolist() == pytest.approx([e / s.course.unit for e in s.epochs], rel=1e-12)
-        and s.epochs[-1] == pytest.approx(s.p.epochs)
-        and s.epochs == sorted(s.epochs)
-    )
+    assert len(s) == len(s.epochs) == s.seen == len(s.run().time) > 40
+    assert s.epochs[0] == 0
+    assert all(a < b for a, b in pairwise(s.epochs))
+    assert s.run().time.tolist() == pytest.approx([e / s.course.unit for e in s.epochs], rel=1e-12)
+    assert s.epochs[-1] == pytest.approx(s.p.epochs)
+    assert s.epochs == sorted(s.epochs)
 
 
 @EACH
 def test_one_moment_at_a_time(kind):
     s = small(kind)
-    assert s.seen == 0 and s.run() is None and s.recorder is None
+    assert s.seen == 0
+    assert s.run() is None
+    assert s.recorder is None
     for k, it in zip(range(1, 8), s, strict=False):  # the first seven
-        assert it is s and s.seen == k
+        assert it is s
+        assert s.seen == k
         run = s.run()
-        assert (
-            run.time.tolist() == pytest.approx([e / s.course.unit for e in s.epochs[:k]], rel=1e-12)
-            and len(run.prediction) == len(run.loss) == len(run.margin) == k
+        assert run.time.tolist() == pytest.approx(
+            [e / s.course.unit for e in s.epochs[:k]], rel=1e-12
         )
-        assert (
-            sorted(run.checkpoints) == run.time.tolist() and run.at(run.time[-1].item()) is not None
-        )
+        assert len(run.prediction) == len(run.loss) == len(run.margin) == k
+        assert sorted(run.checkpoints) == run.time.tolist()
+        assert run.at(run.time[-1].item()) is not None
 
 
 @EACH
@@ -204,18 +201,14 @@ def test_what_is_not_iterated_does_not_train(kind):
         next(going)
     before, frame = s.run(), s.run().frame()
     for _ in range(3):
-        assert (
-            s.seen == 3
-            and s.run().frame().equals(frame)
-            and same(s.run().prediction, before.prediction)
-            and numbers(s) == numbers(s)
-        )
+        assert s.seen == 3
+        assert s.run().frame().equals(frame)
+        assert same(s.run().prediction, before.prediction)
+        assert numbers(s) == numbers(s)
     next(going)
-    assert (
-        s.seen == 4
-        and s.run().frame().filter(pl.col("time") <= before.time[-1].item()).equals(frame)
-        and len(before.time) == 3
-    )
+    assert s.seen == 4
+    assert s.run().frame().filter(pl.col("time") <= before.time[-1].item()).equals(frame)
+    assert len(before.time) == 3
 
 
 @EACH
@@ -225,15 +218,15 @@ def test_going_on_is_training_at_a_stretch(kind, whole):
     seen = s.seen
     for _ in s:
         pass
-    assert seen < len(s) == s.seen and all(
-        same(getattr(s.run(), k), getattr(whole[kind].run(), k)) for k in FIELDS
-    )
+    assert seen < len(s) == s.seen
+    assert all(same(getattr(s.run(), k), getattr(whole[kind].run(), k)) for k in FIELDS)
 
 
 @EACH
 def test_a_session_that_is_over_stays(kind, whole):
     s = whole[kind]
-    assert list(s) == [] and s.seen == len(s)
+    assert list(s) == []
+    assert s.seen == len(s)
 
 
 @EACH
@@ -249,12 +242,10 @@ def test_every_network_on_the_way_is_the_one_that_answered(kind, whole):
 @EACH
 def test_the_same_again_bit_for_bit(kind):
     a, b = (ended(Session(kind, "ci", **OTHER[kind])) for _ in range(2))
-    assert (
-        numbers(a) == numbers(b)
-        and a.run().frame().equals(b.run().frame())
-        and a.command == b.command
-        and a.data.digest == b.data.digest
-    )
+    assert numbers(a) == numbers(b)
+    assert a.run().frame().equals(b.run().frame())
+    assert a.command == b.command
+    assert a.data.digest == b.data.digest
     assert all(same(getattr(a.run(), k), getattr(b.run(), k)) for k in FIELDS)
     for t, state in a.run().checkpoints.items():
         assert all(torch.equal(v, b.run().checkpoints[t][k]) for k, v in state.items())
@@ -267,21 +258,18 @@ def test_the_same_again_bit_for_bit(kind):
 def test_every_value_matters(kind, k, v, whole):
     s, other = whole[kind], small(kind, **{k: v})
     first(3, other)
-    assert other.values[k] == v != s.values[k] and not torch.equal(
-        other.run().loss[2], s.run().loss[2]
-    )
+    assert other.values[k] == v != s.values[k]
+    assert not torch.equal(other.run().loss[2], s.run().loss[2])
 
 
 @pytest.mark.parametrize("operation", SESSIONS["sums"].dataset)
 def test_operations(operation):
     s = ended(small("sums", dataset=operation))
     a, b = s.data.index // 13, s.data.index % 13
-    assert (
-        torch.equal(
-            s.data.clean, dict(add=(a + b) % 13, sub=(a - b) % 13, mul=a * b % 13)[operation]
-        )
-        and s.data.n_classes == 13
+    assert torch.equal(
+        s.data.clean, dict(add=(a + b) % 13, sub=(a - b) % 13, mul=a * b % 13)[operation]
     )
+    assert s.data.n_classes == 13
 
 
 # --- what is said of it
@@ -313,7 +301,8 @@ def test_numbers_are_those_of_the_frame(kind, whole):
 def test_numbers_where_nothing_is_noisy(kind):
     s = small(kind, rho=0.0)
     first(2, s)
-    assert set(numbers(s)) == {"clean", "test"} and not s.data.is_noisy.any()
+    assert set(numbers(s)) == {"clean", "test"}
+    assert not s.data.is_noisy.any()
 
 
 @EACH
@@ -334,7 +323,8 @@ def test_numbers_follow_the_training(kind):
 def test_curves(kind, whole):
     s, f = whole[kind], curves_of(whole[kind])
     own, frame = f.filter(pl.col("accuracy").is_not_null()), s.run().frame()
-    assert own.select(frame.columns).equals(frame) and {
+    assert own.select(frame.columns).equals(frame)
+    assert {
         "epoch",
         "group",
         "target",
@@ -342,9 +332,8 @@ def test_curves(kind, whole):
         "loss",
         "margin",
     } <= set(f.columns)
-    assert sorted(f["epoch"].unique()) == pytest.approx(s.epochs, rel=1e-12) and (
-        "radial_weighted" in f.columns
-    ) == (kind == "two layers")
+    assert sorted(f["epoch"].unique()) == pytest.approx(s.epochs, rel=1e-12)
+    assert ("radial_weighted" in f.columns) == (kind == "two layers")
     if kind == "two layers":
         assert (
             f.filter(pl.col("radial_weighted").is_not_null())
@@ -372,12 +361,10 @@ def test_epochs_of_flow_are_the_same_at_every_rate():
 def parsed(command):
     "Notebook, and parameters as texts."
     words = shlex.split(command)
-    assert (
-        words[0] == "papermill"
-        and words[2] == "out.ipynb"
-        and words[3::3] == ["-p"] * len(words[3::3])
-        and len(words) % 3 == 0
-    )
+    assert words[0] == "papermill"
+    assert words[2] == "out.ipynb"
+    assert words[3::3] == ["-p"] * len(words[3::3])
+    assert len(words) % 3 == 0
     return words[1], dict(zip(words[4::3], words[5::3], strict=True))
 
 
@@ -385,20 +372,17 @@ def parsed(command):
 def test_command_holds_what_is_explored(kind):
     v, s = OTHER[kind], Session(kind, "ci", **OTHER[kind])
     notebook, given = parsed(s.command)
-    assert (
-        notebook == f"nbs/{s.kind.notebook}.ipynb"
-        and (ROOT / notebook).is_file()
-        and given["preset"] == "ci"
-        and given["noise"] == v["noise"]
-    )
+    assert notebook == f"nbs/{s.kind.notebook}.ipynb"
+    assert (ROOT / notebook).is_file()
+    assert given["preset"] == "ci"
+    assert given["noise"] == v["noise"]
     assert (
         (float(given["rho"]), float(given["lr"]))
         == (v["rho"], v["lr"])
         == (s.p.rho if "rho" in s.p else s.p.rhos[0], s.p.lr)
     )
-    assert given["operation" if kind == "sums" else "dataset"] == s.values["dataset"] and given.get(
-        "seed", given.get("seeds")
-    ) == str(v["seed"])
+    assert given["operation" if kind == "sums" else "dataset"] == s.values["dataset"]
+    assert given.get("seed", given.get("seeds")) == str(v["seed"])
     assert (
         given["widths"] == f"{v['width']},{v['width']}"
         if kind == "layers"
@@ -409,7 +393,8 @@ def test_command_holds_what_is_explored(kind):
 
 @EACH
 def test_the_quick_preset_needs_no_word(kind):
-    assert "preset" not in Session(kind).command and "-p preset small" in (
+    assert "preset" not in Session(kind).command
+    assert "-p preset small" in (
         Session(kind, "small").command if kind == "sums" else "-p preset small"
     )
 
@@ -459,8 +444,8 @@ def reproduced(tmp_path_factory):
     def of(kind):
         session = ended(Session(kind, "ci", **OTHER[kind]))
         cells = prepared(shlex.split(session.command)[1:], tmp_path_factory.mktemp("command"))
-        room, _ = run(cells, until="frame")
-        frame = room["frame"].filter(**OWN[kind]).filter(pl.col("accuracy").is_not_null())
+        names_of_run, _ = run(cells, until="frame")
+        frame = names_of_run["frame"].filter(**OWN[kind]).filter(pl.col("accuracy").is_not_null())
         return session, frame
 
     before = alt.renderers.active, alt.theme.active
@@ -488,8 +473,8 @@ def test_the_command_reproduces_the_end(kind, reproduced):
 
     assert own["epoch"].max() == pytest.approx(session.epochs[-1])
     assert frame["noise_rate"].drop_nulls().unique().to_list() == [session.data.rho]
-    said = {k: end[where]["accuracy"] for k, where in named.items() if where in end}
-    assert said == pytest.approx(numbers(session), abs=1e-12, rel=0)
+    reached = {k: end[where]["accuracy"] for k, where in named.items() if where in end}
+    assert reached == pytest.approx(numbers(session), abs=1e-12, rel=0)
     mine = run.filter(pl.col("time") == run["time"].max())
     assert len(mine) == len(end)
     for r in mine.iter_rows(named=True):
@@ -527,6 +512,5 @@ def test_parameters_are_the_notebooks_own(kind):
     )  # None there: the preset's, an MLP
     if kind != "layers":
         del known["model"]
-    assert set(given) | set(known) | {"preset"} == set(declared) and all(
-        declared[k] == v for k, v in known.items() if k not in given
-    )
+    assert set(given) | set(known) | {"preset"} == set(declared)
+    assert all(declared[k] == v for k, v in known.items() if k not in given)

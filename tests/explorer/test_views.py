@@ -145,7 +145,8 @@ def test_every_kind_has_what_is_its_own():
         "Components",
         "Examples",
         "Probes",
-    } and {n for w, n in THERE if w == "sums"} == {"Training", "Examples", "Probes", "Spectra"}
+    }
+    assert {n for w, n in THERE if w == "sums"} == {"Training", "Examples", "Probes", "Spectra"}
     assert all(
         (s.only is None) == (s.message == "")
         and s.only in (None, *(w.notebook for w in SESSIONS.values()))
@@ -159,7 +160,8 @@ def test_every_view_is_a_picture(kind, name, stage, stages):
     use_theme()
     s = stages[kind][stage]
     chart = chart_of(VIEWS[name].draw, s, s.seen - 1)
-    assert spec(chart) and len(picture(chart).getcolors(1 << 22)) > 5
+    assert spec(chart)
+    assert len(picture(chart).getcolors(1 << 22)) > 5
 
 
 @pytest.mark.parametrize("kind, name", THERE)
@@ -169,7 +171,8 @@ def test_every_recorded_epoch_can_be_looked_at_and_looking_changes_nothing(kind,
 
     a, b, _ = (VIEWS[name].draw(s, at).to_dict() for at in (0, 0, seen // 2))
 
-    assert s.seen == seen and s.run().frame().equals(frame)
+    assert s.seen == seen
+    assert s.run().frame().equals(frame)
     assert list(a["datasets"].values()) == list(b["datasets"].values())
 
 
@@ -214,11 +217,10 @@ def test_there_is_room_for_the_whole_training(kind, draw, stage, stages):
         if "toy" in name:
             continue
         room = [r["epoch"] for r in points if set(r) == {"epoch"}]
-        assert (
-            min(room) == pytest.approx(least)
-            and max(room) == pytest.approx(s.epochs[-1])
-            and s.epochs[s.seen - 1]
-            == pytest.approx(sorted(room)[-2] if stage != "whole" else max(room))
+        assert min(room) == pytest.approx(least)
+        assert max(room) == pytest.approx(s.epochs[-1])
+        assert s.epochs[s.seen - 1] == pytest.approx(
+            sorted(room)[-2] if stage != "whole" else max(room)
         )
 
 
@@ -236,7 +238,8 @@ def test_a_rule_stands_where_one_looks(kind, draw, at, stages):
 @STAGES
 def test_no_epoch_0_on_a_logarithmic_axis(stage, stages):
     s = stages["two layers"][stage]
-    assert s.kind.log_time and s.epochs[0] == 0
+    assert s.kind.log_time
+    assert s.epochs[0] == 0
     for chart in [
         draw_training(s, 0),
         chart_of(draw_components, s, 1),
@@ -247,18 +250,17 @@ def test_no_epoch_0_on_a_logarithmic_axis(stage, stages):
             for x in found(spec(chart), "x")
             if isinstance(x, dict) and x.get("field") in ("epoch", "time") and "scale" in x
         ]
-        assert (
-            scales
-            and set(scales) == {"log"}
-            and min(r[k] for k in ("epoch", "time") for r in rows(chart, k)) > 0
-        )
+        assert scales
+        assert set(scales) == {"log"}
+        assert min(r[k] for k in ("epoch", "time") for r in rows(chart, k)) > 0
 
 
 @pytest.mark.parametrize("kind", ["layers", "sums"])
 def test_epoch_0_on_a_linear_axis(kind, stages):
     s = stages[kind]["middle"]
     for chart in (draw_training(s, 0), draw_history(s, 0, 0)):
-        assert min(r["epoch"] for r in rows(chart, "epoch")) == 0 and "log" not in [
+        assert min(r["epoch"] for r in rows(chart, "epoch")) == 0
+        assert "log" not in [
             x["scale"]["type"]
             for x in found(spec(chart), "x")
             if isinstance(x, dict) and "scale" in x
@@ -294,9 +296,8 @@ def test_training_draws_what_was_recorded(kind, stage, stages):
 def test_training_says_the_numbers(kind, stage, stages):
     s = stages[kind][stage]
     head = chart_of(draw_training, s, 1).title.to_dict()
-    assert head["text"] == ", ".join(
-        f"{k} {v:.1%}" for k, v in numbers(s).items() if k != "truth"
-    ) and set(re.findall(r"[a-z]+", head["text"])) == {"clean", "noisy"} | (
+    assert head["text"] == ", ".join(f"{k} {v:.1%}" for k, v in numbers(s).items() if k != "truth")
+    assert set(re.findall(r"[a-z]+", head["text"])) == {"clean", "noisy"} | (
         {"test"} if s.test is not None else set()
     )
     for v in s.values.values():
@@ -309,9 +310,8 @@ def test_log_odds_of_the_realised_rate(stages):
     s = stages["two layers"]["whole"]
     chart = chart_of(draw_training, s, 1)
     labels = {r["label"]: r["y"] for r in rows(chart, "label")}
-    assert labels["log-odds of the noise rate"] == pytest.approx(
-        log((1 - s.data.rho) / s.data.rho)
-    ) and sorted(labels.values()) == pytest.approx([-max(labels.values()), max(labels.values())])
+    assert labels["log-odds of the noise rate"] == pytest.approx(log((1 - s.data.rho) / s.data.rho))
+    assert sorted(labels.values()) == pytest.approx([-max(labels.values()), max(labels.values())])
     assert not rows(chart_of(draw_training, stages["layers"]["whole"], 1), "label")
 
 
@@ -319,7 +319,8 @@ def test_components(stages):
     s = stages["two layers"]["whole"]
     chart = chart_of(draw_components, s, 1)
     p = panes(chart)
-    assert len(p) == 4 and title(chart)
+    assert len(p) == 4
+    assert title(chart)
     f = s.run().rows
     for name, column in (
         ("What acts on lengths", "radial_weighted"),
@@ -330,7 +331,8 @@ def test_components(stages):
                 sorted(f.filter(pl.col("time") > 0, group=g)[column])
             )
     toy = p["The toy model's, at the same noise rate"]
-    assert {r["group"] for r in toy} == {"clean", "noisy"} and len(toy) == 400
+    assert {r["group"] for r in toy} == {"clean", "noisy"}
+    assert len(toy) == 400
 
 
 # --- examples
@@ -347,10 +349,10 @@ def test_one_tile_a_noisy_example(kind, stage, stages):
     labels = zip(s.data.y.tolist(), s.data.clean.tolist(), strict=True)
     wrong = [i for i, (y, c) in enumerate(labels) if y != c]
     drawn = tiles(draw_examples(s, 1))
-    assert tile_rows(s) == wrong[:40] == [t["row"] for t in drawn] and len(wrong) > 0
-    assert tile_rows(s, 5) == wrong[:5] and len({(t["line"], t["column"]) for t in drawn}) == min(
-        40, len(wrong)
-    )
+    assert tile_rows(s) == wrong[:40] == [t["row"] for t in drawn]
+    assert len(wrong) > 0
+    assert tile_rows(s, 5) == wrong[:5]
+    assert len({(t["line"], t["column"]) for t in drawn}) == min(40, len(wrong))
 
 
 @EACH
@@ -362,20 +364,12 @@ def test_answers_by_a_plain_loop(kind, at, stages):
     for t in tiles(chart):
         i = t["row"]
         y, c = int(s.data.y[i]), int(s.data.clean[i])
-        assert (
-            t["answer"]
-            == (
-                "the given label"
-                if guess[i] == y
-                else "the true label"
-                if guess[i] == c
-                else "another"
-            )
-            and not t["picked"]
+        assert t["answer"] == (
+            "the given label" if guess[i] == y else "the true label" if guess[i] == c else "another"
         )
-        assert t["caption"].endswith(f"→ {y}") and (
-            s.data.x.ndim == 2 or t["caption"] == f"{c} → {y}"
-        )
+        assert not t["picked"]
+        assert t["caption"].endswith(f"→ {y}")
+        assert s.data.x.ndim == 2 or t["caption"] == f"{c} → {y}"
         answers.append(t["answer"])
     assert set(answers) <= set(STATES)
     given = answers.count("the given label")
@@ -411,9 +405,8 @@ def test_one_is_picked(kind, stages):
     s = stages[kind]["middle"]
     for row in (tile_rows(s)[0], tile_rows(s)[-1]):
         assert [t["row"] for t in tiles(draw_examples(s, 2, row)) if t["picked"]] == [row]
-    assert not any(t["picked"] for t in tiles(draw_examples(s, 2, 10**6))) and not any(
-        t["picked"] for t in tiles(draw_examples(s, 2))
-    )
+    assert not any(t["picked"] for t in tiles(draw_examples(s, 2, 10**6)))
+    assert not any(t["picked"] for t in tiles(draw_examples(s, 2)))
 
 
 @EACH
@@ -438,9 +431,8 @@ def test_sums_are_written_as_such(operation, sign):
     s = upto(small("sums", dataset=operation), 2)
     for t in tiles(draw_examples(s, 1)):
         a, b = divmod(int(s.data.index[t["row"]]), 13)
-        assert t["caption"] == f"{a}{sign}{b} → {int(s.data.y[t['row']])}" and s.data.x[
-            t["row"]
-        ].nonzero()[:, 0].tolist() == [a, 13 + b]
+        assert t["caption"] == f"{a}{sign}{b} → {int(s.data.y[t['row']])}"
+        assert s.data.x[t["row"]].nonzero()[:, 0].tolist() == [a, 13 + b]
 
 
 def test_columns(stages):
@@ -456,29 +448,25 @@ def test_columns(stages):
 @pytest.mark.parametrize("kind, name", [(w, n) for w, n in THERE if w != "two layers"])
 def test_every_view_where_nothing_is_wrong(kind, name, right):
     s = right[kind]
-    assert (
-        VIEWS[name].draw(s, 0).to_dict()
-        and len(picture(VIEWS[name].draw(s, 5)).getcolors(1 << 22)) > 5
-        and not s.data.is_noisy.any()
-    )
+    assert VIEWS[name].draw(s, 0).to_dict()
+    assert len(picture(VIEWS[name].draw(s, 5)).getcolors(1 << 22)) > 5
+    assert not s.data.is_noisy.any()
 
 
 @pytest.mark.parametrize("kind", ["layers", "sums"])
 def test_tiles_of_all_examples_where_nothing_is_wrong(kind, right):
     s = right[kind]
-    assert tile_rows(s) == list(range(40)) == [
-        t["row"] for t in tiles(draw_examples(s, 3, 7))
-    ] and tile_rows(s, 10**6) == list(range(len(s.data)))
+    assert tile_rows(s) == list(range(40)) == [t["row"] for t in tiles(draw_examples(s, 3, 7))]
+    assert tile_rows(s, 10**6) == list(range(len(s.data)))
     assert {t["answer"] for t in tiles(draw_examples(s, 3))} <= {
         "the given label",
         "another",
-    } and draw_history(s, 3, 7).to_dict()
+    }
+    assert draw_history(s, 3, 7).to_dict()
     chart = draw_training(s, 3)
-    assert (
-        "noisy" not in title(chart)
-        and "clean" in title(chart)
-        and {r["group"] for r in rows(chart, "group")} == {"clean", "test"}
-    )
+    assert "noisy" not in title(chart)
+    assert "clean" in title(chart)
+    assert {r["group"] for r in rows(chart, "group")} == {"clean", "test"}
 
 
 @pytest.mark.parametrize("kind", ["layers", "sums"])
@@ -517,11 +505,9 @@ def test_history_is_the_runs_row(kind, stage, stages):
             ]
         labels = {r["label"]: r["y"] for r in p["Its prediction"] if "label" in r}
         y, c = int(run.y[row]), int(run.clean[row])
-        assert (
-            labels == {f"given label {y}": y, f"true label {c}": c}
-            and f"example {row}:" in title(chart)
-            and f"→ {y}" in title(chart)
-        )
+        assert labels == {f"given label {y}": y, f"true label {c}": c}
+        assert f"example {row}:" in title(chart)
+        assert f"→ {y}" in title(chart)
     if stage == "first":
         assert len(picture(chart).getcolors(1 << 22)) > 5
 
@@ -545,17 +531,13 @@ def test_probes_are_those_of_the_network_then(kind, at, stages):
         if r["target"] == "true"
     }
     chart = draw_probes(s, at)
-    assert (
-        drawn_probes(chart) == pytest.approx(want, abs=1e-12)
-        and {p for _, p in want} == {"masc", "velpic", "model"}
-        and len(rows(chart, "layer")) == len(want)
-    )
+    assert drawn_probes(chart) == pytest.approx(want, abs=1e-12)
+    assert {p for _, p in want} == {"masc", "velpic", "model"}
+    assert len(rows(chart, "layer")) == len(want)
     head = title(chart)
-    assert (
-        head.startswith(f"Epoch {s.epochs[at]:,.0f}: accuracy on")
-        and ("test" in head) == (s.test is not None)
-        and ("true labels" in head) == (s.test is None)
-    )
+    assert head.startswith(f"Epoch {s.epochs[at]:,.0f}: accuracy on")
+    assert ("test" in head) == (s.test is not None)
+    assert ("true labels" in head) == (s.test is None)
     model, now = (
         want["output", "model"],
         s.run().frame().filter(group=group, target="true").sort("time")["accuracy"][at],
@@ -580,12 +562,11 @@ def test_spectra_are_those_of_the_network_then(operation):
             for r in neuron_spectra(view).iter_rows(named=True)
         }
         got = {(r["neuron"], r["frequency"]): r["power"] for r in rows(chart, "neuron")}
-        assert (
-            got == pytest.approx(want)
-            and len({n for n, _ in got}) == 33
-            and {f for _, f in got}
-            == {str(k) for k in range(1, (12 if operation == "mul" else 13) // 2 + 1)}
-        )
+        assert got == pytest.approx(want)
+        assert len({n for n, _ in got}) == 33
+        assert {f for _, f in got} == {
+            str(k) for k in range(1, (12 if operation == "mul" else 13) // 2 + 1)
+        }
         right = view.score(extract(view, "projection")[0], s.test)
         phase = alignment(view)["sub" if operation == "sub" else "add"]
         assert title(chart) == (
@@ -622,4 +603,5 @@ def test_a_moment_recorded_while_one_looks():
 
     s.recorder.moments = Busy(s.recorder.moments)
     run = s.run()
-    assert len(s.recorder.moments) == 7 and len(run.time) == len(run.prediction) == len(run.loss)
+    assert len(s.recorder.moments) == 7
+    assert len(run.time) == len(run.prediction) == len(run.loss)
