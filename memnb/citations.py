@@ -9,18 +9,19 @@ __all__ = ['PAPERS', 'cite']
 import difflib
 
 # %% ../nbs/papers/01_citations.ipynb #cell04
-def _entry(kind: str, key: str, **fields: str) -> str:
-    return f"@{kind}{{{key},\n" + "".join(f"  {k} = {{{v}}},\n" for k, v in fields.items()) + "}"
+def _entry(
+    kind: str,  # of publication: article, inproceedings or misc
+    key: str,  # under which a text cites it
+    **fields: str,
+) -> str:
+    "A BibTeX entry, one field a line."
+    lines = [f"  {name} = {{{value}}},\n" for name, value in fields.items()]
+    return f"@{kind}{{{key},\n" + "".join(lines) + "}"
 
 
-_NEURIPS, _ICLR, _ICML = (
-    {"booktitle": v}
-    for v in (
-        "Advances in Neural Information Processing Systems",
-        "International Conference on Learning Representations",
-        "International Conference on Machine Learning",
-    )
-)
+_NEURIPS = {"booktitle": "Advances in Neural Information Processing Systems"}
+_ICLR = {"booktitle": "International Conference on Learning Representations"}
+_ICML = {"booktitle": "International Conference on Machine Learning"}
 PAPERS = {
     "relu": _entry(
         "misc",
@@ -40,7 +41,10 @@ PAPERS = {
         "inproceedings",
         "maini2023localized",
         title="Can Neural Network Memorization Be Localized?",
-        author="Maini, Pratyush and Mozer, Michael C. and Sedghi, Hanie and Lipton, Zachary C. and Kolter, J. Zico and Zhang, Chiyuan",
+        author=(
+            "Maini, Pratyush and Mozer, Michael C. and Sedghi, Hanie and Lipton, Zachary "
+            "C. and Kolter, J. Zico and Zhang, Chiyuan"
+        ),
         year="2023",
         eprint="2307.09542",
         archivePrefix="arXiv",
@@ -49,7 +53,10 @@ PAPERS = {
     "modular": _entry(
         "misc",
         "liu2026unveiling",
-        title="Unveiling Memorization-Generalization Coexistence: A Case Study on Arithmetic Tasks with Label Noise",
+        title=(
+            "Unveiling Memorization-Generalization Coexistence: A Case Study on "
+            "Arithmetic Tasks with Label Noise"
+        ),
         author="Liu, Linyu and Lu, Pinyan",
         year="2026",
         eprint="2605.18022",
@@ -68,7 +75,10 @@ PAPERS = {
         "inproceedings",
         "toneva2019forgetting",
         title="An Empirical Study of Example Forgetting during Deep Neural Network Learning",
-        author="Toneva, Mariya and Sordoni, Alessandro and Tachet des Combes, Remi and Trischler, Adam and Bengio, Yoshua and Gordon, Geoffrey J.",
+        author=(
+            "Toneva, Mariya and Sordoni, Alessandro and Tachet des Combes, Remi and "
+            "Trischler, Adam and Bengio, Yoshua and Gordon, Geoffrey J."
+        ),
         year="2019",
         **_ICLR,
     ),
@@ -99,7 +109,10 @@ PAPERS = {
     "memorization_score": _entry(
         "inproceedings",
         "feldman2020memorize",
-        title="What Neural Networks Memorize and Why: Discovering the Long Tail via Influence Estimation",
+        title=(
+            "What Neural Networks Memorize and Why: Discovering the Long Tail via "
+            "Influence Estimation"
+        ),
         author="Feldman, Vitaly and Zhang, Chiyuan",
         year="2020",
         **_NEURIPS,
@@ -123,27 +136,67 @@ PAPERS = {
         year="1998",
     ),
 }
-_ALSO = {  # method -> its paper
-    "relu": "decomposition toy propositions fig1 fig2 fig3 fig4 fig5 fig6",
-    "latent": "velpic transfer resist latent_probes latent_transfer latent_resist latent_interventions",
-    "localization": "accounting rewind retrain critical_units tied_dropout localization_gradients localization_rewinding localization_retraining localization_neurons localization_dropout localization_atypical",
-    "modular": "extract modular_coexistence modular_extraction modular_width modular_order modular_partition",
-    "rkc": "gradient_flow integrate",
+
+# %% ../nbs/papers/01_citations.ipynb #cell07
+# paper -> the methods and notebooks that are based on it
+_BASED_ON = {
+    "relu": (
+        "decomposition",
+        "toy",
+        "propositions",
+        "fig1",
+        "fig2",
+        "fig3",
+        "fig4",
+        "fig5",
+        "fig6",
+    ),
+    "latent": (
+        "velpic",
+        "transfer",
+        "resist",
+        "latent_probes",
+        "latent_transfer",
+        "latent_resist",
+        "latent_interventions",
+    ),
+    "localization": (
+        "accounting",
+        "rewind",
+        "retrain",
+        "critical_units",
+        "tied_dropout",
+        "localization_gradients",
+        "localization_rewinding",
+        "localization_retraining",
+        "localization_neurons",
+        "localization_dropout",
+        "localization_atypical",
+    ),
+    "modular": (
+        "extract",
+        "modular_coexistence",
+        "modular_extraction",
+        "modular_width",
+        "modular_order",
+        "modular_partition",
+    ),
+    "rkc": (
+        "gradient_flow",
+        "integrate",
+    ),
 }
 
-# %% ../nbs/papers/01_citations.ipynb #cell05
+# %% ../nbs/papers/01_citations.ipynb #cell08
 def cite(
     method: str,  # a notebook, a method of memnb in lower case, or a key of `PAPERS`
 ) -> str:
     "The BibTeX entry to cite for it. `ValueError` for an unknown one, with the known ones."
-    known = {k: k for k in PAPERS} | {
-        name: k for k, names in _ALSO.items() for name in names.split()
-    }
+    known = {key: key for key in PAPERS}
+    for key, methods in _BASED_ON.items():
+        known |= dict.fromkeys(methods, key)
     if method in known:
         return PAPERS[known[method]]
     near = difflib.get_close_matches(method, known, 1, 0.4)
-    raise ValueError(
-        f"method={method!r} is unknown; "
-        + (f"did you mean {near[0]!r}? " if near else "")
-        + f"there are {', '.join(known)}"
-    )
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"method={method!r} is unknown; {hint}there are {', '.join(known)}")

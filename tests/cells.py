@@ -20,13 +20,13 @@ def prepared(words: list[str], folder: Path) -> list[str]:
 def run(cells: list[str], until: str = "") -> tuple[dict, list]:
     "All names, and the values that are shown, of cells run one after the other; to a name's cell."
     shown = []
-    room = dict(display=shown.append)
+    names = dict(display=shown.append)
     for cell in cells:
         tree = ast.parse(cell)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-        exec(compile(tree, "cell", "exec"), room)
+        exec(compile(tree, "cell", "exec"), names)
         if last:
-            shown.append(eval(compile(ast.Expression(last.value), "cell", "eval"), room))
-        if until in room:
+            shown.append(eval(compile(ast.Expression(last.value), "cell", "eval"), names))
+        if until in names:
             break
-    return room, shown
+    return names, shown

@@ -1,5 +1,7 @@
-"""`python tests/lessons.py [--write] [NAME...]`: nbdev_test of the library's notebooks, whose text outputs must be
-those that are committed, numbers to three digits. `--write` commits them to the notebooks instead.
+"""`python tests/lessons.py [--write] [NAME...]`: nbdev_test of the library's notebooks.
+
+Text outputs must be those that are committed, numbers to three digits. `--write` commits them to
+the notebooks instead.
 """
 
 import argparse

@@ -168,8 +168,13 @@ def still(page: Page) -> list[str]:
 def drawn(page: Page, other_than: list[str] = (), skip: int = 0) -> list[str]:
     "Wait for lines of many points, other than the given ones; the first few lines do not count."
     end = time.monotonic() + WAIT / 1000
-    points = lambda path: path.count("L") + path.count("C")
-    there = lambda paths: paths and paths != list(other_than) and max(map(points, paths)) > 10
+
+    def points(path):
+        return path.count("L") + path.count("C")
+
+    def there(paths):
+        return paths and paths != list(other_than) and max(map(points, paths)) > 10
+
     while not there(now := lines(page)[skip:]):
         assert time.monotonic() < end, f"no new lines: {[p[:60] for p in now]}"
         page.wait_for_timeout(50)
@@ -324,7 +329,8 @@ def test_the_command_is_copied(lab):
 
     command = lab.evaluate("navigator.clipboard.readText()")
     assert re.fullmatch(r"papermill nbs/fig2\.ipynb out\.ipynb( -p \w+ \S+)+", command)
-    assert f"-p rho {said['noise rate']} " in command and f"-p noise {said['noise']} " in command
+    assert f"-p rho {said['noise rate']} " in command
+    assert f"-p noise {said['noise']} " in command
     fields = "[...document.querySelectorAll('.widget-text input')].map(i => i.value)"
     assert command in lab.evaluate(fields)
 

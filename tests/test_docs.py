@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pages
 import polars as pl
 import pytest
 from mkdocs.commands.build import build
@@ -18,7 +19,6 @@ from mkdocs.config import load_config
 from memnb.common.files import seal
 
 ROOT = Path(__file__).parents[1]
-import pages
 
 NOTEBOOKS = sorted(
     p.relative_to(ROOT).with_suffix("").as_posix() for p in (ROOT / "nbs").rglob("*.ipynb")
@@ -148,9 +148,12 @@ def test_formulas_are_drawn(html, site):
 
 def test_outputs_are_shown(html):
     fig = (html / "nbs/fig1.html").read_text()
-    assert fig.count('src="data:image/png') == 2 and "<td><strong>holds</strong></td>" in fig
-    assert "clipboard-copy-txt" not in fig and fig.count("noise rate, between 0 and 0.5") == 1
-    assert "jp-InputPrompt" not in fig and str(ROOT) not in fig
+    assert fig.count('src="data:image/png') == 2
+    assert "<td><strong>holds</strong></td>" in fig
+    assert "clipboard-copy-txt" not in fig
+    assert fig.count("noise rate, between 0 and 0.5") == 1
+    assert "jp-InputPrompt" not in fig
+    assert str(ROOT) not in fig
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -223,21 +226,17 @@ def test_no_formula(text):
 )
 def test_formula(latex):
     inline, block = pages.formulas(f"see ${latex}$, so"), pages.formulas(f"see $${latex}$$ so")
-    assert (
-        inline.startswith("see <span><math")
-        and inline.endswith("</math></span>, so")
-        and 'display="inline"' in inline
-    )
-    assert re.match(
-        r'see \n\n<div class="formula"><math[^>]+display="block"', block
-    ) and block.endswith("</math></div>\n\n so")
+    assert inline.startswith("see <span><math")
+    assert inline.endswith("</math></span>, so")
+    assert 'display="inline"' in inline
+    assert re.match(r'see \n\n<div class="formula"><math[^>]+display="block"', block)
+    assert block.endswith("</math></div>\n\n so")
     assert not set(inline) & set("$\\*_|[]")
 
 
 def test_letters_of_formulas():
-    assert "<mi>𝒩</mi>" in pages.formula(r"\mathcal N") and "<mi>ℒ</mi>" in pages.formula(
-        r"\mathcal L"
-    )
+    assert "<mi>𝒩</mi>" in pages.formula(r"\mathcal N")
+    assert "<mi>ℒ</mi>" in pages.formula(r"\mathcal L")
     assert '<mi mathvariant="normal">&#x003A0;</mi>' in pages.formula(
         r"\Pi"
     ) and "<mi>&#x003C0;</mi>" in pages.formula(r"\pi")
@@ -245,20 +244,24 @@ def test_letters_of_formulas():
 
 def test_two_formulas_and_code_between():
     text = pages.formulas("$a$ and `$b$` and $c$-th\n\n```\n$d$\n```\n$e$")
-    assert text.count("<math") == 3 and "`$b$`" in text and "```\n$d$\n```" in text
+    assert text.count("<math") == 3
+    assert "`$b$`" in text
+    assert "```\n$d$\n```" in text
 
 
 @pytest.mark.parametrize("latex", [r"\nosuchthing x", r"\\cos(x)", r"\frac"])
 def test_what_cannot_be_drawn_is_a_warning(latex, caplog):
     assert pages.formulas(f"${latex}$", "here") == f"${latex}$"
-    assert [r.levelname for r in caplog.records] == [
-        "WARNING"
-    ] and "here: no MathML for" in caplog.text
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    assert "here: no MathML for" in caplog.text
 
 
 def test_links():
     on = {"README.md", "nbs/fig1.ipynb"}
-    same = "[`a`](nbs/fig1.ipynb#x) [b](https://a.b) [c](#d) ![e](docs/figures/fig1.png) `[f](bench)` [g](no/such.md)"
+    same = (
+        "[`a`](nbs/fig1.ipynb#x) [b](https://a.b) [c](#d) ![e](docs/figures/fig1.png) "
+        "`[f](bench)` [g](no/such.md)"
+    )
     assert pages.links(same, "README.md", on) == same
     assert (
         pages.links("the [`results`](bench) and [it](LICENSE).", "README.md", on)
@@ -326,8 +329,8 @@ def test_comparison(tmp_path):
         csv.writer(f).writerows([head, *rows])
     text = pages.comparison(tmp_path / "audit.csv")
     assert (
-        "| data | largest to smallest class | noise | rate | audit (1) | cleanlab, at the end (4) | margin alone (1) |"
-        in text
+        "| data | largest to smallest class | noise | rate | audit (1) | cleanlab, at the end (4) "
+        "| margin alone (1) |" in text
     )
     assert "| digits | 20 to 1 | wrong | 0.1 | 0.850 | 0.750 | 0.700 |" in text
     assert "| digits | 20 to 1 | wrong | 0.1 | 0.500 | 0.500 | 0.500 |" in text
@@ -340,7 +343,8 @@ def test_comparison(tmp_path):
 def test_signature():
     source = (
         '@dataclass\nclass A:\n    "Doc."\n    x: int  # a\n'
-        "    def __init__(self, a,  # b\n        c):\n        # why\n        self.a = a\ndef f(a): return a\n"
+        "    def __init__(self, a,  # b\n        c):\n        # why\n        self.a = a\n"
+        "def f(a): return a\n"
     )
     cls, f = ast.parse(source).body
     assert (
@@ -402,7 +406,6 @@ def test_stored_claims_are_those_of_the_notebooks():
         "explore",
         "audit",
     }
-    assert (
-        set(stored["figure"]) == figures and set(stored.filter(preset="quick")["figure"]) == figures
-    )
+    assert set(stored["figure"]) == figures
+    assert set(stored.filter(preset="quick")["figure"]) == figures
     assert set(stored["verdict"]) <= set(pages.VERDICTS)

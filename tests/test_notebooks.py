@@ -156,7 +156,8 @@ def test_no_committed_notebook_holds_injected_parameters():
 def test_misspelt_parameter_fails_and_names_the_right_one(out):
     done = papermill("fig2", out, rh0=0.3)
     assert done.returncode != 0
-    assert "unknown parameter 'rh0'" in done.stderr and "did you mean 'rho'" in done.stderr
+    assert "unknown parameter 'rh0'" in done.stderr
+    assert "did you mean 'rho'" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,8 @@ def test_misspelt_parameter_fails_and_names_the_right_one(out):
 )
 def test_bad_values_fail_before_any_work(out, name, given, says):
     done = papermill(name, out, **given)
-    assert done.returncode != 0 and says in done.stderr
+    assert done.returncode != 0
+    assert says in done.stderr
 
 
 @pytest.mark.skipif(

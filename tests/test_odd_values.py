@@ -1,4 +1,6 @@
-"Every parameter of every notebook, given values that nobody means: taken, or refused by name before any work."
+"""Every parameter of every notebook, given values that nobody means: taken, or refused by name
+before any work.
+"""
 
 import ast
 import random
@@ -117,14 +119,17 @@ def test_an_odd_value_is_taken_or_refused_by_name(notebook, tmp_path, monkeypatc
                 settled(notebook, plain | {name: value})
             except (ValueError, OSError) as e:
                 assert name in str(e), (name, value, str(e))
-                assert len(str(e)) < 1500 and type(e) is not UnicodeEncodeError
+                assert len(str(e)) < 1500
+                assert type(e) is not UnicodeEncodeError
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["seed", "seeds", "noise_seed"])
 @pytest.mark.parametrize("value", [2**31, 100_000_000_000_000, 2**64])
 def test_a_seed_is_one_that_every_generator_takes(name, value):
-    "The observers' frames hold it as a 32-bit number, and an epoch's order multiplies it by a million."
+    """The observers' frames hold it as a 32-bit number, and an epoch's order multiplies it by a
+    million.
+    """
     for notebook in NOTEBOOKS:
         if name in (plain := defaults(notebook)):
             with pytest.raises(

@@ -21,7 +21,8 @@ if name.startswith("wait "):
     while not (Path(name[5:]) / "go").exists(): time.sleep(0.01)
 folder = Path(out) / "tiny" / "k"
 folder.mkdir(parents=True, exist_ok=True)
-pl.DataFrame(dict(rho=[rho], seed=[seed], value=[rho * 1000 + seed])).write_parquet(folder / "frame.parquet")
+frame = pl.DataFrame(dict(rho=[rho], seed=[seed], value=[rho * 1000 + seed]))
+frame.write_parquet(folder / "frame.parquet")
 if seed == 13: raise ValueError("seed 13 is unlucky")"""
 
 
@@ -85,7 +86,9 @@ def none_left(folder: Path) -> bool:
 
 
 def waiting(tmp_path) -> tuple[Path, str]:
-    "A folder into which the notebook reports, and where it waits for `go`; and the `name` that has it do so."
+    """A folder into which the notebook reports, and where it waits for `go`; and the `name` that
+    has it do so.
+    """
     place = tmp_path / "events"
     place.mkdir()
     return place, f"wait {place}"
@@ -95,8 +98,8 @@ def hidden(folder: Path) -> list[Path]:
     return list(folder.rglob(".*"))
 
 
-def quick(said=None, count=None):
-    "In place of a process: what the notebook would do. `said(task)` is its error."
+def quick(error=None, count=None):
+    "In place of a process: what the notebook would do. `error(task)` is its error."
 
     def run(task, part, threads, timeout):
         if count is not None:
@@ -107,7 +110,7 @@ def quick(said=None, count=None):
         pl.DataFrame(
             dict(rho=[p["rho"]], seed=[p["seed"]], value=[p["rho"] * 1000 + p["seed"]])
         ).write_parquet(part / "out" / "tiny" / "k" / "frame.parquet")
-        return said and said(task)
+        return error and error(task)
 
     return run
 

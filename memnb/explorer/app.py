@@ -16,7 +16,7 @@ from numbers import Real
 import ipywidgets as w
 
 from ..common.checks import check_choice, shown
-from .sessions import WORLDS, Session, numbers
+from .sessions import SESSIONS, Session, numbers
 from .widgets import ROW, CopyButton, Panel, Stage, Transport
 from ..lab.charts import use_theme
 from ..papers.relu import PRESETS
@@ -32,14 +32,14 @@ class Job:
         ended: Callable,  # called with the job and an exception or None
         pace: float,  # seconds that the whole training takes at least
     ):
-        self.make, self.moment, self.ended, self.pace, self.session = (
-            make,
-            moment,
-            ended,
-            pace,
-            None,
-        )
-        self.stopped, self.going, self.done = threading.Event(), threading.Event(), False
+        self.make = make
+        self.moment = moment
+        self.ended = ended
+        self.pace = pace
+        self.session = None  # until it is prepared
+        self.stopped = threading.Event()
+        self.going = threading.Event()  # cleared: it is paused
+        self.done = False
         self.thread = threading.Thread(target=self._work, daemon=True, name="memnb explorer")
 
     def start(self):
@@ -49,101 +49,120 @@ class Job:
     def _work(self):
         error = None
         try:
-            session, self.began = self.make(), time.monotonic()
-            for self.session in session:
-                begun = time.monotonic()
-                self.moment(self)
-                self.stopped.wait(max(0, self.pace / len(session) - (time.monotonic() - begun)))
-                self.going.wait()
-                if self.stopped.is_set():
-                    break
-            else:
-                self.done = True
+            session = self.make()
+            self.began = time.monotonic()
+            self.done = self._train(session)
         except Exception as e:
             error = e
         self.ended(self, error)
+
+    def _train(self, session: Session) -> bool:
+        "Whether the session was trained to its end; False if it was stopped."
+        for current in session:
+            self.session = current
+            shown_at = time.monotonic()
+            self.moment(self)
+            spent = time.monotonic() - shown_at
+            self.stopped.wait(max(0, self.pace / len(session) - spent))
+            self.going.wait()
+            if self.stopped.is_set():
+                return False
+        return True
 
     def stop(self):
         self.stopped.set()
         self.going.set()
 
     def left(self) -> float:
-        return (time.monotonic() - self.began) * (
-            len(self.session) / self.session.seen - 1
-        )  # seconds
+        "Seconds until the training ends, at the speed so far."
+        spent = time.monotonic() - self.began
+        return spent * (len(self.session) / self.session.seen - 1)
 
-# %% ../../nbs/explorer/04_app.ipynb #cell06
+# %% ../../nbs/explorer/04_app.ipynb #cell08
 REDRAW = 0.25  # seconds at least between redraws while a network trains
 
 
 class Explorer(w.VBox):
-    "Controls, charts and a network in training. `close()` ends its thread."
+    """Controls, charts and a network in training. `close()` ends its thread.
+
+    `ValueError` for an unknown kind of session or preset, or another pace.
+    """
 
     job: Job | None = None
 
     def __init__(
         self,
-        world: str = "two layers",  # a key of `memnb.explorer.WORLDS`
-        preset: str = "quick",
+        kind: str = "two layers",  # a key of `memnb.explorer.SESSIONS`
+        preset: str = "quick",  # quick, small, paper or ci
         pace: float = 4.0,  # seconds that a training takes at least, so that it can be watched
     ):
+        check_choice("kind", kind, SESSIONS)
         check_choice("preset", preset, PRESETS)
         if isinstance(pace, bool) or not isinstance(pace, Real) or not 0 <= pace < math.inf:
             raise ValueError(f"pace={shown(pace)} must be a finite number of seconds, 0 or more")
         use_theme()
-        self.preset, self.pace, self.pinned, self.drawn = preset, pace, None, 0.0
-        self.lock, self.quiet = threading.RLock(), set()
-        self.panel, self.transport, self.stage = (
-            Panel(check_choice("world", world, WORLDS)),
-            Transport(),
-            Stage(),
-        )
-        self.command, self.copy = (
-            w.Text(disabled=True, layout=w.Layout(width="640px", max_width="100%")),
-            CopyButton(),
-        )
-        super().__init__(
-            [self.panel, self.transport, self.stage, w.HBox([self.command, self.copy], **ROW)]
-        )
-        t, self.stage.redraw = self.transport, self.draw
-        for button, act in (
-            (t.play, self.go_on),
-            (t.pause, self.hold),
-            (t.halt, lambda: self.job.stop()),
-            (t.pin, self.toggle_pin),
-        ):
-            button.on_click(lambda _, act=act: act())
+        self.preset = preset
+        self.pace = pace
+        self.pinned = None  # a session
+        self.drawn = 0.0  # when
+        self.lock = threading.RLock()
+        self.quiet = set()  # threads whose changes of controls are not heard
+        self.panel = Panel(kind)
+        self.transport = Transport()
+        self.stage = Stage()
+        self.command = w.Text(disabled=True, layout=w.Layout(width="640px", max_width="100%"))
+        self.copy = CopyButton()
+        below = w.HBox([self.command, self.copy], **ROW)
+        super().__init__([self.panel, self.transport, self.stage, below])
+        self._listen()
+        self.begin()
+
+    def _listen(self):
+        "Have the controls do what they say."
+        transport = self.transport
+        self.stage.redraw = self.draw
+        transport.play.on_click(lambda _: self.go_on())
+        transport.pause.on_click(lambda _: self.hold())
+        transport.halt.on_click(lambda _: self.job.stop())
+        transport.pin.on_click(lambda _: self.toggle_pin())
         for field in self.panel.fields.values():
             field.observe(self._changed, "value")
-        self.panel.world.observe(self._entered, "value")
-        t.time.observe(self._looked, "value")
+        self.panel.kind.observe(self._entered, "value")
+        transport.time.observe(self._looked, "value")
         self.stage.observe(self._looked, "selected_index")
-        self.begin()
 
     @property
     def session(self) -> Session | None:
+        "The session in training, or the last one; None while it is prepared."
         return self.job.session
 
     def begin(self):
         "Train a network of the present values; the one in training, if any, is stopped."
-        world, values = self.panel.world.value, self.panel.values()
+        kind = self.panel.kind.value
+        values = self.panel.values()
+
+        def make() -> Session:
+            return Session(kind, self.preset, **values)
+
         with self.lock:
             if self.job:
                 self.job.stop()
-            self.drawn, self.transport.progress.value = 0.0, 0
+            self.drawn = 0.0
+            self.transport.progress.value = 0
             self._say("preparing")
-            self.job = Job(
-                lambda: Session(world, self.preset, **values), self._moment, self._ended, self.pace
-            )
-            self.job.start()  # before anything else is clicked on: kernels hear widgets in several threads
+            self.job = Job(make, self._moment, self._ended, self.pace)
+            # before anything else is clicked on: kernels hear widgets in several threads
+            self.job.start()
 
     def hold(self):
+        "Pause the training."
         with self.lock:  # so that a moment which is being shown says first how it is
             self.job.going.clear()
             if self.job.thread.is_alive():
                 self._say("paused")
 
     def go_on(self):
+        "Train on, or train again where the training is over."
         with self.lock:
             if self.job.thread.is_alive():
                 self.job.going.set()
@@ -151,12 +170,17 @@ class Explorer(w.VBox):
                 self.begin()
 
     def toggle_pin(self):
+        "Put the present session beside the next ones, or take the pinned one away."
         with self.lock:
             self.pinned = None if self.pinned else self.session
         self.transport.pin.description = "Unpin" if self.pinned else "Pin"
         self.draw()
 
-    def join(self, timeout: float | None = None):
+    def join(
+        self,
+        timeout: float | None = None,  # seconds; default: no limit
+    ):
+        "Wait until the training is over."
         self.job.thread.join(timeout)
 
     def close(self):
@@ -167,7 +191,10 @@ class Explorer(w.VBox):
         super().close()
 
     def draw(self) -> bool:
-        "Draw what is looked at; whatever goes wrong is said in the status line. Whether all went well."
+        """Draw what is looked at. Whether all went well.
+
+        Whatever goes wrong stands in the status line.
+        """
         with self.lock:
             if self.session is None or self.session.seen < 2:
                 return True
@@ -185,7 +212,10 @@ class Explorer(w.VBox):
 
     @contextmanager
     def _quietly(self):
-        "Within it, controls that this thread changes begin and draw nothing; those that a person changes meanwhile do."
+        """Within it, controls that this thread changes begin and draw nothing.
+
+        Those that a person changes meanwhile do.
+        """
         self.quiet.add(threading.get_ident())
         try:
             yield
@@ -209,7 +239,7 @@ class Explorer(w.VBox):
         self.begin()
 
     def _follow(self, job: Job, text: str):
-        "Show the newest epoch of a job and say how it is, if it is still the newest."
+        "Show the newest epoch of a job and say how it is, if it is still the newest job."
         with self.lock:
             if job is not self.job:
                 return
@@ -223,33 +253,36 @@ class Explorer(w.VBox):
         if time.monotonic() - self.drawn < REDRAW or job.session.seen < 2:
             return
         with self.lock:
+            text = "paused"
             if job.going.is_set():
-                now, end = (job.session.epochs[i] for i in (job.session.seen - 1, -1))
-                text = f"epoch {now:,.0f} of {end:,.0f}, {job.left():.0f} s left"
-            else:
-                text = "paused"
+                epochs = job.session.epochs
+                now = epochs[job.session.seen - 1]
+                text = f"epoch {now:,.0f} of {epochs[-1]:,.0f}, {job.left():.0f} s left"
             self._follow(job, text)
 
     def _ended(self, job: Job, error: Exception | None):
-        said = (
-            ", ".join(f"{k} {v:.4f}" for k, v in numbers(job.session).items())
-            if job.session
-            else "nothing was recorded"
-        )
-        self._follow(
-            job,
-            f"{type(error).__name__}: {error}"
-            if error
-            else f"{'done' if job.done else 'stopped'}: {said}",
-        )
+        if error:
+            text = f"{type(error).__name__}: {error}"
+        else:
+            reached = "nothing was recorded"
+            if job.session:
+                reached = ", ".join(f"{k} {v:.4f}" for k, v in numbers(job.session).items())
+            text = f"{'done' if job.done else 'stopped'}: {reached}"
+        self._follow(job, text)
 
-# %% ../../nbs/explorer/04_app.ipynb #cell07
+# %% ../../nbs/explorer/04_app.ipynb #cell12
 _open: list[Explorer] = []
 
 
-def explore(world: str = "two layers", **options) -> Explorer:
-    "An `Explorer` of these options; the one that this function made before is closed, so that a cell can be run again."
+def explore(
+    kind: str = "two layers",  # a key of `memnb.explorer.SESSIONS`
+    **options,  # of `Explorer`: preset, pace
+) -> Explorer:
+    """An `Explorer`.
+
+    The one that this function made before is closed, so that a cell can be run again.
+    """
     while _open:
         _open.pop().close()
-    _open.append(Explorer(world, **options))
+    _open.append(Explorer(kind, **options))
     return _open[0]

@@ -13,7 +13,8 @@ import ipywidgets as w
 import polars as pl
 
 from ..datasets.noisy_datasets import NoisyDataset
-from ..lab.charts import COLORS, curves, pictures
+from ..lab.charts import COLORS, curves
+from ..lab.layouts import pictures
 
 alt.JupyterChart.enable_offline()  # no code from elsewhere
 
@@ -21,8 +22,11 @@ alt.JupyterChart.enable_offline()  # no code from elsewhere
 _CLASSES = ("label", "suggested", "velpic", "masc", "cosine")  # columns that hold classes
 
 
-def _check_names(names: Sequence, most: int):
-    "`ValueError` unless there is a name for each class up to `most`."
+def _check_names(names: Sequence, frame: pl.DataFrame, columns: Sequence[str]):
+    "`ValueError` unless there is a name for each class in these columns of a frame."
+    most = -1
+    if len(frame):
+        most = max((frame[c].max() for c in columns), default=-1)
     if len(names) <= most:
         raise ValueError(
             f"there are {len(names)} names, {list(names)[:5]}, and a class {most}; "
@@ -31,192 +35,194 @@ def _check_names(names: Sequence, most: int):
 
 
 def ranked(
-    found: pl.DataFrame,  # of `audit`
+    audited: pl.DataFrame,  # of `audit`
     names: Sequence,  # of the classes, in the order of their numbers
 ) -> pl.DataFrame:
-    """The audit from the most suspicious label on, with the classes' names in place of their
-    numbers. `ValueError` for too few names."""
-    there = [c for c in _CLASSES if c in found.columns]
-    _check_names(names, max((found[c].max() for c in there), default=-1) if len(found) else -1)
+    """The audit from the most suspicious label on, with the classes' names instead of numbers.
+
+    `ValueError` for too few names.
+    """
+    columns = [c for c in _CLASSES if c in audited.columns]
+    _check_names(names, audited, columns)
 
     def named(column: str) -> pl.Expr:
         return pl.col(column).map_elements(lambda k: str(names[k]), return_dtype=pl.String)
 
-    return found.sort("rank").with_columns(named(c) for c in there)
+    return audited.sort("rank").with_columns(named(c) for c in columns)
 
-
+# %% ../../nbs/explorer/06_audit_gallery.ipynb #cell10
 def pictured(data: NoisyDataset) -> bool:
     "Whether the inputs are pictures: (H, W), (1, H, W) or (3, H, W)."
     return data.x.ndim == 3 or data.x.ndim == 4 and data.x.shape[1] in (1, 3)
 
 
 def gallery(
-    found: pl.DataFrame,  # of `audit`, or some of its rows
+    audited: pl.DataFrame,  # of `audit`, or some of its rows
     data: NoisyDataset,  # pictures
     names: Sequence | None = None,  # of the classes; default: their numbers
     title: str = "",
-    columns: int = 10,
+    columns: int = 10,  # 1 or more
 ) -> alt.LayerChart:
-    "The examples in the order of the rows. `ValueError` where the inputs are no pictures."
+    """The examples in the order of the rows.
+
+    `ValueError` where the inputs are no pictures, or names are too few.
+    """
     if not pictured(data):
         raise ValueError(
             f"inputs of shape {tuple(data.x.shape[1:])} are no pictures; "
             "they are (H, W), (1, H, W) or (3, H, W)"
         )
     names = list(range(data.n_classes) if names is None else names)
-    _check_names(
-        names,
-        max((found[c].max() for c in ("label", "suggested")), default=-1) if len(found) else -1,
-    )
-    says = [
-        f"{names[a]} → {names[b]}" if a != b else f"{names[a]}"
-        for a, b in zip(found["label"], found["suggested"])
+    _check_names(names, audited, ("label", "suggested"))
+    captions = [
+        f"{names[given]} → {names[suggested]}" if given != suggested else f"{names[given]}"
+        for given, suggested in audited.select("label", "suggested").iter_rows()
     ]
-    return pictures(data.x[found["row"].to_list()].float().cpu(), says, title, columns)
+    return pictures(data.x[audited["row"].to_list()].float().cpu(), captions, title, columns)
 
-# %% ../../nbs/explorer/06_audit_gallery.ipynb #cell09
+# %% ../../nbs/explorer/06_audit_gallery.ipynb #cell13
 def precision(
-    found: pl.DataFrame, by: Sequence[str] = ("suspicion",), points: int = 60
+    audited: pl.DataFrame,  # of `audit`, with the column noisy
+    by: Sequence[str] = ("suspicion",),  # columns of scores, high where a label is in doubt
+    points: int = 60,  # lengths of the list, 1 or more
 ) -> pl.DataFrame:
-    "`score, k, precision, recall` down the list that each score gives. `ValueError` where the truth is unknown."
-    if "noisy" not in found.columns or found["noisy"].null_count():
+    """`score, k, precision, recall` down the list that each score gives.
+
+    `ValueError` where the truth is unknown.
+    """
+    if "noisy" not in audited.columns or audited["noisy"].null_count():
         raise ValueError("nobody knows which labels are wrong, so precision cannot be measured")
-    n, rows = len(found), []
+    n = len(audited)
+    lengths = sorted({max(1, round(i * n / points)) for i in range(1, points + 1)})
+    rows = []
     for name in by:
-        hits = found.sort(name, descending=True, nulls_last=True)["noisy"].cum_sum()
-        for k in sorted({max(1, round(i * n / points)) for i in range(1, points + 1)}):
-            rows.append(
-                dict(
-                    score=name,
-                    k=k,
-                    precision=hits[k - 1] / k,
-                    recall=hits[k - 1] / max(1, hits[-1]),
-                )
-            )
+        hits = audited.sort(name, descending=True, nulls_last=True)["noisy"].cum_sum()
+        for k in lengths:
+            right = hits[k - 1]
+            rows.append(dict(score=name, k=k, precision=right / k, recall=right / max(1, hits[-1])))
     return pl.DataFrame(rows)
 
 
 def precision_chart(
-    found: pl.DataFrame,
+    audited: pl.DataFrame,  # of `audit`, with the column noisy
     by: Sequence[str] = ("suspicion", "loss", "probe_margin", "final_loss", "learning_time"),
 ) -> alt.LayerChart:
-    "Precision down the list, with the number of wrong labels marked."
-    shown = [name for name in by if name in found.columns]
-    falls = precision(found, shown)
-    wrong = int(found["noisy"].sum())
-    at = found.sort("rank")["noisy"][:wrong].mean() if wrong else 0.0
+    """Precision down the list, with the number of wrong labels marked.
+
+    `ValueError` where the truth is unknown.
+    """
+    scores = [name for name in by if name in audited.columns]
+    falls = precision(audited, scores)
+    wrong = int(audited["noisy"].sum())
+    share = audited.sort("rank")["noisy"][:wrong].mean() if wrong else 0.0
     chart = curves(
         falls,
         "precision",
-        f"Of the {wrong} most suspicious labels {at:.1%} are wrong",
+        f"Of the {wrong} most suspicious labels {share:.1%} are wrong",
         "share of them that is wrong",
         x="k",
-        x_title=f"most suspicious labels (of {len(found)}; {wrong} are wrong)",
+        x_title=f"most suspicious labels (of {len(audited)}; {wrong} are wrong)",
         color="score",
         log_x=False,
         domain=(0, 1),
-        order=shown,
+        order=scores,
     )
     return chart.properties(width=420)
 
-# %% ../../nbs/explorer/06_audit_gallery.ipynb #cell12
-def remedy_chart(table: pl.DataFrame) -> alt.LayerChart:
-    "The table of `remedies`: estimated accuracy with its interval, and beside it that of test labels."
-    kinds = ["estimated from held-out labels", "on true test labels"]
-    rows = [
+# %% ../../nbs/explorer/06_audit_gallery.ipynb #cell18
+_KINDS = ["estimated from held-out labels", "on true test labels"]
+
+
+def _accuracies(table: pl.DataFrame) -> pl.DataFrame:
+    "One row for each estimate and each test accuracy, with the ends of its interval."
+    estimates = [
         dict(
             remedy=r["remedy"],
             accuracy=min(1.0, r["accuracy"]),
             low=max(0.0, r["low"]),
             high=min(1.0, r["high"]),
-            kind=kinds[0],
+            kind=_KINDS[0],
         )
         for r in table.iter_rows(named=True)
     ]
-    rows += [
-        dict(remedy=r["remedy"], accuracy=r["test"], low=r["test"], high=r["test"], kind=kinds[1])
+    tests = [
+        dict(remedy=r["remedy"], accuracy=r["test"], low=r["test"], high=r["test"], kind=_KINDS[1])
         for r in table.iter_rows(named=True)
         if r.get("test") is not None
     ]
-    frame = pl.DataFrame(rows)
+    return pl.DataFrame(estimates + tests)
+
+
+def remedy_chart(
+    table: pl.DataFrame,  # of `remedies`
+) -> alt.LayerChart:
+    "Each remedy's estimated accuracy with its interval, and beside it that of test labels."
+    frame = _accuracies(table)
     scale = alt.Scale(domain=[max(0.0, float(frame["low"].min()) - 0.05), 1.0])
+    remedies = alt.Axis(title=None, labelAngle=-20, labelLimit=300, grid=True)
     base = alt.Chart(frame).encode(
-        alt.X(
-            "remedy:N",
-            sort=table["remedy"].to_list(),
-            axis=alt.Axis(title=None, labelAngle=-20, labelLimit=300, grid=True),
-        ),
-        xOffset=alt.XOffset("kind:N", sort=kinds),
+        alt.X("remedy:N", sort=table["remedy"].to_list(), axis=remedies),
+        xOffset=alt.XOffset("kind:N", sort=_KINDS),
         color=alt.Color(
             "kind:N",
-            scale=alt.Scale(domain=kinds, range=[COLORS["net"], COLORS["test"]]),
+            scale=alt.Scale(domain=_KINDS, range=[COLORS["net"], COLORS["test"]]),
             legend=alt.Legend(orient="top", title=None),
         ),
     )
+    axis = alt.Axis(title="accuracy", tickCount=5)
     bar = base.mark_rule(strokeWidth=1.5).encode(
-        alt.Y("low:Q", scale=scale, axis=alt.Axis(title="accuracy", tickCount=5)), alt.Y2("high:Q")
+        alt.Y("low:Q", scale=scale, axis=axis), alt.Y2("high:Q")
     )
-    return alt.layer(
-        bar,
-        base.mark_point(filled=True, size=45, opacity=1).encode(alt.Y("accuracy:Q", scale=scale)),
-    ).properties(title="What each remedy would give", width=640)
+    point = base.mark_point(filled=True, size=45, opacity=1)
+    point = point.encode(alt.Y("accuracy:Q", scale=scale))
+    return alt.layer(bar, point).properties(title="What each remedy would give", width=640)
 
-# %% ../../nbs/explorer/06_audit_gallery.ipynb #cell14
+# %% ../../nbs/explorer/06_audit_gallery.ipynb #cell22
+_WIDE = dict(style=dict(description_width="90px"), layout=w.Layout(width="290px"))
+
+
 class Browser(w.VBox):
     "Leaf through the audit: by rank, by given or suggested class, and how sure the suggestion is."
 
     def __init__(
         self,
-        found: pl.DataFrame,  # of `audit`
-        data: NoisyDataset,
-        names: Sequence | None = None,
+        audited: pl.DataFrame,  # of `audit`
+        data: NoisyDataset,  # pictures
+        names: Sequence | None = None,  # of the classes; default: their numbers
         page: int = 20,  # pictures at once
     ):
-        self.found, self.data, self.names, self.page = (
-            found.sort("rank"),
-            data,
-            list(range(data.n_classes) if names is None else names),
-            page,
-        )
-        any_class = [("any", None), *((str(name), i) for i, name in enumerate(self.names))]
-        wide = dict(style=dict(description_width="90px"), layout=w.Layout(width="290px"))
-        self.start = w.IntSlider(
-            1, 1, max(1, len(found)), page, description="from rank", continuous_update=False, **wide
-        )
-        self.label, self.suggested = (
-            w.Dropdown(options=any_class, description="given", **wide),
-            w.Dropdown(options=any_class, description="suggested", **wide),
-        )
-        self.sure = w.FloatSlider(
-            0,
-            min=0,
-            max=max(0.1, float(found["sure"].max())),
-            step=0.1,
-            description="sure at least",
-            continuous_update=False,
-            **wide,
-        )
-        self.picture, self.status = alt.JupyterChart(self._chart(self.shown())), w.Label()
-        for control in (self.start, self.label, self.suggested, self.sure):
+        self.audited = audited.sort("rank")
+        self.data = data
+        self.names = list(range(data.n_classes) if names is None else names)
+        self.page = page
+        self._make_controls()
+        self.picture = alt.JupyterChart(self._chart(self.shown()))
+        self.status = w.Label()
+        controls = [self.start, self.label, self.suggested, self.sure]
+        for control in controls:
             control.observe(self._draw, "value")
-        super().__init__(
-            [
-                w.HBox(
-                    [self.start, self.label, self.suggested, self.sure],
-                    layout=w.Layout(flex_flow="row wrap"),
-                ),
-                self.status,
-                self.picture,
-            ]
-        )
+        row = w.HBox(controls, layout=w.Layout(flex_flow="row wrap"))
+        super().__init__([row, self.status, self.picture])
         self._draw()
+
+    def _make_controls(self):
+        n = max(1, len(self.audited))
+        surest = max(0.1, float(self.audited["sure"].max()))
+        classes = [("any", None), *((str(name), i) for i, name in enumerate(self.names))]
+        late = dict(continuous_update=False) | _WIDE  # sliders that are heard when they are let go
+        self.start = w.IntSlider(1, 1, n, self.page, description="from rank", **late)
+        self.label = w.Dropdown(options=classes, description="given", **_WIDE)
+        self.suggested = w.Dropdown(options=classes, description="suggested", **_WIDE)
+        self.sure = w.FloatSlider(
+            0, min=0, max=surest, step=0.1, description="sure at least", **late
+        )
 
     def __repr__(self):
         return "(sliders and pictures, once the notebook runs)"
 
     def shown(self) -> pl.DataFrame:
         "The rows that the controls ask for."
-        rows = self.found.filter(
+        rows = self.audited.filter(
             pl.col("rank") >= self.start.value, pl.col("sure") >= self.sure.value - 1e-9
         )
         for control, column in ((self.label, "label"), (self.suggested, "suggested")):
@@ -228,10 +234,11 @@ class Browser(w.VBox):
         return gallery(rows, self.data, self.names)
 
     def _draw(self, change=None):
+        "Show the rows that the controls ask for, and say which they are."
         rows = self.shown()
-        self.status.value = (
-            f"ranks {rows['rank'].min()} to {rows['rank'].max()} of {len(self.found)}; given → suggested"
-            if len(rows)
-            else "no example is like that"
-        )
+        ranks = rows["rank"]
+        text = "no example is like that"
+        if len(rows):
+            text = f"ranks {ranks.min()} to {ranks.max()} of {len(self.audited)}; given → suggested"
+        self.status.value = text
         self.picture.chart = self._chart(rows)

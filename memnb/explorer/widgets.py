@@ -15,48 +15,49 @@ import ipywidgets as w
 import traitlets
 
 from ..common.checks import check_choice
-from .sessions import KINDS, WORLDS, Session, defaults
-from .views import SCENES, examples, history, shown
+from .sessions import NOISE_KINDS, SESSIONS, Session, defaults
+from .views import VIEWS, draw_examples, draw_history, tile_rows
 
-alt.JupyterChart.enable_offline()  # prepares the front end's code, which takes a second: now rather than before the first picture
+# prepares the front end's code, which takes a second: now rather than before the first picture
+alt.JupyterChart.enable_offline()
 
 # %% ../../nbs/explorer/03_widgets.ipynb #cell04
 ROW = dict(layout=w.Layout(flex_flow="row wrap", align_items="center", width="100%"))
 _FIELD = dict(style=dict(description_width="85px"), layout=w.Layout(width="285px"))
+_LATE = dict(continuous_update=False) | _FIELD  # a slider that is heard when it is let go
 
 
 class Panel(w.VBox):
-    "Network, data, noise, seed, noise rate, width and learning rate."
+    """Network, data, noise, seed, noise rate, width and learning rate.
 
-    def __init__(self, world: str):
-        check_choice("world", world, WORLDS)
-        late = dict(continuous_update=False) | _FIELD
-        self.world = w.Dropdown(
-            options=[(v.title, k) for k, v in WORLDS.items()],
-            value=world,
+    `ValueError` for an unknown kind of session.
+    """
+
+    def __init__(
+        self,
+        kind: str,  # a key of `SESSIONS`
+    ):
+        check_choice("kind", kind, SESSIONS)
+        self.kind = w.Dropdown(
+            options=[(k.title, name) for name, k in SESSIONS.items()],
+            value=kind,
             description="network",
             **_FIELD,
         )
-        self.dataset, self.noise = (
-            w.Dropdown(description="data", **_FIELD),
-            w.Dropdown(options=KINDS, description="noise", **_FIELD),
+        self.dataset = w.Dropdown(description="data", **_FIELD)
+        self.noise = w.Dropdown(options=NOISE_KINDS, description="noise", **_FIELD)
+        self.rho = w.FloatSlider(0, min=0, max=1, step=0.01, description="noise rate", **_LATE)
+        self.lr = w.FloatLogSlider(
+            1,
+            min=-4,
+            max=0,
+            step=0.05,
+            description="learning rate",
+            readout_format=".3g",
+            **_LATE,
         )
-        self.rho, self.lr = (
-            w.FloatSlider(0, min=0, max=1, step=0.01, description="noise rate", **late),
-            w.FloatLogSlider(
-                1,
-                min=-4,
-                max=0,
-                step=0.05,
-                description="learning rate",
-                readout_format=".3g",
-                **late,
-            ),
-        )
-        self.width, self.seed = (
-            w.SelectionSlider(options=[1], description="width", **late),
-            w.IntSlider(0, 0, 9, description="seed", **late),
-        )
+        self.width = w.SelectionSlider(options=[1], description="width", **_LATE)
+        self.seed = w.IntSlider(0, 0, 9, description="seed", **_LATE)
         self.fields = dict(
             rho=self.rho,
             width=self.width,
@@ -65,168 +66,153 @@ class Panel(w.VBox):
             noise=self.noise,
             seed=self.seed,
         )
-        super().__init__(
-            [
-                w.HBox(
-                    [
-                        self.world,
-                        self.dataset,
-                        self.noise,
-                        self.rho,
-                        self.width,
-                        self.lr,
-                        self.seed,
-                    ],
-                    **ROW,
-                )
-            ]
-        )
+        shown = [self.kind, self.dataset, self.noise, self.rho, self.width, self.lr, self.seed]
+        super().__init__([w.HBox(shown, **ROW)])
         self.enter()
 
     def enter(self):
-        "Put the controls to the chosen world's ranges and defaults."
-        world, start = WORLDS[self.world.value], defaults(self.world.value)
+        "Put the controls to the ranges and defaults of the chosen kind of session."
+        kind = SESSIONS[self.kind.value]
+        start = defaults(self.kind.value)
+        lowest, highest, _ = kind.rho
+        # a range is opened wide before the value moves, as a value must lie in it at all times
         self.rho.min, self.rho.max = 0, 1
-        self.rho.value, (self.rho.min, self.rho.max) = start["rho"], world.rho[:2]
+        self.rho.value = start["rho"]
+        self.rho.min, self.rho.max = lowest, highest
+        lowest, highest, _ = kind.lr
         self.lr.min, self.lr.max = -6, 2
-        self.lr.value, self.lr.min, self.lr.max = (
-            start["lr"],
-            math.log10(world.lr[0]),
-            math.log10(world.lr[1]),
-        )
-        for field, choices in ((self.width, world.width[0]), (self.dataset, world.dataset)):
-            field.options = choices
-        for k in ("width", "dataset", "noise", "seed"):
-            self.fields[k].value = start[k]
+        self.lr.value = start["lr"]
+        self.lr.min, self.lr.max = math.log10(lowest), math.log10(highest)
+        self.width.options, _ = kind.width
+        self.dataset.options = kind.dataset
+        for name in ("width", "dataset", "noise", "seed"):
+            self.fields[name].value = start[name]
 
     def values(self) -> dict:
-        return {k: f.value for k, f in self.fields.items()} | dict(
+        "What is chosen, by the names of `Session`; the learning rate to three digits."
+        return {name: field.value for name, field in self.fields.items()} | dict(
             rho=round(self.rho.value, 6), lr=float(f"{self.lr.value:.3g}")
         )
 
-# %% ../../nbs/explorer/03_widgets.ipynb #cell06
+# %% ../../nbs/explorer/03_widgets.ipynb #cell08
+def _button(text: str, icon: str, tooltip: str) -> w.Button:
+    layout = w.Layout(width="90px")
+    return w.Button(description=text, icon=icon, tooltip=tooltip, layout=layout)
+
+
 class Transport(w.HBox):
     "Buttons, progress, and where in the training to look."
 
     def __init__(self):
-        button = lambda text, icon, tip: w.Button(
-            description=text, icon=icon, tooltip=tip, layout=w.Layout(width="90px")
-        )
-        self.play, self.pause = (
-            button("Play", "play", "Go on, or train again"),
-            button("Pause", "pause", "Hold the training"),
-        )
-        self.halt, self.pin = (
-            button("Stop", "stop", "End the training and keep what was recorded"),
-            button("Pin", "thumb-tack", "Keep this run beside the next ones"),
-        )
-        self.progress, self.status = (
-            w.IntProgress(0, 0, 1, layout=w.Layout(width="150px")),
-            w.Label(),
-        )
-        self.time, self.film, self.epoch = (
-            w.IntSlider(0, 0, 1, description="look at", readout=False, **_FIELD),
-            w.Play(min=0, max=1, interval=200, show_repeat=False),
-            w.Label(),
-        )
+        self.play = _button("Play", "play", "Go on, or train again")
+        self.pause = _button("Pause", "pause", "Hold the training")
+        self.halt = _button("Stop", "stop", "End the training and keep what was recorded")
+        self.pin = _button("Pin", "thumb-tack", "Keep this run beside the next ones")
+        self.progress = w.IntProgress(0, 0, 1, layout=w.Layout(width="150px"))
+        self.status = w.Label()
+        self.time = w.IntSlider(0, 0, 1, description="look at", readout=False, **_FIELD)
+        self.film = w.Play(min=0, max=1, interval=200, show_repeat=False)
+        self.epoch = w.Label()
         w.jslink((self.film, "value"), (self.time, "value"))
-        super().__init__(
-            [
-                self.play,
-                self.pause,
-                self.halt,
-                self.pin,
-                self.progress,
-                self.status,
-                w.HBox([self.time, self.film, self.epoch]),
-            ],
-            **ROW,
-        )
+        buttons = [self.play, self.pause, self.halt, self.pin]
+        looking = w.HBox([self.time, self.film, self.epoch])
+        super().__init__([*buttons, self.progress, self.status, looking], **ROW)
 
     def follow(self, session: Session):
         "Look at the newest recorded epoch."
         last = session.seen - 1
         self.time.max = self.film.max = max(1, last)
-        self.time.value, self.progress.max, self.progress.value = last, len(session), session.seen
+        self.time.value = last
+        self.progress.max = len(session)
+        self.progress.value = session.seen
 
-# %% ../../nbs/explorer/03_widgets.ipynb #cell08
+# %% ../../nbs/explorer/03_widgets.ipynb #cell12
 def _blank() -> alt.JupyterChart:
+    "A widget of a chart that shows nothing yet."
     return alt.JupyterChart(alt.Chart(alt.Data(values=[])).mark_point())
+
+
+def _ignore():
+    "Do nothing."
 
 
 class Stage(w.Tab):
     "Charts of a session, and of a pinned one beside it."
 
     def __init__(self):
-        self.charts = {name: _blank() for name in SCENES}
-        self.beside, self.detail, self.notes, self.picked = (
-            {name: _blank() for name in SCENES},
-            _blank(),
-            {name: w.HTML() for name in SCENES},
-            None,
-        )
-        self.redraw = lambda: None  # called when an example was clicked on
-        page = lambda name: w.VBox(
-            layout=w.Layout(overflow="auto"),
-            children=[
-                self.notes[name],
-                w.HBox([self.beside[name], self.charts[name]], **ROW),
-                *([self.detail] if name == "Examples" else []),
-            ],
-        )
-        super().__init__([page(name) for name in SCENES], titles=list(SCENES), selected_index=0)
+        self.charts = {name: _blank() for name in VIEWS}
+        self.beside = {name: _blank() for name in VIEWS}  # of the pinned session
+        self.detail = _blank()  # the history of the picked example
+        self.notes = {name: w.HTML() for name in VIEWS}
+        self.picked = None  # row of an example
+        self.redraw = _ignore  # called when an example was clicked on
+        pages = [self._page(name) for name in VIEWS]
+        super().__init__(pages, titles=list(VIEWS), selected_index=0)
+
+    def _page(self, name: str) -> w.VBox:
+        "What stands in a tab."
+        parts = [self.notes[name], w.HBox([self.beside[name], self.charts[name]], **ROW)]
+        if name == "Examples":
+            parts.append(self.detail)
+        return w.VBox(parts, layout=w.Layout(overflow="auto"))
 
     @property
-    def scene(self) -> str:
-        return list(SCENES)[self.selected_index or 0]
+    def open_view(self) -> str:
+        "The name of the open tab's view."
+        return list(VIEWS)[self.selected_index or 0]
 
-    def draw(self, session: Session, at: int, pinned: Session | None = None):
-        "Draw the open tab at the recorded epoch number `at`; of the pinned session the last one that it has before."
-        scene = SCENES[self.scene]
-        for chart, s in ((self.charts[self.scene], session), (self.beside[self.scene], pinned)):
-            there = s is not None and scene.only in (None, s.world.figure)
-            if there:
-                self._show(
-                    chart,
-                    s,
-                    min(
-                        at if s is session else bisect_right(s.epochs, session.epochs[at]) - 1,
-                        s.seen - 1,
-                    ),
-                )
-            chart.layout.display = None if there else "none"
-        self.notes[self.scene].value = (
-            "" if scene.only in (None, session.world.figure) else scene.else_say
-        )
-        if self.scene == "Examples":
+    def draw(
+        self,
+        session: Session,
+        at: int,  # number of a recorded epoch
+        pinned: Session | None = None,  # drawn at the last epoch that it has up to that one
+    ):
+        "Draw the open tab."
+        name = self.open_view
+        view = VIEWS[name]
+        self._place(self.charts[name], session, at)
+        before = None
+        if pinned is not None:
+            before = bisect_right(pinned.epochs, session.epochs[at]) - 1
+        self._place(self.beside[name], pinned, before)
+        self.notes[name].value = "" if view.belongs(session) else view.message
+        if name == "Examples":
             self._explain(session, at)
 
+    def _place(self, chart: alt.JupyterChart, session: Session | None, at: int | None):
+        "Draw the open view of a session; hide the chart where the session does not have it."
+        visible = session is not None and VIEWS[self.open_view].belongs(session)
+        if visible:
+            self._show(chart, session, min(at, session.seen - 1))
+        chart.layout.display = None if visible else "none"
+
     def _show(self, chart: alt.JupyterChart, session: Session, at: int):
-        if self.scene != "Examples":
-            chart.chart = SCENES[self.scene].draw(session, at)
+        if self.open_view != "Examples":
+            chart.chart = VIEWS[self.open_view].draw(session, at)
         elif chart is self.beside["Examples"]:
-            chart.chart = examples(session, at)
+            chart.chart = draw_examples(session, at)
         else:
-            chart.chart = examples(session, at, self.picked)
+            chart.chart = draw_examples(session, at, self.picked)
             chart.selections.observe(lambda change: self._pick(change["new"]), "pick")
 
     def _pick(self, selection):
+        "Look at the example that was clicked on."
         rows = [v["row"] for v in selection.value or [] if "row" in v]
         if rows and rows[0] != self.picked:
             self.picked = rows[0]
             self.redraw()
 
     def _explain(self, session: Session, at: int):
-        if self.picked not in shown(session):
+        "Below the examples, the history of the picked one, or how to pick one."
+        if self.picked not in tile_rows(session):
             self.picked = None
-        self.notes["Examples"].value = (
-            "" if self.picked is not None else "Click on an example to see its history."
-        )
+        hint = "Click on an example to see its history."
+        self.notes["Examples"].value = hint if self.picked is None else ""
         self.detail.layout.display = "none" if self.picked is None else None
         if self.picked is not None:
-            self.detail.chart = history(session, at, self.picked)
+            self.detail.chart = draw_history(session, at, self.picked)
 
-# %% ../../nbs/explorer/03_widgets.ipynb #cell10
+# %% ../../nbs/explorer/03_widgets.ipynb #cell16
 class CopyButton(anywidget.AnyWidget):
     "Copies `text` to the clipboard."
 

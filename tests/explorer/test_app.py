@@ -12,11 +12,11 @@ import pytest
 from memnb.explorer import app as explorers
 from memnb.explorer import widgets as controls
 from memnb.explorer.app import Explorer, Panel, Stage, explore
-from memnb.explorer.sessions import KINDS, WORLDS, Session, defaults, numbers
-from memnb.explorer.views import SCENES, Scene, shown
+from memnb.explorer.sessions import NOISE_KINDS, SESSIONS, Session, defaults, numbers
+from memnb.explorer.views import VIEWS, View, tile_rows
 
-EACH = pytest.mark.parametrize("world", WORLDS)
-NAME, TABS = "memnb explorer", list(SCENES)
+EACH = pytest.mark.parametrize("kind", SESSIONS)
+NAME, TABS = "memnb explorer", list(VIEWS)
 
 
 def until(condition, seconds=180):
@@ -38,9 +38,9 @@ def make(monkeypatch):
     "One that is `watched` draws while it trains, else only when it is asked to and at the end."
     made = []
 
-    def one(world="layers", pace=0, watched=False):
+    def one(kind="layers", pace=0, watched=False):
         monkeypatch.setattr(explorers, "REDRAW", 0.25 if watched else math.inf)
-        made.append(Explorer(world, "ci", pace))
+        made.append(Explorer(kind, "ci", pace))
         return made[-1]
 
     yield one
@@ -64,7 +64,7 @@ def jobs(monkeypatch):
 
 
 def small(e):
-    "The smallest network of its world."
+    "The smallest network of its kind."
     e.panel.width.value = e.panel.width.options[0]
     return e
 
@@ -91,14 +91,14 @@ def stop(e):
     return e
 
 
-def trained(world, **values):
-    s = Session(world, "ci", **values)
+def trained(kind, **values):
+    s = Session(kind, "ci", **values)
     for _ in s:
         pass
     return s
 
 
-def said(session):
+def done_status(session):
     return "done: " + ", ".join(f"{k} {v:.4f}" for k, v in numbers(session).items())
 
 
@@ -138,40 +138,31 @@ def rules(chart):
 
 
 @EACH
-def test_the_end(world, make):
-    e = done(make(world))
-    s = trained(world, **defaults(world))
-    assert (
-        e.transport.status.value == said(s)
-        and numbers(e.session) == numbers(s)
-        and e.session.run().frame().equals(s.run().frame())
-        and e.session.values == defaults(world) == s.values
+def test_the_end(kind, make):
+    e = done(make(kind))
+    s = trained(kind, **defaults(kind))
+    assert e.transport.status.value == done_status(s)
+    assert numbers(e.session) == numbers(s)
+    assert e.session.run().frame().equals(s.run().frame())
+    assert e.session.values == defaults(kind) == s.values
+    assert e.transport.progress.value == e.transport.progress.max == len(s) == e.session.seen
+    assert e.transport.time.value == e.transport.time.max == e.transport.film.max == len(s) - 1
+    assert e.transport.epoch.value == f"epoch {s.epochs[-1]:,.0f}"
+    assert title(e.stage.charts["Training"]) == ", ".join(
+        f"{k} {v:.1%}" for k, v in numbers(s).items() if k != "truth"
     )
-    assert (
-        e.transport.progress.value == e.transport.progress.max == len(s) == e.session.seen
-        and e.transport.time.value == e.transport.time.max == e.transport.film.max == len(s) - 1
-    )
-    assert e.transport.epoch.value == f"epoch {s.epochs[-1]:,.0f}" and title(
-        e.stage.charts["Training"]
-    ) == ", ".join(f"{k} {v:.1%}" for k, v in numbers(s).items() if k != "truth")
-    assert (
-        e.command.value == e.copy.text == e.session.command == s.command
-        and "-p preset ci" in e.command.value
-    )
+    assert e.command.value == e.copy.text == e.session.command == s.command
+    assert "-p preset ci" in e.command.value
 
 
 def test_a_picture_long_before_the_end(make):
     e = make(pace=20, watched=True)
-    assert (
-        until(lambda: e.stage.charts["Training"].chart.to_dict().get("concat"))
-        and e.session.seen < len(e.session)
-        and e.job.thread.is_alive()
-    )
-    assert (
-        until(lambda: re.fullmatch(r"epoch [\d,]+ of 40, \d+ s left", e.transport.status.value))
-        and 0 < e.job.left() < math.inf
-        and e.transport.progress.value < e.transport.progress.max == len(e.session)
-    )
+    assert until(lambda: e.stage.charts["Training"].chart.to_dict().get("concat"))
+    assert e.session.seen < len(e.session)
+    assert e.job.thread.is_alive()
+    assert until(lambda: re.fullmatch(r"epoch [\d,]+ of 40, \d+ s left", e.transport.status.value))
+    assert 0 < e.job.left() < math.inf
+    assert e.transport.progress.value < e.transport.progress.max == len(e.session)
     stop(e)
 
 
@@ -181,12 +172,10 @@ def test_what_is_left_shrinks_to_nothing(make, monkeypatch):
         Explorer, "_moment", lambda self, job: (left.append(job.left()), real(self, job))
     )
     e = done(make("sums"))
-    assert (
-        len(left) == len(e.session)
-        and all(0 <= v < math.inf for v in left)
-        and all(v > 0 for v in left[:-1])
-        and left[-1] == 0
-    )
+    assert len(left) == len(e.session)
+    assert all(0 <= v < math.inf for v in left)
+    assert all(v > 0 for v in left[:-1])
+    assert left[-1] == 0
 
 
 @pytest.mark.parametrize("moment, waits", [(0.0, 0.02), (0.015, 0.005), (0.5, 0.0)])
@@ -208,46 +197,42 @@ def test_a_pace_is_kept_by_waiting_for_what_a_moment_leaves(moment, waits):
     assert asked == pytest.approx([waits] * 100)
 
 
-@pytest.mark.parametrize("world", ["", "fig2"])
-def test_unknown_world(world, jobs):
+@pytest.mark.parametrize("kind", ["", "fig2"])
+def test_unknown_kind(kind, jobs):
     for make in (Explorer, explore):
         with pytest.raises(ValueError, match="two layers, layers, sums"):
-            make(world)
-    assert not jobs and not threads()
+            make(kind)
+    assert not jobs
+    assert not threads()
 
 
 def test_unknown_preset_is_refused_at_once(jobs):
     for make in (Explorer, explore):
         with pytest.raises(ValueError, match="preset='huge' is unknown; choose one of quick"):
             make("layers", preset="huge")
-    assert not jobs and not threads()
+    assert not jobs
+    assert not threads()
 
 
 # --- controls
 
 
 @EACH
-def test_controls_have_the_worlds_ranges(world):
-    p, w = Panel(world), WORLDS[world]
-    assert (
-        p.values() == defaults(world)
-        and (p.rho.min, p.rho.max) == w.rho[:2]
-        and 10**p.lr.min == pytest.approx(w.lr[0])
-        and 10**p.lr.max == pytest.approx(w.lr[1])
-    )
-    assert (
-        tuple(p.width.options) == tuple(w.width[0])
-        and tuple(p.dataset.options) == tuple(w.dataset)
-        and list(p.noise.options) == KINDS
-        and [v for _, v in p.world.options] == list(WORLDS)
-    )
+def test_controls_have_the_kinds_ranges(kind):
+    p, w = Panel(kind), SESSIONS[kind]
+    assert p.values() == defaults(kind)
+    assert (p.rho.min, p.rho.max) == w.rho[:2]
+    assert 10**p.lr.min == pytest.approx(w.lr[0])
+    assert 10**p.lr.max == pytest.approx(w.lr[1])
+    assert tuple(p.width.options) == tuple(w.width[0])
+    assert tuple(p.dataset.options) == tuple(w.dataset)
+    assert list(p.noise.options) == NOISE_KINDS
+    assert [v for _, v in p.kind.options] == list(SESSIONS)
     for k in ("min", "max"):
         p.rho.value, p.lr.value = getattr(p.rho, k), 10 ** getattr(p.lr, k)
-        assert (
-            p.values()["rho"] in w.rho
-            and p.values()["lr"] in w.lr
-            and Session(world, "ci", **p.values())
-        )
+        assert p.values()["rho"] in w.rho
+        assert p.values()["lr"] in w.lr
+        assert Session(kind, "ci", **p.values())
     assert not any(f.continuous_update for f in (p.rho, p.lr, p.width, p.seed))
 
 
@@ -257,11 +242,9 @@ def test_controls_have_the_worlds_ranges(world):
 def test_learning_rates_have_three_digits(raw, lr):
     p = Panel("layers")
     p.lr.value = raw
-    assert (
-        p.values()["lr"] == lr
-        and f"-p lr {lr:g}" in (s := Session("layers", "ci", **p.values())).command
-        and s.p.lr == lr
-    )
+    assert p.values()["lr"] == lr
+    assert f"-p lr {lr:g}" in (s := Session("layers", "ci", **p.values())).command
+    assert s.p.lr == lr
 
 
 CHANGES = {
@@ -272,9 +255,9 @@ CHANGES = {
 
 
 @EACH
-def test_each_control_begins_one_job(world, make, jobs):
-    e = going(make(world, pace=4))
-    for changed, (name, value) in enumerate(CHANGES[world].items(), 1):
+def test_each_control_begins_one_job(kind, make, jobs):
+    e = going(make(kind, pace=4))
+    for changed, (name, value) in enumerate(CHANGES[kind].items(), 1):
         old = e.job
         e.panel.fields[name].value = value
         assert len(jobs) == changed + 1, name
@@ -285,10 +268,10 @@ def test_each_control_begins_one_job(world, make, jobs):
 
     assert until(lambda: not any(job.thread.is_alive() for job in jobs[:-1]))
     assert not any(job.done for job in jobs[:-1])
-    assert e.session.values == defaults(world) | CHANGES[world]
-    assert e.transport.status.value == said(e.session)
-    assert numbers(e.session) == numbers(trained(world, **CHANGES[world]))
-    assert e.command.value == e.copy.text == Session(world, "ci", **CHANGES[world]).command
+    assert e.session.values == defaults(kind) | CHANGES[kind]
+    assert e.transport.status.value == done_status(e.session)
+    assert numbers(e.session) == numbers(trained(kind, **CHANGES[kind]))
+    assert e.command.value == e.copy.text == Session(kind, "ci", **CHANGES[kind]).command
     assert e.command.disabled
 
 
@@ -328,67 +311,59 @@ def test_twenty_changes_in_a_row(make, jobs):
         if k == 19:
             e.pace = 0
         e.panel.rho.value = 0.3 + k / 100
-    assert len(jobs) == 21 and until(lambda: sum(j.thread.is_alive() for j in jobs[:-1]) == 0)
+    assert len(jobs) == 21
+    assert until(lambda: sum(j.thread.is_alive() for j in jobs[:-1]) == 0)
     done(e)
-    assert (
-        e.session.values["rho"] == 0.49
-        and e.transport.status.value == said(trained("layers", rho=0.49))
-        and e.job is jobs[-1]
-        and not threads()
-    )
+    assert e.session.values["rho"] == 0.49
+    assert e.transport.status.value == done_status(trained("layers", rho=0.49))
+    assert e.job is jobs[-1]
+    assert not threads()
 
 
 def test_rapid_changes_leave_one_living_job(make, jobs):
     e = make("layers", pace=60, watched=True)
     for k in range(20):
         e.panel.seed.value = (k + 1) % 10
-    assert (
-        until(lambda: [j for j in jobs if j.thread.is_alive()] == [e.job])
-        and until(lambda: e.session is not None)
-        and e.session.values["seed"] == 0
-    )
+    assert until(lambda: [j for j in jobs if j.thread.is_alive()] == [e.job])
+    assert until(lambda: e.session is not None)
+    assert e.session.values["seed"] == 0
     stop(e)
 
 
-# --- worlds
+# --- kinds
 
 
 @pytest.mark.parametrize("first, then", [("layers", "sums"), ("sums", "two layers")])
-def test_another_world_begins_one_job(first, then, make, jobs):
+def test_another_kind_begins_one_job(first, then, make, jobs):
     e = going(make(first, pace=4))
     old, e.pace = e.job, 0
     e.panel.rho.value, e.panel.seed.value = e.panel.rho.max, 3
     count = len(jobs)
-    e.panel.world.value = then
-    assert len(jobs) == count + 1 and {
-        k: v for k, v in e.panel.values().items() if k != "seed"
-    } == {k: v for k, v in defaults(then).items() if k != "seed"}
-    w = WORLDS[then]
-    assert (
-        (e.panel.rho.min, e.panel.rho.max) == w.rho[:2]
-        and tuple(e.panel.width.options) == tuple(w.width[0])
-        and tuple(e.panel.dataset.options) == tuple(w.dataset)
-    )
-    assert (
-        10**e.panel.lr.min == pytest.approx(w.lr[0])
-        and 10**e.panel.lr.max == pytest.approx(w.lr[1])
-        and until(lambda: not old.thread.is_alive())
-    )
-    assert (
-        done(e).session.world is w
-        and e.transport.status.value == said(e.session)
-        and len(jobs) == count + 1
-    )
+    e.panel.kind.value = then
+    assert len(jobs) == count + 1
+    assert {k: v for k, v in e.panel.values().items() if k != "seed"} == {
+        k: v for k, v in defaults(then).items() if k != "seed"
+    }
+    w = SESSIONS[then]
+    assert (e.panel.rho.min, e.panel.rho.max) == w.rho[:2]
+    assert tuple(e.panel.width.options) == tuple(w.width[0])
+    assert tuple(e.panel.dataset.options) == tuple(w.dataset)
+    assert 10**e.panel.lr.min == pytest.approx(w.lr[0])
+    assert 10**e.panel.lr.max == pytest.approx(w.lr[1])
+    assert until(lambda: not old.thread.is_alive())
+    assert done(e).session.kind is w
+    assert e.transport.status.value == done_status(e.session)
+    assert len(jobs) == count + 1
 
 
-def test_another_world_begins_with_the_default_seed(make):
+def test_another_kind_begins_with_the_default_seed(make):
     e = stop(make("sums", pace=60))
     e.panel.seed.value = 3
-    e.panel.world.value = "layers"
+    e.panel.kind.value = "layers"
     assert e.panel.values() == defaults("layers")
 
 
-def test_another_world_begins_one_job_also_while_a_moment_is_shown(make, jobs, monkeypatch):
+def test_another_kind_begins_one_job_also_while_a_moment_is_shown(make, jobs, monkeypatch):
     e = going(make("layers", pace=4, watched=True))
     enter, job, count = e.panel.enter, e.job, len(jobs)
 
@@ -399,7 +374,7 @@ def test_another_world_begins_one_job_also_while_a_moment_is_shown(make, jobs, m
         enter()
 
     monkeypatch.setattr(e.panel, "enter", slow)
-    e.panel.world.value = "sums"
+    e.panel.kind.value = "sums"
     begun = len(jobs) - count
     stop(e)
     assert begun == 1
@@ -445,16 +420,15 @@ def held(e):
 def test_pause_and_play(make, jobs):
     e = going(make("sums", pace=4, watched=True), 10)
     seen = held(e)
-    assert (
-        e.session.seen == seen < len(e.session)
-        and e.job.thread.is_alive()
-        and not e.job.done
-        and e.transport.status.value == "paused"
-    )
+    assert e.session.seen == seen < len(e.session)
+    assert e.job.thread.is_alive()
+    assert not e.job.done
+    assert e.transport.status.value == "paused"
     e.job.pace = 0
     e.transport.play.click()
     done(e)
-    assert len(jobs) == 1 and e.transport.status.value == said(trained("sums"))
+    assert len(jobs) == 1
+    assert e.transport.status.value == done_status(trained("sums"))
 
 
 def test_paused_while_a_moment_is_shown_it_says_so(make, monkeypatch):
@@ -474,9 +448,9 @@ def test_paused_while_a_moment_is_shown_it_says_so(make, monkeypatch):
     assert until(lambda: pausing)
     pausing[0].join(180)
     with e.lock:
-        said = e.transport.status.value
+        status = e.transport.status.value
 
-    assert said == "paused"
+    assert status == "paused"
 
 
 def test_paused_while_a_training_begins_it_says_so_and_waits(make, monkeypatch):
@@ -496,18 +470,17 @@ def test_paused_while_a_training_begins_it_says_so_and_waits(make, monkeypatch):
     pausing[0].join(180)
 
     assert e.transport.status.value == "paused"
-    assert e.job.thread.is_alive() and not e.job.going.is_set()
+    assert e.job.thread.is_alive()
+    assert not e.job.going.is_set()
 
 
 def test_scrubbing_while_paused(make):
     e = going(make(pace=4, watched=True), 10)
     seen = held(e)
     e.transport.time.value = 1
-    assert (
-        e.transport.epoch.value == f"epoch {e.session.epochs[1]:,.0f}"
-        and e.session.seen == seen
-        and rules(e.stage.charts["Training"])[0] == e.session.epochs[1]
-    )
+    assert e.transport.epoch.value == f"epoch {e.session.epochs[1]:,.0f}"
+    assert e.session.seen == seen
+    assert rules(e.stage.charts["Training"])[0] == e.session.epochs[1]
     stop(e)
 
 
@@ -517,11 +490,9 @@ def test_a_change_while_paused_trains(make, jobs):
     old, e.pace = e.job, 0
     e.panel.seed.value = 5
     done(e)
-    assert (
-        e.session.values["seed"] == 5
-        and until(lambda: not old.thread.is_alive())
-        and len(jobs) == 2
-    )
+    assert e.session.values["seed"] == 5
+    assert until(lambda: not old.thread.is_alive())
+    assert len(jobs) == 2
 
 
 def test_play_after_the_end_trains_again(make, jobs):
@@ -529,18 +500,17 @@ def test_play_after_the_end_trains_again(make, jobs):
     first, status = e.session, e.transport.status.value
     e.transport.play.click()
     done(e)
-    assert (
-        len(jobs) == 2
-        and e.session is not first
-        and e.transport.status.value == status
-        and numbers(e.session) == numbers(first)
-    )
+    assert len(jobs) == 2
+    assert e.session is not first
+    assert e.transport.status.value == status
+    assert numbers(e.session) == numbers(first)
 
 
 def test_play_while_it_trains_begins_nothing(make, jobs):
     e = going(make(pace=4))
     e.transport.play.click()
-    assert len(jobs) == 1 and e.job.thread.is_alive()
+    assert len(jobs) == 1
+    assert e.job.thread.is_alive()
     stop(e)
 
 
@@ -551,22 +521,16 @@ def test_stop_keeps_what_was_recorded(paused, make, jobs):
         held(e)
     stop(e)
     seen = e.session.seen
-    assert (
-        4 <= seen < len(e.session)
-        and len(e.session.run().time) == seen
-        and e.transport.progress.value == seen
-        and e.transport.time.value == e.transport.time.max == seen - 1
-    )
-    assert (
-        e.transport.status.value == said(e.session).replace("done: ", "stopped: ")
-        and len(jobs) == 1
-    )
+    assert 4 <= seen < len(e.session)
+    assert len(e.session.run().time) == seen
+    assert e.transport.progress.value == seen
+    assert e.transport.time.value == e.transport.time.max == seen - 1
+    assert e.transport.status.value == done_status(e.session).replace("done: ", "stopped: ")
+    assert len(jobs) == 1
     e.transport.time.value = 2
-    assert (
-        e.transport.epoch.value == f"epoch {e.session.epochs[2]:,.0f}"
-        and e.session.seen == seen
-        and e.transport.status.value.startswith("stopped: ")
-    )
+    assert e.transport.epoch.value == f"epoch {e.session.epochs[2]:,.0f}"
+    assert e.session.seen == seen
+    assert e.transport.status.value.startswith("stopped: ")
 
 
 def test_stop_and_pause_after_the_end_change_nothing(make, jobs):
@@ -574,7 +538,9 @@ def test_stop_and_pause_after_the_end_change_nothing(make, jobs):
     status = e.transport.status.value
     e.transport.halt.click()
     e.transport.pause.click()
-    assert e.transport.status.value == status and e.job.done and len(jobs) == 1
+    assert e.transport.status.value == status
+    assert e.job.done
+    assert len(jobs) == 1
 
 
 # --- looking back
@@ -587,9 +553,8 @@ def test_back_in_time_the_answers_differ(make):
     e.transport.time.value = 1
     early = tiles(e.stage.charts["Examples"])
     guess = e.session.run().prediction[1]
-    assert early.keys() == late.keys() and [r["answer"] for r in early.values()] != [
-        r["answer"] for r in late.values()
-    ]
+    assert early.keys() == late.keys()
+    assert [r["answer"] for r in early.values()] != [r["answer"] for r in late.values()]
     assert all(
         (r["answer"] == "the given label") == bool(guess[i] == e.session.data.y[i])
         for i, r in early.items()
@@ -600,20 +565,18 @@ def test_a_new_run_is_looked_at_from_its_end(make):
     e = done(make("sums"))
     e.transport.time.value = 2
     e.panel.seed.value = 1
-    assert (
-        done(e).transport.time.value == len(e.session) - 1
-        and e.transport.epoch.value == f"epoch {e.session.epochs[-1]:,.0f}"
-    )
+    assert done(e).transport.time.value == len(e.session) - 1
+    assert e.transport.epoch.value == f"epoch {e.session.epochs[-1]:,.0f}"
 
 
 # --- tabs
 
 
 @EACH
-def test_each_tab_says_where_one_looks_or_that_it_does_not_belong(world, make):
-    e = done(small(make(world)))
+def test_each_tab_says_where_one_looks_or_that_it_does_not_belong(kind, make):
+    e = done(small(make(kind)))
     last = len(e.session) - 1
-    for name, scene in SCENES.items():
+    for name, view in VIEWS.items():
         e.transport.time.value = last // 2
         tab(e, name)
         for at in (last // 2, 1):
@@ -622,40 +585,41 @@ def test_each_tab_says_where_one_looks_or_that_it_does_not_belong(world, make):
             assert e.transport.epoch.value == f"epoch {epoch:,.0f}"
             if name == "Training":
                 marked = rules(e.stage.charts[name])
-                assert marked and marked == pytest.approx([epoch] * len(marked))
-            elif scene.only is None or name == "Spectra" and world == "sums":
+                assert marked
+                assert marked == pytest.approx([epoch] * len(marked))
+            elif view.only is None or name == "Spectra" and kind == "sums":
                 assert title(e.stage.charts[name]).startswith(f"Epoch {epoch:,.0f}: ")
-        there = scene.only in (None, WORLDS[world].figure)
-        assert (
-            visible(e.stage.charts[name]) == there
-            and e.stage.scene == name
-            and not visible(e.stage.beside[name])
-        )
+        there = view.only in (None, SESSIONS[kind].notebook)
+        assert visible(e.stage.charts[name]) == there
+        assert e.stage.open_view == name
+        assert not visible(e.stage.beside[name])
         assert e.stage.notes[name].value == (
             "Click on an example to see its history."
             if name == "Examples"
             else ""
             if there
-            else scene.else_say
+            else view.message
         )
-    assert e.transport.status.value == said(e.session)
+    assert e.transport.status.value == done_status(e.session)
 
 
 def test_only_the_open_tab_is_drawn(make, monkeypatch):
     drawn = []
     for name in TABS:
         monkeypatch.setitem(
-            SCENES,
+            VIEWS,
             name,
-            Scene(
-                lambda s, at, name=name, draw=SCENES[name].draw: drawn.append(name) or draw(s, at),
-                SCENES[name].only,
-                SCENES[name].else_say,
+            View(
+                lambda s, at, name=name, draw=VIEWS[name].draw: drawn.append(name) or draw(s, at),
+                VIEWS[name].only,
+                VIEWS[name].message,
             ),
         )
-    real = controls.examples
+    real = controls.draw_examples
     monkeypatch.setattr(
-        controls, "examples", lambda *args, **more: drawn.append("Examples") or real(*args, **more)
+        controls,
+        "draw_examples",
+        lambda *args, **more: drawn.append("Examples") or real(*args, **more),
     )
     e = done(make("sums"))
     assert set(drawn) == {"Training"}
@@ -671,16 +635,14 @@ def test_only_the_open_tab_is_drawn(make, monkeypatch):
 def test_a_tab_opened_while_it_trains(make):
     e = going(make("sums", pace=4, watched=True), 10)
     tab(e, "Spectra")
-    assert (
-        until(
-            lambda: (
-                title(e.stage.charts["Spectra"])
-                if e.stage.charts["Spectra"].chart.title is not alt.Undefined
-                else ""
-            ).startswith("Epoch ")
-        )
-        and e.job.thread.is_alive()
+    assert until(
+        lambda: (
+            title(e.stage.charts["Spectra"])
+            if e.stage.charts["Spectra"].chart.title is not alt.Undefined
+            else ""
+        ).startswith("Epoch ")
     )
+    assert e.job.thread.is_alive()
     e.job.pace = 0
     done(e)
     assert title(e.stage.charts["Spectra"]).startswith(f"Epoch {e.session.epochs[-1]:,.0f}: ")
@@ -694,12 +656,10 @@ def test_a_tab_opened_before_anything_was_recorded(make, monkeypatch):
         tab(e, name)
     e.transport.time.value = 1
     e.transport.pin.click()
-    assert (
-        e.transport.status.value == "preparing"
-        and e.session is None
-        and e.pinned is None
-        and e.transport.pin.description == "Pin"
-    )
+    assert e.transport.status.value == "preparing"
+    assert e.session is None
+    assert e.pinned is None
+    assert e.transport.pin.description == "Pin"
     gate.set()
     done(e)
 
@@ -710,33 +670,25 @@ def test_a_tab_opened_before_anything_was_recorded(make, monkeypatch):
 def test_pin_and_unpin(make):
     e = done(make("sums"))
     first, stage = e.session, e.stage
-    assert (
-        not visible(stage.beside["Training"])
-        and visible(stage.charts["Training"])
-        and e.transport.pin.description == "Pin"
-    )
+    assert not visible(stage.beside["Training"])
+    assert visible(stage.charts["Training"])
+    assert e.transport.pin.description == "Pin"
     e.transport.pin.click()
-    assert (
-        e.transport.pin.description == "Unpin"
-        and visible(stage.beside["Training"])
-        and visible(stage.charts["Training"])
-        and title(stage.beside["Training"]) == title(stage.charts["Training"])
-    )
+    assert e.transport.pin.description == "Unpin"
+    assert visible(stage.beside["Training"])
+    assert visible(stage.charts["Training"])
+    assert title(stage.beside["Training"]) == title(stage.charts["Training"])
     kept = title(stage.beside["Training"])
     e.panel.lr.value = 0.001
     done(e)
-    assert (
-        e.pinned is first is not e.session
-        and visible(stage.beside["Training"])
-        and title(stage.beside["Training"]) == kept != title(stage.charts["Training"])
-    )
+    assert e.pinned is first is not e.session
+    assert visible(stage.beside["Training"])
+    assert title(stage.beside["Training"]) == kept != title(stage.charts["Training"])
     e.transport.pin.click()
-    assert (
-        e.pinned is None
-        and not visible(stage.beside["Training"])
-        and visible(stage.charts["Training"])
-        and e.transport.pin.description == "Pin"
-    )
+    assert e.pinned is None
+    assert not visible(stage.beside["Training"])
+    assert visible(stage.charts["Training"])
+    assert e.transport.pin.description == "Pin"
 
 
 def test_the_pinned_one_is_seen_at_the_same_epoch(make):
@@ -761,28 +713,28 @@ def test_a_pinned_one_that_was_stopped(make):
     e.pace, e.panel.seed.value = 0, 1
     done(e)
     tab(e, "Probes")
-    assert (
-        title(e.stage.beside["Probes"]).startswith(f"Epoch {e.pinned.epochs[seen - 1]:,.0f}: ")
-        and title(e.stage.charts["Probes"]).startswith("Epoch 100: ")
-        and e.transport.status.value.startswith("done: ")
-    )
+    assert title(e.stage.beside["Probes"]).startswith(f"Epoch {e.pinned.epochs[seen - 1]:,.0f}: ")
+    assert title(e.stage.charts["Probes"]).startswith("Epoch 100: ")
+    assert e.transport.status.value.startswith("done: ")
 
 
 @pytest.mark.parametrize("first, then", [("two layers", "sums"), ("sums", "layers")])
-def test_the_pinned_one_of_another_world(first, then, make):
+def test_the_pinned_one_of_another_kind(first, then, make):
     e = done(make(first))
     e.transport.pin.click()
-    e.panel.world.value = then
+    e.panel.kind.value = then
     done(e)
-    for name, scene in SCENES.items():
+    for name, view in VIEWS.items():
         tab(e, name)
         e.transport.time.value = 0 if e.transport.time.value else len(e.session) - 1
-        there = [scene.only in (None, WORLDS[w].figure) for w in (first, then)]
+        there = [view.only in (None, SESSIONS[w].notebook) for w in (first, then)]
         assert [
             visible(e.stage.beside[name]),
             visible(e.stage.charts[name]),
-        ] == there and e.transport.status.value == said(e.session)
-    assert e.pinned.world is WORLDS[first] and e.session.world is WORLDS[then]
+        ] == there
+        assert e.transport.status.value == done_status(e.session)
+    assert e.pinned.kind is SESSIONS[first]
+    assert e.session.kind is SESSIONS[then]
 
 
 def test_the_pinned_one_of_another_rate_is_seen_at_the_same_epoch(make):
@@ -807,32 +759,27 @@ def test_a_picked_example_shows_its_history(make):
     e = done(make("sums"))
     tab(e, "Examples")
     assert not visible(e.stage.detail)
-    a, b = shown(e.session)[2], shown(e.session)[5]
+    a, b = tile_rows(e.session)[2], tile_rows(e.session)[5]
     select(e, a)
-    assert (
-        e.stage.picked == a
-        and visible(e.stage.detail)
-        and f"example {a}:" in title(e.stage.detail)
-        and e.stage.notes["Examples"].value == ""
-    )
+    assert e.stage.picked == a
+    assert visible(e.stage.detail)
+    assert f"example {a}:" in title(e.stage.detail)
+    assert e.stage.notes["Examples"].value == ""
     assert [i for i, r in tiles(e.stage.charts["Examples"]).items() if r["picked"]] == [a]
     for at in (3, 1, 20):
         e.transport.time.value = at
-        assert (
-            e.stage.picked == a
-            and f"example {a}:" in title(e.stage.detail)
-            and [i for i, r in tiles(e.stage.charts["Examples"]).items() if r["picked"]] == [a]
-            and rules(e.stage.detail)[0] == e.session.epochs[at]
-        )
+        assert e.stage.picked == a
+        assert f"example {a}:" in title(e.stage.detail)
+        assert [i for i, r in tiles(e.stage.charts["Examples"]).items() if r["picked"]] == [a]
+        assert rules(e.stage.detail)[0] == e.session.epochs[at]
     select(e, b)
-    assert (
-        e.stage.picked == b
-        and f"example {b}:" in title(e.stage.detail)
-        and title(e.stage.charts["Examples"]).startswith(f"Epoch {e.session.epochs[20]:,.0f}:")
-    )
+    assert e.stage.picked == b
+    assert f"example {b}:" in title(e.stage.detail)
+    assert title(e.stage.charts["Examples"]).startswith(f"Epoch {e.session.epochs[20]:,.0f}:")
     tab(e, "Training")
     tab(e, "Examples")
-    assert e.stage.picked == b and visible(e.stage.detail)
+    assert e.stage.picked == b
+    assert visible(e.stage.detail)
 
 
 BESIDE = [None, {}, {"vlPoint": {"or": []}}, {"vlPoint": {"or": [{"other": 3}]}}]
@@ -845,7 +792,7 @@ def test_a_click_beside_the_examples(make):
     for value in BESIDE:
         chart._vl_selections = {"pick": dict(value=value, store=[])}
         assert e.stage.picked is None and not visible(e.stage.detail), value
-    select(e, row := shown(e.session)[0])
+    select(e, row := tile_rows(e.session)[0])
     for value in BESIDE:
         chart._vl_selections = {"pick": dict(value=value, store=[])}
         assert e.stage.picked == row and visible(e.stage.detail), value
@@ -856,20 +803,19 @@ def test_a_picked_example_of_data_that_are_no_more(make):
     tab(e, "Examples")
     e.panel.rho.value = 0.9
     done(e)
-    row = shown(e.session)[1]
+    row = tile_rows(e.session)[1]
     select(e, row)
     e.panel.seed.value = 1
-    assert done(e).stage.picked == row and f"example {row}:" in title(e.stage.detail)
+    assert done(e).stage.picked == row
+    assert f"example {row}:" in title(e.stage.detail)
     e.panel.noise.value = "flip"
     e.panel.rho.value = 0.02
     done(e)
-    assert (
-        row not in shown(e.session)
-        and e.stage.picked is None
-        and not visible(e.stage.detail)
-        and e.stage.notes["Examples"].value
-        and not any(r["picked"] for r in tiles(e.stage.charts["Examples"]).values())
-    )
+    assert row not in tile_rows(e.session)
+    assert e.stage.picked is None
+    assert not visible(e.stage.detail)
+    assert e.stage.notes["Examples"].value
+    assert not any(r["picked"] for r in tiles(e.stage.charts["Examples"]).values())
 
 
 def test_examples_where_nothing_is_wrong(make):
@@ -879,10 +825,11 @@ def test_examples_where_nothing_is_wrong(make):
     done(e)
     assert len(tiles(e.stage.charts["Examples"])) == 40
     select(e, 3)
-    assert e.stage.picked == 3 and visible(e.stage.detail)
+    assert e.stage.picked == 3
+    assert visible(e.stage.detail)
     for name in TABS:
         tab(e, name)
-    assert e.transport.status.value == said(e.session)
+    assert e.transport.status.value == done_status(e.session)
 
 
 def test_a_click_leaves_the_pinned_one(make):
@@ -890,18 +837,18 @@ def test_a_click_leaves_the_pinned_one(make):
     tab(e, "Examples")
     e.transport.pin.click()
     assert visible(e.stage.beside["Examples"])
-    select(e, shown(e.session)[0])
+    select(e, tile_rows(e.session)[0])
     assert visible(e.stage.beside["Examples"])
 
 
 @pytest.mark.parametrize("then", ["layers", "sums"])
-def test_a_picked_example_and_another_world(then, make):
+def test_a_picked_example_and_another_kind(then, make):
     e = done(make("sums" if then != "sums" else "layers"))
     tab(e, "Examples")
-    select(e, shown(e.session)[-1])
-    e.panel.world.value = then
+    select(e, tile_rows(e.session)[-1])
+    e.panel.kind.value = then
     done(e)
-    assert e.stage.picked is None or e.stage.picked in shown(e.session)
+    assert e.stage.picked is None or e.stage.picked in tile_rows(e.session)
 
 
 # --- what goes wrong
@@ -925,12 +872,10 @@ def test_data_that_are_not_there(make, empty, jobs):
     count = len(jobs)
     e.panel.dataset.value = "mnist"
     e.join(180)
-    assert (
-        e.transport.status.value.startswith("FileNotFoundError: mnist is not in")
-        and "could not be downloaded" in e.transport.status.value
-        and len(jobs) == count + 1
-        and e.session is None
-    )
+    assert e.transport.status.value.startswith("FileNotFoundError: mnist is not in")
+    assert "could not be downloaded" in e.transport.status.value
+    assert len(jobs) == count + 1
+    assert e.session is None
     for name in TABS:
         tab(e, name)
     e.transport.time.value = 1
@@ -939,12 +884,14 @@ def test_data_that_are_not_there(make, empty, jobs):
     e.join(180)
     assert e.transport.status.value.startswith("FileNotFoundError")
     e.panel.dataset.value = "digits"
-    assert done(e).session.values["seed"] == 2 and e.transport.status.value == said(e.session)
+    assert done(e).session.values["seed"] == 2
+    assert e.transport.status.value == done_status(e.session)
 
 
 def test_a_training_that_breaks_off(make, monkeypatch):
     def broken(self):
-        for k, self.recorder in enumerate(self.course.steps):
+        for k, recorder in enumerate(self.course.steps):
+            self.recorder = recorder
             if k == 7:
                 raise FloatingPointError("it diverged")
             yield self
@@ -954,16 +901,14 @@ def test_a_training_that_breaks_off(make, monkeypatch):
         m.setattr(Session, "__iter__", broken)
         e.panel.seed.value = 1
         e.join(180)
-    assert (
-        e.transport.status.value == "FloatingPointError: it diverged"
-        and e.session.values["seed"] == 1
-        and e.session.seen >= 7
-        and not e.job.done
-    )
+    assert e.transport.status.value == "FloatingPointError: it diverged"
+    assert e.session.values["seed"] == 1
+    assert e.session.seen >= 7
+    assert not e.job.done
     e.transport.time.value = 2
     assert e.transport.epoch.value == f"epoch {e.session.epochs[2]:,.0f}"
     e.panel.seed.value = 2
-    assert done(e).transport.status.value == said(e.session)
+    assert done(e).transport.status.value == done_status(e.session)
 
 
 def broken(*_, **__):
@@ -972,20 +917,21 @@ def broken(*_, **__):
 
 def test_an_error_while_drawing_is_said(make, monkeypatch):
     e = done(make("sums"))
-    monkeypatch.setitem(SCENES, "Probes", Scene(broken))
+    monkeypatch.setitem(VIEWS, "Probes", View(broken))
     tab(e, "Probes")
     assert e.transport.status.value == "ZeroDivisionError: cannot be drawn"
     tab(e, "Training")
     e.panel.seed.value = 1
-    assert done(e).transport.status.value == said(e.session)
+    assert done(e).transport.status.value == done_status(e.session)
 
 
 def test_an_error_while_drawing_is_said_and_ends_no_training(make, monkeypatch):
-    monkeypatch.setitem(SCENES, "Training", Scene(broken))
+    monkeypatch.setitem(VIEWS, "Training", View(broken))
     e = make("sums", watched=True)
     e.join(180)
     assert "cannot be drawn" in e.transport.status.value
-    assert e.job.done and e.session.seen == len(e.session)
+    assert e.job.done
+    assert e.session.seen == len(e.session)
 
 
 # --- the end
@@ -1003,7 +949,8 @@ def test_close_ends_the_thread(state, make):
     if state == "stopped":
         stop(e)
     e.close()
-    assert not e.job.thread.is_alive() and until(lambda: not threads())
+    assert not e.job.thread.is_alive()
+    assert until(lambda: not threads())
     e.close()
     assert not threads()
 
@@ -1019,7 +966,8 @@ def test_close_after_many_changes(make):
 def test_close_in_between_two_that_go_on(make):
     a, b = going(make("sums", pace=4)), going(make("sums", pace=4))
     a.close()
-    assert b.job.thread.is_alive() and not a.job.thread.is_alive()
+    assert b.job.thread.is_alive()
+    assert not a.job.thread.is_alive()
     seen = b.session.seen
     assert until(lambda: b.session.seen > seen)
 
@@ -1028,17 +976,17 @@ def test_explore_closes_the_one_before():
     a = explore("sums", preset="ci", pace=60)
     first = a.job.thread
     b = explore("layers", preset="ci", pace=60)
-    assert (
-        b is not a
-        and not first.is_alive()
-        and until(lambda: threads() == [b.job.thread])
-        and explorers._open == [b]
-    )
-    with pytest.raises(ValueError, match="world='x' is unknown"):
+    assert b is not a
+    assert not first.is_alive()
+    assert until(lambda: threads() == [b.job.thread])
+    assert explorers._open == [b]
+    with pytest.raises(ValueError, match="kind='x' is unknown"):
         explore("x")
-    assert until(lambda: not threads()) and explorers._open == []
+    assert until(lambda: not threads())
+    assert explorers._open == []
     c = explore(preset="ci", pace=0)
-    assert c.panel.world.value == "two layers" and c.preset == "ci"
+    assert c.panel.kind.value == "two layers"
+    assert c.preset == "ci"
     c.close()
     assert until(lambda: not threads())
     explorers._open.clear()
@@ -1054,9 +1002,8 @@ def test_a_closed_one_may_be_explored_again():
 
 def test_stages_of_two_explorers_are_their_own():
     a, b = Stage(), Stage()
-    assert (
-        not {id(c) for s in (a.charts, a.beside, a.notes) for c in s.values()}
-        & {id(c) for s in (b.charts, b.beside, b.notes) for c in s.values()}
-        and a.scene == b.scene == TABS[0]
-    )
+    assert not {id(c) for s in (a.charts, a.beside, a.notes) for c in s.values()} & {
+        id(c) for s in (b.charts, b.beside, b.notes) for c in s.values()
+    }
+    assert a.open_view == b.open_view == TABS[0]
     assert [a.get_title(k) for k in range(len(TABS))] == TABS

@@ -1,8 +1,11 @@
-"What can be explored: trained moment by moment, the same numbers each time, and those of the command."
+"""What can be explored: trained moment by moment, the same numbers each time, and those of the
+command.
+"""
 
 import ast
 import math
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import altair as alt
@@ -14,8 +17,8 @@ import torch
 from cells import prepared, run
 
 from memnb.datasets.label_noise import NOISE
-from memnb.explorer import sessions as worlds
-from memnb.explorer.sessions import KINDS, WORLDS, Session, curves_of, defaults, numbers
+from memnb.explorer import sessions
+from memnb.explorer.sessions import NOISE_KINDS, SESSIONS, Session, curves_of, defaults, numbers
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"two layers": dict(width=10), "layers": dict(width=16), "sums": dict(width=33)}
@@ -24,7 +27,7 @@ OTHER = {  # nothing at its default
     "layers": dict(rho=0.55, width=16, lr=0.0447, seed=2, noise="pair"),
     "sums": dict(rho=0.45, width=33, lr=0.00447, seed=5, noise="redraw", dataset="sub"),
 }
-EACH = pytest.mark.parametrize("world", WORLDS)
+EACH = pytest.mark.parametrize("kind", SESSIONS)
 FIELDS = (
     "prediction",
     "loss",
@@ -37,8 +40,8 @@ FIELDS = (
 )
 
 
-def small(world, **values):
-    return Session(world, "ci", **SMALL[world] | values)
+def small(kind, **values):
+    return Session(kind, "ci", **SMALL[kind] | values)
 
 
 def ended(session):
@@ -47,73 +50,76 @@ def ended(session):
     return session
 
 
+def first(k, session):
+    "Train until k epochs are recorded."
+    for _ in zip(range(k), session, strict=False):
+        pass
+
+
 def same(a, b):
     return a is b is None or torch.equal(a, b)
 
 
 @pytest.fixture(scope="module")
 def whole():
-    return {w: ended(small(w)) for w in WORLDS}
+    return {w: ended(small(w)) for w in SESSIONS}
 
 
 # --- what there is to explore
 
 
 @EACH
-def test_defaults_are_among_what_is_allowed(world):
-    w, d = WORLDS[world], defaults(world)
-    assert set(d) == {"rho", "width", "lr", "dataset", "noise", "seed"} and d["seed"] == 0
-    assert (
-        w.rho[0] <= d["rho"] <= w.rho[1]
-        and d["width"] in w.width[0]
-        and w.lr[0] <= d["lr"] <= w.lr[1]
-        and d["dataset"] == w.dataset[0]
-        and d["noise"] in KINDS
-    )
-    assert (
-        list(w.width[0]) == sorted(set(w.width[0]))
-        and (ROOT / "nbs" / f"{w.figure}.ipynb").is_file()
-        and len({v.title for v in WORLDS.values()}) == len(WORLDS)
-    )
-    assert Session(world, "ci").values == d
+def test_defaults_are_among_what_is_allowed(kind):
+    w, d = SESSIONS[kind], defaults(kind)
+    assert set(d) == {"rho", "width", "lr", "dataset", "noise", "seed"}
+    assert d["seed"] == 0
+    assert w.rho[0] <= d["rho"] <= w.rho[1]
+    assert d["width"] in w.width[0]
+    assert w.lr[0] <= d["lr"] <= w.lr[1]
+    assert d["dataset"] == w.dataset[0]
+    assert d["noise"] in NOISE_KINDS
+    assert list(w.width[0]) == sorted(set(w.width[0]))
+    assert (ROOT / "nbs" / f"{w.notebook}.ipynb").is_file()
+    assert len({v.title for v in SESSIONS.values()}) == len(SESSIONS)
+    assert Session(kind, "ci").values == d
 
 
 def test_every_kind_of_noise_but_the_one_that_needs_a_matrix():
-    assert {*KINDS, "matrix"} == set(NOISE)
+    assert {*NOISE_KINDS, "matrix"} == set(NOISE)
 
 
 @EACH
-def test_defaults_are_new_each_time(world):
-    defaults(world)["rho"] = 7
-    assert defaults(world)["rho"] != 7
+def test_defaults_are_new_each_time(kind):
+    defaults(kind)["rho"] = 7
+    assert defaults(kind)["rho"] != 7
 
 
 @pytest.mark.parametrize("make", [defaults, Session, lambda w: Session(w, "ci")])
 @pytest.mark.parametrize("name", ["", "one layer", "fig2"])
-def test_unknown_world(make, name):
-    with pytest.raises(ValueError, match="world=.*two layers, layers, sums"):
+def test_unknown_kind(make, name):
+    with pytest.raises(ValueError, match="kind=.*two layers, layers, sums"):
         make(name)
 
 
 @EACH
-def test_unknown_preset(world):
+def test_unknown_preset(kind):
     with pytest.raises(
         ValueError, match="preset='huge' is unknown; choose one of quick, small, paper, ci"
     ):
-        Session(world, "huge")
+        Session(kind, "huge")
 
 
 @EACH
 @pytest.mark.parametrize("name", ["rh0", "epochs", "widths", "n"])
-def test_unknown_value(world, name):
+def test_unknown_value(kind, name):
     with pytest.raises(
         ValueError, match=f"value='{name}' is unknown.*rho, width, lr, dataset, noise, seed"
     ):
-        Session(world, "ci", **{name: 1})
+        Session(kind, "ci", **{name: 1})
 
 
 @pytest.mark.parametrize(
-    "world, given, says",
+    "kind, given, says",
     [
         *[("two layers", dict(rho=r), "between 0 and 0.5") for r in (0, 0.5, 0.7, -0.1, math.nan)],
         *[
@@ -121,10 +127,10 @@ def test_unknown_value(world, name):
             for w in ("layers", "sums")
             for r in (-0.1, 1.2, math.nan)
         ],
-        *[(w, dict(lr=v), "lr=.*above 0") for w in WORLDS for v in (0, -1, math.inf)],
+        *[(w, dict(lr=v), "lr=.*above 0") for w in SESSIONS for v in (0, -1, math.inf)],
         *[
             (w, dict(noise=k), "flip, wrong, redraw, pair")
-            for w in WORLDS
+            for w in SESSIONS
             for k in ("matrix", "none")
         ],
         *[
@@ -132,105 +138,100 @@ def test_unknown_value(world, name):
             for w in ("two layers", "layers")
         ],
         *[("sums", dict(dataset=k), "add, sub, mul") for k in ("digits", "div")],
-        *[(w, dict(width=v), "width") for w in WORLDS for v in (0, -3, "wide")],
-        *[(w, dict(seed=v), "seed") for w in WORLDS for v in (-1, 0.5, "a")],
+        *[(w, dict(width=v), "width") for w in SESSIONS for v in (0, -3, "wide")],
+        *[(w, dict(seed=v), "seed") for w in SESSIONS for v in (-1, 0.5, "a")],
         ("two layers", dict(width=1.5), "width"),
         ("sums", dict(width=1.5), "width"),
     ],
 )
-def test_values_out_of_range_are_refused_at_once(world, given, says):
+def test_values_out_of_range_are_refused_at_once(kind, given, says):
     with pytest.raises(ValueError, match=says):
-        Session(world, "ci", **given)
+        Session(kind, "ci", **given)
 
 
 @EACH
 @pytest.mark.parametrize("end", [0, 1])
-@pytest.mark.parametrize("noise", KINDS)
-def test_the_ends_of_the_ranges_can_be_trained(world, end, noise):
-    w = WORLDS[world]
-    s = Session(world, "ci", rho=w.rho[end], lr=w.lr[end], width=w.width[0][0], noise=noise, seed=9)
+@pytest.mark.parametrize("noise", NOISE_KINDS)
+def test_the_ends_of_the_ranges_can_be_trained(kind, end, noise):
+    w = SESSIONS[kind]
+    s = Session(kind, "ci", rho=w.rho[end], lr=w.lr[end], width=w.width[0][0], noise=noise, seed=9)
     next(iter(s))
-    assert s.seen == 1 and s.p.noise == noise and s.p.lr == w.lr[end]
+    assert s.seen == 1
+    assert s.p.noise == noise
+    assert s.p.lr == w.lr[end]
 
 
 # --- moment by moment
 
 
 @EACH
-def test_as_long_as_its_epochs(world, whole):
-    s = whole[world]
-    assert (
-        len(s) == len(s.epochs) == s.seen == len(s.run().time) > 40
-        and s.epochs[0] == 0
-        and all(a < b for a, b in zip(s.epochs, s.epochs[1:]))
-    )
-    assert (
-        s.run().time.tolist() == pytest.approx([e / s.course.unit for e in s.epochs], rel=1e-12)
-        and s.epochs[-1] == pytest.approx(s.p.epochs)
-        and s.epochs == sorted(s.epochs)
-    )
+def test_as_long_as_its_epochs(kind, whole):
+    s = whole[kind]
+    assert len(s) == len(s.epochs) == s.seen == len(s.run().time) > 40
+    assert s.epochs[0] == 0
+    assert all(a < b for a, b in pairwise(s.epochs))
+    assert s.run().time.tolist() == pytest.approx([e / s.course.unit for e in s.epochs], rel=1e-12)
+    assert s.epochs[-1] == pytest.approx(s.p.epochs)
+    assert s.epochs == sorted(s.epochs)
 
 
 @EACH
-def test_one_moment_at_a_time(world):
-    s = small(world)
-    assert s.seen == 0 and s.run() is None and s.recorder is None
-    for k, it in zip(range(1, 8), s):
-        assert it is s and s.seen == k
+def test_one_moment_at_a_time(kind):
+    s = small(kind)
+    assert s.seen == 0
+    assert s.run() is None
+    assert s.recorder is None
+    for k, it in zip(range(1, 8), s, strict=False):  # the first seven
+        assert it is s
+        assert s.seen == k
         run = s.run()
-        assert (
-            run.time.tolist() == pytest.approx([e / s.course.unit for e in s.epochs[:k]], rel=1e-12)
-            and len(run.prediction) == len(run.loss) == len(run.margin) == k
+        assert run.time.tolist() == pytest.approx(
+            [e / s.course.unit for e in s.epochs[:k]], rel=1e-12
         )
-        assert (
-            sorted(run.checkpoints) == run.time.tolist() and run.at(run.time[-1].item()) is not None
-        )
+        assert len(run.prediction) == len(run.loss) == len(run.margin) == k
+        assert sorted(run.checkpoints) == run.time.tolist()
+        assert run.at(run.time[-1].item()) is not None
 
 
 @EACH
-def test_what_is_not_iterated_does_not_train(world):
-    s = small(world)
+def test_what_is_not_iterated_does_not_train(kind):
+    s = small(kind)
     going = iter(s)
     for _ in range(3):
         next(going)
     before, frame = s.run(), s.run().frame()
     for _ in range(3):
-        assert (
-            s.seen == 3
-            and s.run().frame().equals(frame)
-            and same(s.run().prediction, before.prediction)
-            and numbers(s) == numbers(s)
-        )
+        assert s.seen == 3
+        assert s.run().frame().equals(frame)
+        assert same(s.run().prediction, before.prediction)
+        assert numbers(s) == numbers(s)
     next(going)
-    assert (
-        s.seen == 4
-        and s.run().frame().filter(pl.col("time") <= before.time[-1].item()).equals(frame)
-        and len(before.time) == 3
-    )
+    assert s.seen == 4
+    assert s.run().frame().filter(pl.col("time") <= before.time[-1].item()).equals(frame)
+    assert len(before.time) == 3
 
 
 @EACH
-def test_going_on_is_training_at_a_stretch(world, whole):
-    s = small(world)
-    for _ in zip(range(5), s):
-        pass
+def test_going_on_is_training_at_a_stretch(kind, whole):
+    s = small(kind)
+    first(5, s)
     seen = s.seen
     for _ in s:
         pass
-    assert seen < len(s) == s.seen and all(
-        same(getattr(s.run(), k), getattr(whole[world].run(), k)) for k in FIELDS
-    )
+    assert seen < len(s) == s.seen
+    assert all(same(getattr(s.run(), k), getattr(whole[kind].run(), k)) for k in FIELDS)
 
 
 @EACH
-def test_a_session_that_is_over_stays(world, whole):
-    s = whole[world]
-    assert list(s) == [] and s.seen == len(s)
+def test_a_session_that_is_over_stays(kind, whole):
+    s = whole[kind]
+    assert list(s) == []
+    assert s.seen == len(s)
 
 
 @EACH
-def test_every_network_on_the_way_is_the_one_that_answered(world, whole):
-    s = whole[world]
+def test_every_network_on_the_way_is_the_one_that_answered(kind, whole):
+    s = whole[kind]
     for k in (0, 1, len(s) // 2, len(s) - 1):
         with torch.no_grad():
             out = s.run().at(s.recorder.moments[k]["time"])(s.data.x)
@@ -239,14 +240,12 @@ def test_every_network_on_the_way_is_the_one_that_answered(world, whole):
 
 
 @EACH
-def test_the_same_again_bit_for_bit(world):
-    a, b = (ended(Session(world, "ci", **OTHER[world])) for _ in range(2))
-    assert (
-        numbers(a) == numbers(b)
-        and a.run().frame().equals(b.run().frame())
-        and a.command == b.command
-        and a.data.digest == b.data.digest
-    )
+def test_the_same_again_bit_for_bit(kind):
+    a, b = (ended(Session(kind, "ci", **OTHER[kind])) for _ in range(2))
+    assert numbers(a) == numbers(b)
+    assert a.run().frame().equals(b.run().frame())
+    assert a.command == b.command
+    assert a.data.digest == b.data.digest
     assert all(same(getattr(a.run(), k), getattr(b.run(), k)) for k in FIELDS)
     for t, state in a.run().checkpoints.items():
         assert all(torch.equal(v, b.run().checkpoints[t][k]) for k, v in state.items())
@@ -256,68 +255,60 @@ def test_the_same_again_bit_for_bit(world):
 @pytest.mark.parametrize(
     "k, v", [("rho", 0.35), ("lr", 0.011), ("noise", "pair"), ("seed", 1), ("width", 12)]
 )
-def test_every_value_matters(world, k, v, whole):
-    s, other = whole[world], small(world, **{k: v})
-    for _ in zip(range(3), other):
-        pass
-    assert other.values[k] == v != s.values[k] and not torch.equal(
-        other.run().loss[2], s.run().loss[2]
-    )
+def test_every_value_matters(kind, k, v, whole):
+    s, other = whole[kind], small(kind, **{k: v})
+    first(3, other)
+    assert other.values[k] == v != s.values[k]
+    assert not torch.equal(other.run().loss[2], s.run().loss[2])
 
 
-@pytest.mark.parametrize("operation", WORLDS["sums"].dataset)
+@pytest.mark.parametrize("operation", SESSIONS["sums"].dataset)
 def test_operations(operation):
     s = ended(small("sums", dataset=operation))
     a, b = s.data.index // 13, s.data.index % 13
-    assert (
-        torch.equal(
-            s.data.clean, dict(add=(a + b) % 13, sub=(a - b) % 13, mul=a * b % 13)[operation]
-        )
-        and s.data.n_classes == 13
+    assert torch.equal(
+        s.data.clean, dict(add=(a + b) % 13, sub=(a - b) % 13, mul=a * b % 13)[operation]
     )
+    assert s.data.n_classes == 13
 
 
 # --- what is said of it
 
 
 @EACH
-def test_numbers_are_those_of_the_frame(world, whole):
-    s, run = whole[world], whole[world].run()
+def test_numbers_are_those_of_the_frame(kind, whole):
+    s, run = whole[kind], whole[kind].run()
     f, last = run.frame(), run.prediction[-1]
-    at = lambda g, t: f.filter(group=g, target=t).sort("time")["accuracy"][-1]
+
+    def at(group, target):
+        return f.filter(group=group, target=target).sort("time")["accuracy"][-1]
+
     assert numbers(s) == dict(
         clean=at("clean", "given"), noisy=at("noisy", "given"), truth=at("noisy", "true")
     ) | (dict(test=at("test", "true")) if s.test is not None else {})
-    share = lambda hits: sum(hits) / len(hits)
-    assert numbers(s)["clean"] == pytest.approx(
-        share(
-            [p == y for p, y, c in zip(last.tolist(), run.y.tolist(), run.clean.tolist()) if y == c]
-        )
-    )
-    assert numbers(s)["noisy"] == pytest.approx(
-        share(
-            [p == y for p, y, c in zip(last.tolist(), run.y.tolist(), run.clean.tolist()) if y != c]
-        )
-    )
-    assert numbers(s)["truth"] == pytest.approx(
-        share(
-            [p == c for p, y, c in zip(last.tolist(), run.y.tolist(), run.clean.tolist()) if y != c]
-        )
-    )
+
+    labels = zip(last.tolist(), run.y.tolist(), run.clean.tolist(), strict=True)
+    hits = dict(clean=[], noisy=[], truth=[])
+    for prediction, given, true in labels:
+        hits["clean" if given == true else "noisy"].append(prediction == given)
+        if given != true:
+            hits["truth"].append(prediction == true)
+    for name, right in hits.items():
+        assert numbers(s)[name] == pytest.approx(sum(right) / len(right))
 
 
-@pytest.mark.parametrize("world", ["layers", "sums"])
-def test_numbers_where_nothing_is_noisy(world):
-    s = small(world, rho=0.0)
-    for _ in zip(range(2), s):
-        pass
-    assert set(numbers(s)) == {"clean", "test"} and not s.data.is_noisy.any()
+@pytest.mark.parametrize("kind", ["layers", "sums"])
+def test_numbers_where_nothing_is_noisy(kind):
+    s = small(kind, rho=0.0)
+    first(2, s)
+    assert set(numbers(s)) == {"clean", "test"}
+    assert not s.data.is_noisy.any()
 
 
 @EACH
-def test_numbers_follow_the_training(world):
-    s = small(world)
-    for k, _ in zip(range(12), s):
+def test_numbers_follow_the_training(kind):
+    s = small(kind)
+    for k, _ in zip(range(12), s, strict=False):  # the first twelve
         if k in (0, 1, 5, 11):
             assert (
                 numbers(s)["clean"]
@@ -329,10 +320,11 @@ def test_numbers_follow_the_training(world):
 
 
 @EACH
-def test_curves(world, whole):
-    s, f = whole[world], curves_of(whole[world])
+def test_curves(kind, whole):
+    s, f = whole[kind], curves_of(whole[kind])
     own, frame = f.filter(pl.col("accuracy").is_not_null()), s.run().frame()
-    assert own.select(frame.columns).equals(frame) and {
+    assert own.select(frame.columns).equals(frame)
+    assert {
         "epoch",
         "group",
         "target",
@@ -340,10 +332,9 @@ def test_curves(world, whole):
         "loss",
         "margin",
     } <= set(f.columns)
-    assert sorted(f["epoch"].unique()) == pytest.approx(s.epochs, rel=1e-12) and (
-        "radial_weighted" in f.columns
-    ) == (world == "two layers")
-    if world == "two layers":
+    assert sorted(f["epoch"].unique()) == pytest.approx(s.epochs, rel=1e-12)
+    assert ("radial_weighted" in f.columns) == (kind == "two layers")
+    if kind == "two layers":
         assert (
             f.filter(pl.col("radial_weighted").is_not_null())
             .group_by("group")
@@ -370,59 +361,55 @@ def test_epochs_of_flow_are_the_same_at_every_rate():
 def parsed(command):
     "Notebook, and parameters as texts."
     words = shlex.split(command)
-    assert (
-        words[0] == "papermill"
-        and words[2] == "out.ipynb"
-        and words[3::3] == ["-p"] * len(words[3::3])
-        and len(words) % 3 == 0
-    )
+    assert words[0] == "papermill"
+    assert words[2] == "out.ipynb"
+    assert words[3::3] == ["-p"] * len(words[3::3])
+    assert len(words) % 3 == 0
     return words[1], dict(zip(words[4::3], words[5::3], strict=True))
 
 
 @EACH
-def test_command_holds_what_is_explored(world):
-    v, s = OTHER[world], Session(world, "ci", **OTHER[world])
+def test_command_holds_what_is_explored(kind):
+    v, s = OTHER[kind], Session(kind, "ci", **OTHER[kind])
     notebook, given = parsed(s.command)
-    assert (
-        notebook == f"nbs/{s.world.figure}.ipynb"
-        and (ROOT / notebook).is_file()
-        and given["preset"] == "ci"
-        and given["noise"] == v["noise"]
-    )
+    assert notebook == f"nbs/{s.kind.notebook}.ipynb"
+    assert (ROOT / notebook).is_file()
+    assert given["preset"] == "ci"
+    assert given["noise"] == v["noise"]
     assert (
         (float(given["rho"]), float(given["lr"]))
         == (v["rho"], v["lr"])
         == (s.p.rho if "rho" in s.p else s.p.rhos[0], s.p.lr)
     )
-    assert given["operation" if world == "sums" else "dataset"] == s.values[
-        "dataset"
-    ] and given.get("seed", given.get("seeds")) == str(v["seed"])
+    assert given["operation" if kind == "sums" else "dataset"] == s.values["dataset"]
+    assert given.get("seed", given.get("seeds")) == str(v["seed"])
     assert (
         given["widths"] == f"{v['width']},{v['width']}"
-        if world == "layers"
+        if kind == "layers"
         else given["width"] == str(v["width"])
     )
-    assert len(given) == {"two layers": 7, "layers": 7, "sums": 8}[world]
+    assert len(given) == {"two layers": 7, "layers": 7, "sums": 8}[kind]
 
 
 @EACH
-def test_the_quick_preset_needs_no_word(world):
-    assert "preset" not in Session(world).command and "-p preset small" in (
-        Session(world, "small").command if world == "sums" else "-p preset small"
+def test_the_quick_preset_needs_no_word(kind):
+    assert "preset" not in Session(kind).command
+    assert "-p preset small" in (
+        Session(kind, "small").command if kind == "sums" else "-p preset small"
     )
 
 
 @EACH
 @pytest.mark.parametrize("lr", [0.0447, 0.00501, 0.0708, 0.1, 0.00794])
-def test_the_learning_rate_is_not_rounded(world, lr):
-    s = Session(world, "ci", lr=lr)
+def test_the_learning_rate_is_not_rounded(kind, lr):
+    s = Session(kind, "ci", lr=lr)
     assert float(parsed(s.command)[1]["lr"]) == s.p.lr == s.values["lr"] == lr
 
 
 @EACH
 @pytest.mark.parametrize("rho", [0.05, 0.07, 0.29, 0.45])
-def test_the_noise_rate_is_not_rounded(world, rho):
-    assert float(parsed(Session(world, "ci", rho=rho).command)[1]["rho"]) == rho
+def test_the_noise_rate_is_not_rounded(kind, rho):
+    assert float(parsed(Session(kind, "ci", rho=rho).command)[1]["rho"]) == rho
 
 
 @pytest.mark.parametrize("k, v", [("lr", 0.0446683592), ("rho", 1 / 3)])
@@ -452,26 +439,26 @@ MEASURED = ("accuracy", "loss", "margin")
 
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory):
-    "World -> a trained session, and what the notebook of its command measured of the network."
+    "Kind -> a trained session, and what the notebook of its command measured of the network."
 
-    def of(world):
-        session = ended(Session(world, "ci", **OTHER[world]))
+    def of(kind):
+        session = ended(Session(kind, "ci", **OTHER[kind]))
         cells = prepared(shlex.split(session.command)[1:], tmp_path_factory.mktemp("command"))
-        room, _ = run(cells, until="frame")
-        frame = room["frame"].filter(**OWN[world]).filter(pl.col("accuracy").is_not_null())
+        names_of_run, _ = run(cells, until="frame")
+        frame = names_of_run["frame"].filter(**OWN[kind]).filter(pl.col("accuracy").is_not_null())
         return session, frame
 
     before = alt.renderers.active, alt.theme.active
     with pytest.MonkeyPatch.context() as m:
         m.delenv("MEMNB_STORE", raising=False)
-        yield {world: of(world) for world in WORLDS}
+        yield {kind: of(kind) for kind in SESSIONS}
     alt.renderers.enable(before[0])
     alt.theme.enable(before[1])
 
 
 @EACH
-def test_the_command_reproduces_the_end(world, reproduced):
-    session, frame = reproduced[world]
+def test_the_command_reproduces_the_end(kind, reproduced):
+    session, frame = reproduced[kind]
     run = session.run().frame()
     named = dict(
         clean=("clean", "given"),
@@ -486,8 +473,8 @@ def test_the_command_reproduces_the_end(world, reproduced):
 
     assert own["epoch"].max() == pytest.approx(session.epochs[-1])
     assert frame["noise_rate"].drop_nulls().unique().to_list() == [session.data.rho]
-    said = {k: end[where]["accuracy"] for k, where in named.items() if where in end}
-    assert said == pytest.approx(numbers(session), abs=1e-12, rel=0)
+    reached = {k: end[where]["accuracy"] for k, where in named.items() if where in end}
+    assert reached == pytest.approx(numbers(session), abs=1e-12, rel=0)
     mine = run.filter(pl.col("time") == run["time"].max())
     assert len(mine) == len(end)
     for r in mine.iter_rows(named=True):
@@ -496,8 +483,8 @@ def test_the_command_reproduces_the_end(world, reproduced):
 
 
 @EACH
-def test_the_command_reproduces_the_way_there(world, reproduced):
-    session, frame = reproduced[world]
+def test_the_command_reproduces_the_way_there(kind, reproduced):
+    session, frame = reproduced[kind]
     keys = ["time", "group", "target"]
 
     theirs = frame.select(*keys, pl.col(MEASURED).name.suffix("_notebook"))
@@ -509,22 +496,21 @@ def test_the_command_reproduces_the_way_there(world, reproduced):
 
 
 @EACH
-def test_parameters_are_the_notebooks_own(world):
+def test_parameters_are_the_notebooks_own(kind):
     "What is not explored is as the notebook declares it."
     (cell,) = [
         c
-        for c in nbformat.read(ROOT / "nbs" / f"{WORLDS[world].figure}.ipynb", 4).cells
+        for c in nbformat.read(ROOT / "nbs" / f"{SESSIONS[kind].notebook}.ipynb", 4).cells
         if "parameters" in c.metadata.get("tags", [])
     ]
     declared, given = (
         {n.target.id: ast.literal_eval(n.value) for n in ast.parse(cell.source).body},
-        WORLDS[world].translate(defaults(world)),
+        SESSIONS[kind].translate(defaults(kind)),
     )
-    known = worlds._DEFAULTS[WORLDS[world].figure] | dict(
+    known = sessions._DEFAULTS[SESSIONS[kind].notebook] | dict(
         model=declared.get("model")
     )  # None there: the preset's, an MLP
-    if world != "layers":
+    if kind != "layers":
         del known["model"]
-    assert set(given) | set(known) | {"preset"} == set(declared) and all(
-        declared[k] == v for k, v in known.items() if k not in given
-    )
+    assert set(given) | set(known) | {"preset"} == set(declared)
+    assert all(declared[k] == v for k, v in known.items() if k not in given)

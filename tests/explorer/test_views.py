@@ -1,4 +1,6 @@
-"What there is to see of a network in training: from the second recorded epoch on, and nothing but what was recorded."
+"""What there is to see of a network in training: from the second recorded epoch on, and nothing but
+what was recorded.
+"""
 
 import io
 import re
@@ -9,17 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from memnb.explorer.sessions import WORLDS, Session, curves_of, numbers
+from memnb.explorer.sessions import SESSIONS, Session, curves_of, numbers
 from memnb.explorer.views import (
-    SCENES,
     STATES,
-    components,
-    examples,
-    history,
-    probes,
-    shown,
-    spectra,
-    training,
+    VIEWS,
+    draw_components,
+    draw_examples,
+    draw_history,
+    draw_probes,
+    draw_spectra,
+    draw_training,
+    tile_rows,
 )
 from memnb.lab.charts import use_theme
 from memnb.modular.fourier import alignment, extract, look, neuron_spectra
@@ -27,14 +29,17 @@ from memnb.probes.over_training import probe_model
 
 SMALL = {"two layers": dict(width=10), "layers": dict(width=16), "sums": dict(width=33)}
 THERE = [
-    (w, name) for w in WORLDS for name, s in SCENES.items() if s.only in (None, WORLDS[w].figure)
+    (w, name)
+    for w in SESSIONS
+    for name, s in VIEWS.items()
+    if s.only in (None, SESSIONS[w].notebook)
 ]
-EACH = pytest.mark.parametrize("world", WORLDS)
+EACH = pytest.mark.parametrize("kind", SESSIONS)
 STAGES = pytest.mark.parametrize("stage", ["first", "whole"])
 
 
-def small(world, **values):
-    return Session(world, "ci", **SMALL[world] | values)
+def small(kind, **values):
+    return Session(kind, "ci", **SMALL[kind] | values)
 
 
 def upto(session, k):
@@ -50,20 +55,20 @@ def whole(session):
 
 @pytest.fixture(scope="module")
 def stages():
-    "World -> stage -> a session that has recorded so much."
+    "Kind -> stage -> a session that has recorded so much."
     return {
         w: dict(
             first=upto(small(w), 2),
             middle=upto(small(w), len(small(w)) // 2),
             whole=whole(small(w)),
         )
-        for w in WORLDS
+        for w in SESSIONS
     }
 
 
 @pytest.fixture(scope="module")
 def right():
-    "World -> a session in which no label is wrong."
+    "Kind -> a session in which no label is wrong."
     return {w: upto(small(w, rho=0.0), 6) for w in ("layers", "sums")}
 
 
@@ -117,7 +122,7 @@ def panes(chart):
             for v in [
                 c,
                 *c.get("layer", []),
-                *(x for l in c.get("layer", []) for x in l.get("layer", [])),
+                *(inner for layer in c.get("layer", []) for inner in layer.get("layer", [])),
             ]
             for v in [v.get("data", {})]
             if "name" in v
@@ -134,52 +139,58 @@ def picture(chart):
 # --- each of them
 
 
-def test_every_world_has_what_is_its_own():
+def test_every_kind_has_what_is_its_own():
     assert {n for w, n in THERE if w == "two layers"} == {
         "Training",
         "Components",
         "Examples",
         "Probes",
-    } and {n for w, n in THERE if w == "sums"} == {"Training", "Examples", "Probes", "Spectra"}
+    }
+    assert {n for w, n in THERE if w == "sums"} == {"Training", "Examples", "Probes", "Spectra"}
     assert all(
-        (s.only is None) == (s.else_say == "")
-        and s.only in (None, *(w.figure for w in WORLDS.values()))
-        for s in SCENES.values()
+        (s.only is None) == (s.message == "")
+        and s.only in (None, *(w.notebook for w in SESSIONS.values()))
+        for s in VIEWS.values()
     )
 
 
 @STAGES
-@pytest.mark.parametrize("world, name", THERE)
-def test_every_scene_is_a_picture(world, name, stage, stages):
+@pytest.mark.parametrize("kind, name", THERE)
+def test_every_view_is_a_picture(kind, name, stage, stages):
     use_theme()
-    s = stages[world][stage]
-    chart = chart_of(SCENES[name].draw, s, s.seen - 1)
-    assert spec(chart) and len(picture(chart).getcolors(1 << 22)) > 5
+    s = stages[kind][stage]
+    chart = chart_of(VIEWS[name].draw, s, s.seen - 1)
+    assert spec(chart)
+    assert len(picture(chart).getcolors(1 << 22)) > 5
 
 
-@pytest.mark.parametrize("world, name", THERE)
-def test_every_recorded_epoch_can_be_looked_at_and_looking_changes_nothing(world, name, stages):
-    s = stages[world]["middle"]
+@pytest.mark.parametrize("kind, name", THERE)
+def test_every_recorded_epoch_can_be_looked_at_and_looking_changes_nothing(kind, name, stages):
+    s = stages[kind]["middle"]
     frame, seen = s.run().frame(), s.seen
 
-    a, b, _ = (SCENES[name].draw(s, at).to_dict() for at in (0, 0, seen // 2))
+    a, b, _ = (VIEWS[name].draw(s, at).to_dict() for at in (0, 0, seen // 2))
 
-    assert s.seen == seen and s.run().frame().equals(frame)
+    assert s.seen == seen
+    assert s.run().frame().equals(frame)
     assert list(a["datasets"].values()) == list(b["datasets"].values())
 
 
 # --- curves
 
 CURVES = [
-    (w, f) for w in WORLDS for f in (training, components) if f is training or w == "two layers"
+    (w, f)
+    for w in SESSIONS
+    for f in (draw_training, draw_components)
+    if f is draw_training or w == "two layers"
 ]
 
 
 @STAGES
-@pytest.mark.parametrize("world, draw", CURVES)
-def test_curves_have_a_point_for_each_recorded_epoch(world, draw, stage, stages):
-    s = stages[world][stage]
-    want = [e for e in s.epochs[: s.seen] if e > 0 or not s.world.log_time]
+@pytest.mark.parametrize("kind, draw", CURVES)
+def test_curves_have_a_point_for_each_recorded_epoch(kind, draw, stage, stages):
+    s = stages[kind][stage]
+    want = [e for e in s.epochs[: s.seen] if e > 0 or not s.kind.log_time]
     for name, points in panes(chart_of(draw, s, 1)).items():
         drawn = [r for r in points if "group" in r and "epoch" in r]
         if "toy" in name:
@@ -198,26 +209,25 @@ def test_curves_have_a_point_for_each_recorded_epoch(world, draw, stage, stages)
 
 
 @STAGES
-@pytest.mark.parametrize("world, draw", CURVES)
-def test_there_is_room_for_the_whole_training(world, draw, stage, stages):
-    s = stages[world][stage]
-    least = next(e for e in s.epochs if e > 0) if s.world.log_time else s.epochs[0]
+@pytest.mark.parametrize("kind, draw", CURVES)
+def test_there_is_room_for_the_whole_training(kind, draw, stage, stages):
+    s = stages[kind][stage]
+    least = next(e for e in s.epochs if e > 0) if s.kind.log_time else s.epochs[0]
     for name, points in panes(chart_of(draw, s, s.seen - 1)).items():
         if "toy" in name:
             continue
         room = [r["epoch"] for r in points if set(r) == {"epoch"}]
-        assert (
-            min(room) == pytest.approx(least)
-            and max(room) == pytest.approx(s.epochs[-1])
-            and s.epochs[s.seen - 1]
-            == pytest.approx(sorted(room)[-2] if stage != "whole" else max(room))
+        assert min(room) == pytest.approx(least)
+        assert max(room) == pytest.approx(s.epochs[-1])
+        assert s.epochs[s.seen - 1] == pytest.approx(
+            sorted(room)[-2] if stage != "whole" else max(room)
         )
 
 
 @pytest.mark.parametrize("at", [1, 19])
-@pytest.mark.parametrize("world, draw", CURVES)
-def test_a_rule_stands_where_one_looks(world, draw, at, stages):
-    s = stages[world]["middle"]
+@pytest.mark.parametrize("kind, draw", CURVES)
+def test_a_rule_stands_where_one_looks(kind, draw, at, stages):
+    s = stages[kind]["middle"]
     for name, points in panes(draw(s, at)).items():
         if "toy" not in name:
             assert any(
@@ -228,25 +238,29 @@ def test_a_rule_stands_where_one_looks(world, draw, at, stages):
 @STAGES
 def test_no_epoch_0_on_a_logarithmic_axis(stage, stages):
     s = stages["two layers"][stage]
-    assert s.world.log_time and s.epochs[0] == 0
-    for chart in [training(s, 0), chart_of(components, s, 1), history(s, 0, shown(s)[0])]:
+    assert s.kind.log_time
+    assert s.epochs[0] == 0
+    for chart in [
+        draw_training(s, 0),
+        chart_of(draw_components, s, 1),
+        draw_history(s, 0, tile_rows(s)[0]),
+    ]:
         scales = [
             x["scale"]["type"]
             for x in found(spec(chart), "x")
             if isinstance(x, dict) and x.get("field") in ("epoch", "time") and "scale" in x
         ]
-        assert (
-            scales
-            and set(scales) == {"log"}
-            and min(r[k] for k in ("epoch", "time") for r in rows(chart, k)) > 0
-        )
+        assert scales
+        assert set(scales) == {"log"}
+        assert min(r[k] for k in ("epoch", "time") for r in rows(chart, k)) > 0
 
 
-@pytest.mark.parametrize("world", ["layers", "sums"])
-def test_epoch_0_on_a_linear_axis(world, stages):
-    s = stages[world]["middle"]
-    for chart in (training(s, 0), history(s, 0, 0)):
-        assert min(r["epoch"] for r in rows(chart, "epoch")) == 0 and "log" not in [
+@pytest.mark.parametrize("kind", ["layers", "sums"])
+def test_epoch_0_on_a_linear_axis(kind, stages):
+    s = stages[kind]["middle"]
+    for chart in (draw_training(s, 0), draw_history(s, 0, 0)):
+        assert min(r["epoch"] for r in rows(chart, "epoch")) == 0
+        assert "log" not in [
             x["scale"]["type"]
             for x in found(spec(chart), "x")
             if isinstance(x, dict) and "scale" in x
@@ -255,13 +269,13 @@ def test_epoch_0_on_a_linear_axis(world, stages):
 
 @STAGES
 @EACH
-def test_training_draws_what_was_recorded(world, stage, stages):
-    s = stages[world][stage]
+def test_training_draws_what_was_recorded(kind, stage, stages):
+    s = stages[kind][stage]
     f = curves_of(s).filter(pl.col("accuracy").is_not_null())
     for name, column in (("Accuracy", "accuracy"), ("Margin", "margin")):
         drawn = {
             (r["group"], round(r["epoch"], 6)): r[column]
-            for r in panes(chart_of(training, s, 1))[name]
+            for r in panes(chart_of(draw_training, s, 1))[name]
             if "group" in r
         }
         for g in {g for g, _ in drawn}:
@@ -270,7 +284,7 @@ def test_training_draws_what_was_recorded(world, stage, stages):
                 .select("epoch", column)
                 .iter_rows()
             ):
-                if e > 0 or not s.world.log_time:
+                if e > 0 or not s.kind.log_time:
                     assert drawn[g, round(e, 6)] == pytest.approx(v)
         assert {g for g, _ in drawn} == {"clean", "noisy"} | (
             {"test"} if s.test is not None else set()
@@ -279,15 +293,14 @@ def test_training_draws_what_was_recorded(world, stage, stages):
 
 @STAGES
 @EACH
-def test_training_says_the_numbers(world, stage, stages):
-    s = stages[world][stage]
-    head = chart_of(training, s, 1).title.to_dict()
-    assert head["text"] == ", ".join(
-        f"{k} {v:.1%}" for k, v in numbers(s).items() if k != "truth"
-    ) and set(re.findall(r"[a-z]+", head["text"])) == {"clean", "noisy"} | (
+def test_training_says_the_numbers(kind, stage, stages):
+    s = stages[kind][stage]
+    head = chart_of(draw_training, s, 1).title.to_dict()
+    assert head["text"] == ", ".join(f"{k} {v:.1%}" for k, v in numbers(s).items() if k != "truth")
+    assert set(re.findall(r"[a-z]+", head["text"])) == {"clean", "noisy"} | (
         {"test"} if s.test is not None else set()
     )
-    for k, v in s.values.items():
+    for v in s.values.values():
         assert (f"{v:g}" if isinstance(v, float) else str(v)) in head["subtitle"][0]
 
 
@@ -295,19 +308,19 @@ def test_log_odds_of_the_realised_rate(stages):
     from math import log
 
     s = stages["two layers"]["whole"]
-    chart = chart_of(training, s, 1)
+    chart = chart_of(draw_training, s, 1)
     labels = {r["label"]: r["y"] for r in rows(chart, "label")}
-    assert labels["log-odds of the noise rate"] == pytest.approx(
-        log((1 - s.data.rho) / s.data.rho)
-    ) and sorted(labels.values()) == pytest.approx([-max(labels.values()), max(labels.values())])
-    assert not rows(chart_of(training, stages["layers"]["whole"], 1), "label")
+    assert labels["log-odds of the noise rate"] == pytest.approx(log((1 - s.data.rho) / s.data.rho))
+    assert sorted(labels.values()) == pytest.approx([-max(labels.values()), max(labels.values())])
+    assert not rows(chart_of(draw_training, stages["layers"]["whole"], 1), "label")
 
 
 def test_components(stages):
     s = stages["two layers"]["whole"]
-    chart = chart_of(components, s, 1)
+    chart = chart_of(draw_components, s, 1)
     p = panes(chart)
-    assert len(p) == 4 and title(chart)
+    assert len(p) == 4
+    assert title(chart)
     f = s.run().rows
     for name, column in (
         ("What acts on lengths", "radial_weighted"),
@@ -318,7 +331,8 @@ def test_components(stages):
                 sorted(f.filter(pl.col("time") > 0, group=g)[column])
             )
     toy = p["The toy model's, at the same noise rate"]
-    assert {r["group"] for r in toy} == {"clean", "noisy"} and len(toy) == 400
+    assert {r["group"] for r in toy} == {"clean", "noisy"}
+    assert len(toy) == 400
 
 
 # --- examples
@@ -330,53 +344,46 @@ def tiles(chart):
 
 @STAGES
 @EACH
-def test_one_tile_a_noisy_example(world, stage, stages):
-    s = stages[world][stage]
-    wrong = [i for i, (y, c) in enumerate(zip(s.data.y.tolist(), s.data.clean.tolist())) if y != c]
-    drawn = tiles(examples(s, 1))
-    assert shown(s) == wrong[:40] == [t["row"] for t in drawn] and len(wrong) > 0
-    assert shown(s, 5) == wrong[:5] and len({(t["line"], t["column"]) for t in drawn}) == min(
-        40, len(wrong)
-    )
+def test_one_tile_a_noisy_example(kind, stage, stages):
+    s = stages[kind][stage]
+    labels = zip(s.data.y.tolist(), s.data.clean.tolist(), strict=True)
+    wrong = [i for i, (y, c) in enumerate(labels) if y != c]
+    drawn = tiles(draw_examples(s, 1))
+    assert tile_rows(s) == wrong[:40] == [t["row"] for t in drawn]
+    assert len(wrong) > 0
+    assert tile_rows(s, 5) == wrong[:5]
+    assert len({(t["line"], t["column"]) for t in drawn}) == min(40, len(wrong))
 
 
 @EACH
 @pytest.mark.parametrize("at", [0, 7, 40])
-def test_answers_by_a_plain_loop(world, at, stages):
-    s, said = stages[world]["whole"], []
-    guess, chart = s.run().prediction[at].tolist(), examples(s, at)
+def test_answers_by_a_plain_loop(kind, at, stages):
+    s = stages[kind]["whole"]
+    answers = []
+    guess, chart = s.run().prediction[at].tolist(), draw_examples(s, at)
     for t in tiles(chart):
         i = t["row"]
         y, c = int(s.data.y[i]), int(s.data.clean[i])
-        assert (
-            t["answer"]
-            == (
-                "the given label"
-                if guess[i] == y
-                else "the true label"
-                if guess[i] == c
-                else "another"
-            )
-            and not t["picked"]
+        assert t["answer"] == (
+            "the given label" if guess[i] == y else "the true label" if guess[i] == c else "another"
         )
-        assert t["caption"].endswith(f"→ {y}") and (
-            s.data.x.ndim == 2 or t["caption"] == f"{c} → {y}"
-        )
-        said.append(t["answer"])
-    assert (
-        set(said) <= set(STATES)
-        and title(chart)
-        == f"Epoch {s.epochs[at]:,.0f}: {said.count('the given label')} of {len(said)} noisy labels are given"
-    )
+        assert not t["picked"]
+        assert t["caption"].endswith(f"→ {y}")
+        assert s.data.x.ndim == 2 or t["caption"] == f"{c} → {y}"
+        answers.append(t["answer"])
+    assert set(answers) <= set(STATES)
+    given = answers.count("the given label")
+    epoch = f"{s.epochs[at]:,.0f}"
+    assert title(chart) == f"Epoch {epoch}: {given} of {len(answers)} noisy labels are given"
 
 
 @EACH
-def test_answers_are_the_networks_own(world, stages):
-    s, at = stages[world]["whole"], 30
+def test_answers_are_the_networks_own(kind, stages):
+    s, at = stages[kind]["whole"], 30
     with torch.no_grad():
         out = s.run().at(s.run().time[at].item())(s.data.x)
     guess, agree = (out[:, 0] > 0).long() if out.shape[1] == 1 else out.argmax(1), []
-    for t in tiles(examples(s, at)):
+    for t in tiles(draw_examples(s, at)):
         agree.append(
             (t["answer"] == "the given label") == bool(guess[t["row"]] == s.data.y[t["row"]])
         )
@@ -384,28 +391,27 @@ def test_answers_are_the_networks_own(world, stages):
 
 
 @EACH
-def test_noisy_labels_come_to_be_given(world, stages):
-    s = stages[world]["whole"]
+def test_noisy_labels_come_to_be_given(kind, stages):
+    s = stages[kind]["whole"]
     learnt = [
-        sum(t["answer"] == "the given label" for t in tiles(examples(s, at)))
+        sum(t["answer"] == "the given label" for t in tiles(draw_examples(s, at)))
         for at in (0, 12, 25, len(s) - 1)
     ]
     assert len(set(learnt)) > 1
 
 
 @EACH
-def test_one_is_picked(world, stages):
-    s = stages[world]["middle"]
-    for row in (shown(s)[0], shown(s)[-1]):
-        assert [t["row"] for t in tiles(examples(s, 2, row)) if t["picked"]] == [row]
-    assert not any(t["picked"] for t in tiles(examples(s, 2, 10**6))) and not any(
-        t["picked"] for t in tiles(examples(s, 2))
-    )
+def test_one_is_picked(kind, stages):
+    s = stages[kind]["middle"]
+    for row in (tile_rows(s)[0], tile_rows(s)[-1]):
+        assert [t["row"] for t in tiles(draw_examples(s, 2, row)) if t["picked"]] == [row]
+    assert not any(t["picked"] for t in tiles(draw_examples(s, 2, 10**6)))
+    assert not any(t["picked"] for t in tiles(draw_examples(s, 2)))
 
 
 @EACH
-def test_a_click_is_listened_to(world, stages):
-    params = examples(stages[world]["middle"], 1).to_dict()["params"]
+def test_a_click_is_listened_to(kind, stages):
+    params = draw_examples(stages[kind]["middle"], 1).to_dict()["params"]
     assert [(p["name"], p["select"]["type"], p["select"]["fields"]) for p in params] == [
         ("pick", "point", ["row"])
     ]
@@ -415,71 +421,66 @@ def test_pictures_or_sums(stages):
     assert all(
         t["url"].startswith("data:image/png;base64,")
         for w in ("two layers", "layers")
-        for t in tiles(examples(stages[w]["first"], 1))
+        for t in tiles(draw_examples(stages[w]["first"], 1))
     )
-    assert all(t["url"] is None for t in tiles(examples(stages["sums"]["first"], 1)))
+    assert all(t["url"] is None for t in tiles(draw_examples(stages["sums"]["first"], 1)))
 
 
 @pytest.mark.parametrize("operation, sign", [("add", "+"), ("sub", "−"), ("mul", "×")])
 def test_sums_are_written_as_such(operation, sign):
     s = upto(small("sums", dataset=operation), 2)
-    for t in tiles(examples(s, 1)):
+    for t in tiles(draw_examples(s, 1)):
         a, b = divmod(int(s.data.index[t["row"]]), 13)
-        assert t["caption"] == f"{a}{sign}{b} → {int(s.data.y[t['row']])}" and s.data.x[
-            t["row"]
-        ].nonzero()[:, 0].tolist() == [a, 13 + b]
+        assert t["caption"] == f"{a}{sign}{b} → {int(s.data.y[t['row']])}"
+        assert s.data.x[t["row"]].nonzero()[:, 0].tolist() == [a, 13 + b]
 
 
 def test_columns(stages):
     s = stages["layers"]["first"]
-    assert [(t["line"], t["column"]) for t in tiles(examples(s, 1, columns=7))] == [
-        divmod(k, 7) for k in range(len(shown(s)))
+    assert [(t["line"], t["column"]) for t in tiles(draw_examples(s, 1, columns=7))] == [
+        divmod(k, 7) for k in range(len(tile_rows(s)))
     ]
 
 
 # --- nothing is wrong
 
 
-@pytest.mark.parametrize("world, name", [(w, n) for w, n in THERE if w != "two layers"])
-def test_every_scene_where_nothing_is_wrong(world, name, right):
-    s = right[world]
-    assert (
-        SCENES[name].draw(s, 0).to_dict()
-        and len(picture(SCENES[name].draw(s, 5)).getcolors(1 << 22)) > 5
-        and not s.data.is_noisy.any()
-    )
+@pytest.mark.parametrize("kind, name", [(w, n) for w, n in THERE if w != "two layers"])
+def test_every_view_where_nothing_is_wrong(kind, name, right):
+    s = right[kind]
+    assert VIEWS[name].draw(s, 0).to_dict()
+    assert len(picture(VIEWS[name].draw(s, 5)).getcolors(1 << 22)) > 5
+    assert not s.data.is_noisy.any()
 
 
-@pytest.mark.parametrize("world", ["layers", "sums"])
-def test_tiles_of_all_examples_where_nothing_is_wrong(world, right):
-    s = right[world]
-    assert shown(s) == list(range(40)) == [t["row"] for t in tiles(examples(s, 3, 7))] and shown(
-        s, 10**6
-    ) == list(range(len(s.data)))
-    assert {t["answer"] for t in tiles(examples(s, 3))} <= {
+@pytest.mark.parametrize("kind", ["layers", "sums"])
+def test_tiles_of_all_examples_where_nothing_is_wrong(kind, right):
+    s = right[kind]
+    assert tile_rows(s) == list(range(40)) == [t["row"] for t in tiles(draw_examples(s, 3, 7))]
+    assert tile_rows(s, 10**6) == list(range(len(s.data)))
+    assert {t["answer"] for t in tiles(draw_examples(s, 3))} <= {
         "the given label",
         "another",
-    } and history(s, 3, 7).to_dict()
-    chart = training(s, 3)
-    assert (
-        "noisy" not in title(chart)
-        and "clean" in title(chart)
-        and {r["group"] for r in rows(chart, "group")} == {"clean", "test"}
-    )
+    }
+    assert draw_history(s, 3, 7).to_dict()
+    chart = draw_training(s, 3)
+    assert "noisy" not in title(chart)
+    assert "clean" in title(chart)
+    assert {r["group"] for r in rows(chart, "group")} == {"clean", "test"}
 
 
-@pytest.mark.parametrize("world", ["layers", "sums"])
-def test_the_title_calls_right_labels_not_noisy(world, right):
-    assert "noisy" not in title(examples(right[world], 3))
+@pytest.mark.parametrize("kind", ["layers", "sums"])
+def test_the_title_calls_right_labels_not_noisy(kind, right):
+    assert "noisy" not in title(draw_examples(right[kind], 3))
 
 
-@pytest.mark.parametrize("world", ["layers", "sums"])
-def test_all_wrong(world):
-    s = upto(Session(world, "ci", **SMALL[world] | dict(rho=1.0, noise="wrong")), 4)
+@pytest.mark.parametrize("kind", ["layers", "sums"])
+def test_all_wrong(kind):
+    s = upto(Session(kind, "ci", **SMALL[kind] | dict(rho=1.0, noise="wrong")), 4)
     assert s.data.is_noisy.all()
     for w, name in THERE:
-        if w == world:
-            assert SCENES[name].draw(s, 3).to_dict()
+        if w == kind:
+            assert VIEWS[name].draw(s, 3).to_dict()
 
 
 # --- one example
@@ -487,13 +488,13 @@ def test_all_wrong(world):
 
 @STAGES
 @EACH
-def test_history_is_the_runs_row(world, stage, stages):
-    s = stages[world][stage]
+def test_history_is_the_runs_row(kind, stage, stages):
+    s = stages[kind][stage]
     run = s.run()
-    for row in {shown(s)[0], shown(s)[-1]} if stage == "whole" else {shown(s)[3]}:
-        chart = history(s, 1, row)
+    for row in {tile_rows(s)[0], tile_rows(s)[-1]} if stage == "whole" else {tile_rows(s)[3]}:
+        chart = draw_history(s, 1, row)
         p = panes(chart)
-        keep = [k for k in range(s.seen) if s.epochs[k] > 0 or not s.world.log_time]
+        keep = [k for k in range(s.seen) if s.epochs[k] > 0 or not s.kind.log_time]
         for name, column, values in (
             ("Its loss", "loss", run.loss),
             ("Its prediction", "answer", run.prediction),
@@ -504,11 +505,9 @@ def test_history_is_the_runs_row(world, stage, stages):
             ]
         labels = {r["label"]: r["y"] for r in p["Its prediction"] if "label" in r}
         y, c = int(run.y[row]), int(run.clean[row])
-        assert (
-            labels == {f"given label {y}": y, f"true label {c}": c}
-            and f"example {row}:" in title(chart)
-            and f"→ {y}" in title(chart)
-        )
+        assert labels == {f"given label {y}": y, f"true label {c}": c}
+        assert f"example {row}:" in title(chart)
+        assert f"→ {y}" in title(chart)
     if stage == "first":
         assert len(picture(chart).getcolors(1 << 22)) > 5
 
@@ -522,8 +521,8 @@ def drawn_probes(chart):
 
 @EACH
 @pytest.mark.parametrize("at", [0, 1, 25, -1])
-def test_probes_are_those_of_the_network_then(world, at, stages):
-    s = stages[world]["whole"]
+def test_probes_are_those_of_the_network_then(kind, at, stages):
+    s = stages[kind]["whole"]
     at = at % len(s)
     net, group = s.run().at(s.run().time[at].item()), "noisy" if s.test is None else "test"
     want = {
@@ -531,18 +530,14 @@ def test_probes_are_those_of_the_network_then(world, at, stages):
         for r in probe_model(net, s.data, s.test, groups=(group,))
         if r["target"] == "true"
     }
-    chart = probes(s, at)
-    assert (
-        drawn_probes(chart) == pytest.approx(want, abs=1e-12)
-        and {p for _, p in want} == {"masc", "velpic", "model"}
-        and len(rows(chart, "layer")) == len(want)
-    )
+    chart = draw_probes(s, at)
+    assert drawn_probes(chart) == pytest.approx(want, abs=1e-12)
+    assert {p for _, p in want} == {"masc", "velpic", "model"}
+    assert len(rows(chart, "layer")) == len(want)
     head = title(chart)
-    assert (
-        head.startswith(f"Epoch {s.epochs[at]:,.0f}: accuracy on")
-        and ("test" in head) == (s.test is not None)
-        and ("true labels" in head) == (s.test is None)
-    )
+    assert head.startswith(f"Epoch {s.epochs[at]:,.0f}: accuracy on")
+    assert ("test" in head) == (s.test is not None)
+    assert ("true labels" in head) == (s.test is None)
     model, now = (
         want["output", "model"],
         s.run().frame().filter(group=group, target="true").sort("time")["accuracy"][at],
@@ -551,32 +546,32 @@ def test_probes_are_those_of_the_network_then(world, at, stages):
 
 
 def test_probes_move_with_training(stages):
-    for w in WORLDS:
-        assert drawn_probes(probes(stages[w]["whole"], 0)) != drawn_probes(
-            probes(stages[w]["whole"], len(stages[w]["whole"]) - 1)
+    for w in SESSIONS:
+        assert drawn_probes(draw_probes(stages[w]["whole"], 0)) != drawn_probes(
+            draw_probes(stages[w]["whole"], len(stages[w]["whole"]) - 1)
         )
 
 
-@pytest.mark.parametrize("operation", WORLDS["sums"].dataset)
+@pytest.mark.parametrize("operation", SESSIONS["sums"].dataset)
 def test_spectra_are_those_of_the_network_then(operation):
     s = whole(small("sums", dataset=operation))
     for at in (0, 1, 20, len(s) - 1):
-        view, chart = look(s.run().at(s.run().time[at].item()), operation), spectra(s, at)
+        view, chart = look(s.run().at(s.run().time[at].item()), operation), draw_spectra(s, at)
         want = {
             (r["neuron"], str(r["frequency"])): r["power"]
             for r in neuron_spectra(view).iter_rows(named=True)
         }
         got = {(r["neuron"], r["frequency"]): r["power"] for r in rows(chart, "neuron")}
-        assert (
-            got == pytest.approx(want)
-            and len({n for n, _ in got}) == 33
-            and {f for _, f in got}
-            == {str(k) for k in range(1, (12 if operation == "mul" else 13) // 2 + 1)}
-        )
+        assert got == pytest.approx(want)
+        assert len({n for n, _ in got}) == 33
+        assert {f for _, f in got} == {
+            str(k) for k in range(1, (12 if operation == "mul" else 13) // 2 + 1)
+        }
         right = view.score(extract(view, "projection")[0], s.test)
-        assert (
-            title(chart)
-            == f"Epoch {s.epochs[at]:,.0f}: phases aligned to {alignment(view)['sub' if operation == 'sub' else 'add']:.2f}, the projection answers {right:.0%} of the test pairs"
+        phase = alignment(view)["sub" if operation == "sub" else "add"]
+        assert title(chart) == (
+            f"Epoch {s.epochs[at]:,.0f}: phases aligned to {phase:.2f}, "
+            f"the projection answers {right:.0%} of the test pairs"
         )
         assert spec(chart)["encoding"]["y"]["sort"] == [
             str(k) for k in range(1, len({f for _, f in got}) + 1)
@@ -585,7 +580,7 @@ def test_spectra_are_those_of_the_network_then(operation):
 
 def test_at_most_sixty_neurons():
     s = upto(small("sums", width=129), 2)
-    assert {r["neuron"] for r in rows(spectra(s, 1), "neuron")} == set(range(60))
+    assert {r["neuron"] for r in rows(draw_spectra(s, 1), "neuron")} == set(range(60))
 
 
 # --- while it trains in another thread
@@ -608,4 +603,5 @@ def test_a_moment_recorded_while_one_looks():
 
     s.recorder.moments = Busy(s.recorder.moments)
     run = s.run()
-    assert len(s.recorder.moments) == 7 and len(run.time) == len(run.prediction) == len(run.loss)
+    assert len(s.recorder.moments) == 7
+    assert len(run.time) == len(run.prediction) == len(run.loss)

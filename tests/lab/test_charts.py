@@ -2,6 +2,7 @@
 
 import base64
 import io
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -13,20 +14,8 @@ from PIL import Image
 
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
-from memnb.lab.charts import (
-    COLORS,
-    DASHES,
-    curves,
-    dots,
-    heat,
-    level,
-    live,
-    panels,
-    pictures,
-    regions,
-    thin,
-    use_theme,
-)
+from memnb.lab.charts import COLORS, DASHES, curves, dots, heat, level, thin, use_theme
+from memnb.lab.layouts import live, panels, pictures, regions
 from memnb.models.networks import build
 from memnb.trainer.training import fit
 
@@ -53,7 +42,8 @@ def frame(n=50, groups=("clean", "noisy"), seeds=1):
 def test_thinning_keeps_extremes_and_order(values, most):
     f = pl.DataFrame(dict(time=range(len(values)), y=values, group="clean"))
     t = thin(f, "y", ["group"], most=most)
-    assert len(t) <= max(most, 1) and t["time"].is_sorted()
+    assert len(t) <= max(most, 1)
+    assert t["time"].is_sorted()
     assert (t["y"].min(), t["y"].max()) == (min(values), max(values))
 
 
@@ -76,17 +66,17 @@ def find(node, key):
 def test_a_group_keeps_its_colour(groups):
     for color in find(spec(curves(frame(groups=groups), "y", "t", "y")), "color"):
         if isinstance(color, dict) and "scale" in color:
-            assert dict(zip(color["scale"]["domain"], color["scale"]["range"])) == {
-                g: COLORS[g] for g in groups
-            }
+            colors = zip(color["scale"]["domain"], color["scale"]["range"], strict=True)
+            assert dict(colors) == {g: COLORS[g] for g in groups}
 
 
 def test_seeds_are_drawn_as_a_band():
-    marks = lambda f: [
-        m["type"] if isinstance(m, dict) else m
-        for m in find(spec(curves(f, "y", "t", "y")), "mark")
-    ]
-    assert "area" in marks(frame(seeds=3)) and "area" not in marks(frame(seeds=1))
+    def marks(f):
+        found = find(spec(curves(f, "y", "t", "y")), "mark")
+        return [m["type"] if isinstance(m, dict) else m for m in found]
+
+    assert "area" in marks(frame(seeds=3))
+    assert "area" not in marks(frame(seeds=1))
 
 
 def test_epoch_zero_is_left_out_of_a_log_axis():
@@ -129,11 +119,12 @@ def rows(chart):
 def colours(chart):
     "Value -> colour, one and the same wherever it is said."
     tables = [
-        dict(zip(c["scale"]["domain"], c["scale"]["range"]))
+        dict(zip(c["scale"]["domain"], c["scale"]["range"], strict=True))
         for c in find(spec(chart), "color")
         if isinstance(c, dict) and "scale" in c
     ]
-    assert tables and all(t == tables[0] for t in tables)
+    assert tables
+    assert all(t == tables[0] for t in tables)
     return tables[0]
 
 
@@ -149,7 +140,8 @@ def many(k, *more):
 @pytest.mark.parametrize("k", [1, 2, 6, 7, 11, 19, 54])
 def test_each_of_many_lines_has_a_colour_of_its_own(k):
     found = colours(curves(many(k, "model"), "y", "t", "y", color="layer"))
-    assert len(found) == k + 1 == len(set(found.values())) and found["model"] == "#4D4D4D"
+    assert len(found) == k + 1 == len(set(found.values()))
+    assert found["model"] == "#4D4D4D"
     assert all(len(c) == 7 and int(c[1:], 16) >= 0 for c in found.values())
 
 
@@ -159,18 +151,16 @@ def test_colours_follow_the_order_along_the_palette():
         colours(curves(many(9), "y", "t", "y", color="layer", order=o))
         for o in (names, names[::-1])
     )
-    assert (
-        list(there) == names
-        and list(back) == names[::-1]
-        and list(there.values()) == list(back.values())
-    )
-    assert list(there.values())[0] == "#440154" and list(there.values())[-1] == "#90d743"
+    assert list(there) == names
+    assert list(back) == names[::-1]
+    assert list(there.values()) == list(back.values())
+    assert list(there.values())[0] == "#440154"
+    assert list(there.values())[-1] == "#90d743"
 
 
 def test_the_groups_of_atypical_examples_are_drawn_as_the_others():
-    assert (COLORS["typical"], COLORS["atypical"]) == (COLORS["clean"], COLORS["noisy"]) and DASHES[
-        "atypical"
-    ] == DASHES["noisy"]
+    assert (COLORS["typical"], COLORS["atypical"]) == (COLORS["clean"], COLORS["noisy"])
+    assert DASHES["atypical"] == DASHES["noisy"]
     assert colours(curves(frame(groups=("typical", "atypical")), "y", "t", "y")) == {
         g: COLORS[g] for g in ("typical", "atypical")
     }
@@ -191,32 +181,27 @@ def hot(**more):
 def test_heat_says_what_is_seen():
     s = spec(hot(order=["b", "a"], x_title="time"))
     e = s["encoding"]
-    assert (
-        s["mark"]["type"] == "rect"
-        and s["title"] == "Heat"
-        and [e[k]["field"] for k in ("x", "y", "color")] == ["epoch", "layer", "cosine"]
-    )
-    assert (
-        e["y"]["sort"] == ["b", "a"]
-        and e["x"]["axis"]["title"] == "time"
-        and e["color"]["legend"]["title"] == "cosine"
-    )
+    assert s["mark"]["type"] == "rect"
+    assert s["title"] == "Heat"
+    assert [e[k]["field"] for k in ("x", "y", "color")] == ["epoch", "layer", "cosine"]
+    assert e["y"]["sort"] == ["b", "a"]
+    assert e["x"]["axis"]["title"] == "time"
+    assert e["color"]["legend"]["title"] == "cosine"
     assert rows(hot()) == [{k: v for k, v in r.items() if k != "other"} for r in CELLS.to_dicts()]
 
 
 @pytest.mark.parametrize("domain, middle", [((-1, 1), 0), ((2, 8), 5)])
 def test_heat_is_white_in_the_middle(domain, middle):
     scale = spec(hot(domain=domain))["encoding"]["color"]["scale"]
-    assert (
-        scale["domain"] == [domain[0], middle, domain[1]]
-        and scale["range"] == [COLORS["clean"], "#ffffff", COLORS["noisy"]]
-        and scale["clamp"]
-    )
+    assert scale["domain"] == [domain[0], middle, domain[1]]
+    assert scale["range"] == [COLORS["clean"], "#ffffff", COLORS["noisy"]]
+    assert scale["clamp"]
 
 
 def test_heat_from_zero_begins_white():
     scale = spec(hot(domain=(0, 0.5)))["encoding"]["color"]["scale"]
-    assert scale["domain"] == [0, 0.5] and scale["range"] == ["#ffffff", COLORS["noisy"]]
+    assert scale["domain"] == [0, 0.5]
+    assert scale["range"] == ["#ffffff", COLORS["noisy"]]
 
 
 def test_heat_labels_at_most_a_dozen_columns():
@@ -256,8 +241,10 @@ def test_pictures_as_png(shape):
     for v, url in zip(x.view(4, -1, 5, 7), urls(pictures(x, list("abcd"), "t")), strict=True):
         got, lo, hi = decoded(url), v.min().item(), v.max().item()
         expected = ((v.double() - lo) / (hi - lo) * 255).movedim(0, 2).numpy()
-        assert got.shape == ((5, 7) if len(v) == 1 else (5, 7, 3)) and got.dtype == np.uint8
-        assert np.abs(got.reshape(expected.shape) - expected).max() <= 1.001 and (
+        assert got.shape == ((5, 7) if len(v) == 1 else (5, 7, 3))
+        assert got.dtype == np.uint8
+        assert np.abs(got.reshape(expected.shape) - expected).max() <= 1.001
+        assert (
             got.min(),
             got.max(),
         ) == (0, 255)
@@ -266,7 +253,8 @@ def test_pictures_as_png(shape):
 def test_levels_of_grey_are_exact_and_a_flat_picture_is_one():
     x = torch.stack([torch.arange(256).view(1, 16, 16) / 255, torch.full((1, 16, 16), 0.7)])
     grey, flat = map(decoded, urls(pictures(x, ["", ""], "t")))
-    assert grey.flatten().tolist() == list(range(256)) and len(np.unique(flat)) == 1
+    assert grey.flatten().tolist() == list(range(256))
+    assert len(np.unique(flat)) == 1
 
 
 def test_pictures_lie_in_rows():
@@ -305,7 +293,8 @@ CHARTS = {
 def test_everything_becomes_a_picture(name):
     use_theme()
     image = png(CHARTS[name]())
-    assert min(image.size) > 20 and (name == "no pictures" or len(image.getcolors(1 << 22)) > 3)
+    assert min(image.size) > 20
+    assert name == "no pictures" or len(image.getcolors(1 << 22)) > 3
 
 
 def test_no_levels():
@@ -320,12 +309,13 @@ def test_live_chart_is_one_display_that_is_updated(monkeypatch, every, shown):
         "IPython.display.display", lambda chart, display_id: drawn.append(chart) or handle
     )
     if every:
-        monkeypatch.setattr("memnb.lab.charts.time.monotonic", lambda: 2 * every)
+        monkeypatch.setattr("memnb.lab.layouts.time.monotonic", lambda: 2 * every)
     data = corrupt(load("digits", n=100, test_share=0)[0], 0.2, "wrong")
     fit(build("mlp", shape=[1, 8, 8], widths=(8,)), data, 5, lr=0.1, observe=[live(every)])
     assert len(drawn) == shown
     last = [r for rows in drawn[-1].to_dict()["datasets"].values() for r in rows]
-    assert {r["group"] for r in last} == {"clean", "noisy"} and max(r["time"] for r in last) == 5
+    assert {r["group"] for r in last} == {"clean", "noisy"}
+    assert max(r["time"] for r in last) == 5
 
 
 # --- within what can be shown
@@ -358,8 +348,8 @@ def test_many_long_curves_can_be_shown_and_keep_their_extremes(k):
     assert ends.equals(
         f.group_by("layer").agg(lo=pl.col("y").min(), hi=pl.col("y").max()).sort("layer")
     )
-    (said,) = spec(chart)["title"]["subtitle"]
-    assert said == f"drawn: {len(few):,} of {len(f):,} points, each curve's extremes among them"
+    (note,) = spec(chart)["title"]["subtitle"]
+    assert note == f"drawn: {len(few):,} of {len(f):,} points, each curve's extremes among them"
 
 
 def test_what_is_drawn_whole_says_nothing():
@@ -380,7 +370,8 @@ def test_a_band_is_that_of_all_seeds_however_much_is_thinned():
 def test_dots_are_summed_up_before_they_are_drawn():
     f = pl.concat([many(3).with_columns(mode=pl.lit("own"), seed=pl.lit(s)) for s in range(500)])
     few = pl.DataFrame(drawn(dots(f, "layer", "y", "t", "y", "mode")))
-    assert len(few) == 3 and few.sort("layer")["y"].to_list() == pytest.approx(
+    assert len(few) == 3
+    assert few.sort("layer")["y"].to_list() == pytest.approx(
         f.group_by("layer").agg(pl.col("y").mean()).sort("layer")["y"].to_list()
     )
 
@@ -393,11 +384,9 @@ def test_a_wide_heat_map_shows_every_so_many_columns_and_says_so():
     )
     chart = heat(f, "epoch", "layer", "cosine", "Heat", "cosine")
     columns = sorted({r["epoch"] for r in drawn(chart)})
-    assert (
-        len(drawn(chart)) <= 5000
-        and columns == list(range(0, 3000, 3))
-        and spec(chart)["title"]["subtitle"] == ["drawn: 1,000 of 3,000 columns, one in 3"]
-    )
+    assert len(drawn(chart)) <= 5000
+    assert columns == list(range(0, 3000, 3))
+    assert spec(chart)["title"]["subtitle"] == ["drawn: 1,000 of 3,000 columns, one in 3"]
 
 
 NOTHING = frame().clear()
@@ -456,12 +445,13 @@ def test_what_cannot_be_drawn_is_refused_with_a_word(what):
 def strokes(chart):
     "Value -> dashes of its line."
     found = [d for d in find(spec(chart), "strokeDash") if isinstance(d, dict) and "scale" in d]
-    return dict(zip(found[0]["scale"]["domain"], map(tuple, found[0]["scale"]["range"])))
+    scale = found[0]["scale"]
+    return dict(zip(scale["domain"], map(tuple, scale["range"]), strict=True))
 
 
 def test_neighbours_in_the_palette_differ_in_their_strokes():
     found = list(strokes(curves(many(9), "y", "t", "y", color="layer")).values())
-    assert all(a != b for a, b in zip(found, found[1:]))
+    assert all(a != b for a, b in pairwise(found))
 
 
 def test_numbers_are_told_apart_by_shade_alone():

@@ -78,11 +78,14 @@ def test_bad_values_say_what_was_given_and_what_is_allowed(given, says):
 def test_values_are_cast():
     p = parameters(rho="0.3", rhos=0.1, seeds="2, 1", width=20.0, lr="1e-3")
     assert (p.rho, p.rhos, p.seeds, p.width, p.lr) == (0.3, [0.1], [2, 1], 20, 1e-3)
-    assert parameters().rhos == [0.2] and parameters(seed=3).seeds == [3]
+    assert parameters().rhos == [0.2]
+    assert parameters(seed=3).seeds == [3]
 
 
 def test_a_given_value_wins_over_the_preset():
-    assert parameters().n == 100 and parameters(n=40).n == 40 and parameters(n=40).width == 30
+    assert parameters().n == 100
+    assert parameters(n=40).n == 40
+    assert parameters(n=40).width == 30
 
 
 def test_misspelt_names():
@@ -132,14 +135,13 @@ def test_results_are_complete_and_found_by_parameters(tmp_path):
         "manifest.json",
     }
     record = json.loads((folder / "params.json").read_text())
-    assert (
-        record["parameters"]["width"] == 30
-        and record["note"] == "kept"
-        and record["realised_noise"] == [dict(rho=0.2, noise_rate=0.21)]
-        and record["versions"]["torch"]
-        and "wall_seconds" in record
-    )
-    assert results(tmp_path) == folder and results(tmp_path, seed=1) != folder
+    assert record["parameters"]["width"] == 30
+    assert record["note"] == "kept"
+    assert record["realised_noise"] == [dict(rho=0.2, noise_rate=0.21)]
+    assert record["versions"]["torch"]
+    assert "wall_seconds" in record
+    assert results(tmp_path) == folder
+    assert results(tmp_path, seed=1) != folder
     assert not [f for f in folder.parent.iterdir() if f.name.startswith(".")]
 
 
@@ -231,7 +233,7 @@ def test_a_missing_parameter_is_an_attribute_error():
     p = parameters()
     assert not hasattr(p, "widths")
     with pytest.raises(AttributeError, match="no parameter 'widths'; there are .*width"):
-        p.widths  # noqa: B018  reading it is what fails
+        _ = p.widths
 
 
 def test_a_refused_run_leaves_no_folder(tmp_path):

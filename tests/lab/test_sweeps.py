@@ -33,6 +33,7 @@ def by_hand(nb, points) -> pl.DataFrame:
     )
 
 
+# what a task's process does, without a kernel: it says that it has begun, and waits to be let go
 QUICK = """import json, os, sys, time
 if sys.platform == "linux": import ctypes; ctypes.CDLL(None).prctl(1, 9)
 if os.getppid() != int(sys.argv[1]): sys.exit("its owner is gone")
@@ -44,8 +45,11 @@ events = Path(p["name"])
 while not (events / f"go-{p['rho']}-{p['seed']}").exists(): time.sleep(0.01)
 folder = Path(p["out"]) / "tiny" / "k"
 folder.mkdir(parents=True)
-pl.DataFrame(dict(rho=[p["rho"]], seed=[p["seed"]], value=[p["rho"] * 1000 + p["seed"]])).write_parquet(folder / "frame.parquet")
-Path("done.ipynb").write_text("{}")"""  # what a task's process does, without a kernel: it says that it has begun, and waits to be let go
+frame = pl.DataFrame(
+    dict(rho=[p["rho"]], seed=[p["seed"]], value=[p["rho"] * 1000 + p["seed"]])
+)
+frame.write_parquet(folder / "frame.parquet")
+Path("done.ipynb").write_text("{}")"""
 
 
 def go(events: Path, rho, seed):
@@ -103,7 +107,8 @@ def test_grid(tiny):
     made = grid(tiny, dict(rho="0.1,0.2", seed="0:3"), dict(name="b"))
     assert [dict(t.values) for t in made] == [
         dict(rho=r, seed=s, name="b") for r in (0.1, 0.2) for s in range(3)
-    ] and len({t.key for t in made}) == 6
+    ]
+    assert len({t.key for t in made}) == 6
     with pytest.warns(UserWarning, match="2 points.*twice"):
         assert [dict(t.values)["rho"] for t in grid(tiny, dict(rho="0.1,0.10,1e-1"))] == [0.1]
 
@@ -131,35 +136,31 @@ def test_plan_and_dry_run(tiny, tmp_path, count, capsys):
     sweep(tiny, dict(seed="0:2"), root)
     capsys.readouterr()
     table = sweep(tiny, dict(seed="0:5"), root, dry_run=True)
-    assert (
-        "5 tasks: 2 done, 0 failed, 3 to run, about 0 s each" in capsys.readouterr().out
-        and table["state"].to_list() == ["done"] * 2 + ["left"] * 3
-        and len(count) == 2
-    )
-    assert (
-        plan(grid(tiny, dict(seed="0:2")), root) == ([], "2 tasks: 2 done, 0 failed, 0 to run")
-        and len(plan(grid(tiny, dict(seed="7:9")), tmp_path / "new")[0]) == 2
-    )
+    assert "5 tasks: 2 done, 0 failed, 3 to run, about 0 s each" in capsys.readouterr().out
+    assert table["state"].to_list() == ["done"] * 2 + ["left"] * 3
+    assert len(count) == 2
+    assert plan(grid(tiny, dict(seed="0:2")), root) == ([], "2 tasks: 2 done, 0 failed, 0 to run")
+    assert len(plan(grid(tiny, dict(seed="7:9")), tmp_path / "new")[0]) == 2
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_one_that_fails_stops_no_other(tiny, tmp_path, count, monkeypatch, jobs):
     root, seen = tmp_path / "root", []
     table = sweep(tiny, dict(seed="12:15"), root, jobs=jobs, watch=seen.append)
-    assert (
-        table.select("seed", "state", "error").rows()
-        == [(12, "done", ""), (13, "failed", "ValueError: unlucky"), (14, "done", "")]
-        and len(count) == len(seen) == 3
-        and seen[-1].equals(table)
-    )
-    assert sweep(tiny, dict(seed="12:15"), root).equals(table) and len(count) == 3
+    assert table.select("seed", "state", "error").rows() == [
+        (12, "done", ""),
+        (13, "failed", "ValueError: unlucky"),
+        (14, "done", ""),
+    ]
+    assert len(count) == len(seen) == 3
+    assert seen[-1].equals(table)
+    assert sweep(tiny, dict(seed="12:15"), root).equals(table)
+    assert len(count) == 3
     sweep(tiny, dict(seed="12:15"), root, retry=True)
     assert [dict(t.values)["seed"] for t in count[3:]] == [13]
     monkeypatch.setattr(tasks, "_run", quick())
-    assert (
-        sweep(tiny, dict(seed="12:15"), root, retry=True)["state"].to_list() == ["done"] * 3
-        and hidden(root) == []
-    )
+    assert sweep(tiny, dict(seed="12:15"), root, retry=True)["state"].to_list() == ["done"] * 3
+    assert hidden(root) == []
     assert values(tiny, root).equals(
         by_hand(tiny, [dict(rho=0.2, seed=s) for s in (12, 13, 14)]).with_columns(
             key=values(tiny, root)["key"]
@@ -179,7 +180,9 @@ def test_started_again_it_does_the_rest(tiny, tmp_path, count):
 
 
 def test_a_full_disk_is_told_and_tried_again(tiny, tmp_path, monkeypatch):
-    "An error that is none of the notebook's is noted as failed, and the sweep can be started again."
+    """An error that is none of the notebook's is noted as failed, and the sweep can be started
+    again.
+    """
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -188,11 +191,9 @@ def test_a_full_disk_is_told_and_tried_again(tiny, tmp_path, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(tasks, "_run", full)
         table = sweep(tiny, dict(seed="0:2"), root)
-    assert (
-        table["state"].to_list() == ["failed"] * 2
-        and all("No space left" in e for e in table["error"])
-        and hidden(root) == []
-    )
+    assert table["state"].to_list() == ["failed"] * 2
+    assert all("No space left" in e for e in table["error"])
+    assert hidden(root) == []
     monkeypatch.setattr(tasks, "_run", quick())
     assert sweep(tiny, dict(seed="0:3"), root, retry=True)["state"].to_list() == ["done"] * 3
 
@@ -207,7 +208,8 @@ def test_a_failure_whose_record_is_damaged_is_run_again(tiny, tmp_path, count, h
         UserWarning, match="tiny seed=13: its result is damaged: .*task.json.*; it is run again"
     ):
         again = sweep(tiny, axes, root)
-    assert again.equals(before) and [dict(t.values)["seed"] for t in count] == [12, 13, 13]
+    assert again.equals(before)
+    assert [dict(t.values)["seed"] for t in count] == [12, 13, 13]
 
 
 @pytest.mark.parametrize("how", ["bit", "half", "missing"])
@@ -226,7 +228,8 @@ def test_what_a_sweep_calls_done_is_what_results_reads(tiny, tmp_path, count, fi
         assert values(tiny, root)["key"].to_list() == [count[1].key]
     with pytest.warns(UserWarning, match="its result is damaged"):
         assert sweep(tiny, axes, root)["state"].to_list() == ["done"] * 2
-    assert values(tiny, root).equals(whole) and count[2:] == count[:1]
+    assert values(tiny, root).equals(whole)
+    assert count[2:] == count[:1]
 
 
 @pytest.mark.parametrize("jobs", [pytest.param(0), -1])
@@ -260,18 +263,21 @@ def test_two_sweeps_at_once(tiny, tmp_path, events):
     assert happens(lambda: len(list(events.glob("begun*"))) == 2)
     go(events, 0.3, 0)
     assert [(p.communicate(timeout=120), p.returncode)[1] for p in both] == [0, 0]
-    assert (
-        values(tiny, root).equals(by_hand(tiny, [dict(rho=0.3, seed=0, name=str(events))]))
-        and hidden(root) == []
-        and none_left(root)
-    )
+    assert values(tiny, root).equals(by_hand(tiny, [dict(rho=0.3, seed=0, name=str(events))]))
+    assert hidden(root) == []
+    assert none_left(root)
 
 
 def test_killed_at_any_moment(tiny, tmp_path, events, monkeypatch):
-    "The sweep as a task is made ready, as two work, and as a result comes in; then a worker twice. What is left is done by the next."
+    """The sweep as a task is made ready, as two work, and as a result comes in; then a worker
+    twice. What is left is done by the next.
+    """
     root, fixed = tmp_path / "root", dict(name=str(events))
     axes, points = dict(rho=[0.1, 0.3], seed=[0, 1]), [(r, s) for r in (0.1, 0.3) for s in (0, 1)]
-    done = lambda: [f for f in root.glob("tiny/*/task.json") if not f.parent.name.startswith(".")]
+
+    def done():
+        return [f for f in root.glob("tiny/*/task.json") if not f.parent.name.startswith(".")]
+
     for event, let in (
         (lambda: hidden(root), []),
         (lambda: len(list(events.glob("begun*"))) >= 2, []),
@@ -282,7 +288,8 @@ def test_killed_at_any_moment(tiny, tmp_path, events, monkeypatch):
         for point in let:
             go(events, *point)
         process = begun(sweep_of(tiny, root, axes=axes, jobs=2, fixed=fixed))
-        assert happens(event) and process.poll() is None
+        assert happens(event)
+        assert process.poll() is None
         process.kill()
         process.wait()
         assert none_left(root)
@@ -291,7 +298,7 @@ def test_killed_at_any_moment(tiny, tmp_path, events, monkeypatch):
     killed = []
 
     def kill():
-        for n in range(2):  # of the same task, which is tried three times
+        for _ in range(2):  # of the same task, which is tried three times
             assert happens(lambda: [f for f in events.glob("begun-0.1-1-*") if f not in killed])
             killed.append(next(f for f in events.glob("begun-0.1-1-*") if f not in killed))
             with contextlib.suppress(ProcessLookupError):
@@ -304,10 +311,13 @@ def test_killed_at_any_moment(tiny, tmp_path, events, monkeypatch):
     (thread := threading.Thread(target=kill, daemon=True)).start()
     assert sweep(tiny, axes, root, fixed, jobs=2)["state"].to_list() == ["done"] * 4
     thread.join()
-    assert len(killed) == 2 and values(tiny, root).equals(
+    assert len(killed) == 2
+    assert values(tiny, root).equals(
         by_hand(tiny, [dict(rho=r, seed=s, **fixed) for r, s in points])
     )
-    assert not tasks.running and none_left(root) and hidden(root) == []
+    assert not tasks.running
+    assert none_left(root)
+    assert hidden(root) == []
 
 
 def test_ctrl_c(tiny, tmp_path, events):
@@ -337,23 +347,20 @@ def test_ctrl_c(tiny, tmp_path, events):
         out, err = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert (
-        none_left(root)
-        and "interrupted" in out
-        and "The same command does the rest" in out
-        and "Traceback" not in err
-    )
-    assert os.listdir(root / "tiny") == [done.key] and done.state(root) == "done"
+    assert none_left(root)
+    assert "interrupted" in out
+    assert "The same command does the rest" in out
+    assert "Traceback" not in err
+    assert os.listdir(root / "tiny") == [done.key]
+    assert done.state(root) == "done"
 
 
 def test_dask_makes_the_same(tiny, tmp_path):
     root = tmp_path / "root"
     assert sweep(tiny, dict(rho=[0.1], seed=[1]), root, dask="local")["state"].to_list() == ["done"]
-    assert (
-        values(tiny, root).equals(by_hand(tiny, [dict(rho=0.1, seed=1)]))
-        and hidden(root) == []
-        and none_left(root)
-    )
+    assert values(tiny, root).equals(by_hand(tiny, [dict(rho=0.1, seed=1)]))
+    assert hidden(root) == []
+    assert none_left(root)
 
 
 def test_slurm_on_this_machine(tiny, tmp_path):
@@ -361,7 +368,8 @@ def test_slurm_on_this_machine(tiny, tmp_path):
     assert sweep(tiny, dict(rho=[0.1], seed=[1]), root, slurm=dict(cluster="local"))[
         "state"
     ].to_list() == ["done"]
-    assert values(tiny, root).equals(by_hand(tiny, [dict(rho=0.1, seed=1)])) and none_left(root)
+    assert values(tiny, root).equals(by_hand(tiny, [dict(rho=0.1, seed=1)]))
+    assert none_left(root)
 
 
 def test_dask_with_a_worker_killed(tiny, tmp_path, events):
@@ -387,12 +395,10 @@ def test_dask_with_a_worker_killed(tiny, tmp_path, events):
             dask=cluster.scheduler_address,
         )
         thread.join()
-    assert (
-        killed
-        and table["state"].to_list() == ["done"] * 2
-        and sorted(results(tiny, root)["value"]) == [200.0, 201.0]
-        and none_left(root)
-    )
+    assert killed
+    assert table["state"].to_list() == ["done"] * 2
+    assert sorted(results(tiny, root)["value"]) == [200.0, 201.0]
+    assert none_left(root)
 
 
 def test_a_scheduler_that_does_not_answer(tiny, tmp_path):
@@ -470,9 +476,8 @@ def test_results(tmp_path):
         (0.1, 2, None, "a"),
         (1, 0.5, 3, "b"),
     ]
-    assert len(results(None, tmp_path)) == 4 and results("other", str(tmp_path))[
-        "key"
-    ].to_list() == ["d"]
+    assert len(results(None, tmp_path)) == 4
+    assert results("other", str(tmp_path))["key"].to_list() == ["d"]
     put(tmp_path, "a", dict(statement=["s"]), what="claims")
     assert results("tiny", tmp_path, "claims")["statement"].to_list() == ["s"]
 
@@ -530,11 +535,9 @@ def curves_of(seeds=(0, 1, 2), target=True, **more) -> pl.DataFrame:
 def test_figure(target):
     spec = figure(curves_of(target=target)).to_dict()
     text = json.dumps(spec)
-    assert (
-        '"area"' in text
-        and "Accuracy over 6 runs" in text
-        and all(g in text for g in ("Clean", "Noisy", "Test"))
-    )
+    assert '"area"' in text
+    assert "Accuracy over 6 runs" in text
+    assert all(g in text for g in ("Clean", "Noisy", "Test"))
     for rows in spec["datasets"].values():  # seeds 0, 1, 2 are e / 10 + seed / 100
         for row in rows:
             band = [row["lowest"], row["accuracy"], row["highest"]]

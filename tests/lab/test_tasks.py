@@ -1,10 +1,13 @@
-"""The same task is run once, ends in bounded time, and leaves a whole result, its error, or nothing."""
+"""The same task is run once, ends in bounded time, and leaves a whole result, its error, or
+nothing.
+"""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -49,7 +52,8 @@ def test_declared(tiny):
 )
 def test_cast(tiny, given, cast_to):
     got = cast(tiny, given)
-    assert got == cast_to and [type(v) for v in got.values()] == [type(v) for v in cast_to.values()]
+    assert got == cast_to
+    assert [type(v) for v in got.values()] == [type(v) for v in cast_to.values()]
 
 
 @pytest.mark.parametrize(
@@ -59,9 +63,9 @@ def test_cast(tiny, given, cast_to):
         (dict(out="x"), "unknown parameter 'out'"),
         (dict(store="x"), "unknown parameter 'store'"),
         (dict(zzz=1), "unknown parameter 'zzz'; this"),
-        (dict(rho="much"), "rho='much' must be a float: rate"),
+        (dict(rho="much"), "rho='much' must be of type float: rate"),
         (dict(rho=[1]), "rho="),
-        (dict(seed=1.5), "seed=1.5 must be a int: seed"),
+        (dict(seed=1.5), "seed=1.5 must be of type int: seed"),
         (dict(seed="1.5"), "seed='1.5'"),
         (dict(seed=float("inf")), "seed=inf"),
         (dict(seed=float("nan")), "seed=nan"),
@@ -89,7 +93,8 @@ def test_large_seeds(tiny, seed):
 )
 def test_other_types(tmp_path, line, given, expected):
     got = cast(notebook(tmp_path, parameters=line), dict(flag=given))["flag"]
-    assert got == expected and type(got) is type(expected)
+    assert got == expected
+    assert type(got) is type(expected)
 
 
 @pytest.mark.parametrize(
@@ -173,23 +178,22 @@ NAMES = [
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     "A task that was run, its root and folder: texts and a path with all that is hard."
-    room = tmp_path_factory.mktemp("ran")
+    base = tmp_path_factory.mktemp("ran")
     nb = notebook(
-        room / "a größe 'dir'" / "-x",
+        base / "a größe 'dir'" / "-x",
         "-my nb 漢.ipynb",
-        work=WORK.replace("value=", "said=[name], value="),
+        work=WORK.replace("value=", "text=[name], value="),
     )
-    task, before = make_task(nb, dict(rho=0.3, seed=2, name=" ".join(NAMES))), tree(room)
-    folder = execute(task, room / "my root ü", threads=1)
-    assert {k: v for k, v in tree(room).items() if not k.startswith("my root ü")} == before
-    return task, room / "my root ü", folder
+    task, before = make_task(nb, dict(rho=0.3, seed=2, name=" ".join(NAMES))), tree(base)
+    folder = execute(task, base / "my root ü", threads=1)
+    assert {k: v for k, v in tree(base).items() if not k.startswith("my root ü")} == before
+    return task, base / "my root ü", folder
 
 
 def test_result(ran):
     task, root, folder = ran
-    assert folder == root / "-my nb 漢" / task.key and not {"out", "given.json"} & set(
-        os.listdir(folder)
-    )
+    assert folder == root / "-my nb 漢" / task.key
+    assert not {"out", "given.json"} & set(os.listdir(folder))
     assert set(os.listdir(folder)) >= {
         "-my nb 漢.ipynb",
         "frame.parquet",
@@ -198,35 +202,36 @@ def test_result(ran):
     }
     name = " ".join(NAMES)
     assert pl.read_parquet(folder / "frame.parquet").to_dicts() == [
-        dict(rho=0.3, seed=2, said=name, value=302.0, key=task.key, name=name)
+        dict(rho=0.3, seed=2, text=name, value=302.0, key=task.key, name=name)
     ]
     record = json.loads((folder / "task.json").read_text())
     assert (record["notebook"], record["key"], record["error"]) == (
         "-my nb 漢.ipynb",
         task.key,
         "",
-    ) and record["wall_seconds"] > 0
+    )
+    assert record["wall_seconds"] > 0
     assert record["parameters"] == dict(rho=0.3, seed=2, name=name)
     assert any(
         "it\\'s" in c.source or "it's" in c.source
         for c in nbformat.read(folder / "-my nb 漢.ipynb", 4).cells
     )
-    assert hidden(root) == [] and task.state(root) == "done"
+    assert hidden(root) == []
+    assert task.state(root) == "done"
 
 
 def test_the_second_time_nothing_runs(ran, monkeypatch):
     task, root, folder = ran
     monkeypatch.setattr(tasks, "_run", never)
     before = tree(root)
-    assert (
-        execute(task, root) == folder
-        and tree(root) == before
-        and os.listdir(folder.parent) == [task.key]
-    )
+    assert execute(task, root) == folder
+    assert tree(root) == before
+    assert os.listdir(folder.parent) == [task.key]
 
 
 def test_no_process_is_left(ran):
-    assert none_left(ran[1]) and not tasks.running
+    assert none_left(ran[1])
+    assert not tasks.running
 
 
 def test_one_that_raises(tmp_path, tiny, monkeypatch):
@@ -234,22 +239,16 @@ def test_one_that_raises(tmp_path, tiny, monkeypatch):
     with pytest.raises(Failed, match="ValueError: seed 13 is unlucky"):
         execute(task, root, threads=1)
     folder = failed(task.folder(root))
-    assert (
-        folder.name == f"{task.key}.failed"
-        and os.listdir(root / "tiny") == [folder.name]
-        and {"tiny.ipynb", "task.json"} <= set(os.listdir(folder))
-        and task.state(root) == "failed"
-    )
-    assert (
-        "unlucky" in (folder / "tiny.ipynb").read_text()
-        and "unlucky" in json.loads((folder / "task.json").read_text())["error"]
-    )
+    assert folder.name == f"{task.key}.failed"
+    assert os.listdir(root / "tiny") == [folder.name]
+    assert {"tiny.ipynb", "task.json"} <= set(os.listdir(folder))
+    assert task.state(root) == "failed"
+    assert "unlucky" in (folder / "tiny.ipynb").read_text()
+    assert "unlucky" in json.loads((folder / "task.json").read_text())["error"]
     monkeypatch.setattr(tasks, "_run", quick())
-    assert (
-        execute(task, root) == task.folder(root)
-        and os.listdir(root / "tiny") == [task.key]
-        and task.state(root) == "done"
-    )
+    assert execute(task, root) == task.folder(root)
+    assert os.listdir(root / "tiny") == [task.key]
+    assert task.state(root) == "done"
 
 
 def test_too_long(tmp_path, tiny, monkeypatch):
@@ -257,7 +256,8 @@ def test_too_long(tmp_path, tiny, monkeypatch):
     task, root = make_task(tiny), tmp_path / "root"
     with pytest.raises(Failed, match="took longer than 0.2 s"):
         execute(task, root, timeout=0.2)
-    assert none_left(root) and os.listdir(root / "tiny") == [f"{task.key}.failed"]
+    assert none_left(root)
+    assert os.listdir(root / "tiny") == [f"{task.key}.failed"]
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), "soon", True])
@@ -269,7 +269,11 @@ def test_refused_timeouts(tmp_path, tiny, timeout):
 
 def test_one_too_long_that_keeps_writing(tmp_path, monkeypatch):
     "Its time is over once it writes."
-    work = "import time\nfrom pathlib import Path\nwhile True:\n    Path(out, 'a').mkdir(parents=True, exist_ok=True)\n    time.sleep(0.01)"
+    work = """import time
+from pathlib import Path
+while True:
+    Path(out, "a").mkdir(parents=True, exist_ok=True)
+    time.sleep(0.01)"""
     task, root, wait = (
         make_task(notebook(tmp_path / "nb", work=work)),
         tmp_path / "root",
@@ -285,7 +289,8 @@ def test_one_too_long_that_keeps_writing(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess.Popen, "wait", until_it_writes)
     with pytest.raises(Failed, match="took longer"):
         execute(task, root, threads=1, timeout=40)
-    assert none_left(root) and [f.name for f in (root / "tiny").iterdir()] == [f"{task.key}.failed"]
+    assert none_left(root)
+    assert [f.name for f in (root / "tiny").iterdir()] == [f"{task.key}.failed"]
 
 
 KILLS = """
@@ -296,17 +301,17 @@ if tries < 2: os.kill((os.getppid(), os.getpid())[tries], signal.SIGKILL)
 
 
 def test_one_that_is_killed_is_tried_again(tmp_path):
-    "First the process that runs the notebook, then its kernel, as a machine kills them that runs out of memory."
+    """First the process that runs the notebook, then its kernel, as a machine kills them that runs
+    out of memory.
+    """
     work, root = WORK.replace("folder =", KILLS + "folder =", 1), tmp_path / "root"
     folder = execute(
         make_task(notebook(tmp_path / "nb", work=work), dict(name=str(tmp_path))), root, threads=1
     )
     assert sorted(f.name for f in tmp_path.glob("try*")) == ["try0", "try1", "try2"]
-    assert (
-        pl.read_parquet(folder / "frame.parquet")["value"].to_list() == [200.0]
-        and os.listdir(root / "tiny") == [folder.name]
-        and none_left(root)
-    )
+    assert pl.read_parquet(folder / "frame.parquet")["value"].to_list() == [200.0]
+    assert os.listdir(root / "tiny") == [folder.name]
+    assert none_left(root)
 
 
 @pytest.mark.parametrize(
@@ -331,9 +336,9 @@ def test_killed_each_time(tmp_path, tiny, monkeypatch, program, says):
     task, root = make_task(tiny), tmp_path / "root"
     with pytest.raises(Failed, match=says):
         execute(task, root, threads=1)
-    assert (
-        len(tried) == 3 and os.listdir(root / "tiny") == [f"{task.key}.failed"] and none_left(root)
-    )
+    assert len(tried) == 3
+    assert os.listdir(root / "tiny") == [f"{task.key}.failed"]
+    assert none_left(root)
 
 
 # --- what may go wrong with files
@@ -352,7 +357,8 @@ def test_a_full_disk(tmp_path, tiny, monkeypatch):
     monkeypatch.setattr(tasks, "_run", run_and_fill)
     with pytest.raises((OSError, Failed), match="No space left"):
         execute(make_task(tiny), root)
-    assert not make_task(tiny).folder(root).exists() and hidden(root) == []
+    assert not make_task(tiny).folder(root).exists()
+    assert hidden(root) == []
 
 
 @pytest.mark.parametrize("error", ["ValueError: no", "took longer than 1 s"])
@@ -369,9 +375,8 @@ def test_half_a_frame_of_one_that_failed(tmp_path, tiny, monkeypatch, error):
     task, root = make_task(tiny), tmp_path / "root"
     with pytest.raises(Failed, match=error):
         execute(task, root)
-    assert os.listdir(root / "tiny") == [f"{task.key}.failed"] and "task.json" in os.listdir(
-        failed(task.folder(root))
-    )
+    assert os.listdir(root / "tiny") == [f"{task.key}.failed"]
+    assert "task.json" in os.listdir(failed(task.folder(root)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -379,10 +384,8 @@ def test_texts_are_unchanged_and_stay_inside(tmp_path, tiny, monkeypatch, name):
     monkeypatch.setattr(tasks, "_run", quick())
     task, root, before = make_task(tiny, dict(name=name)), tmp_path / "root", tree(tmp_path)
     frame = pl.read_parquet(execute(task, root) / "frame.parquet")
-    assert (
-        frame["name"].to_list() == [name]
-        and {k: v for k, v in tree(tmp_path).items() if not k.startswith("root")} == before
-    )
+    assert frame["name"].to_list() == [name]
+    assert {k: v for k, v in tree(tmp_path).items() if not k.startswith("root")} == before
 
 
 @pytest.mark.parametrize("stem", [pytest.param("my [final] nb"), "a*b", "what?"])
@@ -392,7 +395,8 @@ def test_names_with_signs_of_patterns(tmp_path, monkeypatch, stem):
     task, root = make_task(notebook(tmp_path / "nb", f"{stem}.ipynb")), tmp_path / "root"
     for _ in range(2):
         execute(task, root)
-    assert len(count) == 1 and os.listdir(root / stem) == [task.key]
+    assert len(count) == 1
+    assert os.listdir(root / stem) == [task.key]
 
 
 def test_a_path_with_braces(tmp_path):
@@ -416,13 +420,10 @@ def test_damaged_results(tmp_path, tiny, monkeypatch, file, how):
     )
     with pytest.warns(UserWarning, match="damaged.*run again"):
         assert execute(task, root) == folder
-    assert (
-        tree(folder)["frame.parquet"] == whole["frame.parquet"]
-        and json.loads((folder / "task.json").read_text())["key"] == task.key
-    )
-    assert [d.name.startswith(f".damaged-{task.key}") for d in hidden(root)] == [
-        True
-    ] and task.state(root) == "done"
+    assert tree(folder)["frame.parquet"] == whole["frame.parquet"]
+    assert json.loads((folder / "task.json").read_text())["key"] == task.key
+    assert [d.name.startswith(f".damaged-{task.key}") for d in hidden(root)] == [True]
+    assert task.state(root) == "done"
 
 
 def test_of_two_the_first_stays(tmp_path, tiny, monkeypatch):
@@ -434,7 +435,8 @@ def test_of_two_the_first_stays(tmp_path, tiny, monkeypatch):
         return quick()(*a)
 
     monkeypatch.setattr(tasks, "_run", slow)
-    assert (execute(task, root) / "mark").exists() and os.listdir(root / "tiny") == [task.key]
+    assert (execute(task, root) / "mark").exists()
+    assert os.listdir(root / "tiny") == [task.key]
 
 
 def test_of_two_that_fail_one_stays(tmp_path, tiny, monkeypatch):
@@ -447,16 +449,25 @@ def test_of_two_that_fail_one_stays(tmp_path, tiny, monkeypatch):
 
 
 def test_the_child_ends_with_whoever_began_it(tmp_path, tiny):
-    "Killed the moment it has begun a task, when that has not yet asked to be ended with it; and once its kernel works."
+    """Killed the moment it has begun a task, when that has not yet asked to be ended with it; and
+    once its kernel works.
+    """
     root, (place, name) = tmp_path / "root", waiting(tmp_path)
-    program = f"from memnb.lab.tasks import *; execute(make_task({str(tiny)!r}, dict(name={name!r})), {str(root)!r}, 1)"
-    for event in (
-        lambda: [p for p in alive(root) if p != process.pid],
-        lambda: list(place.glob("begun*")),
-    ):
+    program = (
+        "from memnb.lab.tasks import *; "
+        f"execute(make_task({str(tiny)!r}, dict(name={name!r})), {str(root)!r}, 1)"
+    )
+
+    def has_begun(process):
+        return [p for p in alive(root) if p != process.pid]
+
+    def works(process):
+        return list(place.glob("begun*"))
+
+    for event in (has_begun, works):
         process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
         try:
-            assert happens(event)
+            assert happens(partial(event, process))
         finally:
             process.kill()
             process.wait()

@@ -86,6 +86,7 @@ def test_a_given_value_wins_over_the_networks_which_wins_over_the_presets(npz):
 def test_rho_stands_in_place_of_rhos():
     assert params(rho=0.4).rhos == [0.4]
     assert params(rho="0.4", rhos="0.1,0.2").rhos == [0.4]
+    assert params(rho=0).rhos == [0]
     assert params().rhos == [0, 0.6]
     assert params(rhos="0.6,0.2,0.6").rhos == [0.2, 0.6]
 
@@ -421,7 +422,7 @@ def test_frames_of_variants(variants):
 @pytest.mark.parametrize("given", [dict(rho=0), dict(rho=1), dict(rhos="0,1")])
 def test_a_rate_that_the_claims_are_about(figure, given):
     with pytest.raises(ValueError, match="one at least must lie strictly between 0 and 1"):
-        params(figure, **given)
+        latent.check_rates(params(figure, **given))
 
 
 def test_alexnet_needs_large_pictures():
