@@ -11,24 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from memnb.models.evaluation import evaluating, examples, parts, predict, present_examples
 from memnb.models.layers import (
     activations,
-    belongs,
     capture,
     channel_dim,
     edit,
-    evaluating,
-    examples,
     first_tensor,
+    layer_names,
+    linear_layers,
+)
+from memnb.models.structure import (
+    belongs,
     hidden_groups,
     layer_groups,
-    layer_names,
     layer_state,
-    linear_layers,
     owners,
-    parts,
-    predict,
-    present_examples,
     put_back,
 )
 from memnb.models.networks import build

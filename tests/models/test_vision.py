@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from memnb.common.rng import seeded
-from memnb.models.layers import evaluating, layer_state
+from memnb.models.evaluation import evaluating
+from memnb.models.structure import layer_state
 from memnb.models.networks import build
 from memnb.models.vision import resnet9, resnet50, vit
 
@@ -288,7 +289,7 @@ def vit_by_hand(p, x, patch, heads, depth, shifted=False, drop=lambda h: h) -> t
 def test_vit_against_functions(c, patch, rows, columns, heads, d, depth, shifted):
     shape = (c, rows * patch, columns * patch)
     net, x = (
-        stirred(vit(shape, patch, heads * d, depth, heads, 5, 0.3, 4, shifted)),
+        stirred(vit(shape, patch, heads * d, depth, heads, 5, dropout=0.3, n_classes=4, shifted=shifted)),
         pictures(3, *shape),
     )
     how, p = dict(patch=patch, heads=heads, depth=depth, shifted=shifted), state(net)
