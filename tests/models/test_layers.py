@@ -1,8 +1,12 @@
-"""What is seen of a layer is what it gave or read, a look leaves no trace, and only the layer asked for is put back."""
+"""What is seen of a layer is what it gave or read, and a look leaves no trace.
+
+Only the layer that is asked for is put back.
+"""
 
 import warnings
 from collections import OrderedDict, namedtuple
 from dataclasses import make_dataclass
+from itertools import pairwise
 
 import pytest
 import torch
@@ -21,6 +25,7 @@ from memnb.models.layers import (
     layer_names,
     linear_layers,
 )
+from memnb.models.networks import build
 from memnb.models.structure import (
     belongs,
     hidden_groups,
@@ -29,7 +34,6 @@ from memnb.models.structure import (
     owners,
     put_back,
 )
-from memnb.models.networks import build
 from memnb.models.vision import resnet9, vit
 
 NAMES = ["flat", "fc1", "bn", "act1", "drop", "fc2", "act2", "out"]
@@ -67,12 +71,13 @@ def inputs(n=10) -> torch.Tensor:
 
 def by_hand(net, x, change=lambda a: a) -> dict:
     "Every layer's output in evaluation mode; `change` acts on act1's."
-    p, a = net.state_dict(), {"flat": x.reshape(len(x), 12)}
+    p = net.state_dict()
+    a = {"flat": x.reshape(len(x), 12)}
     a["fc1"] = a["flat"] @ p["fc1.weight"].T + p["fc1.bias"]
-    a["bn"] = (a["fc1"] - p["bn.running_mean"]) / (p["bn.running_var"] + 1e-5).sqrt() * p[
-        "bn.weight"
-    ] + p["bn.bias"]
-    a["drop"] = a["act1"] = change(a["bn"].clamp_min(0))
+    normal = (a["fc1"] - p["bn.running_mean"]) / (p["bn.running_var"] + 1e-5).sqrt()
+    a["bn"] = normal * p["bn.weight"] + p["bn.bias"]
+    a["act1"] = change(a["bn"].clamp_min(0))
+    a["drop"] = a["act1"]
     a["fc2"] = a["drop"] @ p["fc2.weight"].T + p["fc2.bias"]
     a["act2"] = a["fc2"].clamp_min(0)
     a["out"] = a["act2"] @ p["out.weight"].T + p["out.bias"]
@@ -106,7 +111,9 @@ class Fails(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.fc, self.drop, self.last = nn.Linear(12, 4), nn.Dropout(), nn.Linear(4, 2)
+        self.fc = nn.Linear(12, 4)
+        self.drop = nn.Dropout()
+        self.last = nn.Linear(4, 2)
         self.drop.eval()
         self.fc.register_forward_hook(lambda *_: None)
 
@@ -120,12 +127,14 @@ class Fails(nn.Module):
 
 @pytest.mark.parametrize("batch", [1, 3, 10, 1024])
 def test_predict_against_a_forward_by_hand(batch):
-    net, x = small(), inputs()
+    net = small()
+    x = inputs()
     assert torch.allclose(predict(net, x, batch), by_hand(net, x)["out"], rtol=1e-9)
 
 
 def test_predict_passes_no_more_than_a_batch():
-    net, sizes = small(), []
+    net = small()
+    sizes = []
     net.register_forward_pre_hook(lambda m, args: sizes.append(len(args[0])))
     predict(net, inputs(), batch=4)
     list(activations(net, inputs(), ["fc1"], batch=3))
@@ -143,28 +152,33 @@ LOOKS = dict(
 
 @pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
 def test_a_look_leaves_no_trace(look):
-    net, x = small(), inputs()
+    net = small()
+    x = inputs()
     net.fc1.register_forward_hook(lambda *_: None)
-    before, rng = (copy(net), modes(net), hooks(net)), torch.random.get_rng_state()
+    before = copy(net)
+    modes_and_hooks = modes(net), hooks(net)
+    rng = torch.random.get_rng_state()
     look(net, x)
-    assert (
-        same(copy(net), before[0])
-        and (modes(net), hooks(net)) == before[1:]
-        and torch.equal(x, inputs())
-    )
-    assert torch.equal(torch.random.get_rng_state(), rng) and torch.is_grad_enabled()
-    net(x)
-    assert not same(copy(net), before[0]) and not torch.equal(
-        torch.random.get_rng_state(), rng
-    )  # a pass in training does
+    assert same(copy(net), before)
+    assert (modes(net), hooks(net)) == modes_and_hooks
+    assert torch.equal(x, inputs())
+    assert torch.equal(torch.random.get_rng_state(), rng)
+    assert torch.is_grad_enabled()
+    net(x)  # a pass in training leaves one
+    assert not same(copy(net), before)
+    assert not torch.equal(torch.random.get_rng_state(), rng)
 
 
 def test_evaluating():
     net = small()
     before = modes(net)
     with evaluating(net) as within:
-        assert within is net and not any(modes(net)) and not net(inputs()).requires_grad
-    assert modes(net) == before and len(set(before)) == 2 and net(inputs()).requires_grad
+        assert within is net
+        assert not any(modes(net))
+        assert not net(inputs()).requires_grad
+    assert modes(net) == before
+    assert len(set(before)) == 2
+    assert net(inputs()).requires_grad
 
 
 def test_modes_come_back_after_an_exception():
@@ -172,7 +186,8 @@ def test_modes_come_back_after_an_exception():
     before = modes(net)
     with pytest.raises(KeyError), evaluating(net):
         raise KeyError
-    assert modes(net) == before and torch.is_grad_enabled()
+    assert modes(net) == before
+    assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize(
@@ -183,7 +198,8 @@ def test_no_trace_after_an_exception_in_the_forward(look):
     before = modes(net), hooks(net)
     with pytest.raises(KeyError, match="inside"):
         look(net, inputs().float())
-    assert (modes(net), hooks(net)) == before and torch.is_grad_enabled()
+    assert (modes(net), hooks(net)) == before
+    assert torch.is_grad_enabled()
 
 
 BLOCKS = dict(
@@ -222,23 +238,22 @@ def test_between_batches_the_caller_has_its_own_gradients_and_modes():
     net = small()
     before = modes(net)
     for _ in activations(net, inputs(), ["fc1"], 4):
-        assert torch.is_grad_enabled() and modes(net) == before  # a probe may be trained here
+        assert torch.is_grad_enabled()
+        assert modes(net) == before  # a probe may be trained here
 
 
 def test_two_streams_side_by_side():
     net = small()
     before = modes(net)
     try:
-        pairs = list(
-            zip(
-                activations(net, inputs(), ["drop"], 5),
-                activations(net, inputs(), ["fc1", "drop"], 5),
-            )
-        )
-        assert torch.is_grad_enabled() and modes(net) == before and hooks(net) == 0
-        assert len(pairs) == 2 and all(
-            torch.equal(a["drop"], b["drop"]) for (_, a), (_, b) in pairs
-        )
+        first = activations(net, inputs(), ["drop"], 5)
+        second = activations(net, inputs(), ["fc1", "drop"], 5)
+        pairs = list(zip(first, second, strict=True))
+        assert torch.is_grad_enabled()
+        assert modes(net) == before
+        assert hooks(net) == 0
+        assert len(pairs) == 2
+        assert all(torch.equal(a["drop"], b["drop"]) for (_, a), (_, b) in pairs)
     finally:
         torch.set_grad_enabled(True)  # a failure here must not reach other tests
 
@@ -248,7 +263,9 @@ def test_a_stream_that_is_left_early():
     before = modes(net)
     for _ in activations(net, inputs(), ["fc1"], 4):
         break
-    assert hooks(net) == 0 and modes(net) == before and torch.is_grad_enabled()
+    assert hooks(net) == 0
+    assert modes(net) == before
+    assert torch.is_grad_enabled()
 
 
 # --- the examples of a batch
@@ -271,9 +288,8 @@ INDEX = torch.arange(10).flip(0) * 3
 
 def outside() -> bool:
     "Whether no examples are known, as a message says with its remedy."
-    with pytest.raises(
-        RuntimeError, match=r"index is missing.*with examples\(index\).*predict.*examples\(None\)"
-    ) as e:
+    says = r"index is missing.*with examples\(index\).*predict.*examples\(None\)"
+    with pytest.raises(RuntimeError, match=says) as e:
         present_examples()
     return e.value.__cause__ is None and e.value.__suppress_context__
 
@@ -308,11 +324,9 @@ def test_each_batch_is_told_its_own_part(look, batch):
     with examples(None):
         look(net, inputs(), batch, index=INDEX)
         assert present_examples() is None
-    assert (
-        len(notes.told) == -(-10 // batch)
-        and all(torch.equal(a, b) for a, b in zip(notes.told, INDEX.split(batch)))
-        and outside()
-    )
+    assert len(notes.told) == -(-10 // batch)
+    assert all(torch.equal(a, b) for a, b in zip(notes.told, INDEX.split(batch), strict=True))
+    assert outside()
 
 
 @pytest.mark.parametrize("look", STREAMS.values(), ids=STREAMS)
@@ -321,7 +335,8 @@ def test_without_an_index_the_context_stays(look, index):
     net = nn.Sequential(nn.Flatten(), notes := Notes())
     with examples(index):
         look(net, inputs(), 4)
-    assert len(notes.told) == 3 and all(told is index for told in notes.told)
+    assert len(notes.told) == 3
+    assert all(told is index for told in notes.told)
     with pytest.raises(RuntimeError, match="index is missing"):
         look(net, inputs(), 4)
 
@@ -329,23 +344,25 @@ def test_without_an_index_the_context_stays(look, index):
 @pytest.mark.parametrize("look", STREAMS.values(), ids=STREAMS)
 @pytest.mark.parametrize("n", [0, 1, 9, 11])
 def test_an_index_of_another_length(look, n):
-    net, calls = small(), []
+    net = small()
+    calls = []
     before = modes(net)
     net.register_forward_pre_hook(lambda *_: calls.append(1))
     with pytest.raises(ValueError, match=f"10 inputs need an index of 10; given {n}$"):
         look(net, inputs(), 4, index=torch.arange(n))
-    assert not calls and modes(net) == before and outside()
+    assert not calls
+    assert modes(net) == before
+    assert outside()
 
 
 def test_between_batches_the_caller_has_its_own_examples():
     net = nn.Sequential(nn.Flatten(), notes := Notes())
-    for _ in zip(
-        activations(net, inputs(), ["0"], 5, INDEX), activations(net, inputs(), ["0"], 5, INDEX + 1)
-    ):
+    first = activations(net, inputs(), ["0"], 5, INDEX)
+    second = activations(net, inputs(), ["0"], 5, INDEX + 1)
+    for _ in zip(first, second, strict=True):
         assert outside()
-    assert [told.tolist() for told in notes.told] == [
-        v.tolist() for i in (0, 1) for v in (INDEX.split(5)[i], INDEX.split(5)[i] + 1)
-    ]
+    a, b = INDEX.split(5)
+    assert [told.tolist() for told in notes.told] == [v.tolist() for v in (a, a + 1, b, b + 1)]
 
 
 def test_the_context_ends_where_the_network_fails():
@@ -357,23 +374,29 @@ def test_the_context_ends_where_the_network_fails():
 
 def test_linear_layers_need_no_examples():
     net = nn.Sequential(nn.Flatten(), notes := Notes(), nn.Linear(12, 2))
-    assert linear_layers(net, inputs().float()) == {"2": "1"} and notes.told == [None] and outside()
+    assert linear_layers(net, inputs().float()) == {"2": "1"}
+    assert notes.told == [None]
+    assert outside()
 
 
 @settings(deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), st.booleans())
 def test_parts(n, batch, indexed):
-    x, index, seen = inputs(n), torch.arange(n) + 5, []
+    x = inputs(n)
+    index = torch.arange(n) + 5
+    seen = []
     with examples(None):
         for part, known in parts(x, batch, index if indexed else None):
             assert present_examples() is None
             with known:
                 seen.append((part, present_examples()))
-    assert torch.equal(torch.cat([part for part, _ in seen]), x) and [
-        len(part) for part, _ in seen
-    ] == [len(part) for part in x.split(batch)]
+    assert torch.equal(torch.cat([part for part, _ in seen]), x)
+    assert [len(part) for part, _ in seen] == [len(part) for part in x.split(batch)]
     if indexed:
-        assert all(torch.equal(told, part) for (_, told), part in zip(seen, index.split(batch)))
+        assert all(
+            torch.equal(told, part)
+            for (_, told), part in zip(seen, index.split(batch), strict=True)
+        )
     else:
         assert all(told is None for _, told in seen)
 
@@ -383,11 +406,8 @@ def test_parts(n, batch, indexed):
 
 def test_layer_names():
     assert layer_names(small()) == NAMES
-    assert layer_names(nn.Sequential(nn.Linear(1, 1), nn.Sequential(nn.ReLU()))) == [
-        "0",
-        "1",
-        "1.0",
-    ]
+    nested = nn.Sequential(nn.Linear(1, 1), nn.Sequential(nn.ReLU()))
+    assert layer_names(nested) == ["0", "1", "1.0"]
 
 
 LOOKUPS = [
@@ -407,14 +427,12 @@ def test_unknown_names(look, name):
 
 
 def test_names_of_inputs():
-    net, x = small(), inputs()
+    net = small()
+    x = inputs()
     ((_, a),) = activations(net, x, ["input", *(f"{name}.input" for name in NAMES)])
     hand = by_hand(net, x)
-    assert close(
-        a,
-        {"input": x, "flat.input": x}
-        | {f"{to}.input": hand[of] for of, to in zip(NAMES, NAMES[1:])},
-    )
+    between = {f"{to}.input": hand[of] for of, to in pairwise(NAMES)}
+    assert close(a, {"input": x, "flat.input": x} | between)
 
 
 class Input(nn.Module):
@@ -429,7 +447,8 @@ class Input(nn.Module):
 
 
 def test_a_layer_called_input():
-    net, x = Input(), torch.randn(5, 12)
+    net = Input()
+    x = torch.randn(5, 12)
     ((out, a),) = activations(net, x, ["input", "input.input", "out.input"])
     hidden = x @ net.input.weight.T + net.input.bias
     torch.testing.assert_close(
@@ -450,7 +469,8 @@ class Keywords(nn.Module):
 
 
 def test_a_layer_called_with_a_keyword():
-    net, x = Keywords(), torch.randn(5, 12)
+    net = Keywords()
+    x = torch.randn(5, 12)
     ((_, a),) = activations(net, x, ["fc1.input", "fc2.input"])
     torch.testing.assert_close(
         a, {"fc1.input": x, "fc2.input": (x @ net.fc1.weight.T + net.fc1.bias).relu().detach()}
@@ -463,12 +483,17 @@ def test_a_layer_called_with_a_keyword():
 
 
 def test_all_layers_of_one_pass_against_a_forward_by_hand():
-    net, x, passes = small(), inputs(), []
+    net = small()
+    x = inputs()
+    passes = []
     net.register_forward_pre_hook(lambda *_: passes.append(1))
     ((out, a),) = activations(net, x, NAMES)
     hand = by_hand(net, x)
-    assert close(a, hand) and torch.allclose(out, hand["out"], rtol=1e-9) and len(passes) == 1
-    assert (a["bn"] < 0).any() and (a["fc2"] < 0).any()  # which the next layer overwrites
+    assert close(a, hand)
+    assert torch.allclose(out, hand["out"], rtol=1e-9)
+    assert len(passes) == 1
+    assert (a["bn"] < 0).any()
+    assert (a["fc2"] < 0).any()  # which the next layer overwrites
 
 
 def test_dropout_in_place_does_not_reach_a_capture():
@@ -477,9 +502,8 @@ def test_dropout_in_place_does_not_reach_a_capture():
         net(inputs())
     assert torch.equal(got["act1"], got["drop.input"])
     kept = got["drop"] != 0
-    assert (~kept & (got["act1"] > 0)).any() and torch.equal(
-        got["drop"][kept], 2 * got["act1"][kept]
-    )
+    assert (~kept & (got["act1"] > 0)).any()
+    assert torch.equal(got["drop"][kept], 2 * got["act1"][kept])
 
 
 @settings(deadline=None, max_examples=20)
@@ -489,25 +513,27 @@ def test_dropout_in_place_does_not_reach_a_capture():
     st.lists(st.sampled_from(["input", "out.input", *NAMES]), unique=True),
 )
 def test_streaming_equals_the_whole(n, batch, layers):
-    net, x = small(), inputs(n)
+    net = small()
+    x = inputs(n)
     parts = list(activations(net, x, layers, batch))
     ((out, whole),) = activations(net, x, layers, n)
-    assert len(parts) == -(-n // batch) and set(whole) == set(layers)
-    assert close(
-        {k: torch.cat([a[k] for _, a in parts]) for k in layers}
-        | {"": torch.cat([o for o, _ in parts])},
-        whole | {"": out},
-    )
+    assert len(parts) == -(-n // batch)
+    assert set(whole) == set(layers)
+    assert torch.allclose(torch.cat([o for o, _ in parts]), out, rtol=1e-9, atol=1e-12)
+    assert close({k: torch.cat([a[k] for _, a in parts]) for k in layers}, whole)
 
 
 def test_batches_are_kept_apart():
-    net, x = small(), inputs()
-    for (_, a), part in zip(list(activations(net, x, ["act1"], 4)), x.split(4)):
+    net = small()
+    x = inputs()
+    got = list(activations(net, x, ["act1"], 4))
+    for (_, a), part in zip(got, x.split(4), strict=True):
         assert close(a, {"act1": by_hand(net, part)["act1"]})
 
 
 def test_a_capture_holds_the_last_pass():
-    net, (a, b) = small().eval(), inputs().split(5)
+    net = small().eval()
+    a, b = inputs().split(5)
     with capture(net, ["fc1"]) as got:
         assert not got
         for part in (a, b):
@@ -516,18 +542,21 @@ def test_a_capture_holds_the_last_pass():
 
 
 def test_a_capture_is_no_part_of_training():
-    net, grads = small(), []
+    net = small()
+    grads = []
     net.drop.inplace = False  # torch has no gradient of an in-place dropout behind a ReLU
     for layers in ([], ["input", *NAMES]):
         torch.manual_seed(1)
         net.zero_grad()
         with capture(net, layers) as got:
             net(inputs()).square().sum().backward()
-        assert set(got) == set(layers) and not any(v.requires_grad for v in got.values())
+        assert set(got) == set(layers)
+        assert not any(v.requires_grad for v in got.values())
         for v in got.values():
             v.zero_()
         grads.append({k: p.grad.clone() for k, p in net.named_parameters()})
-    assert same(*grads) and grads[0]["fc1.weight"].any()
+    assert same(*grads)
+    assert grads[0]["fc1.weight"].any()
 
 
 class Repeats(nn.Module):
@@ -535,7 +564,9 @@ class Repeats(nn.Module):
 
     def __init__(self, times):
         super().__init__()
-        self.times, self.fc, self.out = times, nn.Linear(12, 12), nn.Linear(12, 2)
+        self.times = times
+        self.fc = nn.Linear(12, 12)
+        self.out = nn.Linear(12, 2)
 
     def forward(self, x):
         for _ in range(self.times):
@@ -545,7 +576,8 @@ class Repeats(nn.Module):
 
 @pytest.mark.parametrize("name", ["fc", "fc.input"])
 def test_a_layer_called_twice_has_no_one_activation(name):
-    net, x = Repeats(2), torch.randn(5, 12)
+    net = Repeats(2)
+    x = torch.randn(5, 12)
     with capture(net, ["out", name]) as got:
         with pytest.raises(
             RuntimeError, match=f"'{name}'.*more than once.*beside it: out;.*fc, out"
@@ -554,14 +586,14 @@ def test_a_layer_called_twice_has_no_one_activation(name):
         net.times = 1
         net(x)
         assert set(got) == {"out", name}
-        torch.testing.assert_close(
-            got[name], x if name == "fc.input" else (x @ net.fc.weight.T + net.fc.bias).detach()
-        )
+        output = (x @ net.fc.weight.T + net.fc.bias).detach()
+        torch.testing.assert_close(got[name], x if name == "fc.input" else output)
     assert hooks(net) == 0
 
 
 def test_another_layer_called_twice_is_no_obstacle():
-    net, x = Repeats(2), torch.randn(5, 12)
+    net = Repeats(2)
+    x = torch.randn(5, 12)
     ((out, a),) = activations(net, x, ["out"])
     assert torch.equal(a["out"], out)
 
@@ -569,7 +601,8 @@ def test_another_layer_called_twice_is_no_obstacle():
 class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
-        self.lstm, self.head = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 2)
+        self.lstm = nn.LSTM(4, 5, batch_first=True)
+        self.head = nn.Linear(5, 2)
 
     def forward(self, x):
         return self.head(self.lstm(x)[0])
@@ -584,7 +617,8 @@ class Boxed(nn.Module):
 
     def __init__(self, box):
         super().__init__()
-        self.fc, self.box = nn.Linear(4, 4), box
+        self.fc = nn.Linear(4, 4)
+        self.box = box
 
     def forward(self, x):
         return self.box(self.fc(x))
@@ -610,22 +644,23 @@ BOXES = dict(
 
 @pytest.mark.parametrize("box", BOXES.values(), ids=BOXES)
 def test_of_a_layer_that_gives_several_things_the_first_tensor_is_meant(box):
-    net, x = Opens(Boxed(box), nn.Linear(4, 2)), torch.randn(3, 4)
+    net = Opens(Boxed(box), nn.Linear(4, 2))
+    x = torch.randn(3, 4)
     with capture(net, ["0"]) as got, edit(net, {"0": torch.neg}):
         out = net(x)
     hidden = net[0].fc(x)
-    assert torch.equal(got["0"], hidden.detach()) and torch.equal(out, net[1](-hidden))
+    assert torch.equal(got["0"], hidden.detach())
+    assert torch.equal(out, net[1](-hidden))
     assert type(net[0](x)) is type(box(hidden))
 
 
 def test_an_lstm_is_looked_at_by_its_outputs():
-    net, x = Recurrent(), torch.randn(2, 3, 4)
+    net = Recurrent()
+    x = torch.randn(2, 3, 4)
     ((_, a),) = activations(net, x, ["lstm", "lstm.input", "head.input"])
-    assert (
-        torch.equal(a["lstm"], net.lstm(x)[0])
-        and torch.equal(a["head.input"], a["lstm"])
-        and torch.equal(a["lstm.input"], x)
-    )
+    assert torch.equal(a["lstm"], net.lstm(x)[0])
+    assert torch.equal(a["head.input"], a["lstm"])
+    assert torch.equal(a["lstm.input"], x)
     assert linear_layers(net, x) == {"head": "lstm"}
 
 
@@ -639,16 +674,10 @@ def test_a_layer_that_gives_no_tensor():
 def test_a_layer_whose_first_dimension_is_time():
     net = Recurrent()
     net.lstm.batch_first = False
-    with pytest.raises(
-        ValueError, match=r"'net.lstm.input' gives \(5, 7, 4\) for 7 inputs.*batch_first"
-    ):
-        list(
-            activations(
-                nn.Sequential(OrderedDict(turn=Turn(), net=net)),
-                torch.randn(7, 5, 4),
-                ["net.lstm.input"],
-            )
-        )
+    turned = nn.Sequential(OrderedDict(turn=Turn(), net=net))
+    says = r"'net.lstm.input' gives \(5, 7, 4\) for 7 inputs.*batch_first"
+    with pytest.raises(ValueError, match=says):
+        list(activations(turned, torch.randn(7, 5, 4), ["net.lstm.input"]))
 
 
 class Turn(nn.Module):
@@ -667,29 +696,31 @@ def silence(h):
 
 @pytest.mark.parametrize("name", ["act1", "drop.input"])
 def test_an_edit_changes_what_follows_only(name):
-    net, x = small().eval(), inputs()
+    net = small().eval()
+    x = inputs()
     with edit(net, {name: silence}) as within, capture(net, NAMES) as got:
         within(x)
     plain, silent = by_hand(net, x), by_hand(net, x, silence)
     if name == "drop.input":
         silent["act1"] = plain["act1"]
-    assert (
-        within is net
-        and close(dict(got), silent)
-        and not torch.allclose(plain["out"], silent["out"])
-    )
+    assert within is net
+    assert close(dict(got), silent)
+    assert not torch.allclose(plain["out"], silent["out"])
     assert torch.allclose(net(x), plain["out"])
 
 
 def test_an_edit_of_the_networks_input():
-    net, x = small(), inputs()
+    net = small()
+    x = inputs()
     with edit(net, {"input": lambda v: 2 * v}):
         assert torch.allclose(predict(net, x), by_hand(net, 2 * x)["out"])
 
 
 @pytest.mark.parametrize("name", ["input", "act1", "drop.input", "out"])
 def test_an_edit_that_returns_none_leaves_it_as_it_is(name):
-    net, x, seen = small(), inputs(), []
+    net = small()
+    x = inputs()
+    seen = []
     plain = predict(net, x)
     with edit(net, {name: seen.append}):
         assert torch.equal(predict(net, x), plain)
@@ -697,7 +728,8 @@ def test_an_edit_that_returns_none_leaves_it_as_it_is(name):
 
 
 def test_several_edits():
-    net, x = small(), inputs()
+    net = small()
+    x = inputs()
     with edit(net, {"fc1": lambda h: -h, "out": lambda h: h + 1}):
         changed = predict(net, x)
     with torch.no_grad():
@@ -710,24 +742,26 @@ def test_gradients_go_through_an_edit():
     net = small()
     with edit(net, {"act1": silence}):
         net(inputs()).sum().backward()
-    assert not net.bn.bias.grad[:4].any() and net.bn.bias.grad[4:].any()
+    assert not net.bn.bias.grad[:4].any()
+    assert net.bn.bias.grad[4:].any()
 
 
 # --- linear layers
 
 
 class Functions(nn.Module):
-    "Three layers, called in another order than defined, and one never; what lies between them is no module."
+    """Three layers, called in another order than defined, and one never.
+
+    What lies between them is no module.
+    """
 
     def __init__(self, act=torch.relu):
         super().__init__()
-        self.act, self.never, self.fc2, self.fc1, self.out = (
-            act,
-            nn.Linear(1, 1),
-            nn.Linear(8, 6),
-            nn.Linear(12, 8),
-            nn.Linear(6, 3),
-        )
+        self.act = act
+        self.never = nn.Linear(1, 1)
+        self.fc2 = nn.Linear(8, 6)
+        self.fc1 = nn.Linear(12, 8)
+        self.out = nn.Linear(6, 3)
 
     def forward(self, x):
         return self.out(self.act(self.fc2(self.act(self.fc1(x.flatten(1))))))
@@ -738,7 +772,9 @@ class Views(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.fc1, self.flat, self.fc2 = nn.Linear(4, 5), nn.Flatten(), nn.Linear(15, 2)
+        self.fc1 = nn.Linear(4, 5)
+        self.flat = nn.Flatten()
+        self.fc2 = nn.Linear(15, 2)
 
     def forward(self, x):
         h = self.fc1(x[:, 0])
@@ -762,7 +798,8 @@ class Branches(nn.Module):
 
 def reads(net, x) -> dict:
     "What each linear layer reads first, in the order of their calls."
-    got, linear = {}, {m: name for name, m in net.named_modules() if isinstance(m, nn.Linear)}
+    got = {}
+    linear = {m: name for name, m in net.named_modules() if isinstance(m, nn.Linear)}
 
     def note(m, args, kwargs):
         if linear[m] not in got:
@@ -793,10 +830,13 @@ NETS = dict(
 
 @pytest.mark.parametrize("make, shape", NETS.values(), ids=NETS)
 def test_the_named_layers_activation_is_what_the_linear_layer_reads(make, shape):
-    net, x = make(), torch.randn(2, *shape)
-    truth, found = reads(net, x), linear_layers(net, x)
+    net = make()
+    x = torch.randn(2, *shape)
+    truth = reads(net, x)
+    found = linear_layers(net, x)
     ((_, a),) = activations(net, x, list(found.values()))
-    assert list(found) == list(truth) and all(torch.equal(a[found[k]], v) for k, v in truth.items())
+    assert list(found) == list(truth)
+    assert all(torch.equal(a[found[k]], v) for k, v in truth.items())
 
 
 @pytest.mark.parametrize(
@@ -820,7 +860,8 @@ def test_the_named_layers_activation_is_what_the_linear_layer_reads(make, shape)
 def test_linear_layers_by_name(net, expected):
     make, shape = NETS[net]
     found = linear_layers(make(), torch.randn(2, *shape))
-    assert found == expected and list(found) == list(expected)
+    assert found == expected
+    assert list(found) == list(expected)
 
 
 # --- a layer's state
@@ -877,10 +918,8 @@ def test_a_group_is_a_prefix_of_whole_components(key, layer):
 )
 def test_layer_state(layer, buffers, expected):
     net = small()
-    assert same(
-        layer_state(net, layer, buffers),
-        {f"{layer}.{k}": getattr(getattr(net, layer), k) for k in expected},
-    )
+    m = getattr(net, layer)
+    assert same(layer_state(net, layer, buffers), {f"{layer}.{k}": getattr(m, k) for k in expected})
 
 
 def test_the_state_of_a_group():
@@ -890,15 +929,15 @@ def test_the_state_of_a_group():
 
 def test_the_state_of_the_root_and_of_a_shared_weight():
     net = Rooted()
-    assert list(layer_state(net, "(root)")) == ["scale", "shift"] and list(
-        layer_state(net, "(root)", buffers=False)
-    ) == ["scale"]
+    assert list(layer_state(net, "(root)")) == ["scale", "shift"]
+    assert list(layer_state(net, "(root)", buffers=False)) == ["scale"]
     assert list(layer_state(net, "b", buffers=False)) == ["b.weight", "b.bias"]
 
 
 def test_a_state_is_a_copy():
     net = small()
-    before, state = copy(net), layer_state(net, "bn")
+    before = copy(net)
+    state = layer_state(net, "bn")
     for v in state.values():
         assert not v.requires_grad
         v.add_(1)
@@ -912,7 +951,8 @@ def test_a_state_is_a_copy():
 def test_layers_without_a_state(ask, layer):
     with pytest.raises(ValueError) as e:
         ask(small(), layer)
-    assert repr(layer) in str(e.value) and str(e.value).endswith("fc1, bn, fc2, out")
+    assert repr(layer) in str(e.value)
+    assert str(e.value).endswith("fc1, bn, fc2, out")
 
 
 def test_a_refusal_names_only_layers_that_would_do():
@@ -947,17 +987,14 @@ def test_put_back_with_and_without_buffers(buffers, kept):
     before = copy(net)
     after = copy(moved(net))
     put_back(net, before, "bn", buffers)
-    assert same(
-        copy(net),
-        after
-        | {k: v for k, v in before.items() if k.startswith("bn.")}
-        | {k: after[k] for k in kept},
-    )
+    put = {k: v for k, v in before.items() if k.startswith("bn.") and k not in kept}
+    assert same(copy(net), after | put)
 
 
 def test_put_back_the_root_from_its_own_state():
     net = Rooted()
-    before, state = copy(net), layer_state(net, "(root)")
+    before = copy(net)
+    state = layer_state(net, "(root)")
     after = copy(moved(net))
     put_back(net, state, "(root)")
     assert same(copy(net), after | {k: before[k] for k in ("scale", "shift")})
@@ -1002,7 +1039,8 @@ class Listed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.act = nn.Linear(4, 3), nn.ReLU()
+        self.stem = nn.Linear(4, 3)
+        self.act = nn.ReLU()
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)) for _ in range(2)
         )
@@ -1022,10 +1060,13 @@ def twice() -> nn.Sequential:
 
 
 def nested() -> nn.Sequential:
-    row, fc = nn.Sequential, lambda: nn.Linear(2, 2)
-    return row(
-        row(row(fc(), nn.ReLU()), nn.ReLU(), row(row(fc()), row(fc()))), row(row(fc()), fc()), fc()
-    )
+    row = nn.Sequential
+
+    def fc():
+        return nn.Linear(2, 2)
+
+    first = row(row(fc(), nn.ReLU()), nn.ReLU(), row(row(fc()), row(fc())))
+    return row(first, row(row(fc()), fc()), fc())
 
 
 PER_LAYER = [f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1)]
@@ -1061,48 +1102,45 @@ GROUPED = dict(
 
 
 def owners_by_hand(net) -> list:
-    own = [
-        name
-        for name, m in net.named_modules(remove_duplicate=False)
-        if any(p is not None for p in m._parameters.values())
-    ]
-    return [
-        "(root)"
-        if not name
-        else f"{name}.(root)"
-        if any(other.startswith(name + ".") for other in own)
-        else name
-        for name in own
-    ]
+    own = []
+    for name, m in net.named_modules(remove_duplicate=False):
+        if any(p is not None for p in m._parameters.values()):
+            own.append(name)
+
+    def as_layer(name):
+        if not name:
+            return "(root)"
+        has_others = any(other.startswith(name + ".") for other in own)
+        return f"{name}.(root)" if has_others else name
+
+    return [as_layer(name) for name in own]
 
 
 def check_partition(net, found, buffers=False):
     "Each parameter is in one of the layers or groups."
     keys = [k for name in found for k in layer_state(net, name, buffers)]
-    assert sorted(keys) == sorted(
-        net.state_dict() if buffers else dict(net.named_parameters(remove_duplicate=False))
-    )
+    expected = net.state_dict()
+    if not buffers:
+        expected = dict(net.named_parameters(remove_duplicate=False))
+    assert sorted(keys) == sorted(expected)
 
 
 @pytest.mark.parametrize("make, expected", GROUPED.values(), ids=GROUPED)
 def test_groups_and_owners(make, expected):
     with torch.device("meta"):
         net = make()
-    assert layer_groups(net) == expected and owners(net) == owners_by_hand(net)
+    assert layer_groups(net) == expected
+    assert owners(net) == owners_by_hand(net)
     for buffers in (False, True):
         check_partition(net, expected, buffers)
 
 
 def test_owners():
-    assert (
-        owners(Rooted()) == ["(root)", "a", "b"]
-        and owners(small()) == ["fc1", "bn", "fc2", "out"]
-        and owners(nn.Linear(2, 2)) == ["(root)"]
-    )
-    assert (
-        owners(nested()) == ["0.0.0", "0.2.0.0", "0.2.1.0", "1.0.0", "1.1", "2"]
-        and owners(nn.Sequential(nn.ReLU())) == []
-    )
+    assert owners(Rooted()) == ["(root)", "a", "b"]
+    assert owners(small()) == ["fc1", "bn", "fc2", "out"]
+    assert owners(nn.Linear(2, 2)) == ["(root)"]
+    assert owners(nested()) == ["0.0.0", "0.2.0.0", "0.2.1.0", "1.0.0", "1.1", "2"]
+    assert owners(nn.Sequential(nn.ReLU())) == []
     assert owners(vit(depth=1, width=8))[:5] == [
         "(root)",
         "patches.0",
@@ -1112,17 +1150,21 @@ def test_owners():
     ]
 
 
+LEAVES = dict(linear=lambda: nn.Linear(2, 2), norm=lambda: nn.BatchNorm1d(2), relu=nn.ReLU)
+BRANCHES = dict(
+    row=nn.Sequential,
+    gain=Gain,
+    list=lambda *parts: nn.ModuleList(parts),
+    shared=lambda *parts: nn.Sequential(*parts, *parts),
+)
+
+
 def grown(tree) -> nn.Module:
+    "A network of layers (leaves) within containers."
     if not isinstance(tree, tuple):
-        return dict(linear=lambda: nn.Linear(2, 2), norm=lambda: nn.BatchNorm1d(2), relu=nn.ReLU)[
-            tree
-        ]()
-    return dict(
-        row=nn.Sequential,
-        gain=Gain,
-        list=lambda *parts: nn.ModuleList(parts),
-        shared=lambda *parts: nn.Sequential(*parts, *parts),
-    )[tree[0]](*map(grown, tree[1]))
+        return LEAVES[tree]()
+    kind, branches = tree
+    return BRANCHES[kind](*map(grown, branches))
 
 
 trees = st.recursive(
@@ -1146,9 +1188,8 @@ def test_groups_are_a_partition_of_any_tree(tree):
     else:
         found = layer_groups(net)
         for name in found:
-            assert list(
-                net.get_submodule(name.removesuffix("(root)").removesuffix(".")).parameters()
-            )
+            owner = name.removesuffix("(root)").removesuffix(".")
+            assert list(net.get_submodule(owner).parameters())
         check_partition(net, found, buffers=True)
 
 
@@ -1160,7 +1201,8 @@ class Scaled(nn.Module):
 
     def __init__(self, net):
         super().__init__()
-        self.net, self.temperature = net, nn.Parameter(torch.full((1,), 2.0))
+        self.net = net
+        self.temperature = nn.Parameter(torch.full((1,), 2.0))
 
     def forward(self, x):
         return self.net(x) / self.temperature
@@ -1178,15 +1220,13 @@ class Bias(nn.Module):
 
 
 class Task(nn.Module):
-    "As a training framework holds a network: beside a loss with weights, and with a head that is never used."
+    "A network within a training framework: beside a loss with weights and a head without use."
 
     def __init__(self, net):
         super().__init__()
-        self.unused, self.model, self.loss = (
-            nn.Linear(3, 3),
-            net,
-            nn.CrossEntropyLoss(weight=torch.ones(3)),
-        )
+        self.unused = nn.Linear(3, 3)
+        self.model = net
+        self.loss = nn.CrossEntropyLoss(weight=torch.ones(3))
 
     def forward(self, x):
         return self.model(x)
@@ -1214,18 +1254,16 @@ class Words(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.embedding, self.lstm, self.head = (
-            nn.Embedding(9, 6),
-            nn.LSTM(6, 5, batch_first=True),
-            nn.Linear(5, 3),
-        )
+        self.embedding = nn.Embedding(9, 6)
+        self.lstm = nn.LSTM(6, 5, batch_first=True)
+        self.head = nn.Linear(5, 3)
 
     def forward(self, x):
-        return self.head(
-            self.lstm(x.long())[0][:, -1]
-            if x.ndim > 2
-            else self.lstm(self.embedding(x.long()))[0][:, -1]
-        )
+        words = x.long()
+        if x.ndim <= 2:
+            words = self.embedding(words)
+        out, _ = self.lstm(words)
+        return self.head(out[:, -1])
 
 
 def one_block() -> nn.Module:
@@ -1328,14 +1366,15 @@ def some(shape, n=4) -> torch.Tensor:
 
 @pytest.mark.parametrize("make, shape, hidden, head", BARE.values(), ids=BARE)
 def test_hidden_parts_of_a_network(make, shape, hidden, head):
-    net, x = make(), some(shape)
+    net = make()
+    x = some(shape)
     before = modes(net), hooks(net), [p.requires_grad for p in net.parameters()]
     with warnings.catch_warnings(action="error"):
         found = hidden_groups(net, x, head=True)
-    assert found == hidden + head and hidden_groups(net, x) == hidden
-    assert (modes(net), hooks(net), [p.requires_grad for p in net.parameters()]) == before and all(
-        p.grad is None for p in net.parameters()
-    )
+    assert found == hidden + head
+    assert hidden_groups(net, x) == hidden
+    assert (modes(net), hooks(net), [p.requires_grad for p in net.parameters()]) == before
+    assert all(p.grad is None for p in net.parameters())
 
 
 @pytest.mark.parametrize("wrap, prefix", WRAPS.values(), ids=WRAPS)
@@ -1347,7 +1386,8 @@ def test_hidden_parts_of_a_network(make, shape, hidden, head):
 def test_a_network_has_the_same_parts_in_whatever_it_is_wrapped(
     make, shape, hidden, head, wrap, prefix
 ):
-    net, x = make().eval(), some(shape)
+    net = make().eval()
+    x = some(shape)
     wrapped = wrap(net).eval()
     wrapped(x)  # a compiled network is compiled before it is looked at
     assert hidden_groups(wrapped, x) == [prefix + k for k in hidden]
@@ -1357,9 +1397,10 @@ def test_a_network_has_the_same_parts_in_whatever_it_is_wrapped(
     ((_, bare),) = activations(net, x, hidden)
     ((_, seen),) = activations(wrapped, x, [prefix + k for k in hidden])
     assert all(torch.equal(bare[k], seen[prefix + k]) for k in hidden)
-    assert {
-        prefix + k: v if v == "input" else prefix + v for k, v in linear_layers(net, x).items()
-    } == linear_layers(wrapped, x)
+    for layer, reads_of in linear_layers(net, x).items():
+        expected = reads_of if reads_of == "input" else prefix + reads_of
+        assert linear_layers(wrapped, x)[prefix + layer] == expected
+    assert len(linear_layers(wrapped, x)) == len(linear_layers(net, x))
 
 
 def test_a_network_beside_other_things():
@@ -1400,14 +1441,8 @@ def test_two_networks_that_are_averaged():
         def forward(self, x):
             return self.a(x) + self.b(x)
 
-    assert hidden_groups(Both(), some((1, 4, 4)), head=True) == [
-        "a.fc1",
-        "a.fc2",
-        "b.fc1",
-        "b.fc2",
-        "a.out",
-        "b.out",
-    ]
+    expected = ["a.fc1", "a.fc2", "b.fc1", "b.fc2", "a.out", "b.out"]
+    assert hidden_groups(Both(), some((1, 4, 4)), head=True) == expected
 
 
 @pytest.mark.parametrize(
@@ -1440,31 +1475,20 @@ def test_parts_that_cannot_be_compared_are_named(net, shape, says):
 @pytest.mark.filterwarnings("ignore:parts that cannot be compared")
 def test_that_only_the_input_is_left_is_said(net):
     x = some((12,) if isinstance(net, Repeats) else (4,))
-    with pytest.warns(
-        UserWarning,
-        match=f"{type(net).__name__} has no hidden part that can be compared, so only its input is looked at",
-    ):
+    says = f"{type(net).__name__} has no hidden part that can be compared, so only its input is "
+    with pytest.warns(UserWarning, match=says + "looked at"):
         assert hidden_groups(net, x) == []
+
+
+def features(names: str) -> list[str]:
+    return [f"features.{name}" for name in names.split()]
 
 
 BODIES = {
     "resnet18": ["conv1", "bn1", *PER_LAYER, "fc"],
     "densenet121": [
-        *(
-            f"features.{k}"
-            for k in (
-                "conv0",
-                "norm0",
-                "denseblock1",
-                "transition1",
-                "denseblock2",
-                "transition2",
-                "denseblock3",
-                "transition3",
-                "denseblock4",
-                "norm5",
-            )
-        ),
+        *features("conv0 norm0 denseblock1 transition1 denseblock2 transition2"),
+        *features("denseblock3 transition3 denseblock4 norm5"),
         "classifier",
     ],
     "vit_b_16": [
@@ -1476,71 +1500,17 @@ BODIES = {
         "heads",
     ],
     "swin_t": [
-        *(
-            f"features.{k}"
-            for k in (
-                "0",
-                "1.0",
-                "1.1",
-                "2",
-                "3.0",
-                "3.1",
-                "4",
-                *(f"5.{i}" for i in range(6)),
-                "6",
-                "7.0",
-                "7.1",
-            )
-        ),
+        *features("0 1.0 1.1 2 3.0 3.1 4 5.0 5.1 5.2 5.3 5.4 5.5 6 7.0 7.1"),
         "norm",
         "head",
     ],
     "convnext_tiny": [
-        *(
-            f"features.{k}"
-            for k in (
-                "0",
-                "1.0",
-                "1.1",
-                "1.2",
-                "2",
-                "3.0",
-                "3.1",
-                "3.2",
-                "4",
-                *(f"5.{i}" for i in range(9)),
-                "6",
-                "7.0",
-                "7.1",
-                "7.2",
-            )
-        ),
+        *features("0 1.0 1.1 1.2 2 3.0 3.1 3.2 4"),
+        *features("5.0 5.1 5.2 5.3 5.4 5.5 5.6 5.7 5.8 6 7.0 7.1 7.2"),
         "classifier",
     ],
     "efficientnet_b0": [
-        *(
-            f"features.{k}"
-            for k in (
-                "0",
-                "1.0",
-                "2.0",
-                "2.1",
-                "3.0",
-                "3.1",
-                "4.0",
-                "4.1",
-                "4.2",
-                "5.0",
-                "5.1",
-                "5.2",
-                "6.0",
-                "6.1",
-                "6.2",
-                "6.3",
-                "7.0",
-                "8",
-            )
-        ),
+        *features("0 1.0 2.0 2.1 3.0 3.1 4.0 4.1 4.2 5.0 5.1 5.2 6.0 6.1 6.2 6.3 7.0 8"),
         "classifier",
     ],
     "mobilenet_v3_small": [*(f"features.{i}" for i in range(13)), "classifier"],
@@ -1552,9 +1522,8 @@ def test_parts_of_networks_from_torchvision(name, expected):
     with torch.device("meta"):
         net = torchvision.models.get_model(name)
         wrapped = nn.Sequential(nn.Identity(), nn.DataParallel(net))
-    assert layer_groups(net) == expected and layer_groups(wrapped) == [
-        f"1.module.{k}" for k in expected
-    ]
+    assert layer_groups(net) == expected
+    assert layer_groups(wrapped) == [f"1.module.{k}" for k in expected]
     check_partition(wrapped, layer_groups(wrapped))
 
 
@@ -1575,28 +1544,25 @@ def test_parts_of_networks_from_torchvision(name, expected):
 def test_the_dimension_of_channels_is_that_which_the_layer_made(make, x):
     "Layers are asked for the size that they declare; blocks for that of the last of their layers."
     torch.manual_seed(0)
-    net, told = make().eval(), 0
+    net = make().eval()
+    compared = 0
 
     def look(module, args, out):
-        nonlocal told
-        names = [
-            n
-            for n in ("out_features", "out_channels", "num_features", "normalized_shape")
-            if hasattr(module, n)
-        ]
+        nonlocal compared
+        declared = ("out_features", "out_channels", "num_features", "normalized_shape")
+        names = [n for n in declared if hasattr(module, n)]
         if not names or out.ndim < 3:
             return
         size = getattr(module, names[0])
-        assert out.shape[channel_dim(module, out)] == (
-            size[-1] if isinstance(size, tuple) else size
-        )
-        told += 1
+        size = size[-1] if isinstance(size, tuple) else size
+        assert out.shape[channel_dim(module, out)] == size
+        compared += 1
 
     for m in net.modules():
         m.register_forward_hook(look)
     with torch.no_grad():
         net(torch.randn(x))
-    assert told >= 2
+    assert compared >= 2
 
 
 def test_a_block_whose_end_moves_the_channels():
@@ -1606,10 +1572,8 @@ def test_a_block_whose_end_moves_the_channels():
         nn.Linear(8, 12),
         torchvision.ops.Permute([0, 3, 1, 2]),
     )
-    assert (
-        channel_dim(block, block(torch.rand(2, 3, 5, 4))) == 1
-        and channel_dim(block[2], block[:3](torch.rand(2, 3, 5, 4))) == 3
-    )
+    assert channel_dim(block, block(torch.rand(2, 3, 5, 4))) == 1
+    assert channel_dim(block[2], block[:3](torch.rand(2, 3, 5, 4))) == 3
 
 
 @pytest.mark.parametrize(
