@@ -45,7 +45,7 @@ from memnb.common.files import write_whole
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
 from memnb.datasets.noisy_datasets import NoisyDataset
-from memnb.models.layers import predict
+from memnb.models.evaluation import predict
 from memnb.models.networks import build
 from memnb.runs.run import Run
 from memnb.trainer.stacked import fit_stacked

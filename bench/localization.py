@@ -20,7 +20,8 @@ from memnb.localization.rewinding import rewind
 from memnb.localization.tied_dropout import TiedDropout
 from memnb.localization.unit_masks import unit_layers
 from memnb.localization.unit_search import SEARCH_MODES, critical_units
-from memnb.models.layers import activations, examples
+from memnb.models.evaluation import examples
+from memnb.models.layers import activations
 from memnb.models.networks import build
 from memnb.trainer.training import fit, train
 

@@ -23,7 +23,8 @@ from ..datasets.noisy_datasets import NoisyDataset
 from ..localization.tied_dropout import TiedDropout
 from ..localization.unit_masks import Masked, unit_layers
 from ..localization.unit_search import critical_units
-from ..models.layers import edit, examples, linear_layers, predict, predicted
+from ..models.evaluation import examples, predict, predicted
+from ..models.layers import edit, linear_layers
 from ..probes.interventions import find_head, transfer
 from ..probes.over_training import default_layers
 from ..runs.run import Run

@@ -20,7 +20,8 @@ from .noise_rate import Noise, estimate_noise
 from .suspicion import check_model
 from ..common.checks import names_of, number, seed_of, shown
 from ..datasets.noisy_datasets import NoisyDataset
-from ..models.layers import examples, linear_layers, predict, predicted
+from ..models.evaluation import examples, predict, predicted
+from ..models.layers import linear_layers
 from ..probes.interventions import find_head, transfer
 from ..probes.over_training import default_layers
 

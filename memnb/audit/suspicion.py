@@ -27,7 +27,7 @@ from memnb.localization.label_evidence import (
     other_class_lead,
 )
 from ..localization.scores import mislabel_scores
-from ..models.layers import predict
+from ..models.evaluation import predict
 from ..runs.recorder import Recorder
 from ..runs.run import Run
 from ..trainer.steps import check_network, check_outputs

@@ -19,7 +19,7 @@ from ..common.checks import check_choice, shown
 from .sessions import SESSIONS, Session, numbers
 from .widgets import ROW, CopyButton, Panel, Stage, Transport
 from ..lab.charts import use_theme
-from ..papers.relu import PRESETS
+from ..papers.relu import relu_parameters
 
 # %% ../../nbs/explorer/04_app.ipynb #cell04
 class Job:
@@ -97,7 +97,7 @@ class Explorer(w.VBox):
         pace: float = 4.0,  # seconds that a training takes at least, so that it can be watched
     ):
         check_choice("kind", kind, SESSIONS)
-        check_choice("preset", preset, PRESETS)
+        check_choice("preset", preset, relu_parameters.presets)
         if isinstance(pace, bool) or not isinstance(pace, Real) or not 0 <= pace < math.inf:
             raise ValueError(f"pace={shown(pace)} must be a finite number of seconds, 0 or more")
         use_theme()

@@ -30,7 +30,7 @@ from ..datasets.loading import SCALES, load, scaled
 from ..datasets.noisy_datasets import MOST_CLASSES, NoisyDataset
 from ..datasets.sources import read_arrays
 from ..lab.parameters import DATASET, FILE, SEED, Params, Rule, between, one_of, resolve
-from ..models.layers import examples, predict, predicted
+from ..models.evaluation import examples, predict, predicted
 from ..models.networks import build
 from ..probes.interventions import find_head
 from ..runs.run import Run, run_key

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..common.checks import names_of, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
-from ..models.layers import belongs, compiled, eager, evaluating, examples, owners
+from ..models.evaluation import compiled, eager, evaluating, examples
+from ..models.structure import belongs, owners
 from ..trainer.steps import Training, check_outputs, loss_of
 
 # %% ../../nbs/localization/01_accounting.ipynb #cell05

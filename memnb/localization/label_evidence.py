@@ -18,14 +18,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ..common.checks import check_choice
 from ..datasets.noisy_datasets import NoisyDataset
-from memnb.models.layers import (
-    activations,
-    eager,
-    evaluating,
-    examples,
-    first_tensor,
-    hidden_groups,
-)
+from ..models.evaluation import eager, evaluating, examples
+from ..models.layers import activations, first_tensor
+from ..models.structure import hidden_groups
 from ..probes.classifiers import PROBES
 from ..probes.geometry import ClassShapes
 from ..trainer.steps import check_outputs

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..common.checks import number, seed_of, whole
 from ..datasets.noisy_datasets import NoisyDataset
-from ..models.layers import predict, predicted
+from ..models.evaluation import predict, predicted
 from ..trainer.stacked import fit_stacked
 from ..trainer.training import fit
 

@@ -23,18 +23,8 @@ from tqdm import tqdm
 from ..common.checks import check_choice, names_of, number, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
 from .accounting import group_mask
-from memnb.models.layers import (
-    belongs,
-    eager,
-    evaluating,
-    examples,
-    layer_groups,
-    layer_state,
-    parts,
-    predict,
-    predicted,
-    put_back,
-)
+from ..models.evaluation import eager, evaluating, examples, parts, predict, predicted
+from ..models.structure import belongs, layer_groups, layer_state, put_back
 from ..runs.run import Run
 from ..trainer.steps import alone, check_outputs, triangle
 from ..trainer.training import fit

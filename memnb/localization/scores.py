@@ -24,7 +24,9 @@ from memnb.localization.label_evidence import (
     mean_evidence,
     other_class_lead,
 )
-from ..models.layers import activations, device_of, hidden_groups, predict, predicted
+from ..models.evaluation import device_of, predict, predicted
+from ..models.layers import activations
+from ..models.structure import hidden_groups
 from ..runs.run import Run
 from ..trainer.steps import check_outputs
 

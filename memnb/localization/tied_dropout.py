@@ -17,17 +17,8 @@ from torch.nn import functional as F
 from ..common.checks import check_choice, names_of, number, seed_of, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
 from .accounting import group_mask
-from memnb.models.layers import (
-    channel_dim,
-    compiled,
-    examples,
-    first_tensor,
-    layer_names,
-    predict,
-    predicted,
-    present_examples,
-    with_first,
-)
+from ..models.evaluation import compiled, examples, predict, predicted, present_examples
+from ..models.layers import channel_dim, first_tensor, layer_names, with_first
 from ..trainer.steps import check_network, check_outputs
 
 # %% ../../nbs/localization/05_tied_dropout.ipynb #cell05

@@ -17,15 +17,9 @@ from torch import Tensor, nn
 
 from ..common.checks import check_choice, names_of
 from ..datasets.noisy_datasets import NoisyDataset
-from memnb.models.layers import (
-    activations,
-    channel_dim,
-    edit,
-    evaluating,
-    examples,
-    first_tensor,
-    graphed,
-)
+from ..models.evaluation import evaluating, examples
+from ..models.layers import activations, channel_dim, edit, first_tensor
+from ..models.structure import graphed
 from ..trainer.steps import check_outputs
 
 # %% ../../nbs/localization/03_unit_masks.ipynb #a0d8dfc8

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from ..common.checks import check_choice, check_memory, number, seed_of, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
 from .unit_masks import Masked
-from ..models.layers import activations, edit, evaluating, examples, predicted
+from ..models.evaluation import evaluating, examples, predicted
+from ..models.layers import activations, edit
 from ..trainer.steps import loss_of
 
 # %% ../../nbs/localization/04_unit_search.ipynb #3d714dbf

@@ -20,52 +20,63 @@ from ..common.checks import check_choice, check_memory, number, seed_of, shown, 
 from ..datasets.noisy_datasets import NoisyDataset
 from .vision import alexnet, cnn, dense, made, resnet9, resnet50, vit
 
-# %% ../../nbs/models/01_networks.ipynb #cell04
-_STD = (
-    torch.finfo(torch.float32).tiny,
-    1e18,
-)  # below it weights are no numbers of full precision, above it logits none
+# %% ../../nbs/models/01_networks.ipynb #cell05
+# smaller weights are not stored to full precision, and larger ones give no finite logits
+_SMALLEST_STD = torch.finfo(torch.float32).tiny
+_LARGEST_STD = 1e18
 
 
 class TwoLayerReLU(nn.Module):
-    "Two-layer ReLU network with one logit for two classes (learning dynamics of label noise, section 2)."
+    """Two-layer ReLU network with one logit for two classes.
+
+    Learning dynamics of label noise, section 2. `TypeError` or `ValueError` for sizes below 1, for
+    a std out of range, and for a network that does not fit into memory.
+    """
 
     def __init__(
         self,
-        d: int,  # inputs a sample, at least 1
+        d: int,  # numbers in one input, at least 1
         width: int,  # hidden neurons m, at least 1
         std: float = 1e-3**0.5,  # of the initial weights of both layers, from 1.2e-38 to 1e18
-        seed: int = 0,  # of the initial weights' own generator
+        seed: int = 0,  # of the initial weights' own generator, 0 or more
     ):
         super().__init__()
-        for name, v in (("d", d), ("width", width)):
-            if whole(name, v) < 1:
+        for name, size in (("d", d), ("width", width)):
+            if whole(name, size) < 1:
                 raise ValueError(f"d={d} and width={width} must be at least 1")
-        d, width, seed = int(d), int(width), seed_of(seed)
+        d = int(d)
+        width = int(width)
+        seed = seed_of(seed)
         allowed = "be above 0, from 1.2e-38 to 1e18"
-        std = number("std", std, allowed, lambda v: _STD[0] <= v <= _STD[1])
+        std = number("std", std, allowed, lambda v: _SMALLEST_STD <= v <= _LARGEST_STD)
         check_memory(f"a network of d={d}, width={width} needs", 4 * d * width)
+        # made without storage first, so that torch's global generator is not touched
         with torch.device("meta"):
-            self.hidden, self.out = nn.Linear(d, width), nn.Linear(width, 1)
+            self.hidden = nn.Linear(d, width)
+            self.out = nn.Linear(width, 1)
         self.to_empty(device="cpu")
-        g = torch.Generator().manual_seed(seed)
+        own = torch.Generator().manual_seed(seed)
         for layer in (self.hidden, self.out):
-            nn.init.normal_(layer.weight, 0, std, generator=g)
+            nn.init.normal_(layer.weight, 0, std, generator=own)
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         "Logits (n, 1) of inputs (n, ...), which are flattened."
         return self.out(self.hidden(x.flatten(1)).relu())
 
-# %% ../../nbs/models/01_networks.ipynb #cell08
+# %% ../../nbs/models/01_networks.ipynb #cell10
 def mlp(
     shape: Sequence[int],  # of one input; it is flattened
-    widths: Sequence[int] = (128, 512, 2048, 2048),  # the paper's
+    widths: Sequence[int] = (128, 512, 2048, 2048),  # units of the hidden layers; the paper's
     n_classes: int = 10,  # 2 or more
-    seed: int = 0,  # of the initial weights
+    seed: int = 0,  # of the initial weights, 0 or more
 ) -> nn.Sequential:
-    "Linear layers with ReLU between them: `flatten, fc1, ..., out`; logits (n, n_classes)."
-    shape, widths = sizes("shape", shape), sizes("widths", widths)
+    """Linear layers with ReLU between them: `flatten, fc1, ..., out`; logits (n, n_classes).
+
+    Latent generalization, appendix A.1. `TypeError` or `ValueError` for sizes that are none.
+    """
+    shape = sizes("shape", shape)
+    widths = sizes("widths", widths)
 
     def make() -> nn.Sequential:
         layers = dense(math.prod(shape), widths, n_classes)
@@ -73,7 +84,7 @@ def mlp(
 
     return made(f"an MLP of widths={list(widths)}", make, seed)
 
-# %% ../../nbs/models/01_networks.ipynb #cell10
+# %% ../../nbs/models/01_networks.ipynb #cell14
 ACTIVATIONS = {  # name -> (function, its derivative by its argument)
     "square": (torch.square, lambda s: 2 * s),
     "abs": (torch.abs, torch.sign),
@@ -82,41 +93,53 @@ ACTIVATIONS = {  # name -> (function, its derivative by its argument)
 
 
 class ModularNet(nn.Module):
-    "Two-layer network of residue pairs: `u, v` (P, M), and `w` (M, P), the weight of the linear layer `readout` turned over."
+    """Two-layer network of residue pairs, with the weights `u, v` (P, M) and `w` (M, P).
+
+    `w` is the transposed weight of the linear layer `readout`. `TypeError` or `ValueError` for
+    sizes that are too small, an unknown activation, and what does not fit into memory.
+    """
 
     def __init__(
         self,
         p: int,  # modulus P, 3 or more
         width: int,  # hidden neurons M, at least 1
         activation: str = "square",  # a key of `ACTIVATIONS`
-        seed: int = 0,  # of the initial weights
+        seed: int = 0,  # of the initial weights, 0 or more
     ):
         super().__init__()
-        p, width = whole("P", p, 3), whole("width", width, 1)
-        self.p, self.activation = p, check_choice("activation", activation, ACTIVATIONS)
+        p = whole("P", p, 3)
+        width = whole("width", width, 1)
+        self.p = p
+        self.activation = check_choice("activation", activation, ACTIVATIONS)
         check_memory(f"a modular network of P={p}, width={width} needs", 12 * p * width)
-        g = torch.Generator().manual_seed(seed_of(seed))
+        own = torch.Generator().manual_seed(seed_of(seed))
 
-        def draw(a: int, b: int, variance: float) -> nn.Parameter:
-            return nn.Parameter(variance**0.5 * torch.randn(a, b, generator=g))
+        def draw(rows: int, columns: int, variance: float) -> nn.Parameter:
+            return nn.Parameter(variance**0.5 * torch.randn(rows, columns, generator=own))
 
-        self.u, self.v = draw(p, width, 0.5 / p), draw(p, width, 0.5 / p)
+        self.u = draw(p, width, 0.5 / p)
+        self.v = draw(p, width, 0.5 / p)
         self.readout = nn.utils.skip_init(nn.Linear, width, p, bias=False)
         self.readout.weight = nn.Parameter(draw(width, p, 1 / width).detach().T.contiguous())
 
     @property
     def w(self) -> Tensor:
+        "(M, P) weights from the neurons to the logits."
         return self.readout.weight.T
+
+    def _logits(self, sums: Tensor) -> Tensor:
+        activation, _ = ACTIVATIONS[self.activation]
+        return self.readout(activation(sums))
 
     def forward(self, x: Tensor) -> Tensor:
         "Logits (n, P) of inputs (n, 2 P), two one-hot vectors."
-        return self.readout(ACTIVATIONS[self.activation][0](x @ torch.cat([self.u, self.v])))
+        return self._logits(x @ torch.cat([self.u, self.v]))
 
     def grid(self) -> Tensor:
         "Logits (P, P, P) of all pairs: row a, column b."
-        return self.readout(ACTIVATIONS[self.activation][0](self.u[:, None] + self.v[None]))
+        return self._logits(self.u[:, None] + self.v[None])
 
-# %% ../../nbs/models/01_networks.ipynb #cell13
+# %% ../../nbs/models/01_networks.ipynb #cell19
 MODELS = {
     "two_layer_relu": TwoLayerReLU,
     "mlp": mlp,
@@ -133,7 +156,11 @@ def build(
     name: str,  # a key of `MODELS`
     **args,  # of its constructor
 ) -> nn.Module:
-    "The named network, freshly initialised. `ValueError` for an unknown name, with the known ones."
+    """The named network, freshly initialised.
+
+    `ValueError` for an unknown name, with the known ones; `TypeError` for arguments that it does
+    not take, with those that it does.
+    """
     make = MODELS[check_choice("model", name, MODELS)]
     takes = inspect.signature(make)
     try:
@@ -142,7 +169,7 @@ def build(
         raise TypeError(f"{name} is built with {', '.join(takes.parameters)}: {e}") from None
     return make(**args)
 
-# %% ../../nbs/models/01_networks.ipynb #cell16
+# %% ../../nbs/models/01_networks.ipynb #cell23
 @dataclass(eq=False)
 class TwoLayer:
     "A two-layer ReLU network at one moment, on its training data; clean rows first."
@@ -156,31 +183,35 @@ class TwoLayer:
     v: Tensor  # (m,) outgoing weights
     c: Tensor  # (1,) output bias
     basis: Tensor | None = None  # (d, D) orthonormal, where x is rotated
-    w_perp: Tensor | None = (
-        None  # (d, m) part of the weights outside that basis, which no gradient reaches
-    )
+    # (d, m) part of the weights outside that basis, which no gradient reaches
+    w_perp: Tensor | None = None
     first: "TwoLayer | None" = None  # the snapshot at time 0 of the run that it belongs to
 
     @cached_property
     def h(self) -> Tensor:
-        return torch.addmm(self.b, self.x, self.w)  # (N, m) pre-activations
+        "(N, m) pre-activations."
+        return torch.addmm(self.b, self.x, self.w)
 
     @cached_property
     def z(self) -> Tensor:
-        return self.h.relu() @ self.v + self.c  # (N,) logits
+        "(N,) logits."
+        return self.h.relu() @ self.v + self.c
 
     @cached_property
-    def r(self) -> Tensor:  # (m,) float64 norms of the neurons' weights, all of them
+    def r(self) -> Tensor:
+        "(m,) float64 norms of the neurons' weights, those outside the basis included."
         out = 0 if self.w_perp is None else self.w_perp.double().square().sum(0)
         return (self.w.double().square().sum(0) + out).sqrt()
 
     @cached_property
     def gates(self) -> Tensor:
-        return (self.h > 0).to(self.h.dtype)  # (N, m), 1.0 where open
+        "(N, m), 1.0 where a neuron is open."
+        return (self.h > 0).to(self.h.dtype)
 
     @property
     def residual(self) -> Tensor:
-        return self.y - self.z.sigmoid()  # (N,) e = y - p
+        "(N,) e = y - p."
+        return self.y - self.z.sigmoid()
 
     def state_dict(self) -> dict[str, Tensor]:
         "As parameters of `TwoLayerReLU`, in the original basis, on the CPU."
@@ -191,54 +222,65 @@ class TwoLayer:
             "out.weight": self.v[None],
             "out.bias": self.c,
         }
-        return {
-            k: p.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for k, p in named.items()
-        }
+        contiguous = torch.contiguous_format
+        return {k: p.detach().cpu().clone(memory_format=contiguous) for k, p in named.items()}
 
-# %% ../../nbs/models/01_networks.ipynb #cell17
+# %% ../../nbs/models/01_networks.ipynb #cell24
 def clean_first(data: NoisyDataset) -> Tensor:
     "(N,) rows of `data`, clean ones before noisy ones, otherwise in order."
     if not isinstance(data, NoisyDataset):
         raise TypeError(f"the data are {shown(data)}; they must be a NoisyDataset")
     return data.is_noisy.to(torch.uint8).argsort(stable=True)
 
-
-def two_layer(
-    model: nn.Module,  # any network whose parameters are those of Linear(D, m), ReLU, Linear(m, 1)
-    data: NoisyDataset,  # two classes
-) -> TwoLayer:
-    "`model` and `data` as a snapshot. `ValueError` if the model computes anything but a two-layer ReLU network."
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
-    linear, order = [l for l in model.modules() if isinstance(l, nn.Linear)], clean_first(data)
-    if data.n_classes != 2:
-        raise ValueError(f"the data have {data.n_classes} classes; one logit needs 2")
+# %% ../../nbs/models/01_networks.ipynb #cell27
+def _two_linear(model: nn.Module) -> list[nn.Linear]:
+    "The linear layers; `ValueError` unless they are two, the second with one output."
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
     if len(linear) != 2 or linear[1].out_features != 1:
         raise ValueError(
             f"a two-layer ReLU network has Linear(D, m) and Linear(m, 1); found {linear}"
         )
-    if linear[0].in_features != data.x[0].numel():
+    return linear
+
+
+def _bias(layer: nn.Linear) -> Tensor:
+    "A layer's biases, zeros where it has none."
+    if layer.bias is None:
+        return torch.zeros(layer.out_features).to(layer.weight)
+    return layer.bias.detach()
+
+
+def two_layer(
+    model: nn.Module,  # any network whose parameters are those of Linear(D, m), ReLU, Linear(m, 1)
+    data: NoisyDataset,  # two classes, true labels known
+) -> TwoLayer:
+    """`model` and `data` as a snapshot.
+
+    `TypeError` for what is no network or no data set. `ValueError` for more classes than two, and
+    if the model computes anything but a two-layer ReLU network.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
+    order = clean_first(data)
+    if data.n_classes != 2:
+        raise ValueError(f"the data have {data.n_classes} classes; one logit needs 2")
+    hidden, out = _two_linear(model)
+    if hidden.in_features != data.x[0].numel():
         raise ValueError(
-            f"the network reads {linear[0].in_features} numbers; inputs have shape {tuple(data.x.shape[1:])}"
+            f"the network reads {hidden.in_features} numbers; inputs have shape "
+            f"{tuple(data.x.shape[1:])}"
         )
     part = data.subset(order)
-    (w, b), (v, c) = [
-        (
-            l.weight.detach(),
-            torch.zeros(l.out_features).to(l.weight) if l.bias is None else l.bias.detach(),
-        )
-        for l in linear
-    ]
+    w = hidden.weight.detach()
     net = TwoLayer(
-        part.x.flatten(1).to(w),
-        part.y.to(w),
-        part.clean.to(w),
-        int((~data.is_noisy).sum()),
-        w.T.clone(),
-        b.clone(),
-        v[0].clone(),
-        c.clone(),
+        x=part.x.flatten(1).to(w),
+        y=part.y.to(w),
+        clean=part.clean.to(w),
+        n_clean=int((~data.is_noisy).sum()),
+        w=w.T.clone(),
+        b=_bias(hidden).clone(),
+        v=out.weight.detach()[0].clone(),
+        c=_bias(out).clone(),
     )
     with torch.no_grad():
         logits = model(part.x[:64].to(w)).flatten()

@@ -10,6 +10,7 @@ __all__ = ['made', 'dense', 'cnn', 'alexnet', 'ScaledLinear', 'Residual', 'resne
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -18,90 +19,130 @@ from torch.nn import functional as F
 from ..common.checks import check_memory, number, seed_of, sizes, whole
 from ..common.rng import seeded
 
-# %% ../../nbs/models/02_vision.ipynb #a6fa7893
-def made(what: str, make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    "What `make` gives, with weights from the seed. `ValueError` if it cannot be made or does not fit."
+# %% ../../nbs/models/02_vision.ipynb #cell04
+def made(
+    what: str,  # the network with its sizes, for messages
+    make: Callable[[], nn.Module],  # called twice: for the sizes, and for the network
+    seed: int,  # of the initial weights, 0 or more
+) -> nn.Module:
+    """What `make` gives, with weights from the seed.
+
+    `ValueError` if it cannot be made or does not fit into memory.
+    """
     seed = seed_of(seed)
     try:
         with torch.device("meta"):
             plan = make()
     except (RuntimeError, OverflowError, TypeError) as e:  # torch's, of sizes that fit no layer
         raise ValueError(f"{what} cannot be made: {e}") from e
-    check_memory(f"{what} needs", 4 * (sum(v.numel() for v in plan.state_dict().values())))
+    numbers = sum(v.numel() for v in plan.state_dict().values())
+    check_memory(f"{what} needs", 4 * numbers)
     with seeded(seed):
         return make()
 
 
 def _above_zero(**values):
-    for name, v in values.items():
-        number(name, v, "be above 0, and finite", lambda v: 0 < v < math.inf)
+    for name, value in values.items():
+        number(name, value, "be above 0, and finite", lambda v: 0 < v < math.inf)
 
-# %% ../../nbs/models/02_vision.ipynb #cell04
-def dense(d: int, widths: Sequence[int], n_classes: int) -> dict[str, nn.Module]:
+
+def _picture(shape: Sequence[int], n_classes: int) -> tuple[tuple[int, int, int], int]:
+    "Both as ints; `TypeError` or `ValueError` unless they are those of pictures and of classes."
+    shape = sizes("shape", shape, ("channels", "height", "width"))
+    return shape, whole("n_classes", n_classes, 2)
+
+# %% ../../nbs/models/02_vision.ipynb #cell06
+def dense(
+    d: int,  # numbers in one input, 1 or more
+    widths: Sequence[int],  # units of the hidden layers, each 1 or more
+    n_classes: int,  # 2 or more
+) -> dict[str, nn.Module]:
     "Hidden layers fc1, fc2, ... and the linear layer `out` before the softmax."
-    d, n_classes = whole("d", d, 1), whole("n_classes", n_classes, 2)
-    rows = [d, *sizes("widths", widths)]
-    check_memory(
-        f"widths={rows[1:]} need", 4 * (sum(a * b for a, b in zip(rows, [*rows[1:], n_classes])))
-    )
-    pairs = enumerate(zip(rows, rows[1:]), 1)
-    hidden = {f"fc{i}": nn.Sequential(nn.Linear(a, b), nn.ReLU()) for i, (a, b) in pairs}
-    return hidden | dict(out=nn.Linear(rows[-1], n_classes))
+    d = whole("d", d, 1)
+    n_classes = whole("n_classes", n_classes, 2)
+    widths = list(sizes("widths", widths))
+    weights = sum(a * b for a, b in pairwise([d, *widths, n_classes]))
+    check_memory(f"widths={widths} need", 4 * weights)
+    layers = {}
+    for i, (reads, gives) in enumerate(pairwise([d, *widths]), 1):
+        layers[f"fc{i}"] = nn.Sequential(nn.Linear(reads, gives), nn.ReLU())
+    return layers | dict(out=nn.Linear(widths[-1], n_classes))
 
-# %% ../../nbs/models/02_vision.ipynb #cell05
+# %% ../../nbs/models/02_vision.ipynb #cell07
+def _conv_block(reads: int, filters: int, pool_stride: int) -> nn.Sequential:
+    "Two 3 x 3 convolutions with ReLU, and 2 x 2 max pooling."
+    return nn.Sequential(
+        nn.Conv2d(reads, filters, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(filters, filters, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2, pool_stride),
+    )
+
+
 def cnn(
     shape: Sequence[int],  # of one input: channels, height, width
     channels: Sequence[int] = (16, 32, 64),  # a block's two convolutions have this many filters
-    widths: Sequence[int] = (250, 250, 250),  # of the hidden linear layers
+    widths: Sequence[int] = (250, 250, 250),  # units of the hidden linear layers
     n_classes: int = 10,  # 2 or more
-    pool_stride: int = 2,  # the paper's text says 1, its published code uses 2
-    seed: int = 0,  # of the initial weights
+    pool_stride: int = 2,  # 1 or more; the paper's text says 1, its published code uses 2
+    seed: int = 0,  # of the initial weights, 0 or more
 ) -> nn.Sequential:
-    "Blocks of two 3 x 3 convolutions with ReLU and 2 x 2 max pooling, then an MLP: `block1, ..., flatten, fc1, ..., out`."
-    shape, channels = (
-        sizes("shape", shape, ("channels", "height", "width")),
-        sizes("channels", channels),
-    )
-    pool_stride, n_classes = (
-        whole("pool_stride", pool_stride, 1, 2**31),
-        whole("n_classes", n_classes, 2),
-    )
+    """Blocks of two convolutions and pooling, then an MLP: `block1, ..., flatten, fc1, ..., out`.
+
+    Latent generalization, appendix A.1. `ValueError` for inputs that are too small for the blocks.
+    """
+    shape = sizes("shape", shape, ("channels", "height", "width"))
+    channels = sizes("channels", channels)
+    pool_stride = whole("pool_stride", pool_stride, 1, 2**31)
+    n_classes = whole("n_classes", n_classes, 2)
     widths = sizes("widths", widths)
 
-    def conv(a: int, b: int) -> list[nn.Module]:
-        return [nn.Conv2d(a, b, 3, padding=1), nn.ReLU()]
-
-    def blocks() -> OrderedDict:
-        pairs = enumerate(zip([shape[0], *channels], channels), 1)
-        pool = [nn.MaxPool2d(2, pool_stride) for _ in channels]
-        return OrderedDict(
-            {
-                f"block{i}": nn.Sequential(*conv(a, b), *conv(b, b), pool[i - 1])
-                for i, (a, b) in pairs
-            }
-        )
+    def blocks() -> dict[str, nn.Module]:
+        pairs = enumerate(pairwise([shape[0], *channels]), 1)
+        return {f"block{i}": _conv_block(a, b, pool_stride) for i, (a, b) in pairs}
 
     try:
         with torch.device("meta"):
-            d = nn.Sequential(*blocks().values(), nn.Flatten())(torch.zeros(1, *shape)).shape[1]
+            body = nn.Sequential(*blocks().values(), nn.Flatten())
+            d = body(torch.zeros(1, *shape)).shape[1]
     except (RuntimeError, OverflowError, TypeError) as e:
         n = len(channels)
         raise ValueError(f"inputs of shape {shape} are too small for {n} blocks: {e}") from e
 
     def make() -> nn.Sequential:
-        return nn.Sequential(
-            OrderedDict(**blocks(), flatten=nn.Flatten(), **dense(d, widths, n_classes))
-        )
+        layers = blocks()
+        layers["flatten"] = nn.Flatten()
+        layers |= dense(d, widths, n_classes)
+        return nn.Sequential(OrderedDict(layers))
 
     return made(f"a CNN of channels={list(channels)}, widths={list(widths)}", make, seed)
 
-# %% ../../nbs/models/02_vision.ipynb #cell07
+# %% ../../nbs/models/02_vision.ipynb #cell12
+def _thinner(name: str, m: nn.Module, width: float, n_classes: int) -> nn.Module | None:
+    "A layer of AlexNet with that share of its channels; None for one without weights."
+
+    def thin(channels: int) -> int:
+        return max(1, round(channels * width))
+
+    if isinstance(m, nn.Conv2d):
+        reads = m.in_channels if name == "features.0" else thin(m.in_channels)
+        return nn.Conv2d(reads, thin(m.out_channels), m.kernel_size, m.stride, m.padding)
+    if isinstance(m, nn.Linear):
+        reads = 36 * thin(256) if name == "classifier.1" else thin(m.in_features)
+        return nn.Linear(reads, n_classes if name == "classifier.6" else thin(m.out_features))
+    return None
+
+
 def alexnet(
     n_classes: int = 200,  # Tiny ImageNet's; 2 or more
-    width: float = 1.0,  # channels and units of every hidden layer relative to the published ones, above 0
-    seed: int = 0,  # of the initial weights
+    width: float = 1.0,  # share of the published channels and hidden units, above 0
+    seed: int = 0,  # of the initial weights, 0 or more
 ) -> nn.Module:
-    "torchvision's AlexNet for inputs (n, 3, H, W), H and W at least 63; its layers are `features.0, ..., classifier.6`."
+    """torchvision's AlexNet for inputs (n, 3, H, W), H and W at least 63.
+
+    Its layers are `features.0, ..., classifier.6`. Latent generalization, appendix A.1.
+    """
     import torchvision
 
     n_classes = whole("n_classes", n_classes, 2)
@@ -113,39 +154,32 @@ def alexnet(
         with torch.device("meta"):
             net = torchvision.models.alexnet(num_classes=n_classes)
         thinner = {name: _thinner(name, m, width, n_classes) for name, m in net.named_modules()}
-        for name, new in thinner.items():
-            if new is not None:
-                net.set_submodule(name, new)
+        for name, layer in thinner.items():
+            if layer is not None:
+                net.set_submodule(name, layer)
         return net
 
     return made(f"an AlexNet of width={width}, n_classes={n_classes}", make, seed)
 
-
-def _thinner(name: str, m: nn.Module, width: float, n_classes: int) -> nn.Module | None:
-    "A layer of AlexNet with that share of its channels; None for one without weights."
-
-    def thin(c: int) -> int:
-        return max(1, round(c * width))
-
-    if isinstance(m, nn.Conv2d):
-        reads = m.in_channels if name == "features.0" else thin(m.in_channels)
-        return nn.Conv2d(reads, thin(m.out_channels), m.kernel_size, m.stride, m.padding)
-    if isinstance(m, nn.Linear):
-        reads = 36 * thin(256) if name == "classifier.1" else thin(m.in_features)
-        return nn.Linear(reads, n_classes if name == "classifier.6" else thin(m.out_features))
-    return None
-
-# %% ../../nbs/models/02_vision.ipynb #cell09
+# %% ../../nbs/models/02_vision.ipynb #cell16
 class ScaledLinear(nn.Linear):
     "A linear layer, made without bias, whose outputs are multiplied by `scale`."
 
-    def __init__(self, d: int, k: int, scale: float):
-        d, k, scale = whole("d", d, 1), whole("k", k, 1), number("scale", scale)
+    def __init__(
+        self,
+        d: int,  # numbers that it reads, 1 or more
+        k: int,  # numbers that it gives, 1 or more
+        scale: float,  # finite
+    ):
+        d = whole("d", d, 1)
+        k = whole("k", k, 1)
+        scale = number("scale", scale)
         check_memory(f"a linear layer of {d} x {k} needs", 4 * d * k)
         super().__init__(d, k, bias=False)
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
+        "(n, k) outputs of inputs (n, d)."
         return self.scale * F.linear(x, self.weight, self.bias)
 
 
@@ -157,34 +191,33 @@ class Residual(nn.Module):
         for name, m in (("a", a), ("b", b)):
             if not isinstance(m, nn.Module):
                 raise TypeError(f"{name} is a {type(m).__name__}; it must be a torch.nn.Module")
-        self.a, self.b = a, b
+        self.a = a
+        self.b = b
 
     def forward(self, x: Tensor) -> Tensor:
+        "x + b(a(x))."
         return x + self.b(self.a(x))
 
 
-def _conv(a: int, b: int, kernel: int = 3, stride: int = 1, padding: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(a, b, kernel, stride, padding, bias=False)
-    return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(b), relu=nn.ReLU()))
+def _conv(
+    reads: int, filters: int, kernel: int = 3, stride: int = 1, padding: int = 1
+) -> nn.Sequential:
+    "Convolution, batch normalisation and ReLU."
+    conv = nn.Conv2d(reads, filters, kernel, stride, padding, bias=False)
+    return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(filters), relu=nn.ReLU()))
 
-# %% ../../nbs/models/02_vision.ipynb #cell10
-def _picture(shape: Sequence[int], n_classes: int) -> tuple[tuple[int, int, int], int]:
-    return sizes("shape", shape, ("channels", "height", "width")), whole("n_classes", n_classes, 2)
-
-
+# %% ../../nbs/models/02_vision.ipynb #cell17
 def resnet9(
-    shape: Sequence[int] = (
-        3,
-        32,
-        32,
-    ),  # of one input: channels, height, width; height and width at least 8
+    # of one input: channels, height, width; height and width at least 8
+    shape: Sequence[int] = (3, 32, 32),
     width: float = 1.0,  # channels relative to the paper's 64, 128, 256, 128; above 0
     n_classes: int = 10,  # 2 or more
-    seed: int = 0,  # of the initial weights
+    seed: int = 0,  # of the initial weights, 0 or more
 ) -> nn.Sequential:
-    """ResNet-9 (localization, section 3): `conv1, conv2, res1, conv3, pool, res2, conv4, peak, flatten, out`.
+    """ResNet-9: `conv1, conv2, res1, conv3, pool, res2, conv4, peak, flatten, out`.
 
-    The last convolution has no padding, but for inputs so small that it would not fit (8 x 8).
+    Localization, section 3. The last convolution has no padding, but for inputs so small that it
+    would not fit (8 x 8). `ValueError` for smaller ones.
     """
     shape, n_classes = _picture(shape, n_classes)
     _above_zero(width=width)
@@ -193,9 +226,8 @@ def resnet9(
             f"inputs of shape {shape} are too small; height and width must be at least 8"
         )
     a, b, c = (max(1, round(v * width)) for v in (64, 128, 256))
-    last = (
-        0 if min(shape[1:]) >= 11 else 1
-    )  # halved twice, a map of 11 is still as large as the kernel
+    # halved twice, a map of 11 is still as large as the kernel
+    last_padding = 0 if min(shape[1:]) >= 11 else 1
 
     def make() -> nn.Sequential:
         layers = OrderedDict(
@@ -205,7 +237,7 @@ def resnet9(
             conv3=_conv(b, c),
             pool=nn.MaxPool2d(2),
             res2=Residual(_conv(c, c), _conv(c, c)),
-            conv4=_conv(c, b, padding=last),
+            conv4=_conv(c, b, padding=last_padding),
             peak=nn.AdaptiveMaxPool2d(1),
             flatten=nn.Flatten(),
             out=ScaledLinear(b, n_classes, 0.2),
@@ -215,11 +247,11 @@ def resnet9(
     net = made(f"a ResNet-9 of width={width}, n_classes={n_classes}", make, seed)
     return net.to(memory_format=torch.channels_last)  # about twice as fast on a CPU
 
-# %% ../../nbs/models/02_vision.ipynb #cell14
+# %% ../../nbs/models/02_vision.ipynb #cell21
 def resnet50(
     shape: Sequence[int] = (3, 32, 32),  # of one input: channels, height, width
     n_classes: int = 10,  # 2 or more
-    seed: int = 0,  # of the initial weights
+    seed: int = 0,  # of the initial weights, 0 or more
 ) -> nn.Module:
     "torchvision's ResNet-50, untrained; its layers are `conv1, bn1, layer1.0, ..., layer4.2, fc`."
     import torchvision
@@ -230,32 +262,39 @@ def resnet50(
         net = torchvision.models.resnet50(num_classes=n_classes)
         if shape[0] != 3:
             net.conv1 = nn.Conv2d(shape[0], 64, 7, 2, 3, bias=False)
-            nn.init.kaiming_normal_(
-                net.conv1.weight, mode="fan_out", nonlinearity="relu"
-            )  # as torchvision's
+            # as torchvision's
+            nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
         return net
 
     net = made(f"a ResNet-50 for inputs {shape}, n_classes={n_classes}", make, seed)
     return net.to(memory_format=torch.channels_last)
 
-# %% ../../nbs/models/02_vision.ipynb #cell16
+# %% ../../nbs/models/02_vision.ipynb #cell25
 def _share(dropout: float) -> float:
     return number("dropout", dropout, "lie in [0, 1)", lambda v: 0 <= v < 1)
 
 
 class Attention(nn.Module):
-    "Multi-head self-attention of tokens (n, t, d); `heads` divides d."
+    "Multi-head self-attention of tokens (n, t, d)."
 
-    def __init__(self, d: int, heads: int, dropout: float):
+    def __init__(
+        self,
+        d: int,  # numbers in a token, a multiple of `heads`
+        heads: int,  # 1 or more
+        dropout: float,  # in [0, 1)
+    ):
         super().__init__()
-        d, self.heads = whole("d", d, 1), whole("heads", heads, 1)
+        d = whole("d", d, 1)
+        self.heads = whole("heads", heads, 1)
         if d % heads:
             raise ValueError(f"width={d} is no multiple of heads={heads}")
         check_memory(f"attention of width {d} needs", 16 * d * d)
-        self.qkv, self.out = nn.Linear(d, 3 * d, bias=False), nn.Linear(d, d)
+        self.qkv = nn.Linear(d, 3 * d, bias=False)
+        self.out = nn.Linear(d, d)
         self.dropout = nn.Dropout(_share(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
+        "(n, t, d) tokens, each a mixture of all."
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return self.dropout(self.out(mixed))
@@ -264,99 +303,124 @@ class Attention(nn.Module):
 class Block(nn.Module):
     "Attention, then an MLP, each on normalised input and added to it."
 
-    def __init__(self, d: int, heads: int, hidden: int, dropout: float):
+    def __init__(
+        self,
+        d: int,  # numbers in a token, a multiple of `heads`
+        heads: int,  # of the attention, 1 or more
+        hidden: int,  # units of the MLP, 1 or more
+        dropout: float,  # in [0, 1)
+    ):
         super().__init__()
-        d, hidden = whole("d", d, 1), whole("hidden", hidden, 1)
+        d = whole("d", d, 1)
+        hidden = whole("hidden", hidden, 1)
         check_memory(f"an MLP of {d} x {hidden} needs", 8 * d * hidden)
-        self.norm1, self.attention = nn.LayerNorm(d), Attention(d, heads, dropout)
-        self.norm2, last = nn.LayerNorm(d), nn.Dropout(_share(dropout))
-        inner = nn.Dropout(dropout)
-        self.mlp = nn.Sequential(nn.Linear(d, hidden), nn.GELU(), inner, nn.Linear(hidden, d), last)
+        self.norm1 = nn.LayerNorm(d)
+        self.attention = Attention(d, heads, dropout)
+        self.norm2 = nn.LayerNorm(d)
+        self.mlp = nn.Sequential(
+            nn.Linear(d, hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, d),
+            nn.Dropout(dropout),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
+        "(n, t, d) tokens."
         x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
-# %% ../../nbs/models/02_vision.ipynb #cell17
-class ViT(nn.Module):
-    "See `vit`, which checks the arguments."
-
-    def __init__(
-        self,
-        shape,
-        patch: int,
-        d: int,
-        depth: int,
-        heads: int,
-        hidden: int,
-        dropout: float,
-        n_classes: int,
-        shifted: bool,
-    ):
-        super().__init__()
-        tokens, pixels = _tokens(shape, patch, shifted)
-        self.patch, self.shifted, d, depth = (
-            int(patch),
-            bool(shifted),
-            whole("width", d, 1),
-            whole("depth", depth, 1),
-        )
-        hidden, n_classes = whole("hidden", hidden, 1), whole("n_classes", n_classes, 2)
-        weights = depth * (4 * d + 2 * hidden) * d + (tokens + pixels + n_classes) * d
-        check_memory(
-            f"a ViT of width={d}, depth={depth}, hidden={hidden} for {tokens} tokens needs",
-            4 * weights,
-        )
-        self.cls = nn.Parameter(torch.randn(1, 1, d))
-        self.place = nn.Parameter(torch.randn(1, tokens + 1, d))
-        self.patches = nn.Sequential(nn.LayerNorm(pixels), nn.Linear(pixels, d))
-        self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.Sequential(*[Block(d, heads, hidden, dropout) for _ in range(depth)])
-        self.norm, self.out = nn.LayerNorm(d), nn.Linear(d, n_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        "Logits (n, n_classes) of pictures (n, C, H, W)."
-        h = self.patch // 2
-        if self.shifted:
-            x = torch.cat([x, *(F.pad(x, (i, -i, j, -j)) for i in (h, -h) for j in (h, -h))], 1)
-        x = self.patches(F.unfold(x, self.patch, stride=self.patch).transpose(1, 2))
-        x = self.dropout(torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.place)
-        return self.out(self.norm(self.blocks(x)[:, 0]))
-
-
+# %% ../../nbs/models/02_vision.ipynb #cell26
 def _tokens(shape: Sequence[int], patch: int, shifted: bool) -> tuple[int, int]:
     "How many patches a picture has, and how many numbers each of them."
     channels, height, width = sizes("shape", shape, ("channels", "height", "width"))
     patch = whole("patch", patch, 1)
     if height % patch or width % patch:
         raise ValueError(f"patch={patch} does not divide inputs of {height} x {width}")
-    return (height // patch) * (width // patch), channels * patch**2 * (5 if shifted else 1)
+    views = 5 if shifted else 1
+    return (height // patch) * (width // patch), channels * patch**2 * views
 
-# %% ../../nbs/models/02_vision.ipynb #cell18
+
+class ViT(nn.Module):
+    "The network of `vit`, which documents the arguments."
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        patch: int,
+        d: int,
+        depth: int,
+        heads: int,
+        hidden: int,
+        *,
+        dropout: float,
+        n_classes: int,
+        shifted: bool,
+    ):
+        super().__init__()
+        tokens, pixels = _tokens(shape, patch, shifted)
+        self.patch = int(patch)
+        self.shifted = bool(shifted)
+        d = whole("width", d, 1)
+        depth = whole("depth", depth, 1)
+        hidden = whole("hidden", hidden, 1)
+        n_classes = whole("n_classes", n_classes, 2)
+        weights = depth * (4 * d + 2 * hidden) * d + (tokens + pixels + n_classes) * d
+        what = f"a ViT of width={d}, depth={depth}, hidden={hidden} for {tokens} tokens"
+        check_memory(f"{what} needs", 4 * weights)
+        self.cls = nn.Parameter(torch.randn(1, 1, d))
+        self.place = nn.Parameter(torch.randn(1, tokens + 1, d))
+        self.patches = nn.Sequential(nn.LayerNorm(pixels), nn.Linear(pixels, d))
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.Sequential(*[Block(d, heads, hidden, dropout) for _ in range(depth)])
+        self.norm = nn.LayerNorm(d)
+        self.out = nn.Linear(d, n_classes)
+
+    def _views(self, x: Tensor) -> Tensor:
+        "The pictures, and with shifted patches the same moved in four directions, as channels."
+        if not self.shifted:
+            return x
+        half = self.patch // 2
+        moved = [F.pad(x, (i, -i, j, -j)) for i in (half, -half) for j in (half, -half)]
+        return torch.cat([x, *moved], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        "Logits (n, n_classes) of pictures (n, C, H, W)."
+        patches = F.unfold(self._views(x), self.patch, stride=self.patch).transpose(1, 2)
+        tokens = self.patches(patches)
+        tokens = torch.cat([self.cls.expand(len(x), -1, -1), tokens], 1)
+        tokens = self.dropout(tokens + self.place)
+        return self.out(self.norm(self.blocks(tokens)[:, 0]))
+
+# %% ../../nbs/models/02_vision.ipynb #cell27
 def vit(
-    shape: Sequence[int] = (
-        3,
-        32,
-        32,
-    ),  # of one input: channels, height, width; both multiples of `patch`
-    patch: int = 2,  # side of a patch in pixels
-    width: int = 512,  # of a token; a multiple of `heads`
-    depth: int = 6,  # blocks
-    heads: int = 8,
-    hidden: int = 512,  # units of a block's MLP
+    # of one input: channels, height, width; both sides multiples of `patch`
+    shape: Sequence[int] = (3, 32, 32),
+    patch: int = 2,  # side of a patch in pixels, 1 or more
+    width: int = 512,  # numbers in a token; a multiple of `heads`
+    depth: int = 6,  # blocks, 1 or more
+    heads: int = 8,  # of the attention, 1 or more
+    hidden: int = 512,  # units of a block's MLP, 1 or more
+    *,
     dropout: float = 0.1,  # in [0, 1)
     n_classes: int = 10,  # 2 or more
     shifted: bool = False,  # tokens of shifted patches
-    seed: int = 0,  # of the initial weights
+    seed: int = 0,  # of the initial weights, 0 or more
 ) -> ViT:
-    "A small vision transformer (localization, section 3): `patches, blocks.0, ..., norm, out`."
+    """A small vision transformer: `patches, blocks.0, ..., norm, out`.
+
+    Localization, section 3. `TypeError` or `ValueError` for sizes that do not fit each other.
+    """
     shape, n_classes = _picture(shape, n_classes)
     named = dict(patch=patch, width=width, depth=depth, heads=heads, hidden=hidden)
-    patch, width, depth, heads, hidden = (whole(k, v, 1) for k, v in named.items())
+    patch, width, depth, heads, hidden = (whole(name, v, 1) for name, v in named.items())
     _tokens(shape, patch, shifted)
     dropout = _share(dropout)
     if width % heads:
         raise ValueError(f"width={width} is no multiple of heads={heads}")
-    what = f"a ViT of width={width}, depth={depth}, hidden={hidden}"
-    args = shape, patch, width, depth, heads, hidden, dropout, n_classes, shifted
-    return made(what, lambda: ViT(*args), seed)
+
+    def make() -> ViT:
+        other = dict(dropout=dropout, n_classes=n_classes, shifted=shifted)
+        return ViT(shape, patch, width, depth, heads, hidden, **other)
+
+    return made(f"a ViT of width={width}, depth={depth}, hidden={hidden}", make, seed)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..common.checks import number, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
-from ..models.layers import edit, evaluating, examples, linear_layers, parts, predict, predicted
+from ..models.evaluation import evaluating, examples, parts, predict, predicted
+from ..models.layers import edit, linear_layers
 from ..trainer.steps import check_network, loss_of
 
 # %% ../../nbs/modular/03_partitions.ipynb #cell05

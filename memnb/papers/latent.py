@@ -37,7 +37,8 @@ from memnb.lab.parameters import (
     one_of,
     setting,
 )
-from ..models.layers import activations, device_of, examples, predict, predicted
+from ..models.evaluation import device_of, examples, predict, predicted
+from ..models.layers import activations
 from ..models.networks import build
 from memnb.probes.interventions import (
     find_head,

@@ -42,8 +42,9 @@ from memnb.lab.parameters import (
 from ..localization.accounting import Accounting
 from ..localization.tied_dropout import SparseChannels, StandardDropout, TiedDropout, remembered
 from ..localization.unit_search import SEARCH_MODES
-from ..models.layers import device_of, layer_groups, predict, predicted
+from ..models.evaluation import device_of, predict, predicted
 from ..models.networks import build
+from ..models.structure import layer_groups
 from .latent import TRAINING_RULES, check_source, size_of
 from ..runs.run import Run, run_key
 from ..trainer.stacked import fit_stacked

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..common.checks import check_choice, number, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
-from ..models.layers import activations, edit, examples, linear_layers
+from ..models.evaluation import examples
+from ..models.layers import activations, edit, linear_layers
 from .classifiers import PROBES, Probe
 from .over_training import collect, probe_model
 from ..trainer.steps import Training, check_network, check_outputs

@@ -18,14 +18,9 @@ from torch import Tensor, nn
 
 from ..common.checks import check_choice, names_of, number, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
-from memnb.models.layers import (
-    activations,
-    examples,
-    hidden_groups,
-    layer_names,
-    linear_layers,
-    predicted,
-)
+from ..models.evaluation import examples, predicted
+from ..models.layers import activations, layer_names, linear_layers
+from ..models.structure import hidden_groups
 from .classifiers import PROBES, Probe
 from .geometry import ClassShapes
 from ..runs.run import Run

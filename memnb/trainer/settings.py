@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..common.checks import check_choice, number, seed_of, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
-from ..models.layers import eager, examples, first_tensor, predict
+from ..models.evaluation import eager, examples, predict
+from ..models.layers import first_tensor
 from ..runs.recorder import Recorder
 from memnb.trainer.steps import (
     SCHEDULES,

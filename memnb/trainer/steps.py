@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from ..common.checks import check_choice, check_memory, number, seed_of, shown, whole
 from ..common.rng import seeded
 from ..datasets.noisy_datasets import NoisyDataset
-from ..models.layers import device_of, eager, evaluating, examples
+from ..models.evaluation import device_of, eager, evaluating, examples
 from ..runs.recorder import Recorder
 from ..runs.run import Run
 

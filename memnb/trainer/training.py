@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..common.rng import seeded
 from ..datasets.noisy_datasets import NoisyDataset
-from ..models.layers import examples, predict
+from ..models.evaluation import examples, predict
 from ..runs.recorder import Journal
 from ..runs.run import Run, save_run
 from .recording import check_recorded, record

@@ -45,7 +45,7 @@ from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.localization.tied_dropout import TiedDropout
 from memnb.localization.unit_masks import unit_layers
 from memnb.localization.unit_search import critical_units
-from memnb.models.layers import examples, predict
+from memnb.models.evaluation import examples, predict
 from memnb.models.networks import build
 from memnb.probes.interventions import Truncated
 from memnb.trainer import training as trainer

@@ -56,7 +56,7 @@ from memnb.localization.label_evidence import (
 )
 from memnb.localization.scores import SCORES, detection, mislabel_scores, prediction_depth
 from memnb.localization.tied_dropout import TiedDropout
-from memnb.models.layers import examples
+from memnb.models.evaluation import examples
 from memnb.models.networks import build
 from memnb.probes.classifiers import PROBES
 from memnb.probes.geometry import ClassShapes

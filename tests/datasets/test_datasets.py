@@ -76,7 +76,8 @@ def test_exact_counts(kind, n, rho):
 def test_wrong_classes_are_uniform(kind, seed):
     for c, row in enumerate(noisy(kind, seed).confusion):
         others = np.delete(row.numpy(), c)
-        assert (others > 0).all() and chisquare(others).pvalue > P
+        assert (others > 0).all()
+        assert chisquare(others).pvalue > P
 
 
 @pytest.mark.parametrize("kind", ["flip", "wrong", "redraw", "pair"])
@@ -108,10 +109,14 @@ def test_matrix_rows(seed):
 def test_noise_invariants(kind, n, k, rho, seed):
     data = labelled(n, k)
     once = corrupt(data, rho, kind, seed)
-    assert once.y.shape == (n,) and once.y.min() >= 0 and once.y.max() < k
+    assert once.y.shape == (n,)
+    assert once.y.min() >= 0
+    assert once.y.max() < k
     assert torch.equal(corrupt(once, rho, kind, seed).y, once.y)
-    assert torch.equal(data.y, data.clean) and torch.equal(once.clean, data.clean)
-    assert torch.equal(once.x, data.x) and torch.equal(once.index, data.index)
+    assert torch.equal(data.y, data.clean)
+    assert torch.equal(once.clean, data.clean)
+    assert torch.equal(once.x, data.x)
+    assert torch.equal(once.index, data.index)
     if rho == 0:
         assert not once.is_noisy.any()
     if rho == 1 and kind != "redraw":
@@ -122,7 +127,8 @@ def test_noise_invariants(kind, n, k, rho, seed):
 def test_the_seed_is_the_noises_own(kind):
     before = torch.random.get_rng_state()
     a, b, other = noisy(kind, 5), noisy(kind, 5), noisy(kind, 6)
-    assert torch.equal(a.y, b.y) and not torch.equal(a.y, other.y)
+    assert torch.equal(a.y, b.y)
+    assert not torch.equal(a.y, other.y)
     assert torch.equal(noisy(kind, 5, data=other).y, a.y)  # drawn from the clean labels
     assert torch.equal(torch.random.get_rng_state(), before)
 
@@ -199,10 +205,12 @@ def test_split_subset_to(device):
     for part in (a, b, data.subset(torch.tensor([7, 2])), data.subset(data.y == 1), data.to("cpu")):
         for f in ("y", "clean"):
             assert torch.equal(getattr(part, f), getattr(data, f)[part.index].to(part.x.device))
-        assert part.x.flatten().tolist() == part.index.tolist() and part.n_classes == K
+        assert part.x.flatten().tolist() == part.index.tolist()
+        assert part.n_classes == K
     assert data.subset(torch.tensor([7, 2])).index.tolist() == [7, 2]
     again, other = (data.split(0.3, seed=s)[1].index for s in (1, 2))
-    assert torch.equal(again, b.index) and not torch.equal(other, b.index)
+    assert torch.equal(again, b.index)
+    assert not torch.equal(other, b.index)
     with pytest.raises(ValueError, match="share=0.01 of 10"):
         data.split(0.01)
 
@@ -219,7 +227,8 @@ def test_digest_sees_every_field():
 def test_data_loader_yields_examples_with_their_index():
     data = noisy("flip", data=labelled(10))
     for x, y, i in DataLoader(data, batch_size=4, shuffle=True):
-        assert torch.equal(x, data.x[i]) and torch.equal(y, data.y[i])
+        assert torch.equal(x, data.x[i])
+        assert torch.equal(y, data.y[i])
 
 
 def test_from_torch():
@@ -417,9 +426,11 @@ def fake(monkeypatch, name) -> list:
         def __init__(self, root, download, **split):
             calls.append((root, split))
             if name == "svhn":
-                self.data, self.labels = x, np.array(y)
+                self.data = x
+                self.labels = np.array(y)
             elif name == "cifar10":
-                self.data, self.targets = x, y
+                self.data = x
+                self.targets = y
             else:
                 self.data, self.targets = torch.tensor(x), torch.tensor(y)
 
@@ -560,20 +571,15 @@ def source(index=range(10)) -> NoisyDataset:
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("labels", [np.int64, np.uint8, np.int32])
 def test_scores_by_index(tmp_path, index, dtype, labels):
-    got = datasets.c_scores(
-        str(
-            scored(
-                tmp_path,
-                scores=(np.arange(10) / 10).astype(dtype),
-                labels=(np.arange(10) % 3).astype(labels),
-                more=np.zeros(2),
-            )
-        ),
-        source(index),
+    file = scored(
+        tmp_path,
+        scores=(np.arange(10) / 10).astype(dtype),
+        labels=(np.arange(10) % 3).astype(labels),
+        more=np.zeros(2),
     )
-    assert got.dtype == torch.float32 and got.tolist() == pytest.approx(
-        [i / 10 for i in index], rel=1e-6
-    )
+    got = datasets.c_scores(str(file), source(index))
+    assert got.dtype == torch.float32
+    assert got.tolist() == pytest.approx([i / 10 for i in index], rel=1e-6)
 
 
 def test_scores_of_a_part_of_the_digits(tmp_path):
@@ -686,18 +692,15 @@ def test_what_unpacks_to_more_than_the_free_memory_is_not_unpacked(tmp_path, mon
 
 def test_inputs_that_fit_packed_but_not_as_floats(tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "free_memory", lambda: 1000.0)
+    inputs = dict(x_train=np.zeros((6, 5, 5), np.uint8), x_test=np.zeros((2, 5, 5), np.uint8))
     with pytest.raises(ValueError, match="as float32 take about"):
-        load(
-            saved(
-                tmp_path,
-                keras(x_train=np.zeros((6, 5, 5), np.uint8), x_test=np.zeros((2, 5, 5), np.uint8)),
-            )
-        )
+        load(saved(tmp_path, keras(**inputs)))
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_a_damaged_file_is_refused_or_read_as_it_was(tmp_path, seed):
-    path, rng = saved(tmp_path, keras()), np.random.default_rng(seed)
+    path = saved(tmp_path, keras())
+    rng = np.random.default_rng(seed)
     whole = load(path)[0]
     raw = bytearray(path.read_bytes())
     for at in rng.integers(len(raw), size=1 + seed % 3):
@@ -707,7 +710,8 @@ def test_a_damaged_file_is_refused_or_read_as_it_was(tmp_path, seed):
         read = load(path)[0]
     except (ValueError, OSError):
         return
-    assert torch.equal(read.x, whole.x) and torch.equal(read.y, whole.y)
+    assert torch.equal(read.x, whole.x)
+    assert torch.equal(read.y, whole.y)
 
 
 @pytest.mark.parametrize(
@@ -729,9 +733,8 @@ def test_files_of_either_byte_order(tmp_path, order):
     a = keras()
     swapped = {k: v.astype(f"{order}{'f8' if k[0] == 'x' else 'i4'}") for k, v in a.items()}
     train, _ = load(saved(tmp_path, swapped))
-    assert torch.equal(
-        train.x, torch.tensor(a["x_train"] / a["x_train"].max()).float()[:, None]
-    ) and train.y.tolist() == [1, 0, 1, 0, 1, 0]
+    assert torch.equal(train.x, torch.tensor(a["x_train"] / a["x_train"].max()).float()[:, None])
+    assert train.y.tolist() == [1, 0, 1, 0, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -763,25 +766,19 @@ def test_what_a_file_holds_is_what_is_loaded(tmp_path):
     )
     train, test = load(path)
     there = arrays.source(path)
-    assert (
-        there.shape == tuple(train.x.shape[1:])
-        and sum(there.counts.values()) == len(train)
-        and there.tests == len(test)
-        and there.counts == {2: 3, 5: 3}
-    )
+    assert there.shape == tuple(train.x.shape[1:])
+    assert sum(there.counts.values()) == len(train)
+    assert there.tests == len(test)
+    assert there.counts == {2: 3, 5: 3}
 
 
 @pytest.mark.parametrize("share, seed", [(None, 0), (0.3322, 3), (0, 1)])
 def test_what_digits_hold(share, seed):
-    there, (train, test) = (
-        arrays.source("digits", share, seed),
-        load("digits", test_share=share, seed=seed),
-    )
-    assert (
-        there.shape == (1, 8, 8)
-        and list(there.counts.values()) == torch.bincount(train.y).tolist()
-        and there.tests == (0 if test is None else len(test))
-    )
+    there = arrays.source("digits", share, seed)
+    train, test = load("digits", test_share=share, seed=seed)
+    assert there.shape == (1, 8, 8)
+    assert list(there.counts.values()) == torch.bincount(train.y).tolist()
+    assert there.tests == (0 if test is None else len(test))
 
 
 def test_the_published_numbers_of_mnist(tmp_path):
@@ -790,7 +787,8 @@ def test_the_published_numbers_of_mnist(tmp_path):
     (tmp_path / "MNIST").symlink_to(Path(USERS_DATA, "MNIST").resolve())
     published = arrays.source("mnist", root=tmp_path)
     load("mnist", root=tmp_path)
-    assert (tmp_path / "mnist.npz").is_file() and arrays.source("mnist", root=tmp_path) == published
+    assert (tmp_path / "mnist.npz").is_file()
+    assert arrays.source("mnist", root=tmp_path) == published
 
 
 # --- calls with values of another kind

@@ -31,7 +31,8 @@ from memnb.localization import (
     unit_search,
 )
 from memnb.localization import tied_dropout as tied
-from memnb.models.layers import examples, layer_groups, predict
+from memnb.models.evaluation import examples, predict
+from memnb.models.structure import layer_groups
 from memnb.trainer import training as trainer
 
 FROM = {

@@ -24,8 +24,9 @@ from memnb.datasets.loading import load
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.localization import rewinding
 from memnb.localization.rewinding import CONVENTIONS, _reestimate, _replaying, retrain, rewind
-from memnb.models.layers import belongs, layer_groups, owners, predict
+from memnb.models.evaluation import predict
 from memnb.models.networks import build
+from memnb.models.structure import belongs, layer_groups, owners
 from memnb.runs.run import Run
 from memnb.trainer.steps import order, triangle
 from memnb.trainer.training import fit

@@ -28,7 +28,7 @@ from memnb.localization.retraining_scores import leave_out_memorization, second_
 from memnb.localization.scores import SCORES, detection, mislabel_scores, prediction_depth
 from memnb.localization.tied_dropout import TiedDropout
 from memnb.localization.unit_search import critical_units
-from memnb.models.layers import examples, predict
+from memnb.models.evaluation import examples, predict
 from memnb.models.networks import build
 from memnb.probes.classifiers import PROBES
 from memnb.runs.run import Run

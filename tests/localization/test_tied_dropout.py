@@ -30,7 +30,7 @@ from memnb.localization.tied_dropout import (
     owned,
     remembered,
 )
-from memnb.models.layers import examples, predict
+from memnb.models.evaluation import examples, predict
 from memnb.models.networks import build
 from memnb.trainer import training as trainer
 from memnb.trainer.steps import order

@@ -23,7 +23,7 @@ from memnb.localization import unit_search
 from memnb.localization.tied_dropout import TiedDropout
 from memnb.localization.unit_masks import WHERE, Masked, unit_layers
 from memnb.localization.unit_search import SEARCH_MODES, critical_units
-from memnb.models.layers import examples
+from memnb.models.evaluation import examples
 from memnb.models.networks import build
 from memnb.trainer.training import fit
 

@@ -2,6 +2,7 @@
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -45,7 +46,8 @@ def test_weights_are_normal_with_the_std(std, seed):
     net = TwoLayerReLU(50, 400, std, seed)
     for layer in (net.hidden, net.out):
         w = layer.weight.detach().double().flatten().numpy() / std
-        assert 1e-4 < chi2.cdf((w**2).sum(), len(w)) < 1 - 1e-4 and kstest(w, "norm").pvalue > 1e-4
+        assert 1e-4 < chi2.cdf((w**2).sum(), len(w)) < 1 - 1e-4
+        assert kstest(w, "norm").pvalue > 1e-4
         assert not layer.bias.any()
 
 
@@ -55,7 +57,8 @@ def test_the_default_variance_is_the_papers():
 
 def test_the_seed_is_the_networks_own():
     torch.manual_seed(1)
-    before, a = torch.random.get_rng_state(), TwoLayerReLU(5, 6, seed=3)
+    before = torch.random.get_rng_state()
+    a = TwoLayerReLU(5, 6, seed=3)
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(2)
     assert same(state(a), state(TwoLayerReLU(5, 6, seed=3)))
@@ -70,8 +73,8 @@ def test_forward_against_a_loop():
     w1, b1, w2, b2 = (p.detach().double().numpy() for p in net.parameters())
     expected = []
     for xi in x.double().reshape(7, 6).numpy():
-        hidden = [max(0, sum(w * v for w, v in zip(w1[a], xi)) + b1[a]) for a in range(5)]
-        expected.append([sum(w * h for w, h in zip(w2[0], hidden)) + b2[0]])
+        hidden = [max(0, sum(w * xi) + b) for w, b in zip(w1, b1, strict=True)]
+        expected.append([sum(w * h for w, h in zip(w2[0], hidden, strict=True)) + b2[0]])
     np.testing.assert_allclose(net.double()(x.double()).detach().numpy(), expected, rtol=1e-12)
 
 
@@ -92,7 +95,8 @@ def test_refused_sizes(args, says):
 
 def test_build():
     net = build("two_layer_relu", d=2, width=3, seed=7)
-    assert isinstance(net, TwoLayerReLU) and same(state(net), state(TwoLayerReLU(2, 3, seed=7)))
+    assert isinstance(net, TwoLayerReLU)
+    assert same(state(net), state(TwoLayerReLU(2, 3, seed=7)))
     with pytest.raises(ValueError, match="two_layer_rule.*" + ".*".join(MODELS)):
         build("two_layer_rule", d=2, width=3)
 
@@ -106,7 +110,7 @@ def test_seeded_is_torchs_stream_from_that_seed():
     torch.manual_seed(1)
     with seeded(7):
         got = [torch.rand(3), torch.randperm(9), torch.randn(2)]
-    assert all(torch.equal(a, b) for a, b in zip(got, right))
+    assert all(torch.equal(a, b) for a, b in zip(got, right, strict=True))
 
 
 @pytest.mark.parametrize("error", [None, KeyError])
@@ -124,14 +128,15 @@ def test_afterwards_it_is_as_it_was(error):
 
 @given(st.integers(0, 2**40), st.lists(st.integers(1, 20), min_size=1, max_size=5))
 def test_blocks_go_on_where_the_last_one_ended(seed, sizes):
-    end, parts = seed, []
+    end = seed
+    parts = []
     for n in sizes:
         with seeded(end) as end:
             parts.append(torch.rand(n))
         torch.rand(3)
     with seeded(seed):
         right = [torch.rand(n) for n in sizes]
-    assert all(torch.equal(a, b) for a, b in zip(parts, right))
+    assert all(torch.equal(a, b) for a, b in zip(parts, right, strict=True))
 
 
 def test_blocks_within_blocks():
@@ -157,12 +162,16 @@ SMALL = {
 @pytest.mark.parametrize("name", SMALL)
 def test_initial_weights_follow_from_the_seed_alone(name):
     torch.manual_seed(1)
-    before, a = torch.random.get_rng_state(), build(name, **SMALL[name], seed=3)
+    before = torch.random.get_rng_state()
+    a = build(name, **SMALL[name], seed=3)
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(2)
     b, c = build(name, **SMALL[name], seed=3), build(name, **SMALL[name], seed=4)
-    assert same(state(a), state(b)) and not any(
-        torch.equal(v, w) for v, w in zip(a.parameters(), c.parameters()) if v.numel() > 1
+    assert same(state(a), state(b))
+    assert not any(
+        torch.equal(v, w)
+        for v, w in zip(a.parameters(), c.parameters(), strict=True)
+        if v.numel() > 1
     )
     assert all(v.requires_grad and v.device.type == "cpu" for v in a.parameters())
 
@@ -172,8 +181,9 @@ def sizes(net, kind) -> list:
 
 
 def test_the_papers_mlp():
-    net, dims = mlp((1, 28, 28)), [784, 128, 512, 2048, 2048, 10]
-    assert sizes(net, nn.Linear) == list(zip(dims[1:], dims))
+    net = mlp((1, 28, 28))
+    dims = [784, 128, 512, 2048, 2048, 10]
+    assert sizes(net, nn.Linear) == [(gives, reads) for reads, gives in pairwise(dims)]
     assert [name for name, _ in net.named_children()] == [
         "flatten",
         "fc1",
@@ -187,8 +197,9 @@ def test_the_papers_mlp():
 
 @pytest.mark.parametrize("shape, reads", [((3, 32, 32), 64 * 4 * 4), ((1, 28, 28), 64 * 3 * 3)])
 def test_the_papers_cnn(shape, reads):
-    net, filters = cnn(shape), [shape[0], 16, 16, 32, 32, 64, 64]
-    assert sizes(net, nn.Conv2d) == [(b, a, 3, 3) for a, b in zip(filters, filters[1:])]
+    net = cnn(shape)
+    filters = [shape[0], 16, 16, 32, 32, 64, 64]
+    assert sizes(net, nn.Conv2d) == [(b, a, 3, 3) for a, b in pairwise(filters)]
     assert sizes(net, nn.Linear) == [(250, reads), (250, 250), (250, 250), (10, 250)]
     assert [name for name, _ in net.named_children()] == [
         "block1",
@@ -203,32 +214,27 @@ def test_the_papers_cnn(shape, reads):
 
 
 def test_mlp_against_numpy():
-    net, x = (
-        mlp((2, 3), (5, 4), 3).double(),
-        torch.randn(7, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
-    )
+    net = mlp((2, 3), (5, 4), 3).double()
+    x = torch.randn(7, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     w1, b1, w2, b2, w3, b3 = (p.detach().numpy() for p in net.parameters())
-    h = np.maximum(x.reshape(7, 6).numpy() @ w1.T + b1, 0)
-    np.testing.assert_allclose(
-        net(x).detach(), np.maximum(h @ w2.T + b2, 0) @ w3.T + b3, rtol=1e-12
-    )
+    first = np.maximum(x.reshape(7, 6).numpy() @ w1.T + b1, 0)
+    second = np.maximum(first @ w2.T + b2, 0)
+    np.testing.assert_allclose(net(x).detach(), second @ w3.T + b3, rtol=1e-12)
 
 
 @pytest.mark.parametrize("stride, side", [(2, 2), (1, 6)])
 def test_cnn_against_functions(stride, side):
-    net, x = (
-        cnn((2, 8, 8), (3, 4), (5,), 3, stride),
-        torch.randn(6, 2, 8, 8, generator=torch.Generator().manual_seed(0)),
-    )
-    p, a = [v.detach() for v in net.parameters()], x
+    net = cnn((2, 8, 8), (3, 4), (5,), 3, stride)
+    x = torch.randn(6, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    p = [v.detach() for v in net.parameters()]
+    a = x
     for i in (0, 4):
         for w, b in (p[i : i + 2], p[i + 2 : i + 4]):
             a = F.conv2d(a, w, b, padding=1).relu()
         a = F.max_pool2d(a, 2, stride)
     assert a.shape == (6, 4, side, side)
-    assert torch.allclose(
-        net(x), F.linear(F.linear(a.flatten(1), *p[8:10]).relu(), *p[10:]), atol=1e-6
-    )
+    hidden = F.linear(a.flatten(1), *p[8:10]).relu()
+    assert torch.allclose(net(x), F.linear(hidden, *p[10:]), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
@@ -237,16 +243,19 @@ def test_initial_weights_are_torchs_default(name):
     for layer in [m for m in net.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]:
         bound = math.prod(layer.weight.shape[1:]) ** -0.5
         w = layer.weight.detach().flatten().double().numpy() / bound
-        assert abs(w).max() <= 1 + 1e-6 and kstest(w, "uniform", (-1, 2)).pvalue > 1e-4
+        assert abs(w).max() <= 1 + 1e-6
+        assert kstest(w, "uniform", (-1, 2)).pvalue > 1e-4
 
 
 def test_alexnet_is_torchvisions():
-    before, ours = torch.random.get_rng_state(), alexnet(seed=3)
+    before = torch.random.get_rng_state()
+    ours = alexnet(seed=3)
     assert torch.equal(torch.random.get_rng_state(), before)
     with torch.random.fork_rng([]):
         torch.manual_seed(3)
         theirs = torchvision.models.alexnet(num_classes=200)
-    assert same(ours.state_dict(), theirs.state_dict()) and type(ours) is type(theirs)
+    assert same(ours.state_dict(), theirs.state_dict())
+    assert type(ours) is type(theirs)
 
 
 @pytest.mark.parametrize("width", [0.02, 0.1, 0.25])
@@ -254,17 +263,16 @@ def test_a_thin_alexnet(width):
     net = alexnet(7, width)
     with torch.device("meta"):
         theirs = torchvision.models.alexnet(num_classes=7)
-    thin = lambda c: max(1, round(c * width))
+
+    def thin(channels):
+        return max(1, round(channels * width))
+
     assert [name for name, _ in net.named_modules()] == [name for name, _ in theirs.named_modules()]
-    assert [
-        (m.out_channels, m.kernel_size, m.stride, m.padding)
-        for m in net.modules()
-        if isinstance(m, nn.Conv2d)
-    ] == [
-        (thin(m.out_channels), m.kernel_size, m.stride, m.padding)
-        for m in theirs.modules()
-        if isinstance(m, nn.Conv2d)
-    ]
+    ours = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    published = [m for m in theirs.modules() if isinstance(m, nn.Conv2d)]
+    for a, b in zip(ours, published, strict=True):
+        assert a.out_channels == thin(b.out_channels)
+        assert (a.kernel_size, a.stride, a.padding) == (b.kernel_size, b.stride, b.padding)
     assert sizes(net, nn.Linear) == [
         (thin(4096), thin(256) * 36),
         (thin(4096), thin(4096)),
@@ -302,9 +310,13 @@ def test_refused_networks(make, args, says):
 
 
 def test_networks_that_are_built_at_once_by_many_threads():
-    make = lambda seed: build("mlp", shape=(64,), widths=(256, 256), seed=seed)
+    def make(seed):
+        return build("mlp", shape=(64,), widths=(256, 256), seed=seed)
+
     alone = [make(s) for s in range(8)]
     with ThreadPoolExecutor(8) as pool:
         for _ in range(5):
-            for a, b in zip(alone, pool.map(make, range(8))):
-                assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+            for a, b in zip(alone, pool.map(make, range(8)), strict=True):
+                assert all(
+                    torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True)
+                )

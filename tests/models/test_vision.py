@@ -1,4 +1,7 @@
-"""A network for pictures is what the paper says, read once more without modules; its seed is its own; sizes that make no sense are refused."""
+"""A network for pictures is what the paper says, read once more without modules.
+
+Its seed is its own, and sizes that make no sense are refused.
+"""
 
 import math
 from functools import cache
@@ -12,8 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from memnb.common.rng import seeded
-from memnb.models.layers import evaluating, layer_state
+from memnb.models.evaluation import evaluating
 from memnb.models.networks import build
+from memnb.models.structure import layer_state
 from memnb.models.vision import resnet9, resnet50, vit
 
 
@@ -43,9 +47,10 @@ def stirred(net) -> nn.Module:
     with seeded(5):
         for k, v in net.double().state_dict().items():
             if v.is_floating_point():
-                v.mul_(0.5 + torch.rand_like(v)) if k.endswith("var") else v.add_(
-                    0.3 * torch.randn_like(v)
-                )
+                if k.endswith("var"):
+                    v.mul_(0.5 + torch.rand_like(v))
+                else:
+                    v.add_(0.3 * torch.randn_like(v))
     return net
 
 
@@ -59,15 +64,17 @@ SMALL = {
 @pytest.mark.parametrize("name", SMALL)
 def test_built_by_name_the_weights_follow_from_the_seed_alone(name):
     torch.manual_seed(1)
-    before, a = torch.random.get_rng_state(), build(name, **SMALL[name], seed=3)
+    before = torch.random.get_rng_state()
+    a = build(name, **SMALL[name], seed=3)
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(2)
-    b, c = (
-        {"resnet9": resnet9, "resnet50": resnet50, "vit": vit}[name](**SMALL[name], seed=3),
-        build(name, **SMALL[name], seed=4),
+    b = {"resnet9": resnet9, "resnet50": resnet50, "vit": vit}[name](**SMALL[name], seed=3)
+    c = build(name, **SMALL[name], seed=4)
+    assert type(a) is type(b)
+    assert same(state(a), state(b))
+    assert not any(
+        torch.equal(v, w) for v, w in zip(a.parameters(), c.parameters(), strict=True) if v.ndim > 1
     )
-    assert type(a) is type(b) and same(state(a), state(b))
-    assert not any(torch.equal(v, w) for v, w in zip(a.parameters(), c.parameters()) if v.ndim > 1)
     assert all(
         v.requires_grad and v.device.type == "cpu" and v.dtype == torch.float32
         for v in a.parameters()
@@ -106,15 +113,11 @@ def resnet9_by_hand(p, x, train) -> tuple:
             for k in ("weight", "bias", "running_mean", "running_var")
         )
         if train:
-            for k, v in {
-                f"{name}.norm.running_mean": h.mean((0, 2, 3)),
-                f"{name}.norm.running_var": h.var((0, 2, 3)),
-            }.items():
-                stats[k] = 0.9 * p[k] + 0.1 * v
-            mean, var = (
-                h.mean((0, 2, 3), keepdim=True),
-                h.var((0, 2, 3), correction=0, keepdim=True),
-            )
+            batch = dict(running_mean=h.mean((0, 2, 3)), running_var=h.var((0, 2, 3)))
+            for k, v in batch.items():
+                stats[f"{name}.norm.{k}"] = 0.9 * p[f"{name}.norm.{k}"] + 0.1 * v
+            mean = h.mean((0, 2, 3), keepdim=True)
+            var = h.var((0, 2, 3), correction=0, keepdim=True)
         return ((h - mean) / (var + 1e-5).sqrt() * w + b).clamp_min(0)
 
     h = layer(layer(x, "conv1"), "conv2", 2, 2)
@@ -129,14 +132,15 @@ def check_resnet9(net, x):
     before = state(stirred(net))
     for train in (False, True):
         logits, stats = resnet9_by_hand(before, x, train)
-        assert close(net.train(train)(x), logits) and all(
-            close(net.state_dict()[k], v) for k, v in stats.items()
-        )
+        assert close(net.train(train)(x), logits)
+        assert all(close(net.state_dict()[k], v) for k, v in stats.items())
 
 
 def test_the_papers_resnet9():
     net = resnet9()
-    assert count(net) == 2_274_880 and filters(net) == FILTERS and net.out.weight.shape == (10, 128)
+    assert count(net) == 2_274_880
+    assert filters(net) == FILTERS
+    assert net.out.weight.shape == (10, 128)
     assert [name for name, _ in net.named_children()] == [
         "conv1",
         "conv2",
@@ -169,11 +173,8 @@ def test_resnet9_of_any_size_against_functions(c, height, w, width, k):
 
 @pytest.mark.parametrize("side, padding", [(8, 1), (10, 1), (11, 0), (32, 0)])
 def test_only_where_it_would_not_fit_the_last_convolution_is_padded(side, padding):
-    assert (
-        resnet9((1, side, side), 0.1).conv4.conv.padding
-        == resnet9((1, side, 40), 0.1).conv4.conv.padding
-        == (padding, padding)
-    )
+    for shape in ((1, side, side), (1, side, 40)):
+        assert resnet9(shape, 0.1).conv4.conv.padding == (padding, padding)
 
 
 @pytest.mark.parametrize("width", [0.001, 0.1, 0.5, 1.01, 2])
@@ -203,7 +204,8 @@ def test_resnet50_is_torchvisions(channels, parameters):
     x = pictures(2, channels, 32, 32).float()
     with evaluating(theirs), evaluating(fifty(channels)):
         assert torch.allclose(fifty(channels)(x), theirs(x), atol=1e-6)
-    assert count(fifty(channels)) == parameters and type(theirs) is type(fifty(channels))
+    assert count(fifty(channels)) == parameters
+    assert type(theirs) is type(fifty(channels))
 
 
 def test_resnet50s_initial_weights_are_torchvisions():
@@ -213,9 +215,8 @@ def test_resnet50s_initial_weights_are_torchvisions():
 
 
 def test_resnet50s_first_convolution_is_as_large_for_other_pictures():
-    assert fifty(1).conv1.weight.std().item() == pytest.approx(
-        fifty(3).conv1.weight.std().item(), rel=0.1
-    )
+    colour = fifty(3).conv1.weight.std().item()
+    assert fifty(1).conv1.weight.std().item() == pytest.approx(colour, rel=0.1)
 
 
 # --- the vision transformer
@@ -223,7 +224,8 @@ def test_resnet50s_first_convolution_is_as_large_for_other_pictures():
 
 def moved(x, down, right) -> torch.Tensor:
     "The pictures moved, pixel by pixel; zeros move in."
-    out, (height, width) = torch.zeros_like(x), x.shape[2:]
+    out = torch.zeros_like(x)
+    height, width = x.shape[2:]
     for r in range(height):
         for c in range(width):
             if 0 <= r - down < height and 0 <= c - right < width:
@@ -231,44 +233,30 @@ def moved(x, down, right) -> torch.Tensor:
     return out
 
 
-def vit_by_hand(p, x, patch, heads, depth, shifted=False, drop=lambda h: h) -> torch.Tensor:
-    half, d = patch // 2, p["cls"].shape[2] // heads
+def vit_by_hand(p, x, *, patch, heads, depth, shifted=False, drop=lambda h: h) -> torch.Tensor:
+    half = patch // 2
+    d = p["cls"].shape[2] // heads
     if shifted:
-        x = torch.cat(
-            [
-                x,
-                *(
-                    moved(x, down, right)
-                    for down, right in [(half, half), (-half, half), (half, -half), (-half, -half)]
-                ),
-            ],
-            1,
-        )
-    linear = lambda h, name: h @ p[f"{name}.weight"].T + p.get(f"{name}.bias", 0)
+        places = [(half, half), (-half, half), (half, -half), (-half, -half)]
+        x = torch.cat([x, *(moved(x, down, right) for down, right in places)], 1)
+
+    def linear(h, name):
+        return h @ p[f"{name}.weight"].T + p.get(f"{name}.bias", 0)
 
     def norm(h, name):
         h = h - h.mean(-1, keepdim=True)
-        return (
-            h / (h.square().mean(-1, keepdim=True) + 1e-5).sqrt() * p[f"{name}.weight"]
-            + p[f"{name}.bias"]
-        )
+        h = h / (h.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        return h * p[f"{name}.weight"] + p[f"{name}.bias"]
 
     corners = [(r, c) for r in range(0, x.shape[2], patch) for c in range(0, x.shape[3], patch)]
     t = torch.stack([x[:, :, r : r + patch, c : c + patch].flatten(1) for r, c in corners], 1)
-    h = drop(
-        torch.cat([p["cls"].repeat(len(x), 1, 1), linear(norm(t, "patches.0"), "patches.1")], 1)
-        + p["place"]
-    )
+    patches = linear(norm(t, "patches.0"), "patches.1")
+    h = drop(torch.cat([p["cls"].repeat(len(x), 1, 1), patches], 1) + p["place"])
     for b in (f"blocks.{i}" for i in range(depth)):
-        qkv = [
-            a.split(d, 2) for a in linear(norm(h, f"{b}.norm1"), f"{b}.attention.qkv").chunk(3, 2)
-        ]
-        h = h + drop(
-            linear(
-                torch.cat([(q @ k.mT / d**0.5).softmax(2) @ v for q, k, v in zip(*qkv)], 2),
-                f"{b}.attention.out",
-            )
-        )
+        tokens = linear(norm(h, f"{b}.norm1"), f"{b}.attention.qkv")
+        qkv = [part.split(d, 2) for part in tokens.chunk(3, 2)]
+        mixed = [(q @ k.mT / d**0.5).softmax(2) @ v for q, k, v in zip(*qkv, strict=True)]
+        h = h + drop(linear(torch.cat(mixed, 2), f"{b}.attention.out"))
         a = linear(norm(h, f"{b}.norm2"), f"{b}.mlp.0")
         h = h + drop(linear(drop(a * (1 + torch.erf(a / 2**0.5)) / 2), f"{b}.mlp.3"))
     return linear(norm(h[:, 0], "norm"), "out")
@@ -276,22 +264,21 @@ def vit_by_hand(p, x, patch, heads, depth, shifted=False, drop=lambda h: h) -> t
 
 @settings(deadline=None, max_examples=40)
 @given(
-    st.integers(1, 3),
-    st.integers(1, 4),
-    st.integers(1, 3),
-    st.integers(1, 3),
-    st.integers(1, 3),
-    st.integers(1, 3),
-    st.integers(1, 3),
-    st.booleans(),
+    c=st.integers(1, 3),
+    patch=st.integers(1, 4),
+    rows=st.integers(1, 3),
+    columns=st.integers(1, 3),
+    heads=st.integers(1, 3),
+    d=st.integers(1, 3),
+    depth=st.integers(1, 3),
+    shifted=st.booleans(),
 )
-def test_vit_against_functions(c, patch, rows, columns, heads, d, depth, shifted):
+def test_vit_against_functions(*, c, patch, rows, columns, heads, d, depth, shifted):
     shape = (c, rows * patch, columns * patch)
-    net, x = (
-        stirred(vit(shape, patch, heads * d, depth, heads, 5, 0.3, 4, shifted)),
-        pictures(3, *shape),
-    )
-    how, p = dict(patch=patch, heads=heads, depth=depth, shifted=shifted), state(net)
+    how = dict(patch=patch, heads=heads, depth=depth, shifted=shifted)
+    net = stirred(vit(shape, width=heads * d, hidden=5, dropout=0.3, n_classes=4, **how))
+    x = pictures(3, *shape)
+    p = state(net)
     with evaluating(net):
         assert close(net(x), vit_by_hand(p, x, **how))
     with torch.no_grad(), seeded(1):
@@ -301,22 +288,25 @@ def test_vit_against_functions(c, patch, rows, columns, heads, d, depth, shifted
 
 
 def test_dropout_is_for_training_only():
-    net, x = vit(**SMALL["vit"], dropout=0.5), pictures(2, 2, 4, 6).float()
+    net = vit(**SMALL["vit"], dropout=0.5)
+    x = pictures(2, 2, 4, 6).float()
     assert not torch.equal(net(x), net(x))
     assert torch.equal(net.eval()(x), net(x))
     still = vit(**SMALL["vit"], dropout=0)
-    assert torch.equal(still(x), still(x)) and torch.equal(still(x), net(x))
+    assert torch.equal(still(x), still(x))
+    assert torch.equal(still(x), net(x))
 
 
 @pytest.mark.parametrize("shifted", [False, True])
 def test_the_papers_vit(shifted):
     with torch.device("meta"):
         net = vit(shifted=shifted)
-    pixels, block = 12 * (5 if shifted else 1), 4 * 512 + 4 * 512**2 + 512 + 2 * (512**2 + 512)
-    assert (
-        count(net)
-        == 2 * pixels + pixels * 512 + 512 + 512 + 257 * 512 + 6 * block + 2 * 512 + 512 * 10 + 10
-    )
+    pixels = 12 * (5 if shifted else 1)
+    block = 4 * 512 + 4 * 512**2 + 512 + 2 * (512**2 + 512)
+    patches = 2 * pixels + pixels * 512 + 512
+    tokens = 512 + 257 * 512
+    head = 2 * 512 + 512 * 10 + 10
+    assert count(net) == patches + tokens + 6 * block + head
     assert [name for name, _ in net.named_children()] == [
         "patches",
         "dropout",
@@ -324,16 +314,14 @@ def test_the_papers_vit(shifted):
         "norm",
         "out",
     ]
-    assert {m.p for m in net.modules() if isinstance(m, nn.Dropout)} == {0.1} and {
-        m.heads for m in net.modules() if hasattr(m, "heads")
-    } == {8}
+    assert {m.p for m in net.modules() if isinstance(m, nn.Dropout)} == {0.1}
+    assert {m.heads for m in net.modules() if hasattr(m, "heads")} == {8}
 
 
 def test_the_class_token_and_the_places_are_the_roots():
     net = vit(**SMALL["vit"])
-    assert same(
-        layer_state(net, "(root)"), dict(cls=net.cls, place=net.place)
-    ) and net.place.shape == (1, 1 + 2 * 3, 6)
+    assert same(layer_state(net, "(root)"), dict(cls=net.cls, place=net.place))
+    assert net.place.shape == (1, 1 + 2 * 3, 6)
 
 
 # --- sizes that make no sense

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.localization.tied_dropout import TiedDropout
-from memnb.models.layers import examples
+from memnb.models.evaluation import examples
 from memnb.models.networks import ACTIVATIONS, ModularNet, TwoLayerReLU, build, mlp
 from memnb.modular.arithmetic import fit_modular, operation_table
 from memnb.modular.partitions import (

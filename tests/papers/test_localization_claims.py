@@ -15,8 +15,9 @@ from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.lab.claims import judge
 from memnb.localization import critical_units, retrain, rewind
 from memnb.localization.unit_masks import Masked
-from memnb.models.layers import layer_groups, predict
+from memnb.models.evaluation import predict
 from memnb.models.networks import build
+from memnb.models.structure import layer_groups
 from memnb.papers import localization as runs
 from memnb.papers.localization_claims import (
     ALONE,

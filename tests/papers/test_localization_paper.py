@@ -16,8 +16,9 @@ from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.localization.accounting import Accounting
 from memnb.localization.retraining_scores import leave_out_memorization
 from memnb.localization.tied_dropout import SparseChannels, StandardDropout, TiedDropout, by_mode
-from memnb.models.layers import layer_groups, predict
+from memnb.models.evaluation import predict
 from memnb.models.networks import build
+from memnb.models.structure import layer_groups
 from memnb.papers import localization as runs
 from memnb.trainer import training as trainer
 

@@ -16,7 +16,8 @@ from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.localization.tied_dropout import TiedDropout
-from memnb.models.layers import activations, predict
+from memnb.models.evaluation import predict
+from memnb.models.layers import activations
 from memnb.models.networks import build
 from memnb.probes.classifiers import MASC, PROBES, Logistic, VeLPIC
 from memnb.probes.over_training import (

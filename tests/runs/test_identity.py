@@ -1,4 +1,4 @@
-"""What does something else has another fingerprint; what does the same has the same, in any process."""
+"What does something else has another fingerprint; what does the same has the same, anywhere."
 
 import enum
 import functools
@@ -66,7 +66,9 @@ class Colour(enum.Enum):
 class Net(nn.Module):
     def __init__(self, p=0.1):
         super().__init__()
-        self.layer, self.p, self.seen = nn.Linear(3, 2), p, []
+        self.layer = nn.Linear(3, 2)
+        self.p = p
+        self.seen = []
 
     def forward(self, x):
         return self.p * self.layer(x)
@@ -80,6 +82,10 @@ def cyclic():
     held = [1]
     held.append(held)
     return held
+
+
+def open_file():
+    return open(os.devnull)  # noqa: SIM115, a value that is told from no other
 
 
 def drawn(seed):
@@ -170,12 +176,19 @@ PAIRS = [  # makers of values of which no two are alike
 
 def test_no_two_of_many_are_alike_and_each_is_like_itself():
     prints = [fingerprint(make()) for make in PAIRS]
-    assert len(set(prints)) == len(PAIRS) and [fingerprint(make()) for make in PAIRS] == prints
+    assert len(set(prints)) == len(PAIRS)
+    assert [fingerprint(make()) for make in PAIRS] == prints
 
 
 def test_another_process_agrees():
     "With other seeds of Python's hashes, and other places in memory."
-    program = "import sys; sys.path.insert(0, 'tests/runs'); from test_identity import *; held = [object() for _ in range(999)]; print(*map(fingerprint, [make() for make in PAIRS]))"
+    program = """
+import sys
+sys.path.insert(0, "tests/runs")
+from test_identity import *
+held = [object() for _ in range(999)]
+print(*map(fingerprint, [make() for make in PAIRS]))
+"""
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=Path(__file__).parents[2],
@@ -190,11 +203,11 @@ def test_another_process_agrees():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: open(os.devnull),
+        open_file,
         lambda: (i for i in ()),
         lambda: iter([1]),
         threading.Lock,
-        lambda: closing(open(os.devnull)),
+        lambda: closing(open_file()),
         lambda: Scale((i for i in ())),
         lambda: [object(), threading.Lock()],
     ],
@@ -209,9 +222,9 @@ def test_use_is_no_part_of_an_object_that_names_what_is():
     v = Used(2)
     before = fingerprint(v)
     v(threading.Lock())
-    assert fingerprint(v.__call__) == fingerprint(Used(2).__call__) and fingerprint(
-        v
-    ) == before != fingerprint(Used(3))
+    assert fingerprint(v.__call__) == fingerprint(Used(2).__call__)
+    assert fingerprint(v) == before
+    assert fingerprint(Used(3)) != before
 
 
 def test_names_comments_and_places_do_not_matter():
@@ -298,11 +311,10 @@ def test_a_start_is_every_number():
 
 
 def test_differences():
-    assert differences(dict(a=1, b=[2], c=float("nan")), dict(b=[2], a=1, c=float("nan"))) == ""
-    assert (
-        differences(dict(a=1, b=2), dict(a=1, b=3, c="x"))
-        == "b, c (b is 2 there and 3 here; c is None there and 'x' here)"
-    )
+    in_another_order = dict(b=[2], a=1, c=float("nan"))
+    assert differences(dict(a=1, b=[2], c=float("nan")), in_another_order) == ""
+    says = differences(dict(a=1, b=2), dict(a=1, b=3, c="x"))
+    assert says == "b, c (b is 2 there and 3 here; c is None there and 'x' here)"
 
 
 @pytest.mark.parametrize("bad", [None, 3, "mlp", torch.zeros(2), nn.Linear])

@@ -1,4 +1,7 @@
-"""Any loop's record is what the network gave, in whatever order it was handed over, and what was forgotten is found."""
+"""Any loop's record is what the network gave, in whatever order it was handed over.
+
+What was forgotten is found.
+"""
 
 import math
 from collections import OrderedDict
@@ -24,11 +27,11 @@ from memnb.trainer.training import fit
 
 def noisy(n=30, k=4, seed=0, index=None, **other) -> NoisyDataset:
     "A quarter of the labels wrong."
-    g, clean = torch.Generator().manual_seed(seed), torch.arange(n) % k
+    g = torch.Generator().manual_seed(seed)
+    clean = torch.arange(n) % k
     y = torch.where(torch.arange(n) % 4 == 3, (clean + 1) % k, clean)
-    return NoisyDataset(
-        torch.randn(n, 5, generator=g), y, **dict(clean=clean, index=index, n_classes=k) | other
-    )
+    fields = dict(clean=clean, index=index, n_classes=k) | other
+    return NoisyDataset(torch.randn(n, 5, generator=g), y, **fields)
 
 
 def net(seed=0) -> nn.Sequential:
@@ -54,52 +57,49 @@ def recorded(data, *logits, test=None) -> Recorder:
 
 
 def test_a_loop_of_ones_own_gives_the_run_of_fit():
-    data, test, model = noisy(50), noisy(20, seed=1), net()
-    sgd, rec = (
-        torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, fused=True),
-        Recorder(data, test),
-    )
+    data = noisy(50)
+    test = noisy(20, seed=1)
+    model = net()
+    sgd = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, fused=True)
+    rec = Recorder(data, test)
     for epoch in range(5):
         rec.at(epoch)
         rec.log(data.index, model(data.x))
         rec.log(test.index, model(test.x), test=True)
-        for x, y, index in DataLoader(data, batch_size=16, sampler=order(50, epoch, 0).tolist()):
+        for x, y, _ in DataLoader(data, batch_size=16, sampler=order(50, epoch, 0).tolist()):
             sgd.zero_grad()
             F.cross_entropy(model(x), y).backward()
             sgd.step()
-    ours, theirs = (
-        rec.run(),
-        fit(net(), data, 5, test, times=range(5), lr=0.1, momentum=0.9, batch=16, device="cpu"),
-    )
+    ours = rec.run()
+    theirs = fit(net(), data, 5, test, times=range(5), lr=0.1, momentum=0.9, batch=16, device="cpu")
     for f in fields(ours):
         v, w = getattr(ours, f.name), getattr(theirs, f.name)
         if isinstance(w, Tensor):
             assert v.dtype == w.dtype and torch.equal(v, w), f.name
     assert ours.frame().equals(theirs.frame())
-    assert (ours.unit, ours.n_classes, ours.digest) == (
-        theirs.unit,
-        theirs.n_classes,
-        theirs.digest,
-    )
+    assert ours.unit == theirs.unit
+    assert ours.n_classes == theirs.n_classes
+    assert ours.digest == theirs.digest
 
 
 def test_logged_batch_by_batch_as_training_goes_on():
-    data, model, rec = noisy(), net(), Recorder(noisy())
+    data = noisy()
+    model = net()
+    rec = Recorder(noisy())
     rec.at(0.5)
     seen = {}
-    for x, y, index in DataLoader(
-        data, batch_size=7, shuffle=True, generator=torch.Generator().manual_seed(0)
-    ):
+    order = torch.Generator().manual_seed(0)
+    for x, y, index in DataLoader(data, batch_size=7, shuffle=True, generator=order):
         z = model(x)
         rec.log(index, z)
-        for i, loss, p in zip(
-            index.tolist(), F.cross_entropy(z, y, reduction="none").tolist(), z.argmax(1).tolist()
-        ):
-            seen[i] = loss, p
+        losses = F.cross_entropy(z, y, reduction="none").tolist()
+        pairs = zip(losses, z.argmax(1).tolist(), strict=True)
+        seen |= dict(zip(index.tolist(), pairs, strict=True))
         with torch.no_grad():
             model[2].bias += 0.1 * torch.arange(4)
     run = rec.run()
-    assert not run.loss.requires_grad and run.time.tolist() == [0.5]
+    assert not run.loss.requires_grad
+    assert run.time.tolist() == [0.5]
     for i in range(30):
         assert (run.loss[0, i].item(), run.prediction[0, i].item()) == pytest.approx(seen[i])
 
@@ -108,33 +108,33 @@ def test_logged_batch_by_batch_as_training_goes_on():
 @given(st.integers(0, 10**6), st.integers(1, 30), st.sampled_from([1, 2, 4]))
 def test_order_and_batches_do_not_matter(seed, size, columns):
     g = torch.Generator().manual_seed(seed)
-    k, place = max(2, columns), torch.randperm(100, generator=g)[:30]
-    data, z, rows = (
-        noisy(k=k, index=place),
-        randn(30, columns, seed=seed),
-        torch.randperm(30, generator=g),
-    )
+    k = max(2, columns)
+    place = torch.randperm(100, generator=g)[:30]
+    data = noisy(k=k, index=place)
+    z = randn(30, columns, seed=seed)
+    rows = torch.randperm(30, generator=g)
     rec = Recorder(data)
     rec.at(0)
     for part in rows.split(size):
         rec.log(place[part], z[part])
-    run, whole = rec.run(), recorded(data, z).run()
+    run = rec.run()
+    whole = recorded(data, z).run()
     both = (torch.cat([torch.zeros_like(z), z], 1) if columns == 1 else z).double()
     assert torch.allclose(
         run.loss[0].double(), F.cross_entropy(both, data.y, reduction="none"), atol=1e-5
     )
-    assert (
-        torch.equal(run.prediction[0].long(), both.argmax(1))
-        and torch.equal(run.index, place)
-        and torch.equal(run.y, data.y)
-    )
+    assert torch.equal(run.prediction[0].long(), both.argmax(1))
+    assert torch.equal(run.index, place)
+    assert torch.equal(run.y, data.y)
     for f in fields(run):
-        if isinstance(v := getattr(whole, f.name), Tensor):
-            assert torch.equal(getattr(run, f.name), v)
+        right = getattr(whole, f.name)
+        if isinstance(right, Tensor):
+            assert torch.equal(getattr(run, f.name), right)
 
 
 def test_the_last_word_counts():
-    data, (old, new) = noisy(), randn(2, 30, 4)
+    data = noisy()
+    old, new = randn(2, 30, 4)
     rec = recorded(data, old)
     rec.log(data.index[:10], new[:10])
     assert torch.equal(rec.run().loss, recorded(data, torch.cat([new[:10], old[10:]])).run().loss)
@@ -142,17 +142,16 @@ def test_the_last_word_counts():
 
 @pytest.mark.parametrize("index", [None, torch.arange(30).flip(0) * 7])
 def test_noisy_examples_are_held_against_the_true_label_too(index):
-    data, z = noisy(index=index), randn(2, 30, 4)
-    run, rows = recorded(data, *z).run(), noisy().is_noisy
+    data = noisy(index=index)
+    z = randn(2, 30, 4)
+    run = recorded(data, *z).run()
+    rows = noisy().is_noisy
     for i, logits in enumerate(z[:, rows].double().numpy()):
         own = np.take_along_axis(logits, data.clean[rows].numpy()[:, None], 1)[:, 0]
-        other = [
-            max(v for k, v in enumerate(row) if k != c)
-            for row, c in zip(logits, data.clean[rows].tolist())
-        ]
-        np.testing.assert_allclose(
-            run.true_loss[i], np.log(np.exp(logits).sum(1)) - own, rtol=1e-5, atol=1e-5
-        )
+        pairs = zip(logits, data.clean[rows].tolist(), strict=True)
+        other = [max(v for k, v in enumerate(row) if k != c) for row, c in pairs]
+        loss = np.log(np.exp(logits).sum(1)) - own
+        np.testing.assert_allclose(run.true_loss[i], loss, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(run.true_margin[i], own - other, rtol=1e-5, atol=1e-5)
 
 
@@ -160,15 +159,15 @@ def test_noisy_examples_are_held_against_the_true_label_too(index):
 def test_no_true_loss_where_it_says_nothing_new(other):
     data = noisy(**other)
     run = recorded(data, randn(30, data.n_classes)).run()
-    assert run.true_loss is None and run.true_margin is None and len(run.frame())
+    assert run.true_loss is None
+    assert run.true_margin is None
+    assert len(run.frame())
 
 
 def test_a_test_set():
-    data, test, (z, w) = (
-        noisy(),
-        noisy(12, seed=3, clean=None, index=torch.arange(12) + 5),
-        randn(2, 30, 4),
-    )
+    data = noisy()
+    test = noisy(12, seed=3, clean=None, index=torch.arange(12) + 5)
+    z, w = randn(2, 30, 4)
     rec = Recorder(data, test)
     rec.at(0)
     rec.log(data.index, z)
@@ -178,29 +177,29 @@ def test_a_test_set():
     assert torch.allclose(
         run.test_loss[0], F.cross_entropy(w[:12], test.y, reduction="none"), atol=1e-5
     )
-    assert torch.equal(run.test_prediction[0].long(), w[:12].argmax(1)) and torch.equal(
-        run.test_y, test.y
-    )
+    assert torch.equal(run.test_prediction[0].long(), w[:12].argmax(1))
+    assert torch.equal(run.test_y, test.y)
     assert torch.equal(run.loss, recorded(data, z).run().loss)
 
 
 def test_times_are_those_given():
-    rec, times = Recorder(noisy()), [0.1, 1 / 3, 0.7]
+    rec = Recorder(noisy())
+    times = [0.1, 1 / 3, 0.7]
     for t in times:
         rec.at(t)
         rec.log(noisy().index, randn(30, 4))
         rec.checkpoint(net().state_dict())
         rec.add([dict(a=1)])
     run = rec.run()
-    assert (
-        run.time.dtype == torch.float64
-        and run.time.tolist() == times == list(run.checkpoints) == run.rows["time"].to_list()
-    )
+    assert run.time.dtype == torch.float64
+    assert run.time.tolist() == times == list(run.checkpoints) == run.rows["time"].to_list()
 
 
 def test_accuracy():
-    data, z = noisy(), randn(2, 30, 4)
-    rec, share = Recorder(data), [np.mean(v.argmax(1).numpy() == data.y.numpy()) for v in z]
+    data = noisy()
+    z = randn(2, 30, 4)
+    rec = Recorder(data)
+    share = [np.mean(v.argmax(1).numpy() == data.y.numpy()) for v in z]
     for t in (0, 1):
         rec.at(t)
         rec.log(data.index, z[t])
@@ -230,35 +229,35 @@ def test_rows_may_differ():
 
 
 def test_a_checkpoint_is_a_copy():
-    rec, model = recorded(noisy(), randn(30, 4)), net()
+    rec = recorded(noisy(), randn(30, 4))
+    model = net()
     rec.checkpoint(model.state_dict())
     nn.init.zeros_(model[0].weight)
     assert torch.equal(rec.run().at(0, net(seed=1))[0].weight, net()[0].weight)
 
 
 def test_a_run_in_between():
-    data, z = noisy(), randn(3, 30, 4)
+    data = noisy()
+    z = randn(3, 30, 4)
     rec = recorded(data, *z[:2])
     first = rec.run()
     rec.at(2)
     rec.log(data.index, z[2])
-    assert (
-        first.time.tolist() == [0, 1]
-        and rec.run().time.tolist() == [0, 1, 2]
-        and torch.equal(rec.run().loss[:2], first.loss)
-    )
+    assert first.time.tolist() == [0, 1]
+    assert rec.run().time.tolist() == [0, 1, 2]
+    assert torch.equal(rec.run().loss[:2], first.loss)
 
 
 def test_so_far_is_what_was_before_the_present_time():
-    rec, z = Recorder(noisy()), randn(3, 30, 4)
+    rec = Recorder(noisy())
+    z = randn(3, 30, 4)
     assert rec.so_far() is None
     for t in range(3):
         rec.at(t)
-        assert (
-            rec.so_far() is None
-            if t == 0
-            else torch.equal(rec.so_far().loss, recorded(noisy(), *z[:t]).run().loss)
-        )
+        if t == 0:
+            assert rec.so_far() is None
+        else:
+            assert torch.equal(rec.so_far().loss, recorded(noisy(), *z[:t]).run().loss)
         rec.log(noisy().index, z[t])
 
 
@@ -267,17 +266,18 @@ def test_a_run_can_be_kept(tmp_path):
     rec.at(3)
     rec.log(noisy().index, randn(30, 4))
     rec.log(noisy(8).index, randn(8, 4), test=True)
-    save_run(run := rec.run(), tmp_path / "run")
+    run = rec.run()
+    save_run(run, tmp_path / "run")
     again = load_run(tmp_path / "run")
-    assert again.frame().equals(run.frame()) and (again.unit, again.config) == (
-        "step",
-        dict(lr=0.5),
-    )
+    assert again.frame().equals(run.frame())
+    assert again.unit == "step"
+    assert again.config == dict(lr=0.5)
     again.check(noisy())
 
 
 def test_logits_of_low_precision():
-    data, z = noisy(), randn(30, 4).bfloat16()
+    data = noisy()
+    z = randn(30, 4).bfloat16()
     assert torch.allclose(
         recorded(data, z).run().loss[0].double(),
         F.cross_entropy(z.double(), data.y, reduction="none"),
@@ -392,12 +392,15 @@ def test_a_journal_gives_back_what_was_written(tmp_path):
     moments = written(tmp_path / "j")
     read, state = Journal(tmp_path / "j", ME).read()
     a, b = Recorder(noisy(), noisy(8)), Recorder(noisy(), noisy(8))
-    a.moments, b.moments = moments, read
+    a.moments = moments
+    b.moments = read
     for f in fields(a.run()):
         v, w = getattr(a.run(), f.name), getattr(b.run(), f.name)
         if isinstance(v, Tensor):
-            assert torch.equal(v, w) and v.dtype == w.dtype
-    assert a.run().rows.equals(b.run().rows) and state["step"] == 2
+            assert torch.equal(v, w)
+            assert v.dtype == w.dtype
+    assert a.run().rows.equals(b.run().rows)
+    assert state["step"] == 2
     for t in range(3):
         assert torch.equal(b.run().at(t, net(9))[0].weight, net(t)[0].weight)
 
@@ -430,12 +433,11 @@ def set_aside(folder) -> bool:
     "Whether the journal is read as none, with a warning, and what was there is kept beside it."
     with pytest.warns(
         UserWarning,
-        match="j is not a whole journal.*the run begins anew, and what was there is now .damaged-j-",
+        match="j is not a whole journal.*begins anew, and what was there is now .damaged-j-",
     ):
         read = Journal(folder / "j", ME).read()
-    return read == ([], None) and [f.name.startswith(".damaged-j-") for f in folder.iterdir()] == [
-        True
-    ]
+    (aside,) = folder.iterdir()
+    return read == ([], None) and aside.name.startswith(".damaged-j-")
 
 
 @pytest.mark.parametrize(
@@ -551,4 +553,4 @@ def test_logits_of_another_shape(shape):
 
 def test_times_are_finite():
     with pytest.raises(ValueError, match="time nan is not finite"):
-        Recorder(NoisyDataset(torch.zeros(5, 1), torch.arange(5) % 3, n_classes=3)).at(float("nan"))
+        Recorder(noisy()).at(math.nan)

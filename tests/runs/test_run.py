@@ -34,14 +34,19 @@ def two_logits(z):
 
 def loss_and_margin(z: list, y: int) -> tuple[float, float]:
     "Of one example with logits z, by the book."
-    return math.log(sum(math.exp(v) for v in z)) - z[y], z[y] - max(
-        v for k, v in enumerate(z) if k != y
-    )
+    loss = math.log(sum(math.exp(v) for v in z)) - z[y]
+    return loss, z[y] - max(v for k, v in enumerate(z) if k != y)
+
+
+def outcomes(logits, y) -> list[torch.Tensor]:
+    "(T, n) predictions, losses and margins of logits (T, n, K)."
+    return [torch.stack(v) for v in zip(*(outcome(z, y) for z in logits), strict=True)]
 
 
 def a_run(columns=1, known=True, **other) -> tuple[Run, torch.Tensor]:
     "A run over three times and 40 examples with a quarter wrong labels, and its logits."
-    k, z = max(2, columns), randn(3, 40, columns)
+    k = max(2, columns)
+    z = randn(3, 40, columns)
     clean = torch.arange(40) % k
     y = torch.where(torch.arange(40) % 4 == 3, (clean + 1) % k, clean)
     model = dict(name="two_layer_relu", d=3, width=4)
@@ -58,28 +63,26 @@ def a_run(columns=1, known=True, **other) -> tuple[Run, torch.Tensor]:
         rows=pl.DataFrame(dict(time=[0.0, 2.0], norm=[1.5, None])),
         checkpoints={t: {k: v.clone() for k, v in n.state_dict().items()} for t, n in nets.items()},
     )
-    recorded = map(torch.stack, zip(*(outcome(v, y) for v in z)))
-    return Run(**dict(zip(("prediction", "loss", "margin"), recorded)) | fields | other), z
+    prediction, loss, margin = outcomes(z, y)
+    recorded = dict(prediction=prediction, loss=loss, margin=margin)
+    return Run(**recorded | fields | other), z
 
 
 def whole_run(columns=5, known=True) -> tuple[Run, torch.Tensor, torch.Tensor]:
-    "`a_run` with a test set of 12 examples and, with more than two classes, what is recorded of the true labels; both logits."
-    (run, z), held, test_y = (
-        a_run(columns, known),
-        randn(3, 12, columns, seed=1),
-        torch.arange(12) % max(2, columns),
-    )
-    test = zip(
-        ("test_prediction", "test_loss", "test_margin"),
-        map(torch.stack, zip(*(outcome(v, test_y) for v in held))),
-    )
-    rows = run.is_noisy
-    _, loss, margin = map(
-        torch.stack,
-        zip(*(outcome(v[rows], run.y[rows] if run.clean is None else run.clean[rows]) for v in z)),
-    )
-    true = dict(true_loss=loss, true_margin=margin) if known and columns > 2 else {}
-    return replace(run, test_y=test_y, **dict(test), **true), z, held
+    """`a_run` with a test set of 12 examples, and both logits.
+
+    With more than two classes, what is recorded of the true labels is in it too.
+    """
+    run, z = a_run(columns, known)
+    held = randn(3, 12, columns, seed=1)
+    test_y = torch.arange(12) % max(2, columns)
+    prediction, loss, margin = outcomes(held, test_y)
+    more = dict(test_prediction=prediction, test_loss=loss, test_margin=margin)
+    if known and columns > 2:
+        noisy = run.is_noisy
+        _, loss, margin = outcomes(z[:, noisy], run.clean[noisy])
+        more |= dict(true_loss=loss, true_margin=margin)
+    return replace(run, test_y=test_y, **more), z, held
 
 
 def assert_same(a: Run, b: Run):
@@ -102,15 +105,12 @@ def assert_same(a: Run, b: Run):
         assert (v is None and w is None) or (v.dtype == w.dtype and torch.equal(v, w))
     for f in ("config", "unit", "n_classes", "digest"):
         assert getattr(a, f) == getattr(b, f)
-    assert (
-        a.rows.equals(b.rows)
-        and a.rows.schema == b.rows.schema
-        and a.checkpoints.keys() == b.checkpoints.keys()
-    )
+    assert a.rows.equals(b.rows)
+    assert a.rows.schema == b.rows.schema
+    assert a.checkpoints.keys() == b.checkpoints.keys()
     for t, s in a.checkpoints.items():
-        assert s.keys() == b.checkpoints[t].keys() and all(
-            torch.equal(v, b.checkpoints[t][k]) for k, v in s.items()
-        )
+        assert s.keys() == b.checkpoints[t].keys()
+        assert all(torch.equal(v, b.checkpoints[t][k]) for k, v in s.items())
 
 
 # --- what happened
@@ -118,24 +118,20 @@ def assert_same(a: Run, b: Run):
 
 @pytest.mark.parametrize("columns", [1, 2, 5])
 def test_outcome(columns):
-    z, y = randn(50, columns), torch.arange(50) % max(2, columns)
+    z = randn(50, columns)
+    y = torch.arange(50) % max(2, columns)
     prediction, loss, margin = outcome(z, y)
-    assert (prediction.dtype, loss.dtype, margin.dtype) == (
-        torch.int16,
-        torch.float32,
-        torch.float32,
-    )
+    assert prediction.dtype == torch.int16
+    assert loss.dtype == margin.dtype == torch.float32
     both = two_logits(z).double()
     for i, row in enumerate(both.tolist()):
         assert prediction[i] == row.index(max(row))
-        assert (float(loss[i]), float(margin[i])) == pytest.approx(
-            loss_and_margin(row, int(y[i])), rel=1e-5, abs=1e-6
-        )
+        expected = loss_and_margin(row, int(y[i]))
+        assert (float(loss[i]), float(margin[i])) == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert loss.mean().item() == pytest.approx(log_loss(y, both.softmax(1)), rel=1e-5)
     decision = both[:, 1] - both[:, 0] if columns < 3 else both
-    assert (1 - margin).clamp_min(0).mean().item() == pytest.approx(
-        hinge_loss(y, decision), rel=1e-5
-    )
+    hinge = (1 - margin).clamp_min(0).mean().item()
+    assert hinge == pytest.approx(hinge_loss(y, decision), rel=1e-5)
 
 
 @pytest.mark.parametrize("columns", [1, 2])
@@ -156,39 +152,35 @@ def test_refused_logits(shape):
 @pytest.mark.parametrize("whole", [True, False])
 def test_frame_against_a_loop(columns, known, whole):
     run, z, held = whole_run(columns, known) if whole else (*a_run(columns, known), None)
-    wrong = [
-        known and bool(y != c) for y, c in zip(run.y, run.y if run.clean is None else run.clean)
-    ]
+    clean = run.y if run.clean is None else run.clean
+    wrong = [known and bool(y != c) for y, c in zip(run.y, clean, strict=True)]
+    targets = dict(given=run.y, true=run.clean) if known else dict(given=run.y)
     expected = {}
+
+    def expect(key, logits, labels):
+        pairs = [(v, int(c)) for v, c in zip(logits, labels, strict=True)]
+        loss, margin = np.mean([loss_and_margin(v, c) for v, c in pairs], 0)
+        if key[1:] == ("noisy", "true") and columns > 2 and not whole:
+            loss = margin = None
+        expected[key] = np.mean([v.index(max(v)) == c for v, c in pairs]), loss, margin
+
     for i, t in enumerate(run.time.tolist()):
-        logits, groups = two_logits(z[i]).double().tolist(), {}
+        logits = two_logits(z[i]).double().tolist()
         for group in ("clean", "noisy") if known else ("clean",):
-            for target, labels in (
-                (("given", run.y), ("true", run.clean)) if known else (("given", run.y),)
-            ):
-                groups[group, target] = [
-                    (v, int(c)) for v, c, w in zip(logits, labels, wrong) if w == (group == "noisy")
-                ]
+            rows = [k for k, w in enumerate(wrong) if w == (group == "noisy")]
+            for target, labels in targets.items():
+                expect((t, group, target), [logits[k] for k in rows], labels[rows])
         if whole:
-            groups["test", "true"] = [
-                (v, int(c)) for v, c in zip(two_logits(held[i]).double().tolist(), run.test_y)
-            ]
-        for (group, target), rows in groups.items():
-            loss, margin = np.mean([loss_and_margin(v, c) for v, c in rows], 0)
-            if (group, target, whole) == ("noisy", "true", False) and columns > 2:
-                loss = margin = None
-            expected[t, group, target] = (
-                np.mean([v.index(max(v)) == c for v, c in rows]),
-                loss,
-                margin,
-            )
+            expect((t, "test", "true"), two_logits(held[i]).double().tolist(), run.test_y)
     frame = run.frame()
-    assert frame.columns == ["time", "group", "target", "accuracy", "loss", "margin"] and len(
-        frame
-    ) == len(expected)
+    assert frame.columns == ["time", "group", "target", "accuracy", "loss", "margin"]
+    assert len(frame) == len(expected)
     for *key, accuracy, loss, margin in frame.rows():
         for got, right in zip((accuracy, loss, margin), expected.pop(tuple(key)), strict=True):
-            assert got is None if right is None else got == pytest.approx(right, rel=1e-5, abs=1e-6)
+            if right is None:
+                assert got is None
+            else:
+                assert got == pytest.approx(right, rel=1e-5, abs=1e-6)
 
 
 def test_frame_has_no_empty_groups():
@@ -213,17 +205,17 @@ def with_hits(hits) -> Run:
     y = torch.arange(n) % 3
     prediction = torch.where(torch.tensor(hits).T == 1, y, (y + 1) % 3).to(torch.int16)
     return Run(
-        {},
-        "epoch",
-        torch.arange(t).double() * 2 + 0.1,
-        prediction,
-        torch.zeros(t, n),
-        torch.zeros(t, n),
-        y,
-        None,
-        torch.arange(n),
-        3,
-        "d",
+        config={},
+        unit="epoch",
+        time=torch.arange(t).double() * 2 + 0.1,
+        prediction=prediction,
+        loss=torch.zeros(t, n),
+        margin=torch.zeros(t, n),
+        y=y,
+        clean=None,
+        index=torch.arange(n),
+        n_classes=3,
+        digest="d",
     )
 
 
@@ -234,31 +226,29 @@ def test_learning_time_and_forgetting_by_hand():
     assert run.learning_time().dtype == run.forgetting().dtype == torch.float64
 
 
+def tables(columns):
+    row = st.lists(st.integers(0, 1), min_size=columns, max_size=columns)
+    return st.lists(row, min_size=1, max_size=5)
+
+
 @settings(deadline=None)
-@given(
-    st.integers(1, 6).flatmap(
-        lambda t: st.lists(
-            st.lists(st.integers(0, 1), min_size=t, max_size=t), min_size=1, max_size=5
-        )
-    )
-)
+@given(st.integers(1, 6).flatmap(tables))
 def test_learning_time_and_forgetting_against_a_loop(hits):
     run = with_hits(hits)
-    for row, learned, forgotten in zip(
-        hits, run.learning_time().tolist(), run.forgetting().tolist()
-    ):
-        assert learned == min(
-            [t for i, t in enumerate(run.time.tolist()) if all(row[i:])], default=math.inf
-        )
-        assert forgotten == ("".join(map(str, row)).count("10") if any(row) else math.inf)
+    times = run.time.tolist()
+    learned = run.learning_time().tolist()
+    forgotten = run.forgetting().tolist()
+    for row, since, often in zip(hits, learned, forgotten, strict=True):
+        assert since == min([t for i, t in enumerate(times) if all(row[i:])], default=math.inf)
+        assert often == ("".join(map(str, row)).count("10") if any(row) else math.inf)
 
 
 def test_at():
     run, _ = a_run()
-    x, net = randn(6, 3), run.at(1 / 3 + 1e-12)
-    assert (
-        torch.equal(net(x), build("two_layer_relu", d=3, width=4, seed=1)(x)) and not net.training
-    )
+    x = randn(6, 3)
+    net = run.at(1 / 3 + 1e-12)
+    assert torch.equal(net(x), build("two_layer_relu", d=3, width=4, seed=1)(x))
+    assert not net.training
     torch.nn.init.zeros_(net.hidden.weight)
     assert run.at(1 / 3).hidden.weight.any()  # the checkpoint is a copy
     with pytest.raises(ValueError, match=r"0\.5.*\[0\.0, 0\.333"):
@@ -271,7 +261,8 @@ def test_at_fills_a_network_of_ones_own():
         config={}, checkpoints={1.0: {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}}
     )
     before = own.weight.detach().clone()
-    assert run.at(1, own).weight.eq(1).all() and torch.equal(own.weight, before)
+    assert run.at(1, own).weight.eq(1).all()
+    assert torch.equal(own.weight, before)
     with pytest.raises(ValueError, match="does not say how its network is built"):
         run.at(1)
 
@@ -291,7 +282,8 @@ def test_check():
 )
 def test_round_trip(tmp_path, other):
     run, _ = a_run(**other)
-    assert save_run(run, tmp_path / "a" / "run") and os.listdir(tmp_path / "a") == ["run"]
+    assert save_run(run, tmp_path / "a" / "run")
+    assert os.listdir(tmp_path / "a") == ["run"]
     again = load_run(str(tmp_path / "a" / "run"))
     assert_same(again, run)
     assert again.frame().equals(run.frame())
@@ -302,33 +294,27 @@ def test_round_trip(tmp_path, other):
 def test_round_trip_of_test_and_true_labels(tmp_path, columns, known):
     run, *_ = whole_run(columns, known)
     save_run(run, tmp_path / "run")
-    assert_same(again := load_run(tmp_path / "run"), run)
-    assert again.frame().equals(run.frame()) and (again.true_loss is None) == (
-        columns == 1 or not known
-    )
+    again = load_run(tmp_path / "run")
+    assert_same(again, run)
+    assert again.frame().equals(run.frame())
+    assert (again.true_loss is None) == (columns == 1 or not known)
 
 
 def test_a_run_without_them_has_none(tmp_path):
     save_run(a_run(5)[0], tmp_path / "run")
     run = load_run(tmp_path / "run")
-    assert [
-        getattr(run, f)
-        for f in (
-            "true_loss",
-            "true_margin",
-            "test_y",
-            "test_prediction",
-            "test_loss",
-            "test_margin",
-        )
-    ] == [None] * 6
+    assert run.true_loss is None
+    assert run.true_margin is None
+    assert run.test_y is None
+    assert run.test_prediction is None
+    assert run.test_loss is None
+    assert run.test_margin is None
 
 
 def test_the_first_save_stays(tmp_path):
     first, _ = a_run()
-    assert save_run(first, tmp_path / "run") and not save_run(
-        a_run(unit="step")[0], tmp_path / "run"
-    )
+    assert save_run(first, tmp_path / "run")
+    assert not save_run(a_run(unit="step")[0], tmp_path / "run")
     assert_same(load_run(tmp_path / "run"), first)
     assert os.listdir(tmp_path) == ["run"]
 
@@ -337,14 +323,13 @@ FILES = ("run.json", "arrays.npz", "rows.parquet", "checkpoints.pt")
 
 
 def damage(folder: Path, file: str, how):
+    place = folder / file
     if how == "missing":
-        (folder / file).unlink()
+        place.unlink()
     elif how == "half":
-        (folder / file).write_bytes(
-            (folder / file).read_bytes()[: (folder / file).stat().st_size // 2]
-        )
+        place.write_bytes(place.read_bytes()[: place.stat().st_size // 2])
     else:
-        (folder / file).write_bytes(how)
+        place.write_bytes(how)
 
 
 @pytest.mark.parametrize(
@@ -483,17 +468,18 @@ def test_the_first_publisher_wins(tmp_path):
         writer("second")(part)
         assert publish(tmp_path / "result", writer("first"))
 
-    assert not publish(tmp_path / "result", slow) and not publish(
-        tmp_path / "result", writer("third")
-    )
-    assert (tmp_path / "result" / "f").read_text() == "first" and os.listdir(tmp_path) == ["result"]
+    assert not publish(tmp_path / "result", slow)
+    assert not publish(tmp_path / "result", writer("third"))
+    assert (tmp_path / "result" / "f").read_text() == "first"
+    assert os.listdir(tmp_path) == ["result"]
 
 
 def test_a_file_in_the_way_is_an_error(tmp_path):
     (tmp_path / "result").write_text("mine")
     with pytest.raises(OSError):
         publish(tmp_path / "result", writer("new"))
-    assert (tmp_path / "result").read_text() == "mine" and os.listdir(tmp_path) == ["result"]
+    assert (tmp_path / "result").read_text() == "mine"
+    assert os.listdir(tmp_path) == ["result"]
 
 
 def test_a_killed_writer_leaves_no_result(tmp_path):
@@ -512,10 +498,10 @@ def test_a_killed_writer_leaves_no_result(tmp_path):
     finally:
         process.kill()
     process.join()
-    assert process.exitcode == -signal.SIGKILL and not (tmp_path / "result").exists()
-    assert [p.read_text() for p in tmp_path.glob(".result.*/f")] == [
-        "half"
-    ]  # it was killed amid writing
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "result").exists()
+    # it was killed amid writing
+    assert [p.read_text() for p in tmp_path.glob(".result.*/f")] == ["half"]
     assert publish(tmp_path / "result", writer("whole"))
 
 
@@ -539,10 +525,12 @@ def maker() -> tuple[list, Callable[[], Run]]:
 
 
 def test_kept_makes_once(tmp_path, data):
-    (made, make), config = maker(), dict(lr=0.1)
+    made, make = maker()
+    config = dict(lr=0.1)
     for _ in range(2):
         assert_same(cached_run(tmp_path / "store", config, data, make), made[0])
-    assert len(made) == 1 and os.listdir(tmp_path / "store") == [run_key(config, data.digest)]
+    assert len(made) == 1
+    assert os.listdir(tmp_path / "store") == [run_key(config, data.digest)]
     cached_run(tmp_path / "store", dict(lr=0.2), data, make)
     cached_run(tmp_path / "store", config, NoisyDataset(data.x, 1 - data.y), make)
     assert len(made) == 3
@@ -580,7 +568,8 @@ def test_no_store_writes_nothing(tmp_path, data, monkeypatch, store):
     made, make = maker()
     for _ in range(2):
         cached_run(store, {}, data, make)
-    assert len(made) == 2 and os.listdir(tmp_path) == []
+    assert len(made) == 2
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from torch.optim import SGD, Adam, AdamW, lr_scheduler
 from memnb import datasets
 from memnb.audit.alternatives import early_learning_regularization
 from memnb.datasets.noisy_datasets import NoisyDataset
-from memnb.models.layers import present_examples
+from memnb.models.evaluation import present_examples
 from memnb.models.networks import build
 from memnb.runs.run import Run, identity_of, load_run, save_run
 from memnb.trainer import training as trainer
