@@ -1,6 +1,7 @@
-"""How long a person waits for the explorer's pictures, as drawn in the kernel; `ratio` is the time allowed over the time taken.
+"""How long a person waits for the explorer's pictures, as drawn in the kernel.
 
-Each is the median of several tries, the first picture's of new processes: what is loaded at a first training counts, imports do not.
+`ratio` is the time allowed over the time taken. Each is the median of several tries, and that of
+the first picture is over new processes: what a first training loads counts, imports do not.
 """
 
 import statistics
