@@ -305,7 +305,7 @@ def increasing(times: Sequence[float]) -> list[float]:
         t = [float(v) for v in times]
     except (TypeError, ValueError, OverflowError) as e:
         raise ValueError(f"times must be a sequence of numbers; given {times!r}") from e
-    rising = all(b > a for a, b in zip(t, t[1:]))
+    rising = all(b > a for a, b in zip(t, t[1:], strict=True))
     if not t or not rising or not t[0] >= 0 or not math.isfinite(t[-1]):
         shown = f"{t[:5]}{'...' if len(t) > 5 else ''}"
         raise ValueError(f"times must be finite, increasing and start at 0 or later; given {shown}")

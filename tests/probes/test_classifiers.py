@@ -26,9 +26,10 @@ from torch.nn import functional as F
 
 from memnb.datasets.loading import load
 from memnb.datasets.sources import data_root
-from memnb.probes import geometry
+from memnb.probes import geometry, subspaces
 from memnb.probes.classifiers import MASC, PROBES, CosineMean, Logistic, VeLPIC
-from memnb.probes.geometry import ClassShapes, directions, first_direction
+from memnb.probes.geometry import ClassShapes
+from memnb.probes.subspaces import directions, first_direction
 
 DOUBLE = torch.float64
 GEOMETRIC = [MASC, VeLPIC, CosineMean]
@@ -140,9 +141,11 @@ def test_single_precision_differs_at_ties_only(probe, n, d, seed, kind):
 )
 def test_large_layers(probe, n, d, power, monkeypatch):
     g, y, calls = torch.Generator().manual_seed(0), torch.arange(n) % 2, []
-    monkeypatch.setattr(geometry, "LARGE", 512)
+    monkeypatch.setattr(subspaces, "LARGE", 512)
     monkeypatch.setattr(
-        geometry, "eigsh", lambda *a, real=geometry.eigsh, **k: calls.append(a[1]) or real(*a, **k)
+        subspaces,
+        "eigsh",
+        lambda *a, real=subspaces.eigsh, **k: calls.append(a[1]) or real(*a, **k),
     )
     x = torch.randn(n + 200, d, generator=g).double() * torch.arange(1.0, d + 1) ** power
     x = (x + 0.2 * torch.cat([y, torch.arange(200) % 2])[:, None]) @ torch.linalg.qr(
@@ -160,7 +163,7 @@ def test_where_power_iteration_cannot_be_certain_a_decomposition_decides(monkeyp
     assert max(principal(x[y == c].numpy())[1][0] for c in range(3)) < 0.5
     calls = []
     monkeypatch.setattr(
-        geometry, "_longest", lambda *a, real=geometry._longest: calls.append(1) or real(*a)
+        subspaces, "_longest", lambda *a, real=subspaces._longest: calls.append(1) or real(*a)
     )
     assert agree(VeLPIC, x, y, z, DOUBLE, 1e-9) > 0.9 and len(calls) == 3
 
