@@ -65,10 +65,9 @@ def fit_probe(
             f"probe is {shown(probe)}; it must be a Probe or one of {', '.join(PROBES)}"
         )
     data = check_outputs(model, data)
-    shapes = collect(model, data, [layer], probe.needs_rows, whole("batch", batch, 1))[
-        layer
-    ].finish()
-    return type(probe)(**{**probe.get_params(), "n_classes": data.n_classes}).fit_shapes(shapes)
+    shapes = collect(model, data, [layer], probe.needs_rows, whole("batch", batch, 1))
+    fresh = type(probe)(**{**probe.get_params(), "n_classes": data.n_classes})
+    return fresh.fit_shapes(shapes[layer].finish())
 
 # %% ../../nbs/probes/05_interventions.ipynb #cell08
 _NEVER = -1e30
