@@ -628,6 +628,15 @@ def trained(
     )
 
 
+def assert_recorded(logits, y, prediction, loss, margin):
+    "The recorded values of each example are those of its logits."
+    own = logits.gather(1, y[:, None])[:, 0]
+    others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    assert torch.equal(prediction.long(), logits.argmax(1))
+    assert torch.allclose(loss, F.cross_entropy(logits, y, reduction="none"), atol=1e-5)
+    assert torch.allclose(margin, own - others, atol=1e-5)
+
+
 def test_what_is_recorded_is_what_the_network_says():
     seen = []
 
@@ -635,40 +644,22 @@ def test_what_is_recorded_is_what_the_network_says():
         seen.append((float(s.time), s.model(s.data.x).detach(), s.model(s.test.x).detach()))
 
     run, net, train, held = trained(times=[0, 3, 4, 12], observe=[peek, look])
-    assert (
-        run.time.tolist() == [t for t, *_ in seen] == [0, 3, 4, 12]
-        and run.unit == "epoch"
-        and run.time.dtype == torch.float64
-        and run.n_classes == 7
-    )
+    assert run.time.tolist() == [t for t, *_ in seen] == [0, 3, 4, 12]
+    assert run.unit == "epoch"
+    assert run.time.dtype == torch.float64
+    assert run.n_classes == 7
     run.check(train)
-    for i, (_, z, zt) in enumerate(seen):
-        for logits, data, said, loss, margin in (
-            (z, train, run.prediction, run.loss, run.margin),
-            (zt, held, run.test_prediction, run.test_loss, run.test_margin),
-        ):
-            own, rest = (
-                logits.gather(1, data.y[:, None])[:, 0],
-                logits.scatter(1, data.y[:, None], -torch.inf).amax(1),
-            )
-            assert (
-                torch.equal(said[i].long(), logits.argmax(1))
-                and torch.allclose(
-                    loss[i], F.cross_entropy(logits, data.y, reduction="none"), atol=1e-5
-                )
-                and torch.allclose(margin[i], own - rest, atol=1e-5)
-            )
-        assert torch.allclose(
-            run.true_loss[i],
-            F.cross_entropy(z, train.clean, reduction="none")[train.is_noisy],
-            atol=1e-5,
+    for i, (_, z, test_z) in enumerate(seen):
+        assert_recorded(z, train.y, run.prediction[i], run.loss[i], run.margin[i])
+        assert_recorded(
+            test_z, held.y, run.test_prediction[i], run.test_loss[i], run.test_margin[i]
         )
-    assert (
-        torch.equal(run.y, train.y)
-        and torch.equal(run.clean, train.clean)
-        and torch.equal(run.test_y, held.y)
-        and torch.equal(run.index, train.index)
-    )
+        true_loss = F.cross_entropy(z, train.clean, reduction="none")[train.is_noisy]
+        assert torch.allclose(run.true_loss[i], true_loss, atol=1e-5)
+    assert torch.equal(run.y, train.y)
+    assert torch.equal(run.clean, train.clean)
+    assert torch.equal(run.test_y, held.y)
+    assert torch.equal(run.index, train.index)
     assert torch.allclose(net(train.x), seen[-1][1])
 
 

@@ -575,8 +575,9 @@ def test_torchs_generator_is_not_touched():
 
 
 def test_dropout_follows_from_the_seed():
-    data, nets = noisy(), [dropout() for _ in range(4)]
-    for i, (model, seed) in enumerate(zip(nets, (5, 5, 6), strict=True)):
+    data = noisy()
+    nets = [dropout() for _ in range(4)]
+    for i, (model, seed) in enumerate(zip(nets[:3], (5, 5, 6), strict=True)):
         torch.manual_seed(i)
         for _ in train(model, data, 2, lr=0.05, batch=BATCH, seed=seed):
             torch.rand(3)
