@@ -6,10 +6,13 @@ import time
 
 
 def alternate(plain, ours, rounds: int) -> tuple[float, float]:
-    "Median seconds of one call each, measured in turns in this process, after one unmeasured call of both."
+    """Median seconds of one call each, measured in turns in this process.
+
+    One call of each comes before and is not measured.
+    """
     took = ([], [])
     for i in range(rounds + 1):
-        for call, times in zip((plain, ours), took):
+        for call, times in zip((plain, ours), took, strict=True):
             start = time.perf_counter()
             call()
             if i:
@@ -18,17 +21,24 @@ def alternate(plain, ours, rounds: int) -> tuple[float, float]:
 
 
 def row(name: str, ratio: float, goal: float | None = None, deviation: float | None = None) -> dict:
-    "`ratio`: the plain way's cost over ours; `goal`: the least that will do; `deviation`: how far the answers differ."
+    """One line of a report.
+
+    `ratio` is the plain way's cost over ours, `goal` the least that will do, and `deviation` says
+    how far the answers differ.
+    """
     return dict(name=name, ratio=ratio, goal=goal, deviation=deviation)
 
 
 def report(rows: list[dict], as_json: bool):
     if as_json:
         return print(json.dumps(rows, indent=1))
-    text = lambda v: "" if v is None else f"{v:.3g}"
+
+    def text(v):
+        return "" if v is None else f"{v:.3g}"
+
     table = [("what", "ratio", "goal", "deviation")] + [
         (r["name"], *map(text, (r["ratio"], r["goal"], r["deviation"]))) for r in rows
     ]
-    widths = [max(map(len, column)) for column in zip(*table)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
-        print("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip())
+        print("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())

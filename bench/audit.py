@@ -131,7 +131,7 @@ def trained(
     if case.stacked:
         runs = fit_stacked(nets, data, epochs, seed=[seed] * len(nets), **how)
     else:
-        runs = [fit(net, d, epochs, seed=seed, **how) for net, d in zip(nets, data)]
+        runs = [fit(net, d, epochs, seed=seed, **how) for net, d in zip(nets, data, strict=True)]
     return runs, nets, said
 
 
@@ -147,7 +147,7 @@ def out_of_sample(
         keep = torch.ones(n, dtype=torch.bool).index_fill_(0, rows, False)
         held = [d.subset(rows) for d in data]
         *_, said = trained(case, [d.subset(keep) for d in data], seed * folds + fold, epochs, held)
-        for found, part, times in zip(out, held, said):
+        for found, part, times in zip(out, held, said, strict=True):
             agree = [(p.argmax(1) == part.y).double().mean().item() for p in times]
             found["end"][rows] = times[-1].double().numpy()
             found["best"][rows] = times[int(np.argmax(agree))].double().numpy()
@@ -206,7 +206,7 @@ def compare(quick: bool) -> pl.DataFrame:
         data = [corrupt(clean, rho, kind, seed) for kind, rho in settings]
         runs, nets, _ = trained(case, data, seed, epochs)
         folds = out_of_sample(case, data, seed, epochs)
-        for (kind, rho), d, run, net, p in zip(settings, data, runs, nets, folds):
+        for (kind, rho), d, run, net, p in zip(settings, data, runs, nets, folds, strict=True):
             for (method, cost), (suspicion, suggested) in answers(run, net, d, p).items():
                 setting = dict(
                     data=name, ratio=ratio, noise=kind, rho=rho, seed=seed, method=method, cost=cost
@@ -243,7 +243,8 @@ def readme_table(results: pl.DataFrame) -> str:
     "The README's table: area under the ROC curve / precision within the given classes."
     found = means(results)
     lines = [
-        "| data | largest to smallest class | noise | cleanlab, five networks | audit, weights of one | audit, one with its history |",
+        "| data | largest to smallest class | noise | cleanlab, five networks "
+        "| audit, weights of one | audit, one with its history |",
         "|---|---|---|---|---|---|",
     ]
     for data, ratio, noise in (
@@ -254,9 +255,8 @@ def readme_table(results: pl.DataFrame) -> str:
             r["who"]: f"{r['auc']:.3f} / {r['class_precision']:.2f}"
             for r in part.iter_rows(named=True)
         }
-        lines.append(
-            f"| {data} | {ratio} to 1 | {noise} | {values['cleanlab']} | {values['weights']} | {values['history']} |"
-        )
+        methods = [values[who] for who in ("cleanlab", "weights", "history")]
+        lines.append(f"| {data} | {ratio} to 1 | {noise} | {' | '.join(methods)} |")
     return "\n".join(lines)
 
 

@@ -45,7 +45,9 @@ def answers(folder: Path, control: bool):
     def by_layer(told: dict, probe: str = "velpic"):
         layers = [s.double() for (_, name), s in told.items() if name == probe]
         there = [s[~s.isinf()] for s in layers]
-        return torch.stack([(s - v.mean()) / v.std() for s, v in zip(layers, there)]).mean(0)
+        return torch.stack(
+            [(s - v.mean()) / v.std() for s, v in zip(layers, there, strict=True)]
+        ).mean(0)
 
     if control:
         audit.evidence = scores.evidence = by_layer
@@ -74,7 +76,7 @@ def networks(folder: Path, seeds=range(35, 40)):
         clean, settings = source(name, ratio, seed), list(product(("wrong", "pair"), (0.1, 0.2)))
         data = [corrupt(clean, rho, kind, seed) for kind, rho in settings]
         runs, nets, _ = trained(CASES[name], data, seed, CASES[name].epochs)
-        for (kind, rho), d, run, net in zip(settings, data, runs, nets):
+        for (kind, rho), d, run, net in zip(settings, data, runs, nets, strict=True):
             made = dict(x=d.x, y=d.y, clean=d.clean, state=net.state_dict())
             made |= {k: getattr(run, k) for k in HISTORY}
             torch.save(made, folder / f"{name},{ratio} to 1,{kind},{rho},{seed}.pt")
@@ -94,7 +96,7 @@ def judgements(folder: Path, old: Path) -> pl.DataFrame:
             made = torch.load(file, weights_only=True)
             data = NoisyDataset(made["x"], made["y"], made["clean"], n_classes=10)
             said = pl.read_parquet(file.with_suffix(".parquet"))
-            setting = dict(zip((*SETTING, "seed"), file.stem.split(",")), who=who)
+            setting = dict(zip((*SETTING, "seed"), file.stem.split(","), strict=True), who=who)
             for method in ("weights", "history", *PARTS):
                 ours = f"suggested {method}"
                 suggested = said[ours].to_numpy() if ours in said.columns else None
@@ -113,7 +115,10 @@ def table(found: pl.DataFrame, ours: tuple, other: tuple, measure: str) -> list[
     keys, lines = [*SETTING, "seed"], [f"{' '.join(ours)} - {' '.join(other)}: {measure}"]
     a, b = (found.filter(who=w, method=m).select(*keys, measure) for w, m in (ours, other))
     both = a.join(b, on=keys, suffix="_b", validate="1:1")
-    by = [dict(zip(SETTING, v)) for v in both.select(SETTING).unique().sort(SETTING).rows()]
+    by = [
+        dict(zip(SETTING, v, strict=True))
+        for v in both.select(SETTING).unique().sort(SETTING).rows()
+    ]
     for where in [*by, {"ratio": "1 to 1"}, {"ratio": "20 to 1"}, {}]:
         part = both.filter(**where).group_by("seed").agg(pl.col(measure, f"{measure}_b").mean())
         means = f"{part[measure].mean():.4f} {part[f'{measure}_b'].mean():.4f}"

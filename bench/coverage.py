@@ -59,7 +59,10 @@ def _held(rows: list[dict], what: str) -> dict:
     interval = binomtest(holds, n).proportion_ci(0.9)
     width = float(np.mean([r["high"] - r["low"] for r in rows]))
     error = float(np.mean([abs(r["estimate"] - r["true"]) for r in rows]))
-    text = f"{what}: holds in {holds} of {n} ({holds / n:.0%}, 90% interval {interval.low:.0%} to {interval.high:.0%}), mean error {error:.3f}"
+    text = (
+        f"{what}: holds in {holds} of {n} ({holds / n:.0%}, 90% interval {interval.low:.0%} to "
+        f"{interval.high:.0%}), mean error {error:.3f}"
+    )
     return row(text, holds / n / 0.9, None, width)
 
 

@@ -1,7 +1,7 @@
 """How long a person waits for the explorer's pictures, as drawn in the kernel.
 
-`ratio` is the time allowed over the time taken. Each is the median of several tries, the first
-picture's of new processes: what is loaded at a first training counts, imports do not.
+`ratio` is the time allowed over the time taken. Each is the median of several tries, and that of
+the first picture is over new processes: what a first training loads counts, imports do not.
 """
 
 import statistics
@@ -28,11 +28,11 @@ def first() -> float:
     return took
 
 
-def redraws(kind: str, tries: int) -> list[float]:
+def redraws(world: str, tries: int) -> list[float]:
     "Seconds from a moved slider to the next picture."
     from memnb.explorer.app import Explorer
 
-    e, took = Explorer(kind), []
+    e, took = Explorer(world), []
     for i in range(tries):
         time.sleep(0.5)
         start = time.perf_counter()
@@ -45,7 +45,7 @@ def redraws(kind: str, tries: int) -> list[float]:
 
 
 def run(quick: bool, full: bool) -> list[dict]:
-    from memnb.explorer.sessions import SESSIONS
+    from memnb.explorer.sessions import WORLDS
 
     tries = 1 if quick else 5
     alone = [
@@ -59,10 +59,10 @@ def run(quick: bool, full: bool) -> list[dict]:
     rows = [
         row("2 s / until the first picture of the default", FIRST / statistics.median(alone), 1)
     ]
-    for name, kind in SESSIONS.items():
+    for name, world in WORLDS.items():
         rows.append(
             row(
-                f"0.5 s / until a picture after a slider moved: {kind.title}",
+                f"0.5 s / until a picture after a slider moved: {world.title}",
                 REDRAW / statistics.median(redraws(name, tries)),
                 1,
             )

@@ -1,12 +1,14 @@
-"""Where a wrong label is kept: the searches, rewinding and bookkeeping against the plain way of doing each.
+"""The searches, rewinding and accounting of localization against the plain way of doing each.
 
-Digits (`--quick`: fewer) with a tenth of wrong labels, ResNet-9 at a quarter of its width; steps of tied dropout at
-full width on pictures of 32 x 32. `deviation`: share of examples whose units differ, largest difference of an
-accuracy, or of a parameter after the steps.
+The data are digits (`--quick`: fewer) with a tenth of wrong labels, and the network is a ResNet-9
+at a quarter of its width. Steps of tied dropout are at full width on pictures of 32 x 32.
+`deviation` is the share of examples whose units differ, or the largest difference of an accuracy,
+or that of a parameter after the steps.
 """
 
 import statistics
 from copy import deepcopy
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -38,127 +40,127 @@ def trained(n: int, epochs: int):
     return data, net, run
 
 
+class Factors:
+    "A factor for each channel of a network's layers, which hooks multiply in."
+
+    def __init__(self, net, at: dict[str, str]):  # layer -> the module that puts it out
+        self.of = {}  # layer -> (channels,)
+        self.handles = [
+            net.get_submodule(place).register_forward_hook(self.hook(layer))
+            for layer, place in at.items()
+        ]
+
+    def hook(self, layer: str):
+        def times(module, args, out):
+            if layer not in self.of:
+                self.of[layer] = torch.ones(out.shape[1], requires_grad=True)
+            return out * self.of[layer].view(1, -1, *[1] * (out.ndim - 2))
+
+        return times
+
+    def clear(self):
+        for f in self.of.values():
+            f.grad = None
+
+    def switch_off_best(self) -> tuple[str, int]:
+        "Set the factor with the largest gradient to zero, of those that are on."
+        best = [
+            (*torch.where(f > 0, f.grad, -torch.inf).max(0), layer) for layer, f in self.of.items()
+        ]
+        _, channel, layer = max(best, key=lambda b: b[0])
+        with torch.no_grad():
+            self.of[layer][channel] = 0
+        return layer, int(channel)
+
+    def remove(self):
+        for handle in self.handles:
+            handle.remove()
+
+
 def plain_units(
-    net, data, row: int, reference: torch.Tensor, together: bool, most: int = 100, copies: int = 5
+    net,
+    data,
+    row: int,
+    reference: torch.Tensor,
+    together: bool,
+    *,
+    most: int = 100,
+    copies: int = 5,
 ) -> list[tuple[str, int]]:
-    """The search as one would write it for one example: hooks with a factor for each channel, one backward pass a unit.
+    """The search as one would write it for one example: hooks, and one backward pass a unit.
 
     `together`: the noisy copies run in one pass; else each in a pass of its own.
     """
-    at, factors = unit_layers(net, data.x), {}
+    factors = Factors(net, unit_layers(net, data.x))
+    removed = []
     g = torch.Generator().manual_seed(int(data.index[row]))
-    x = data.x[row] + 0.01 * data.x.square().mean().sqrt() * torch.randn(
-        copies, *data.x.shape[1:], generator=g
-    )
+    noise = torch.randn(copies, *data.x.shape[1:], generator=g)
+    x = data.x[row] + 0.01 * data.x.square().mean().sqrt() * noise
 
-    def times(layer):
-        def hook(module, args, out):
-            if layer not in factors:
-                factors[layer] = torch.ones(out.shape[1], requires_grad=True)
-            return out * factors[layer].view(1, -1, *[1] * (out.ndim - 2))
+    def logits_of_copies():
+        if together:
+            return net(x).mean(0, keepdim=True)
+        return sum(net(one[None]) for one in x) / copies
 
-        return hook
-
-    handles, removed = (
-        [
-            net.get_submodule(place).register_forward_hook(times(layer))
-            for layer, place in at.items()
-        ],
-        [],
-    )
     try:
         while True:
-            logits = (
-                net(x).mean(0, keepdim=True)
-                if together
-                else sum(net(one[None]) for one in x) / copies
-            )
+            logits = logits_of_copies()
             if logits.argmax() != data.y[row] or len(removed) == most:
                 return removed
             gain = F.cross_entropy(net(data.x[reference]), data.y[reference]) - F.cross_entropy(
                 logits, data.y[row : row + 1]
             )
             net.zero_grad()
-            for f in factors.values():
-                f.grad = None
+            factors.clear()
             gain.backward()
-            best = [
-                (*torch.where(f > 0, f.grad, -torch.inf).max(0), layer)
-                for layer, f in factors.items()
-            ]
-            score, channel, layer = max(best, key=lambda b: b[0])
-            removed.append((layer, int(channel)))
-            with torch.no_grad():
-                factors[layer][channel] = 0
+            removed.append(factors.switch_off_best())
     finally:
-        for h in handles:
-            h.remove()
+        factors.remove()
 
 
 def units(net, data, k: int) -> list[dict]:
     net = deepcopy(net).eval()
     rows = torch.cat([part.nonzero()[:k, 0] for part in (data.is_noisy, ~data.is_noisy)])
-    reference = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[
-        : SEARCH_MODES["exact"]
-    ]
-    few, out = rows[:: max(1, len(rows) // 8)], []
-    plain = {r: plain_units(net, data, r, reference, True) for r in few.tolist()}
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    reference = order[: SEARCH_MODES["exact"]]
+    few = rows[:: max(1, len(rows) // 8)]
+
+    def one_by_one(together: bool) -> dict[int, list]:
+        return {r: plain_units(net, data, r, reference, together) for r in few.tolist()}
+
+    out = []
+    plain = one_by_one(True)
     for mode in SEARCH_MODES:
-        found = {
-            r["row"]: list(zip(r["layer"], r["channel"]))
-            for r in critical_units(net, data, few, mode, check=0).iter_rows(named=True)
+        batched = critical_units(net, data, few, mode, check=0)
+        searched = {
+            r["row"]: list(zip(r["layer"], r["channel"], strict=True))
+            for r in batched.iter_rows(named=True)
         }
-        off = statistics.mean(found[r] != plain[r] for r in plain)
+        off = statistics.mean(searched[r] != plain[r] for r in plain)
+        search = partial(critical_units, net, data, rows, mode, check=0)
         for together in (False, True):
-            base, ours = alternate(
-                lambda: [plain_units(net, data, r, reference, together) for r in few.tolist()],
-                lambda: critical_units(net, data, rows, mode, check=0),
-                3,
-            )
-            name = f"critical units, {mode}: a loop over examples{', their copies in one pass' if together else ''} / batched, an example"
-            out.append(
-                row(
-                    name,
-                    base / len(few) / (ours / len(rows)),
-                    None if together else dict(exact=5, hybrid=20).get(mode),
-                    off,
-                )
-            )
+            base, ours = alternate(partial(one_by_one, together), search, 3)
+            one_pass = ", their copies in one pass" if together else ""
+            name = f"critical units, {mode}: a loop over examples{one_pass} / batched, an example"
+            ratio = base / len(few) / (ours / len(rows))
+            goal = None if together else dict(exact=5, hybrid=20).get(mode)
+            out.append(row(name, ratio, goal, off))
     return out
 
 
 def rewinding(run, data) -> list[dict]:
+    net = build(**run.config["model"])
+    with_weights = [
+        k for k, m in net.named_modules() if any(True for _ in m.parameters(recurse=False))
+    ]
     out = []
-    for what, layers in (
-        (
-            "layers",
-            [
-                k
-                for k, m in build(**run.config["model"]).named_modules()
-                if any(True for _ in m.parameters(recurse=False))
-            ],
-        ),
-        ("parts", None),
-    ):
-        whole, ours = alternate(
-            lambda: rewind(run, data, layers, cache=False), lambda: rewind(run, data, layers), 7
-        )
-        off = float(
-            (
-                rewind(run, data, layers, cache=False)["accuracy"]
-                - rewind(run, data, layers)["accuracy"]
-            )
-            .abs()
-            .max()
-        )
-        out.append(
-            row(
-                f"rewinding {what}: the whole network for each and each time / only what comes after",
-                whole / ours,
-                2 if what == "layers" else None,
-                off,
-            )
-        )
+    for what, layers in (("layers", with_weights), ("parts", None)):
+        plain = partial(rewind, run, data, layers, cache=False)
+        cached = partial(rewind, run, data, layers)
+        whole, ours = alternate(plain, cached, 7)
+        off = float((plain()["accuracy"] - cached()["accuracy"]).abs().max())
+        name = f"rewinding {what}: the whole network for each and each time / only what comes after"
+        out.append(row(name, whole / ours, 2 if what == "layers" else None, off))
     return out
 
 
@@ -172,7 +174,9 @@ def steps(net, data, count: int, **options):
 
 
 def accounting(data, count: int) -> list[dict]:
-    make = lambda: build("resnet9", shape=[1, 8, 8], width=0.25)
+    def make():
+        return build("resnet9", shape=[1, 8, 8], width=0.25)
+
     plain, ours = alternate(
         lambda: steps(make(), data, count),
         lambda: steps(make(), data, count, backward=Accounting(data).backward),
@@ -183,6 +187,7 @@ def accounting(data, count: int) -> list[dict]:
         for p, q in zip(
             steps(make(), data, 2).parameters(),
             steps(make(), data, 2, backward=Accounting(data).backward).parameters(),
+            strict=True,
         )
     )
     return [row("gradient accounting: a step without / with it", plain / ours, 1 / 1.8, off)]
@@ -195,7 +200,8 @@ def dropout(count: int) -> list[dict]:
         torch.randint(10, (64 * count,), generator=g),
         n_classes=10,
     )
-    net, with_it = build("resnet9"), build("resnet9")
+    net = build("resnet9")
+    with_it = build("resnet9")
     TiedDropout(with_it, SITES)
 
     def step(model):
@@ -206,16 +212,15 @@ def dropout(count: int) -> list[dict]:
 
     plain, ours = alternate(lambda: step(net), lambda: step(with_it), 5)
     ((_, got),) = activations(net, data.x[:2], SITES)
-    stored, batch = (
-        60_000 * sum(v[0].numel() for v in got.values()),
-        512 * sum(8 * v.shape[1] for v in got.values()),
+    stored = 60_000 * sum(v[0].numel() for v in got.values())
+    batch = 512 * sum(8 * v.shape[1] for v in got.values())
+    memory = (
+        "memory: masks of 60,000 examples as a byte for each activation "
+        f"({stored / 2**30:.0f} GB) / of a batch of 512, computed ({batch / 2**20:.0f} MB)"
     )
     return [
         row("tied dropout at full width: a step without / with it", plain / ours, 1 / 1.15),
-        row(
-            f"memory: masks of 60,000 examples as a byte for each activation ({stored / 2**30:.0f} GB) / of a batch of 512, computed ({batch / 2**20:.0f} MB)",
-            stored / batch,
-        ),
+        row(memory, stored / batch),
     ]
 
 

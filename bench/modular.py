@@ -1,7 +1,7 @@
 """An epoch of the modular network against a one-hot `nn.Linear` pair with autograd, in float32.
 
-Both with AdamW (fused here, torch's default there). `deviation`: largest difference of the parameters after five
-epochs from the same weights, relative to their size.
+Both use AdamW, fused here and torch's default there. `deviation` is the largest difference of the
+parameters after five epochs from the same weights, relative to their size.
 """
 
 import torch

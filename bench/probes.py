@@ -1,11 +1,16 @@
-"""MASC and VeLPIC against scikit-learn's PCA, fitted for each class on the points and their negatives.
+"""MASC and VeLPIC against scikit-learn's PCA.
 
-Activations of an untrained MLP on a mixture of ten Gaussians, 500 examples a class, at layers of 128, 512 and 2,048
-units. `deviation`: share of 2,000 test points that get another label. Beside it, the best plain way: the
-eigenvectors of each class's second moment, or Gram matrix where that is smaller, by `torch.linalg.eigh`.
+PCA is fitted for each class on the points and their negatives. The activations are those of an
+untrained MLP on a mixture of ten Gaussians, 500 examples a class, at layers of 128, 512 and 2,048
+units. `deviation` is the share of 2,000 test points that get another label. The best plain way
+stands beside it: `torch.linalg.eigh` of each class's second moment, or of its Gram matrix where
+that is smaller.
 
-Everything runs on one thread: in one process the threads of numpy and of torch wait for each other's.
+Everything runs on one thread. In one process the threads of numpy and torch wait for each other.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,12 +23,20 @@ from memnb.models.networks import build
 from memnb.probes.classifiers import MASC, VeLPIC
 
 CLASSES = 10
+GOALS = {  # (probe, width) -> the least ratio
+    ("MASC", 128): 4,
+    ("MASC", 2048): 10,
+    ("VeLPIC", 128): 10,
+    ("VeLPIC", 512): 10,
+    ("VeLPIC", 2048): 10,
+}
 
 
 def layers(quick: bool) -> dict[int, tuple]:
     "Width -> training activations, labels, test activations."
     g = torch.Generator().manual_seed(0)
-    n, centres = (100 if quick else 500) * CLASSES, torch.randn(CLASSES, 784, generator=g)
+    n = (100 if quick else 500) * CLASSES
+    centres = torch.randn(CLASSES, 784, generator=g)
     y = torch.arange(n + 2000) % CLASSES
     x = centres[y] + 1.5 * torch.randn(len(y), 784, generator=g)
     names = {"fc1": 128, "fc2": 512} | ({} if quick else {"fc4": 2048})
@@ -32,7 +45,10 @@ def layers(quick: bool) -> dict[int, tuple]:
 
 
 def plain(x: np.ndarray, y: np.ndarray, test: np.ndarray, share: float | None) -> np.ndarray:
-    "Predictions as the paper computes them; `share` None: the first component alone, towards the mean."
+    """Predictions as the paper computes them.
+
+    With `share` None a class is its first component alone, towards its mean.
+    """
     scores = []
     for c in range(CLASSES):
         a = x[y == c]
@@ -71,51 +87,60 @@ def run(quick: bool, full: bool) -> list[dict]:
         return compare(quick)
 
 
+@dataclass
+class Layer:
+    "The activations of one layer, and the probe that is fitted on them."
+
+    name: str
+    probe: type
+    share: float | None
+    x: torch.Tensor  # (n, d)
+    y: torch.Tensor  # (n,)
+    test: torch.Tensor  # (2000, d)
+
+    def ours(self) -> torch.Tensor:
+        return self.probe().fit(self.x, self.y).predict(self.test)
+
+    def fit(self):
+        return self.probe().fit(self.x, self.y)
+
+    def pca(self) -> np.ndarray:
+        return plain(self.x.numpy(), self.y.numpy(), self.test.numpy(), self.share)
+
+    def pca_fit(self) -> np.ndarray:
+        return plain(self.x.numpy(), self.y.numpy(), self.test.numpy()[:1], self.share)
+
+    def eigen(self) -> torch.Tensor:
+        return eigen(self.x, self.y, self.test, self.share)
+
+    def ratio(self, slow: Callable, ours: Callable) -> float:
+        rounds = 3 if self.x.shape[1] > 512 else 9
+        base, took = alternate(slow, ours, rounds)
+        return base / took
+
+    def off(self, predictions: torch.Tensor) -> float:
+        "The share of test points that get another label from our probe."
+        return float((predictions != self.ours()).double().mean())
+
+
 def compare(quick: bool) -> list[dict]:
-    rows, goals = (
-        [],
-        {
-            ("MASC", 128): 4,
-            ("MASC", 2048): 10,
-            ("VeLPIC", 128): 10,
-            ("VeLPIC", 512): 10,
-            ("VeLPIC", 2048): 10,
-        },
-    )
-    for d, (x, y, test) in layers(quick).items():
+    rows = []
+    for d, activity in layers(quick).items():
         for name, probe, share in (("MASC", MASC, 0.99), ("VeLPIC", VeLPIC, None)):
-            rounds, ours = 3 if d > 512 else 9, lambda: probe().fit(x, y).predict(test)
-            slow = lambda: plain(x.numpy(), y.numpy(), test.numpy(), share)
-            off = float((torch.from_numpy(slow()) != ours()).double().mean())
-            base, took = alternate(
-                lambda: plain(x.numpy(), y.numpy(), test.numpy()[:1], share),
-                lambda: probe().fit(x, y),
-                rounds,
-            )
-            rows.append(
-                row(
-                    f"{name}, d={d}: PCA for each class / our fit",
-                    base / took,
-                    None if quick else goals.get((name, d)),
-                    off,
-                )
-            )
-            base, took = alternate(slow, ours, rounds)
-            rows.append(
-                row(
-                    f"{name}, d={d}: PCA for each class, and 2,000 predictions / ours",
-                    base / took,
-                    None,
-                    off,
-                )
-            )
-            base, took = alternate(lambda: eigen(x, y, test, share), ours, rounds)
-            rows.append(
-                row(
-                    f"{name}, d={d}: eigh for each class, and 2,000 predictions / ours",
-                    base / took,
-                    None,
-                    float((eigen(x, y, test, share) != ours()).double().mean()),
-                )
-            )
+            layer = Layer(name, probe, share, *activity)
+            rows += compare_layer(layer, None if quick else GOALS.get((name, d)))
     return rows
+
+
+def compare_layer(layer: Layer, goal: float | None) -> list[dict]:
+    title = f"{layer.name}, d={layer.x.shape[1]}"
+    off = layer.off(torch.from_numpy(layer.pca()))
+    fitted = layer.ratio(layer.pca_fit, layer.fit)
+    predicted = layer.ratio(layer.pca, layer.ours)
+    by_eigh = layer.ratio(layer.eigen, layer.ours)
+    each = "for each class, and 2,000 predictions / ours"
+    return [
+        row(f"{title}: PCA for each class / our fit", fitted, goal, off),
+        row(f"{title}: PCA {each}", predicted, None, off),
+        row(f"{title}: eigh {each}", by_eigh, None, layer.off(layer.eigen())),
+    ]

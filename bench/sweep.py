@@ -1,5 +1,6 @@
-"""A sweep against a shell loop of papermill over the same notebook, and two runs at once against one after the other.
+"""A sweep against a shell loop of papermill over the same notebook.
 
+Two runs at once are compared with one after the other.
 The last row reads many result folders into one frame; its ratio is ten seconds over the time taken.
 """
 

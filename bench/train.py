@@ -1,8 +1,9 @@
 """Training a small MLP (30,000 parameters, batches of 32) against a plain loop over a DataLoader.
 
-The DataLoader draws from a TensorDataset, without workers, in the same order; its optimizer is torch's default SGD.
-Beside it the same loop with torchvision's transforms on pictures. `deviation`: largest difference of the parameters
-at the end of an epoch. The ratio of the stacked fit is per model, of 18 at once.
+The DataLoader draws from a TensorDataset, without workers, in the same order. Its optimizer is
+torch's default SGD. Beside it stands the same loop with torchvision's transforms on pictures.
+`deviation` is the largest difference of the parameters at the end of an epoch. The ratio of the
+stacked fit is per model, of 18 at once.
 """
 
 import torch
@@ -18,7 +19,8 @@ from memnb.trainer.stacked import train_stacked
 from memnb.trainer.steps import order
 from memnb.trainer.training import train
 
-HOW, MODELS = dict(lr=0.01, momentum=0.9, batch=32, device="cpu"), 18
+HOW = dict(lr=0.01, momentum=0.9, batch=32, device="cpu")
+MODELS = 18
 
 
 class Pictures(Dataset):
@@ -65,38 +67,40 @@ def stacked(models, data, epochs: int):
     return models
 
 
+def largest_difference(a, b) -> float:
+    "Of the parameters of two networks."
+    return max(
+        float((p - q).detach().abs().max())
+        for p, q in zip(a.parameters(), b.parameters(), strict=True)
+    )
+
+
 def run(quick: bool, full: bool) -> list[dict]:
     data = corrupt(load("digits", n=1200, test_share=0)[0], 0.4, "redraw")
-    tensors, epochs, rounds = TensorDataset(data.x, data.y), 1 if quick else 10, 3 if quick else 7
-    off = lambda a, b: max(
-        float((p - q).detach().abs().max()) for p, q in zip(a.parameters(), b.parameters())
-    )
+    tensors = TensorDataset(data.x, data.y)
+    epochs = 1 if quick else 10
+    rounds = 3 if quick else 7
+
+    def plain():
+        return plain_epochs(network(data), tensors, epochs)
+
+    def plain_on_pictures():
+        return plain_epochs(network(data), Pictures(data), epochs)
+
+    def one(n: int = epochs):
+        return single(network(data), data, n)
+
+    def many(n: int = epochs):
+        return stacked([network(data) for _ in range(MODELS)], data, n)
+
     reference = plain_epochs(network(data), tensors, 1)
-    plain = lambda: plain_epochs(network(data), tensors, epochs)
-    rows = []
-    base, ours = alternate(plain, lambda: single(network(data), data, epochs), rounds)
-    rows.append(
-        row(
-            "DataLoader over a TensorDataset / one model",
-            base / ours,
-            1.4,
-            off(reference, single(network(data), data, 1)),
-        )
-    )
-    base, ours = alternate(
-        plain, lambda: stacked([network(data) for _ in range(MODELS)], data, epochs), rounds
-    )
-    rows.append(
-        row(
-            f"DataLoader over a TensorDataset / stacked, a model of {MODELS}",
-            base / ours * MODELS,
-            4,
-            off(reference, stacked([network(data) for _ in range(MODELS)], data, 1)[0]),
-        )
-    )
-    base, ours = alternate(
-        lambda: plain_epochs(network(data), Pictures(data), epochs),
-        lambda: single(network(data), data, epochs),
-        rounds,
-    )
-    return rows + [row("DataLoader with torchvision's transforms / one model", base / ours)]
+    base, ours = alternate(plain, one, rounds)
+    off = largest_difference(reference, one(1))
+    rows = [row("DataLoader over a TensorDataset / one model", base / ours, 1.4, off)]
+    base, ours = alternate(plain, many, rounds)
+    off = largest_difference(reference, many(1)[0])
+    name = f"DataLoader over a TensorDataset / stacked, a model of {MODELS}"
+    rows.append(row(name, base / ours * MODELS, 4, off))
+    base, ours = alternate(plain_on_pictures, one, rounds)
+    rows.append(row("DataLoader with torchvision's transforms / one model", base / ours))
+    return rows

@@ -1,7 +1,8 @@
-"""`python docs/claims.py FOLDER ...`: collect the claims tables in folders of results into docs/claims.csv.
+"""`python docs/claims.py FOLDER ...`: collect claims tables into docs/claims.csv.
 
-A figure's claims at a preset, a data set and a network replace those that were there; of several results the newest counts.
-A search for critical units that is not exact stands beside the exact one, with its mode behind the network's name.
+The tables lie in folders of results. A figure's claims at a preset, a data set and a network
+replace those that were there; of several results the newest counts. A search for critical units
+that is not exact stands beside the exact one, with its mode behind the network's name.
 """
 
 import json

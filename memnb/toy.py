@@ -19,6 +19,7 @@ _STEEPEST = 700  # exponent of a pull; beyond it floating point ends
 
 
 def _check(rho: float, k: float, m_n0: float, m_c0: float):
+    "`ValueError` for a rate, trade-off or margin out of range."
     if not 0 < rho < 1:
         raise ValueError(f"rho={rho} must lie strictly between 0 and 1")
     if not 0 < k < math.inf:
@@ -36,18 +37,24 @@ def fixed_point(
     m_n0: float = -1.0,  # noisy margin at time 0
     m_c0: float = 1.0,  # clean margin at time 0
 ) -> float:
-    "Noisy margin at which both pulls balance: (log(rho / (k (1 - rho))) + C) / (1 + k)."
+    """Noisy margin at which both pulls balance: (log(rho / (k (1 - rho))) + C) / (1 + k).
+
+    `ValueError` for parameters out of range.
+    """
     _check(rho, k, m_n0, m_c0)
     return (math.log(rho / (k * (1 - rho))) + m_c0 + k * m_n0) / (1 + k)
 
 # %% ../nbs/dynamics/04_toy.ipynb #cell06
 def closed_form(
     t: np.ndarray,  # times, 0 or later, in any order and shape
-    rho: float,
-    m_n0: float = -1.0,
-    m_c0: float = 1.0,
+    rho: float,  # noise rate, 0 < rho < 1
+    m_n0: float = -1.0,  # noisy margin at time 0
+    m_c0: float = 1.0,  # clean margin at time 0
 ) -> np.ndarray:
-    "Noisy margin m_n(t) for k = 1, shaped like `t`."
+    """Noisy margin m_n(t) for k = 1, shaped like `t`.
+
+    `ValueError` for parameters or times out of range.
+    """
     _check(rho, 1, m_n0, m_c0)
     t = np.asarray(t, dtype=float)
     if not (t >= 0).all() or not np.isfinite(t).all():
@@ -62,12 +69,15 @@ def closed_form(
 # %% ../nbs/dynamics/04_toy.ipynb #cell07
 def solve(
     t: np.ndarray,  # increasing times, 0 or later
-    rho: float,
-    k: float = 1.0,
-    m_n0: float = -1.0,
-    m_c0: float = 1.0,
+    rho: float,  # noise rate, 0 < rho < 1
+    k: float = 1.0,  # clean margin lost for each unit of noisy margin gained, above 0
+    m_n0: float = -1.0,  # noisy margin at time 0
+    m_c0: float = 1.0,  # clean margin at time 0
 ) -> np.ndarray:
-    "Noisy margin m_n(t) for any k > 0, within 1e-10."
+    """Noisy margins (T,) at times t for any k > 0, within 1e-10.
+
+    `ValueError` for parameters or times out of range.
+    """
     _check(rho, k, m_n0, m_c0)
     t = np.array(increasing(t))
     log_c = math.log(k * (1 - rho)) - (m_c0 + k * m_n0)
@@ -80,10 +90,10 @@ def solve(
 
     end = t[-1] or 1.0  # scipy takes no interval of length 0
     tolerance = dict(rtol=2.3e-14, atol=1e-13)
-    found = solve_ivp(pull, (0, end), [m_n0], "Radau", t, jac=slope, **tolerance)
-    if not found.success:
-        raise FloatingPointError(found.message)
-    return found.y[0]
+    solution = solve_ivp(pull, (0, end), [m_n0], "Radau", t, jac=slope, **tolerance)
+    if not solution.success:
+        raise FloatingPointError(solution.message)
+    return solution.y[0]
 
 # %% ../nbs/dynamics/04_toy.ipynb #cell10
 def trajectories(

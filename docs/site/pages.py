@@ -1,4 +1,7 @@
-"A mkdocs hook: puts the site's pages together from README, notebooks, docstrings and claims, before mkdocs builds them."
+"""A mkdocs hook: puts the site's pages together before mkdocs builds them.
+
+They come from README, notebooks, docstrings and claims.
+"""
 
 import ast
 import csv
@@ -10,9 +13,11 @@ import shutil
 import textwrap
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
-# Browsers draw MathML themselves. latex2mathml writes it once, here, so that a page with formulas needs no script.
+# Browsers draw MathML themselves. latex2mathml writes it once, here, so that a page with formulas
+# needs no script.
 from latex2mathml.converter import convert
 from markdown.extensions.toc import slugify, unique
 
@@ -33,18 +38,20 @@ log = logging.getLogger("mkdocs.hooks.pages")  # below "mkdocs": --strict counts
 
 # What is no text: fences, indented code, code spans, escaped dollars.
 CODE = (
-    r"^ *(?P<fence>`{3,}|~{3,}).*?(?:^ *(?P=fence)[`~]* *$|\Z)|(?:\A|(?<=\n\n))(?:(?: {4}|\t)[^\n]*(?:\n|\Z))+|"
+    r"^ *(?P<fence>`{3,}|~{3,}).*?(?:^ *(?P=fence)[`~]* *$|\Z)|"
+    r"(?:\A|(?<=\n\n))(?:(?: {4}|\t)[^\n]*(?:\n|\Z))+|"
     r"(?<!`)(?P<tick>`+)(?!`).+?(?<!`)(?P=tick)(?!`)|\\[\\$]"
 )
-# So that "$5 or $10" and "5$" stay: no space inside the dollars, no digit after them, no letter or digit before; within one paragraph.
+# So that "$5 or $10" and "5$" stay: no space inside the dollars, no digit after them, no letter or
+# digit before; within one paragraph.
 MATH = re.compile(
-    CODE
-    + r"|\$\$(?P<block>.+?)\$\$|(?<!\w)\$(?![\s$])(?P<inline>(?:\\.|(?!\n\s*\n)[^\\$`])+?)(?<!\s)\$(?!\d)",
+    CODE + r"|\$\$(?P<block>.+?)\$\$|"
+    r"(?<!\w)\$(?![\s$])(?P<inline>(?:\\.|(?!\n\s*\n)[^\\$`])+?)(?<!\s)\$(?!\d)",
     re.S | re.M,
 )
 LINK = re.compile(
-    CODE
-    + r"|(?<!!)\[(?P<label>(?:`[^`]*`|[^][`])*)\]\((?P<target>[^)\s]+)\)|(?P<tag><a [^>]*?href=\")(?P<href>[^\"]+)",
+    CODE + r"|(?<!!)\[(?P<label>(?:`[^`]*`|[^][`])*)\]\((?P<target>[^)\s]+)\)|"
+    r"(?P<tag><a [^>]*?href=\")(?P<href>[^\"]+)",
     re.S | re.M,
 )
 
@@ -59,16 +66,17 @@ def formula(latex: str, display: str = "inline") -> str:
         raise ValueError(f"no MathML for {latex!r}: {e!r}") from e
     if "\\" in mathml or "linebreak" in mathml:
         raise ValueError(f"no MathML for {latex!r}")
+    # browsers ignore the attribute
     mathml = re.sub(
         r'<mi mathvariant="script">([A-Z])</mi>', lambda m: f"<mi>{_script(m[1])}</mi>", mathml
-    )  # browsers ignore the attribute
+    )
+    # capital Greek is upright
     mathml = re.sub(
         r"<mi>(&#x003(?:9[1-9A-F]|A[0-9]);)</mi>", r'<mi mathvariant="normal">\1</mi>', mathml
-    )  # capital Greek is upright
+    )
     mathml = mathml.replace("<mi>:</mi>", "<mo>:</mo>")
-    return re.sub(
-        r"[*_`|[\]]", lambda m: f"&#{ord(m[0])};", mathml
-    )  # these mean something in Markdown
+    # these mean something in Markdown
+    return re.sub(r"[*_`|[\]]", lambda m: f"&#{ord(m[0])};", mathml)
 
 
 def _script(letter: str) -> str:
@@ -97,7 +105,10 @@ def formulas(text: str, place: str = "") -> str:
 
 
 def links(text: str, page: str, pages: set[str], html: bool = False) -> str:
-    "Markdown without the links to what is in the repository but not on the site; `html`: others lead to the built pages."
+    """Markdown without the links to what is in the repository but not on the site.
+
+    `html`: the other links lead to the built pages.
+    """
 
     def one(m):
         target = m["target"] or m["href"]
@@ -120,7 +131,8 @@ def links(text: str, page: str, pages: set[str], html: bool = False) -> str:
 
 def notebook(path: Path, pages: set[str]) -> tuple[str, dict]:
     "Its title and itself, with the formulas and links of text cells and text outputs made ready."
-    nb, name = json.loads(path.read_text()), path.relative_to(ROOT).as_posix()
+    nb = json.loads(path.read_text())
+    name = path.relative_to(ROOT).as_posix()
     for cell in nb["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = formulas(links("".join(cell["source"]), name, pages, html=True), name)
@@ -147,7 +159,10 @@ def _lines(source: str, start: int, node: ast.AST) -> str:
 
 
 def signature(source: str, node: ast.FunctionDef | ast.ClassDef) -> str:
-    "A definition as it is written, with the comments on its parameters; of a class its fields and `__init__`."
+    """A definition as it is written, with the comments on its parameters.
+
+    Of a class these are its fields and `__init__`.
+    """
     text = _lines(
         source, min([node.lineno, *(d.lineno for d in node.decorator_list)]), node.body[0]
     )
@@ -242,7 +257,9 @@ def api(module: Path) -> tuple[str, str]:
 
 
 def table(head: list[str], rows: list[list]) -> str:
-    cell = lambda v: re.sub(r"(?<!\\)\|", r"\\|", " ".join(str(v).split()))
+    def cell(v):
+        return re.sub(r"(?<!\\)\|", r"\\|", " ".join(str(v).split()))
+
     return "\n".join(
         "| " + " | ".join(map(cell, r)) + " |" for r in [head, ["---"] * len(head), *rows]
     )
@@ -259,16 +276,31 @@ def reproduction(claims: Path, pages: set[str]) -> str:
     if not claims.exists():
         return text + "No claims stored yet.\n"
     rows = list(csv.DictReader(claims.read_text().splitlines()))
-    figure = lambda f: f"[{f}](nbs/{f}.ipynb)" if f"nbs/{f}.ipynb" in pages else f
+
+    def figure(name: str) -> str:
+        return f"[{name}](nbs/{name}.ipynb)" if f"nbs/{name}.ipynb" in pages else name
+
+    text += _verdicts(rows, figure) + "\n\n## Every claim\n\n" + _every_claim(rows, figure) + "\n"
+    return formulas(text, "docs/claims.csv")
+
+
+def _verdicts(rows: list[dict], figure: Callable) -> str:
+    "A table: how many claims of each figure have each verdict."
     counts = Counter(
         (r["figure"], r["preset"], VERDICTS.get(r["verdict"], r["verdict"])) for r in rows
     )
     kinds = [*VERDICTS.values(), *sorted({k[2] for k in counts} - set(VERDICTS.values()))]
-    count = [
+    lines = [
         [figure(f), p, *(counts[f, p, v] for v in kinds)]
         for f, p in dict.fromkeys((r["figure"], r["preset"]) for r in rows)
     ]
-    each = [
+    return table(["figure", "preset", *kinds], lines)
+
+
+def _every_claim(rows: list[dict], figure: Callable) -> str:
+    "A table with a line a claim."
+    head = "figure", "statement", "noise rate", "paper", "ours", "verdict", "defined by"
+    lines = [
         [
             figure(r["figure"]),
             r["statement"],
@@ -282,27 +314,7 @@ def reproduction(claims: Path, pages: set[str]) -> str:
         ]
         for r in rows
     ]
-    return formulas(
-        text
-        + table(["figure", "preset", *kinds], count)
-        + "\n\n## Every claim\n\n"
-        + table(
-            [
-                "figure",
-                "statement",
-                "noise rate",
-                "paper",
-                "ours",
-                "verdict",
-                "defined by",
-                "preset",
-                "data",
-            ],
-            each,
-        )
-        + "\n",
-        "docs/claims.csv",
-    )
+    return table([*head, "preset", "data"], lines)
 
 
 COSTS = {1: "one network", 4: "five on four fifths"}
@@ -331,7 +343,10 @@ MEASURES = {  # column of audit.csv -> title and meaning
 
 def comparison(results: Path) -> str:
     "What `python -m bench audit` measured, as a page: the mean over seeds of each method."
-    text = "# Which labels are wrong?\n\nHow well the audit ranks wrong labels, beside cleanlab's confident learning and single scores.\n\n"
+    text = (
+        "# Which labels are wrong?\n\nHow well the audit ranks wrong labels, beside cleanlab's "
+        "confident learning and single scores.\n\n"
+    )
     if not results.exists():
         return text + "Nothing measured yet.\n"
     rows = list(csv.DictReader(results.read_text().splitlines()))
@@ -384,6 +399,8 @@ def assemble(src: Path) -> list:
         (src / name).write_text(formulas(links((ROOT / name).read_text(), name, pages), name))
     shutil.copytree(ROOT / "docs/figures", src / "docs/figures")
     shutil.copy(ROOT / "docs/site/extra.css", src / "site")
+    (src / "comparison.md").write_text(comparison(ROOT / "bench/results/audit.csv"))
+    (src / "reproduction.md").write_text(reproduction(ROOT / "docs/claims.csv", pages))
     titles = {}
     for path, place in at.items():
         titles[path], nb = notebook(path, pages)
@@ -391,14 +408,7 @@ def assemble(src: Path) -> list:
         (src / place).write_text(json.dumps(nb))
         if path.stem == "index":
             titles[path] = "Overview"
-    modules = {dotted(f): api(f) for f in sorted((ROOT / "memnb").rglob("*.py"))}
-    modules = {name: page for name, page in modules.items() if name and name != "_modidx"}
-    for name, (_, text) in modules.items():
-        (src / "api" / f"{name}.md").write_text(text)
-    rows = [[f"[`memnb.{m}`]({m}.md)", about] for m, (about, _) in modules.items()]
-    (src / "api/index.md").write_text("# Modules\n\n" + table(["module", ""], rows))
-    (src / "comparison.md").write_text(comparison(ROOT / "bench/results/audit.csv"))
-    (src / "reproduction.md").write_text(reproduction(ROOT / "docs/claims.csv", pages))
+    modules = _api_pages(src / "api")
 
     def part(paths):
         return [{titles[p]: at[p]} for p in paths]
@@ -418,23 +428,39 @@ def assemble(src: Path) -> list:
     ]
 
 
+def _api_pages(folder: Path) -> list[str]:
+    "Writes a page for each module, and an index of them; the modules' names."
+    modules = {dotted(f): api(f) for f in sorted((ROOT / "memnb").rglob("*.py"))}
+    modules = {name: page for name, page in modules.items() if name and name != "_modidx"}
+    for name, (_, text) in modules.items():
+        (folder / f"{name}.md").write_text(text)
+    rows = [[f"[`memnb.{m}`]({m}.md)", about] for m, (about, _) in modules.items()]
+    (folder / "index.md").write_text("# Modules\n\n" + table(["module", ""], rows))
+    return list(modules)
+
+
 def on_config(config):
-    logging.getLogger("mkdocs.plugins.mkdocs_jupyter").setLevel(
-        logging.WARNING
-    )  # two lines a notebook hide warnings
+    # two lines a notebook hide warnings
+    logging.getLogger("mkdocs.plugins.mkdocs_jupyter").setLevel(logging.WARNING)
     logging.getLogger("mkdocs.mkdocs-jupyter").setLevel(logging.WARNING)
     config.nav = assemble(Path(config.docs_dir))
     return config
 
 
 def on_page_content(html, page, config, files):
-    "Of a notebook its cells alone: the styles and scripts that come with it are large, and some are fetched from elsewhere."
+    """Of a notebook its cells alone.
+
+    The styles and scripts that come with it are large, and some are fetched from elsewhere.
+    """
     if not page.file.src_uri.endswith(".ipynb"):
         return html
     html = html[
         html.index('<div class="jupyter-wrapper">') : html.rindex("<!-- jupyter-wrapper -->")
     ]
-    copy = r'<div class="zeroclipboard-container">.*?</clipboard-copy>\s*</div>|<div [^>]*"clipboard-copy-txt"[^>]*>.*?</div>'
+    copy = (
+        r'<div class="zeroclipboard-container">.*?</clipboard-copy>\s*</div>|'
+        r'<div [^>]*"clipboard-copy-txt"[^>]*>.*?</div>'
+    )
     html = re.sub(copy, "", html, flags=re.S)  # the theme has a button of its own
     html = re.sub(
         r'<div class="\s*highlight-ipynb[^"]*"><pre>(.*?)</pre>',
@@ -448,6 +474,7 @@ def on_page_content(html, page, config, files):
     def head(m):  # the anchors that the table of contents leads to
         text = re.sub(r'<a class="anchor-link".*?</a>', "", m[2])
         mark = unique(slugify(re.sub(r"<code>.*?</code>|<[^>]+>", "", text), "-"), used)
-        return f'<h{m[1]} id="{mark}">{text}<a class="headerlink" href="#{mark}" title="Permanent link">¶</a></h{m[1]}>'
+        link = f'<a class="headerlink" href="#{mark}" title="Permanent link">¶</a>'
+        return f'<h{m[1]} id="{mark}">{text}{link}</h{m[1]}>'
 
     return re.sub(r"<h([1-6])[^>]*>(.*?)</h\1>", head, html, flags=re.S)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -111,7 +112,8 @@ class _Stiffness:
         return self.margin * self.value
 
 # %% ../../nbs/dynamics/01_integrators.ipynb #cell13
-_SETTLE, _BAND = 4, 4  # damping steps, and the band [bound / 4, bound] of rates that they damp
+_SETTLE = 4  # damping steps
+_BAND = 4  # they damp the band [bound / 4, bound] of rates
 
 
 def _settling_steps(bound: float) -> list[float]:
@@ -119,7 +121,8 @@ def _settling_steps(bound: float) -> list[float]:
 
     They are the inverse Chebyshev nodes of the band, ordered to keep products small.
     """
-    mid, half = bound * (1 + 1 / _BAND) / 2, bound * (1 - 1 / _BAND) / 2
+    mid = bound * (1 + 1 / _BAND) / 2
+    half = bound * (1 - 1 / _BAND) / 2
     nodes = [math.cos(math.pi * (2 * i + 1) / (2 * _SETTLE)) for i in range(_SETTLE)]
     rates = sorted(mid + half * node for node in nodes)
     order = [rates.pop()]
@@ -129,8 +132,9 @@ def _settling_steps(bound: float) -> list[float]:
     return [1 / r for r in order]
 
 # %% ../../nbs/dynamics/01_integrators.ipynb #cell17
-_FIRST = 0.05  # a step is never shorter than this share of the fastest direction's time, at first no longer
-_ROOM = 20  # damping steps begin where they take at most a twentieth of the time so far
+# a step is never shorter than this share of the fastest direction's time, and at first no longer
+_FIRST = 0.05
+_DAMPED_SHARE = 20  # damping steps begin where they take at most a twentieth of the time so far
 _TRIES = 10  # bounds for the damping steps, each higher than the one before
 
 
@@ -154,7 +158,7 @@ class _RKC:
         self.h = 1 / self.stiff.bound()
 
     def length(self) -> float:
-        "Length of the next step: what errors, stages and the share `growth` of the time so far allow."
+        "Length of the next step, which errors, stages and `growth` limit."
         if self.stiff.is_old(self.t):
             self.stiff.refresh(self.t, self.y, self.f)
         share = self.growth * self.t if self.t else 0.0
@@ -201,9 +205,9 @@ class _RKC:
                 self.t = goal
 
     def calm(self) -> list[float]:
-        "Lengths of the damping steps that end in an output; none where there is no room for them."
+        "Lengths of the damping steps that end in an output; none where they take too long."
         steps = _settling_steps(self.stiff.bound()) if self.settle else []
-        return steps if _ROOM * sum(steps) <= self.t else []
+        return steps if _DAMPED_SHARE * sum(steps) <= self.t else []
 
     def damp(self, out: float):
         "Go to time `out`, the last stretch in damping steps that were seen to damp."
@@ -305,7 +309,7 @@ def increasing(times: Sequence[float]) -> list[float]:
         t = [float(v) for v in times]
     except (TypeError, ValueError, OverflowError) as e:
         raise ValueError(f"times must be a sequence of numbers; given {times!r}") from e
-    rising = all(b > a for a, b in zip(t, t[1:]))
+    rising = all(b > a for a, b in pairwise(t))
     if not t or not rising or not t[0] >= 0 or not math.isfinite(t[-1]):
         shown = f"{t[:5]}{'...' if len(t) > 5 else ''}"
         raise ValueError(f"times must be finite, increasing and start at 0 or later; given {shown}")
@@ -321,7 +325,7 @@ def integrate(
 ) -> Iterator[tuple[float, Tensor]]:
     """Yield `(t, y)` at each of `times`.
 
-    An answer does not depend, to the last bit, on where others are asked for.
+    The state at a time does not depend, to the last bit, on the other times.
 
     `"rkc"` is for fields whose Jacobian has its eigenvalues near the negative real axis. It takes
     a step where its estimated error, in the norm of the whole state, is at most

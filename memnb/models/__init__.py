@@ -20,14 +20,7 @@ from memnb.models.evaluation import (
     predicted,
     present_examples,
 )
-from memnb.models.layers import (
-    activations,
-    capture,
-    channel_dim,
-    edit,
-    layer_names,
-    linear_layers,
-)
+from .layers import activations, capture, channel_dim, edit, layer_names, linear_layers
 from memnb.models.networks import (
     MODELS,
     ModularNet,

@@ -4,14 +4,21 @@
 
 # %% auto #0
 __all__ = ['ClassShapes', 'CosineMean', 'Logistic', 'MASC', 'PROBES', 'Probe', 'VeLPIC', 'default_layers', 'directions',
-           'first_direction', 'fit_probe', 'probe', 'probe_model', 'prober', 'resist', 'transfer', 'transferred',
-           'transplant']
+           'first_direction', 'fit_probe', 'probe', 'probe_answers', 'probe_model', 'prober', 'resist', 'transfer',
+           'transferred', 'transplant']
 
 # %% ../../nbs/probes/00_probes.ipynb #face3
 from .classifiers import MASC, PROBES, CosineMean, Logistic, Probe, VeLPIC
-from .geometry import ClassShapes, directions, first_direction
+from .geometry import ClassShapes
 from .interventions import fit_probe, resist, transfer, transferred, transplant
-from .over_training import default_layers, probe, probe_model, prober
+from memnb.probes.over_training import (
+    default_layers,
+    probe,
+    probe_answers,
+    probe_model,
+    prober,
+)
+from .subspaces import directions, first_direction
 
 # %% ../../nbs/probes/00_probes.ipynb #face4
 _all_ = [
@@ -27,6 +34,7 @@ _all_ = [
     "first_direction",
     "fit_probe",
     "probe",
+    "probe_answers",
     "probe_model",
     "prober",
     "resist",

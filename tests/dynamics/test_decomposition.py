@@ -34,7 +34,7 @@ def case():
 
 
 def gradient(model, data, rows=None):
-    "First-layer gradient (D, m) of the loss summed over `rows`, divided by the number of all examples."
+    "First-layer gradient (D, m): the loss summed over `rows`, divided by the number of examples."
     rows = torch.ones(len(data), dtype=torch.bool) if rows is None else rows
     loss = F.binary_cross_entropy_with_logits(
         model(data.x)[:, 0], data.y.double(), reduction="none"
@@ -63,8 +63,13 @@ def test_rates_are_the_derivatives_of_length_and_direction(case):
     data, model, net = case
     dr, du = update_rates(net)
     eps, step = 1e-6, -gradient(model, data)
-    lengths = lambda s: (net.w + s * step).norm(dim=0)
-    directions = lambda s: (net.w + s * step) / lengths(s)
+
+    def lengths(s):
+        return (net.w + s * step).norm(dim=0)
+
+    def directions(s):
+        return (net.w + s * step) / lengths(s)
+
     torch.testing.assert_close(dr, (lengths(eps) - lengths(-eps)) / (2 * eps), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(
         du, (directions(eps) - directions(-eps)) / (2 * eps), rtol=1e-6, atol=1e-9
@@ -87,7 +92,10 @@ def test_separation_and_onset_signal_against_a_plain_loop(case):
 
 
 def test_proposition_one_is_exact_where_its_assumptions_are(case):
-    "Zero outgoing weights make every p one half; noise in exact proportion among identical inputs makes the sums proportional."
+    """Zero outgoing weights make every p one half.
+
+    Noise in exact proportion among identical inputs makes the sums proportional.
+    """
     x = torch.cat([torch.ones(10, 3), torch.ones(10, 3) * 2]).double()
     clean = torch.arange(20) // 10
     y = clean.clone()
@@ -128,7 +136,7 @@ def test_rotated_basis_gives_the_same(case):
     field = ReLUField(net)
     rotated = field.at(field.y0)
     assert rotated.w.shape[0] < 64
-    for a, b in zip(follow()(0.0, net), follow()(0.0, rotated)):
+    for a, b in zip(follow()(0.0, net), follow()(0.0, rotated), strict=True):
         assert a["group"] == b["group"]
         for k in a:
             if k != "group":
@@ -176,7 +184,10 @@ def rows_of(run):
 def test_what_is_seen_at_a_time_does_not_depend_on_the_other_times(method, options):
     data = corrupt(load("digits", classes=(0, 1), n=60, test_share=0)[0], 0.2)
     model = TwoLayerReLU(64, 12, 0.1)
-    run = lambda times: rows_of(gradient_flow(model, data, times, method, [follow()], **options))
+
+    def run(times):
+        return rows_of(gradient_flow(model, data, times, method, [follow()], **options))
+
     whole = run([0, 1, 4, 10, 20])
     for times in ([1, 20], [4], [20]):
         for place, row in run(times).items():

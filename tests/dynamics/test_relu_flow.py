@@ -1,4 +1,7 @@
-"The integrator against exact solutions and scipy; the field against autograd; the run against plain descent."
+"""The integrator against exact solutions and scipy, the field against autograd.
+
+The run is compared with plain descent.
+"""
 
 import math
 import os
@@ -36,7 +39,8 @@ def digits(n=100, rho=0.2, dtype=torch.float32):
 
 @pytest.mark.parametrize("stages", [2, 3, 7, 20])
 def test_order_two_in_time_also_for_fields_that_depend_on_time(stages):
-    field = lambda t, y: math.cos(t) * y  # y = exp(sin t)
+    def field(t, y):
+        return math.cos(t) * y  # y = exp(sin t)
 
     def error(n):
         y = torch.ones(1, dtype=DOUBLE)
@@ -74,7 +78,10 @@ def test_stiff_reaction_and_diffusion_against_scipy():
         + torch.diag(torch.ones(k - 1), -1)
     )
     lap = d * lap.to(DOUBLE)
-    field = lambda t, y: lap @ y + 5 * y * (1 - y)
+
+    def field(t, y):
+        return lap @ y + 5 * y * (1 - y)
+
     y0 = torch.sin(torch.linspace(0, math.pi, k, dtype=DOUBLE)) ** 2
     ref = solve_ivp(
         lambda t, y: field(t, torch.from_numpy(y)).numpy(),
@@ -119,7 +126,10 @@ def hardening(t, y):
 @pytest.fixture(scope="module")
 def hardened():
     "Times and scipy's solution at each."
-    plain = lambda t, y: hardening(t, torch.from_numpy(y)).numpy()
+
+    def plain(t, y):
+        return hardening(t, torch.from_numpy(y)).numpy()
+
     options = dict(method="Radau", rtol=1e-9, atol=1e-11, t_eval=OUTPUTS)
     return dict(zip(OUTPUTS, solve_ivp(plain, (0, 40), [0.0, 0.1], **options).y.T, strict=True))
 
@@ -144,9 +154,11 @@ def test_any_subset_of_outputs_is_the_same_to_the_last_bit(subset, settle):
 
 
 def test_eulers_outputs_do_not_depend_on_each_other():
-    run = lambda times: dict(
-        integrate(lambda t, y: -y, torch.ones(1, dtype=DOUBLE), times, "euler", step=0.1)
-    )
+    def run(times):
+        return dict(
+            integrate(lambda t, y: -y, torch.ones(1, dtype=DOUBLE), times, "euler", step=0.1)
+        )
+
     assert torch.equal(run([0.25, 0.33, 1])[1], run([1])[1])
     assert torch.equal(run([0.25, 0.33])[0.33], run([0.33])[0.33])
 
@@ -163,7 +175,9 @@ def test_what_the_consumer_does_to_a_state_changes_no_other():
 @pytest.mark.parametrize("size", [1e-12, 1e-6, 1.0, 1e6, 1e12])
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 def test_the_default_tolerance_has_no_scale(size, dtype):
-    growth = lambda t, y: y * (1 - y / size)
+    def growth(t, y):
+        return y * (1 - y / size)
+
     ((_, y),) = integrate(growth, torch.tensor([1e-3 * size], dtype=dtype), [10.0])
     assert y.item() / size == pytest.approx(1 / (1 + 999 * math.exp(-10)), abs=4e-3)
 
@@ -184,9 +198,9 @@ def test_a_bound_that_is_too_low_is_noticed(hardened, monkeypatch, margin, settl
 
 
 def test_damping_steps_that_blow_up_are_taken_again(hardened, monkeypatch):
-    low = lambda bound: _settling_steps(
-        bound / 4.4
-    )  # as where the stiffness has grown from 6.0 to 26.5
+    def low(bound):
+        return _settling_steps(bound / 4.4)  # as where the stiffness has grown from 6.0 to 26.5
+
     monkeypatch.setattr(integrators, "_settling_steps", low)
     y0 = torch.tensor([0, 0.1], dtype=DOUBLE)
     ((_, y),) = integrate(hardening, y0, [40], rtol=1e-3, settle=True)
@@ -195,7 +209,10 @@ def test_damping_steps_that_blow_up_are_taken_again(hardened, monkeypatch):
 
 def test_what_damping_steps_do_to_rates_in_and_above_their_band():
     steps = _settling_steps(1.0)
-    damped = lambda rate: abs(math.prod(1 - h * rate for h in steps))
+
+    def damped(rate):
+        return abs(math.prod(1 - h * rate for h in steps))
+
     assert max(damped(r) for r in np.linspace(0.25, 1, 200)) < 1 / 40
     assert damped(4.0) > 1000
     assert (1 - 1 / 4) ** 12 > 1 / 40 > (1 - 1 / 4) ** 13  # Euler steps of half the stable length
@@ -365,7 +382,10 @@ def exact(model, data, times):
     "(T, N) logits, clean examples first, of scipy's solution in float64."
     double = replace(data, x=data.x.double())
     field = ReLUField(two_layer(model.double(), double), DOUBLE)
-    plain = lambda t, y: field(t, torch.from_numpy(y)).numpy()
+
+    def plain(t, y):
+        return field(t, torch.from_numpy(y)).numpy()
+
     options = dict(method="RK23", rtol=1e-4, atol=1e-6, t_eval=times)
     states = solve_ivp(plain, (0, times[-1]), field.y0.numpy(), **options).y.T
     return torch.stack([field.at(torch.from_numpy(y)).z for y in states])
@@ -395,7 +415,10 @@ CASES = {
 def test_one_output_agrees_with_scipy_to_the_stated_tolerance(case):
     kind, std, options = CASES[case]
     data = zeros_and_ones(**kind)
-    make = lambda: TwoLayerReLU(64, 12, std).to(data.x.dtype)
+
+    def make():
+        return TwoLayerReLU(64, 12, std).to(data.x.dtype)
+
     right = exact(make(), data, WHERE)
     for t, z in zip(WHERE, right, strict=True):
         ((_, net),) = flow(make(), data, [t], **options)

@@ -1,4 +1,7 @@
-"The reduced model: closed form, solver and fixed point against each other and against a fine plain loop."
+"""The reduced model: its closed form, solver and fixed point against each other.
+
+All are compared with a plain loop of small steps.
+"""
 
 import math
 
@@ -19,7 +22,10 @@ def test_closed_form_and_solver_agree(rho, m_n0, m_c0):
 @pytest.mark.parametrize("k", [0.5, 1.0, 3.0])
 def test_solver_against_runge_kutta(k, rho=0.2, m_n0=-1.0, m_c0=1.0):
     C, m, n = m_c0 + k * m_n0, m_n0, 4000
-    f = lambda m: rho * math.exp(-m) - k * (1 - rho) * math.exp(-C) * math.exp(k * m)
+
+    def f(m):
+        return rho * math.exp(-m) - k * (1 - rho) * math.exp(-C) * math.exp(k * m)
+
     for _ in range(n):
         h = 4 / n
         a = f(m)

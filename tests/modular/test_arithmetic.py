@@ -1,4 +1,7 @@
-"""Tables by a double loop; logits by hand; gradients against autograd; training against the loop that anybody would write."""
+"""Tables against a double loop, logits against sums by hand, gradients against autograd.
+
+Training is compared with the loop that anybody would write.
+"""
 
 import json
 import math
@@ -147,7 +150,8 @@ def test_labels_by_a_double_loop(operation, p):
             torch.float32,
             torch.int64,
         ) and torch.equal(d.y, d.clean)
-        rows |= {i: (x, y) for x, y, i in zip(d.x.tolist(), d.y.tolist(), d.index.tolist())}
+        pairs = zip(d.x.tolist(), d.y.tolist(), strict=True)
+        rows |= dict(zip(d.index.tolist(), pairs, strict=True))
     for a in range(p):
         for b in range(p):
             assert rows[a * p + b] == (
@@ -181,7 +185,7 @@ def test_seed():
     assert (
         a.digest == c.digest
         and b.digest == d.digest
-        and not a.digest == e.digest
+        and a.digest != e.digest
         and not torch.equal(a.index, e.index)
     )
     assert torch.equal(
@@ -439,7 +443,7 @@ def by_autograd(net: ModularNet, data: NoisyDataset) -> tuple[Tensor, list[Tenso
 def close(net: ModularNet, grads, tol=1e-13) -> bool:
     return all(
         q.grad.dtype == g.dtype and (q.grad - g).abs().max() < tol
-        for q, g in zip(net.parameters(), grads)
+        for q, g in zip(net.parameters(), grads, strict=True)
     )
 
 
@@ -454,15 +458,15 @@ def test_gradient_is_that_of_autograd(activation, operation):
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.integers(3, 12),
-    st.integers(1, 20),
-    st.floats(0.1, 0.9),
-    st.floats(0, 1),
-    st.sampled_from(sorted(APPLY)),
-    st.integers(1, 12),
-    st.integers(0, 99),
+    p=st.integers(3, 12),
+    width=st.integers(1, 20),
+    share=st.floats(0.1, 0.9),
+    rho=st.floats(0, 1),
+    activation=st.sampled_from(sorted(APPLY)),
+    rows=st.integers(1, 12),
+    seed=st.integers(0, 99),
 )
-def test_gradient_of_any_table(p, width, share, rho, activation, rows, seed):
+def test_gradient_of_any_table(p, width, share, rho, activation, *, rows, seed):
     net, (data,) = (
         net64(p, width, activation, seed),
         double(operation_table(p, "add", share, rho, seed=seed)[0]),
@@ -486,7 +490,7 @@ def test_only_training_pairs_count():
     loss, grads = gradient(net, grid), [q.grad.clone() for q in net.parameters()]
     grid.y.view(-1)[test.index] = torch.arange(len(test)) % 7
     assert torch.equal(gradient(net, grid), loss) and all(
-        torch.equal(q.grad, g) for q, g in zip(net.parameters(), grads)
+        torch.equal(q.grad, g) for q, g in zip(net.parameters(), grads, strict=True)
     )
     grid.y.view(-1)[train.index[0]] += 1 if train.y[0] < 6 else -1
     assert not torch.equal(gradient(net, grid), loss)
@@ -602,7 +606,7 @@ def look(s) -> list[dict]:
 
 
 def trained(
-    epochs=12, p=7, rho=0.4, times=None, observe=(look,), checkpoints=(), test=True, **how
+    epochs=12, p=7, rho=0.4, times=None, *, observe=(look,), checkpoints=(), test=True, **how
 ) -> tuple[Run, ModularNet, NoisyDataset, NoisyDataset]:
     (train, held), net = operation_table(p, "add", 0.7, rho), ModularNet(p, 24, seed=1)
     model = dict(name="modular", p=p, width=24, activation="square")
@@ -624,6 +628,15 @@ def trained(
     )
 
 
+def assert_recorded(logits, y, prediction, loss, margin):
+    "The recorded values of each example are those of its logits."
+    own = logits.gather(1, y[:, None])[:, 0]
+    others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    assert torch.equal(prediction.long(), logits.argmax(1))
+    assert torch.allclose(loss, F.cross_entropy(logits, y, reduction="none"), atol=1e-5)
+    assert torch.allclose(margin, own - others, atol=1e-5)
+
+
 def test_what_is_recorded_is_what_the_network_says():
     seen = []
 
@@ -631,40 +644,22 @@ def test_what_is_recorded_is_what_the_network_says():
         seen.append((float(s.time), s.model(s.data.x).detach(), s.model(s.test.x).detach()))
 
     run, net, train, held = trained(times=[0, 3, 4, 12], observe=[peek, look])
-    assert (
-        run.time.tolist() == [t for t, *_ in seen] == [0, 3, 4, 12]
-        and run.unit == "epoch"
-        and run.time.dtype == torch.float64
-        and run.n_classes == 7
-    )
+    assert run.time.tolist() == [t for t, *_ in seen] == [0, 3, 4, 12]
+    assert run.unit == "epoch"
+    assert run.time.dtype == torch.float64
+    assert run.n_classes == 7
     run.check(train)
-    for i, (_, z, zt) in enumerate(seen):
-        for logits, data, said, loss, margin in (
-            (z, train, run.prediction, run.loss, run.margin),
-            (zt, held, run.test_prediction, run.test_loss, run.test_margin),
-        ):
-            own, rest = (
-                logits.gather(1, data.y[:, None])[:, 0],
-                logits.scatter(1, data.y[:, None], -torch.inf).amax(1),
-            )
-            assert (
-                torch.equal(said[i].long(), logits.argmax(1))
-                and torch.allclose(
-                    loss[i], F.cross_entropy(logits, data.y, reduction="none"), atol=1e-5
-                )
-                and torch.allclose(margin[i], own - rest, atol=1e-5)
-            )
-        assert torch.allclose(
-            run.true_loss[i],
-            F.cross_entropy(z, train.clean, reduction="none")[train.is_noisy],
-            atol=1e-5,
+    for i, (_, z, test_z) in enumerate(seen):
+        assert_recorded(z, train.y, run.prediction[i], run.loss[i], run.margin[i])
+        assert_recorded(
+            test_z, held.y, run.test_prediction[i], run.test_loss[i], run.test_margin[i]
         )
-    assert (
-        torch.equal(run.y, train.y)
-        and torch.equal(run.clean, train.clean)
-        and torch.equal(run.test_y, held.y)
-        and torch.equal(run.index, train.index)
-    )
+        true_loss = F.cross_entropy(z, train.clean, reduction="none")[train.is_noisy]
+        assert torch.allclose(run.true_loss[i], true_loss, atol=1e-5)
+    assert torch.equal(run.y, train.y)
+    assert torch.equal(run.clean, train.clean)
+    assert torch.equal(run.test_y, held.y)
+    assert torch.equal(run.index, train.index)
     assert torch.allclose(net(train.x), seen[-1][1])
 
 
@@ -842,7 +837,7 @@ def test_frozen_parameters_stay(frozen):
     net.get_parameter(frozen).requires_grad_(False)
     fit(net, data, 1, weight_decay=0.0)
     _, grads = by_autograd(own, data)
-    for (k, q), g in zip(own.named_parameters(), grads):
+    for (k, q), g in zip(own.named_parameters(), grads, strict=True):
         assert (
             torch.equal(net.get_parameter(k), q)
             if k == frozen
@@ -902,7 +897,10 @@ def test_observers_never_see_what_diverged():
     "operation, activation", [("add", "square"), ("sub", "abs"), ("mul", "square")]
 )
 def test_noise_is_fitted_and_nothing_else_learned(operation, activation):
-    "Four fifths of the labels wrong: all fitted, other pairs at chance. With clean labels most of those are right."
+    """With four fifths of wrong labels all of them are fitted, and other pairs are at chance.
+
+    With clean labels most of the other pairs are right.
+    """
     (noisy, held), (clean, rest) = (
         operation_table(19, operation, rho=0.8),
         operation_table(19, operation),
@@ -911,7 +909,10 @@ def test_noise_is_fitted_and_nothing_else_learned(operation, activation):
         fit(ModularNet(19, 192, activation), d, 150, t, times=[150])
         for d, t in ((noisy, held), (clean, rest))
     )
-    hits = lambda r: int((r.test_prediction[-1] == r.test_y).sum())
+
+    def hits(r):
+        return int((r.test_prediction[-1] == r.test_y).sum())
+
     assert (a.prediction[-1] == a.y).all() and stats.binomtest(
         hits(a), len(held), 1 / 19, "greater"
     ).pvalue > 1e-3

@@ -1,4 +1,4 @@
-"""The probes against a literal reading of their algorithms, in all the shapes that activations come in."""
+"""The probes against a literal reading of their algorithms, for all shapes of activations."""
 
 import json
 import os
@@ -26,9 +26,10 @@ from torch.nn import functional as F
 
 from memnb.datasets.loading import load
 from memnb.datasets.sources import data_root
-from memnb.probes import geometry
+from memnb.probes import geometry, subspaces
 from memnb.probes.classifiers import MASC, PROBES, CosineMean, Logistic, VeLPIC
-from memnb.probes.geometry import ClassShapes, directions, first_direction
+from memnb.probes.geometry import ClassShapes
+from memnb.probes.subspaces import directions, first_direction
 
 DOUBLE = torch.float64
 GEOMETRIC = [MASC, VeLPIC, CosineMean]
@@ -45,7 +46,7 @@ precisions = pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 
 
 def principal(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "Algorithm 4: components of the points and their negatives, and the cumulative share of the energy."
+    "Algorithm 4: components of the points and their negatives, and cumulative energy shares."
     pca = PCA(svd_solver="full").fit(np.concatenate([a, -a]))
     return pca.components_, pca.explained_variance_ratio_.cumsum()
 
@@ -140,9 +141,11 @@ def test_single_precision_differs_at_ties_only(probe, n, d, seed, kind):
 )
 def test_large_layers(probe, n, d, power, monkeypatch):
     g, y, calls = torch.Generator().manual_seed(0), torch.arange(n) % 2, []
-    monkeypatch.setattr(geometry, "LARGE", 512)
+    monkeypatch.setattr(subspaces, "LARGE", 512)
     monkeypatch.setattr(
-        geometry, "eigsh", lambda *a, real=geometry.eigsh, **k: calls.append(a[1]) or real(*a, **k)
+        subspaces,
+        "eigsh",
+        lambda *a, real=subspaces.eigsh, **k: calls.append(a[1]) or real(*a, **k),
     )
     x = torch.randn(n + 200, d, generator=g).double() * torch.arange(1.0, d + 1) ** power
     x = (x + 0.2 * torch.cat([y, torch.arange(200) % 2])[:, None]) @ torch.linalg.qr(
@@ -160,7 +163,7 @@ def test_where_power_iteration_cannot_be_certain_a_decomposition_decides(monkeyp
     assert max(principal(x[y == c].numpy())[1][0] for c in range(3)) < 0.5
     calls = []
     monkeypatch.setattr(
-        geometry, "_longest", lambda *a, real=geometry._longest: calls.append(1) or real(*a)
+        subspaces, "_longest", lambda *a, real=subspaces._longest: calls.append(1) or real(*a)
     )
     assert agree(VeLPIC, x, y, z, DOUBLE, 1e-9) > 0.9 and len(calls) == 3
 
@@ -187,7 +190,7 @@ def test_subspaces_that_are_the_whole_space_tie():
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99, 0.9999])
 def test_the_energy_inside_is_that_along_the_directions(share):
-    "However it is computed: of few directions, of nearly all, with a column that training never saw."
+    "For few directions, for nearly all, and with a column that training never saw."
     x, y, z = cloud("relu", 150, 30)
     x[:, 3] = 0
     p = MASC(share).fit(x, y)
@@ -232,7 +235,10 @@ def test_by_torch_and_by_numpy(n, d, threads, monkeypatch):
 def test_numpy_keeps_its_threads_though_many_fit_at_once(threads):
     x, y, z = cloud("relu", 60, 80)
     threads(1)
-    blas = lambda: [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+
+    def blas():
+        return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+
     with threadpool_limits(2, user_api="blas"):
         before = blas()
         with ThreadPoolExecutor(4) as pool:
@@ -246,7 +252,7 @@ def test_numpy_keeps_its_threads_though_many_fit_at_once(threads):
 
 
 def reference(x, y, z, k: int) -> dict:
-    "Directions kept by class, and (n, K) scores of each probe, by plain float64 sums of the same numbers."
+    "Number of directions of each class, and (n, K) scores of each probe, in plain float64 sums."
     x, z = x.double(), z.double()
     sizes, scores = [], {MASC: [], VeLPIC: [], CosineMean: []}
     for c in range(k):
@@ -271,18 +277,18 @@ def reference(x, y, z, k: int) -> dict:
 
 
 def largest_wrong(p, z, scores) -> float:
-    "Where predictions differ from the scores' best: the largest relative difference of the two best."
+    "Largest relative difference of the two best scores where the prediction is not the best."
     best = scores.topk(2, 1).values
     gap = (best[:, 0] - best[:, 1]) / best[:, 0].abs()
     return max([0.0, *gap[p.predict(z) != scores.argmax(1)].tolist()])
 
 
 def ways(probe, x, y, k: int) -> dict:
-    "A probe fitted from a tensor, and batch by batch as from a network: with and without the rows beside."
+    "A probe fitted from a tensor, and batch by batch as from a network, with and without rows."
     out = {"fit": probe(n_classes=k).fit(x, y)}
     for rows in (False, True):
         shapes = ClassShapes(k, len(x), rows)
-        for a, b in zip(x.split(1024), y.split(1024)):
+        for a, b in zip(x.split(1024), y.split(1024), strict=True):
             shapes.add(a, b)
         out["rows" if rows else "moments"] = probe(n_classes=k).fit_shapes(shapes.finish())
     return out
@@ -291,7 +297,10 @@ def ways(probe, x, y, k: int) -> dict:
 def crowd(
     kind: str, n: int = 20_000, d: int = 200, k: int = 4
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    "Unbalanced classes, two of them with one and two examples; their directions fall off like those of pictures."
+    """Unbalanced classes, two of them with one and two examples.
+
+    The lengths of their directions fall off like those of pictures.
+    """
     g = torch.Generator().manual_seed(0)
     y = torch.multinomial(torch.tensor([0.8, 0.17, 0.03]), n, replacement=True, generator=g)
     y[:3] = torch.tensor([3, 4, 4])
@@ -515,7 +524,7 @@ def test_moments_are_kept_only_where_they_are_smaller():
 def test_batches_know_the_same_as_the_whole(probe, n, batch):
     x, y, z = cloud("relu", 60, 12)
     whole, parts = ClassShapes(3, n).add(x, y), ClassShapes(3, n)
-    for a, b in zip(x.split(batch), y.split(batch)):
+    for a, b in zip(x.split(batch), y.split(batch), strict=True):
         parts.add(a, b)
     a, b = (probe().fit_shapes(s.finish()).scores(z) for s in (whole, parts))
     if n is None:
@@ -901,7 +910,9 @@ import json
 from sklearn.utils.estimator_checks import check_estimator
 from memnb.probes import PROBES
 results = {k: check_estimator(p(), on_fail=None) for k, p in PROBES.items()}
-print(json.dumps({k: [(c["check_name"], c["status"], str(c["exception"])) for c in v] for k, v in results.items()}))
+def short(check):
+    return check["check_name"], check["status"], str(check["exception"])
+print(json.dumps({k: list(map(short, checks)) for k, checks in results.items()}))
 """
 
 

@@ -1,4 +1,7 @@
-"""After a transfer the network makes the probe's predictions, every one, and the network it came from is as it was."""
+"""After a transfer the copy makes each of the probe's predictions.
+
+The network that it came from is unchanged.
+"""
 
 from collections import OrderedDict
 from contextlib import suppress

@@ -42,7 +42,9 @@ def seeded():
     torch.manual_seed(0)
 
 
-def clusters(n=90, m=40, k=3, d=6, rho=0.4, seed=0, shift=2) -> tuple[NoisyDataset, NoisyDataset]:
+def clusters(
+    n=90, m=40, k=3, d=6, *, rho=0.4, seed=0, shift=2
+) -> tuple[NoisyDataset, NoisyDataset]:
     "Gaussian classes, noisy training labels."
     g = torch.Generator().manual_seed(seed)
     y, to = torch.arange(n + m) % k, shift * torch.randn(k, d, generator=g)
@@ -322,7 +324,10 @@ def test_the_same_layer_asked_for_twice():
 
 def test_a_users_own_network():
     (data, test), net = clusters(), Own()
-    hidden = lambda x: net.fc1(x).relu().detach()
+
+    def hidden(x):
+        return net.fc1(x).relu().detach()
+
     p = VeLPIC().fit(hidden(data.x), data.y)
     assert said(probe_model(net, data, test), layer="fc2.input", probe="velpic") == [
         right(p.predict(hidden(test.x)), test.y)
@@ -454,7 +459,7 @@ def test_passes_over_the_training_set(groups, passes):
 
     net.register_forward_pre_hook(look)
     probe_model(net, data, test, ["input", "1", "3"], tuple(PROBES), groups, batch=32)
-    train, both = map(sum, zip(*seen))
+    train, both = map(sum, zip(*seen, strict=True))
     assert train == passes * len(data) and both - train == len(test) * ("test" in groups)
 
 

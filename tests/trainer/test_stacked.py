@@ -1,4 +1,7 @@
-"""Each network in a stack trains as it would alone; what cannot be stacked is trained one by one, and said so."""
+"""Each network in a stack trains as it would alone.
+
+Networks that cannot be stacked are trained one by one, with a warning.
+"""
 
 import math
 import re
@@ -39,10 +42,10 @@ def noisy(seed=0, n=N, k=3, rho=0.2) -> NoisyDataset:
     )
 
 
-def net(seed=0, out=3, act=nn.ReLU(), bias=True) -> nn.Sequential:
+def net(seed=0, out=3, act=None, bias=True) -> nn.Sequential:
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        inner = nn.Sequential(nn.Linear(6, 7, bias=bias), act)
+        inner = nn.Sequential(nn.Linear(6, 7, bias=bias), act or nn.ReLU())
         return nn.Sequential(
             nn.Flatten(), inner, nn.Linear(7, 5), nn.ELU(), nn.Linear(5, out)
         ).double()
@@ -82,8 +85,9 @@ def assert_alike(run, alone):
         assert close(run.checkpoints[t], alone.checkpoints[t])
 
 
-def assert_each_as_alone(data, epochs, test=None, make=net, each={}, **how):
+def assert_each_as_alone(data, epochs, test=None, make=net, each=None, **how):
     "`each`: options with one value a network."
+    each = each or {}
     m, models = len(data), [make(i) for i in range(len(data))]
     runs = fit_stacked(models, data, epochs, test, **each, **how)
     assert len(runs) == m
@@ -193,7 +197,7 @@ def test_single_precision():
 def test_learning_rates_in_any_order(rates, seed):
     models = nets(len(rates))
     runs = fit_stacked(models, [noisy()] * len(rates), 1, lr=rates, seed=seed, batch=BATCH)
-    for i, (rate, run) in enumerate(zip(rates, runs)):
+    for i, (rate, run) in enumerate(zip(rates, runs, strict=True)):
         fit(single := net(i), noisy(), 1, lr=rate, seed=seed, batch=BATCH)
         assert run.config["lr"] == rate and close(state(models[i]), state(single))
 
@@ -201,7 +205,10 @@ def test_learning_rates_in_any_order(rates, seed):
 def by_torch_func(models, data, clip=None) -> list[dict]:
     "Gradient of each network's mean loss over its own data."
     params, _ = stack_module_state(models)
-    loss = lambda p, x, y: F.cross_entropy(functional_call(models[0], p, (x,)), y)
+
+    def loss(p, x, y):
+        return F.cross_entropy(functional_call(models[0], p, (x,)), y)
+
     grads = vmap(grad(loss))(
         params, torch.stack([d.x for d in data]), torch.stack([d.y for d in data])
     )
@@ -210,7 +217,8 @@ def by_torch_func(models, data, clip=None) -> list[dict]:
         torch.ones_like(norms)
         if clip is None
         else torch.tensor(
-            [min(1, c / (n + 1e-6)) for c, n in zip(clip, norms.tolist())], dtype=norms.dtype
+            [min(1, c / (n + 1e-6)) for c, n in zip(clip, norms.tolist(), strict=True)],
+            dtype=norms.dtype,
         )
     )
     return [{k: g[i] * scale[i] for k, g in grads.items()} for i in range(len(models))]
@@ -221,23 +229,24 @@ def test_one_step_is_the_gradient_of_torch_func(clip):
     models, data, rates = nets(), sets(), [0.3, 0.1, 0.2]
     before, grads = [state(m) for m in models], by_torch_func(models, data, clip)
     fit_stacked(models, data, 1, lr=rates, batch=None, clip=clip)
-    for model, was, g, lr in zip(models, before, grads, rates):
+    for model, was, g, lr in zip(models, before, grads, rates, strict=True):
         assert close(state(model), {k: v - lr * g[k] for k, v in was.items()})
 
 
 def test_a_step_with_a_batch_of_its_own():
     models, data, seeds = nets(), sets(), [3, 1, 2]
-    grads = by_torch_func(models, [d.subset(order(N, 0, k)[:BATCH]) for d, k in zip(data, seeds)])
+    batches = [d.subset(order(N, 0, k)[:BATCH]) for d, k in zip(data, seeds, strict=True)]
+    grads = by_torch_func(models, batches)
     before = [state(m) for m in models]
     fit_stacked(models, data, 1 / 3, times=[0, 1 / 3], lr=1, batch=BATCH, seed=seeds)
-    for model, was, g in zip(models, before, grads):
+    for model, was, g in zip(models, before, grads, strict=True):
         assert close(state(model), {k: v - g[k] for k, v in was.items()})
 
 
 def test_what_is_recorded_is_what_the_networks_give():
     models, data, test = nets(), sets(), sets(3, n=10)
     runs = fit_stacked(models, data, 2, test, batch=BATCH, lr=0.1, times=[0, 2])
-    for i, (run, d, t) in enumerate(zip(runs, data, test)):
+    for i, (run, d, t) in enumerate(zip(runs, data, test, strict=True)):
         for row, model in enumerate((net(i), models[i])):
             for kind, part in (("", d), ("test_", t)):
                 z = model(part.x).detach()
@@ -335,7 +344,9 @@ def test_a_state_loaded_in_a_yield_counts():
 
 
 def test_observers_see_each_network():
-    look = lambda s: [dict(norm=s.model[2].weight.norm(), step=s.step, lr=s.lr, n=len(s.data))]
+    def look(s):
+        return [dict(norm=s.model[2].weight.norm(), step=s.step, lr=s.lr, n=len(s.data))]
+
     rates = [0.3, 0.1, 0.2]
     for i, run in enumerate(
         fit_stacked(nets(), sets(), 2, lr=rates, batch=BATCH, observe=[look, lambda s: None])
@@ -404,7 +415,8 @@ def test_diverging_before_anything_was_recorded(lr):
 @pytest.mark.parametrize("shape", [(5, 2, 3), (5, 6), (1, 6), (20, 6)])
 def test_outputs(shape):
     x, models = torch.randn(3, *shape, dtype=torch.float64), nets()
-    each, shared = [model(v) for model, v in zip(models, x)], [model(x[0]) for model in models]
+    each = [model(v) for model, v in zip(models, x, strict=True)]
+    shared = [model(x[0]) for model in models]
     stack = Stack(models)
     assert torch.allclose(stack(x), torch.stack(each), rtol=1e-9) and torch.allclose(
         stack(x[:1]), torch.stack(shared), rtol=1e-9
@@ -455,7 +467,10 @@ def frozen():
     return model
 
 
-flat = lambda *rest: nn.Sequential(nn.Flatten(), *rest)
+def flat(*rest):
+    return nn.Sequential(nn.Flatten(), *rest)
+
+
 STRANGE = {  # name -> a network that cannot be stacked, and what is said
     "dropout": (lambda: flat(nn.Linear(6, 6), nn.Dropout(), nn.Linear(6, 3)), "they hold Dropout"),
     "batchnorm": (lambda: flat(nn.BatchNorm1d(6), nn.Linear(6, 3)), "they hold BatchNorm1d"),
@@ -530,7 +545,9 @@ def test_what_cannot_be_stacked_is_trained_one_by_one(name):
 
 
 def test_networks_that_differ_are_each_themselves():
-    make = lambda: [net(act=nn.LeakyReLU(0.1)), net(act=nn.LeakyReLU(0.9))]
+    def make():
+        return [net(act=nn.LeakyReLU(0.1)), net(act=nn.LeakyReLU(0.9))]
+
     models, singles = make(), make()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -576,9 +593,8 @@ def test_configurations_are_kept():
         assert right.items() <= run.config.items()
 
 
-DROPOUT = lambda: [
-    nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(6, 3)).double() for _ in range(3)
-]
+def DROPOUT():
+    return [nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(6, 3)).double() for _ in range(3)]
 
 
 @pytest.mark.parametrize("make", [nets, DROPOUT])

@@ -1,4 +1,7 @@
-"""Training is the loop anybody would write, to the last bit; a killed run ends as if nothing had been; nonsense is refused at once."""
+"""Training equals the loop that anybody would write, to the last bit.
+
+A killed run ends as if nothing had been, and nonsense is refused at once.
+"""
 
 import io
 import json
@@ -9,6 +12,7 @@ import random
 import signal
 from dataclasses import fields, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -79,6 +83,7 @@ def plain(
     optimizer,
     schedule=None,
     batch=BATCH,
+    *,
     clip=None,
     seed=0,
     cast=torch.float32,
@@ -187,7 +192,7 @@ def test_torchs_default_implementation_agrees(name):
     plain(
         theirs, data, 3, dict(sgd=SGD, adam=Adam, adamw=AdamW)[name](theirs.parameters(), lr=0.05)
     )
-    for a, b in zip(ours.parameters(), theirs.parameters()):
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
 
 
@@ -321,7 +326,7 @@ def test_recorded_values_are_those_in_evaluation_mode(model):
     run = fit(model(), data, 4, held, lr=0.05, momentum=0.9, batch=BATCH)
     assert run.time.tolist() == [0, 1, 2, 3, 4] and run.unit == "epoch" and len(seen) == 5
     for i, both in enumerate(seen):
-        for z, y, kind in zip(both, (data.y, held.y), ("", "test_")):
+        for z, y, kind in zip(both, (data.y, held.y), ("", "test_"), strict=True):
             got = {k: getattr(run, kind + k)[i] for k in ("prediction", "loss", "margin")}
             others = z.clone().scatter_(1, y[:, None], -math.inf).amax(1)
             assert torch.equal(got["prediction"].long(), z.argmax(1))
@@ -403,7 +408,8 @@ def test_times_must_fit():
 @given(st.floats(1, 1e5))
 def test_default_times(epochs):
     times = recorded_times(epochs)
-    whole, gaps = times[:-1], [b - a for a, b in zip(times[:-1], times[1:])]
+    whole = times[:-1]
+    gaps = [b - a for a, b in pairwise(times)]
     assert (
         times[0] == 0 and times[-1] == epochs and all(t == int(t) for t in whole) and min(gaps) > 0
     )
@@ -489,17 +495,19 @@ def test_expectations():
 
 def test_each_step_sees_gradients_before_clipping():
     data, model, seen, clip = noisy(), net(), [], 1e-3
-    look = lambda s: seen.append(
-        (s.batch, s.logits.detach(), [p.grad.clone() for p in s.model.parameters()])
-    )
+
+    def look(s):
+        return seen.append(
+            (s.batch, s.logits.detach(), [p.grad.clone() for p in s.model.parameters()])
+        )
+
     fit(model, data, 0.25, times=[0.25], batch=BATCH, clip=clip, each_step=[look])
     ((rows, logits, grads),) = seen
     assert torch.equal(rows, order(N, 0, 0)[:BATCH])
     fresh = net()
     assert torch.equal(z := fresh(data.x[rows]), logits)
-    for g, right in zip(
-        grads, torch.autograd.grad(F.cross_entropy(z, data.y[rows]), fresh.parameters())
-    ):
+    expected = torch.autograd.grad(F.cross_entropy(z, data.y[rows]), fresh.parameters())
+    for g, right in zip(grads, expected, strict=True):
         assert torch.equal(g, right)
     assert sum(g.square().sum() for g in grads).sqrt() > 10 * clip
 
@@ -525,7 +533,10 @@ def test_training_is_handed_over_at_recorded_times():
 
 def test_a_change_of_the_weights_takes_effect():
     data, ours, theirs = noisy(), net(), net()
-    change = lambda model: nn.init.constant_(model[2].weight, 0.1)
+
+    def change(model):
+        return nn.init.constant_(model[2].weight, 0.1)
+
     for s in train(ours, data, 3, lr=0.05, momentum=0.9, batch=BATCH):
         if s.time == 1:
             change(s.model)
@@ -564,8 +575,9 @@ def test_torchs_generator_is_not_touched():
 
 
 def test_dropout_follows_from_the_seed():
-    data, nets = noisy(), [dropout() for _ in range(4)]
-    for i, (model, seed) in enumerate(zip(nets, (5, 5, 6))):
+    data = noisy()
+    nets = [dropout() for _ in range(4)]
+    for i, (model, seed) in enumerate(zip(nets[:3], (5, 5, 6), strict=True)):
         torch.manual_seed(i)
         for _ in train(model, data, 2, lr=0.05, batch=BATCH, seed=seed):
             torch.rand(3)
@@ -580,7 +592,10 @@ TIMES = [i / PER for i in range(10 * PER + 1)]
 
 def long_run(**more) -> dict:
     "Dropout, momentum and a schedule, recorded after every step."
-    norm = lambda s: [dict(norm=s.model[0].weight.norm(), step=s.step)]
+
+    def norm(s):
+        return [dict(norm=s.model[0].weight.norm(), step=s.step)]
+
     return (
         dict(
             model=dropout(),
@@ -635,7 +650,7 @@ def steps(monkeypatch) -> list:
 
 
 def test_killed_at_random_moments(tmp_path, steps):
-    "Wherever it is amid its files: every run that takes over goes on, and the last ends as if nothing had been."
+    "Each run that takes over goes on, and the last one ends as if nothing had been."
     folder, rng, done = tmp_path / "run", random.Random(0), []
     processes = multiprocessing.get_context(
         "forkserver"
@@ -669,7 +684,10 @@ class Killed(BaseException):
 
 
 def breaks(s):
-    "Ends the training at a step that its surroundings name: no part of the run, as whoever kills a process is none."
+    """Ends the training at a step that the environment names.
+
+    That step is no part of the run, as whoever kills a process is none.
+    """
     if os.environ.get("BREAK_AT") == str(s.step):
         raise Killed
 
@@ -848,7 +866,8 @@ def test_a_damaged_journal_is_set_aside_and_the_run_begins_anew(tmp_path, file, 
         )
     with pytest.warns(
         UserWarning,
-        match=r"\.run\.journal is not a whole journal.*the run begins anew.*\.damaged-\.run\.journal",
+        match=r"\.run\.journal is not a whole journal.*the run begins anew.*"
+        r"\.damaged-\.run\.journal",
     ):
         same_run(fit(**long_run(**SHORT), folder=tmp_path / "run"), whole)
     assert steps[0] == 0 and sorted(f.name[:9] for f in tmp_path.iterdir()) == [".damaged-", "run"]
@@ -862,7 +881,8 @@ def test_a_damaged_run_is_set_aside_and_trained_again(tmp_path):
     file.write_bytes(held)
     with pytest.warns(
         UserWarning,
-        match="run does not hold a whole run: its checkpoints.pt is not what was written; it is made again",
+        match="run does not hold a whole run: its checkpoints.pt is not what was written; "
+        "it is made again",
     ):
         same_run(fit(**long_run(**SHORT), folder=tmp_path / "run"), run)
     same_run(load_run(tmp_path / "run"), run)
@@ -1060,7 +1080,10 @@ def begun(model):
     ],
 )
 def test_a_folder_is_of_one_run(tmp_path, here, there, says, steps):
-    "Of anything that decides the result, another one is refused, says what differs, and leaves the caller's network alone."
+    """A run that differs in anything that decides its result is refused.
+
+    The error says what differs, and the caller's network stays as it is.
+    """
     how = dict(data=noisy(), epochs=1, batch=BATCH, folder=tmp_path / "run")
     first = fit(**how | dict(model=net()) | here())
     other = dict(model=net()) | there()
@@ -1094,7 +1117,8 @@ def test_what_differs_is_told_with_its_values(tmp_path):
     fit(net(), **how, lr=0.1, momentum=0.9)
     with pytest.raises(
         ValueError,
-        match=r"differs in lr, momentum \(lr is 0.1 there and 0.2 here; momentum is 0.9 there and 0.5 here\)",
+        match=r"differs in lr, momentum \(lr is 0.1 there and 0.2 here; "
+        r"momentum is 0.9 there and 0.5 here\)",
     ):
         fit(net(), **how, lr=0.2, momentum=0.5)
 
@@ -1106,7 +1130,10 @@ def from_an_iterator(values):
 def test_a_function_that_cannot_be_compared(tmp_path, steps):
     "Its run is kept, and never handed back."
     how = dict(data=noisy(), epochs=1, batch=BATCH, folder=tmp_path / "run")
-    endless = lambda: (1 for _ in range(10**6))
+
+    def endless():
+        return (1 for _ in range(10**6))
+
     with pytest.warns(
         UserWarning, match="each_step holds a generator, which cannot be told.*begins anew"
     ):
@@ -1380,13 +1407,15 @@ def test_weighted_losses_against_the_loop_anybody_would_write(more):
             sum(
                 weight[i] * loss
                 for i, loss in zip(
-                    rows, F.cross_entropy(theirs(data.x[rows]), data.y[rows], reduction="none")
+                    rows,
+                    F.cross_entropy(theirs(data.x[rows]), data.y[rows], reduction="none"),
+                    strict=True,
                 )
             ).backward()
             if more:
                 nn.utils.clip_grad_norm_(theirs.parameters(), 0.3)
             sgd.step()
-    for a, b in zip(state(ours).values(), state(theirs).values()):
+    for a, b in zip(state(ours).values(), state(theirs).values(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
     assert not torch.allclose(state(ours)["0.weight"], state(dropout())["0.weight"], atol=1e-2)
 
@@ -1754,7 +1783,10 @@ def test_torchs_own_implementations_can_be_chosen(option):
 
 def test_a_configuration_that_contradicts_the_training_is_refused(tmp_path):
     data = datasets.load("digits", n=40, test_share=0)[0]
-    make = lambda: build("mlp", shape=(1, 8, 8), widths=(4,), seed=0)
+
+    def make():
+        return build("mlp", shape=(1, 8, 8), widths=(4,), seed=0)
+
     fit(make(), data, 1, folder=tmp_path / "a", lr=0.1, config=dict(lr=0.1))
     with pytest.raises(ValueError, match="config=.'lr': 0.1. contradicts .*0.5"):
         fit(make(), data, 1, folder=tmp_path / "a", lr=0.5, config=dict(lr=0.1))
