@@ -43,14 +43,14 @@ def test_a_network_and_data_of_ones_own(tmp_path, monkeypatch):
     exec(weights_and_file, (names := {}))
     assert len(weights_and_file.strip().splitlines()) <= 12
     assert (
-        names["found"]["rank"].to_list() == list(range(1, 91))
-        and names["found"]["suggested"].is_between(0, 9).all()
+        names["ranking"]["rank"].to_list() == list(range(1, 91))
+        and names["ranking"]["suggested"].is_between(0, 9).all()
     )
     assert names["better"].model(names["data"].x[:2]).shape == (2, 10)
 
 
 def test_the_example_runs():
-    _, own, flow, repair, locate = BLOCKS
+    _, own, flow, inside = BLOCKS
     names = dict(
         my_dataset=torch.utils.data.TensorDataset(torch.rand(200, 3, 4), torch.arange(200) % 2)
     )
@@ -64,18 +64,16 @@ def test_the_example_runs():
     assert (
         len(own.strip().splitlines()) <= 14
         and mine["data"].clean is None
-        and len(mine["found"]) == 160
+        and len(mine["ranking"]) == 160
     )
     assert mine["noise"].matrix.shape == (2, 2) and mine["better"].model(mine["data"].x).shape == (
         160,
         2,
     )
-    exec(repair, names)
-    assert len(names["run"].time) == 21 and names["better"](names["data"].x).shape == (200, 2)
-    names["net"][1:].apply(
-        lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None
-    )
-    exec(locate, names | dict(suspects=names["data"].is_noisy))
+    names["suspects"] = names["data"].is_noisy
+    exec(inside, names)
+    assert len(names["run"].time) == 21
+    assert names["better"](names["data"].x).shape == (200, 2)
 
 
 MNIST = Path(os.environ.get("MEMNB_DATA") or "nowhere", "MNIST")
@@ -123,10 +121,11 @@ def test_every_notebook_is_on_the_map_and_in_the_index():
     assert [(r[3], r[0]) for r in rows] == [(question, n) for question, names in MAP for n in names]
 
 
-def test_every_room_is_in_the_table():
-    rooms = {f.stem for f in (REPO / "nbs").glob("[0-9]*.ipynb")}
-    assert set(re.findall(r"`(\d\d_\w+)`", README)) == rooms
-    assert {f"memnb.{r[3:]}" for r in rooms} <= set(re.findall(r"`(memnb\.\w+)`", README))
+def test_the_index_links_to_every_lesson():
+    nbs = REPO / "nbs"
+    lessons = {f.relative_to(nbs).as_posix() for f in nbs.glob("*/[0-9]*.ipynb")}
+    *_, table = nbformat.read(nbs / "index.ipynb", 4).cells
+    assert set(re.findall(r"\]\((\w+/\w+\.ipynb)\)", table.source)) == lessons
 
 
 def test_what_it_says_of_citing():
