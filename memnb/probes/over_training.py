@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ..common.checks import check_choice, names_of, number, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import examples, predicted
-from ..models.structure import hidden_groups
 from ..models.layers import activations, layer_names, linear_layers
+from ..models.structure import hidden_groups
 from .classifiers import PROBES, Probe
 from .geometry import ClassShapes
 from ..runs.run import Run
