@@ -188,7 +188,8 @@ def training_seconds(call: partial) -> float:
     "About how long a call of `fit` takes, from a few measured steps and one recorded time."
     given = arguments_of(call)
     data, batch = given["data"], given.get("batch", 128)
-    step, look = costs(given["model"], data, given.get("test"), batch, given.get("observe", ()))
+    watching = {k: given[k] for k in ("observe", "backward") if k in given}
+    step, look = costs(given["model"], data, given.get("test"), batch, **watching)
     steps = math.ceil(len(data) / (batch or len(data))) * given["epochs"]
     return steps * step * (1 if _stack_of(call) is None else _STACKED) + _recorded(given) * look
 
@@ -227,7 +228,7 @@ def expect(
 
 # %% ../../nbs/lab/05_experiments.ipynb #cell23
 def _notebook_code() -> list[str]:
-    "What the kernel has run, each cell once, without those of parameters, which are in the key by their values."
+    "What the kernel has run, each cell once; parameters are in the key by their values."
     cells = dict.fromkeys(c.strip() for c in kernel_cells())
     return [c for c in cells if c and not c.startswith("# Parameters")]
 
@@ -255,14 +256,8 @@ def facts() -> dict:
     )
 
 # %% ../../nbs/lab/05_experiments.ipynb #cell25
-def keep(
-    p: Params,
-    frame: pl.DataFrame,
-    claims: pl.DataFrame | None,  # None: a notebook that judges none
-    charts: dict,  # name -> Altair chart
-    **more,  # whatever else belongs to the record; JSON values
-) -> Path | None:
-    "Write the results as `out/<figure>/<key>/`, whole or not at all; the folder, or None without `out`."
+def _check_results(p: Params, frame: pl.DataFrame, claims: pl.DataFrame | None, charts: dict):
+    "`ValueError` for anything that is no result."
     if not isinstance(p, Params):
         raise ValueError(
             f"the parameters are a {type(p).__name__}; they must be those that `resolve` gave"
@@ -274,23 +269,37 @@ def keep(
         isinstance(k, str) and hasattr(v, "save") for k, v in charts.items()
     ):
         raise ValueError(f"charts={charts!r} must be a dictionary: name -> Altair chart")
+
+
+def _record(p: Params, frame: pl.DataFrame, more: dict) -> str:
+    "`params.json`; `ValueError` for what JSON cannot hold."
+    seconds = round(time.time() - p.__dict__["started"], 1)
+    record = dict(parameters=p, versions=facts(), wall_seconds=seconds, **more)
+    if "noise_rate" in frame.columns:
+        rates = frame.select("rho", "noise_rate").drop_nulls().unique(maintain_order=True)
+        record["realised_noise"] = rates.to_dicts()
+    try:
+        return json.dumps(record, indent=1)
+    except (TypeError, ValueError, RecursionError) as e:
+        raise ValueError(f"what else belongs to the record must be JSON values: {e}") from None
+
+
+def keep(
+    p: Params,
+    frame: pl.DataFrame,
+    claims: pl.DataFrame | None,  # None: a notebook that judges none
+    charts: dict,  # name -> Altair chart
+    **more,  # whatever else belongs to the record; JSON values
+) -> Path | None:
+    """Write the results as `out/<figure>/<key>/`, whole or not at all.
+
+    The folder, or None without `out`. `ValueError` for anything that is no result.
+    """
+    _check_results(p, frame, claims, charts)
     if not p.out:
         return None
     folder = local_path("out", p.out) / p.figure / _result_key(p)
-    record = dict(
-        parameters=p,
-        versions=facts(),
-        wall_seconds=round(time.time() - p.__dict__["started"], 1),
-        **more,
-    )
-    if "noise_rate" in frame.columns:
-        record["realised_noise"] = (
-            frame.select("rho", "noise_rate").drop_nulls().unique(maintain_order=True).to_dicts()
-        )
-    try:
-        text = json.dumps(record, indent=1)
-    except (TypeError, ValueError, RecursionError) as e:
-        raise ValueError(f"what else belongs to the record must be JSON values: {e}") from None
+    text = _record(p, frame, more)
 
     def write(part: Path):
         tables = dict(frame=frame) if claims is None else dict(frame=frame, claims=claims)

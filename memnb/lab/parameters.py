@@ -295,7 +295,7 @@ class Parameters:
 
 # %% ../../nbs/lab/04_parameters.ipynb #new151
 def check_fits(p: Params, memory: float, disk: float, because: str):
-    """`ValueError` unless that many bytes of memory are free, `OSError` unless that many of disk are.
+    """Check that so many bytes are free: `ValueError` for memory, `OSError` for disk.
 
     `because`: the parameters that decide it, which the message names with their values.
     """

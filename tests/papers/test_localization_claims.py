@@ -9,6 +9,7 @@ from dataclasses import replace
 import polars as pl
 import pytest
 import torch
+from localization_trainings import prepare, trained
 from torch.nn import functional as F
 
 from memnb.datasets.noisy_datasets import NoisyDataset
@@ -116,8 +117,8 @@ def state(net):
 def accounted(rho, mask=None, p=None):
     "The gradient frame of one run; `mask`: the group in place of the noisy examples."
     p = p or params(**MLP)
-    data, test = runs.prepare(p, rho)
-    run, _, _ = runs.trained(p, data, test, 0, mask=mask)
+    data, test = prepare(p, rho)
+    run, _, _ = trained(p, data, test, 0, mask=mask)
     online = marked(run.rows, run, rho, how="online")
     return pl.concat([marked(run.frame(), run, rho), online], how="diagonal")
 
@@ -154,16 +155,16 @@ def test_gradients_of_the_noisy_are_of_the_same_size_on_a_real_run():
 @pytest.fixture(scope="module")
 def resnet():
     p = params(**RESNET)
-    data, test = runs.prepare(p, p.rho)
-    run, net, _ = runs.trained(p, data, test, 0)
+    data, test = prepare(p, p.rho)
+    run, net, _ = trained(p, data, test, 0)
     return data, run, net
 
 
 @pytest.fixture(scope="module")
 def mlp():
     p = params(**MLP)
-    data, test = runs.prepare(p, p.rho)
-    run, net, _ = runs.trained(p, data, test, 0)
+    data, test = prepare(p, p.rho)
+    run, net, _ = trained(p, data, test, 0)
     return data, run, net
 
 
@@ -377,8 +378,8 @@ CELLS = {
 
 def dropped(cell, what, seed=0):
     p = params(**MLP)
-    data, test = runs.prepare(p, p.rho)
-    run, _, _ = runs.trained(p, data, test, seed, what=what)
+    data, test = prepare(p, p.rho)
+    run, _, _ = trained(p, data, test, seed, what=what)
     own = run.frame().filter((pl.col("target") == "given") | (pl.col("group") == "test"))
     rows = run.rows if "p_gen" in (what or {}) else own.with_columns(mode=pl.lit("own"))
     shares = {k: (what or {}).get(k) for k in ("p_gen", "p_mem")}
@@ -416,10 +417,10 @@ def pairs_of_ordinary_ones(columns):
 def taught_the_true_labels(f):
     "The other sparse networks trained on the true labels, and asked for the given ones."
     p = params(**MLP)
-    data, test = runs.prepare(p, p.rho)
+    data, test = prepare(p, p.rho)
     rows = []
     for cell in OTHERS:
-        _, net, _ = runs.trained(p, true_labels(data), test, 0, what=CELLS[cell])
+        _, net, _ = trained(p, true_labels(data), test, 0, what=CELLS[cell])
         right = predict(net, data.x, index=data.index).argmax(1) == data.y
         for group, mask in (("clean", ~data.is_noisy), ("noisy", data.is_noisy)):
             accuracy = right[mask].double().mean().item()
@@ -466,11 +467,11 @@ def test_noisy_labels_go_with_the_memory_on_a_real_run(tied):
 def atypical():
     "Data without wrong labels, a run, and the ten examples that others help least with."
     p = params(**MLP)
-    data, test = runs.prepare(p, 0)
+    data, test = prepare(p, 0)
     _, unseen = runs.seen_and_unseen(data, subsets=12, epochs=15, progress=False)
     mask = torch.zeros(len(data), dtype=torch.bool)
     mask[unseen.nan_to_num(1).argsort()[:10]] = True
-    run, _, _ = runs.trained(p, data, test, 0, mask=mask)
+    run, _, _ = trained(p, data, test, 0, mask=mask)
     return data, test, mask, run
 
 
@@ -485,7 +486,7 @@ def never_saw(data, mask, run):
 def test_a_claim_about_atypical_examples_fails_on_its_control(claim, atypical):
     data, test, mask, run = atypical
     if "random group" in claim.control:
-        other, _, _ = runs.trained(params(**MLP), data, test, 0, mask=some(len(data), 10))
+        other, _, _ = trained(params(**MLP), data, test, 0, mask=some(len(data), 10))
         control = marked(other.rows, other, analysis="gradients", how="online")
     elif "alone" in claim.control:
         taught = last_layer_alone(data, data.subset(~mask), run)
@@ -508,7 +509,7 @@ def test_the_papers_two_numbers_of_atypical_examples_are_swapped(dataset, count,
 
 def atypical_with_permuted_labels(examples):
     "How many of so many examples are atypical, by the share in a small set with permuted labels."
-    data, _ = runs.prepare(params(**MLP), 0)
+    data, _ = prepare(params(**MLP), 0)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
     labels = data.y[order]
     permuted = NoisyDataset(data.x, labels, labels, data.index, data.n_classes, "permuted labels")
