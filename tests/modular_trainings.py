@@ -30,7 +30,7 @@ def prepare(
 def trained(
     p: Params, rho: float, seed: int, frozen: bool = False, watch: bool = False, **other
 ) -> tuple[Run, ModularNet]:
-    "One run and its network; `other`: operation, width or weight decay in place of the parameters'."
+    "One run and its network; `other`: operation, width or weight decay in place of `p`'s."
     how = {k: other.get(k, p[k]) for k in ("operation", "width", "weight_decay")}
     model = dict(name="modular", p=p.modulus, width=how["width"], activation=p.activation)
 

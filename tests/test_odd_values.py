@@ -10,20 +10,21 @@ import nbformat
 import numpy as np
 import pytest
 
-from memnb.explorer import audit_inputs as review
-from memnb.papers import latent, relu
-from memnb.papers import localization as localization_runs
-from memnb.papers import modular as modular_runs
+from memnb.explorer import audit_inputs
+from memnb.papers.latent import latent_parameters
+from memnb.papers.localization import localization_parameters
+from memnb.papers.modular import modular_parameters
+from memnb.papers.relu import relu_parameters
 
 NBS = Path(__file__).parents[1] / "nbs"
-ROOMS = {
-    "fig": relu,
-    "latent": latent,
-    "localization": localization_runs,
-    "modular": modular_runs,
-    "audit": review,
-}
-NOTEBOOKS = sorted(p for p in NBS.glob("*.ipynb") if p.stem.startswith(tuple(ROOMS)))
+PARAMETERS = dict(
+    fig=relu_parameters,
+    latent=latent_parameters,
+    localization=localization_parameters,
+    modular=modular_parameters,
+    audit=lambda figure, **given: audit_inputs.parameters(**given),
+)
+NOTEBOOKS = sorted(p for p in NBS.glob("*.ipynb") if p.stem.startswith(tuple(PARAMETERS)))
 TIMES = 8  # odd values that each parameter is given, drawn anew for each
 ODD = [
     None,
@@ -102,10 +103,10 @@ def defaults(notebook: Path) -> dict:
     } | dict(preset="ci")
 
 
-def settled(notebook: Path, given: dict):
-    room = next(room for start, room in ROOMS.items() if notebook.stem.startswith(start))
-    figure = {} if room is review else dict(figure=notebook.stem)
-    return room.parameters(**figure, **given)
+def resolved(notebook: Path, given: dict):
+    "The parameters of a notebook."
+    (of_paper,) = [v for start, v in PARAMETERS.items() if notebook.stem.startswith(start)]
+    return of_paper(notebook.stem, **given)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
@@ -116,7 +117,7 @@ def test_an_odd_value_is_taken_or_refused_by_name(notebook, tmp_path, monkeypatc
     for name in plain:
         for value in draw.sample(ODD, TIMES):
             try:
-                settled(notebook, plain | {name: value})
+                resolved(notebook, plain | {name: value})
             except (ValueError, OSError) as e:
                 assert name in str(e), (name, value, str(e))
                 assert len(str(e)) < 1500
@@ -135,7 +136,7 @@ def test_a_seed_is_one_that_every_generator_takes(name, value):
             with pytest.raises(
                 ValueError, match=f"{name}={value} must be 0 or more and at most 2147483647"
             ):
-                settled(notebook, plain | {name: value})
+                resolved(notebook, plain | {name: value})
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_what_will_not_fit_is_said_with_its_size(figure, given, says, monkeypatc
         ValueError,
         match=says + ".* (takes|needs?) about [0-9.,e+]+ (GB|TB|MB) of memory; 128 MB are free",
     ):
-        settled(notebook, defaults(notebook) | given)
+        resolved(notebook, defaults(notebook) | given)
 
 
 @pytest.mark.parametrize("place", ["out", "store"])
@@ -166,5 +167,5 @@ def test_an_address_becomes_no_folder(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for notebook in NOTEBOOKS:
         with pytest.raises(ValueError, match=f"{place}='s3://bucket/x' is an address"):
-            settled(notebook, defaults(notebook) | {place: "s3://bucket/x"})
+            resolved(notebook, defaults(notebook) | {place: "s3://bucket/x"})
     assert not list(tmp_path.iterdir())

@@ -170,8 +170,8 @@ def _check_values(p: Params):
         )
     if late := [t for t in _EXCHANGES.get(p.figure, ()) if t not in recorded_epochs(p)]:
         raise ValueError(
-            f"epochs={p.epochs:g} and every={p.every} record {shown(recorded_epochs(p))}; {p.figure} changes "
-            f"the last layer at epoch {late[0]:g}, which must be among them"
+            f"epochs={p.epochs:g} and every={p.every} record {shown(recorded_epochs(p))}; "
+            f"{p.figure} changes the last layer at epoch {late[0]:g}, which must be among them"
         )
 
 
@@ -301,7 +301,7 @@ def median_line(frame: pl.DataFrame) -> pl.Series:
 
 
 def on_given(frame: pl.DataFrame) -> pl.DataFrame:
-    """Accuracy on all given training labels, right and wrong, of rows on the clean and the noisy ones.
+    """Accuracy on all given training labels, of rows on the clean and on the noisy ones.
 
     `true` is the share of them that is right.
     """

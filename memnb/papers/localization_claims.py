@@ -743,7 +743,7 @@ def _with_broken(frame: pl.DataFrame) -> list[Claim]:
         return replace(claim, definition=claim.definition + note)
 
     n = len(OTHERS)
-    table3 = [noted(claim, cell) for claim, cell in zip(TABLE3[:n], OTHERS)]
+    table3 = [noted(claim, cell) for claim, cell in zip(TABLE3[:n], OTHERS, strict=True)]
     return [*TIED, *table3, *TABLE3[n:], *(noted(claim, "grid") for claim in TABLE2)]
 
 

@@ -120,22 +120,19 @@ def _needs(p: Params, d: int) -> tuple[float, float]:
 
 
 def _with_seeds(figure: str, given: dict) -> dict:
-    "`seeds=None` is as many as the preset has, from `seed` on; empty: only `seed`."
-    if "seeds" not in given:
+    "`seeds=None` is as many as the preset has, from `seed` on."
+    if "seeds" not in given or given["seeds"] is not None:
         return given
-    seeds = given["seeds"]
-    if seeds is None:
-        preset = check_choice("preset", given.get("preset", "quick"), _PRESETS)
-        first = _RULES["seed"]("seed", given["seed"])
-        seeds = [first + i for i in range(_SEEDS[preset])]
-    return given | dict(seeds=seeds or [given["seed"]])
+    preset = check_choice("preset", given.get("preset", "quick"), _PRESETS)
+    first = _RULES["seed"]("seed", given["seed"])
+    return given | dict(seeds=[first + i for i in range(_SEEDS[preset])])
 
 
 def _check_together(p: Params):
     "Lists put in order; `ValueError` unless the parameters fit each other."
     p["rhos"] = sorted(set(p.get("rhos") or [p.rho]))
     if "seeds" in p:
-        p["seeds"] = once(p.seeds)
+        p["seeds"] = once(p.seeds or [p.seed])
     if "early" in p and p.early >= p.epochs:
         raise ValueError(f"early={p.early} must be less than epochs={p.epochs}")
     for k in ("epochs", "clean_epochs", "window"):
@@ -168,7 +165,7 @@ def learn_clean_labels(
     data: NoisyDataset,
     time: float,  # of the flow, epochs times learning rate
 ):
-    "Train a network on the true labels for a while, as in the paper's Remark after Proposition 3.2."
+    "Train a network on the true labels first, as in the paper's Remark after Proposition 3.2."
     run = gradient_flow(net, replace(data, y=data.clean), [0.0, time], checkpoints=[time])
     net.load_state_dict(run.checkpoints[time])
 
@@ -242,7 +239,7 @@ def look_times(p: Params) -> list[float]:
 
 
 def flow_seconds(evaluations: int) -> Callable[[partial], float]:
-    "About how long a call takes that evaluates the field so often, from three measured evaluations."
+    "How to tell about how long a call takes that evaluates the field so often; measured."
 
     def seconds(call: partial) -> float:
         given = arguments_of(call)
@@ -382,7 +379,8 @@ CONFIDENT = 3.0  # a margin at which the network gives a label 95%
 def clean_margins(run: Run) -> list[pl.DataFrame]:
     """Margins of all examples with respect to their clean labels, noisy ones included: group `all`.
 
-    One table with columns `margin`, their mean, and `confident`, the share of at least 3 (a probability of 95%).
+    One table with columns `margin`, their mean, and `confident`, the share of at least 3, which
+    is a probability of 95%.
     """
     sign = 1 - 2 * run.is_noisy.double()
     margin = run.margin.double() * sign

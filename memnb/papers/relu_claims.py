@@ -12,6 +12,7 @@ __all__ = ['Curve', 'OTHER_START', 'UNSCALED', 'FIG1', 'FIG5', 'PERMUTED', 'FROZ
 # %% ../../nbs/papers/03_relu_claims.ipynb #cell03
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -202,7 +203,7 @@ def _margin_step(f: pl.DataFrame) -> float:
     "Largest ratio of that margin at one noise rate to that at the next lower one."
     by_rate = f.sort("rho").partition_by("rho", maintain_order=True)
     margins = [_best_margin(part) for part in by_rate]
-    return max(high / low for low, high in zip(margins, margins[1:], strict=False))
+    return max(high / low for low, high in pairwise(margins))
 
 
 def _share_of_wait(f: pl.DataFrame) -> float:

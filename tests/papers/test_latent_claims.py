@@ -301,7 +301,7 @@ ALL = PROBING + TRANSFER + RESIST + INTERVENE + DEPTH["mlp"] + GENERALIZES["mlp"
 def made():
     keys = ["probe", "layer", "group", "target", "variant"]
     rows = [
-        dict(zip(keys, key)) | dict(epoch=e, accuracy=a)
+        dict(zip(keys, key, strict=True)) | dict(epoch=e, accuracy=a)
         for key, values in CURVES.items()
         for e, a in zip(EPOCHS, values, strict=True)
     ]

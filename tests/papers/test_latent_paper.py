@@ -226,10 +226,11 @@ def test_networks_on_digits(given, shape):
 def npz(tmp_path):
     def write(*shape):
         rng = np.random.default_rng(0)
-        part = lambda s, n: {
-            f"x_{s}": rng.random((n, *shape), np.float32),
-            f"y_{s}": np.arange(n) % 2,
-        }
+
+        def part(name, n):
+            x = rng.random((n, *shape), np.float32)
+            return {f"x_{name}": x, f"y_{name}": np.arange(n) % 2}
+
         np.savez(tmp_path / "own.npz", **part("train", 4), **part("test", 2))
         return str(tmp_path / "own.npz")
 
@@ -348,7 +349,7 @@ def test_an_exchange_changes_what_comes_after_it(variants):
 def test_an_exchange_is_of_the_head(variants):
     data = prepare(params(**TINY), 0.6, 0)[0]
     changed, standard = variants["epoch 4", 0.6, 0], variants["standard", 0.6, 0].at(4)
-    for a, b in zip(changed.at(4).parameters(), standard.parameters()):
+    for a, b in zip(changed.at(4).parameters(), standard.parameters(), strict=True):
         same(a, b, 1e-5)  # as it was recorded: the exchange comes after
     transplant(4.0)(SimpleNamespace(time=4.0, model=(net := changed.at(4)), data=data))
     same(net.out.weight.detach(), fit_probe(standard, data, "fc2").vectors_, 1e-4)
@@ -388,7 +389,7 @@ def test_frames_hold_what_the_runs_hold(runs):
     )
     rows = {(r["layer"], r["probe"]) for r in f.filter(group="test").iter_rows(named=True)}
     assert rows == {("output", "model")} | {
-        (l, q) for l in ("input", "fc1", "fc2") for q in ("masc", "velpic")
+        (layer, q) for layer in ("input", "fc1", "fc2") for q in ("masc", "velpic")
     }
     assert (f["classes"].unique().to_list(), f["lr"].unique().to_list()) == ([10], [0.02])
 
@@ -439,17 +440,11 @@ def test_batches_of_the_papers_cnn():
 
 
 def test_the_end_of_runs_that_end_early_and_what_they_know_of_all_labels():
-    row = lambda epoch, seed, group, accuracy: dict(
-        variant="standard",
-        rho=0.4,
-        noise_rate=0.25,
-        seed=seed,
-        epoch=epoch,
-        probe="model",
-        group=group,
-        target="given",
-        accuracy=accuracy,
-    )
+    same = dict(variant="standard", rho=0.4, noise_rate=0.25, probe="model", target="given")
+
+    def row(epoch, seed, group, accuracy):
+        return same | dict(epoch=epoch, seed=seed, group=group, accuracy=accuracy)
+
     f = pl.DataFrame(
         [
             row(e, s, g, a)

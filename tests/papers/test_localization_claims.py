@@ -597,7 +597,7 @@ def put_back(end=1.0):
         dict(epoch=float(e), layer=k, group=g, target="given", convention="parameters", accuracy=a)
         for k in LAYERS
         for e, by in BACK.items()
-        for g, a in zip(("noisy", "clean"), by[k])
+        for g, a in zip(("noisy", "clean"), by[k], strict=True)
     ]
     moved = [r | dict(convention="buffers", accuracy=0.3) for r in rows if r["epoch"] == 0]
     f = pl.concat([pl.DataFrame(own), pl.DataFrame(rows + moved)], how="diagonal")
@@ -624,7 +624,7 @@ def test_retraining_by_hand():
     rows = [
         dict(epoch=e, layer=k, group="noisy", accuracy=a)
         for k, values in course.items()
-        for e, a in zip((0.0, 3.0, 20.0), values)
+        for e, a in zip((0.0, 3.0, 20.0), values, strict=True)
     ]
     f = pl.DataFrame(rows).with_columns(rho=RHO, seed=0)
     assert retrained(f, "best") == dict(first=0.5, middle=0.92, last=0.97)  # without epoch 0
@@ -659,7 +659,7 @@ def grid_of(*cells):
     rows = [
         dict(cell="grid", mode="drop", p_mem=m, p_gen=g, group=group, accuracy=a)
         for m, g, *values in cells
-        for group, a in zip(("clean", "noisy"), values)
+        for group, a in zip(("clean", "noisy"), values, strict=True)
     ]
     return pl.DataFrame(rows).with_columns(rho=RHO, seed=0)
 
@@ -725,7 +725,7 @@ def test_table_1_is_judged_where_it_was_run():
     main = [
         dict(cell="main", mode=mode, group=g, accuracy=a)
         for mode, values in (("own", (1.0, 1.0)), ("drop", (0.99, 0.03)))
-        for g, a in zip(("clean", "noisy"), values)
+        for g, a in zip(("clean", "noisy"), values, strict=True)
     ]
     f = pl.DataFrame(main).with_columns(rho=RHO, seed=0, p_gen=0.4, p_mem=0.2)
     table = verdicts("localization_dropout", f, RHO, "mnist").filter(statement="Table 1 on mnist")

@@ -1,4 +1,7 @@
-"""Parameters completed; networks that fit the data; runs that a store keeps, with what is attached and what was counted."""
+"""Parameters completed, networks that fit the data, and runs that a store keeps.
+
+With what is attached to a network, and what was counted.
+"""
 
 import json
 import re
@@ -303,7 +306,9 @@ def test_networks_classify_the_data(model):
     if model != "resnet50":
         assert not any(
             torch.equal(a, b)
-            for a, b in zip(build(**network(p, data, 1)).parameters(), net.parameters())
+            for a, b in zip(
+                build(**network(p, data, 1)).parameters(), net.parameters(), strict=True
+            )
             if a.ndim > 1
         )
 

@@ -1,4 +1,7 @@
-"""Parameters completed; pairs drawn once for all seeds; runs that a store keeps; what is measured, against plain loops; thresholds that never see a clean label."""
+"""Parameters completed, pairs drawn once for all seeds, and runs that a store keeps.
+
+What is measured, against plain loops; thresholds that never see a clean label.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +85,7 @@ def joined(*parts: NoisyDataset) -> NoisyDataset:
 
 
 def blinded(monkeypatch, clean):
-    "`prepare` gives training and held-out pairs with other clean labels: none, or all of them the same."
+    "Training and held-out pairs have other clean labels: none, or all of them the same."
     real = modular_trainings.prepare
 
     def other(*how):
@@ -407,7 +410,7 @@ def test_pairs_and_labels(operation, modulus, share, rho):
     )
     assert sorted(torch.cat([d.index for d in (train, held, test)]).tolist()) == list(range(n))
     for d in (train, held, test):
-        for x, clean, i in zip(d.x, d.clean.tolist(), d.index.tolist()):
+        for x, clean, i in zip(d.x, d.clean.tolist(), d.index.tolist(), strict=True):
             a, b = divmod(i, modulus)
             assert (
                 x.nonzero()[:, 0].tolist() == [a, modulus + b]
@@ -420,7 +423,9 @@ def test_pairs_and_labels(operation, modulus, share, rho):
         and torch.equal(test.y, test.clean)
     )
     for d, e in zip(
-        prepare(params(modulus=modulus, share=share), rho, operation), (train, held, test)
+        prepare(params(modulus=modulus, share=share), rho, operation),
+        (train, held, test),
+        strict=True,
     ):
         assert d.digest == e.digest
 
@@ -432,7 +437,10 @@ def test_held_out_labels_are_as_noisy_as_those_trained_on():
 
 def test_data_are_those_of_the_noise_seed_and_not_of_the_weights():
     p, other = params(**TINY), params(**TINY, noise_seed=1)
-    at = lambda p, rho=0.5: [d.index.tolist() for d in prepare(p, rho)]
+
+    def at(p, rho=0.5):
+        return [d.index.tolist() for d in prepare(p, rho)]
+
     assert (
         at(p) == at(p, 0) == at(p, 0.8) != at(other)
         and prepare(p, 0.5)[0].digest == prepare(p, 0.5)[0].digest != prepare(p, 0.4)[0].digest
@@ -497,7 +505,10 @@ def test_frozen_keeps_the_first_layer_as_it_was_drawn(seed):
         and not torch.equal(frozen.w, drawn.w)
     )
     assert (
-        all((a - b).abs().max() > 1e-3 for a, b in zip(free.parameters(), drawn.parameters()))
+        all(
+            (a - b).abs().max() > 1e-3
+            for a, b in zip(free.parameters(), drawn.parameters(), strict=True)
+        )
         and (frozen.w - drawn.w).abs().max() > 1e-3
     )
 
@@ -595,7 +606,7 @@ def test_watched_about_fifty_times(epochs, times):
         and (run.time[0], run.time[-1]) == (0, epochs)
         and run.rows["time"].unique().sort().to_list() == run.time.tolist()
     )
-    assert set(zip(run.rows["part"], run.rows["group"], run.rows["target"])) == {
+    assert set(zip(run.rows["part"], run.rows["group"], run.rows["target"], strict=True)) == {
         ("projection", "test", "true"),
         ("additive", "clean", "given"),
         ("additive", "noisy", "given"),
@@ -608,12 +619,14 @@ def test_watched_about_fifty_times(epochs, times):
 
 
 def additive(logits, data, p) -> dict:
-    "Plain loops: which label has the largest sum of its row's and its column's mean, without the mean over all pairs that is in both."
+    "Plain loops: which label has the largest sum of its row's mean and its column's."
     hits, mean = (
         {},
         [sum(float(logits[a, b, c]) for a in range(p) for b in range(p)) / p**2 for c in range(p)],
     )
-    for i, y, noisy in zip(data.index.tolist(), data.y.tolist(), data.is_noisy.tolist()):
+    for i, y, noisy in zip(
+        data.index.tolist(), data.y.tolist(), data.is_noisy.tolist(), strict=True
+    ):
         a, b = divmod(i, p)
         score = [
             sum(float(logits[a, k, c]) for k in range(p)) / p
@@ -718,7 +731,9 @@ def test_copies_by_hand(operation, rho):
     pairs, found = (
         [
             (*divmod(i, p), y, noisy)
-            for i, y, noisy in zip(train.index.tolist(), train.y.tolist(), train.is_noisy.tolist())
+            for i, y, noisy in zip(
+                train.index.tolist(), train.y.tolist(), train.is_noisy.tolist(), strict=True
+            )
         ],
         {},
     )
@@ -830,7 +845,9 @@ def test_views(operation):
     assert labels.u is labels.v is labels.w is None and torch.equal(labels.order, order)
     given = {
         (a, b, c): 0.0 for a in order.tolist() for b in order.tolist() for c in order.tolist()
-    } | {(*divmod(i, 7), y): 1.0 for i, y in zip(train.index.tolist(), train.y.tolist())}
+    } | {
+        (*divmod(i, 7), y): 1.0 for i, y in zip(train.index.tolist(), train.y.tolist(), strict=True)
+    }
     assert all(
         labels.logits[i, j, k] == given[a, b, c]
         for i, a in enumerate(order.tolist())
@@ -978,7 +995,9 @@ def test_partitions_as_their_parts(seed):
         by="network", accuracy=correct(net, test), share=1.0, fitted=correct(net, train)
     )
     order = torch.rand(20, generator=torch.Generator().manual_seed(seed))
-    for row, scores in zip(rows[1:], (None, order, importance(net, replace(train, y=train.clean)))):
+    for row, scores in zip(
+        rows[1:], (None, order, importance(net, replace(train, y=train.clean))), strict=True
+    ):
         part = partition(net, train, held, scores=scores)
         assert row == dict(
             by=row["by"], accuracy=correct(net, test, part), share=part.share
@@ -1004,7 +1023,10 @@ def test_random_orders_are_those_of_the_seed(monkeypatch):
 def test_only_the_oracle_knows_true_labels(clean):
     p = params(modulus=13, width=40, epochs=60)
     net, train, held, test = found(p)
-    blind = lambda d: replace(d, clean=None if clean is None else torch.zeros_like(d.y))
+
+    def blind(d):
+        return replace(d, clean=None if clean is None else torch.zeros_like(d.y))
+
     want = runs.partitions(net, train, held, test, 0)
     assert runs.partitions(net, train, blind(held), test, 0) == want
     if clean is not None:
@@ -1033,7 +1055,7 @@ def test_pictured(classes, pictures):
 
 
 def test_pictured_again(pictures, monkeypatch):
-    "A second time, and with each seed alone; the noise is that of the pictures, held out ones included."
+    "The noise is that of the pictures, held-out ones included, the same for each seed."
     seen = []
     monkeypatch.setattr(
         runs,
@@ -1058,7 +1080,7 @@ def test_pictured_again(pictures, monkeypatch):
 @pytest.mark.parametrize("figure", NAMES)
 @pytest.mark.parametrize("rho", [0, 1])
 def test_one_group_alone(figure, rho):
-    "A figure about one rate needs wrong labels; the one that compares groups needs both; where there are several rates, any will do."
+    "A figure about one rate needs wrong labels, and one that compares groups both."
     if "rhos" in params(figure, rho=0.5) or rho and figure != "modular_order":
         assert params(figure, rho=rho).rho == rho
     else:
