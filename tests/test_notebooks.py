@@ -121,6 +121,31 @@ def test_parameters_cell(name):
     assert declared - {"preset", "out", "store"} <= PARAMETERS[paper].rules.keys()
 
 
+def declared(name: str) -> dict:
+    "The parameters of a notebook as they stand in it."
+    cells = nbformat.read(NBS / f"{name}.ipynb", 4).cells
+    (cell,) = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
+    return {n.target.id: ast.literal_eval(n.value) for n in ast.parse(cell.source).body}
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"audit", "fig4"}))
+def test_a_sweep_over_seeds_works_for_every_notebook(name):
+    "As `memnb sweep nbs/latent_probes.ipynb -g seed 0:3`; fig4 draws nothing, audit has one seed."
+    (of_paper,) = [PARAMETERS[k] for k in PARAMETERS if name.startswith(k.replace("relu", "fig"))]
+    plain = declared(name)
+    assert {"seed", "seeds"} <= plain.keys()
+    one = of_paper(name, **plain | dict(preset="ci", seed=5))
+    assert one.seeds == [5]
+    assert {"width", "widths"} & plain.keys()
+
+
+def test_one_width_stands_in_place_of_several():
+    p = latent_parameters("latent_probes", **declared("latent_probes") | dict(width=40))
+    assert p.widths == [40.0] * 4
+    with pytest.raises(ValueError, match="width=0"):
+        latent_parameters("latent_probes", **declared("latent_probes") | dict(width=0))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_at_preset_ci_and_keeps_its_results(name, executed, out):
     (picture, text), _ = executed(name)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'CASTS', 'SEED', 'RATE', 'DATASET', 'FILE', 'KIND_OF_NOISE', 'Rule', 'count', 'between', 'one_of', 'many',
-           'once', 'injected_names', 'refuse_unknown', 'kernel_cells', 'Params', 'resolve', 'Parameters', 'check_fits',
-           'setting']
+           'in_place_of', 'once', 'injected_names', 'refuse_unknown', 'kernel_cells', 'Params', 'resolve', 'Parameters',
+           'check_fits', 'setting']
 
 # %% ../../nbs/lab/04_parameters.ipynb #cell03
 import ast
@@ -141,6 +141,12 @@ def one_of(valid: Sequence[str], many: bool = False) -> Rule:
 def many(rule: Rule) -> Rule:
     "A list of what `rule` allows."
     return replace(rule, kind=f"list of {rule.kind}s")
+
+
+def in_place_of(given: dict, one: str, several: str) -> dict:
+    "What was given, with a single value, if there is one, in place of the list of several."
+    value = given.get(one)
+    return given if value is None else given | {several: [value]}
 
 
 def once(values: list) -> list:

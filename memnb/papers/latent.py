@@ -32,6 +32,7 @@ from memnb.lab.parameters import (
     between,
     check_fits,
     count,
+    in_place_of,
     many,
     once,
     one_of,
@@ -109,7 +110,9 @@ _SMALLER = {
 TRAINING_RULES = {
     "rho": replace(RATE, optional=True),
     "rhos": many(RATE),
+    "seed": replace(SEED, optional=True),
     "seeds": many(SEED),
+    "width": replace(between(1e-3, 1e7), optional=True),
     "widths": many(between(1e-3, 1e7)),
     "dataset": DATASET,
     "model": one_of(_OF_NETWORK),
@@ -144,9 +147,12 @@ def _completed(figure: str, given: dict) -> dict:
     how = dict(_OF_NETWORK[model])
     if model == "cnn" and str(given.get("dataset")) == "cifar10":
         how["batch"] = 128
-    rates = {} if given.get("rho") is None else dict(rhos=[given["rho"]])
-    whole = given | rates | dict(rho=given.get("rho"))
-    return {k: how.get(k, own.get(k)) if v is None else v for k, v in whole.items()}
+    given = in_place_of(in_place_of(given, "rho", "rhos"), "seed", "seeds")
+    whole = {k: how.get(k, own.get(k)) if v is None else v for k, v in given.items()}
+    if given.get("width") is None:
+        return whole
+    layers = str(whole.get("widths") or _PRESETS[preset]["widths"]).count(",") + 1
+    return whole | dict(widths=[given["width"]] * layers)
 
 
 def _check_values(p: Params):
@@ -186,7 +192,8 @@ def check_rates(p: Params):
 
 def _check_together(p: Params):
     "Lists put in order; `ValueError` unless parameters, data and network fit each other."
-    del p["rho"]
+    for single in ("rho", "seed", "width"):
+        p.pop(single, None)  # each stands in its list
     _check_values(p)
     p["rhos"], p["seeds"] = sorted(set(p.rhos)), once(p.seeds)
     p["test_share"] = 0.3322 if p.dataset == "digits" else None

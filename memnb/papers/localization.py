@@ -35,6 +35,7 @@ from memnb.lab.parameters import (
     between,
     check_fits,
     count,
+    in_place_of,
     many,
     once,
     one_of,
@@ -109,7 +110,7 @@ NETWORKS = ("resnet9", "resnet50", "vit", "mlp", "cnn")
 _INSIDE = Rule("number", "lie strictly between 0 and 1", lambda v: 0 < v < 1)
 _SHARE = Rule("number", "lie in (0, 1]", lambda v: 0 < v <= 1)
 _RULES = {
-    k: TRAINING_RULES[k] for k in ("dataset", "noise", "seeds", "lr", "batch", "noise_seed")
+    k: TRAINING_RULES[k] for k in ("dataset", "noise", "seed", "seeds", "lr", "batch", "noise_seed")
 } | {
     "model": one_of(NETWORKS),
     "mode": one_of(SEARCH_MODES),
@@ -146,8 +147,13 @@ def _check_values(p: Params):
         raise FileNotFoundError(f"scores={shown(p.scores)}: there is no such file")
 
 
+def _completed(figure: str, given: dict) -> dict:
+    return in_place_of(given, "seed", "seeds")
+
+
 def _check_together(p: Params):
     "Lists put in order; `ValueError` unless parameters, data and network fit each other."
+    p.pop("seed", None)
     _check_values(p)
     if p.model == "resnet50":
         p["width"] = 1.0
@@ -162,7 +168,7 @@ def _check_together(p: Params):
     check_fits(p, *_needs(p, size, n, there, 1), "dataset n model width epochs")
 
 
-localization_parameters = Parameters(_PRESETS, _RULES, check=_check_together)
+localization_parameters = Parameters(_PRESETS, _RULES, _completed, _check_together)
 
 # %% ../../nbs/papers/06_localization.ipynb #cell07
 def localization_network(p: Params, shape: Sequence[int], n_classes: int, seed: int) -> dict:

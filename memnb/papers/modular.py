@@ -28,6 +28,7 @@ from memnb.lab.parameters import (
     Rule,
     check_fits,
     count,
+    in_place_of,
     many,
     once,
     one_of,
@@ -76,7 +77,7 @@ _WIDTHS = dict(
 # %% ../../nbs/papers/08_modular.ipynb #cell05
 _DECAY = Rule("number", "be 0 or more and at most 1e9", lambda v: 0 <= v <= 1e9)
 _RULES = {
-    k: TRAINING_RULES[k] for k in ("rhos", "seeds", "noise", "lr", "noise_seed", "dataset")
+    k: TRAINING_RULES[k] for k in ("rhos", "seed", "seeds", "noise", "lr", "noise_seed", "dataset")
 } | {
     "rho": RATE,
     "operation": one_of(OPERATIONS),
@@ -184,11 +185,13 @@ def _completed(figure: str, given: dict) -> dict:
     preset = check_choice("preset", given.get("preset", "quick"), _PRESETS)
     common = _COMMON | dict(widths=_WIDTHS[preset], dataset=_PICTURES[preset])
     own = common | _PRESETS[preset] | _OF_FIGURE[check_choice("figure", figure, _OF_FIGURE)]
+    given = in_place_of(given, "seed", "seeds")
     return {k: own.get(k) if v is None else v for k, v in given.items()}
 
 
 def _check_all(p: Params):
     "Lists put in order; `ValueError` unless parameters, data and memory fit each other."
+    p.pop("seed", None)
     _put_in_order(p)
     _check_together(p)
     if "dataset" in p:
