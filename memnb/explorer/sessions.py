@@ -127,7 +127,9 @@ _DEFAULTS = {  # notebook -> its parameters that are not explored
     ),
     "latent_probes": dict(
         rhos=None,
+        seed=None,
         model="mlp",
+        width=None,
         scale=None,
         optimizer=None,
         momentum=None,
@@ -140,6 +142,7 @@ _DEFAULTS = {  # notebook -> its parameters that are not explored
     ),
     "modular_coexistence": dict(
         modulus=None,
+        seed=None,
         activation=None,
         weight_decay=None,
         epochs=None,
