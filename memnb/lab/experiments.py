@@ -25,7 +25,7 @@ import polars as pl
 from ..common.code import code_of
 from ..common.files import Damaged, local_path, publish, set_aside, verify
 from .parameters import Params, kernel_cells
-from ..runs.identity import fingerprint, modules_behind
+from ..runs.identity import Unknown, fingerprint, modules_behind
 from ..runs.run import Run, save_run, stored_run
 from ..trainer.stacked import fit_stacked, why_not
 from ..trainer.training import costs, fit
@@ -84,7 +84,10 @@ def _stack_of(call: partial) -> str | None:
         return None  # a setting that stacks do not have
     stacked = sorted(k for k in given if k in ("test", *_OWN))
     shapes = [(name, tuple(w.shape)) for name, w in model.named_parameters()]
-    return fingerprint([shapes, stacked, shared])
+    try:
+        return fingerprint([shapes, stacked, shared])
+    except Unknown:  # an observer that cannot be told from another one
+        return None
 
 
 def _fit_together(calls: list[partial]) -> list[Run]:
@@ -130,8 +133,9 @@ def each(
 ) -> dict[tuple, Run]:
     """The run of every case, by case: from the store where it is there, else made and put there.
 
-    Small networks are trained at once. `TypeError` for an experiment that returns anything but a
-    call that is not made yet.
+    Small networks are trained at once, with the observers of the first of them. `TypeError` for an
+    experiment that returns anything but a call that is not made yet; with a store
+    `memnb.runs.identity.Unknown` for a call that cannot be told from another one.
     """
     cases = cases_of(over or dict(rho=p.rhos, seed=p.seeds))
     folders, runs, stacks, alone = {}, {}, {}, []
@@ -163,7 +167,7 @@ def gather(
 ) -> pl.DataFrame:
     """Curves and observers' rows of all runs, the case in columns of its names.
 
-    Beside them `noise_rate`, realised, and `epoch`.
+    Beside them `noise_rate`, the realised share of wrong labels, and `epoch`.
     """
     parts = []
     for case, run in runs.items():

@@ -15,6 +15,7 @@ from memnb.lab.experiments import each, expect, gather, keep, run_name, training
 from memnb.lab.parameters import Params, Rule, injected_names, refuse_unknown
 from memnb.models import build
 from memnb.papers.relu import check_majority, relu_parameters
+from memnb.runs.identity import Unknown
 from memnb.trainer import fit
 
 GOOD = dict(
@@ -417,6 +418,18 @@ class Observer:
 
     def __call__(self, s):
         return self.function(s)
+
+
+def test_an_observer_that_cannot_be_compared_needs_no_store(tmp_path):
+    def experiment(rho, seed):
+        with open(__file__) as opened:
+            return partial(training(rho, seed), observe=[lambda s: [dict(open=not opened.closed)]])
+
+    one = dict(rhos=[0.1], seeds=[0])
+    (run,) = each(case(**one), experiment).values()
+    assert not run.rows["open"].any()
+    with pytest.raises(Unknown):
+        each(case(tmp_path, **one), experiment)
 
 
 def test_gathered_rows_say_their_case():

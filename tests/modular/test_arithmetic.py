@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from same_runs import assert_same_run
 from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -106,33 +107,6 @@ def primes_to(n: int) -> list[int]:
 def all_pairs(p: int) -> Tensor:
     return torch.stack(
         [F.one_hot(torch.tensor([a, p + b]), 2 * p).sum(0) for a in range(p) for b in range(p)]
-    )
-
-
-def same(a: Run, b: Run) -> bool:
-    return (
-        all(
-            torch.equal(getattr(a, k), getattr(b, k))
-            for k in [
-                "time",
-                "prediction",
-                "loss",
-                "margin",
-                "y",
-                "clean",
-                "index",
-                "true_loss",
-                "true_margin",
-                "test_y",
-                "test_prediction",
-                "test_loss",
-                "test_margin",
-            ]
-        )
-        and all(getattr(a, k) == getattr(b, k) for k in ("config", "unit", "n_classes", "digest"))
-        and a.rows.equals(b.rows)
-        and a.checkpoints.keys() == b.checkpoints.keys()
-        and all(torch.equal(s[k], b.checkpoints[t][k]) for t, s in a.checkpoints.items() for k in s)
     )
 
 
@@ -719,7 +693,7 @@ def test_looking_changes_nothing():
 
 
 def test_a_run_repeats():
-    assert same(trained()[0], trained()[0])
+    assert_same_run(trained()[0], trained()[0])
 
 
 @pytest.mark.parametrize("checkpoints", [(), (0,), (4, 12), (0, 2, 4, 12)])
@@ -816,7 +790,9 @@ def test_configuration():
 
 def test_saved_and_loaded(tmp_path):
     run = trained(times=[0, 2, 12], checkpoints=[0, 2])[0]
-    assert save_run(run, tmp_path / "run") and same(back := load_run(tmp_path / "run"), run)
+    assert save_run(run, tmp_path / "run")
+    back = load_run(tmp_path / "run")
+    assert_same_run(back, run)
     assert (
         torch.equal(back.at(2).grid(), run.at(2).grid())
         and back.frame().equals(run.frame())

@@ -14,6 +14,7 @@ import pytest
 import torch
 from modular_trainings import extractions, pictured, prepare, summary, trained, views
 from polars.testing import assert_frame_equal
+from same_runs import assert_same_tensors
 
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.lab import experiments
@@ -540,19 +541,7 @@ def test_the_store_gives_back_what_was_trained(case, tmp_path, monkeypatch):
         and not kept.training
         and kept.activation == "square"
     )
-    for k in (
-        "time",
-        "prediction",
-        "loss",
-        "margin",
-        "y",
-        "clean",
-        "index",
-        "test_prediction",
-        "test_loss",
-        "true_loss",
-    ):
-        assert torch.equal(getattr(again, k), getattr(alone, k)), k
+    assert_same_tensors(again, alone)
     assert (
         again.config == run.config == alone.config
         and len(again.rows) == len(run.rows)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from same_runs import assert_same_run
 from sklearn.metrics import hinge_loss, log_loss
 
 from memnb.common import code
@@ -83,34 +84,6 @@ def whole_run(columns=5, known=True) -> tuple[Run, torch.Tensor, torch.Tensor]:
         _, loss, margin = outcomes(z[:, noisy], run.clean[noisy])
         more |= dict(true_loss=loss, true_margin=margin)
     return replace(run, test_y=test_y, **more), z, held
-
-
-def assert_same(a: Run, b: Run):
-    for f in (
-        "time",
-        "prediction",
-        "loss",
-        "margin",
-        "y",
-        "clean",
-        "index",
-        "true_loss",
-        "true_margin",
-        "test_y",
-        "test_prediction",
-        "test_loss",
-        "test_margin",
-    ):
-        v, w = getattr(a, f), getattr(b, f)
-        assert (v is None and w is None) or (v.dtype == w.dtype and torch.equal(v, w))
-    for f in ("config", "unit", "n_classes", "digest"):
-        assert getattr(a, f) == getattr(b, f)
-    assert a.rows.equals(b.rows)
-    assert a.rows.schema == b.rows.schema
-    assert a.checkpoints.keys() == b.checkpoints.keys()
-    for t, s in a.checkpoints.items():
-        assert s.keys() == b.checkpoints[t].keys()
-        assert all(torch.equal(v, b.checkpoints[t][k]) for k, v in s.items())
 
 
 # --- what happened
@@ -285,7 +258,7 @@ def test_round_trip(tmp_path, other):
     assert save_run(run, tmp_path / "a" / "run")
     assert os.listdir(tmp_path / "a") == ["run"]
     again = load_run(str(tmp_path / "a" / "run"))
-    assert_same(again, run)
+    assert_same_run(again, run)
     assert again.frame().equals(run.frame())
 
 
@@ -295,7 +268,7 @@ def test_round_trip_of_test_and_true_labels(tmp_path, columns, known):
     run, *_ = whole_run(columns, known)
     save_run(run, tmp_path / "run")
     again = load_run(tmp_path / "run")
-    assert_same(again, run)
+    assert_same_run(again, run)
     assert again.frame().equals(run.frame())
     assert (again.true_loss is None) == (columns == 1 or not known)
 
@@ -315,7 +288,7 @@ def test_the_first_save_stays(tmp_path):
     first, _ = a_run()
     assert save_run(first, tmp_path / "run")
     assert not save_run(a_run(unit="step")[0], tmp_path / "run")
-    assert_same(load_run(tmp_path / "run"), first)
+    assert_same_run(load_run(tmp_path / "run"), first)
     assert os.listdir(tmp_path) == ["run"]
 
 
@@ -528,7 +501,7 @@ def test_kept_makes_once(tmp_path, data):
     made, make = maker()
     config = dict(lr=0.1)
     for _ in range(2):
-        assert_same(cached_run(tmp_path / "store", config, data, make), made[0])
+        assert_same_run(cached_run(tmp_path / "store", config, data, make), made[0])
     assert len(made) == 1
     assert os.listdir(tmp_path / "store") == [run_key(config, data.digest)]
     cached_run(tmp_path / "store", dict(lr=0.2), data, make)
