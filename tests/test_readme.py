@@ -42,10 +42,8 @@ def test_a_network_and_data_of_ones_own(tmp_path, monkeypatch):
     torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), "my.pt")
     exec(weights_and_file, (names := {}))
     assert len(weights_and_file.strip().splitlines()) <= 12
-    assert (
-        names["ranking"]["rank"].to_list() == list(range(1, 91))
-        and names["ranking"]["suggested"].is_between(0, 9).all()
-    )
+    assert names["ranking"]["rank"].to_list() == list(range(1, 91))
+    assert names["ranking"]["suggested"].is_between(0, 9).all()
     assert names["better"].model(names["data"].x[:2]).shape == (2, 10)
 
 
@@ -55,18 +53,18 @@ def test_the_example_runs():
         my_dataset=torch.utils.data.TensorDataset(torch.rand(200, 3, 4), torch.arange(200) % 2)
     )
     exec(flow, names)
-    assert names["run"].frame().shape[0] == 3 * 4 and names["run"].rows.shape[0] == 3 * 3
+    assert names["run"].frame().shape[0] == 3 * 4
+    assert names["run"].rows.shape[0] == 3 * 3
     names |= dict(
         net=nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2)),
         test=names["data"],
     )
     exec(own, (mine := dict(names)))
-    assert (
-        len(own.strip().splitlines()) <= 14
-        and mine["data"].clean is None
-        and len(mine["ranking"]) == 160
-    )
-    assert mine["noise"].matrix.shape == (2, 2) and mine["better"].model(mine["data"].x).shape == (
+    assert len(own.strip().splitlines()) <= 14
+    assert mine["data"].clean is None
+    assert len(mine["ranking"]) == 160
+    assert mine["noise"].matrix.shape == (2, 2)
+    assert mine["better"].model(mine["data"].x).shape == (
         160,
         2,
     )
@@ -133,9 +131,8 @@ def test_the_index_links_to_every_lesson():
 
 def test_what_it_says_of_citing():
     for key in re.findall(r'memnb\.cite\("(\w+)"\)', README):
-        assert memnb.cite(key).startswith("@") and memnb.cite(key).count("{") == memnb.cite(
-            key
-        ).count("}")
+        assert memnb.cite(key).startswith("@")
+        assert memnb.cite(key).count("{") == memnb.cite(key).count("}")
 
 
 def test_the_probe_and_the_noise_of_contributing():
@@ -157,8 +154,8 @@ def test_the_probe_and_the_noise_of_contributing():
             "model",
         }
         noisy = datasets.corrupt(datasets.NoisyDataset(data.x, data.y, data.y), 0.25, "late")
-        assert (
-            (noisy.y[30:] == 0).all() and noisy.y[:30].equal(data.y[:30]) and 0 < noisy.rho <= 0.25
-        )
+        assert (noisy.y[30:] == 0).all()
+        assert noisy.y[:30].equal(data.y[:30])
+        assert 0 < noisy.rho <= 0.25
     finally:
         del probes.PROBES["nearest"], datasets.NOISE["late"]

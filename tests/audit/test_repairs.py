@@ -254,11 +254,9 @@ def test_the_mean_of_many_is_the_accuracy():
     mean, low, high = accuracy_of(
         unbiased_hits(torch.from_numpy(guess), torch.from_numpy(label), t), 0.9999
     )
-    assert (
-        low < share(guess, truth) < high
-        and high - low < 0.05
-        and abs(share(guess, label) - share(guess, truth)) > 0.1
-    )
+    assert low < share(guess, truth) < high
+    assert high - low < 0.05
+    assert abs(share(guess, label) - share(guess, truth)) > 0.1
 
 
 # --- the best of many
@@ -290,9 +288,8 @@ def test_one_that_is_best_everywhere_is_taken_everywhere():
 
 def test_other_halves_give_another_answer_and_the_same_ones_the_same():
     hits, before = torch.randn(6, 60).double(), torch.random.get_rng_state()
-    assert torch.equal(cross_fitted(hits, 3), cross_fitted(hits, 3)) and not torch.equal(
-        cross_fitted(hits, 3), cross_fitted(hits, 4)
-    )
+    assert torch.equal(cross_fitted(hits, 3), cross_fitted(hits, 3))
+    assert not torch.equal(cross_fitted(hits, 3), cross_fitted(hits, 4))
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -303,7 +300,8 @@ def test_the_luckiest_of_equals_is_not_favoured():
         fair.append(cross_fitted(hits, i).mean().item())
         naive.append(hits.mean(1).max().item())
     error = np.std(fair) / math.sqrt(len(fair))
-    assert abs(np.mean(fair) - 0.6) < 4 * error and np.mean(naive) - 0.6 > 20 * error
+    assert abs(np.mean(fair) - 0.6) < 4 * error
+    assert np.mean(naive) - 0.6 > 20 * error
 
 
 @settings(max_examples=40, deadline=None)
@@ -410,7 +408,9 @@ def test_too_few_held_out(n):
 def test_twenty_are_enough():
     held = some(20, seed=1)
     got = check_held(some(), held)
-    assert torch.equal(got.x, held.x) and torch.equal(got.y, held.y) and got.n_classes == 3
+    assert torch.equal(got.x, held.x)
+    assert torch.equal(got.y, held.y)
+    assert got.n_classes == 3
 
 
 @pytest.mark.parametrize(
@@ -497,7 +497,8 @@ def test_the_gain_by_hand(rho, seed):
 
 def test_default_noise_is_the_estimated_one():
     noise, r = estimate_noise(memorizer()[1], digits()[0]), repaired()
-    assert torch.equal(r.noise.matrix, noise.matrix) and (
+    assert torch.equal(r.noise.matrix, noise.matrix)
+    assert (
         r.noise.rate,
         r.noise.low,
         r.noise.high,
@@ -529,17 +530,16 @@ def test_at_the_last_layer_only_the_heads_numbers_change(probe):
     (data, held, test), net = digits(), memorizer()[1]
     r = repaired(layers=(), probes=(probe,))
     new, old = state(r.model), state(net)
-    assert (
-        r.layer
-        and r.probe == probe
-        and type(r.model) is type(net)
-        and r.model is not net
-        and new.keys() == old.keys()
-    )
+    assert r.layer
+    assert r.probe == probe
+    assert type(r.model) is type(net)
+    assert r.model is not net
+    assert new.keys() == old.keys()
     assert {k for k in old if not torch.equal(old[k], new[k])} == {
         "out.weight",
         "out.bias",
-    } and not new["out.bias"].any()
+    }
+    assert not new["out.bias"].any()
     np.testing.assert_allclose(
         new["out.weight"].numpy(),
         class_vectors(hidden(net, data.x), data.y.numpy(), 10, probe),
@@ -555,12 +555,10 @@ def test_at_the_last_layer_only_the_heads_numbers_change(probe):
 def test_at_an_earlier_layer_the_network_ends_there(probe):
     (data, _, test), net = digits(), memorizer()[1]
     r = repaired(layers=("input",), probes=(probe,))
-    assert (
-        r.layer == "input"
-        and isinstance(r.model, Truncated)
-        and same(state(r.model.body), state(net))
-        and r.model.body is not net
-    )
+    assert r.layer == "input"
+    assert isinstance(r.model, Truncated)
+    assert same(state(r.model.body), state(net))
+    assert r.model.body is not net
     assert np.array_equal(
         said(r.model, test.x),
         probe_says(data.x.flatten(1).numpy(), data.y, test.x.flatten(1).numpy(), probe=probe),
@@ -587,7 +585,8 @@ def test_a_hidden_layer_before_its_activation_can_be_read():
     assert math.isclose(
         r.table["accuracy"][1], hits_by_hand(says(held.x), held.y, r.noise.matrix).mean()
     )
-    assert r.layer == "fc1.0" and np.array_equal(said(r.model, test.x), says(test.x))
+    assert r.layer == "fc1.0"
+    assert np.array_equal(said(r.model, test.x), says(test.x))
 
 
 @pytest.mark.parametrize("mode", [True, False])
@@ -607,22 +606,19 @@ def test_the_old_network_is_untouched(mode, options):
     )
     x, y, hx = data.x.clone(), data.y.clone(), held.x.clone()
     r = repair(net, data, held, **options)
-    assert (
-        same(state(net), before)
-        and [m.training for m in net.modules()] == modes
-        and torch.equal(torch.random.get_rng_state(), rng)
-    )
+    assert same(state(net), before)
+    assert [m.training for m in net.modules()] == modes
+    assert torch.equal(torch.random.get_rng_state(), rng)
     assert all(
         a is b and a.grad is None and a.requires_grad
         for a, b in zip(net.parameters(), parameters, strict=True)
     )
-    assert (
-        not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
-        and torch.equal(x, data.x)
-        and torch.equal(y, data.y)
-        and torch.equal(hx, held.x)
-    )
-    assert r.layer and not {p.data_ptr() for p in r.model.parameters()} & {
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    assert torch.equal(x, data.x)
+    assert torch.equal(y, data.y)
+    assert torch.equal(hx, held.x)
+    assert r.layer
+    assert not {p.data_ptr() for p in r.model.parameters()} & {
         p.data_ptr() for p in net.parameters()
     }
 
@@ -630,7 +626,8 @@ def test_the_old_network_is_untouched(mode, options):
 def test_a_repaired_network_can_be_trained_on():
     for options in (dict(layers=()), dict(layers=("input",))):
         new = deepcopy(repaired(**options).model)
-        assert all(p.requires_grad for p in new.parameters()) and torch.is_grad_enabled()
+        assert all(p.requires_grad for p in new.parameters())
+        assert torch.is_grad_enabled()
         F.cross_entropy(new(digits()[0].x[:20]), digits()[0].y[:20]).backward()
         assert [p for p in new.parameters()][-1].grad.any()
 
@@ -642,26 +639,22 @@ def test_a_memorizing_network_is_better_afterwards(rho, seed):
     run, net = memorizer(rho, seed)
     r = repair(net, data, held)
     gained = share(said(r.model, test.x), test.y) - share(said(net, test.x), test.y)
-    assert (
-        r.layer
-        and r.probe
-        and r.low > 0
-        and gained > 0.03
-        and r.low - 0.05 < gained < r.high + 0.05
-    )
+    assert r.layer
+    assert r.probe
+    assert r.low > 0
+    assert gained > 0.03
+    assert r.low - 0.05 < gained < r.high + 0.05
     assert share(said(net, data.x), data.y) > 1 - 0.9 * rho  # some wrong labels are known by heart
 
 
 def test_a_clean_network_is_left_as_it_is():
     data, held, _ = digits(0)
     r = repair(net := clean_network(), data, held)
-    assert (
-        r.model is net
-        and (r.layer, r.probe) == ("", "")
-        and r.low <= 0
-        and len(r.table) == 5
-        and r.table["layer"][0] == "output"
-    )
+    assert r.model is net
+    assert (r.layer, r.probe) == ("", "")
+    assert r.low <= 0
+    assert len(r.table) == 5
+    assert r.table["layer"][0] == "output"
 
 
 @pytest.mark.parametrize("size", [20, 40, 80, 300])
@@ -677,9 +670,8 @@ def test_changed_exactly_where_the_interval_is_above_zero(size, rho):
             seed=seed,
             noise=Noise(rho, rho, rho, uniform(10, 0.9 * rho)),
         )
-        assert (r.model is net) == (r.layer == "") == (r.probe == "") == (
-            r.low <= 0
-        ) and r.low <= r.gain <= r.high
+        assert (r.model is net) == (r.layer == "") == (r.probe == "") == (r.low <= 0)
+        assert r.low <= r.gain <= r.high
 
 
 def test_what_is_printed():
@@ -691,27 +683,24 @@ def test_what_is_printed():
     )
     assert str(none).startswith(
         f"left as it is: the best repair promises {100 * none.gain:+.1f}% accuracy"
-    ) and str(none).endswith("which may be none")
+    )
+    assert str(none).endswith("which may be none")
 
 
 def test_same_again():
     a, b = (repair(memorizer()[1], *digits()[:2]) for _ in range(2))
-    assert (
-        a.table.equals(b.table)
-        and (a.gain, a.low, a.high, a.layer, a.probe) == (b.gain, b.low, b.high, b.layer, b.probe)
-        and same(state(a.model), state(b.model))
-    )
+    assert a.table.equals(b.table)
+    assert (a.gain, a.low, a.high, a.layer, a.probe) == (b.gain, b.low, b.high, b.layer, b.probe)
+    assert same(state(a.model), state(b.model))
 
 
 def test_layers_and_probes_of_ones_own():
     r = repaired(layers=("fc1", "input", "fc1"), probes=("logistic",))
     rows = r.table.select("layer", "probe").rows()
-    assert (
-        rows[0] == ("output", "model")
-        and len(rows) == len(set(rows))
-        and {p for _, p in rows[1:]} == {"logistic"}
-        and {"fc1", "input"} <= {layer for layer, _ in rows}
-    )
+    assert rows[0] == ("output", "model")
+    assert len(rows) == len(set(rows))
+    assert {p for _, p in rows[1:]} == {"logistic"}
+    assert {"fc1", "input"} <= {layer for layer, _ in rows}
 
 
 def test_the_last_layer_is_always_a_candidate():
@@ -796,7 +785,8 @@ def test_a_head_behind_which_a_softmax_comes_must_be_named():
     np.testing.assert_allclose(
         r.table.select("accuracy", "low", "high").row(1), expected, atol=1e-9
     )
-    assert r.layer and {
+    assert r.layer
+    assert {
         k for k, v in net.state_dict().items() if not torch.equal(v, r.model.state_dict()[k])
     } == {"head.weight", "head.bias"}
 
@@ -845,11 +835,9 @@ def test_a_linear_network_and_both_precisions(dtype):
         nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).to(dtype),
     )
     r = repair(net, data, held)
-    assert (
-        r.layer
-        and all(p.dtype == dtype for p in r.model.parameters())
-        and r.model(held.x).dtype == dtype
-    )
+    assert r.layer
+    assert all(p.dtype == dtype for p in r.model.parameters())
+    assert r.model(held.x).dtype == dtype
     x, xt = held.x.flatten(1).double().numpy(), data.x.flatten(1).double().numpy()
     assert np.mean(said(r.model, held.x) == probe_says(xt, data.y, x, 3, r.probe)) > (
         0.98 if dtype == torch.float32 else 0.9999
@@ -862,9 +850,9 @@ def test_few_classes(k):
     net = build("mlp", shape=(1, 8, 8), widths=(8,), n_classes=k)
     r = repair(net, data, held)
     guess = said(r.model, held.x)
-    assert (
-        r.layer and share(guess, held.clean) > 0.8 and np.array_equal(r.noise.matrix.shape, (k, k))
-    )
+    assert r.layer
+    assert share(guess, held.clean) > 0.8
+    assert np.array_equal(r.noise.matrix.shape, (k, k))
 
 
 def test_resnet18():
@@ -886,17 +874,16 @@ def test_resnet18():
         [hits_by_hand(guess, held.y, r.noise.matrix).mean() for guess in expected],
         atol=1e-9,
     )
-    assert (
-        r.layer
-        and not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
-        and r.model(held.x).shape == (24, 4)
-    )
+    assert r.layer
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    assert r.model(held.x).shape == (24, 4)
 
 
 def test_labels_nobody_knows_are_not_needed():
     (data, held, _), r = digits(), repaired()
     blind = repair(memorizer()[1], replace(data, clean=None), replace(held, clean=None))
-    assert blind.table.equals(r.table) and blind.gain == r.gain
+    assert blind.table.equals(r.table)
+    assert blind.gain == r.gain
 
 
 # --- losses that resist
@@ -957,7 +944,8 @@ def test_one_logit_of_the_generalized_cross_entropy():
 def test_labels_that_are_not_believed_pull_less():
     z, y = torch.tensor([[8.0, 0, 0]]), torch.tensor([1])
     pull = [gradient(generalized_cross_entropy(q), z, y).norm().item() for q in (0.01, 0.3, 0.7, 1)]
-    assert pull == sorted(pull, reverse=True) and pull[-1] < 1e-3 < 1 < pull[0]
+    assert pull == sorted(pull, reverse=True)
+    assert pull[-1] < 1e-3 < 1 < pull[0]
     far = gradient(generalized_cross_entropy(), torch.tensor([[200.0, 0, 0]]), y)
     assert far.isfinite().all()
 
@@ -985,9 +973,8 @@ def by_hand(net, data, epochs, loss, lr=0.5, batch=4) -> nn.Module:
         with torch.no_grad():
             for p in net.parameters():
                 p -= lr * p.grad
-    assert len(seen) == epochs * math.ceil(len(data) / batch) and sorted(sum(seen, [])) == sorted(
-        list(range(len(data))) * epochs
-    )
+    assert len(seen) == epochs * math.ceil(len(data) / batch)
+    assert sorted(sum(seen, [])) == sorted(list(range(len(data))) * epochs)
     return net
 
 
@@ -1237,28 +1224,25 @@ def test_silenced_against_a_hook(kind):
         h.remove()
     before = state(net)
     torch.testing.assert_close(Silenced(net, units)(x), hand, atol=0, rtol=0)
-    assert (
-        not torch.equal(net(x), hand)
-        and same(before, state(net))
-        and torch.equal(predict(Silenced(net, units), x), hand.detach())
-    )
+    assert not torch.equal(net(x), hand)
+    assert same(before, state(net))
+    assert torch.equal(predict(Silenced(net, units), x), hand.detach())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
 def test_no_units_no_change():
     net, x = NETS["linear"][0](), small()[0].x
-    assert torch.equal(Silenced(net, {})(x), net(x)) and torch.equal(
-        Silenced(net, {"fc1": []})(x), net(x)
-    )
+    assert torch.equal(Silenced(net, {})(x), net(x))
+    assert torch.equal(Silenced(net, {"fc1": []})(x), net(x))
 
 
 def test_what_is_silenced_takes_no_gradient_and_the_rest_does():
     net, x = NETS["linear"][0](), small()[0].x
     Silenced(net, {"fc1": [0, 5]})(x).square().sum().backward()
     silent = (net.fc1[0].weight.grad == 0).all(1)
-    assert (
-        silent[[0, 5]].all() and not silent.all() and net.fc2[0].weight.grad[:, [0, 5]].eq(0).all()
-    )
+    assert silent[[0, 5]].all()
+    assert not silent.all()
+    assert net.fc2[0].weight.grad[:, [0, 5]].eq(0).all()
 
 
 def test_hooks_are_removed_after_an_exception():
@@ -1276,12 +1260,10 @@ def test_a_copy_and_its_numbers():
     net, x = NETS["conv"][0](), small()[0].x
     off = Silenced(net, {"conv": (1, 3)})
     copy, other = deepcopy(off), Silenced(NETS["conv"][0](), {"conv": [1, 3]})
-    assert (
-        torch.equal(copy(x), off(x))
-        and copy.body is not net
-        and off.body is net
-        and set(off.state_dict()) == {f"body.{k}" for k in net.state_dict()}
-    )
+    assert torch.equal(copy(x), off(x))
+    assert copy.body is not net
+    assert off.body is net
+    assert set(off.state_dict()) == {f"body.{k}" for k in net.state_dict()}
     nn.init.normal_(other.body.out.weight)
     other.load_state_dict(off.state_dict())
     assert torch.equal(other(x), off(x))
@@ -1316,8 +1298,11 @@ def test_suspects_units_are_those_most_often_named(part):
     named = Counter({(places[layer], c): k for (layer, c), k in named.items()})
     taken = [(layer, c) for layer, cs in off.units.items() for c in cs]
     left = [named[u] for u in named if u not in taken]
-    assert off.body is net and len(taken) == len(set(taken)) == m and len(named) > 5
-    assert set(taken) <= set(named) and min(named[u] for u in taken) >= max(left, default=0)
+    assert off.body is net
+    assert len(taken) == len(set(taken)) == m
+    assert len(named) > 5
+    assert set(taken) <= set(named)
+    assert min(named[u] for u in taken) >= max(left, default=0)
 
 
 def test_options_reach_the_search():
@@ -1330,7 +1315,8 @@ def test_options_reach_the_search():
         ),
         1,
     )
-    assert set(off.units) == {"fc2.0"} and set(off.units["fc2.0"]) == {c for _, c in named}
+    assert set(off.units) == {"fc2.0"}
+    assert set(off.units["fc2.0"]) == {c for _, c in named}
 
 
 def test_nothing_is_silenced_where_nothing_is_named():
@@ -1340,7 +1326,8 @@ def test_nothing_is_silenced_where_nothing_is_named():
     ]  # misclassified, so not looked at
     for rows in (wrong, torch.zeros(0, dtype=torch.int64)):
         off = silence_suspects(net, data, rows)
-        assert off.units == {} and torch.equal(off(data.x), net(data.x))
+        assert off.units == {}
+        assert torch.equal(off(data.x), net(data.x))
 
 
 def masked(net, data, units, x) -> torch.Tensor:
@@ -1471,10 +1458,8 @@ def test_all_rows_and_columns():
     assert dict(everything().select("remedy", "epochs").iter_rows()) == dict.fromkeys(
         [*STILL, UNITS, EARLY], 0.0
     ) | dict.fromkeys(NEW, 3.0)
-    assert (
-        not everything().null_count().sum_horizontal().item()
-        and everything()["epochs"].dtype == pl.Float64
-    )
+    assert not everything().null_count().sum_horizontal().item()
+    assert everything()["epochs"].dtype == pl.Float64
 
 
 @pytest.mark.parametrize(
@@ -1501,7 +1486,8 @@ def test_rows_are_there_for_what_was_given(given):
         *[EARLY] * ("run" in given),
         *NEW * ("make" in given),
     ]
-    assert got["remedy"].to_list() == expected and ("test" in got.columns) == ("test" in given)
+    assert got["remedy"].to_list() == expected
+    assert ("test" in got.columns) == ("test" in given)
     assert got["epochs"].to_list() == [0.2 if r in NEW else 0 for r in expected]
 
 
@@ -1610,16 +1596,12 @@ def test_neither_network_nor_run_is_changed():
         torch.random.get_rng_state(),
     )
     remedies(net, data, held, fresh, 0.2, run, **TRAIN)
-    assert (
-        same(state(net), before)
-        and net.training
-        and not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
-    )
-    assert (
-        all(same(run.checkpoints[t], kept[t]) for t in kept)
-        and all(p.grad is None for p in net.parameters())
-        and torch.equal(rng, torch.random.get_rng_state())
-    )
+    assert same(state(net), before)
+    assert net.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    assert all(same(run.checkpoints[t], kept[t]) for t in kept)
+    assert all(p.grad is None for p in net.parameters())
+    assert torch.equal(rng, torch.random.get_rng_state())
 
 
 def test_a_network_of_ones_own_can_be_given_all_remedies():
@@ -1638,11 +1620,9 @@ def test_a_network_of_ones_own_can_be_given_all_remedies():
 
     run = fit(net := new(), data, 6, lr=0.1, batch=16, times=[0, 3, 6], checkpoints=[3, 6])
     got = remedies(net, data, held, new, 2, run, suspects=4, lr=0.1, batch=16)
-    assert (
-        got["remedy"].to_list() == [*STILL, UNITS, EARLY, *NEW]
-        and (got["low"] <= got["accuracy"]).all()
-        and (got["accuracy"] <= got["high"]).all()
-    )
+    assert got["remedy"].to_list() == [*STILL, UNITS, EARLY, *NEW]
+    assert (got["low"] <= got["accuracy"]).all()
+    assert (got["accuracy"] <= got["high"]).all()
 
 
 def test_remedies_of_a_linear_network():

@@ -38,7 +38,8 @@ from memnb.trainer.training import fit, train
 def test_whole_numbers_of_any_kind(value):
     got = whole("batch", value, 1)
 
-    assert got == 3 and type(got) is int
+    assert got == 3
+    assert type(got) is int
 
 
 @pytest.mark.parametrize(

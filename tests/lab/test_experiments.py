@@ -447,7 +447,8 @@ def test_gathered_rows_say_their_case():
 def test_what_to_expect_grows_with_the_runs(tmp_path):
     few = expect(case(tmp_path, seeds=[0]), training, seconds=lambda call: 10.0)
     many = expect(case(tmp_path), training, seconds=lambda call: 10.0)
-    assert "expected: 2 runs, about 20 s" in few and "expected: 4 runs, about 40 s" in many
+    assert "expected: 2 runs, about 20 s" in few
+    assert "expected: 4 runs, about 40 s" in many
     assert "0 MB of disk" in expect(case(), training, seconds=lambda call: 10.0)
 
 

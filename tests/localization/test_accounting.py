@@ -183,9 +183,8 @@ def check(rows, clean, noisy, parts: dict, rel=1e-9, tiny=1e-12):
     ]
     for c, n in zip(rows[::2], rows[1::2], strict=True):
         a, b, cosine, size = by_hand(clean, noisy, parts[c["layer"]])
-        assert (c["norm"], n["norm"]) == pytest.approx((a, b), rel, tiny) and c["parameters"] == n[
-            "parameters"
-        ] == size
+        assert (c["norm"], n["norm"]) == pytest.approx((a, b), rel, tiny)
+        assert c["parameters"] == n["parameters"] == size
         assert (
             c["cosine"]
             == n["cosine"]
@@ -302,18 +301,17 @@ def test_the_root_is_its_own_parameters_only():
 
 def test_what_a_tied_weight_belongs_to():
     sizes = {r["layer"]: r["parameters"] for r in account(Own().double(), points()).to_dicts()}
-    assert (
-        sizes["encoder"] == 72
-        and sizes["decoder"] == 8
-        and sum(sizes.values()) == sum(p.numel() for p in Own().parameters())
-    )
+    assert sizes["encoder"] == 72
+    assert sizes["decoder"] == 8
+    assert sum(sizes.values()) == sum(p.numel() for p in Own().parameters())
 
 
 def test_a_layer_that_owns_nothing_but_a_tied_weight():
     net = Own(bias=False).double()
     assert account(net, points())["layer"].unique(maintain_order=True).to_list() == list(
         members(net)
-    ) and "decoder" not in members(net)
+    )
+    assert "decoder" not in members(net)
     with pytest.raises(ValueError, match="'decoder' has no parameters of its own.*encoder"):
         account(net, points(), ["decoder"])
 
@@ -335,9 +333,8 @@ def test_a_part_that_is_zero_has_no_cosine(seen):
         data.x * (data.is_noisy == (seen == "noisy"))[:, None], data.y, data.clean, n_classes=3
     )
     rows = account(nn.Linear(6, 3, bias=False).double(), data)
-    assert rows["cosine"].to_list() == [None, None] and [
-        r["group"] for r in rows.to_dicts() if r["norm"]
-    ] == [seen]
+    assert rows["cosine"].to_list() == [None, None]
+    assert [r["group"] for r in rows.to_dicts() if r["norm"]] == [seen]
 
 
 @few
@@ -353,10 +350,10 @@ def test_the_network_is_left_as_it_is(make, data):
 
     was = switches()
     account(net, data)
-    assert same(state(net), before) and switches() == was
-    assert torch.equal(last.grad, torch.ones_like(last)) and all(
-        p.grad is None for p in net.parameters() if p is not last
-    )
+    assert same(state(net), before)
+    assert switches() == was
+    assert torch.equal(last.grad, torch.ones_like(last))
+    assert all(p.grad is None for p in net.parameters() if p is not last)
     assert torch.equal(torch.random.get_rng_state(), rng)
 
 
@@ -408,7 +405,8 @@ def test_layers_without_parameters(layer):
     ):
         with pytest.raises(ValueError) as e:
             ask()
-        assert repr(layer) in str(e.value) and str(e.value).endswith("0, 2.0, 3")
+        assert repr(layer) in str(e.value)
+        assert str(e.value).endswith("0, 2.0, 3")
 
 
 # --- while training
@@ -482,10 +480,8 @@ def test_sums_of_an_epoch_against_a_plain_loop(make, data):
     )
     parts = {k: [v] for k, v in members(ours).items()}
     rows = run.rows.partition_by("time")
-    assert (
-        run.rows.columns == ["time", "layer", "group", "norm", "cosine", "parameters"]
-        and len(rows) == epochs + 1
-    )
+    assert run.rows.columns == ["time", "layer", "group", "norm", "cosine", "parameters"]
+    assert len(rows) == epochs + 1
     assert rows[0].select("norm", "cosine").unique().rows() == [(0, None)]
     for got, (clean, noisy) in zip(rows[1:], sums, strict=True):
         check(got.to_dicts(), clean, noisy, parts, 1e-5)
@@ -543,7 +539,8 @@ def test_recorded_times_within_and_across_epochs():
         torch.testing.assert_close(
             parts[2][i], [sum(v) for v in zip(*(s[i] for s in steps[2:]), strict=True)]
         )
-    assert len(steps) == 7 and len(parts) == 3
+    assert len(steps) == 7
+    assert len(parts) == 3
 
 
 @pytest.mark.parametrize("how", [dict(mask=points().y == 0), dict(layers=["2", "0"])])
@@ -565,9 +562,8 @@ def test_frozen_parameters_stay():
     net[0].requires_grad_(False)
     before = state(net)
     run, _ = accounted(net, data, 1)
-    assert run.rows.filter(layer="0")["norm"].to_list() == [0] * 4 and torch.equal(
-        net[0].weight, before["0.weight"]
-    )
+    assert run.rows.filter(layer="0")["norm"].to_list() == [0] * 4
+    assert torch.equal(net[0].weight, before["0.weight"])
     assert (run.rows.filter(time=1, layer="3")["norm"] > 0).all()
 
 
@@ -579,7 +575,8 @@ def test_batches_of_one_group_only():
         data.is_noisy[order(40, 0, 0)].tolist(),
     )
     for r, n in zip(rows, noisy, strict=True):
-        assert (r["norm"] > 0).to_list() == [not n, n] and r["cosine"].to_list() == [None, None]
+        assert (r["norm"] > 0).to_list() == [not n, n]
+        assert r["cosine"].to_list() == [None, None]
 
 
 def test_clipping_comes_after_it():
@@ -637,7 +634,8 @@ def test_a_journal_goes_on(tmp_path, dies, again):
         go(net, tmp_path / "journal", a if again else Accounting(points())),
         go(other, None, Accounting(points())),
     )
-    assert run.rows.equals(whole.rows) and same(state(net), state(other))
+    assert run.rows.equals(whole.rows)
+    assert same(state(net), state(other))
 
 
 @pytest.mark.parametrize("other", [dict(mask=points().y == 0), dict(layers=["0"])])
@@ -670,6 +668,7 @@ def test_a_second_training_of_another_network():
     rows, fresh = (
         accounted(net, points(), 1, of)[0].rows for net, of in zip(nets, (a, None), strict=True)
     )
-    assert rows.equals(fresh) and set(rows["layer"]) == {*members(nets[0])}
+    assert rows.equals(fresh)
+    assert set(rows["layer"]) == {*members(nets[0])}
     with pytest.raises(ValueError, match="of 40 examples, the training of 39"):
         accounted(small(), points().subset(torch.arange(39)), 1, a)

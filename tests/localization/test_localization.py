@@ -50,7 +50,8 @@ FROM = {
 @pytest.mark.parametrize("module, names", FROM.items(), ids=lambda v: getattr(v, "__name__", ""))
 def test_names_are_those_of_their_modules(module, names):
     for n in names:
-        assert getattr(localization, n) is getattr(module, n) and n in module.__all__
+        assert getattr(localization, n) is getattr(module, n)
+        assert n in module.__all__
 
 
 def test_nothing_else_is_exported():
@@ -132,11 +133,9 @@ def test_parts_of_a_network(case):
 def test_accounting(case):
     make, d, run, net, _ = case
     still = account(net, d, layer_groups(net))
-    assert (
-        still["layer"].unique(maintain_order=True).to_list() == GROUPS[make]
-        and still["norm"].is_finite().all()
-        and still["parameters"].sum() >= 2 * sum(p.numel() for p in net.parameters())
-    )
+    assert still["layer"].unique(maintain_order=True).to_list() == GROUPS[make]
+    assert still["norm"].is_finite().all()
+    assert still["parameters"].sum() >= 2 * sum(p.numel() for p in net.parameters())
     z = net(d.x)
     for group, rows in (("noisy", d.is_noisy), ("clean", ~d.is_noisy)):
         g = torch.autograd.grad(
@@ -149,12 +148,10 @@ def test_accounting(case):
             (sum(v.square().sum() for v in g) / sum(v.numel() for v in g)).sqrt().item(), rel=1e-4
         )
     online = run.rows.filter(pl.col("time") > 0)
-    assert (
-        set(online["time"]) == {1, 2}
-        and online["norm"].is_finite().all()
-        and online["norm"].max() > 0
-        and online["cosine"].drop_nulls().is_between(-1.001, 1.001).all()
-    )
+    assert set(online["time"]) == {1, 2}
+    assert online["norm"].is_finite().all()
+    assert online["norm"].max() > 0
+    assert online["cosine"].drop_nulls().is_between(-1.001, 1.001).all()
 
 
 def test_accounting_is_training_as_always(case):
@@ -183,7 +180,8 @@ def test_accounting_is_training_as_always(case):
 def test_rewinding(case, convention):
     make, d, run, net, skeleton = case
     f = rewind(run, d, REWOUND[make], convention=convention, model=skeleton)
-    assert f.height == 3 * 3 * 2 and f["accuracy"].is_between(0, 1).all()
+    assert f.height == 3 * 3 * 2
+    assert f["accuracy"].is_between(0, 1).all()
     if convention == "reestimated" and make is resnet:
         return
     hit = predict(net, d.x).argmax(1) == d.y
@@ -227,11 +225,9 @@ def test_retraining(case):
         model=skeleton,
         look=lambda layer, anew: seen.append((layer, anew)),
     )
-    assert (
-        f["layer"].unique(maintain_order=True).to_list() == layers == [k for k, _ in seen]
-        and set(f["time"]) == {0, 1}
-        and f["accuracy"].is_between(0, 1).all()
-    )
+    assert f["layer"].unique(maintain_order=True).to_list() == layers == [k for k, _ in seen]
+    assert set(f["time"]) == {0, 1}
+    assert f["accuracy"].is_between(0, 1).all()
     trained = dict(net.named_parameters())
     for layer, anew in seen:
         for k, p in anew.named_parameters():
@@ -241,7 +237,8 @@ def test_retraining(case):
 def test_units_and_scores(case):
     make, d, run, net, skeleton = case
     found = critical_units(net, d, [0, 5, 7, 11], mode="shared", copies=1, check=8, most=10)
-    assert found["index"].to_list() == [100, 105, 107, 111] and set(found["outcome"]) <= {
+    assert found["index"].to_list() == [100, 105, 107, 111]
+    assert set(found["outcome"]) <= {
         "flipped",
         "kept",
         "misclassified",
@@ -252,16 +249,12 @@ def test_units_and_scores(case):
     f = mislabel_scores(
         run, d, net, found, k=5, layers=["input", *[g for g in REWOUND[make] if g != "(root)"]]
     )
-    assert (
-        len(f) == 30
-        and f["prediction_depth"].is_between(0, 4).all()
-        and f["probe_disagreement"].is_between(0, 1).all()
-        and f["noisy"].sum() == 6
-    )
-    assert (
-        set(detection(f)["score"]) == set(f.columns) & set(scores.SCORES)
-        and detection(f)["auc"].drop_nulls().is_between(0, 1).all()
-    )
+    assert len(f) == 30
+    assert f["prediction_depth"].is_between(0, 4).all()
+    assert f["probe_disagreement"].is_between(0, 1).all()
+    assert f["noisy"].sum() == 6
+    assert set(detection(f)["score"]) == set(f.columns) & set(scores.SCORES)
+    assert detection(f)["auc"].drop_nulls().is_between(0, 1).all()
     assert mislabel_scores(run, d, net, k=5)["prediction_depth"].max() <= len(GROUPS[make]) + 1
 
 
@@ -274,9 +267,10 @@ def test_tied_dropout(case):
         net, d, 1, d, times=[0, 1], batch=10, lr=0.02, device="cpu", observe=[remembered(put)]
     )
     rows = by_mode(net, put, d, d)
-    assert rows == run.rows.filter(time=1).drop("time").to_dicts() and {
-        (r["mode"], r["group"]) for r in rows
-    } == {(m, g) for m in ("own", "drop") for g in ("clean", "noisy", "test")}
+    assert rows == run.rows.filter(time=1).drop("time").to_dicts()
+    assert {(r["mode"], r["group"]) for r in rows} == {
+        (m, g) for m in ("own", "drop") for g in ("clean", "noisy", "test")
+    }
     with pytest.raises(RuntimeError, match="index"):
         net.eval()(d.x)
     own = predict(net, d.x, index=d.index)
@@ -284,10 +278,8 @@ def test_tied_dropout(case):
         dropped = predict(net, d.x, index=d.index)
     with examples(None):
         strange = predict(net, d.x)
-    assert (
-        torch.equal(dropped, strange)
-        and not torch.equal(own, dropped)
-        and torch.equal(own.argmax(1).to(torch.int16), run.prediction[-1])
-    )
+    assert torch.equal(dropped, strange)
+    assert not torch.equal(own, dropped)
+    assert torch.equal(own.argmax(1).to(torch.int16), run.prediction[-1])
     put.remove()
     assert predict(net, d.x).isfinite().all()

@@ -234,7 +234,9 @@ def test_what_is_replayed_gives_what_was_computed(logits, name, convention, batc
         rewind(run, data, layers, [0, 1], convention, model=model, batch=batch, cache=cache)
         for cache in (True, False)
     )
-    assert one.equals(other) and len(one) == len(layers) * 4 and len(set(one["accuracy"])) > 6
+    assert one.equals(other)
+    assert len(one) == len(layers) * 4
+    assert len(set(one["accuracy"])) > 6
 
 
 def test_defaults():
@@ -313,15 +315,12 @@ def test_a_rewound_run_is_left_as_it_is(name, convention):
     before, rng = deepcopy(run.checkpoints), torch.random.get_rng_state()
     given = state(model) if model else None
     rewind(run, data, convention=convention, model=model)
-    assert all(same(run.checkpoints[t], s) for t, s in before.items()) and torch.equal(
-        torch.random.get_rng_state(), rng
-    )
+    assert all(same(run.checkpoints[t], s) for t, s in before.items())
+    assert torch.equal(torch.random.get_rng_state(), rng)
     if model:
-        assert (
-            same(state(model), given)
-            and model.training
-            and all("forward" not in vars(m) for m in model.modules())
-        )
+        assert same(state(model), given)
+        assert model.training
+        assert all("forward" not in vars(m) for m in model.modules())
 
 
 # --- what is replayed
@@ -348,11 +347,11 @@ class ReadEarly(nn.Module):
 def test_a_layer_whose_weight_is_read_before_it_is_called():
     run = trained(ReadEarly, digits())
     cached, whole = (rewind(run, digits(), model=ReadEarly(), cache=c) for c in (True, False))
-    assert cached.equals(whole) and whole["accuracy"].n_unique() > 3
+    assert cached.equals(whole)
+    assert whole["accuracy"].n_unique() > 3
     prefix = rewinding._Prefix(net := ReadEarly(), digits().x)
-    assert prefix.before("enc") == {} and set(prefix.before("never")) == {net.enc, net.mid} == set(
-        prefix.before("out")
-    )
+    assert prefix.before("enc") == {}
+    assert set(prefix.before("never")) == {net.enc, net.mid} == set(prefix.before("out"))
 
 
 class Counted(nn.Linear):
@@ -409,9 +408,8 @@ def test_each_modules_forward_comes_back():
     for m in net.modules():
         m.register_forward_pre_hook(lambda m, args: seen.update({m: "forward" in vars(m)}))
     rewind(run, data, model=net, layers=["out"])
-    assert (
-        len(seen) == 9 and sum(seen.values()) == 3
-    )  # fc1 and flatten were replayed, fc2 has its own
+    assert len(seen) == 9
+    assert sum(seen.values()) == 3
     assert [m for m in seen if "forward" in vars(m)] == [
         m for m in seen if vars(m).get("forward") and m.forward.__func__ is nn.Sequential.forward
     ]
@@ -431,9 +429,8 @@ def test_each_modules_forward_comes_back_after_an_error(after):
     net.out.register_forward_pre_hook(fails)
     with pytest.raises(OSError, match="no more"):
         rewind(run, data, model=net)
-    assert len(seen) > 6 and not any(
-        "forward" in vars(m) or m._forward_hooks for m in seen if m is not net
-    )
+    assert len(seen) > 6
+    assert not any("forward" in vars(m) or m._forward_hooks for m in seen if m is not net)
     assert all(len(m._forward_pre_hooks) <= 1 for m in seen)
 
 
@@ -443,12 +440,14 @@ def test_replaying_and_its_end():
     for error in (False, True):
         try:
             with _replaying({net[0]: kept}):
-                assert torch.equal(net(x), net[1](kept)) and net[0](anything=1) is kept
+                assert torch.equal(net(x), net[1](kept))
+                assert net[0](anything=1) is kept
                 if error:
                     raise KeyError
         except KeyError:
             pass
-        assert torch.equal(net(x), plain) and "forward" not in vars(net[0])
+        assert torch.equal(net(x), plain)
+        assert "forward" not in vars(net[0])
 
 
 class Sketch(nn.Module):
@@ -641,14 +640,17 @@ def odd(make, *caches) -> list[pl.DataFrame]:
 @pytest.mark.parametrize("make", ODD.values(), ids=ODD)
 def test_odd_networks_are_replayed_right(logits, make):
     hand, one, other = odd(make, True, False)
-    assert one.equals(hand) and other.equals(hand) and len(set(hand["accuracy"])) >= 8
+    assert one.equals(hand)
+    assert other.equals(hand)
+    assert len(set(hand["accuracy"])) >= 8
 
 
 def test_a_network_that_keeps_results_as_attributes_needs_another_way(logits):
     hand, other = odd(
         lambda: Sketch(lambda m, x: m.d(m.c(m.b(m.a(x)).tanh()) + m.a.kept), a=Kept(64, 64)), False
     )
-    assert other.equals(hand) and len(set(hand["accuracy"])) >= 8
+    assert other.equals(hand)
+    assert len(set(hand["accuracy"])) >= 8
 
 
 # --- running statistics
@@ -719,12 +721,10 @@ def test_statistics_are_means_over_batches(make):
         norm.running_mean, torch.stack([p.mean() for p in parts]).mean()[None]
     )
     torch.testing.assert_close(norm.running_var, torch.stack([p.var() for p in parts]).mean()[None])
-    assert (
-        norm.momentum == momentum
-        and net[2].momentum == 0.1
-        and [m.training for m in net.modules()] == modes
-        and same(state(net[3:]), others)
-    )
+    assert norm.momentum == momentum
+    assert net[2].momentum == 0.1
+    assert [m.training for m in net.modules()] == modes
+    assert same(state(net[3:]), others)
 
 
 def test_statistics_where_the_last_batch_has_one_example():
@@ -843,9 +843,8 @@ def test_times_are_as_exact_as_those_of_a_run(t):
         run, checkpoints={0.0: run.checkpoints[0], 0.3: run.checkpoints[1], 6.0: run.checkpoints[6]}
     )
     run.at(t)
-    assert rewind(run, data, times=[t, 0.3]).equals(rewind(run, data, times=[0.3])) and set(
-        rewind(run, data, times=[t])["time"]
-    ) == {0.3}
+    assert rewind(run, data, times=[t, 0.3]).equals(rewind(run, data, times=[0.3]))
+    assert set(rewind(run, data, times=[t])["time"]) == {0.3}
     with pytest.raises(ValueError, match="no checkpoints at"):
         rewind(run, data, times=[t + 1e-8])
 
@@ -974,7 +973,8 @@ def test_options_of_train():
     for k, p in net.named_parameters():
         p.requires_grad_(belongs(k, "fc2"))
     fit(net.train(), data.subset(~data.is_noisy), 3, times=[0, 1.5, 3], device="cpu", **how)
-    assert same(state(nets["fc2"]), state(net)) and rows["time"].unique().sort().to_list() == [
+    assert same(state(nets["fc2"]), state(net))
+    assert rows["time"].unique().sort().to_list() == [
         0,
         1.5,
         3,
@@ -995,17 +995,16 @@ def test_defaults_of_retraining():
         batch=512,
     )
     rows = retrain(run, data, ["out"])
-    assert rows.equals(retrain(run, data, ["out"], 20, **how)) and rows[
-        "time"
-    ].unique().sort().to_list() == list(range(21))
-    assert rows.columns == ["layer", "time", "group", "target", "accuracy"] and set(
-        rows["target"]
-    ) == {"given"}
+    assert rows.equals(retrain(run, data, ["out"], 20, **how))
+    assert rows["time"].unique().sort().to_list() == list(range(21))
+    assert rows.columns == ["layer", "time", "group", "target", "accuracy"]
+    assert set(rows["target"]) == {"given"}
     nets = [
         state(retrained(run, data, ["out"], 4, **more)[1]["out"])
         for more in (dict(momentum=0.9, weight_decay=5e-4), {}, dict(weight_decay=0))
     ]
-    assert same(nets[0], nets[1]) and not same(nets[1], nets[2])
+    assert same(nets[0], nets[1])
+    assert not same(nets[1], nets[2])
 
 
 @pytest.mark.parametrize("how", [dict(), dict(schedule="one_cycle")])
@@ -1043,7 +1042,8 @@ def test_a_layer_that_is_never_called(layers):
             each_step=[done.append],
             look=lambda *a: done.append(a),
         )
-    assert not done and rewind(run, data, ["never"], model=model)["accuracy"].n_unique() <= 2
+    assert not done
+    assert rewind(run, data, ["never"], model=model)["accuracy"].n_unique() <= 2
 
 
 def test_best_and_final():
@@ -1055,10 +1055,8 @@ def test_best_and_final():
     values = {}
     for r in rows.to_dicts():
         values.setdefault((r["layer"], r["group"]), []).append(r["accuracy"])
-    assert (
-        found.rows() == [(*k, max(v), v[-1]) for k, v in values.items()]
-        and [len(v) for v in values.values()] == [9] * 4
-    )
+    assert found.rows() == [(*k, max(v), v[-1]) for k, v in values.items()]
+    assert [len(v) for v in values.values()] == [9] * 4
 
 
 @some
@@ -1069,16 +1067,13 @@ def test_a_retrained_run_is_left_as_it_is(name):
     if model:
         next(model.parameters()).requires_grad_(False)
     _, nets = retrained(run, data, ["out"], 2, model=model, batch=16)
-    assert all(same(run.checkpoints[t], s) for t, s in before.items()) and torch.equal(
-        torch.random.get_rng_state(), rng
-    )
+    assert all(same(run.checkpoints[t], s) for t, s in before.items())
+    assert torch.equal(torch.random.get_rng_state(), rng)
     if not model:
         return
     first, *others = model.parameters()
-    assert (
-        same(state(model), given)
-        and nets["out"] is not model
-        and not first.requires_grad
-        and all(p.requires_grad for p in others)
-    )
+    assert same(state(model), given)
+    assert nets["out"] is not model
+    assert not first.requires_grad
+    assert all(p.requires_grad for p in others)
     first.requires_grad_(True)

@@ -143,11 +143,9 @@ def test_depth_against_a_loop(name, k):
         depth_by_hand(trained(name)[1], clusters(), ["input", *GROUPS[name]], k),
     )
     got = prediction_depth(net, clusters(), k=k)
-    assert (
-        got.tolist() == expected
-        and got.dtype == torch.int64
-        and (k == 59 or len(set(expected)) > 2)
-    )
+    assert got.tolist() == expected
+    assert got.dtype == torch.int64
+    assert k == 59 or len(set(expected)) > 2
 
 
 def test_depth_with_layers_of_ones_own():
@@ -162,9 +160,8 @@ def test_depth_of_one_logit_and_of_a_network_that_is_not_memnbs():
     data, net = clusters(k=2), Functional()
     fit(net, data, 4, lr=0.05)
     got = prediction_depth(net, data, ["input", "fc"], 7)
-    assert got.tolist() == depth_by_hand(net, data, ["input", "fc"], 7) and torch.equal(
-        got, prediction_depth(net, data, ["input", "fc"], 7, batch=9)
-    )
+    assert got.tolist() == depth_by_hand(net, data, ["input", "fc"], 7)
+    assert torch.equal(got, prediction_depth(net, data, ["input", "fc"], 7, batch=9))
 
 
 def test_default_layers_leave_parameters_of_the_root_out():
@@ -205,7 +202,8 @@ def test_a_look_at_depth_changes_nothing():
     assert torch.equal(
         prediction_depth(net, clusters(), k=5), prediction_depth(net, clusters(), k=5)
     )
-    assert net.training and torch.equal(torch.random.get_rng_state(), before)
+    assert net.training
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_depth_knows_whose_channels_are_on():
@@ -303,16 +301,15 @@ def test_columns_against_loops(name):
         "probe_disagreement",
         "probe_margin",
     ]
-    assert (
-        f["row"].to_list() == list(range(60))
-        and f["index"].to_list() == data.index.tolist()
-        and f["label"].to_list() == data.y.tolist()
-        and f["noisy"].to_list() == data.is_noisy.tolist()
-    )
+    assert f["row"].to_list() == list(range(60))
+    assert f["index"].to_list() == data.index.tolist()
+    assert f["label"].to_list() == data.y.tolist()
+    assert f["noisy"].to_list() == data.is_noisy.tolist()
     for k, v in columns_by_hand(run).items():
         assert f[k].to_list() == pytest.approx(v, rel=1e-12), k
     assert f["prediction_depth"].to_list() == depth_by_hand(net, data, ["input", *GROUPS[name]], 5)
-    assert len(set(f["forgetting"])) > 2 and (name == "cnn" or len(set(f["learning_time"])) > 3)
+    assert len(set(f["forgetting"])) > 2
+    assert name == "cnn" or len(set(f["learning_time"])) > 3
 
 
 @pytest.mark.parametrize("layers", [None, ["fc1"], ["out", "input"]])
@@ -334,10 +331,8 @@ def test_disagreement_against_the_probes_by_hand(layers):
                 ]
             )
     f = mislabel_scores(run, data, k=5, layers=layers)
-    assert (
-        f["probe_disagreement"].to_list() == pytest.approx(np.mean(wrong, 0).tolist())
-        and len(set(f["probe_disagreement"])) > 2
-    )
+    assert f["probe_disagreement"].to_list() == pytest.approx(np.mean(wrong, 0).tolist())
+    assert len(set(f["probe_disagreement"])) > 2
     assert f["prediction_depth"].to_list() == prediction_depth(net, data, layers, 5).tolist()
 
 
@@ -356,14 +351,12 @@ def test_the_model_is_rebuilt_or_given():
 def test_a_network_that_is_not_memnbs():
     data, net = clusters(k=2), Functional()
     run = fit(net, data, 3, lr=0.05)
-    assert (
-        "prediction_depth" not in (f := mislabel_scores(run, data)).columns
-        and f.columns[-1] == "final_loss"
-    )
+    assert "prediction_depth" not in (f := mislabel_scores(run, data)).columns
+    assert f.columns[-1] == "final_loss"
     more = mislabel_scores(run, data, net, k=5, layers=["input", "fc"])
+    assert more.select(f.columns).equals(f)
     assert (
-        more.select(f.columns).equals(f)
-        and more["prediction_depth"].to_list()
+        more["prediction_depth"].to_list()
         == prediction_depth(net, data, ["input", "fc"], 5).tolist()
     )
     assert more["learning_time"].to_list() == columns_by_hand(run)["learning_time"]
@@ -405,7 +398,8 @@ def test_units_are_joined_by_row_without_the_misclassified():
         mislabel_scores(trained()[0], clusters(), k=5),
         mislabel_scores(trained()[0], clusters(), k=5, units=units()),
     )
-    assert f.drop("critical_units").equals(plain) and f.columns[-1] == "critical_units"
+    assert f.drop("critical_units").equals(plain)
+    assert f.columns[-1] == "critical_units"
     assert {r: u for r, u in f.select("row", "critical_units").iter_rows() if u is not None} == {
         5: -3,
         2: -100,
@@ -421,7 +415,8 @@ def test_units_that_were_searched():
     )
     assert {r: -u for r, u in f.select("row", "critical_units").iter_rows()} == {
         r: u for r, u in found.select("row", "units").iter_rows() if u is not None
-    } and len(f) > 0
+    }
+    assert len(f) > 0
 
 
 @pytest.mark.parametrize("none", [units((), (), ()), units((0,), ("misclassified",), (None,))])
@@ -542,10 +537,10 @@ def test_detection_rows_come_in_the_order_of_the_scores_and_others_are_no_scores
             odd=[True, False],
         )
     )
-    assert detection(f).rows() == [("margin", 0.0, 2), ("loss", 1.0, 2)] and detection(f, "odd")[
-        "auc"
-    ].to_list() == [1.0, 0.0]
-    assert detection(f.select("noisy")).rows() == [] and detection(f.select("noisy")).columns == [
+    assert detection(f).rows() == [("margin", 0.0, 2), ("loss", 1.0, 2)]
+    assert detection(f, "odd")["auc"].to_list() == [1.0, 0.0]
+    assert detection(f.select("noisy")).rows() == []
+    assert detection(f.select("noisy")).columns == [
         "score",
         "auc",
         "examples",
@@ -561,7 +556,8 @@ def test_unknown_truth(f):
 def test_unknown_clean_labels():
     data, net = replace(clusters(), clean=None), build(**MLP)
     f = mislabel_scores(fit(net, data, 1, config=dict(model=MLP)), data, k=5)
-    assert f["noisy"].null_count() == 60 and f["prediction_depth"].null_count() == 0
+    assert f["noisy"].null_count() == 60
+    assert f["prediction_depth"].null_count() == 0
     with pytest.raises(ValueError, match="'noisy'"):
         detection(f)
 
@@ -597,12 +593,11 @@ def forgotten_by_hand(make, data, epochs, second, seed=0, **how) -> list[float]:
 def test_second_split_against_a_loop(n, seed):
     data, make = clusters().subset(torch.arange(n)), lambda: build(**MLP | dict(widths=[16]))
     got = second_split_forgetting(make, data, 6, 5, seed, **HOW)
-    assert (
-        got.tolist() == forgotten_by_hand(make, data, 6, 5, seed, **HOW)
-        and got.dtype == torch.float64
-        and got.shape == (n,)
-    )
-    assert set(got.tolist()) <= {0, 1, 2, 3, 4, 5, math.inf} and len(set(got.tolist())) > 2
+    assert got.tolist() == forgotten_by_hand(make, data, 6, 5, seed, **HOW)
+    assert got.dtype == torch.float64
+    assert got.shape == (n,)
+    assert set(got.tolist()) <= {0, 1, 2, 3, 4, 5, math.inf}
+    assert len(set(got.tolist())) > 2
     assert not torch.equal(got, second_split_forgetting(make, data, 6, 5, seed + 1, **HOW))
 
 
@@ -628,11 +623,9 @@ def test_both_halves_begin_with_a_fresh_network_and_end_with_the_other_half():
             return super().forward(x)
 
     got = second_split_forgetting(Made, data, 1, 1, **HOW)
-    assert (
-        len(made) == 2
-        and not got.isnan().any()
-        and all(m.seen == set(data.x[:, 0, 0, 0].tolist()) for m in made)
-    )
+    assert len(made) == 2
+    assert not got.isnan().any()
+    assert all(m.seen == set(data.x[:, 0, 0, 0].tolist()) for m in made)
 
 
 def test_never_right_and_always_kept():
@@ -654,9 +647,8 @@ def test_never_right_and_always_kept():
             return x + 0 * self.p
 
     got = second_split_forgetting(make, clusters(), 1, 2, **HOW)
-    assert torch.equal(got == math.inf, clusters().y == 0) and torch.equal(
-        got == 0, clusters().y != 0
-    )
+    assert torch.equal(got == math.inf, clusters().y == 0)
+    assert torch.equal(got == 0, clusters().y != 0)
 
 
 def test_second_split_that_stops_early():
@@ -709,9 +701,9 @@ def test_leaving_out_against_single_trainings(how, share, seed):
     args = lambda s: build(**how, seed=s), clusters(), 5, 6, share, seed
     got = leave_out_memorization(*args, **HOW)
     np.testing.assert_allclose(got.numpy(), left_out_by_hand(*args, **HOW), atol=1e-5)
-    assert (
-        got.dtype == torch.float64 and got.nan_to_num().abs().max() <= 1 and len(got.unique()) > 3
-    )
+    assert got.dtype == torch.float64
+    assert got.nan_to_num().abs().max() <= 1
+    assert len(got.unique()) > 3
 
 
 def test_networks_that_cannot_be_stacked_are_trained_one_by_one():
@@ -727,7 +719,8 @@ def test_always_or_never_in_is_nan(subsets, share):
     got = leave_out_memorization(
         lambda s: build(**MLP, seed=s), clusters(), 1, subsets, share, **HOW
     )
-    assert torch.equal(got.isnan(), within.all(0) | ~within.any(0)) and 0 < got.isnan().sum() < 60
+    assert torch.equal(got.isnan(), within.all(0) | ~within.any(0))
+    assert 0 < got.isnan().sum() < 60
 
 
 @pytest.mark.parametrize(
@@ -753,7 +746,8 @@ def test_refused_subsets(given, says):
 
 def test_each_score_is_told_by_whom():
     for k, v in SCORES.items():
-        assert re.fullmatch(r"[a-z_]+", k) and v
+        assert re.fullmatch(r"[a-z_]+", k)
+        assert v
 
 
 def test_parametrized_layers_are_part_of_the_representation():

@@ -162,7 +162,8 @@ def test_none_and_all(p, share):
 def test_channels_and_examples_are_independent():
     for on in (table(4000, 48), table(48, 4000).T):
         r = np.corrcoef(on.T)[np.triu_indices(48, 1)] * 4000**0.5  # standard normal
-        assert abs(r).max() < 5 and abs(r.std() - 1) < 0.1
+        assert abs(r).max() < 5
+        assert abs(r.std() - 1) < 0.1
 
 
 @pytest.mark.parametrize(
@@ -173,10 +174,8 @@ def test_sites_and_seeds_are_independent(other):
     counts = np.array(
         [[(a * b).sum(), (a * (1 - b)).sum()], [((1 - a) * b).sum(), ((1 - a) * (1 - b)).sum()]]
     )
-    assert (
-        stats.chi2_contingency(counts).pvalue > 1e-4
-        and abs((a * b).sum(0) / a.sum(0) - 0.2).max() < 0.12
-    )
+    assert stats.chi2_contingency(counts).pvalue > 1e-4
+    assert abs((a * b).sum(0) / a.sum(0) - 0.2).max() < 0.12
 
 
 # --- masks
@@ -225,14 +224,13 @@ def test_general_channels_are_always_on():
     for training in (True, False):
         with examples(torch.arange(50)):
             out = net.train(training)(data)
-        assert (
-            out[:, :3].eq(1).all()
-            and set(out.unique().tolist()) == {0, 1}
-            and 0.4 < out[:, 3:].mean() < 0.6
-        )
+        assert out[:, :3].eq(1).all()
+        assert set(out.unique().tolist()) == {0, 1}
+        assert 0.4 < out[:, 3:].mean() < 0.6
         assert out.flatten(2).amax(2).equal(out.flatten(2).amin(2))  # channels are whole
         seen.append(out)
-    assert torch.equal(*seen) and tied.mode == "own"
+    assert torch.equal(*seen)
+    assert tied.mode == "own"
 
 
 def test_a_gradient_reaches_only_what_is_on():
@@ -241,9 +239,9 @@ def test_a_gradient_reaches_only_what_is_on():
     with examples(data.index):
         net(data.x).sum().backward()
     off = mask_of(data.index, 20, 0)[0] == 0
-    assert (
-        off.any() and not net.fc1[0].weight.grad[off].any() and net.fc1[0].weight.grad[~off].any()
-    )
+    assert off.any()
+    assert not net.fc1[0].weight.grad[off].any()
+    assert net.fc1[0].weight.grad[~off].any()
 
 
 def test_all_general_changes_nothing():
@@ -262,9 +260,8 @@ def test_test_examples_own_nothing():
         own = predict(net, data.x)
     assert not torch.equal(own, predict(net, data.x, index=data.index))
     with tied.using("drop"):
-        assert torch.equal(own, predict(net, data.x)) and torch.equal(
-            own, predict(net, data.x, index=data.index)
-        )
+        assert torch.equal(own, predict(net, data.x))
+        assert torch.equal(own, predict(net, data.x, index=data.index))
 
 
 @pytest.mark.parametrize("batch", [1, 7, 1024])
@@ -363,7 +360,8 @@ def test_too_few_general_channels():
     attach(net, p_gen=0.03)
     with pytest.raises(ValueError, match=r"p_gen=0.03 leaves none of the 16.*'fc2'.*at least 0.03"):
         fit(net, digits(), 1, each_step=[steps.append])
-    assert not steps and same(net.state_dict(), before)
+    assert not steps
+    assert same(net.state_dict(), before)
 
 
 @pytest.mark.parametrize(
@@ -399,7 +397,8 @@ def test_channels_of_a_recurrent_layer():
     TiedDropout(net, ["0"], 0.4, 0.0)
     with examples(torch.arange(2)):
         seen, state = net(x)
-    assert torch.equal(seen, full * (torch.arange(10) < 4)) and len(state) == 2
+    assert torch.equal(seen, full * (torch.arange(10) < 4))
+    assert len(state) == 2
 
 
 @pytest.mark.parametrize("c", [1, 2, 3, 4, 7, 16])
@@ -461,7 +460,8 @@ def test_unknown_modes():
 def test_using_comes_back():
     tied = attach(mlp())
     with pytest.raises(KeyError), tied.using("drop"), tied.using("scaled") as given:
-        assert given is tied and tied.mode == "scaled"
+        assert given is tied
+        assert tied.mode == "scaled"
         raise KeyError
     with tied.using("drop"):
         with tied.using("rescaled"):
@@ -480,11 +480,9 @@ def test_removed(make):
     assert same(net.state_dict(), state)  # nothing is stored with the network
     for _ in range(2):
         handle.remove()
-    assert (
-        torch.equal(net(data.x), before)
-        and not any(m._forward_hooks for m in net.modules())
-        and same(net.state_dict(), state)
-    )
+    assert torch.equal(net(data.x), before)
+    assert not any(m._forward_hooks for m in net.modules())
+    assert same(net.state_dict(), state)
 
 
 def test_copies_share_it():
@@ -496,7 +494,8 @@ def test_copies_share_it():
             assert torch.equal(
                 predict(copy, data.x, index=data.index), predict(net, data.x, index=data.index)
             )
-    assert trainer.costs(net, data, batch=16)[0] > 0 and deepcopy(tied) is tied
+    assert trainer.costs(net, data, batch=16)[0] > 0
+    assert deepcopy(tied) is tied
 
 
 def test_removed_from_copies():
@@ -517,8 +516,8 @@ def test_nothing_is_kept():
         vars(tied)
         == known
         == dict(layers=["fc1", "fc2"], handles=tied.handles, mode="own", active=True, **HOW)
-        and len(tied.handles) == 2
     )
+    assert len(tied.handles) == 2
     for m in net.modules():
         for h in m._forward_hooks.values():
             assert vars(h) == dict(owner=tied, site=h.site)
@@ -543,8 +542,8 @@ def test_training_is_the_loop_with_masks_by_hand():
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
     assert (
         run.prediction[-1].tolist() == by_hand(net, data.x, masks_of(data.index)).argmax(1).tolist()
-        and tied.mode == "own"
     )
+    assert tied.mode == "own"
     for m in masks_of(data.index):
         assert len({tuple(row) for row in m.tolist()}) > 40
 
@@ -592,12 +591,10 @@ def test_killed_and_resumed(tmp_path):
         m.setenv("BREAK_AT", "2.0")
         go("a")
     (a, net), (b, other) = go("a"), go("b")
-    assert (
-        torch.equal(a.prediction, b.prediction)
-        and torch.equal(a.loss, b.loss)
-        and a.rows.equals(b.rows)
-        and same(net.state_dict(), other.state_dict())
-    )
+    assert torch.equal(a.prediction, b.prediction)
+    assert torch.equal(a.loss, b.loss)
+    assert a.rows.equals(b.rows)
+    assert same(net.state_dict(), other.state_dict())
 
 
 def test_wrong_labels_live_in_the_memory():
@@ -606,10 +603,8 @@ def test_wrong_labels_live_in_the_memory():
     tied = TiedDropout(net, ["conv1", "conv2", "res1", "conv3", "res2", "conv4"])
     fit(net, data, 25, times=[25], batch=32, momentum=0.9, schedule="one_cycle")
     got = {(r["mode"], r["group"]): r["accuracy"] for r in by_mode(net, tied, data)}
-    assert (
-        got["own", "noisy"] - got["drop", "noisy"] > 0.3
-        and got["drop", "clean"] > got["drop", "noisy"] + 0.3
-    )
+    assert got["own", "noisy"] - got["drop", "noisy"] > 0.3
+    assert got["drop", "clean"] > got["drop", "noisy"] + 0.3
 
 
 # --- baselines
@@ -621,9 +616,8 @@ def test_standard_dropout(kept):
     StandardDropout(net, ["0"], kept)
     out, on = net.train()(x), net(x) != 0
     torch.testing.assert_close(out[out != 0], torch.full_like(out[out != 0], 1 / kept))
-    assert stats.binomtest(int(on.sum()), on.numel(), kept).pvalue > 1e-4 and (
-        kept == 1 or not torch.equal(on, net(x) != 0)
-    )
+    assert stats.binomtest(int(on.sum()), on.numel(), kept).pvalue > 1e-4
+    assert kept == 1 or not torch.equal(on, net(x) != 0)
     assert torch.equal(net.eval()(x), x)
 
 
@@ -634,9 +628,8 @@ def test_standard_dropout_goes_by_the_seed_of_fit():
             StandardDropout(net, ["fc1", "fc2"], 0.5)
         torch.manual_seed(i)  # the state outside is no part of it
         fit(net, digits(), 3, batch=16, seed=4)
-    assert same(nets[0].state_dict(), nets[1].state_dict()) and not same(
-        nets[0].state_dict(), nets[2].state_dict()
-    )
+    assert same(nets[0].state_dict(), nets[1].state_dict())
+    assert not same(nets[0].state_dict(), nets[2].state_dict())
 
 
 @pytest.mark.parametrize("kept, on", [(0.01, 1), (0.4, 4), (0.75, 8), (1.0, 10)])
@@ -645,15 +638,13 @@ def test_sparse_channels(kept, on):
         net = nn.Sequential(nn.Identity(), nn.Identity())
         SparseChannels(net, ["0"], kept, seed), SparseChannels(net, ["0", "1"], 1.0, seed)
         outs = [net.train(training)(torch.ones(3, 10, 2, 2)) for training in (True, False, True)]
-        assert (
-            all(torch.equal(o, outs[0]) for o in outs) and (outs[0] == outs[0][:1, :, :1, :1]).all()
-        )
+        assert all(torch.equal(o, outs[0]) for o in outs)
+        assert (outs[0] == outs[0][:1, :, :1, :1]).all()
         return outs[0][0, :, 0, 0]
 
     drawn = [masks(seed) for seed in range(8)]
-    assert all(m.sum() == on and set(m.tolist()) <= {0, 1} for m in drawn) and torch.equal(
-        drawn[3], masks(3)
-    )
+    assert all(m.sum() == on and set(m.tolist()) <= {0, 1} for m in drawn)
+    assert torch.equal(drawn[3], masks(3))
     assert kept == 1 or len({tuple(m.tolist()) for m in drawn}) > 2
 
 
@@ -663,12 +654,10 @@ def test_sparse_channels_of_two_sites_and_tokens():
     both = nn.Sequential(nn.Identity(), nn.Identity())
     SparseChannels(both, ["0", "1"], 0.5, 7)
     one, two = net(torch.ones(2, 5, 40)), both(torch.ones(2, 5, 40))
-    assert (
-        one.sum(2).eq(20).all()
-        and (one == one[:1, :1]).all()
-        and two.sum() < one.sum()
-        and (one >= two).all()
-    )
+    assert one.sum(2).eq(20).all()
+    assert (one == one[:1, :1]).all()
+    assert two.sum() < one.sum()
+    assert (one >= two).all()
 
 
 @pytest.mark.parametrize("make", [StandardDropout, SparseChannels])
@@ -698,17 +687,16 @@ def test_by_mode_by_hand(mask):
             (mode, "noisy", "given", accuracy(logits[noisy], data.y[noisy])),
             (mode, "test", "true", accuracy(by_hand(net, test.x, masks_of(None, mode)), test.y)),
         ]
-    assert [tuple(r.values()) for r in rows] == expected and list(rows[0]) == [
+    assert [tuple(r.values()) for r in rows] == expected
+    assert list(rows[0]) == [
         "mode",
         "group",
         "target",
         "accuracy",
     ]
-    assert (
-        net.training
-        and tied.mode == "own"
-        and by_mode(net, tied, data, mask=mask) == [r for r in rows[:6] if r["group"] != "test"]
-    )
+    assert net.training
+    assert tied.mode == "own"
+    assert by_mode(net, tied, data, mask=mask) == [r for r in rows[:6] if r["group"] != "test"]
 
 
 def test_one_logit():

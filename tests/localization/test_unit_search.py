@@ -252,8 +252,10 @@ def test_every_batch_finds_what_a_plain_search_finds(name, mode):
         found = pairs(
             critical_units(net, data, rows, mode, reference=8, copies=3, most=12, batch=batch)
         )
-        assert found == plain and all(len(set(off)) == len(off) for _, off in found)
-    assert len({tuple(off) for _, off in plain}) > 3 and {o for o, _ in plain} >= {"flipped"}
+        assert found == plain
+        assert all(len(set(off)) == len(off) for _, off in found)
+    assert len({tuple(off) for _, off in plain}) > 3
+    assert {o for o, _ in plain} >= {"flipped"}
 
 
 @pytest.mark.parametrize(
@@ -326,9 +328,13 @@ def test_what_meets_the_reference(monkeypatch):
             for i in range(f["units"])
         ]
         few = [m for m in met if m.count(0) <= 4]
-        assert len(few) == len(set(few)) == len({o for o in off if len(o) <= 4}) < len(
-            [o for o in off if len(o) <= 4]
-        ) and len(met) <= len(off)
+        assert (
+            len(few)
+            == len(set(few))
+            == len({o for o in off if len(o) <= 4})
+            < len([o for o in off if len(o) <= 4])
+        )
+        assert len(met) <= len(off)
 
 
 def test_filters_instead_of_activations():
@@ -344,9 +350,8 @@ def test_filters_instead_of_activations():
 def test_layers_that_are_named():
     net, data = trained("twice"), digits()
     found = critical_units(net, data, range(12), layers=["c"], reference=8, copies=3)
-    assert pairs(found) == [search(net, data, r, {"c": "c"}) for r in range(12)] and {"c"} == set(
-        found["layer"].explode().drop_nulls()
-    )
+    assert pairs(found) == [search(net, data, r, {"c": "c"}) for r in range(12)]
+    assert {"c"} == set(found["layer"].explode().drop_nulls())
 
 
 def test_a_layers_input():
@@ -373,9 +378,8 @@ def test_a_network_that_depends_on_the_example(mode):
     TiedDropout(net, ["fc1", "fc2.0"], 0.5, 0.5)
     fit(net, data, 40, times=[40], lr=0.05, momentum=0.9, batch=16, device="cpu")
     plain = [search(net, data, r, NETS["mlp"][1], mode) for r in range(8)]
-    assert pairs(
-        critical_units(net, data, range(8), mode, reference=8, copies=3, batch=5)
-    ) == plain and any(off for _, off in plain)
+    assert pairs(critical_units(net, data, range(8), mode, reference=8, copies=3, batch=5)) == plain
+    assert any(off for _, off in plain)
 
 
 def test_a_network_from_torchvision():
@@ -396,11 +400,11 @@ def test_a_network_from_torchvision():
             else k.replace("downsample.0", "downsample.1").replace(".conv", ".bn")
         )
 
-    assert places == {k: behind(k) for k in convs} and unit_layers(net, x, "filter") == {
-        k: k for k in convs
-    }
+    assert places == {k: behind(k) for k in convs}
+    assert unit_layers(net, x, "filter") == {k: k for k in convs}
     found = critical_units(net.train(), data, range(2), reference=2, copies=1, most=2)
-    assert net.training and pairs(found) == [
+    assert net.training
+    assert pairs(found) == [
         search(net, data, r, places, reference=2, copies=1, most=2) for r in range(2)
     ]
 
@@ -507,7 +511,8 @@ def test_noise_is_no_part_of_what_is_no_number(make, inputs, place):
         UserWarning, match=f"whole numbers of its inputs.*noise is added to: {place}$"
     ):
         found = critical_units(net, data, check=0)
-    assert "misclassified" not in found["outcome"] and set(found["noise"]) == {place}
+    assert "misclassified" not in found["outcome"]
+    assert set(found["noise"]) == {place}
     if place == "nowhere":
         assert_frame_equal(found, critical_units(net, data, noise=0, check=0))
 
@@ -543,7 +548,8 @@ def test_noise_in_an_embedding_against_a_search_by_hand():
 def test_whole_numbers_that_are_used_as_numbers_get_noise(net, x, recwarn):
     net, data = labelled(net, x)
     found = critical_units(net, data, check=0)
-    assert set(found["noise"]) == {"input"} and not recwarn
+    assert set(found["noise"]) == {"input"}
+    assert not recwarn
 
 
 @modes
@@ -559,7 +565,8 @@ def test_a_row_says_how_it_was_found(mode):
 def test_the_default_is_the_papers_search():
     net, data = trained("mlp"), digits()
     found = critical_units(net, data, range(8), check=0)
-    assert set(found["search"]) == {"exact"} and pairs(found) == [
+    assert set(found["search"]) == {"exact"}
+    assert pairs(found) == [
         search(net, data, r, NETS["mlp"][1], "exact", 60, copies=5) for r in range(8)
     ]
 
@@ -634,13 +641,10 @@ def test_units_of_torchs_attention():
 @pytest.mark.parametrize("name", NETS)
 def test_unit_layers(name):
     net, places, x = NETS[name][0](), NETS[name][1], torch.rand(5, 1, 8, 8)
-    assert unit_layers(net, x) == places and list(unit_layers(net, x)) == list(
-        places
-    )  # in the order of their calls
-    assert (
-        unit_layers(net, x, "filter") == {k: k for k in places}
-        and unit_layers(net, x[:1]) == places
-    )
+    assert unit_layers(net, x) == places
+    assert list(unit_layers(net, x)) == list(places)
+    assert unit_layers(net, x, "filter") == {k: k for k in places}
+    assert unit_layers(net, x[:1]) == places
 
 
 @pytest.mark.parametrize(
@@ -831,19 +835,15 @@ def test_flipped_ones_flip_with_the_last_unit(name):
 def test_its_columns():
     data, net = digits(), trained("functional")
     found = critical_units(net, data, noise=0, most=2, check=0)
-    assert found["row"].to_list() == list(range(60)) and found[
-        "index"
-    ].to_list() == data.index.tolist() != list(range(60))
+    assert found["row"].to_list() == list(range(60))
+    assert found["index"].to_list() == data.index.tolist() != list(range(60))
     wrong = (net.eval()(data.x).argmax(1) != data.y).tolist()
     for r in found.iter_rows(named=True):
-        assert (
-            (r["outcome"] == "misclassified") == wrong[r["row"]]
-            and len(r["layer"]) == len(r["channel"]) == (r["units"] or 0)
-            and r["accuracy"] is None
-        )
-        assert r["units"] == {"kept": 2, "misclassified": None}.get(r["outcome"], r["units"]) and r[
-            "units"
-        ] in (None, 1, 2)
+        assert (r["outcome"] == "misclassified") == wrong[r["row"]]
+        assert len(r["layer"]) == len(r["channel"]) == (r["units"] or 0)
+        assert r["accuracy"] is None
+        assert r["units"] == {"kept": 2, "misclassified": None}.get(r["outcome"], r["units"])
+        assert r["units"] in (None, 1, 2)
     assert set(found["outcome"]) == {"kept", "misclassified", "flipped"}
 
 
@@ -852,14 +852,11 @@ def test_what_never_flips():
     with torch.no_grad():
         net.out.bias[4] = 1e4
     found = critical_units(net, data, batch=7).filter(pl.col("outcome") != "misclassified")
-    assert (
-        found["row"].to_list() == (data.y == 4).nonzero()[:, 0].tolist()
-        and set(found["outcome"]) == {"kept"}
-        and set(found["units"]) == {20}
-    )
-    assert all(len(set(off)) == 20 for _, off in pairs(found)) and found["accuracy"].to_list() == [
-        others(data.y == 4, r) for r in found["row"]
-    ]
+    assert found["row"].to_list() == (data.y == 4).nonzero()[:, 0].tolist()
+    assert set(found["outcome"]) == {"kept"}
+    assert set(found["units"]) == {20}
+    assert all(len(set(off)) == 20 for _, off in pairs(found))
+    assert found["accuracy"].to_list() == [others(data.y == 4, r) for r in found["row"]]
 
 
 @pytest.mark.parametrize("name", ["resnet9", "twice"])
@@ -898,7 +895,8 @@ def test_accuracy_where_the_network_depends_on_the_example():
 def test_rows():
     net, data = trained("mlp"), digits()
     everything, mask = critical_units(net, data), torch.arange(60) % 7 == 3
-    assert everything["row"].to_list() == list(range(60)) and everything["units"].n_unique() > 3
+    assert everything["row"].to_list() == list(range(60))
+    assert everything["units"].n_unique() > 3
     for rows in (
         [41, 3, 7, 22],
         [5, 5, 1],
@@ -996,12 +994,10 @@ def test_the_network_is_as_it_was(name, broken):
     handle.remove()
     assert len(passes) == broken or not broken
     (state, *flags, rng), (was, *were, rng_was) = state_of(net), before
-    assert (
-        flags == were
-        and torch.equal(rng, rng_was)
-        and state.keys() == was.keys()
-        and all(torch.equal(state[k], was[k]) for k in was)
-    )
+    assert flags == were
+    assert torch.equal(rng, rng_was)
+    assert state.keys() == was.keys()
+    assert all(torch.equal(state[k], was[k]) for k in was)
 
 
 def test_without_gradients_around_it():

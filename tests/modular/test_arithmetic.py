@@ -123,7 +123,8 @@ def test_labels_by_a_double_loop(operation, p):
             (len(d), 2 * p),
             torch.float32,
             torch.int64,
-        ) and torch.equal(d.y, d.clean)
+        )
+        assert torch.equal(d.y, d.clean)
         pairs = zip(d.x.tolist(), d.y.tolist(), strict=True)
         rows |= dict(zip(d.index.tolist(), pairs, strict=True))
     for a in range(p):
@@ -148,20 +149,17 @@ def test_split(p, share, seed):
     if not 0 < size < p * p:
         return
     train, test = operation_table(p, "add", share, seed=seed)
-    assert len(train) == size and sorted(train.index.tolist() + test.index.tolist()) == list(
-        range(p * p)
-    )
+    assert len(train) == size
+    assert sorted(train.index.tolist() + test.index.tolist()) == list(range(p * p))
     assert all((d.index.diff() > 0).all() and len(d) for d in (train, test))
 
 
 def test_seed():
     (a, b), (c, d), (e, f) = (operation_table(7, rho=0.4, seed=s) for s in (3, 3, 4))
-    assert (
-        a.digest == c.digest
-        and b.digest == d.digest
-        and a.digest != e.digest
-        and not torch.equal(a.index, e.index)
-    )
+    assert a.digest == c.digest
+    assert b.digest == d.digest
+    assert a.digest != e.digest
+    assert not torch.equal(a.index, e.index)
     assert torch.equal(
         operation_table(7, "mul", seed=3)[0].index,
         operation_table(7, "sub", rho=0.4, seed=3)[0].index,
@@ -189,12 +187,11 @@ def test_the_split_is_drawn_evenly():
 def test_noise_is_exact_and_the_test_set_is_clean(operation, rho):
     train, test = operation_table(11, operation, 0.7, rho, seed=2)
     plain, _ = operation_table(11, operation, 0.7, seed=2)
-    assert (
-        int(train.is_noisy.sum()) == round(rho * len(train))
-        and torch.equal(train.clean, plain.y)
-        and torch.equal(train.x, plain.x)
-    )
-    assert torch.equal(test.y, test.clean) and train.rho == round(rho * len(train)) / len(train)
+    assert int(train.is_noisy.sum()) == round(rho * len(train))
+    assert torch.equal(train.clean, plain.y)
+    assert torch.equal(train.x, plain.x)
+    assert torch.equal(test.y, test.clean)
+    assert train.rho == round(rho * len(train)) / len(train)
     if rho in (0, 1):
         assert train.rho == rho
 
@@ -249,7 +246,8 @@ def test_the_nearest_prime_is_named():
             with pytest.raises(ValueError, match=f"P={p} is not prime") as e:
                 check_modulus(p, "mul")
             named = int(str(e.value).split()[-1])
-            assert named in primes and abs(named - p) == min(abs(q - p) for q in primes)
+            assert named in primes
+            assert abs(named - p) == min(abs(q - p) for q in primes)
 
 
 @every_operation
@@ -338,18 +336,15 @@ def test_logits_by_a_loop(activation):
         for b in range(p)
     ]
     for got in (net(all_pairs(p).double()), net.grid().flatten(0, 1)):
-        assert (
-            got.shape == (16, 4)
-            and (got - torch.tensor(hand, dtype=torch.float64)).abs().max() < 1e-12
-        )
+        assert got.shape == (16, 4)
+        assert (got - torch.tensor(hand, dtype=torch.float64)).abs().max() < 1e-12
 
 
 @every_activation
 def test_the_grid_is_the_network_on_all_pairs(activation):
     net = ModularNet(11, 20, activation)
-    assert net.grid().shape == (11, 11, 11) and torch.allclose(
-        net.grid().flatten(0, 1), net(all_pairs(11).float()), atol=1e-5
-    )
+    assert net.grid().shape == (11, 11, 11)
+    assert torch.allclose(net.grid().flatten(0, 1), net(all_pairs(11).float()), atol=1e-5)
 
 
 @every_activation
@@ -357,7 +352,8 @@ def test_slopes(activation):
     s = torch.tensor([-2.0, -0.5, 0.0, 0.25, 3.0], dtype=torch.float64, requires_grad=True)
     f, slope = ACTIVATIONS[activation]
     f(s).sum().backward()
-    assert torch.equal(slope(s), s.grad) and torch.equal(f(s), TORCH[activation](s))
+    assert torch.equal(slope(s), s.grad)
+    assert torch.equal(f(s), TORCH[activation](s))
 
 
 @pytest.mark.parametrize("p, m", [(31, 513), (97, 100)])
@@ -367,14 +363,13 @@ def test_initial_variances(p, m):
         "u": (p, m),
         "v": (p, m),
         "readout.weight": (p, m),
-    } and all(q.requires_grad for q in net.parameters())
+    }
+    assert all(q.requires_grad for q in net.parameters())
     for q, variance in ((net.u, 0.5 / p), (net.v, 0.5 / p), (net.w, 1 / m)):
         z = q.detach().double().flatten() / variance**0.5
-        assert (
-            abs(z.mean()) * len(z) ** 0.5 < 4
-            and abs(z.var() - 1) * (len(z) / 2) ** 0.5 < 4
-            and stats.kstest(z.numpy(), "norm").pvalue > 1e-3
-        )
+        assert abs(z.mean()) * len(z) ** 0.5 < 4
+        assert abs(z.var() - 1) * (len(z) / 2) ** 0.5 < 4
+        assert stats.kstest(z.numpy(), "norm").pvalue > 1e-3
     assert (
         abs(
             torch.corrcoef(
@@ -397,12 +392,10 @@ def test_built_by_name(activation):
         build("modular", p=5, width=8, activation=activation, seed=2),
         ModularNet(5, 8, activation, 2),
     )
-    assert (
-        type(net) is ModularNet
-        and net.activation == activation
-        and net.p == 5
-        and torch.equal(net.grid(), own.grid())
-    )
+    assert type(net) is ModularNet
+    assert net.activation == activation
+    assert net.p == 5
+    assert torch.equal(net.grid(), own.grid())
 
 
 # --- its gradient
@@ -427,7 +420,8 @@ def test_gradient_is_that_of_autograd(activation, operation):
     net, (data,) = net64(activation=activation), double(operation_table(7, operation, 0.7, 0.4)[0])
     loss, grads = by_autograd(net, data)
     for rows in (None, 1, 2, 3, 7, 100):  # nothing is added up from call to call
-        assert abs(gradient(net, Grid(data, 7), rows) - loss) < 1e-13 and close(net, grads)
+        assert abs(gradient(net, Grid(data, 7), rows) - loss) < 1e-13
+        assert close(net, grads)
 
 
 @settings(max_examples=30, deadline=None)
@@ -446,7 +440,8 @@ def test_gradient_of_any_table(p, width, share, rho, activation, *, rows, seed):
         double(operation_table(p, "add", share, rho, seed=seed)[0]),
     )
     loss, grads = by_autograd(net, data)
-    assert abs(gradient(net, Grid(data, p), rows) - loss) < 1e-12 and close(net, grads, 1e-12)
+    assert abs(gradient(net, Grid(data, p), rows) - loss) < 1e-12
+    assert close(net, grads, 1e-12)
 
 
 @every_activation
@@ -455,7 +450,8 @@ def test_gradient_at_the_kink(activation):
     with torch.no_grad():
         net.v[:] = -net.u[2]  # row 2 of the table is zero before the activation
     loss, grads = by_autograd(net, data)
-    assert abs(gradient(net, Grid(data, 7), 2) - loss) < 1e-13 and close(net, grads)
+    assert abs(gradient(net, Grid(data, 7), 2) - loss) < 1e-13
+    assert close(net, grads)
 
 
 def test_only_training_pairs_count():
@@ -463,9 +459,8 @@ def test_only_training_pairs_count():
     grid = Grid(train, 7)
     loss, grads = gradient(net, grid), [q.grad.clone() for q in net.parameters()]
     grid.y.view(-1)[test.index] = torch.arange(len(test)) % 7
-    assert torch.equal(gradient(net, grid), loss) and all(
-        torch.equal(q.grad, g) for q, g in zip(net.parameters(), grads, strict=True)
-    )
+    assert torch.equal(gradient(net, grid), loss)
+    assert all(torch.equal(q.grad, g) for q, g in zip(net.parameters(), grads, strict=True))
     grid.y.view(-1)[train.index[0]] += 1 if train.y[0] < 6 else -1
     assert not torch.equal(gradient(net, grid), loss)
 
@@ -474,30 +469,26 @@ def test_the_grid_of_some_pairs():
     (data,), net = double(operation_table(5, rho=0.5)[0]), net64(5)
     some = data.subset(torch.tensor([7, 2, 11]))  # in no order
     grid, (loss, grads) = Grid(some, 5), by_autograd(net, some)
-    assert (
-        grid.share.flatten()[some.index].tolist() == [1 / 3] * 3
-        and grid.share.count_nonzero() == 3
-        and torch.equal(grid.y.flatten()[some.index], some.y)
-    )
-    assert abs(gradient(net, grid) - loss) < 1e-13 and close(net, grads)
+    assert grid.share.flatten()[some.index].tolist() == [1 / 3] * 3
+    assert grid.share.count_nonzero() == 3
+    assert torch.equal(grid.y.flatten()[some.index], some.y)
+    assert abs(gradient(net, grid) - loss) < 1e-13
+    assert close(net, grads)
 
 
 def test_gradient_in_float32():
     data, net = operation_table(13, rho=0.5)[0], ModularNet(13, 64)
     loss, grads = by_autograd(net, data)
-    assert (
-        abs(gradient(net, Grid(data, 13)) - loss) < 1e-5
-        and close(net, grads, 1e-6)
-        and torch.allclose(loss, F.cross_entropy(net(data.x), data.y))
-    )
+    assert abs(gradient(net, Grid(data, 13)) - loss) < 1e-5
+    assert close(net, grads, 1e-6)
+    assert torch.allclose(loss, F.cross_entropy(net(data.x), data.y))
 
 
 def test_a_gradient_changes_no_weight_and_makes_no_graph():
     net, grid = ModularNet(5, 4), Grid(operation_table(5)[0], 5)
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    assert not gradient(net, grid).requires_grad and all(
-        torch.equal(v, before[k]) for k, v in net.state_dict().items()
-    )
+    assert not gradient(net, grid).requires_grad
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
 def test_a_network_in_float64_on_a_table_as_it_is():
@@ -552,7 +543,8 @@ def test_training_is_the_plain_loop(activation, operation, epochs, how):
     net, (data,) = net64(7, 12, activation, 4), double(operation_table(7, operation, rho=0.3)[0])
     expected = by_hand(data, net, epochs, **dict(lr=1e-2, weight_decay=4.0) | how)
     run = fit(net, data, epochs, times=range(epochs + 1), checkpoints=range(epochs + 1), **how)
-    assert [*run.checkpoints] == [*range(epochs + 1)] and all(
+    assert [*run.checkpoints] == [*range(epochs + 1)]
+    assert all(
         (run.checkpoints[t][k] - v).abs().max() < 1e-9
         for t, e in enumerate(expected)
         for k, v in e.items()
@@ -650,10 +642,8 @@ def test_observers_rows():
         [1e-2 * (1 + math.cos(math.pi * t / 20)) / 2 for t in (0, 5, 20)],
         atol=1e-12,
     )  # along a cosine to zero
-    assert (
-        np.allclose(run.rows["right"], (run.prediction == run.y).double().mean(1))
-        and run.rows["u"].n_unique() == 3
-    )
+    assert np.allclose(run.rows["right"], (run.prediction == run.y).double().mean(1))
+    assert run.rows["u"].n_unique() == 3
 
 
 def test_observers_of_several_rows_or_none():
@@ -667,11 +657,9 @@ def test_observers_of_several_rows_or_none():
             lambda s: [dict(j=torch.tensor(5))],
         ],
     )[0]
-    assert (
-        run.rows["time"].to_list() == [0] * 4 + [2] * 4
-        and run.rows["k"].to_list() == [0, 1, 2, None] * 2
-        and run.rows["j"].to_list() == [None] * 3 + [5] + [None] * 3 + [5]
-    )
+    assert run.rows["time"].to_list() == [0] * 4 + [2] * 4
+    assert run.rows["k"].to_list() == [0, 1, 2, None] * 2
+    assert run.rows["j"].to_list() == [None] * 3 + [5] + [None] * 3 + [5]
 
 
 def test_observers_may_differentiate():
@@ -689,7 +677,8 @@ def test_looking_changes_nothing():
         trained(times=[3], test=False),
         trained(times=range(13), checkpoints=range(13)),
     )
-    assert torch.equal(a.grid(), b.grid()) and torch.equal(a.grid(), c.grid())
+    assert torch.equal(a.grid(), b.grid())
+    assert torch.equal(a.grid(), c.grid())
 
 
 def test_a_run_repeats():
@@ -699,17 +688,14 @@ def test_a_run_repeats():
 @pytest.mark.parametrize("checkpoints", [(), (0,), (4, 12), (0, 2, 4, 12)])
 def test_checkpoints(checkpoints):
     run, net, train, held = trained(times=[0, 2, 4, 12], checkpoints=checkpoints)
-    assert sorted(run.checkpoints) == sorted({*checkpoints, 12}) and all(
-        torch.equal(v, net.state_dict()[k]) for k, v in run.checkpoints[12].items()
-    )
+    assert sorted(run.checkpoints) == sorted({*checkpoints, 12})
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in run.checkpoints[12].items())
     for t in run.checkpoints:
         then, i = run.at(t), run.time.tolist().index(t)
-        assert (
-            type(then) is ModularNet
-            and torch.equal(then(train.x).argmax(1), run.prediction[i].long())
-            and torch.allclose(
-                F.cross_entropy(then(held.x), held.y, reduction="none"), run.test_loss[i], atol=1e-5
-            )
+        assert type(then) is ModularNet
+        assert torch.equal(then(train.x).argmax(1), run.prediction[i].long())
+        assert torch.allclose(
+            F.cross_entropy(then(held.x), held.y, reduction="none"), run.test_loss[i], atol=1e-5
         )
     if 0 in checkpoints:
         assert torch.equal(run.at(0).grid(), ModularNet(7, 24, seed=1).grid())
@@ -719,23 +705,19 @@ def test_checkpoints(checkpoints):
 
 def test_times_that_end_early():
     run, net, *_ = trained(times=[1, 5])
-    assert (
-        [*run.checkpoints] == [5]
-        and not torch.equal(run.at(5).grid(), net.grid())
-        and torch.equal(net.grid(), trained()[1].grid())
-    )
+    assert [*run.checkpoints] == [5]
+    assert not torch.equal(run.at(5).grid(), net.grid())
+    assert torch.equal(net.grid(), trained()[1].grid())
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 49, 50, 51, 99, 100, 200, 230])
 def test_default_times(epochs):
     t = fit(ModularNet(3, 1), operation_table(3)[0], epochs).time
-    assert (
-        t[0] == 0
-        and t[-1] == epochs
-        and len(t) <= 101
-        and (t.diff() > 0).all()
-        and t.diff()[:-1].unique().numel() <= 1
-    )
+    assert t[0] == 0
+    assert t[-1] == epochs
+    assert len(t) <= 101
+    assert (t.diff() > 0).all()
+    assert t.diff()[:-1].unique().numel() <= 1
 
 
 @pytest.mark.parametrize(
@@ -770,7 +752,8 @@ def test_times_in_an_array(times):
 
 def test_configuration():
     run = trained(times=(0, 12), lr=0.02, weight_decay=1.0)[0]
-    assert len(run.config.pop("test")) == 16 and run.config.pop("checkpoints") == [12]
+    assert len(run.config.pop("test")) == 16
+    assert run.config.pop("checkpoints") == [12]
     assert (
         run.config
         == json.loads(json.dumps(run.config))
@@ -793,18 +776,15 @@ def test_saved_and_loaded(tmp_path):
     assert save_run(run, tmp_path / "run")
     back = load_run(tmp_path / "run")
     assert_same_run(back, run)
-    assert (
-        torch.equal(back.at(2).grid(), run.at(2).grid())
-        and back.frame().equals(run.frame())
-        and not save_run(run, tmp_path / "run")
-    )
+    assert torch.equal(back.at(2).grid(), run.at(2).grid())
+    assert back.frame().equals(run.frame())
+    assert not save_run(run, tmp_path / "run")
 
 
 def test_without_a_test_set():
     run = trained(test=False)[0]
-    assert run.test_y is run.test_prediction is run.test_loss is None and set(
-        run.frame()["group"]
-    ) == {"clean", "noisy"}
+    assert run.test_y is run.test_prediction is run.test_loss is None
+    assert set(run.frame()["group"]) == {"clean", "noisy"}
 
 
 @pytest.mark.parametrize("frozen", ["u", "v", "readout.weight"])
@@ -845,7 +825,9 @@ def test_weights_that_are_no_numbers_diverge():
 
 def test_what_was_recorded_before_is_kept():
     run = diverge(lr=1e30)[0].run
-    assert run.time.tolist() == [0] and run.loss.isfinite().all() and run.test_loss.isfinite().all()
+    assert run.time.tolist() == [0]
+    assert run.loss.isfinite().all()
+    assert run.test_loss.isfinite().all()
 
 
 def test_the_network_is_put_back():
@@ -889,7 +871,7 @@ def test_noise_is_fitted_and_nothing_else_learned(operation, activation):
     def hits(r):
         return int((r.test_prediction[-1] == r.test_y).sum())
 
-    assert (a.prediction[-1] == a.y).all() and stats.binomtest(
-        hits(a), len(held), 1 / 19, "greater"
-    ).pvalue > 1e-3
-    assert (b.prediction[-1] == b.y).all() and hits(b) > 0.8 * len(rest)
+    assert (a.prediction[-1] == a.y).all()
+    assert stats.binomtest(hits(a), len(held), 1 / 19, "greater").pvalue > 1e-3
+    assert (b.prediction[-1] == b.y).all()
+    assert hits(b) > 0.8 * len(rest)

@@ -106,7 +106,9 @@ def test_the_circle_of_sums(p, operation):
 @pytest.mark.parametrize("p", [3, 5, 7, 11, 13])
 def test_the_circle_of_products(p):
     at = circle(p, "mul").tolist()
-    assert sorted(at) == list(range(1, p)) and at[0] == 1 and at[1] == primitive_root(p)
+    assert sorted(at) == list(range(1, p))
+    assert at[0] == 1
+    assert at[1] == primitive_root(p)
     assert all(
         at[(i + j) % (p - 1)] == at[i] * at[j] % p for i in range(p - 1) for j in range(p - 1)
     )
@@ -142,23 +144,22 @@ def test_look_is_the_grid_permuted(operation, p, shuffle, activation):
         [q.detach().clone() for q in net.parameters()],
     )
     order = view.order.tolist()
-    assert sorted(order) == sorted(circle(p, operation).tolist()) and (
-        order == circle(p, operation).tolist()
-    ) == (shuffle is None)
+    assert sorted(order) == sorted(circle(p, operation).tolist())
+    assert (order == circle(p, operation).tolist()) == (shuffle is None)
     close(
         view.logits, torch.stack([torch.stack([grid[a, b, order] for b in order]) for a in order])
     )
     for got, q in zip(matrices(view), (net.u, net.v, net.w.T), strict=True):
-        assert torch.equal(got, q.detach()[order]) and not got.requires_grad
+        assert torch.equal(got, q.detach()[order])
+        assert not got.requires_grad
     assert (view.p, view.operation, view.activation, view.logits.requires_grad) == (
         p,
         operation,
         activation,
         False,
     )
-    assert all(
-        torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True)
-    ) and torch.equal(view.order, look(net, operation, shuffle).order)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    assert torch.equal(view.order, look(net, operation, shuffle).order)
 
 
 def test_each_seed_shuffles_anew():
@@ -177,9 +178,8 @@ def test_places(operation, p, shuffle):
     view = view_of(operation, p, shuffle=shuffle)
     order = view.order.tolist()
     expected = [order.index(r) if r in order else -1 for r in range(p)]
-    assert view.places(torch.arange(p)).tolist() == expected and [
-        r for r in range(p) if expected[r] < 0
-    ] == ([0] if operation == "mul" else [])
+    assert view.places(torch.arange(p)).tolist() == expected
+    assert [r for r in range(p) if expected[r] < 0] == ([0] if operation == "mul" else [])
     assert view.places(torch.tensor([[1, 2], [p - 1, 1]])).tolist() == [
         [expected[1], expected[2]],
         [expected[p - 1], expected[1]],
@@ -198,10 +198,8 @@ def test_score(operation, p, shuffle):
     assert view.score(logits) == pytest.approx(
         np.mean([max(q, key=lambda c: logits[i, j, c]) == right[i, j] for i in q for j in q])
     )
-    assert (
-        view.score(torch.eye(len(q))[right]) == 1
-        and view.score(torch.eye(len(q))[(right + 1) % len(q)]) == 0
-    )
+    assert view.score(torch.eye(len(q))[right]) == 1
+    assert view.score(torch.eye(len(q))[(right + 1) % len(q)]) == 0
 
 
 @every
@@ -213,11 +211,11 @@ def test_agreement(operation, p, shuffle):
         a, b = divmod(i, p)
         if {a, b, y} <= set(order):
             hits.append(order[view.logits[order.index(a), order.index(b)].argmax()] == y)
-    assert view.agreement(view.logits, held) == pytest.approx(np.mean(hits)) and (
-        len(hits) < len(held)
-    ) == (operation == "mul")
+    assert view.agreement(view.logits, held) == pytest.approx(np.mean(hits))
+    assert (len(hits) < len(held)) == (operation == "mul")
     given = label_table(held, operation)
-    assert given.agreement(given.logits, held) == 1 and len(hits) > 0
+    assert given.agreement(given.logits, held) == 1
+    assert len(hits) > 0
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -246,7 +244,8 @@ def test_label_table(operation, p):
         dict(zip(train.index.tolist(), train.y.tolist(), strict=True)),
     )
     order = view.order.tolist()
-    assert order == circle(p, operation).tolist() and view.u is view.v is view.w is None
+    assert order == circle(p, operation).tolist()
+    assert view.u is view.v is view.w is None
     assert view.logits.tolist() == [
         [[float(given.get(a * p + b) == c) for c in order] for b in order] for a in order
     ]
@@ -287,10 +286,12 @@ def test_a_pure_wave(q, mean):
     for k in range(1, q // 2 + 1):
         x = wave(q, k)[:, None] + mean
         s = spectrum(x)
-        assert participation(s).item() == pytest.approx(1) and dominant(s).item() == k
+        assert participation(s).item() == pytest.approx(1)
+        assert dominant(s).item() == k
         assert s[k].item() == pytest.approx(
             (3 * q * np.cos(0.7)) ** 2 / 2 if 2 * k == q else (3 * q / 2) ** 2
-        ) and s[0].item() == pytest.approx((q * mean) ** 2)
+        )
+        assert s[0].item() == pytest.approx((q * mean) ** 2)
         close(keep_frequency(x, k), x - mean, atol=1e-11, rtol=0)
         for other in {*range(q // 2 + 1)} - {0, k}:
             close(keep_frequency(x, other), 0 * x, atol=1e-11, rtol=0)
@@ -303,9 +304,8 @@ def test_participation_of_many_waves():
         ).item() == pytest.approx(1 / n)
     impulse = torch.zeros(13, 1)
     impulse[4] = 1
-    assert participation(spectrum(impulse)).item() == pytest.approx(1 / 6) and participation(
-        torch.zeros(4, 2)
-    ).tolist() == [0, 0]
+    assert participation(spectrum(impulse)).item() == pytest.approx(1 / 6)
+    assert participation(torch.zeros(4, 2)).tolist() == [0, 0]
 
 
 @settings(max_examples=40, deadline=None)
@@ -394,7 +394,8 @@ def test_every_method_gives_an_exact_network_back(operation, p):
         close(EXTRACT[method].give(view, 1.0) if method in TUNED else logits, expected)
     logits, share = strict(view)
     close(logits, expected)
-    assert share == 1 and view.score(logits) == 1
+    assert share == 1
+    assert view.score(logits) == 1
 
 
 @pytest.mark.parametrize("operation, p", EXACT)
@@ -403,7 +404,8 @@ def test_alignment_finds_the_operation(operation, p):
         alignment(look(exact(operation, p), operation)),
         "sub" if operation == "sub" else "add",
     )
-    assert got.pop(mine) == pytest.approx(1) and list(got.values()) == [pytest.approx(0, abs=1e-9)]
+    assert got.pop(mine) == pytest.approx(1)
+    assert list(got.values()) == [pytest.approx(0, abs=1e-9)]
 
 
 @pytest.mark.parametrize("operation, p", EXACT)
@@ -444,9 +446,12 @@ def test_strict_drops_what_does_not_agree():
     close(logits, view.run(view.u[:, keep], view.v[:, keep], view.w[keep]))
     assert share == pytest.approx(16 / 18)
     logits, share = strict(replace(view, w=wave(11, 4).expand(18, 11)))  # none
-    assert share == 0 and logits.shape == (11, 11, 11) and (logits == 0).all()
+    assert share == 0
+    assert logits.shape == (11, 11, 11)
+    assert (logits == 0).all()
     low = {k: getattr(view, k).float() for k in "uv"} | dict(w=wave(11, 4).expand(18, 11).float())
-    assert strict(replace(view, **low))[1] == 0 and not strict(replace(view, **low))[0].any()
+    assert strict(replace(view, **low))[1] == 0
+    assert not strict(replace(view, **low))[0].any()
 
 
 @every
@@ -461,7 +466,8 @@ def test_strict_by_hand(operation, p):
             logits, count = logits + ((u[:, None] + v)[..., None] ** 2) * w, count + 1
     got, share = strict(view)
     np.testing.assert_allclose(got, logits, atol=1e-10)
-    assert share == pytest.approx(count / n) and 0 < count < n
+    assert share == pytest.approx(count / n)
+    assert 0 < count < n
 
 
 # --- each method by hand, on networks that know nothing
@@ -537,7 +543,8 @@ def test_marginals_by_hand(operation, p):
         centred(got), centred(expected), atol=1e-12
     )  # but for one number a class
     got = centred(got)
-    assert abs(got.mean(0)).max() < 1e-12 and abs(got.mean(1)).max() < 1e-12
+    assert abs(got.mean(0)).max() < 1e-12
+    assert abs(got.mean(1)).max() < 1e-12
 
 
 @every
@@ -678,11 +685,9 @@ def test_linear_projections(operation, p, method):
     close(part(part(x)), part(x))
     close(part(2 * x - 3 * y), 2 * part(x) - 3 * part(y))
     close((part(x) * y).sum(), (x * part(y)).sum())
-    assert (
-        part(x).norm() < x.norm()
-        and part(x).dtype == torch.float64
-        and part(x.float()).dtype == torch.float32
-    )
+    assert part(x).norm() < x.norm()
+    assert part(x).dtype == torch.float64
+    assert part(x.float()).dtype == torch.float32
     close(part(x.float()), part(x).float(), atol=1e-5, rtol=1e-5)
 
 
@@ -726,9 +731,8 @@ def test_the_right_answers_are_symmetric(operation, p):
         for logits in (right, right + more):
             close(symmetric(circled(named, p, logits)), right - 1 / q, atol=1e-11, rtol=0)
     view = circled(operation, p, right + more)
-    assert view.score(extract(view, "symmetric part")[0]) == 1 and (
-        q < 4 or view.score(view.logits) < 0.9
-    )
+    assert view.score(extract(view, "symmetric part")[0]) == 1
+    assert q < 4 or view.score(view.logits) < 0.9
     close(orbits(circled(operation, p, right)), right)
     clean, rest = operation_table(p, operation, 0.7)
     both = replace(
@@ -755,9 +759,8 @@ def test_labels_of_some_pairs_know_the_others(operation, p):
     order = torch.randperm(len(view.order), generator=torch.Generator().manual_seed(1))
     mixed = replace(view, order=view.order[order], logits=view.logits[order][:, order][:, :, order])
     for part in (symmetric, orbits):
-        assert view.score(part(view), test) == 1 and (
-            p < 11 or mixed.score(part(mixed), test) < 0.4
-        )
+        assert view.score(part(view), test) == 1
+        assert p < 11 or mixed.score(part(mixed), test) < 0.4
 
 
 # --- right answers about some pairs
@@ -781,21 +784,15 @@ def test_score_of_some_pairs(operation, p, shuffle, share):
         x, y = order.index(a), order.index(b)
         hits.append(order[max(q, key=lambda c: logits[x, y, c])] == ANSWER[operation](a, b, p))
         (wrong := knows.clone())[x, y] = knows[x, y].roll(1)
-        assert (
-            view.score(wrong, test.subset(test.index == i)) == 0
-            and view.score(knows, test.subset(test.index == i)) == 1
-            and view.score(wrong) == pytest.approx(1 - 1 / len(q) ** 2)
-        )
-    assert (
-        view.score(logits, test) == pytest.approx(np.mean(hits))
-        and len(hits) > 1
-        and (len(hits) < len(test)) == (operation == "mul")
-    )
-    assert (
-        view.score(wrong, test) == pytest.approx(1 - 1 / len(hits))
-        and view.score(knows, test) == 1
-        and view.score(knows.roll(1, 2), test) == 0
-    )
+        assert view.score(wrong, test.subset(test.index == i)) == 0
+        assert view.score(knows, test.subset(test.index == i)) == 1
+        assert view.score(wrong) == pytest.approx(1 - 1 / len(q) ** 2)
+    assert view.score(logits, test) == pytest.approx(np.mean(hits))
+    assert len(hits) > 1
+    assert (len(hits) < len(test)) == (operation == "mul")
+    assert view.score(wrong, test) == pytest.approx(1 - 1 / len(hits))
+    assert view.score(knows, test) == 1
+    assert view.score(knows.roll(1, 2), test) == 0
 
 
 @every
@@ -807,7 +804,8 @@ def test_scores_go_by_true_answers_and_need_no_clean_labels(operation, p):
     moved = replace(
         test, y=torch.where(test.y > 0, test.y % (p - 1) + 1, test.y)
     )  # other labels, no pair on or off the circle by them
-    assert view.score(view.logits, moved) == expected and (
+    assert view.score(view.logits, moved) == expected
+    assert (
         operation == "mul" or view.score(view.logits, replace(test, y=test.y.roll(1))) == expected
     )
 
@@ -859,9 +857,13 @@ def test_what_each_is_said_to_know():
         "symmetric part": "the group",
         "orbit means": "the operation",
     }
-    assert TUNED == ["pruning", "largest coefficients"] and {
-        name for name, m in EXTRACT.items() if not m.weights
-    } == {"marginals", "largest coefficients", "symmetric part", "orbit means"}
+    assert TUNED == ["pruning", "largest coefficients"]
+    assert {name for name, m in EXTRACT.items() if not m.weights} == {
+        "marginals",
+        "largest coefficients",
+        "symmetric part",
+        "orbit means",
+    }
 
 
 @pytest.mark.parametrize("method", EXTRACT)
@@ -942,11 +944,9 @@ def test_shares_are_chosen_by_the_labels_that_are_held(operation, p, method, lik
         )
     agree = [view.agreement(give(view, share), held) for share in SHARES]
     logits, share = extract(view, method, held)
-    assert (
-        share == SHARES[agree.index(max(agree))]
-        and torch.equal(logits, give(view, share))
-        and (like is None or max(agree) == 1)
-    )
+    assert share == SHARES[agree.index(max(agree))]
+    assert torch.equal(logits, give(view, share))
+    assert like is None or max(agree) == 1
 
 
 def test_different_labels_choose_differently():
@@ -966,10 +966,8 @@ def test_different_labels_choose_differently():
 @pytest.mark.parametrize("method", [m for m in EXTRACT if m not in TUNED])
 def test_held_labels_are_for_shares_only(method):
     view = view_of()
-    assert (
-        same(extract(view, method), extract(view, method, noisy()[1]))
-        and extract(view, method)[1] is None
-    )
+    assert same(extract(view, method), extract(view, method, noisy()[1]))
+    assert extract(view, method)[1] is None
 
 
 # --- what is refused
@@ -1030,9 +1028,8 @@ def test_frozen_features(frozen):
     assert {
         name for name, x in net.named_parameters() if torch.equal(x, start.get_parameter(name))
     } == set(frozen)
-    assert run.loss.isfinite().all() and all(
-        x.requires_grad == (name not in frozen) for name, x in net.named_parameters()
-    )
+    assert run.loss.isfinite().all()
+    assert all(x.requires_grad == (name not in frozen) for name, x in net.named_parameters())
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -1041,17 +1038,12 @@ def test_wrong_products_know_right_ones(seed):
     net = ModularNet(17, 257, seed=seed)
     fit_modular(net, train, 200, times=[200], device="cpu")
     view, mixed = look(net, "mul"), [look(net, "mul", shuffle=s) for s in range(4)]
-    assert (net.grid().flatten(0, 1)[train.index].argmax(1) == train.y).all() and view.score(
-        view.logits
-    ) < 0.25  # it fits the labels, and answers wrong
+    assert (net.grid().flatten(0, 1)[train.index].argmax(1) == train.y).all()
+    assert view.score(view.logits) < 0.25
     for method, least in (("projection", 0.5), ("sum of projections", 0.65), ("orbit means", 0.99)):
-        assert (
-            view.score(extract(view, method, held)[0]) > least
-            and np.mean([v.score(extract(v, method, held)[0]) for v in mixed]) < 0.2
-        )
+        assert view.score(extract(view, method, held)[0]) > least
+        assert np.mean([v.score(extract(v, method, held)[0]) for v in mixed]) < 0.2
     got = alignment(view)
-    assert (
-        got["add"] > 0.25
-        and got["add"] > abs(got["sub"]) + 0.15
-        and all(abs(a) < 0.2 for v in mixed for a in alignment(v).values())
-    )
+    assert got["add"] > 0.25
+    assert got["add"] > abs(got["sub"]) + 0.15
+    assert all(abs(a) < 0.2 for v in mixed for a in alignment(v).values())

@@ -285,9 +285,8 @@ def untouched(net: nn.Module, before) -> bool:
 @each
 def test_the_last_linear_layer_unless_named(name):
     net, data, layers = made(name)
-    assert reader(net, data.x) == layers[-1] and all(
-        reader(net, data.x, layer) == layer for layer in layers
-    )
+    assert reader(net, data.x) == layers[-1]
+    assert all(reader(net, data.x, layer) == layer for layer in layers)
 
 
 def test_last_is_by_call_not_by_definition():
@@ -302,12 +301,12 @@ def test_coherence_by_hand(name, layer):
     net, data, layers = made(name)
     grads, got = by_example(net, data, layer or layers[-1]), coherence(net, data, layer)
     close(got, coherent(grads), rtol=1e-9, atol=1e-12)
-    assert (
-        got.dtype == torch.float64
-        and not got.requires_grad
-        and got.shape == (net.get_submodule(layer or layers[-1]).in_features,)
-    )
-    assert (got >= 0).all() and (got <= len(data) * (1 + 1e-12)).all() and got.unique().numel() > 2
+    assert got.dtype == torch.float64
+    assert not got.requires_grad
+    assert got.shape == (net.get_submodule(layer or layers[-1]).in_features,)
+    assert (got >= 0).all()
+    assert (got <= len(data) * (1 + 1e-12)).all()
+    assert got.unique().numel() > 2
 
 
 @every
@@ -320,12 +319,10 @@ def test_signals_are_the_factors_of_the_gradient(name, layer):
         rtol=1e-9,
         atol=1e-14,
     )
-    assert (
-        len(h) == len(g) == len(data)
-        and not h.requires_grad
-        and not g.requires_grad
-        and h.dtype == g.dtype == torch.float64
-    )
+    assert len(h) == len(g) == len(data)
+    assert not h.requires_grad
+    assert not g.requires_grad
+    assert h.dtype == g.dtype == torch.float64
 
 
 @every
@@ -335,7 +332,8 @@ def test_importance_by_hand(name, layer):
     close(
         got, -(w * by_example(net, data, layer or layers[-1])).sum(1).mean(0), rtol=1e-9, atol=1e-13
     )
-    assert got.dtype == torch.float64 and not got.requires_grad
+    assert got.dtype == torch.float64
+    assert not got.requires_grad
 
 
 @every
@@ -368,9 +366,8 @@ def test_importance_is_the_loss_added_at_first(name, layer):
 def test_importance_goes_by_the_labels_of_the_data():
     net, data = mlp((2, 3, 3), (6,), 3).double(), blobs()
     true = importance(net, replace(data, y=data.clean))
-    assert not torch.allclose(importance(net, data), true) and torch.equal(
-        true, importance(net, replace(data, y=data.clean, clean=None))
-    )
+    assert not torch.allclose(importance(net, data), true)
+    assert torch.equal(true, importance(net, replace(data, y=data.clean, clean=None)))
     close(
         true,
         -(net.out.weight * by_example(net, replace(data, y=data.clean), "out"))
@@ -384,7 +381,8 @@ def test_importance_goes_by_the_labels_of_the_data():
 def test_float32(score):
     net, data = mlp((2, 3, 3), (6, 5), 3), blobs()
     got = score(net, replace(data, x=data.x.float()))
-    assert got.dtype == torch.float64 and all(p.dtype == torch.float32 for p in net.parameters())
+    assert got.dtype == torch.float64
+    assert all(p.dtype == torch.float32 for p in net.parameters())
     close(got, score(net.double(), data), rtol=1e-3, atol=1e-5)
 
 
@@ -462,7 +460,8 @@ def test_pairs_that_cancel():
     with torch.no_grad():
         net.out.weight *= 0
     got = coherence(net, NoisyDataset(torch.cat([x, x]), torch.arange(20) // 10))
-    assert (got < 1e-12).all() and (net.hidden(x) > 0).any(0).all()
+    assert (got < 1e-12).all()
+    assert (net.hidden(x) > 0).any(0).all()
     half = coherence(net, NoisyDataset(x, torch.arange(10) % 2))
     assert (half > 1e-6).any()
 
@@ -493,12 +492,10 @@ def test_a_silent_neuron(dtype):
         net.fc1[0].bias[2] = -1
     data = replace(data, x=data.x.to(dtype))
     scores, added = coherence(net, data), importance(net, data)
-    assert (
-        scores[2] == 0
-        and added[2] == 0
-        and (scores[[0, 1, 3, 4, 5]] > 0).all()
-        and scores.isfinite().all()
-    )
+    assert scores[2] == 0
+    assert added[2] == 0
+    assert (scores[[0, 1, 3, 4, 5]] > 0).all()
+    assert scores.isfinite().all()
 
 
 def test_all_neurons_silent():
@@ -506,11 +503,9 @@ def test_all_neurons_silent():
     with torch.no_grad():
         net.fc1[0].bias -= 100
     part = partition(net, data, blobs(9, seed=3, first=8))
-    assert (
-        part.scores.tolist() == [0] * 6
-        and len(set(part.tried.values())) == 1
-        and part.keep.tolist() == [True] + [False] * 5
-    )  # ties: in order
+    assert part.scores.tolist() == [0] * 6
+    assert len(set(part.tried.values())) == 1
+    assert part.keep.tolist() == [True] + [False] * 5
 
 
 # --- nothing is left behind
@@ -537,12 +532,10 @@ def test_networks_stay_as_they_are(name, what, training, frozen):
     x, before = data.x.clone(), state(net)
     for layer in layers:
         SCORES[what](net, data, layer)
-    assert (
-        untouched(net, before)
-        and torch.equal(data.x, x)
-        and not data.x.requires_grad
-        and torch.is_grad_enabled()
-    )
+    assert untouched(net, before)
+    assert torch.equal(data.x, x)
+    assert not data.x.requires_grad
+    assert torch.is_grad_enabled()
 
 
 @each
@@ -597,14 +590,16 @@ def test_nothing_is_left_after_an_error(at, behind):
     assert untouched(net, before)
     with pytest.raises(KeyError, match="tripped"):
         partition(net, data, blobs(seed=2, first=8), scores=torch.arange(6.0))
-    assert untouched(net, before) and torch.is_grad_enabled()
+    assert untouched(net, before)
+    assert torch.is_grad_enabled()
 
 
 def test_signals_that_are_not_read_to_the_end():
     net, data = normed().train(), blobs()
     before, got = state(net), signals(net, data, "5", 3)
     next(got)
-    assert untouched(net, before) and torch.is_grad_enabled()
+    assert untouched(net, before)
+    assert torch.is_grad_enabled()
 
 
 # --- what is kept
@@ -620,19 +615,17 @@ def test_partition_by_hand(name, layer):
     held, best = other(name), None
     part, scores = partition(net, data, held, layer), coherent(by_example(net, data, layer))
     close(part.scores, scores, rtol=1e-9, atol=1e-12)
-    assert part.layer == layer and list(part.tried) == list(KEPT)
+    assert part.layer == layer
+    assert list(part.tried) == list(KEPT)
     for share in KEPT:
         assert part.tried[share] == agree(cut(net, layer, top(part.scores, share)), held)
         if best is None or part.tried[share] > part.tried[best]:
             best = share
-    assert (
-        part.keep.dtype == torch.bool
-        and part.keep.tolist() == top(part.scores, best)
-        and part.share == pytest.approx(sum(top(part.scores, best)) / len(scores))
-    )
-    assert part.tried[1.0] == agree(net, held) == correct(net, held) and correct(
-        net, held, part
-    ) == part.tried[best] == max(part.tried.values())
+    assert part.keep.dtype == torch.bool
+    assert part.keep.tolist() == top(part.scores, best)
+    assert part.share == pytest.approx(sum(top(part.scores, best)) / len(scores))
+    assert part.tried[1.0] == agree(net, held) == correct(net, held)
+    assert correct(net, held, part) == part.tried[best] == max(part.tried.values())
 
 
 @settings(max_examples=60, deadline=None)
@@ -650,7 +643,8 @@ def test_any_scores_and_shares(scores, shares, seed):
     part, tried = partition(net, pairs(), held, scores=scores, shares=shares), {}
     for share in shares:
         tried[share] = agree(cut(net, "readout", top(scores, share)), held)
-    assert part.tried == tried and torch.equal(part.scores, scores)
+    assert part.tried == tried
+    assert torch.equal(part.scores, scores)
     assert part.keep.tolist() == top(
         scores, next(s for s in shares if tried[s] == max(tried.values()))
     )
@@ -675,11 +669,9 @@ def test_how_many(share, kept):
     part = partition(
         net, pairs(), double(operation_table(5, share=0.9)[1]), scores=scores, shares=[share]
     )
-    assert (
-        part.keep.nonzero()[:, 0].tolist() == sorted([8, 1, 3, 2, 5, 6, 7, 0, 9, 4][:kept])
-        and part.share == kept / 10
-        and list(part.tried) == [share]
-    )
+    assert part.keep.nonzero()[:, 0].tolist() == sorted([8, 1, 3, 2, 5, 6, 7, 0, 9, 4][:kept])
+    assert part.share == kept / 10
+    assert list(part.tried) == [share]
 
 
 def test_the_largest_agreement_wins():
@@ -711,17 +703,20 @@ def test_only_zeroes_the_others(name):
     before, plain = state(net), net(data.x).detach()
     for part in parts:
         with part.only(net) as same, torch.no_grad():
-            assert same is net and not torch.allclose(net(data.x), plain)
+            assert same is net
+            assert not torch.allclose(net(data.x), plain)
             close(
                 net(data.x),
                 cut(net_without_hooks(net), part.layer, part.keep)(data.x),
                 rtol=1e-12,
                 atol=1e-14,
             )
-        assert untouched(net, before) and torch.equal(net(data.x), plain)
+        assert untouched(net, before)
+        assert torch.equal(net(data.x), plain)
         with pytest.raises(KeyError), part.only(net):
             raise KeyError
-        assert untouched(net, before) and torch.equal(net(data.x), plain)
+        assert untouched(net, before)
+        assert torch.equal(net(data.x), plain)
         assert correct(net, data, part) == agree(cut(net, part.layer, part.keep), data)
 
 
@@ -746,7 +741,8 @@ def test_parts_within_parts():
 @each
 def test_correct_is_plain_accuracy(name):
     net, data, _ = made(name)
-    assert correct(net.train(), data) == agree(net, data) and isinstance(correct(net, data), float)
+    assert correct(net.train(), data) == agree(net, data)
+    assert isinstance(correct(net, data), float)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -754,7 +750,8 @@ def test_types_stay(dtype):
     net, data, parts = parts_of("mlp")
     net, data = net.to(dtype), replace(data, x=data.x.to(dtype))
     part = partition(net, data, replace(data, x=data.x + 1))
-    assert part.scores.dtype == torch.float64 and all(p.dtype == dtype for p in net.parameters())
+    assert part.scores.dtype == torch.float64
+    assert all(p.dtype == dtype for p in net.parameters())
     for one in [*parts, part]:
         with one.only(net):
             assert net(data.x).dtype == dtype
@@ -764,11 +761,9 @@ def test_switched_off_neurons_learn_nothing():
     net, data, (_, _, part) = parts_of("mlp")
     with part.only(net):
         loss(net(data.x), data.y).backward()
-    assert (
-        (net.out.weight.grad[:, ~part.keep] == 0).all()
-        and (net.fc2[0].weight.grad[~part.keep] == 0).all()
-        and (net.out.weight.grad[:, part.keep] != 0).any()
-    )
+    assert (net.out.weight.grad[:, ~part.keep] == 0).all()
+    assert (net.fc2[0].weight.grad[~part.keep] == 0).all()
+    assert (net.out.weight.grad[:, part.keep] != 0).any()
 
 
 # --- layers that depend on the example
@@ -833,15 +828,15 @@ def test_clean_labels_change_nothing(name):
         for a in versions(data):
             for b in versions(held):
                 got = partition(net, a, b, layer)
-                assert (
-                    torch.equal(got.scores, expected.scores)
-                    and torch.equal(got.keep, expected.keep)
-                    and (got.share, got.tried, got.layer)
-                    == (expected.share, expected.tried, expected.layer)
+                assert torch.equal(got.scores, expected.scores)
+                assert torch.equal(got.keep, expected.keep)
+                assert (got.share, got.tried, got.layer) == (
+                    expected.share,
+                    expected.tried,
+                    expected.layer,
                 )
-            assert torch.equal(importance(net, a, layer), importance(net, data, layer)) and correct(
-                net, a, expected
-            ) == correct(net, data, expected)
+            assert torch.equal(importance(net, a, layer), importance(net, data, layer))
+            assert correct(net, a, expected) == correct(net, data, expected)
 
 
 def test_observed_labels_change_much():
@@ -851,11 +846,9 @@ def test_observed_labels_change_much():
         partition(net, replace(data, y=data.clean), held),
         partition(net, data, replace(held, y=held.y.roll(1))),
     )
-    assert (
-        not torch.allclose(a.scores, b.scores)
-        and torch.equal(a.scores, c.scores)
-        and a.tried != c.tried
-    )
+    assert not torch.allclose(a.scores, b.scores)
+    assert torch.equal(a.scores, c.scores)
+    assert a.tried != c.tried
 
 
 def test_held_labels_do_not_rank():
@@ -1045,11 +1038,9 @@ def adds(seed: int) -> tuple[ModularNet, NoisyDataset, NoisyDataset, NoisyDatase
 def test_coherent_neurons_know_sums(seed):
     net, train, held, test = adds(seed)
     part, plain = partition(net, train, held), agree(net, test)
-    assert (
-        correct(net, test) == plain
-        and correct(net, test, part) == agree(cut(net, "readout", part.keep), test) > plain + 0.05
-        and 0.02 <= part.share < 0.8
-    )
+    assert correct(net, test) == plain
+    assert correct(net, test, part) == agree(cut(net, "readout", part.keep), test) > plain + 0.05
+    assert 0.02 <= part.share < 0.8
     assert all(
         part.tried[share] == agree(cut(net, "readout", top(part.scores, share)), held)
         for share in KEPT
@@ -1060,11 +1051,9 @@ def test_coherent_neurons_know_sums(seed):
             partition(net, train, held, scores=scores, **how)
             for how in ({}, dict(shares=[part.share]))
         )
-        assert (
-            correct(net, test, drawn) < plain + 0.05
-            and correct(net, test, as_many) < correct(net, test, part) - 0.2
-            and as_many.keep.sum() == part.keep.sum()
-        )
+        assert correct(net, test, drawn) < plain + 0.05
+        assert correct(net, test, as_many) < correct(net, test, part) - 0.2
+        assert as_many.keep.sum() == part.keep.sum()
     assert correct(net, test, replace(part, keep=~part.keep)) < plain
 
 
@@ -1078,4 +1067,5 @@ def test_coherent_neurons_fit_right_labels_rather_than_wrong_ones(seed):
         ]
 
     (right, wrong), whole = fitted(partition(net, train, held, shares=[0.2])), fitted(None)
-    assert right > wrong + 0.4 and min(whole) > 0.99
+    assert right > wrong + 0.4
+    assert min(whole) > 0.99

@@ -165,7 +165,8 @@ def test_where_power_iteration_cannot_be_certain_a_decomposition_decides(monkeyp
     monkeypatch.setattr(
         subspaces, "_longest", lambda *a, real=subspaces._longest: calls.append(1) or real(*a)
     )
-    assert agree(VeLPIC, x, y, z, DOUBLE, 1e-9) > 0.9 and len(calls) == 3
+    assert agree(VeLPIC, x, y, z, DOUBLE, 1e-9) > 0.9
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
@@ -185,7 +186,8 @@ def test_shares_outside_0_to_1(share):
 def test_subspaces_that_are_the_whole_space_tie():
     x, y, z = cloud("signed", 300, 4)
     p = MASC().fit(x, y)
-    assert p.sizes_ == [4, 4, 4] and not p.predict(z).any()
+    assert p.sizes_ == [4, 4, 4]
+    assert not p.predict(z).any()
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99, 0.9999])
@@ -200,12 +202,10 @@ def test_the_energy_inside_is_that_along_the_directions(share):
         rtol=1e-9,
         atol=1e-9,
     )
-    assert (
-        (min(p.sizes_) > 14) == (share > 0.99)
-        and max(p.sizes_) < 30
-        and p.scores(z).min() >= 0
-        and z[:, 3].any()
-    )
+    assert (min(p.sizes_) > 14) == (share > 0.99)
+    assert max(p.sizes_) < 30
+    assert p.scores(z).min() >= 0
+    assert z[:, 3].any()
 
 
 @pytest.fixture
@@ -243,9 +243,9 @@ def test_numpy_keeps_its_threads_though_many_fit_at_once(threads):
         before = blas()
         with ThreadPoolExecutor(4) as pool:
             said = list(pool.map(lambda _: MASC().fit(x, y).predict(z), range(40)))
-        assert (
-            blas() == before and set(before) == {2} and all(torch.equal(s, said[0]) for s in said)
-        )
+        assert blas() == before
+        assert set(before) == {2}
+        assert all(torch.equal(s, said[0]) for s in said)
 
 
 # --- many examples in single precision, held against float64
@@ -377,7 +377,8 @@ def test_a_hundred_directions_around_the_share_that_hardly_differ_in_length():
     m = int((values.flip(0).cumsum(0) / values.sum() <= 0.9975).sum()) + 1
     expected = (z.double() @ v.flip(1)[:, :m]).square().sum(1, keepdim=True)
     for p in ways(lambda n_classes: MASC(0.9975, n_classes), x, y, 1).values():
-        assert p.sizes_ == [m] and 120 < m < 200
+        assert p.sizes_ == [m]
+        assert 120 < m < 200
         torch.testing.assert_close(p.scores(z).double(), expected, rtol=1e-4, atol=0)
 
 
@@ -401,7 +402,8 @@ def test_logistic_of_many_examples(C):
     x, y, z = crowd("signed", d=20)
     x, z = x - x.mean(0), z - x.mean(0)
     single, double = (Logistic(C, n_classes=5).fit(x.to(t), y) for t in (torch.float32, DOUBLE))
-    assert single.n_iter_ < 100 and double.n_iter_ < 100
+    assert single.n_iter_ < 100
+    assert double.n_iter_ < 100
     torch.testing.assert_close(
         single.vectors_.double(),
         double.vectors_,
@@ -423,7 +425,8 @@ def test_all_of_mnist():
     )  # three classes, to be faster
     expected = reference(x, y, z, 3)
     for p in ways(MASC, x, y, 3).values():
-        assert p.sizes_ == expected["sizes"] and largest_wrong(p, z, expected[MASC]) < 1e-4
+        assert p.sizes_ == expected["sizes"]
+        assert largest_wrong(p, z, expected[MASC]) < 1e-4
 
 
 # --- the other two
@@ -461,7 +464,8 @@ def test_logistic_ends_where_the_gradient_vanishes():
     p = Logistic(0.5).fit(x, y)
     w, b = p.vectors_.clone().requires_grad_(), p.bias_.clone().requires_grad_()
     (F.cross_entropy(x @ w.T + b, y) + w.square().sum() / (2 * 0.5 * len(x))).backward()
-    assert max(w.grad.abs().max(), b.grad.abs().max()) < 2e-5 and p.n_iter_ < 200
+    assert max(w.grad.abs().max(), b.grad.abs().max()) < 2e-5
+    assert p.n_iter_ < 200
 
 
 @pytest.mark.parametrize("C", [0, -1, float("nan")])
@@ -487,9 +491,8 @@ def test_third_differences_of_masc_vanish():
     x, y, z = cloud("relu", 60, 20)
     p, (a, b) = MASC().fit(x, y), z[:100].split(50)
     s = [p.scores(a + i * b) for i in range(4)]
-    assert (s[3] - 3 * s[2] + 3 * s[1] - s[0]).abs().max() < 1e-11 * s[3].max() and (
-        s[2] - 2 * s[1] + s[0]
-    ).abs().min() > 1e-6
+    assert (s[3] - 3 * s[2] + 3 * s[1] - s[0]).abs().max() < 1e-11 * s[3].max()
+    assert (s[2] - 2 * s[1] + s[0]).abs().min() > 1e-6
 
 
 # --- how the activations come in
@@ -502,7 +505,9 @@ def test_third_differences_of_masc_vanish():
 def test_moments_and_rows_know_the_same(probe, kind, n, d):
     x, y, z = cloud(kind, n, d)
     rows, moments = ClassShapes(3).add(x, y).finish(), ClassShapes(3, n=10**6).add(x, y).finish()
-    assert rows.rows is not None and moments.rows is None and rows.width == moments.width
+    assert rows.rows is not None
+    assert moments.rows is None
+    assert rows.width == moments.width
     if kind == "dead":
         assert moments.width == x.any(0).sum()
     a, b = probe().fit_shapes(rows), probe().fit_shapes(moments)
@@ -512,9 +517,8 @@ def test_moments_and_rows_know_the_same(probe, kind, n, d):
 
 def test_moments_are_kept_only_where_they_are_smaller():
     x, y, _ = cloud("relu", 61, 20)
-    assert ClassShapes(3, n=60).add(x, y).moments is None and ClassShapes(3, n=61).add(
-        x, y
-    ).moments.shape == (3, 20, 20)
+    assert ClassShapes(3, n=60).add(x, y).moments is None
+    assert ClassShapes(3, n=61).add(x, y).moments.shape == (3, 20, 20)
 
 
 @geometric
@@ -548,10 +552,8 @@ def test_columns_without_activation_change_nothing(probe, kind, n, d):
         (v := getattr(b, "vectors_", getattr(b, "basis_", None)))[:, at],
         v.index_fill(1, at, 0),
     )
-    assert (
-        torch.equal(inside, getattr(a, "vectors_", getattr(a, "basis_", None)))
-        and not outside.any()
-    )
+    assert torch.equal(inside, getattr(a, "vectors_", getattr(a, "basis_", None)))
+    assert not outside.any()
     torch.testing.assert_close(a.scores(z), b.scores(far))
 
 
@@ -571,7 +573,8 @@ def test_the_same_where_so_few_columns_are_without_activation_that_none_is_left_
 def test_flattened_on_the_way_in(probe):
     x, y, z = cloud("relu", 60, 12)
     a, b = probe().fit(x, y), probe().fit(x.view(-1, 3, 2, 2), y)
-    assert torch.equal(a.scores(z), b.scores(z.view(-1, 3, 2, 2))) and b.n_features_in_ == 12
+    assert torch.equal(a.scores(z), b.scores(z.view(-1, 3, 2, 2)))
+    assert b.n_features_in_ == 12
 
 
 @every
@@ -615,7 +618,8 @@ def test_half_precision(probe, dtype):
 def test_activations_that_carry_a_gradient(probe):
     x, y, z = cloud("relu", 60, 12)
     p = probe().fit(x.clone().requires_grad_(), y)
-    assert torch.equal(p.scores(z), probe().fit(x, y).scores(z)) and not p.scores(z).requires_grad
+    assert torch.equal(p.scores(z), probe().fit(x, y).scores(z))
+    assert not p.scores(z).requires_grad
 
 
 # --- classes and points without much to go by
@@ -628,11 +632,9 @@ def test_a_class_without_examples(probe, absent):
     there = torch.tensor([c for c in range(4) if c != absent])
     with pytest.warns(UserWarning, match=rf"classes \[{absent}\] have no example") as said:
         p = probe(n_classes=4).fit(x, there[y])
-    assert (
-        len(said) == 1
-        and p.absent_.tolist() == [c == absent for c in range(4)]
-        and not p.dead_.any()
-    )
+    assert len(said) == 1
+    assert p.absent_.tolist() == [c == absent for c in range(4)]
+    assert not p.dead_.any()
     assert not (p.predict(z) == absent).any()
     assert (p.predict(z) == there[probe().fit(x, y).predict(z)]).float().mean() > 0.98
 
@@ -643,7 +645,9 @@ def test_a_class_without_examples_among_negative_scores(probe):
     with pytest.warns(UserWarning, match="no example"):
         p = probe(n_classes=4).fit(x, y)
     s = p.scores(-z)
-    assert (s[:, :3] < 0).all() and s[:, 3].isneginf().all() and (p.predict(-z) < 3).all()
+    assert (s[:, :3] < 0).all()
+    assert s[:, 3].isneginf().all()
+    assert (p.predict(-z) < 3).all()
 
 
 @every
@@ -654,11 +658,9 @@ def test_a_class_without_activations_is_flagged(probe, n):
     x, y, z = cloud("relu", 60, 12)
     x[y == 1] = 0
     p = probe().fit_shapes(ClassShapes(3, n).add(x, y).finish())
-    assert (
-        p.dead_.tolist() == [False, True, False]
-        and not p.absent_.any()
-        and p.scores(z).isfinite().all()
-    )
+    assert p.dead_.tolist() == [False, True, False]
+    assert not p.absent_.any()
+    assert p.scores(z).isfinite().all()
     if probe is not Logistic:
         assert not p.scores(z)[:, 1].any()
 
@@ -667,7 +669,9 @@ def test_a_class_without_activations_is_flagged(probe, n):
 def test_a_layer_without_activations(probe):
     _, y, z = cloud("relu", 60, 12)
     p = probe().fit(torch.zeros(60, 12, dtype=DOUBLE), y)
-    assert p.dead_.all() and p.scores(z).isfinite().all() and not p.predict(z).any()
+    assert p.dead_.all()
+    assert p.scores(z).isfinite().all()
+    assert not p.predict(z).any()
 
 
 @geometric
@@ -692,7 +696,8 @@ def test_one_example_in_a_class(probe, dtype):
 def test_fewer_examples_than_dimensions():
     x, y, z = cloud("relu", 12, 500)
     p = MASC().fit(x, y)
-    assert torch.equal(p.predict(x), y) and p.basis_.shape == (12, 500)
+    assert torch.equal(p.predict(x), y)
+    assert p.basis_.shape == (12, 500)
     torch.testing.assert_close(p.scores(x)[torch.arange(12), y], x.square().sum(1))
 
 
@@ -757,9 +762,8 @@ def test_points_with_their_negatives_give_one_unit_vector_whatever_their_order(n
         found.append(first(x[torch.randperm(2 * n, generator=g.manual_seed(seed))]))
     top = torch.linalg.svd(x.double(), full_matrices=False)[2][0]
     for v in found:
-        assert v.norm().item() == pytest.approx(1, abs=1e-5) and abs(
-            v.double() @ top
-        ).item() == pytest.approx(1, abs=1e-5)
+        assert v.norm().item() == pytest.approx(1, abs=1e-5)
+        assert abs(v.double() @ top).item() == pytest.approx(1, abs=1e-5)
         assert v @ found[0] > 0
     assert torch.equal(first(x), first(x))
 
@@ -849,11 +853,9 @@ def test_tensors_in_tensors_out(probe, device, dtype):
     x, y, z = cloud("relu", 60, 12)
     p = probe().fit(x.to(device, dtype), y.to(device))
     said = p.predict(z.to(device, dtype))
-    assert (
-        said.device.type == device
-        and said.dtype == torch.int64
-        and p.scores(z.to(device, dtype)).dtype == dtype
-    )
+    assert said.device.type == device
+    assert said.dtype == torch.int64
+    assert p.scores(z.to(device, dtype)).dtype == dtype
     assert (said.cpu() == probe().fit(x, y).predict(z)).float().mean() > 0.99
 
 
@@ -882,9 +884,8 @@ def test_arrays_in_labels_out(probe, names):
 def test_tensors_and_arrays_know_the_same(probe):
     x, y, z = cloud("relu", 60, 12)
     a, b = probe().fit(x, y), probe().fit(x.numpy(), y.numpy())
-    assert torch.equal(
-        a.scores(z), b.scores(z.numpy())
-    ) and a.classes_.tolist() == b.classes_.tolist() == [0, 1, 2]
+    assert torch.equal(a.scores(z), b.scores(z.numpy()))
+    assert a.classes_.tolist() == b.classes_.tolist() == [0, 1, 2]
 
 
 @every
@@ -925,7 +926,8 @@ def test_scikit_learns_own_checks():
     )
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
-    assert results.keys() == PROBES.keys() and all(len(r) > 40 for r in results.values())
+    assert results.keys() == PROBES.keys()
+    assert all(len(r) > 40 for r in results.values())
     assert [(k, *c) for k, r in results.items() for c in r if c[1] != "passed"] == []
 
 
@@ -938,11 +940,9 @@ def test_clone_and_pickle(probe):
     x, y, z = cloud("relu", 60, 12)
     p = (MASC(0.9, n_classes=3) if probe is MASC else probe(n_classes=3)).fit(x, y)
     again = pickle.loads(pickle.dumps(p))
-    assert (
-        torch.equal(again.scores(z), p.scores(z))
-        and clone(p).get_params() == p.get_params()
-        and not hasattr(clone(p), "classes_")
-    )
+    assert torch.equal(again.scores(z), p.scores(z))
+    assert clone(p).get_params() == p.get_params()
+    assert not hasattr(clone(p), "classes_")
 
 
 def test_cross_validation_and_pipelines():

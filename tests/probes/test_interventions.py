@@ -128,9 +128,8 @@ def test_a_trained_network_in_single_precision(probe, device):
     best = p.scores(h := read(net, test.x, "fc2")).topk(2).values
     clear = best[:, 0] - best[:, 1] > 1e-5 * h.norm(dim=1)
     new = transfer(net, data, probe=probe)
-    assert clear.float().mean() > 0.99 and torch.equal(
-        guess(new, test.x)[clear], p.predict(h)[clear]
-    )
+    assert clear.float().mean() > 0.99
+    assert torch.equal(guess(new, test.x)[clear], p.predict(h)[clear])
     assert not torch.equal(guess(new, test.x), guess(net, test.x))
 
 
@@ -142,7 +141,8 @@ def test_only_the_head_changes():
     torch.testing.assert_close(state(new), right, rtol=0, atol=1e-12)
     kept = {k for k in right if not k.startswith("out")}
     assert all(torch.equal(state(new)[k], right[k]) for k in kept)
-    assert type(new) is type(net) and all(p.requires_grad for p in new.parameters())
+    assert type(new) is type(net)
+    assert all(p.requires_grad for p in new.parameters())
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,8 @@ def test_the_network_is_left_as_it_is(change, bias):
     )
     with pytest.warns(UserWarning, match=r"classes \[3\] have no example"):
         change(net, data)
-    assert same(state(net), before) and [m.training for m in net.modules()] == modes
+    assert same(state(net), before)
+    assert [m.training for m in net.modules()] == modes
     assert all(a is b and a.grad is None for a, b in zip(net.parameters(), parameters, strict=True))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
@@ -176,7 +177,8 @@ def test_the_copy_is_in_the_networks_mode_and_shares_nothing(layer):
     data, net = points(), small()
     for training in (True, False):
         new = transfer(net.train(training), data, layer)
-        assert new.training == training and not {p.data_ptr() for p in new.parameters()} & {
+        assert new.training == training
+        assert not {p.data_ptr() for p in new.parameters()} & {
             p.data_ptr() for p in net.parameters()
         }
 
@@ -189,11 +191,10 @@ def test_a_class_without_examples_is_never_predicted(probe, absent, bias):
     data = data.subset(data.y != absent)
     with pytest.warns(UserWarning, match="no example"):
         p, new = fit_probe(net, data, "act2", probe), transfer(net, data, probe=probe)
+    assert torch.equal(guess(new, x), p.predict(read(net, x, "act2")))
+    assert not (guess(new, x) == absent).any()
+    assert new.out.bias[absent] < -1e20
     assert (
-        torch.equal(guess(new, x), p.predict(read(net, x, "act2")))
-        and not (guess(new, x) == absent).any()
-    )
-    assert new.out.bias[absent] < -1e20 and (
         probe == "logistic"
         or not new.out.weight[absent].any()
         and new.out.bias.count_nonzero() == 1
@@ -206,25 +207,25 @@ def test_a_transfer_with_an_absent_class_can_be_trained():
         new = resist(small(), data)
     loss = F.cross_entropy(new(data.x), data.y)
     loss.backward()
-    assert (
-        loss.isfinite()
-        and all(p.grad.isfinite().all() for p in new.parameters())
-        and new.fc1.weight.grad.any()
-    )
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in new.parameters())
+    assert new.fc1.weight.grad.any()
 
 
 def test_a_head_without_bias_gets_none_unless_it_needs_one():
     data, net = points(), small(bias=False)
     assert transfer(net, data).out.bias is None
     new = transfer(net, data, probe="logistic")
-    assert new.out.bias is not None and "out.bias" in dict(new.named_parameters())
+    assert new.out.bias is not None
+    assert "out.bias" in dict(new.named_parameters())
 
 
 @every
 def test_a_users_own_network(probe):
     data, net, x = points(), Own().double(), torch.randn(300, 6, dtype=torch.float64)
     new = transfer(net, data, probe=probe)
-    assert find_head(net, data) == ("head", "head.input") and isinstance(new, Own)
+    assert find_head(net, data) == ("head", "head.input")
+    assert isinstance(new, Own)
     assert torch.equal(
         guess(new, x), fit_probe(net, data, "head.input", probe).predict(read(net, x, "head.input"))
     )
@@ -330,7 +331,8 @@ def test_find_head():
 def test_a_truncated_network_makes_the_probes_predictions(probe, layer):
     data, net, x = points(), small(), torch.randn(300, 6, dtype=torch.float64)
     new = transfer(net, data, layer, probe)
-    assert isinstance(new, Truncated) and torch.equal(
+    assert isinstance(new, Truncated)
+    assert torch.equal(
         guess(new, x), fit_probe(net, data, layer, probe).predict(read(net, x, layer))
     )
 
@@ -372,9 +374,8 @@ def test_a_truncated_network_has_one_state():
     data, net = points(), small()
     new, other = transfer(net, data, "act1"), transfer(small(), data, "act1")
     other.load_state_dict(new.state_dict())
-    assert torch.equal(other(data.x), new(data.x)) and torch.equal(
-        deepcopy(new)(data.x), new(data.x)
-    )
+    assert torch.equal(other(data.x), new(data.x))
+    assert torch.equal(deepcopy(new)(data.x), new(data.x))
 
 
 def test_a_truncated_network_can_be_transferred_again():
@@ -386,7 +387,8 @@ def test_a_truncated_network_can_be_transferred_again():
 def test_read_until():
     net, x = small(), points().x
     got = read_until(net, x, "act1")
-    assert torch.equal(got, net.act1(net.fc1(x))) and got.requires_grad
+    assert torch.equal(got, net.act1(net.fc1(x)))
+    assert got.requires_grad
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
     net.extra = nn.Linear(1, 1)
     net.forward = lambda x: net.act1(net.fc1(x))
@@ -413,19 +415,16 @@ def test_put_head_works_in_place():
     net, new = small(), nn.Linear(7, 3).double()
     weight = net.out.weight
     put_head(net, "out", new)
-    assert (
-        net.out.weight is weight
-        and same(state(net.out), state(new))
-        and weight.data_ptr() != new.weight.data_ptr()
-    )
+    assert net.out.weight is weight
+    assert same(state(net.out), state(new))
+    assert weight.data_ptr() != new.weight.data_ptr()
 
 
 def test_put_head_takes_numbers_of_another_precision():
     net, new = small(dtype=torch.float32), nn.Linear(7, 3, dtype=torch.float64)
     put_head(net, "out", new)
-    assert torch.equal(net.out.weight, new.weight.float()) and torch.equal(
-        net.out.bias, new.bias.float()
-    )
+    assert torch.equal(net.out.weight, new.weight.float())
+    assert torch.equal(net.out.bias, new.bias.float())
 
 
 def test_a_fitted_probe_is_the_one_fitted_by_hand():
@@ -465,10 +464,8 @@ def test_a_scaled_head_without_bias_makes_the_probes_predictions(probe):
     data = replace(data, y=data.y.clamp_min(1))  # class 0 is absent
     with pytest.warns(UserWarning, match="no example"):
         p, changed = fit_probe(net, data, "flatten", probe), transfer(net, data, probe=probe)
-    assert (
-        torch.equal(guess(changed, data.x), p.predict(read(net, data.x, "flatten")))
-        and predict(changed, data.x)[:, 0].max() < -1e20
-    )
+    assert torch.equal(guess(changed, data.x), p.predict(read(net, data.x, "flatten")))
+    assert predict(changed, data.x)[:, 0].max() < -1e20
 
 
 def test_a_head_that_shares_its_weight():
@@ -488,7 +485,8 @@ def test_an_exchange_at_a_time_that_was_not_recorded():
     )  # nothing was recorded before
     assert torch.equal(
         run.prediction[0], run.at(1, small()).eval()(data.x).argmax(1).to(torch.int16)
-    ) and not torch.equal(run.prediction[0], run.prediction[1])
+    )
+    assert not torch.equal(run.prediction[0], run.prediction[1])
 
 
 def test_an_observer_that_is_told_the_head():

@@ -187,7 +187,9 @@ def test_a_look_changes_nothing():
     (data, test), net = clusters(), nn.Sequential(small(), nn.BatchNorm1d(3), nn.Dropout())
     before, rng = {k: v.clone() for k, v in net.state_dict().items()}, torch.random.get_rng_state()
     a, b = (probe_model(net, data, test, probes=tuple(PROBES), groups=ALL) for _ in range(2))
-    assert a == b and net.training and torch.equal(torch.random.get_rng_state(), rng)
+    assert a == b
+    assert net.training
+    assert torch.equal(torch.random.get_rng_state(), rng)
     for k, v in net.state_dict().items():
         assert torch.equal(v, before[k])
 
@@ -204,7 +206,9 @@ def test_points_without_activation_are_counted():
         "noisy": right(seen[data.is_noisy], True),
     }
     rows = probe_model(net, data, test, ["input", "1"], ["velpic"], ALL)
-    assert len(rows) == 15 and min(share.values()) > 0.1 and len(set(share.values())) == 3
+    assert len(rows) == 15
+    assert min(share.values()) > 0.1
+    assert len(set(share.values())) == 3
     for r in rows:
         assert r["zeros"] == (pytest.approx(share[r["group"]]) if r["layer"] == "1" else 0)
 
@@ -253,7 +257,8 @@ def test_answers_are_those_that_probe_model_counts(layers, probes, device):
             data.y if r["target"] == "given" else data.clean,
         )
         guess = said_of[r["layer"], r["probe"]]
-        assert guess.shape == data.y.shape and r["accuracy"] == right(guess[of], y[of])
+        assert guess.shape == data.y.shape
+        assert r["accuracy"] == right(guess[of], y[of])
 
 
 def test_batches_are_no_part_of_the_answers():
@@ -271,7 +276,8 @@ def test_answers_of_examples_that_own_channels():
     ((out, a),) = activations(net, data.x, ["1"], index=data.index)
     assert torch.equal(
         answers["1", "velpic"], VeLPIC(n_classes=3).fit(a["1"], data.y).predict(a["1"])
-    ) and torch.equal(answers["output", "model"], out.argmax(1))
+    )
+    assert torch.equal(answers["output", "model"], out.argmax(1))
 
 
 def test_answers_refuse_unknown_names():
@@ -312,9 +318,8 @@ def test_default_layers(make, x, expected):
     data = NoisyDataset(torch.randn(20, *x), torch.arange(20) % k, n_classes=k)
     assert default_layers(net, data.x) == expected
     rows = probe_model(net, data, data, probes=["velpic"])
-    assert [r["layer"] for r in rows] == [*expected, "output"] and all(
-        0 <= r["accuracy"] <= 1 for r in rows
-    )
+    assert [r["layer"] for r in rows] == [*expected, "output"]
+    assert all(0 <= r["accuracy"] <= 1 for r in rows)
 
 
 def test_the_same_layer_asked_for_twice():
@@ -381,11 +386,9 @@ def test_collected_moments_do_not_depend_on_rows_beside_them(rows):
     net = small()
     ((_, a),) = activations(net, data.x, ["1"])
     s = collect(net, data, ["1"], rows, batch=11)["1"].finish()
-    assert (
-        (s.x is not None) == rows
-        and s.moments is not None
-        and s.count.tolist() == data.y.bincount().tolist()
-    )
+    assert (s.x is not None) == rows
+    assert s.moments is not None
+    assert s.count.tolist() == data.y.bincount().tolist()
     for c in range(3):
         mine = a["1"][data.y == c].double()
         torch.testing.assert_close(s.wide(s.mean)[c], mine.mean(0))
@@ -432,9 +435,9 @@ def test_absent_classes_are_said_once_and_never_predicted(look):
     assert [str(w.message) for w in told] == [
         "classes [1, 3, 4] have no training example; no probe ever predicts them"
     ]
+    assert len(rows) == 13
     assert (
-        len(rows) == 13
-        and max(r["accuracy"] for r in rows if r["probe"] != "model")
+        max(r["accuracy"] for r in rows if r["probe"] != "model")
         <= (test.y != 1).double().mean().item()
     )
 
@@ -460,7 +463,8 @@ def test_passes_over_the_training_set(groups, passes):
     net.register_forward_pre_hook(look)
     probe_model(net, data, test, ["input", "1", "3"], tuple(PROBES), groups, batch=32)
     train, both = map(sum, zip(*seen, strict=True))
-    assert train == passes * len(data) and both - train == len(test) * ("test" in groups)
+    assert train == passes * len(data)
+    assert both - train == len(test) * ("test" in groups)
 
 
 def test_a_prober_makes_one_pass_a_recorded_time():
@@ -598,9 +602,9 @@ def test_labels_that_say_nothing_teach_nothing():
     bound = (
         4 * ((1 / k) * (1 - 1 / k) / runs) ** 0.5
     )  # a draw's accuracy varies no more than one guess does
-    assert (
-        len(chance) == 8 and (chance - 1 / k).abs().max() < bound and learned.min() > 1 / k + bound
-    )
+    assert len(chance) == 8
+    assert (chance - 1 / k).abs().max() < bound
+    assert learned.min() > 1 / k + bound
 
 
 def test_an_absent_class_is_said_once(recwarn):
@@ -619,9 +623,10 @@ def test_an_absent_class_is_said_once(recwarn):
         checkpoints=range(5),
         device="cpu",
     )
-    assert sum("no training example" in str(w.message) for w in recwarn) == 2 and {
-        str(w.message) for w in recwarn
-    } == {"classes [1] have no training example; no probe ever predicts them"}
+    assert sum("no training example" in str(w.message) for w in recwarn) == 2
+    assert {str(w.message) for w in recwarn} == {
+        "classes [1] have no training example; no probe ever predicts them"
+    }
     recwarn.clear()
     probe(run, data, test=test, model=small())
     assert len(recwarn) == 1

@@ -72,11 +72,9 @@ def close(a, b, rtol=1e-9) -> bool:
 
 
 def assert_alike(run, alone):
-    assert (
-        torch.equal(run.time, alone.time)
-        and torch.equal(run.prediction, alone.prediction)
-        and run.digest == alone.digest
-    )
+    assert torch.equal(run.time, alone.time)
+    assert torch.equal(run.prediction, alone.prediction)
+    assert run.digest == alone.digest
     for k in ("loss", "margin", "true_loss", "test_loss", "test_margin"):
         a, b = getattr(run, k), getattr(alone, k)
         assert a is b is None or torch.allclose(a, b, rtol=1e-5, atol=1e-6), k
@@ -101,7 +99,8 @@ def assert_each_as_alone(data, epochs, test=None, make=net, each=None, **how):
             **how,
         )
         assert_alike(run, alone)
-        assert close(state(models[i]), state(single)) and not close(state(single), state(make(i)))
+        assert close(state(models[i]), state(single))
+        assert not close(state(single), state(make(i)))
 
 
 # --- as if alone
@@ -185,9 +184,8 @@ def test_single_precision():
     runs = fit_stacked(models, data, 3, batch=BATCH, **SGD)
     for i, run in enumerate(runs):
         alone = fit(single := net(i).float(), data[i], 3, batch=BATCH, **SGD)
-        assert close(state(models[i]), state(single), 1e-3) and torch.allclose(
-            run.loss, alone.loss, atol=1e-4
-        )
+        assert close(state(models[i]), state(single), 1e-3)
+        assert torch.allclose(run.loss, alone.loss, atol=1e-4)
 
 
 @settings(deadline=None, max_examples=10)
@@ -199,7 +197,8 @@ def test_learning_rates_in_any_order(rates, seed):
     runs = fit_stacked(models, [noisy()] * len(rates), 1, lr=rates, seed=seed, batch=BATCH)
     for i, (rate, run) in enumerate(zip(rates, runs, strict=True)):
         fit(single := net(i), noisy(), 1, lr=rate, seed=seed, batch=BATCH)
-        assert run.config["lr"] == rate and close(state(models[i]), state(single))
+        assert run.config["lr"] == rate
+        assert close(state(models[i]), state(single))
 
 
 def by_torch_func(models, data, clip=None) -> list[dict]:
@@ -256,9 +255,8 @@ def test_what_is_recorded_is_what_the_networks_give():
                     F.cross_entropy(z, part.y, reduction="none"),
                     atol=1e-6,
                 )
-        assert same(run.at(2, net()).state_dict(), models[i].state_dict()) and torch.equal(
-            run.clean, d.clean
-        )
+        assert same(run.at(2, net()).state_dict(), models[i].state_dict())
+        assert torch.equal(run.clean, d.clean)
 
 
 def test_more_examples_than_pass_at_once():
@@ -282,19 +280,16 @@ def test_stop_at_ends_one_and_not_the_others():
         counts.append(len(going))
     runs = fit_stacked(nets(), EASY, 20, **how)
     ends = [r.time[-1].item() for r in runs]
-    assert (
-        counts[0] == 3
-        and counts[-1] < 3
-        and counts == sorted(counts)[::-1]
-        and len(set(ends)) > 1
-        and min(ends) > 0
-    )
+    assert counts[0] == 3
+    assert counts[-1] < 3
+    assert counts == sorted(counts)[::-1]
+    assert len(set(ends)) > 1
+    assert min(ends) > 0
     for i, run in enumerate(runs):
         alone = fit(single := net(i), EASY[i], 20, **how)
         assert_alike(run, alone)
-        assert close(state(models[i]), state(single)) and same(
-            run.checkpoints[ends[i]], state(models[i])
-        )
+        assert close(state(models[i]), state(single))
+        assert same(run.checkpoints[ends[i]], state(models[i]))
 
 
 def test_one_that_ended_stays_so_when_the_consumer_stops():
@@ -303,7 +298,8 @@ def test_one_that_ended_stays_so_when_the_consumer_stops():
     for going in train_stacked(models, EASY, 20, **how):
         if going[0].time >= end + 3:
             break
-    assert all(s.model is not models[0] for s in going) and close(state(models[0]), state(single))
+    assert all(s.model is not models[0] for s in going)
+    assert close(state(models[0]), state(single))
 
 
 def test_training_goes_no_further_than_asked():
@@ -313,7 +309,9 @@ def test_training_goes_no_further_than_asked():
             break
     for i, s in enumerate(going):
         fit(single := net(i), sets()[i], 1, batch=BATCH, **SGD)
-        assert s.model is models[i] and s.step == 3 and close(state(s.model), state(single))
+        assert s.model is models[i]
+        assert s.step == 3
+        assert close(state(s.model), state(single))
 
 
 def test_a_change_of_one_network_changes_that_one_only():
@@ -325,7 +323,8 @@ def test_a_change_of_one_network_changes_that_one_only():
     for s in trainer.train(single := net(1), noisy(1), 3, lr=0.1, batch=BATCH, device="cpu"):
         if s.time == 1:
             nn.init.zeros_(s.model[2].weight)
-    assert close(state(changed[1]), state(single)) and not close(state(single), state(untouched[1]))
+    assert close(state(changed[1]), state(single))
+    assert not close(state(single), state(untouched[1]))
     for i in (0, 2):
         assert same(state(changed[i]), state(untouched[i]))
 
@@ -377,7 +376,8 @@ def test_one_that_diverges_ends_with_a_warning():
     assert len(said) == 1
     with pytest.raises(Diverged) as e:
         fit(single := net(1), noisy(1), 4, lr=1e9, **how)
-    assert torch.equal(runs[1].time, e.value.run.time) and close(state(models[1]), state(single))
+    assert torch.equal(runs[1].time, e.value.run.time)
+    assert close(state(models[1]), state(single))
     assert re.search(r"at step \d+ \(", str(e.value))[0] in str(said[0].message)
     for i, clip in ((0, None), (2, 0.5)):
         assert_alike(runs[i], fit(single := net(i), noisy(i), 4, lr=rates[i], clip=clip, **how))
@@ -387,18 +387,17 @@ def test_one_that_diverges_ends_with_a_warning():
 def test_what_is_recorded_is_finite():
     with pytest.warns(UserWarning, match="not finite at step 1"):
         runs = fit_stacked(models := nets(), sets(), 1, lr=[0.1, 1e200, 0.05], batch=None)
-    assert (
-        [len(r.time) for r in runs] == [2, 1, 2]
-        and all(r.loss.isfinite().all() for r in runs)
-        and same(state(models[1]), state(net(1)))
-    )
+    assert [len(r.time) for r in runs] == [2, 1, 2]
+    assert all(r.loss.isfinite().all() for r in runs)
+    assert same(state(models[1]), state(net(1)))
 
 
 def test_diverging_after_the_last_recorded_time_is_said_too():
     models = nets()
     with pytest.warns(UserWarning, match="not finite"):
         runs = fit_stacked(models, sets(), 4, lr=[0.1, 1e200, 0.05], batch=BATCH, times=[0])
-    assert [r.time.tolist() for r in runs] == [[0]] * 3 and same(state(models[1]), state(net(1)))
+    assert [r.time.tolist() for r in runs] == [[0]] * 3
+    assert same(state(models[1]), state(net(1)))
 
 
 @pytest.mark.parametrize("lr", [[0.1, 1e200, 0.05], 1e200])
@@ -418,9 +417,8 @@ def test_outputs(shape):
     each = [model(v) for model, v in zip(models, x, strict=True)]
     shared = [model(x[0]) for model in models]
     stack = Stack(models)
-    assert torch.allclose(stack(x), torch.stack(each), rtol=1e-9) and torch.allclose(
-        stack(x[:1]), torch.stack(shared), rtol=1e-9
-    )
+    assert torch.allclose(stack(x), torch.stack(each), rtol=1e-9)
+    assert torch.allclose(stack(x[:1]), torch.stack(shared), rtol=1e-9)
 
 
 def test_networks_stay_modules():
@@ -497,14 +495,13 @@ def test_why_not(name):
 
 def test_why_not_together():
     one = net()
-    assert "differ" in why_not([net(), net(out=4)]) and "differ" in why_not(
-        [net(), net(act=nn.Tanh())]
-    )
+    assert "differ" in why_not([net(), net(out=4)])
+    assert "differ" in why_not([net(), net(act=nn.Tanh())])
     assert "differ" in why_not([net(), net(bias=False)])
-    assert "differ" in why_not(
-        [net(act=nn.LeakyReLU(0.1)), net(act=nn.LeakyReLU(0.9))]
-    ) and "differ" in why_not([net(), net().float()])
-    assert "share parameters" in why_not([one, one]) and why_not(nets()) == ""
+    assert "differ" in why_not([net(act=nn.LeakyReLU(0.1)), net(act=nn.LeakyReLU(0.9))])
+    assert "differ" in why_not([net(), net().float()])
+    assert "share parameters" in why_not([one, one])
+    assert why_not(nets()) == ""
     assert why_not([net(act=nn.LeakyReLU(0.1)) for _ in range(2)]) == ""
 
 
@@ -541,7 +538,8 @@ def test_what_cannot_be_stacked_is_trained_one_by_one(name):
             **how,
         )
         assert_alike(run, alone)
-        assert close(state(models[i]), state(singles[i])) and run.config["a"] == i + 1
+        assert close(state(models[i]), state(singles[i]))
+        assert run.config["a"] == i + 1
 
 
 def test_networks_that_differ_are_each_themselves():
@@ -650,7 +648,6 @@ def test_at_the_end_each_network_has_parameters_of_its_own():
     fit_stacked(models := nets(), sets(), 2, times=[2], stop_at=0.99)
     for m in models:
         for p in m.parameters():
-            assert (
-                p.is_contiguous() and p.untyped_storage().nbytes() == p.numel() * p.element_size()
-            )
+            assert p.is_contiguous()
+            assert p.untyped_storage().nbytes() == p.numel() * p.element_size()
         nn.utils.parameters_to_vector(m.parameters())

@@ -138,7 +138,8 @@ def same_run(a: Run, b: Run):
         elif f.name == "rows":
             assert v.equals(w)
         elif f.name == "checkpoints":
-            assert v.keys() == w.keys() and all(same(v[t], w[t]) for t in v)
+            assert v.keys() == w.keys()
+            assert all(same(v[t], w[t]) for t in v)
         else:
             assert v == w, f.name
 
@@ -182,7 +183,8 @@ def test_parameters_are_those_of_the_plain_loop(how, optimizer, loop, epochs):
     ours, theirs, data = net(), net(), noisy()
     fit(ours, data, epochs, **dict(lr=0.05, batch=BATCH) | how)
     plain(theirs, data, epochs, optimizer(theirs.parameters()), **loop)
-    assert same(state(ours), state(theirs)) and not same(state(ours), state(net()))
+    assert same(state(ours), state(theirs))
+    assert not same(state(ours), state(net()))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -236,7 +238,8 @@ def test_named_schedules(name):
     )
     sgd = SGD(theirs.parameters(), 0.1, 0.9, fused=True)
     plain(theirs, data, 3, sgd, THEIRS[name](sgd, n))
-    assert same(state(ours), state(theirs)) and len(lrs) == n
+    assert same(state(ours), state(theirs))
+    assert len(lrs) == n
     if name in BY_HAND:
         assert lrs == pytest.approx([0.1 * BY_HAND[name](i, n) for i in range(n)], abs=1e-12)
 
@@ -245,15 +248,12 @@ def test_named_schedules(name):
 @given(st.integers(1, 100), st.floats(0, 1))
 def test_triangle(n, peak):
     v = list(map(triangle(SGD([torch.zeros(1)], 0.1), n, peak).lr_lambdas[0], range(n + 1)))
-    assert (
-        v[n] == 0
-        and min(v[:n]) > 0
-        and max(v) == 1
-        and abs((top := v.index(1) + 1) - max(1, peak * n)) <= 0.5
-    )
-    assert v[:top] == sorted(v[:top]) and v == [
-        min((i + 1) / top, (n - i) / max(1, n - top)) for i in range(n + 1)
-    ]
+    assert v[n] == 0
+    assert min(v[:n]) > 0
+    assert max(v) == 1
+    assert abs((top := v.index(1) + 1) - max(1, peak * n)) <= 0.5
+    assert v[:top] == sorted(v[:top])
+    assert v == [min((i + 1) / top, (n - i) / max(1, n - top)) for i in range(n + 1)]
 
 
 class Thirds:
@@ -273,7 +273,8 @@ def test_a_schedule_of_ones_own(schedule, name):
     (ours, theirs), data = (net(), net()), noisy()
     assert fit(ours, data, 3, lr=0.1, batch=BATCH, schedule=schedule).config["schedule"] == name
     plain(theirs, data, 3, sgd := SGD(theirs.parameters(), 0.1, fused=True), schedule(sgd, 3 * PER))
-    assert same(state(ours), state(theirs)) and sgd.param_groups[0]["lr"] < 0.1
+    assert same(state(ours), state(theirs))
+    assert sgd.param_groups[0]["lr"] < 0.1
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 5, 6])
@@ -289,9 +290,8 @@ def test_objects_of_ones_own():
     ]
     run = fit(ours, data, 3, batch=BATCH, optimizer=made[0][0], schedule=made[0][1])
     plain(theirs, data, 3, *made[1])
-    assert same(state(ours), state(theirs)) and made[0][0].param_groups[0]["lr"] == pytest.approx(
-        0.1 * 0.3**2
-    )
+    assert same(state(ours), state(theirs))
+    assert made[0][0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.3**2)
     json.dumps(run.config)  # is what a Run can be saved with
 
 
@@ -299,12 +299,12 @@ def test_objects_of_ones_own():
 @given(st.integers(1, 60), st.integers(0, 50), st.integers(0, 2**40))
 def test_order(n, epoch, seed):
     before, a = torch.random.get_rng_state(), order(n, epoch, seed)
-    assert sorted(a.tolist()) == list(range(n)) and torch.equal(a, order(n, epoch, seed))
+    assert sorted(a.tolist()) == list(range(n))
+    assert torch.equal(a, order(n, epoch, seed))
     assert torch.equal(torch.random.get_rng_state(), before)
     if n > 30:
-        assert not torch.equal(a, order(n, epoch + 1, seed)) and not torch.equal(
-            a, order(n, epoch, seed + 1)
-        )
+        assert not torch.equal(a, order(n, epoch + 1, seed))
+        assert not torch.equal(a, order(n, epoch, seed + 1))
 
 
 # --- what is recorded
@@ -324,7 +324,9 @@ def test_recorded_values_are_those_in_evaluation_mode(model):
 
     plain(theirs, data, 4, SGD(theirs.parameters(), 0.05, 0.9, fused=True), look=look)
     run = fit(model(), data, 4, held, lr=0.05, momentum=0.9, batch=BATCH)
-    assert run.time.tolist() == [0, 1, 2, 3, 4] and run.unit == "epoch" and len(seen) == 5
+    assert run.time.tolist() == [0, 1, 2, 3, 4]
+    assert run.unit == "epoch"
+    assert len(seen) == 5
     for i, both in enumerate(seen):
         for z, y, kind in zip(both, (data.y, held.y), ("", "test_"), strict=True):
             got = {k: getattr(run, kind + k)[i] for k in ("prediction", "loss", "margin")}
@@ -366,7 +368,8 @@ def test_a_recorded_time_is_the_one_asked_for():
         batch=5,
         observe=[lambda s: [dict(step=s.step)]],
     )
-    assert run.time.tolist() == times and run.rows["time"].to_list() == times
+    assert run.time.tolist() == times
+    assert run.rows["time"].to_list() == times
     for t in run.time.tolist():
         run.at(t, net())
 
@@ -410,9 +413,10 @@ def test_default_times(epochs):
     times = recorded_times(epochs)
     whole = times[:-1]
     gaps = [b - a for a, b in pairwise(times)]
-    assert (
-        times[0] == 0 and times[-1] == epochs and all(t == int(t) for t in whole) and min(gaps) > 0
-    )
+    assert times[0] == 0
+    assert times[-1] == epochs
+    assert all(t == int(t) for t in whole)
+    assert min(gaps) > 0
     assert len(times) == min(100, math.ceil(epochs)) + 1 or epochs != int(epochs)
     assert max(gaps) <= epochs / min(100, math.ceil(epochs)) + 1
 
@@ -426,7 +430,8 @@ def test_steps_of(steps, per):
 def test_checkpoints():
     data, (a, b) = noisy(), (net(), net())
     run = fit(a, data, 3, lr=0.05, batch=BATCH)
-    assert list(run.checkpoints) == [3] and same(state(run.at(3, net(seed=1))), state(a))
+    assert list(run.checkpoints) == [3]
+    assert same(state(run.at(3, net(seed=1))), state(a))
     run, states = fit(b, data, 3, lr=0.05, batch=BATCH, checkpoints=[0, 2]), path(net(), data, 3)
     for t in (0, 2):
         assert same(state(run.at(t, net(seed=1))), states[PER * t])
@@ -441,14 +446,11 @@ def test_stop_at():
     hits = (full.prediction == full.y).double().mean(1)
     first = int((hits >= 0.8).nonzero()[0])
     run = fit(model := net(), data, 30, stop_at=0.8, **how)
-    assert (
-        0 < first < 30
-        and run.time.tolist() == list(range(first + 1))
-        and torch.equal(run.loss, full.loss[: first + 1])
-    )
-    assert same(state(model), full.checkpoints[first]) and same(
-        run.checkpoints[first], full.checkpoints[first]
-    )
+    assert 0 < first < 30
+    assert run.time.tolist() == list(range(first + 1))
+    assert torch.equal(run.loss, full.loss[: first + 1])
+    assert same(state(model), full.checkpoints[first])
+    assert same(run.checkpoints[first], full.checkpoints[first])
 
 
 def test_rows_of_observers_join_the_run():
@@ -466,7 +468,8 @@ def test_rows_of_observers_join_the_run():
         observe=[sizes, lambda s: None, lambda s: [dict(step=s.step)]],
     )
     states = path(net(), data, 2)
-    assert run.rows.columns == ["time", "layer", "norm", "step"] and len(run.rows) == 3 * 5
+    assert run.rows.columns == ["time", "layer", "norm", "step"]
+    assert len(run.rows) == 3 * 5
     norms = run.rows.filter(layer="0.weight")["norm"].to_list()
     assert norms == pytest.approx(
         [states[i]["0.weight"].double().norm().item() for i in (0, 3, 8)], rel=1e-6
@@ -485,9 +488,8 @@ def test_expectations():
         nn.Sequential(nn.Linear(6, 2**20, bias=False)),
     )
     assert said.startswith("expected: 0 MB")
-    assert "120 MB of memory" in expected_space(
-        model, noisy(2), 0, 0, 0
-    ) and "48 MB of disk" in expected_space(model, noisy(2), 0, 0, 2)
+    assert "120 MB of memory" in expected_space(model, noisy(2), 0, 0, 0)
+    assert "48 MB of disk" in expected_space(model, noisy(2), 0, 0, 2)
 
 
 # --- stepping into the loop
@@ -515,20 +517,17 @@ def test_each_step_sees_gradients_before_clipping():
 def test_each_step_may_change_gradients():
     ours, data = net(), noisy()
     fit(ours, data, 1, each_step=[lambda s: s.model[0].weight.grad.zero_()])
-    assert torch.equal(ours[0].weight, net()[0].weight) and not torch.equal(
-        ours[2].weight, net()[2].weight
-    )
+    assert torch.equal(ours[0].weight, net()[0].weight)
+    assert not torch.equal(ours[2].weight, net()[2].weight)
 
 
 def test_training_is_handed_over_at_recorded_times():
     data, model = noisy(), net()
     states = path(net(), data, 3)
     for i, s in enumerate(train(model, data, 3, lr=0.05, batch=BATCH)):
-        assert (
-            s.model is model
-            and (s.time, s.step) == (i, i * PER)
-            and same(state(model), states[s.step])
-        )
+        assert s.model is model
+        assert (s.time, s.step) == (i, i * PER)
+        assert same(state(model), states[s.step])
 
 
 def test_a_change_of_the_weights_takes_effect():
@@ -547,9 +546,8 @@ def test_a_change_of_the_weights_takes_effect():
         SGD(theirs.parameters(), 0.05, 0.9, fused=True),
         look=lambda step: change(theirs) if step == PER else None,
     )
-    assert same(state(ours), state(theirs)) and not same(
-        state(ours), path(net(), data, 3, momentum=0.9)[-1]
-    )
+    assert same(state(ours), state(theirs))
+    assert not same(state(ours), path(net(), data, 3, momentum=0.9)[-1])
 
 
 def test_a_consumer_may_stop():
@@ -557,9 +555,8 @@ def test_a_consumer_may_stop():
     for s in train(model, data, 3, lr=0.05, batch=BATCH):
         if s.time == 2:
             break
-    assert s.recorder.run().time.tolist() == [0, 1, 2] and same(
-        state(model), path(net(), data, 2)[-1]
-    )
+    assert s.recorder.run().time.tolist() == [0, 1, 2]
+    assert same(state(model), path(net(), data, 2)[-1])
 
 
 # --- randomness
@@ -581,7 +578,8 @@ def test_dropout_follows_from_the_seed():
         torch.manual_seed(i)
         for _ in train(model, data, 2, lr=0.05, batch=BATCH, seed=seed):
             torch.rand(3)
-    assert same(state(nets[0]), state(nets[1])) and not same(state(nets[0]), state(nets[2]))
+    assert same(state(nets[0]), state(nets[1]))
+    assert not same(state(nets[0]), state(nets[2]))
     assert same(state(nets[0]), path(nets[3], data, 2, seed=5)[-1])
 
 
@@ -662,7 +660,8 @@ def test_killed_at_random_moments(tmp_path, steps):
         process = processes.Process(target=dies, args=(folder, rng.randint(10, 50)))
         process.start()
         process.join()
-        assert process.exitcode == -signal.SIGKILL and not folder.exists()
+        assert process.exitcode == -signal.SIGKILL
+        assert not folder.exists()
         done.append(len(list(journal_of(folder).glob("[0-9]*.pt"))))
     how, other = long_run(), long_run()
     run = fit(**how, folder=folder)
@@ -674,9 +673,8 @@ def test_killed_at_random_moments(tmp_path, steps):
     assert [f.name for f in tmp_path.iterdir() if not f.name.startswith(".run.")] == [
         "run"
     ]  # beside what a kill leaves
-    assert done == sorted(done) and again in range(
-        len(TIMES) - done[-1], len(TIMES) - done[-1] + 2
-    )  # nothing else was done again
+    assert done == sorted(done)
+    assert again in range(len(TIMES) - done[-1], len(TIMES) - done[-1] + 2)
 
 
 class Killed(BaseException):
@@ -725,7 +723,8 @@ def test_interrupted_in_the_middle_of_a_file(tmp_path, monkeypatch, at):
     assert not (tmp_path / "run").exists()
     how, other = long_run(**SHORT), long_run(**SHORT)
     same_run(fit(**how, folder=tmp_path / "run"), fit(**other))
-    assert same(state(how["model"]), state(other["model"])) and os.listdir(tmp_path) == ["run"]
+    assert same(state(how["model"]), state(other["model"]))
+    assert os.listdir(tmp_path) == ["run"]
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -742,7 +741,8 @@ def test_interrupted_as_it_is_put_in_its_place(tmp_path, monkeypatch, before):
         fit(**long_run(**SHORT), folder=tmp_path / "run")
     how, other = long_run(**SHORT), long_run(**SHORT)
     same_run(fit(**how, folder=tmp_path / "run"), fit(**other))
-    assert same(state(how["model"]), state(other["model"])) and os.listdir(tmp_path) == ["run"]
+    assert same(state(how["model"]), state(other["model"]))
+    assert os.listdir(tmp_path) == ["run"]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -802,7 +802,8 @@ def test_a_consumers_change_survives(tmp_path):
         m.setenv("BREAK_AT", str(PER + 1))
         go(net(), journal=tmp_path / "journal", each_step=[breaks])
     same_run(go(part, journal=tmp_path / "journal", each_step=[breaks]), go(whole))
-    assert same(state(whole), state(part)) and not same(state(whole), path(net(), noisy(), 4)[-1])
+    assert same(state(whole), state(part))
+    assert not same(state(whole), path(net(), noisy(), 4)[-1])
 
 
 @pytest.mark.parametrize(
@@ -870,7 +871,8 @@ def test_a_damaged_journal_is_set_aside_and_the_run_begins_anew(tmp_path, file, 
         r"\.damaged-\.run\.journal",
     ):
         same_run(fit(**long_run(**SHORT), folder=tmp_path / "run"), whole)
-    assert steps[0] == 0 and sorted(f.name[:9] for f in tmp_path.iterdir()) == [".damaged-", "run"]
+    assert steps[0] == 0
+    assert sorted(f.name[:9] for f in tmp_path.iterdir()) == [".damaged-", "run"]
 
 
 def test_a_damaged_run_is_set_aside_and_trained_again(tmp_path):
@@ -921,7 +923,9 @@ def test_a_finished_run_is_read(tmp_path, more, steps):
     run = fit(**how, folder=str(tmp_path / "run"))
     steps.clear()
     read = fit(**how | dict(model=again), folder=str(tmp_path / "run"))
-    assert not steps and torch.equal(read.loss, run.loss) and read.frame().equals(run.frame())
+    assert not steps
+    assert torch.equal(read.loss, run.loss)
+    assert read.frame().equals(run.frame())
     assert same(state(again), state(trained))
 
 
@@ -1090,7 +1094,8 @@ def test_a_folder_is_of_one_run(tmp_path, here, there, says, steps):
     before, taken = state(other["model"]), len(steps)
     with pytest.raises(ValueError, match=f"run holds another run: it differs in [a-z_, ]*{says}"):
         fit(**how | other)
-    assert same(state(other["model"]), before) and len(steps) == taken
+    assert same(state(other["model"]), before)
+    assert len(steps) == taken
     same_run(fit(**how | dict(model=net()) | here()), first)
     assert len(steps) == taken
 
@@ -1197,7 +1202,8 @@ def test_what_is_no_run_is_left_alone(tmp_path, steps, make, says, name):
     make(tmp_path / name)
     with pytest.raises(ValueError, match=says):
         fit(**long_run(**SHORT), folder=tmp_path / "run")
-    assert not steps and os.listdir(tmp_path) == [name]
+    assert not steps
+    assert os.listdir(tmp_path) == [name]
 
 
 @pytest.mark.parametrize(
@@ -1215,7 +1221,8 @@ def test_places_where_no_run_can_be_kept(tmp_path, monkeypatch, steps, folder, e
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=says):
         fit(net(), noisy(), 1, folder=folder)
-    assert not steps and os.listdir(tmp_path) == []
+    assert not steps
+    assert os.listdir(tmp_path) == []
 
 
 def test_an_empty_folder_will_do(tmp_path):
@@ -1320,9 +1327,11 @@ def test_diverged(tmp_path):
             match=rf"at step {step} \(learning rate 1e\+09\).*put back to time {kept[-1]:g}$",
         ) as e:
             fit(model, **diverging(times), folder=tmp_path / "run")
-        assert same(state(model), states[int(kept[-1] * PER)]) and e.value.run.time.tolist() == kept
+        assert same(state(model), states[int(kept[-1] * PER)])
+        assert e.value.run.time.tolist() == kept
         model = net()
-    assert e.value.run.loss.isfinite().all() and os.listdir(tmp_path) == [".run.journal"]
+    assert e.value.run.loss.isfinite().all()
+    assert os.listdir(tmp_path) == [".run.journal"]
 
 
 def test_diverged_before_anything_was_recorded():
@@ -1335,17 +1344,16 @@ def test_diverged_after_the_last_recorded_time():
     model = net()
     with pytest.raises(Diverged, match="put back to time 0") as e:
         fit(model, **diverging([0]))
-    assert (
-        same(state(model), state(net()))
-        and e.value.run.time.tolist() == [0]
-        and same(e.value.run.at(0, net(seed=1)).state_dict(), state(net()))
-    )
+    assert same(state(model), state(net()))
+    assert e.value.run.time.tolist() == [0]
+    assert same(e.value.run.at(0, net(seed=1)).state_dict(), state(net()))
 
 
 def test_what_is_recorded_is_finite():
     with pytest.raises(Diverged) as e:
         fit(model := net(), noisy(), 1, lr=1e38, batch=None)
-    assert e.value.run.time.tolist() == [0] and same(state(model), state(net()))
+    assert e.value.run.time.tolist() == [0]
+    assert same(state(model), state(net()))
 
 
 # --- a backward pass of one's own
@@ -1377,7 +1385,8 @@ def test_the_mean_as_ones_own_backward_is_the_same_run(model, k, how):
         | how
     )
     a, b = (fit(model(), noisy(k=k), 2, **how | more) for more in (dict(), dict(backward=mean)))
-    assert b.config == a.config | dict(backward="mean") and "backward" not in a.config
+    assert b.config == a.config | dict(backward="mean")
+    assert "backward" not in a.config
     same_run(a, replace(b, config=a.config))
 
 
@@ -1431,11 +1440,9 @@ def test_what_a_backward_is_given(k, out):
             if out == 1
             else z.logsumexp(1) - z.gather(1, y[:, None])[:, 0]
         )
-        assert (
-            losses.requires_grad
-            and torch.allclose(losses, right, atol=1e-6)
-            and all(p.grad is None for p in s.model.parameters())
-        )
+        assert losses.requires_grad
+        assert torch.allclose(losses, right, atol=1e-6)
+        assert all(p.grad is None for p in s.model.parameters())
         calls.append(("backward", s.step, len(losses)))
         losses.mean().backward()
 
@@ -1451,9 +1458,8 @@ def test_what_a_backward_is_given(k, out):
 def test_a_run_of_another_backward_is_another_run(tmp_path):
     how = dict(data=noisy(), epochs=1, batch=BATCH, folder=tmp_path / "run")
     run = fit(net(), backward=mean, **how)
-    assert load_run(tmp_path / "run").config["backward"] == "mean" and torch.equal(
-        fit(net(), backward=mean, **how).loss, run.loss
-    )
+    assert load_run(tmp_path / "run").config["backward"] == "mean"
+    assert torch.equal(fit(net(), backward=mean, **how).loss, run.loss)
     for other in (dict(), dict(backward=twice)):
         with pytest.raises(ValueError, match="another run: it differs in backward"):
             fit(net(), **how, **other)
@@ -1530,11 +1536,9 @@ def test_a_layer_is_told_which_examples_it_sees(own):
         assert outside()
     look = [(False, data.index.tolist()), (False, None)]
     steps = [[(True, data.index[r].tolist()) for r in rows[i : i + PER]] for i in (0, PER)]
-    assert (
-        notes.told == [*look, *steps[0], *look, *steps[1], *look]
-        and len(looks) == 3
-        and data.index.tolist() != list(range(N))
-    )
+    assert notes.told == [*look, *steps[0], *look, *steps[1], *look]
+    assert len(looks) == 3
+    assert data.index.tolist() != list(range(N))
 
 
 class Again(nn.Module):
@@ -1566,7 +1570,8 @@ def test_without_a_test_set_nobody_is_unknown():
     notes = Notes()
     for _ in (went := train(net(notes), noisy(), 1, batch=BATCH)):
         break
-    assert notes.told[-1] == (False, list(range(N))) and outside()
+    assert notes.told[-1] == (False, list(range(N)))
+    assert outside()
     went.close()
 
 
@@ -1614,11 +1619,9 @@ def test_costs(batch, monkeypatch):
     step, look = trainer.costs(
         net(nn.ReLU(), Slow(clock)), noisy(), noisy(20, seed=1), batch, [lambda s: clock.sleep(0.1)]
     )
-    assert (
-        type(step) is type(look) is float
-        and step == pytest.approx(0.02)
-        and look == pytest.approx(0.05 + 0.05 + 0.1)
-    )
+    assert type(step) is type(look) is float
+    assert step == pytest.approx(0.02)
+    assert look == pytest.approx(0.05 + 0.05 + 0.1)
 
 
 def test_costs_leave_no_trace():
@@ -1636,23 +1639,22 @@ def test_costs_leave_no_trace():
         batch=BATCH,
         observe=[lambda s: seen.append((s.time, s.step, s.data.digest, s.model))],
     )
-    assert (
-        step > 0
-        and look > 0
-        and same(state(model), before)
-        and [m.training for m in model.modules()] == modes
-    )
-    assert (
-        torch.equal(torch.random.get_rng_state(), torch_rng)
-        and random.getstate() == rng
-        and all(p.grad is None for p in model.parameters())
-    )
-    assert len(seen) == 1 and seen[0][:3] == (0, 0, data.digest) and seen[0][3] is not model
+    assert step > 0
+    assert look > 0
+    assert same(state(model), before)
+    assert [m.training for m in model.modules()] == modes
+    assert torch.equal(torch.random.get_rng_state(), torch_rng)
+    assert random.getstate() == rng
+    assert all(p.grad is None for p in model.parameters())
+    assert len(seen) == 1
+    assert seen[0][:3] == (0, 0, data.digest)
+    assert seen[0][3] is not model
 
 
 def test_costs_of_a_layer_that_is_told_its_examples():
     model = net(notes := Notes())
-    assert min(trainer.costs(model, noisy(), noisy(20), BATCH)) > 0 and not notes.told
+    assert min(trainer.costs(model, noisy(), noisy(20), BATCH)) > 0
+    assert not notes.told
 
 
 @pytest.mark.parametrize(
@@ -1672,9 +1674,8 @@ def test_costs_of_a_backward_of_ones_own(batch, sizes):
         calls.append((len(losses), s.optimizer.param_groups[0]["momentum"]))
         losses.mean().backward()
 
-    assert min(
-        trainer.costs(net(), noisy(), batch=batch, backward=own, momentum=0.9)
-    ) > 0 and calls == [(n, 0.9) for n in sizes]
+    assert min(trainer.costs(net(), noisy(), batch=batch, backward=own, momentum=0.9)) > 0
+    assert calls == [(n, 0.9) for n in sizes]
 
 
 # --- requests that make no sense
@@ -1757,9 +1758,9 @@ def test_refused_before_any_work(bad, says):
             )
             | bad
         )
-    assert (
-        not looks and same(state(model), was) and torch.equal(torch.random.get_rng_state(), before)
-    )
+    assert not looks
+    assert same(state(model), was)
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_an_unknown_option():
