@@ -99,9 +99,9 @@ def solve(
 def trajectories(
     rhos: list[float],  # at least one
     t_end: float = 10.0,  # above 0
-    k: float = 1.0,
-    m_n0: float = -1.0,
-    m_c0: float = 1.0,
+    k: float = 1.0,  # clean margin lost for each unit of noisy margin gained
+    m_n0: float = -1.0,  # the noisy margin at time 0
+    m_c0: float = 1.0,  # the clean margin at time 0
     *,
     points: int = 201,  # times from 0 to `t_end`, 2 or more
 ) -> pl.DataFrame:

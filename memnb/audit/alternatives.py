@@ -102,8 +102,8 @@ class Silenced(nn.Module):
 
 # %% ../../nbs/audit/04_alternatives.ipynb #cell11
 def silence_suspects(
-    model: nn.Module,
-    data: NoisyDataset,
+    model: nn.Module,  # trained; left as it is
+    data: NoisyDataset,  # its training set
     suspects: Tensor,  # (k,) rows
     # of the units that `critical_units` names for them, the most often named first; in (0, 1]
     share: float = 0.05,

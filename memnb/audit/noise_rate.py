@@ -62,7 +62,9 @@ class Noise:
 CLEAR = 0.5
 
 
-def clear_cases(e: Tensor) -> Tensor:
+def clear_cases(
+    e: Tensor,  # (n, K) evidence, higher where a class is likelier
+) -> Tensor:
     "(n,) bool: for each class that evidence (n, K) suggests, the half that is furthest ahead."
     first, second = e.topk(2, 1).values.T
     lead, suggested = first - second, e.argmax(1)

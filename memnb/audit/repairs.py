@@ -82,7 +82,7 @@ def accuracy_of(
 def possible(
     estimate: tuple[float, float, float],  # mean and interval
     least: float = 0.0,  # that the quantity can be
-    most: float = 1.0,
+    most: float = 1.0,  # and at most
 ) -> tuple[float, float, float]:
     "The estimate and its interval, cut to what can be."
     return tuple(min(max(v, least), most) for v in estimate)

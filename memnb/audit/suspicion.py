@@ -200,7 +200,9 @@ def _check_order(prediction: Tensor, data: NoisyDataset):
 
 
 def trained_model(
-    subject: nn.Module | Run, data: NoisyDataset, model: nn.Module | None = None
+    subject: nn.Module | Run,  # a run, or a trained network alone
+    data: NoisyDataset,  # its training set
+    model: nn.Module | None = None,  # the run's network; default: rebuilt, if it is memnb's
 ) -> tuple[Run, nn.Module, NoisyDataset]:
     """Run, network and data on its device, of a run or a network alone.
 

@@ -57,8 +57,8 @@ def _range(least: int | None, most: int | None) -> str:
 def whole(
     what: str,  # the argument's name
     value,  # an int, or anything that stands for one: 3.0, numpy.int64(3)
-    least: int | None = None,
-    most: int | None = None,
+    least: int | None = None,  # the smallest that is allowed; None: no bound
+    most: int | None = None,  # the largest that is allowed; None: no bound
 ) -> int:
     """`value` as an int.
 
@@ -85,7 +85,7 @@ def number(
     what: str,  # the argument's name
     value,
     allowed: str = "be a finite number",  # in words
-    ok: Callable[[float], bool] = math.isfinite,
+    ok: Callable[[float], bool] = math.isfinite,  # whether a value is allowed
 ) -> float:
     "`value` as a float. `TypeError` unless it is a number, `ValueError` unless it is allowed."
     try:
@@ -116,7 +116,10 @@ def sizes(
     return tuple(numbers)
 
 
-def names_of(what: str, value) -> list[str]:
+def names_of(
+    what: str,  # the argument's name
+    value,
+) -> list[str]:
     "`value` as a list. `TypeError` unless it is a list, or the like, of texts."
     if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__iter__"):
         raise TypeError(f"{what}={shown(value)} must be a list of names")
@@ -129,7 +132,10 @@ def names_of(what: str, value) -> list[str]:
 LARGEST_SEED = 2**63 - 1  # the largest that torch and numpy take
 
 
-def seed_of(value, what: str = "seed") -> int:
+def seed_of(
+    value,  # 0 to 2**63 - 1
+    what: str = "seed",  # the argument's name
+) -> int:
     "A seed as an int. `TypeError` or `ValueError` unless it is whole, from 0 to 2**63 - 1."
     return whole(what, value, 0, LARGEST_SEED)
 
@@ -171,7 +177,9 @@ def free_memory() -> float:
 _UNITS = dict(MB=2**20, GB=2**30, TB=2**40)
 
 
-def in_words(size: float) -> str:
+def in_words(
+    size: float,  # bytes, 0 or more
+) -> str:
     "Bytes as `350 MB`, `3.7 GB` or `5,000 TB`."
     size = min(size, 1e24)  # a whole number may be too large for a float
     unit = next((u for u in _UNITS if size < 1000 * _UNITS[u]), "TB")

@@ -38,7 +38,9 @@ def _imported(module: str, file: Path) -> set[str]:
     return {n for n in names if _file(n)}
 
 
-def modules_of(module: str) -> list[str]:
+def modules_of(
+    module: str,  # its name, such as "memnb.trainer.steps"
+) -> list[str]:
     "One of memnb's modules and those that it imports, directly or not, in alphabetical order."
     reached = set()
     frontier = {module}

@@ -96,7 +96,10 @@ def _rename(part: Path, path: Path):
     sync(path.parent)
 
 
-def write_whole(path: Path, write: Callable) -> Path:
+def write_whole(
+    path: Path,
+    write: Callable,  # given a file that is open for bytes
+) -> Path:
     "Call `write(file)` on a temporary file and rename it to `path`: whole or not at all."
     _rename(_beside(path, write), path)
     return path
@@ -206,7 +209,10 @@ def listed(folder: Path) -> list[str]:
     return list(_read_manifest(folder)[0])
 
 
-def strangers(folder: Path, names: list[str]):
+def strangers(
+    folder: Path,
+    names: list[str],  # the files that belong there
+):
     "Warn of files that were not written with the others. They are not read."
     if more := sorted(set(_names(folder)) - set(names)):
         warnings.warn(
@@ -268,7 +274,7 @@ def publish(
 
 # %% ../../nbs/common/03_files.ipynb #cell20
 def set_aside(
-    place: Path,
+    place: Path,  # a file or folder
     why: str,  # what is wrong, with the place's name
     then: str = "it is made again",  # what is done about it
 ):
@@ -287,7 +293,10 @@ def _companion(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def write_checked(path: Path, write: Callable) -> Path:
+def write_checked(
+    path: Path,
+    write: Callable,  # given a file that is open for bytes
+) -> Path:
     "As `write_whole`, with the file's SHA-256 beside it."
     part = _beside(path, write)
     line = f"{_entry(part)['sha256']}  {path.name}\n"

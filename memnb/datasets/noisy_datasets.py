@@ -22,7 +22,10 @@ from ..common.rng import check_device, generator
 MOST_CLASSES = 2**15 - 1  # a Run keeps predictions as int16
 
 
-def tensor_of(what: str, value) -> Tensor:
+def tensor_of(
+    what: str,  # the argument's name
+    value,
+) -> Tensor:
     "`value` as a tensor; `ValueError` for what is none."
     try:
         if isinstance(value, (list, tuple, range)):
@@ -34,7 +37,10 @@ def tensor_of(what: str, value) -> Tensor:
         ) from e
 
 
-def share_of(what: str, value) -> float:
+def share_of(
+    what: str,  # the argument's name
+    value,
+) -> float:
     "`value` as a float; `ValueError` unless it lies in [0, 1]."
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
         raise ValueError(f"{what}={shown(value)} must lie in [0, 1]")

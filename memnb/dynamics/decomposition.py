@@ -20,7 +20,9 @@ def _gated_sum(net: TwoLayer, weight: Tensor, rows: slice = slice(None)) -> Tens
     return ((net.x[rows] * weight[rows, None]).T @ net.gates[rows] / len(net.x)).double()
 
 
-def target_vectors(net: TwoLayer) -> tuple[Tensor, Tensor]:
+def target_vectors(
+    net: TwoLayer,  # a snapshot of the flow
+) -> tuple[Tensor, Tensor]:
     """G_c and G_n, each (D, m) float64.
 
     They are the clean and the noisy examples' parts of the target vector (section 2.1).
@@ -30,12 +32,18 @@ def target_vectors(net: TwoLayer) -> tuple[Tensor, Tensor]:
     return _gated_sum(net, net.residual, clean), _gated_sum(net, net.residual, noisy)
 
 
-def radial(G: Tensor, net: TwoLayer) -> Tensor:
+def radial(
+    G: Tensor,  # (D, m) target vectors
+    net: TwoLayer,  # a snapshot of the flow
+) -> Tensor:
     "(m,) inner products <G, u> with each neuron's direction."
     return (G * net.w.double()).sum(0) / net.r
 
 
-def directional(G: Tensor, net: TwoLayer) -> Tensor:
+def directional(
+    G: Tensor,  # (D, m) target vectors
+    net: TwoLayer,  # a snapshot of the flow
+) -> Tensor:
     """(D, m) component of G orthogonal to each neuron's direction.
 
     `ValueError` for a snapshot whose weights reach outside its basis.
@@ -52,12 +60,16 @@ def rate(net: TwoLayer) -> float:
     return 1 - net.n_clean / len(net.x)
 
 
-def class_separation(net: TwoLayer) -> Tensor:
+def class_separation(
+    net: TwoLayer,  # a snapshot of the flow
+) -> Tensor:
     "S (D, m), equation 6, over the snapshot's own gates."
     return _gated_sum(net, 2 * net.clean - 1)
 
 
-def onset_signal(net: TwoLayer) -> Tensor:
+def onset_signal(
+    net: TwoLayer,  # a snapshot of the flow
+) -> Tensor:
     "-rho S + R (D, m), equation 9; clean-label margins mu enter as e^-mu."
     sign = 2 * net.clean - 1
     return _gated_sum(net, sign * (torch.exp(-sign * net.z) - rate(net)))
@@ -78,7 +90,10 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum() / (a.norm() * b.norm())
 
 
-def gate_similarity(first: Tensor, now: Tensor) -> Tensor:
+def gate_similarity(
+    first: Tensor,  # (n, m) gates, 0 or 1
+    now: Tensor,  # (n, m) gates of the same examples and neurons
+) -> Tensor:
     """Cosine of each neuron's gates at two times, averaged over neurons (appendix A.5).
 
     Gates are (N, m) of 0.0 and 1.0. Neurons without an open gate at either time do not count.
@@ -129,7 +144,12 @@ def _relative_error(approximation: Tensor, G: Tensor) -> Tensor:
     return (G - approximation).norm() / G.norm()
 
 
-def approximations(net: TwoLayer, G: Tensor, first: TwoLayer, separation: Tensor) -> dict:
+def approximations(
+    net: TwoLayer,
+    G: Tensor,  # (D, m)
+    first: TwoLayer,
+    separation: Tensor,
+) -> dict:
     """Propositions 3.1 and 3.2 against the net target vector G, and how far the network has come.
 
     `first` is the snapshot at time 0, in the basis of `net`, and `separation` its class separation.

@@ -191,10 +191,10 @@ def flow(
 
 # %% ../../nbs/dynamics/02_relu_flow.ipynb #cell14
 def train_flow(
-    model: nn.Module,
-    data: NoisyDataset,
+    model: nn.Module,  # `TwoLayerReLU`, or another network of that form; trained in place
+    data: NoisyDataset,  # two classes; both hold examples
     times: Sequence[float],
-    method: str = "rkc",
+    method: str = "rkc",  # a key of `METHODS`
     observe: Sequence[Callable[[float, TwoLayer], list[dict]]] = (),  # rows for the Run's frame
     *,
     checkpoints: Sequence[float] = (),  # those of `times` at which the parameters are kept
@@ -227,9 +227,9 @@ def _recorded(rec: Recorder, steps, data: NoisyDataset, back: Tensor, *, observe
 
 # %% ../../nbs/dynamics/02_relu_flow.ipynb #cell15
 def gradient_flow(
-    model: nn.Module,
-    data: NoisyDataset,
-    times: Sequence[float],
+    model: nn.Module,  # as for `train_flow`; trained in place
+    data: NoisyDataset,  # two classes
+    times: Sequence[float],  # flow times, increasing, 0 or more; a learning rate times epochs
     *args,  # of `train_flow`
     **options,
 ) -> Run:

@@ -124,8 +124,8 @@ def _row(figure: str, claim: Claim, rho: float | None, result: dict) -> dict:
 
 
 def judge(
-    figure: str,
-    claims: Sequence[Claim],
+    figure: str,  # name of the experiment
+    claims: Sequence[Claim],  # of its paper
     frame: pl.DataFrame,  # all observations, with columns rho and seed
 ) -> pl.DataFrame:
     """The claims table: one row a claim and noise rate.

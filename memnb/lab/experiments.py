@@ -48,7 +48,9 @@ def _call_of(experiment: Callable, case: tuple) -> partial:
     return call
 
 
-def run_name(call: partial) -> str:
+def run_name(
+    call: partial,  # not made yet
+) -> str:
     """16 hex digits of a call: its function, everything it is given, and the code behind both.
 
     `memnb.runs.identity.Unknown` for an argument that cannot be told from another one.
@@ -59,7 +61,9 @@ def run_name(call: partial) -> str:
     return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 
-def arguments_of(call: partial) -> dict:
+def arguments_of(
+    call: partial,  # not made yet
+) -> dict:
     "Arguments of a call by name; those that a function passes on stand beside its own."
     bound = inspect.signature(call.func).bind_partial(*call.args, **call.keywords).arguments
     return bound | bound.pop("options", {})
@@ -127,7 +131,7 @@ def _folder(p: Params, call: partial) -> Path | None:
 
 
 def each(
-    p: Params,
+    p: Params,  # a notebook's parameters, with its store
     experiment: Callable[..., partial],  # what varies, by name -> a call that makes a Run
     **over,  # name -> values; default: rho over `p.rhos` and seed over `p.seeds`
 ) -> dict[tuple, Run]:
@@ -188,7 +192,9 @@ def _recorded(given: dict) -> int:
     return len(times) if times is not None else 1 + math.ceil(given.get("epochs", 1))
 
 
-def training_seconds(call: partial) -> float:
+def training_seconds(
+    call: partial,  # of `fit`, not made yet
+) -> float:
     "About how long a call of `fit` takes, from a few measured steps and one recorded time."
     given = arguments_of(call)
     data, batch = given["data"], given.get("batch", 128)
@@ -199,8 +205,8 @@ def training_seconds(call: partial) -> float:
 
 
 def expect(
-    p: Params,
-    experiment: Callable[..., partial],
+    p: Params,  # a notebook's parameters
+    experiment: Callable[..., partial],  # as for `each`
     seconds: Callable[[partial], float] = training_seconds,  # about how long a call takes
     beside: float = 0.0,  # seconds that analyses take beside the runs
     **over,  # as for `each`
@@ -289,8 +295,8 @@ def _record(p: Params, frame: pl.DataFrame, more: dict) -> str:
 
 
 def keep(
-    p: Params,
-    frame: pl.DataFrame,
+    p: Params,  # a notebook's parameters, with its folder `out`
+    frame: pl.DataFrame,  # what the notebook observed, one row an observation
     claims: pl.DataFrame | None,  # None: a notebook that judges none
     charts: dict,  # name -> Altair chart
     **more,  # whatever else belongs to the record; JSON values

@@ -131,7 +131,10 @@ def between(low: float, high: float) -> Rule:
     return Rule("number", f"be above 0, from {low:g} to {high:g}", lambda v: low <= v <= high)
 
 
-def one_of(valid: Sequence[str], many: bool = False) -> Rule:
+def one_of(
+    valid: Sequence[str],  # the names that are allowed
+    many: bool = False,  # whether a list of them is asked for
+) -> Rule:
     "One of the names, or a list of them."
     return Rule(
         "list of texts" if many else "text", f"be one of {', '.join(valid)}", lambda v: v in valid
@@ -143,7 +146,11 @@ def many(rule: Rule) -> Rule:
     return replace(rule, kind=f"list of {rule.kind}s")
 
 
-def in_place_of(given: dict, one: str, several: str) -> dict:
+def in_place_of(
+    given: dict,  # a notebook's parameters
+    one: str,  # name of the single value
+    several: str,  # name of the list
+) -> dict:
     "What was given, with a single value, if there is one, in place of the list of several."
     value = given.get(one)
     return given if value is None else given | {several: [value]}
@@ -179,7 +186,10 @@ def injected_names(cells: Sequence[str]) -> set[str]:
     return {t.id for n in nodes for t in n.targets if isinstance(t, ast.Name)}
 
 
-def refuse_unknown(names, valid: Sequence[str]):
+def refuse_unknown(
+    names,  # those that were given
+    valid: Sequence[str],  # those that are allowed
+):
     "`ValueError` for a name that is not valid, with the nearest valid one and all of them."
     for name in sorted(set(names) - set(valid)):
         near = difflib.get_close_matches(name, valid, 1, 0.4)
@@ -237,7 +247,7 @@ def _place(what: str, value) -> str:
 def resolve(
     figure: str,  # name of the experiment, which becomes a folder of its results
     presets: dict[str, dict],  # preset -> values for parameters that are None
-    rules: dict[str, Rule],
+    rules: dict[str, Rule],  # parameter -> rule that casts and checks its value
     given: dict,  # the notebook's parameters, `preset`, `out` and `store` among them
 ) -> Params:
     """Cast, check and complete the parameters; `ValueError` or `OSError` before any work.

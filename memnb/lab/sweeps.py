@@ -54,7 +54,7 @@ def values_of(
 
 # %% ../../nbs/lab/07_sweeps.ipynb #cell09
 def grid(
-    notebook: str | Path,
+    notebook: str | Path,  # path of a notebook with a cell of parameters
     axes: dict[str, str | Sequence],  # parameter -> values, as `values_of` takes them
     fixed: dict | None = None,  # parameters that are the same in all tasks
 ) -> list[Task]:
@@ -151,7 +151,7 @@ def _seconds(place: Path) -> float | None:
 
 
 def plan(
-    tasks: Sequence[Task],
+    tasks: Sequence[Task],  # of `grid`
     root: Path,  # folder of results
     retry: bool = False,  # also what failed before
 ) -> tuple[list[Task], str]:
@@ -178,7 +178,7 @@ def plan(
 
 # %% ../../nbs/lab/07_sweeps.ipynb #cell18
 def task_table(
-    tasks: Sequence[Task],
+    tasks: Sequence[Task],  # of `grid`
     root: Path,  # folder of results
 ) -> pl.DataFrame:
     """One row a task: its parameters, `state`, `seconds`, `error`, `key`.
@@ -251,7 +251,7 @@ def _check_options(jobs, dask, slurm, timeout, watch):
 
 
 def sweep(
-    notebook: str | Path,
+    notebook: str | Path,  # path of a notebook with a cell of parameters
     axes: dict[str, str | Sequence],  # parameter -> values, as "0.1,0.2", "0:5" or a list
     root: str | Path = "sweeps",  # folder of results
     fixed: dict | None = None,  # parameters that are the same in all
@@ -362,7 +362,7 @@ def figure(
     frame: pl.DataFrame,  # of `results`, with a column group
     y: str = "accuracy",
     color: str = "rho",  # column that tells curves apart
-    x: str = "epoch",
+    x: str = "epoch",  # a column of numbers
 ):
     """An Altair chart of `y` for each group, with bands over the seeds.
 
@@ -391,7 +391,7 @@ def figure(
 
 
 def live_figure(
-    notebook: str | Path,
+    notebook: str | Path,  # the one that is swept
     root: str | Path = "sweeps",  # folder of results
     **options,  # of `figure`
 ) -> Callable[[pl.DataFrame], None]:

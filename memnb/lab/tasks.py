@@ -88,7 +88,7 @@ _CASTS = {"float": float, "int": _whole, "str": str, "bool": _truth}
 
 
 def cast(
-    notebook: str | Path,
+    notebook: str | Path,  # path of a notebook with a cell of parameters
     values: dict,  # parameter -> value, of any type that can be cast; None: the preset's
 ) -> dict:
     """The values in the types of the notebook's parameters.
@@ -158,7 +158,7 @@ def failed(folder: Path) -> Path:
 
 # %% ../../nbs/lab/06_tasks.ipynb #cell13
 def make_task(
-    notebook: str | Path,
+    notebook: str | Path,  # path of a notebook with a cell of parameters
     values: dict | None = None,  # parameter -> value; others are as the notebook declares them
 ) -> Task:
     "The task of a notebook and parameters. `ValueError` as for `cast`."

@@ -21,7 +21,7 @@ from ..trainer.steps import Training, check_outputs, loss_of
 
 # %% ../../nbs/localization/01_accounting.ipynb #cell05
 def group_mask(
-    data: NoisyDataset,
+    data: NoisyDataset,  # n examples
     mask: Tensor | None = None,  # (n,) bool; default: the noisy examples
 ) -> Tensor:
     """(n,) bool: the group that an analysis compares with the rest.
@@ -100,8 +100,8 @@ def _report(noisy: Gradients, total: Gradients, members: dict[str, list[list[str
 
 # %% ../../nbs/localization/01_accounting.ipynb #cell09
 def account(
-    model: nn.Module,
-    data: NoisyDataset,
+    model: nn.Module,  # left as it is
+    data: NoisyDataset,  # its training set
     layers: Sequence[str] | None = None,  # layers or groups; default: `owners`
     mask: Tensor | None = None,  # (n,) bool; default: the noisy examples
     batch: int = 1024,  # examples at a time, 1 or more

@@ -43,7 +43,7 @@ _LABEL_PROBES = ("velpic", "masc", "cosine")
 
 @torch.no_grad()
 def layer_scores(
-    model: nn.Module,
+    model: nn.Module,  # trained; left as it is
     data: NoisyDataset,  # whose observed labels the probes are fitted on
     # default: the input and `hidden_groups` without the head, whose logits repeat what was learnt
     layers: Sequence[str] | None = None,
@@ -159,7 +159,7 @@ class _LayerInputs:
 
 
 def representation(
-    model: nn.Module,
+    model: nn.Module,  # left as it is
     x: Tensor,  # (n, ...) inputs, of which two are looked at
     most: int = 8,  # names, evenly spaced over the network where there are more
 ) -> list[str]:
@@ -225,7 +225,7 @@ def _curved_design(x: Tensor, features: int = 1024, seed: int = 0) -> Callable[[
 def leave_one_out_ridge(
     x: Tensor,  # (n, d) activations
     y: Tensor,  # (n,) labels in [0, n_classes)
-    n_classes: int,
+    n_classes: int,  # K, 2 or more
     curved: bool = False,  # a Gaussian kernel's probe, for what no plane tells apart
     ridge: float = 1.0,  # above 0, in units of the mean eigenvalue
 ) -> Tensor:
@@ -301,7 +301,7 @@ def _pixels(x: Tensor) -> Tensor:
 
 
 def layer_evidence(
-    model: nn.Module,
+    model: nn.Module,  # left as it is
     data: NoisyDataset,  # whose observed labels the probes are fitted on
     layers: Sequence[str] | None = None,  # default: `representation`
     batch: int = 256,  # examples at a time, 1 or more

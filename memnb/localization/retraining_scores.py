@@ -21,7 +21,7 @@ from ..trainer.training import fit
 # %% ../../nbs/localization/08_retraining_scores.ipynb #36a2c1a4
 def second_split_forgetting(
     make: Callable[[], nn.Module],  # a fresh network
-    data: NoisyDataset,
+    data: NoisyDataset,  # n examples, cut into two halves
     epochs: int = 20,  # on the first split, 1 or more
     second: int = 10,  # epochs on the second split, 1 or more
     seed: int = 0,  # of the split and of the order of training
@@ -70,8 +70,8 @@ def _forgetting(
 # %% ../../nbs/localization/08_retraining_scores.ipynb #a172d83f
 def leave_out_memorization(
     make: Callable[[int], nn.Module],  # seed -> a fresh network
-    data: NoisyDataset,
-    epochs: float,
+    data: NoisyDataset,  # n examples
+    epochs: float,  # of each network, above 0
     subsets: int = 30,  # networks, 2 or more
     share: float = 0.7,  # of the data in each subset, in (0, 1)
     seed: int = 0,  # of the subsets, and the first network's

@@ -234,7 +234,7 @@ def rewind(
     model: nn.Module | None = None,  # a skeleton, for a network that is not memnb's
     batch: int = 256,  # examples whose activations are kept at a time, 1 or more
     cache: bool = True,  # False: all of it runs for each layer and time, which gives the same
-    progress: bool = False,
+    progress: bool = False,  # whether a bar shows progress and an estimate
 ) -> pl.DataFrame:
     """Accuracy on the given labels of both groups with one layer as it was at an earlier time.
 
@@ -358,7 +358,7 @@ def retrain(
     mask: Tensor | None = None,
     model: nn.Module | None = None,  # a skeleton, for a network that is not memnb's
     look: Callable | None = None,  # called with (layer, network) when a layer is done
-    progress: bool = False,
+    progress: bool = False,  # whether a bar shows progress and an estimate
     # of `fit`; default: sgd, momentum 0.9, weight decay 5e-4, batches of 512, lr up to 0.1 halfway
     # and down again
     **options,

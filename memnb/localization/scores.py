@@ -52,8 +52,8 @@ def _majority_label(
 
 @torch.no_grad()
 def prediction_depth(
-    model: nn.Module,
-    data: NoisyDataset,
+    model: nn.Module,  # trained; left as it is
+    data: NoisyDataset,  # its training set
     # in the order of the network; default: the input and `hidden_groups` with the head
     layers: Sequence[str] | None = None,
     k: int = 30,  # neighbours, below the number of examples
@@ -117,7 +117,7 @@ def _of_units(units: pl.DataFrame) -> pl.DataFrame:
 
 
 def mislabel_scores(
-    run: Run,
+    run: Run,  # with its history, or of one time
     data: NoisyDataset,  # the run's own
     # the trained network, which depth, disagreement and probe margin need; default: rebuilt from
     # the run's last checkpoint, if it is memnb's with nothing attached

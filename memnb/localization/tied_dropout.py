@@ -126,8 +126,8 @@ class TiedDropout(_AtLayers):
 
     def __init__(
         self,
-        model: nn.Module,
-        layers: Sequence[str],
+        model: nn.Module,  # its layers get the masks, until `remove`
+        layers: Sequence[str],  # names; their outputs' channels are masked
         p_gen: float = 0.4,  # share of channels that are always on, in (0, 1]
         p_mem: float = 0.2,  # share of the others that an example owns, in expectation, in [0, 1]
         seed: int = 0,  # of who owns what
@@ -142,7 +142,10 @@ class TiedDropout(_AtLayers):
         self.mode = "own"
 
     @contextmanager
-    def using(self, mode: str):
+    def using(
+        self,
+        mode: str,  # one of `MASK_MODES`
+    ):
         "Within it, evaluation mode is in one of `MASK_MODES`."
         before = self.mode
         self.mode = check_choice("mode", mode, MASK_MODES)
@@ -183,8 +186,8 @@ class StandardDropout(_AtLayers):
 
     def __init__(
         self,
-        model: nn.Module,
-        layers: Sequence[str],
+        model: nn.Module,  # its layers get the masks, until `remove`
+        layers: Sequence[str],  # names
         kept: float,  # share of the activations, in (0, 1]
     ):
         number("kept", kept, "lie in (0, 1]", lambda v: 0 < v <= 1)
@@ -200,8 +203,8 @@ class SparseChannels(_AtLayers):
 
     def __init__(
         self,
-        model: nn.Module,
-        layers: Sequence[str],
+        model: nn.Module,  # its layers get the masks, until `remove`
+        layers: Sequence[str],  # names
         kept: float,  # share of the channels, in (0, 1]
         seed: int = 0,  # of which
     ):
@@ -224,10 +227,10 @@ def _share_right(logits: Tensor, y: Tensor) -> float:
 
 
 def by_mode(
-    model: nn.Module,
-    tied: TiedDropout,
+    model: nn.Module,  # with `tied` attached
+    tied: TiedDropout,  # what is attached to it
     data: NoisyDataset,  # the training set
-    test: NoisyDataset | None = None,
+    test: NoisyDataset | None = None,  # held-out examples of the same shape and classes
     modes: Sequence[str] = ("own", "drop"),  # of `MASK_MODES`
     mask: Tensor | None = None,  # (n,) bool; default: the noisy examples
 ) -> list[dict]:
@@ -256,7 +259,7 @@ def by_mode(
 
 
 def remembered(
-    tied: TiedDropout,
+    tied: TiedDropout,  # what is attached to the network in training
     modes: Sequence[str] = ("own", "drop"),  # of `MASK_MODES`
     mask: Tensor | None = None,  # (n,) bool; default: the noisy examples
 ) -> Callable:

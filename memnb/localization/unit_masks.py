@@ -109,7 +109,7 @@ def _reads(top, bottom) -> int:
 
 # %% ../../nbs/localization/03_unit_masks.ipynb #850bb1f2
 def unit_layers(
-    model: nn.Module,
+    model: nn.Module,  # left as it is
     x: Tensor,  # (n, ...) inputs, of which two are used
     where: str = "activation",  # one of `WHERE`
 ) -> dict[str, str]:
@@ -193,8 +193,8 @@ class Masked:
 
     def __init__(
         self,
-        model: nn.Module,
-        data: NoisyDataset,
+        model: nn.Module,  # left as it is
+        data: NoisyDataset,  # examples (n) that each have a mask of their own
         # whose outputs' channels are the units; default: `unit_layers`
         layers: Sequence[str] | None = None,
         where: str = "activation",  # one of `WHERE`

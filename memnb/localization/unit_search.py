@@ -406,7 +406,7 @@ def _rows_of(rows, n: int) -> list[int]:
 
 # %% ../../nbs/localization/04_unit_search.ipynb #cell15
 def critical_units(
-    model: nn.Module,
+    model: nn.Module,  # trained; left as it is
     data: NoisyDataset,  # the training set
     rows: Sequence[int] | Tensor | None = None,  # examples to look at; default: all
     mode: str = "exact",  # a key of `SEARCH_MODES`
@@ -421,7 +421,7 @@ def critical_units(
     check: int = 256,  # training examples on which accuracy after removal is measured; 0: it is not
     batch: int = 32,  # examples at once, 1 or more
     seed: int = 0,  # of noise, reference batch and the examples of `check`
-    progress: bool = False,
+    progress: bool = False,  # whether a bar shows progress and an estimate
 ) -> pl.DataFrame:
     """The units that are switched off until an example's given label is no longer predicted.
 

@@ -33,7 +33,9 @@ def inputs_of(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def evaluating(model: nn.Module):
+def evaluating(
+    model: nn.Module,  # any network
+):
     "Evaluation mode without gradients; afterwards each module's own mode comes back."
     modes = [(m, m.training) for m in network(model).modules()]
     model.eval()
@@ -54,7 +56,9 @@ def compiled(model: nn.Module) -> bool:
 
 
 @contextmanager
-def eager(model: nn.Module):
+def eager(
+    model: nn.Module,  # any network, compiled or wrapped
+):
     "Within it a network's own modules run, and on one device, whatever wraps them."
     replicated = [m for m in model.modules() if isinstance(m, nn.DataParallel)]
     devices = [m.device_ids for m in replicated]
@@ -136,7 +140,7 @@ def parts(
 
 
 def predict(
-    model: nn.Module,
+    model: nn.Module,  # left as it is
     x: Tensor,  # (n, ...) inputs
     batch: int = 1024,  # examples at a time, 1 or more
     index: Tensor | None = None,  # (n,) of training examples, for layers that depend on it

@@ -102,7 +102,7 @@ def _hooked(model: nn.Module, name: str, change: Callable[[Tensor], Tensor | Non
 
 @contextmanager
 def edit(
-    model: nn.Module,
+    model: nn.Module,  # any network; afterwards as it was
     # layer name -> function of its activation (n, ...), which returns the new one, or None
     changes: dict[str, Callable[[Tensor], Tensor | None]],
 ):
@@ -126,7 +126,7 @@ def edit(
 # %% ../../nbs/models/04_layers.ipynb #cell19
 @contextmanager
 def capture(
-    model: nn.Module,
+    model: nn.Module,  # any network; afterwards as it was
     layers: Sequence[str],  # names, see above
 ):
     """Yields a dictionary that holds, after a pass, a detached copy of each layer's activation.
@@ -158,7 +158,7 @@ def capture(
 
 # %% ../../nbs/models/04_layers.ipynb #cell22
 def activations(
-    model: nn.Module,
+    model: nn.Module,  # left as it is
     x: Tensor,  # (n, ...) inputs
     layers: Sequence[str],  # names, see above
     batch: int = 1024,  # examples at a time, 1 or more
@@ -238,7 +238,7 @@ class _Trace:
 
 # %% ../../nbs/models/04_layers.ipynb #cell27
 def linear_layers(
-    model: nn.Module,
+    model: nn.Module,  # left as it is
     x: Tensor,  # (n, ...) inputs of one pass
 ) -> dict[str, str]:
     "Linear layers in the order of their calls, each with the layer that it reads."

@@ -43,7 +43,9 @@ def _owner_name(name: str, others: list[str]) -> str:
     return f"{name}.(root)" if any(k.startswith(f"{name}.") for k in others) else name
 
 
-def owners(model: nn.Module) -> list[str]:
+def owners(
+    model: nn.Module,  # any network
+) -> list[str]:
     """Layers that own parameters themselves, in the order of definition; each parameter is in one.
 
     `(root)` stands for the model itself, `a.(root)` for a layer `a` within which others own some.
@@ -55,7 +57,7 @@ def owners(model: nn.Module) -> list[str]:
 
 # %% ../../nbs/models/05_structure.ipynb #cell10
 def layer_state(
-    model: nn.Module,
+    model: nn.Module,  # left as it is
     layer: str,  # a layer or group
     buffers: bool = True,  # with its buffers
 ) -> dict[str, Tensor]:
@@ -137,7 +139,9 @@ def _split(name: str, m: nn.Module, most: float) -> list[str]:
     return groups
 
 
-def layer_groups(model: nn.Module) -> list[str]:
+def layer_groups(
+    model: nn.Module,  # any network
+) -> list[str]:
     """The parts of which a network is built, each parameter in one of them.
 
     They are the model's children with parameters, but those of the only child in place of it; the
@@ -169,7 +173,9 @@ class _Call:
 
 
 @contextmanager
-def graphed(model: nn.Module):
+def graphed(
+    model: nn.Module,  # any network; afterwards as it was
+):
     "Evaluation mode, in which every parameter takes part in the graph; all is put back afterwards."
     flags = [(p, p.requires_grad) for p in model.parameters() if p.is_floating_point()]
     try:
@@ -318,7 +324,7 @@ def _warn(model: nn.Module, left_out: dict[str, str], hidden: list[str]):
 
 # %% ../../nbs/models/05_structure.ipynb #cell22
 def hidden_groups(
-    model: nn.Module,
+    model: nn.Module,  # left as it is
     x: Tensor,  # (n, ...) inputs, of which up to three are used
     head: bool = False,  # with the layers that give the logits, which come last
 ) -> list[str]:

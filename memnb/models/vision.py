@@ -346,16 +346,16 @@ class ViT(nn.Module):
 
     def __init__(
         self,
-        shape: Sequence[int],
-        patch: int,
-        d: int,
-        depth: int,
-        heads: int,
-        hidden: int,
+        shape: Sequence[int],  # (C, H, W) of an input
+        patch: int,  # side of a patch, in pixels; divides H and W
+        d: int,  # width of a token; divisible by `heads`
+        depth: int,  # blocks, 1 or more
+        heads: int,  # of the attention
+        hidden: int,  # width of a block's perceptron
         *,
-        dropout: float,
-        n_classes: int,
-        shifted: bool,
+        dropout: float,  # in [0, 1)
+        n_classes: int,  # K, 2 or more
+        shifted: bool,  # whether patches of four shifted pictures stand beside its own
     ):
         super().__init__()
         tokens, pixels = _tokens(shape, patch, shifted)

@@ -56,7 +56,10 @@ def _nearest_prime(p: int) -> int:
     raise ValueError(f"no prime is near {p}")
 
 
-def check_modulus(p: int, operation: str):
+def check_modulus(
+    p: int,  # modulus
+    operation: str,  # a key of `OPERATIONS`
+):
     """`ValueError` unless p is a modulus of the operation, a key of `OPERATIONS`.
 
     It must be a whole number from 3 to `LARGEST_MODULUS`, and prime for multiplication.
@@ -90,7 +93,7 @@ def operation_table(
     *,
     noise: str = "wrong",  # a key of `datasets.NOISE` but matrix
     seed: int = 0,  # of the split and the noise, 0 or more
-    device: str = "cpu",
+    device: str = "cpu",  # of the tensors
 ) -> tuple[NoisyDataset, NoisyDataset]:
     """The training set and the test set: inputs (n, 2 P), labels in [0, P).
 
@@ -122,7 +125,11 @@ class Grid:
     outside of the training pairs. `ValueError` for data that are no such table.
     """
 
-    def __init__(self, data: NoisyDataset, p: int):
+    def __init__(
+        self,
+        data: NoisyDataset,  # of `operation_table`
+        p: int,  # its modulus
+    ):
         check_data(data)
         inputs = tuple(data.x.shape[1:])
         if data.n_classes != p or inputs != (2 * p,):
@@ -140,8 +147,8 @@ class Grid:
 # %% ../../nbs/modular/01_arithmetic.ipynb #cell12
 @torch.no_grad()
 def gradient(
-    net: ModularNet,
-    grid: Grid,
+    net: ModularNet,  # its `grad` is set
+    grid: Grid,  # of the training pairs
     rows: int | None = None,  # of the table at once; default: as many as the threads' caches hold
 ) -> Tensor:
     "The mean cross-entropy over the training pairs; sets the parameters' `grad` to its gradient."
@@ -220,7 +227,7 @@ def train_modular(
     model: ModularNet,  # trained in place; parameters that require no gradient stay as they are
     data: NoisyDataset,  # of `operation_table`
     epochs: int,  # steps, each on all training pairs
-    test: NoisyDataset | None = None,
+    test: NoisyDataset | None = None,  # held-out examples of the same shape and classes
     *,
     lr: float = 1e-2,  # 0 or more
     weight_decay: float = 4.0,  # 0 or more
@@ -229,9 +236,9 @@ def train_modular(
     observe: Sequence[Callable] = (),
     # those of `times` at which parameters are kept, beside the last
     checkpoints: Sequence[int] = (),
-    device: str = "auto",
+    device: str = "auto",  # a torch device; auto: a GPU if there is one, else the CPU
     config: dict | None = None,  # stored with the Run; JSON values
-    progress: bool = False,
+    progress: bool = False,  # whether a bar shows progress and an estimate
 ) -> Iterator[Training]:
     """Train with AdamW on all training pairs, and yield the `Training` at the recorded epochs.
 
@@ -306,9 +313,9 @@ def _epochs(
 
 def fit_modular(
     model: ModularNet,  # trained in place
-    data: NoisyDataset,
-    epochs: int,
-    test: NoisyDataset | None = None,
+    data: NoisyDataset,  # of `operation_table`
+    epochs: int,  # steps, each on all training pairs
+    test: NoisyDataset | None = None,  # held-out examples of the same shape and classes
     **options,  # of `train_modular`
 ) -> Run:
     "The Run of `train_modular`. Errors as there."

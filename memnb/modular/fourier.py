@@ -132,14 +132,19 @@ class View:
         if not isinstance(logits, Tensor) or logits.shape != (q, q, q):
             raise ValueError(f"logits={shown(logits)} must be a tensor ({q}, {q}, {q})")
 
-    def run(self, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
+    def run(
+        self,
+        u: Tensor,  # (q, M)
+        v: Tensor,  # (q, M)
+        w: Tensor,  # (q, M)
+    ) -> Tensor:
         "Logits (q, q, q) of other weights in the same network."
         return ACTIVATIONS[self.activation][0](u[:, None] + v[None]) @ w
 
 # %% ../../nbs/modular/02_fourier.ipynb #cell09
 @torch.no_grad()
 def look(
-    net: ModularNet,
+    net: ModularNet,  # trained on a table of the operation
     operation: str,  # a key of `OPERATIONS`
     # seed of a random order of the residues in place of the circle, a control
     shuffle: int | None = None,
@@ -161,7 +166,10 @@ def look(
     return replace(view, logits=view.run(view.u, view.v, view.w))
 
 
-def label_table(data: NoisyDataset, operation: str) -> View:
+def label_table(
+    data: NoisyDataset,  # of `operation_table`
+    operation: str,  # a key of `OPERATIONS`
+) -> View:
     """The training labels themselves as logits: a control that learnt nothing.
 
     A logit is 1 for the label of a training pair and 0 elsewhere.
@@ -203,7 +211,9 @@ def participation(power: Tensor) -> Tensor:
     return power.square().sum(0) / power.sum(0).square().clamp_min(1e-30)
 
 
-def joint_power(view: View) -> Tensor:
+def joint_power(
+    view: View,  # of `look`
+) -> Tensor:
     """(K, M) sum of the spectra of U, V and W, each relative to its own sum.
 
     `ValueError` for a view without weights.
@@ -223,7 +233,7 @@ def dominant(power: Tensor) -> Tensor:
 
 
 def neuron_spectra(
-    view: View,
+    view: View,  # of `look`
     most: int = 60,  # neurons, 1 or more
 ) -> pl.DataFrame:
     """Rows `neuron, frequency, power` of the first neurons, in the order of strongest frequency.
@@ -352,7 +362,7 @@ EXTRACT = {
 # %% ../../nbs/modular/02_fourier.ipynb #cell15
 @torch.no_grad()
 def extract(
-    view: View,
+    view: View,  # of `look`
     method: str,  # a key of `EXTRACT`
     # noisy labels that were not trained on, by which a share is chosen
     held: NoisyDataset | None = None,
@@ -395,7 +405,9 @@ def strict(view: View) -> tuple[Tensor, float]:
     return _at_frequency(agreeing, k[keep]), len(keep) / view.w.shape[0]
 
 
-def alignment(view: View) -> dict[str, float]:
+def alignment(
+    view: View,  # of `look`
+) -> dict[str, float]:
     """Mean cosine of the phases, in [-1, 1], for addition (`add`) and for subtraction (`sub`).
 
     Multiplication is addition on its circle. `ValueError` for a view without weights.

@@ -21,7 +21,7 @@ from ..trainer.steps import check_network, loss_of
 
 # %% ../../nbs/modular/03_partitions.ipynb #cell05
 def reader(
-    model: nn.Module,
+    model: nn.Module,  # left as it is
     x: Tensor,  # (n, ...) inputs, of which two are looked at
     layer: str | None = None,  # its name; default: the last linear layer
 ) -> str:
@@ -46,8 +46,8 @@ def _check(data, what: str = "the data"):
 
 
 def signals(
-    model: nn.Module,
-    data: NoisyDataset,
+    model: nn.Module,  # left as it is
+    data: NoisyDataset,  # n examples
     layer: str,  # a linear layer
     batch: int = 1024,  # examples at a time, 1 or more
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -92,8 +92,8 @@ def signals(
 
 # %% ../../nbs/modular/03_partitions.ipynb #cell07
 def coherence(
-    model: nn.Module,
-    data: NoisyDataset,
+    model: nn.Module,  # left as it is
+    data: NoisyDataset,  # n examples
     layer: str | None = None,  # that reads the neurons; default: the last linear one
 ) -> Tensor:
     """(M,) float64 in [0, n]: agreement of the examples' gradients for a neuron's outgoing weights.
@@ -112,7 +112,7 @@ def coherence(
 
 
 def importance(
-    model: nn.Module,
+    model: nn.Module,  # left as it is
     data: NoisyDataset,  # by whose labels `y` the loss is measured
     layer: str | None = None,  # that reads the neurons; default: the last linear one
 ) -> Tensor:
@@ -145,7 +145,10 @@ class Partition:
         return self.keep.double().mean().item()
 
     @contextmanager
-    def only(self, model: nn.Module):
+    def only(
+        self,
+        model: nn.Module,  # the one that was partitioned; afterwards as it was
+    ):
         "Within it, the other neurons give 0."
         with edit(model, {f"{self.layer}.input": lambda h: h * self.keep.to(h)}):
             yield model
@@ -191,7 +194,7 @@ def _check_scores(scores, neurons: int):
 
 
 def partition(
-    model: nn.Module,
+    model: nn.Module,  # trained; left as it is
     data: NoisyDataset,  # it was trained on
     held: NoisyDataset,  # with labels as noisy, not trained on: the share is chosen by them
     layer: str | None = None,  # the linear layer that reads the neurons; default: the last
@@ -222,8 +225,8 @@ def partition(
 
 
 def correct(
-    model: nn.Module,
-    data: NoisyDataset,
+    model: nn.Module,  # left as it is
+    data: NoisyDataset,  # n examples, labels `y`
     part: Partition | None = None,  # whose neurons alone are on; default: all neurons
     trained: bool = False,  # on these examples, which matters to layers that depend on the example
 ) -> float:

@@ -87,7 +87,12 @@ class Probe(ClassifierMixin, BaseEstimator):
             ClassShapes(len(self.classes_)).add(x, codes).finish(), self.classes_
         )
 
-    def fit_shapes(self, shapes: ClassShapes, classes: np.ndarray | None = None, warn: bool = True):
+    def fit_shapes(
+        self,
+        shapes: ClassShapes,  # finished
+        classes: np.ndarray | None = None,
+        warn: bool = True,
+    ):
         """The probe, fitted on the collected activations of a layer.
 
         `classes` (K,) are their labels, 0 to K - 1 by default; `warn` of classes without an
@@ -183,6 +188,7 @@ class MASC(Probe):
     def __init__(
         self,
         share: float = 0.99,  # of a class's energy that its subspace must exceed, in (0, 1)
+        # K: labels are 0 to K - 1, and absent ones are never predicted; default: those at hand
         n_classes: int | None = None,
     ):
         self.share = share
@@ -306,6 +312,7 @@ class Logistic(Probe):
         self,
         C: float = 1.0,  # inverse regularization, above 0
         max_iter: int = 100,  # steps of L-BFGS
+        # K: labels are 0 to K - 1, and absent ones are never predicted; default: those at hand
         n_classes: int | None = None,
     ):
         self.C = C

@@ -49,10 +49,10 @@ def find_head(model: nn.Module, data: NoisyDataset, head: str | None = None) -> 
 
 
 def fit_probe(
-    model: nn.Module,
-    data: NoisyDataset,
-    layer: str,
-    probe: str | Probe = "velpic",
+    model: nn.Module,  # left as it is
+    data: NoisyDataset,  # training set; its observed labels are used
+    layer: str,  # its name
+    probe: str | Probe = "velpic",  # a name in `PROBES`, or an unfitted probe
     batch: int = 1024,  # examples at once
 ) -> Probe:
     """A probe fitted on a layer with the observed labels: the one that `probe_model` fits.
@@ -74,7 +74,9 @@ def fit_probe(
 _NEVER = -1e30
 
 
-def linear_head(probe: Probe) -> nn.Linear:
+def linear_head(
+    probe: Probe,  # fitted
+) -> nn.Linear:
     "The probe as a linear layer (d -> K). `ValueError` for one that is not linear, or not fitted."
     if not isinstance(probe, Probe):
         raise TypeError(f"probe is {shown(probe)}; it must be a fitted Probe")
@@ -102,7 +104,12 @@ class Truncated(nn.Module):
     What comes after the layer is not computed.
     """
 
-    def __init__(self, body: nn.Module, layer: str, head: nn.Linear):
+    def __init__(
+        self,
+        body: nn.Module,  # any network, shared, not copied
+        layer: str,  # up to which it is run
+        head: nn.Linear,  # reads that layer
+    ):
         super().__init__()
         if not isinstance(body, nn.Module) or not isinstance(head, nn.Module):
             raise TypeError(
@@ -123,7 +130,11 @@ class _Enough(Exception):
     pass
 
 
-def read_until(model: nn.Module, x: Tensor, layer: str) -> Tensor:
+def read_until(
+    model: nn.Module,  # left as it is
+    x: Tensor,  # (n, ...)
+    layer: str,  # its name
+) -> Tensor:
     """The activation of a layer for inputs x (n, ...), with its gradient.
 
     The forward pass ends there. `RuntimeError` for a layer that is never called.
@@ -176,7 +187,11 @@ def transfer(
 
 # %% ../../nbs/probes/05_interventions.ipynb #cell11
 @torch.no_grad()
-def put_head(model: nn.Module, name: str, new: nn.Linear):
+def put_head(
+    model: nn.Module,  # changed in place
+    name: str,
+    new: nn.Linear,
+):
     """Give the model's layer `name` the numbers of `new`, in place.
 
     A bias is added only where it is needed. `TypeError` or `ValueError` unless both are linear
@@ -220,8 +235,8 @@ def put_head(model: nn.Module, name: str, new: nn.Linear):
 # %% ../../nbs/probes/05_interventions.ipynb #cell12
 def resist(
     model: nn.Module,  # freshly initialised, left as it is
-    data: NoisyDataset,
-    head: str | None = None,
+    data: NoisyDataset,  # training set; its observed labels are used
+    head: str | None = None,  # name of its last linear layer; default: found
 ) -> nn.Module:
     """A copy with the memorization-resistant initialisation (section 7).
 
@@ -245,7 +260,10 @@ def transferred(groups: Sequence[str] = ("test",), head: str | None = None) -> C
     return look
 
 
-def transplant(at: float, head: str | None = None) -> Callable:
+def transplant(
+    at: float,
+    head: str | None = None,  # name of the last linear layer; default: found
+) -> Callable:
     """An observer that gives the network in training the VeLPIC head at the recorded time `at`.
 
     This is the intervention of appendix E.3.2. `ValueError` where that time is passed without

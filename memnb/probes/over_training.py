@@ -67,7 +67,7 @@ def _targets(data: NoisyDataset, test: NoisyDataset | None, groups: Sequence[str
 
 
 def default_layers(
-    model: nn.Module,
+    model: nn.Module,  # left as it is
     x: Tensor,  # inputs (n, ...), of which two are tried
 ) -> list[str]:
     """`input`, and what each linear layer reads if that is anything else.
@@ -95,7 +95,9 @@ def check_probe_data(data, what: str = "the data"):
 
 
 def check_probes(
-    probes: Sequence[str] | dict[str, Probe], data: NoisyDataset, warn: bool = True
+    probes: Sequence[str] | dict[str, Probe],  # names in `PROBES`, or unfitted probes by name
+    data: NoisyDataset,  # training set
+    warn: bool = True,
 ) -> dict[str, Probe]:
     """Probes by name.
 
@@ -135,11 +137,11 @@ def check_test(data: NoisyDataset, test: NoisyDataset | None) -> NoisyDataset | 
 
 # %% ../../nbs/probes/04_over_training.ipynb #cell08
 def collect(
-    model: nn.Module,
-    data: NoisyDataset,
-    layers: Sequence[str],
+    model: nn.Module,  # left as it is
+    data: NoisyDataset,  # training set, n examples
+    layers: Sequence[str],  # names
     rows: bool = False,  # keep the activations themselves as well
-    batch: int = 1024,
+    batch: int = 1024,  # examples at once, 1 or more
 ) -> dict[str, ClassShapes]:
     """Layer -> its activations by class, not finished, from one pass over the training set.
 
@@ -232,9 +234,10 @@ def _fit_probes(
 # %% ../../nbs/probes/04_over_training.ipynb #cell11
 @torch.no_grad()
 def probe_answers(
-    model: nn.Module,
+    model: nn.Module,  # trained; left as it is
     data: NoisyDataset,  # training set; its observed labels are used
     layers: Sequence[str] | None = None,  # default: `default_layers`
+    # names in `PROBES`, or unfitted probes by name
     probes: Sequence[str] | dict[str, Probe] = ("masc", "velpic"),
     batch: int = 1024,  # examples at once
 ) -> dict[tuple[str, str], Tensor]:
@@ -251,9 +254,9 @@ def probe_answers(
 
 @torch.no_grad()
 def probe_model(
-    model: nn.Module,
+    model: nn.Module,  # left as it is
     data: NoisyDataset,  # training set; its observed labels are used
-    test: NoisyDataset | None = None,
+    test: NoisyDataset | None = None,  # held-out examples of the same shape and classes
     layers: Sequence[str] | None = None,  # default: `default_layers`
     # names in `PROBES`, or unfitted probes by name
     probes: Sequence[str] | dict[str, Probe] = ("masc", "velpic"),
@@ -317,10 +320,11 @@ def _square(of: Tensor) -> int:
 
 # %% ../../nbs/probes/04_over_training.ipynb #cell13
 def prober(
-    layers: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,  # default: `default_layers`
+    # names in `PROBES`, or unfitted probes by name
     probes: Sequence[str] | dict[str, Probe] = ("masc", "velpic"),
-    groups: Sequence[str] = ("test",),
-    batch: int = 1024,
+    groups: Sequence[str] = ("test",),  # of test, clean, noisy
+    batch: int = 1024,  # examples at once, 1 or more
 ) -> Callable:
     """An observer for `train` and `fit`: the rows of `probe_model` at each recorded time.
 
@@ -358,14 +362,15 @@ def prober(
 
 # %% ../../nbs/probes/04_over_training.ipynb #cell14
 def probe(
-    run: Run,
+    run: Run,  # with checkpoints
     data: NoisyDataset,  # the run's own
+    # names in `PROBES`, or unfitted probes by name
     probes: Sequence[str] | dict[str, Probe] = ("masc", "velpic"),
-    layers: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,  # default: `default_layers`
     times: Sequence[float] | None = None,  # checkpoints; default: all
-    test: NoisyDataset | None = None,
+    test: NoisyDataset | None = None,  # held-out examples of the same shape and classes
     *,
-    groups: Sequence[str] = ("test",),
+    groups: Sequence[str] = ("test",),  # of test, clean, noisy
     model: nn.Module | None = None,  # a skeleton, for a network that is not memnb's
     batch: int = 1024,  # examples at once
 ) -> pl.DataFrame:

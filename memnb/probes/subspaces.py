@@ -130,7 +130,11 @@ def directions(
     return subspace(shapes, c, share)[:2]
 
 
-def subspace(shapes: ClassShapes, c: int, share: float) -> tuple[Tensor, Tensor, Tensor | None]:
+def subspace(
+    shapes: ClassShapes,  # finished
+    c: int,  # a class, an integer in [0, K)
+    share: float,  # of the energy, in (0, 1]
+) -> tuple[Tensor, Tensor, Tensor | None]:
     "`directions` without checks, and unit vectors that complete them to a basis, if known."
     if not shapes.energy[c] > 0:
         none = shapes.energy.new_zeros(0, shapes.width, dtype=shapes.dtype)
@@ -205,7 +209,10 @@ def _longest(shapes: ClassShapes, c: int) -> Tensor:
     return torch.linalg.qr((equal @ shapes.rows[c].double()).T)[0].T
 
 
-def first_direction(shapes: ClassShapes, c: int) -> Tensor:
+def first_direction(
+    shapes: ClassShapes,  # finished
+    c: int,  # a class, an integer in [0, K)
+) -> Tensor:
     """(live columns,) unit vector of class c's longest direction, towards its mean.
 
     Zero for a class without activations. `TypeError` or `ValueError` for shapes that are not

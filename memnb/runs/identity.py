@@ -331,7 +331,9 @@ def fingerprint(
     return _short(_Look(strict)(value))
 
 
-def modules_behind(value) -> list[str]:
+def modules_behind(
+    value,  # a function, class, module or `partial`, or a container of them
+) -> list[str]:
     "The modules of memnb whose functions and classes a value uses, in alphabetical order."
     look = _Look(strict=False)
     look(value)
@@ -343,7 +345,9 @@ def _check_network(model):
         raise ValueError(f"{model!r} must be a network, torch.nn.Module")
 
 
-def start_of(model: nn.Module) -> str:
+def start_of(
+    model: nn.Module,  # before the training
+) -> str:
     """16 hex digits of all parameters and buffers, by name.
 
     Those that a state dict leaves out count too. `ValueError` for what is no network.
@@ -352,7 +356,9 @@ def start_of(model: nn.Module) -> str:
     return _short([[k, _tensor(v)] for k, v in _tensors(model)])
 
 
-def architecture(model: nn.Module) -> str:
+def architecture(
+    model: nn.Module,  # any network
+) -> str:
     """16 hex digits of a network's layers, their code, settings, modes and hooks.
 
     The values of its parameters do not count. `ValueError` for what is no network.

@@ -200,7 +200,10 @@ class Recorder:
             values = {k: _plain(v) for k, v in row.items()}
             now["rows"].append({"time": now["time"], **values})
 
-    def checkpoint(self, state: dict[str, Tensor]):
+    def checkpoint(
+        self,
+        state: dict[str, Tensor],  # parameters and buffers by name
+    ):
         "Keep a copy of a state dict at the present time."
         if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
             raise TypeError(f"the state is {shown(state)}; it must be a state dict")

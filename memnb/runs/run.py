@@ -437,7 +437,7 @@ def _module_of(function) -> str:
 def cached_run(
     store: str | Path | None,  # folder of runs; None or empty: nothing is looked up or written
     config: dict,  # all that determines the run, JSON values
-    data: NoisyDataset,
+    data: NoisyDataset,  # that the run is trained on
     make: Callable[[], Run],  # called only if the store lacks the run
 ) -> Run:
     """The run from the store, or a new one that is put there.

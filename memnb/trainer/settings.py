@@ -57,7 +57,10 @@ def check_numbers(epochs, batch, clip, stop_at, seed):
     seed_of(seed)
 
 
-def check_test(data: NoisyDataset, test: NoisyDataset | None):
+def check_test(
+    data: NoisyDataset,  # training set
+    test: NoisyDataset | None,  # held-out examples of the same shape and classes
+):
     "`TypeError` or `ValueError` unless the test set is like the training set."
     for what, d in (("training", data), ("test", test)):
         if not isinstance(d, NoisyDataset) and not (d is None and what == "test"):
@@ -150,7 +153,10 @@ class Settings:
         return {k: v for k, v in (functions | objects).items() if v}
 
 
-def settings_of(epochs: float, **given) -> Settings:
+def settings_of(
+    epochs: float,  # above 0
+    **given,
+) -> Settings:
     "The settings of `train`; what is none of them is an option of the optimizer."
     names = {f.name for f in fields(Settings)} - {"options"}
     options = {k: v for k, v in given.items() if k not in names}
@@ -177,8 +183,8 @@ def _activation_size(model: nn.Module, x: Tensor) -> int:
 
 
 def expected_space(
-    model: nn.Module,
-    data: NoisyDataset,
+    model: nn.Module,  # before the training
+    data: NoisyDataset,  # training set
     size: int,  # examples in a batch
     times: int,  # recorded times
     checkpoints: int,  # recorded times at which the parameters are kept
@@ -213,7 +219,7 @@ class Plan:
 
 def make_schedule(
     schedule,  # a key of `SCHEDULES`, a function like theirs, or a scheduler
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,  # whose rates it sets
     steps: int,  # of the optimizer, in all
 ):
     """A scheduler, or None for a constant rate.
@@ -270,8 +276,8 @@ def _configuration(settings: Settings, model: nn.Module, test: NoisyDataset | No
 
 def prepare(
     model: nn.Module,  # moved to the device
-    data: NoisyDataset,
-    test: NoisyDataset | None,
+    data: NoisyDataset,  # training set
+    test: NoisyDataset | None,  # held-out examples of the same shape and classes
     settings: Settings,
 ) -> tuple[Training, Plan]:
     """The training at its start, and the plan that the loop goes by.

@@ -373,11 +373,11 @@ def train_stacked(
     batch: int | None = 128,  # examples a step; None: all of them
     clip: float | None | Sequence[float | None] = None,  # one for all, or one a network
     seed: int | Sequence[int] = 0,  # of the order; one for all, or one a network
-    device: str = "auto",
+    device: str = "auto",  # a torch device; auto: a GPU if there is one, else the CPU
     observe: Sequence[Callable] = (),  # called with each network's `Training`
     stop_at: float | None = None,  # training accuracy, in (0, 1], at which a network ends
     config: Sequence[dict] | None = None,  # one a network, stored with its Run
-    progress: bool = False,
+    progress: bool = False,  # whether a bar shows progress and an estimate
     **options,  # of the optimizer
 ) -> Iterator[list[Training]]:
     """Train all networks at once, each as `train` would.

@@ -52,7 +52,9 @@ def _flattens_inside(layers: list[nn.Module]) -> bool:
     )
 
 
-def why_not(models: Sequence[nn.Module]) -> str:
+def why_not(
+    models: Sequence[nn.Module],  # one or more
+) -> str:
     """Why these networks cannot be stacked, in words; empty if they can.
 
     `TypeError` unless they are a list of networks, one at least.
@@ -93,7 +95,10 @@ class Stack:
     `ValueError` says why they cannot be stacked.
     """
 
-    def __init__(self, models: Sequence[nn.Module]):
+    def __init__(
+        self,
+        models: Sequence[nn.Module],  # M networks for which `why_not` is empty
+    ):
         if why := why_not(models):
             raise ValueError(f"the networks cannot be stacked: {why}")
         self.models = models

@@ -32,7 +32,7 @@ OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.o
 
 
 def triangle(
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,  # whose rates it sets
     steps: int,  # of the optimizer, in all
     peak: float,  # share of the steps, in [0, 1], after which the rate is at its highest
 ) -> torch.optim.lr_scheduler.LambdaLR:
@@ -362,7 +362,10 @@ def _reads(model: nn.Module) -> str:
     return "it has no weight matrix"
 
 
-def check_outputs(model: nn.Module, data: NoisyDataset) -> NoisyDataset:
+def check_outputs(
+    model: nn.Module,  # any network
+    data: NoisyDataset,  # training set
+) -> NoisyDataset:
     """The data, on the model's device.
 
     `TypeError` for what is no network or no data set. `ValueError` unless the network's parameters
@@ -398,7 +401,10 @@ def _check_logits(logits, n: int, k: int):
         raise ValueError("the model's outputs hold NaN or infinity; logits must be finite")
 
 
-def own_config(known: dict, config: dict | None) -> dict:
+def own_config(
+    known: dict,  # what the training's arguments say
+    config: dict | None,  # what the user says
+) -> dict:
     """The user's configuration. `ValueError` where it contradicts what is known of the training.
 
     Both stand in `Run.config`, by which a stored run is found again.
@@ -426,7 +432,11 @@ def alone(model: nn.Module, data: NoisyDataset) -> str:
     return ""
 
 
-def joins(model: nn.Module, data: NoisyDataset, size: int) -> bool:
+def joins(
+    model: nn.Module,  # any network
+    data: NoisyDataset,  # training set
+    size: int,  # of a batch, in examples
+) -> bool:
     """Whether the last batch of an epoch holds one example and must join the one before.
 
     A warning says so. `ValueError` where all batches are of one example, and the network cannot

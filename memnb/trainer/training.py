@@ -123,9 +123,9 @@ def train(
     # trained in place, its modules in the modes they are in; logits (n, K), or (n, 1) for two
     # classes
     model: nn.Module,
-    data: NoisyDataset,
+    data: NoisyDataset,  # training set; its observed labels `y` are fitted
     epochs: float,  # above 0
-    test: NoisyDataset | None = None,
+    test: NoisyDataset | None = None,  # held-out examples of the same shape and classes
     # recorded times in epochs, also fractions; default: up to 100 whole ones
     times: Sequence[float] | None = None,
     *,
@@ -139,7 +139,7 @@ def train(
     clip: float | None = None,  # largest norm of the gradient
     autocast: torch.dtype | None = None,  # e.g. torch.bfloat16: precision of the forward pass
     seed: int = 0,  # of the order and of dropout
-    device: str = "auto",
+    device: str = "auto",  # a torch device; auto: a GPU if there is one, else the CPU
     # called with the `Training` at recorded times; return rows for the Run, or None
     observe: Sequence[Callable] = (),
     # called with the `Training` between the backward pass and the optimizer's step
@@ -196,11 +196,11 @@ def _keep(s: Training, run: Run, place: Path, known: dict):
 
 def fit(
     model: nn.Module,  # trained in place
-    data: NoisyDataset,
+    data: NoisyDataset,  # training set; its observed labels `y` are fitted
     epochs: float,  # above 0
-    test: NoisyDataset | None = None,
+    test: NoisyDataset | None = None,  # held-out examples of the same shape and classes
     folder: str | Path | None = None,  # of the finished run; None: nothing is written
-    progress: bool = False,
+    progress: bool = False,  # whether a bar shows progress and an estimate
     **options,  # of `train`
 ) -> Run:
     """The Run of `train`, read where the folder holds it; the network then is as it was at its end.
@@ -233,10 +233,10 @@ def fit(
 # %% ../../nbs/trainer/05_training.ipynb #cell18
 def costs(
     model: nn.Module,  # left as it is
-    data: NoisyDataset,
-    test: NoisyDataset | None = None,
+    data: NoisyDataset,  # training set
+    test: NoisyDataset | None = None,  # held-out examples of the same shape and classes
     batch: int | None = 128,  # examples a step; None: all of them
-    observe: Sequence[Callable] = (),
+    observe: Sequence[Callable] = (),  # as for `train`
     **options,  # of `train`
 ) -> tuple[float, float]:
     """Median seconds of a training step, and seconds of a recorded time with its observers.
