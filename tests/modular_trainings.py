@@ -9,7 +9,7 @@ from memnb.lab.experiments import cases_of, each
 from memnb.lab.parameters import Params
 from memnb.models import ModularNet, build
 from memnb.modular import fit_modular, operation_table
-from memnb.modular.fourier import View
+from memnb.modular.fourier import ResidueView
 from memnb.papers import modular
 from memnb.papers.modular import HELD
 from memnb.runs.run import Run
@@ -57,7 +57,7 @@ def summary(p: Params, rho: float, seed: int, net: ModularNet) -> pl.DataFrame:
     return rows.with_columns(rho=pl.lit(rho), seed=pl.lit(seed), epoch=pl.lit(float(p.epochs)))
 
 
-def views(p: Params, rho: float, seed: int, operation: str) -> dict[str, View]:
+def views(p: Params, rho: float, seed: int, operation: str) -> dict[str, ResidueView]:
     "The trained network and its controls."
     net, frozen = (trained(p, rho, seed, f, operation=operation)[1] for f in (False, True))
     untrained = ModularNet(p.modulus, p.width, p.activation, seed)

@@ -31,8 +31,8 @@ from memnb.lab.tasks import (
     execute,
     failed,
     make_task,
-    record,
     sweep_up,
+    task_record,
 )
 
 # %% ../../nbs/lab/07_sweeps.ipynb #cell06
@@ -190,7 +190,7 @@ def task_table(
     for task in tasks:
         state = task.state(root)
         places = dict(done=task.folder(root), failed=failed(task.folder(root)))
-        known = record(places[state]) if state in places else {}
+        known = task_record(places[state]) if state in places else {}
         outcome = dict(
             state=state if state != "missing" else "left",
             seconds=known.get("wall_seconds"),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONGEST_FLOW', 'relu_parameters', 'FITTED', 'SPAN', 'CONFIDENT', 'check_majority', 'learn_clean_labels',
-           'clean_accuracy', 'drift', 'watch', 'flow_times', 'look_times', 'flow_seconds', 'alignment', 'look_frame',
+           'clean_accuracy', 'drift', 'watch', 'flow_times', 'look_times', 'flow_seconds', 'net_cosine', 'look_frame',
            'time_to_fit', 'early_window', 'side_by_side', 'noisy_over_clean', 'subtitle', 'clean_margins', 'log_odds']
 
 # %% ../../nbs/papers/02_relu.ipynb #cell03
@@ -253,7 +253,7 @@ def flow_seconds(evaluations: int) -> Callable[[partial], float]:
     return seconds
 
 # %% ../../nbs/papers/02_relu.ipynb #cell12
-def alignment(t: float, net: TwoLayer) -> list[dict]:
+def net_cosine(t: float, net: TwoLayer) -> list[dict]:
     "An observer: the cosine of each group's directional component with the net direction."
     parts = components(net, *target_vectors(net))
     return [{"group": group, "cos_net": float(row["cos_net"])} for group, row in parts.items()]

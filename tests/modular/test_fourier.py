@@ -21,7 +21,7 @@ from memnb.modular.arithmetic import OPERATIONS, fit_modular, operation_table
 from memnb.modular.fourier import (
     EXTRACT,
     SHARES,
-    View,
+    ResidueView,
     alignment,
     circle,
     dominant,
@@ -62,7 +62,9 @@ def network(p=7, width=9, activation="square", seed=0) -> ModularNet:
     return ModularNet(p, width, activation, seed).double()
 
 
-def view_of(operation="add", p=7, width=9, shuffle=None, seed=0, activation="square") -> View:
+def view_of(
+    operation="add", p=7, width=9, shuffle=None, seed=0, activation="square"
+) -> ResidueView:
     return look(network(p, width, activation, seed), operation, shuffle)
 
 
@@ -70,11 +72,11 @@ def noisy(operation="add", p=7, rho=0.5, seed=0) -> tuple[NoisyDataset, NoisyDat
     return operation_table(p, operation, rho=rho, seed=seed)[0].split(0.3, seed)
 
 
-def matrices(view: View) -> list[Tensor]:
+def matrices(view: ResidueView) -> list[Tensor]:
     return [view.u, view.v, view.w.T]
 
 
-def answers(view: View) -> np.ndarray:
+def answers(view: ResidueView) -> np.ndarray:
     "Where in its order the right answer of each pair of the order lies."
     order = view.order.tolist()
     return np.array(
@@ -357,7 +359,7 @@ def exact(operation: str, p: int, ks=(1, 2)) -> ModularNet:
     return net
 
 
-def offsets(view: View) -> np.ndarray:
+def offsets(view: ResidueView) -> np.ndarray:
     q, sign = len(view.order), -1 if view.operation == "sub" else 1
     return np.array(
         [[[(c - a - sign * b) % q for c in range(q)] for b in range(q)] for a in range(q)]
@@ -600,8 +602,8 @@ def test_largest_coefficients_by_hand(operation, p, share):
         )
 
 
-def circled(operation: str, p: int, logits: Tensor) -> View:
-    return View(p, operation, circle(p, operation), logits)
+def circled(operation: str, p: int, logits: Tensor) -> ResidueView:
+    return ResidueView(p, operation, circle(p, operation), logits)
 
 
 def cubes(q: int, seed=0) -> Tensor:

@@ -17,24 +17,21 @@ from memnb.models.networks import build
 from memnb.papers import latent
 from memnb.papers.latent_claims import (
     AGAIN,
-    CLAIMS,
-    CLEAN,
+    CLEAN_LABELS,
     DEPTH,
-    FROZEN,
     GENERALIZES,
     INTERVENE,
+    LATENT_CLAIMS,
     LEAK,
+    NOT_TRAINED,
     PROBING,
     RESIST,
     SLOW,
     TRANSFER,
     claims_about,
-    curve,
-    hidden,
-    last,
-    over_time,
-    verdicts,
+    latent_verdicts,
 )
+from memnb.papers.latent_measures import accuracy_curve, hidden, last, mean_over_time
 from memnb.probes.interventions import transferred
 from memnb.probes.over_training import probe_model, prober
 
@@ -121,8 +118,8 @@ def control_of_probes(claim, probed):
     "The experiment that a claim about probes names."
     noisy = probed.filter(rho=0.6)
     return {
-        CLEAN: lambda: probed.filter(rho=0, variant="standard"),
-        FROZEN: lambda: variant(noisy, "frozen"),
+        CLEAN_LABELS: lambda: probed.filter(rho=0, variant="standard"),
+        NOT_TRAINED: lambda: variant(noisy, "frozen"),
         SLOW: lambda: slow_masc(noisy),
         "the old bias kept": keeping_the_bias,
         "an untrained MLP with layers of equal width": layers_of_equal_width,
@@ -171,7 +168,7 @@ def control_of(claim, f):
         return in_place_of(f, of, "standard again")
     early = (pl.col("variant") != "standard again") | (pl.col("epoch") <= 0.1 * f["epoch"].max())
     frame, second = {
-        FROZEN: (f, UNTRAINED.get(claim.statement, "frozen")),
+        NOT_TRAINED: (f, UNTRAINED.get(claim.statement, "frozen")),
         "the standard training": (f, "standard again"),
         "the standard initialisation twice, with the recipe's rate and clipping": (
             f,
@@ -325,8 +322,12 @@ def test_a_mean_over_time_does_not_depend_on_how_densely_it_was_recorded():
     coarse = pl.Series([0.0, 10.0, 20.0]).to_numpy(), pl.Series([0.0, 0.2, 0.6]).to_numpy()
     dense = pl.Series([0.0, 2.5, 10.0, 15.0, 20.0]).to_numpy()
     values = pl.Series([0.0, 0.2, 0.2, 0.6, 0.6]).to_numpy()
-    assert over_time(*coarse) == pytest.approx(0.4) == pytest.approx(over_time(dense, values))
-    assert over_time(*coarse, 10) == pytest.approx(0.6)
+    assert (
+        mean_over_time(*coarse)
+        == pytest.approx(0.4)
+        == pytest.approx(mean_over_time(dense, values))
+    )
+    assert mean_over_time(*coarse, 10) == pytest.approx(0.6)
 
 
 def test_a_leak_by_hand(made):
@@ -382,7 +383,7 @@ def test_where_nothing_was_memorized_nothing_can_be_resisted(claim, made):
 
 
 def test_reading_a_frame(made):
-    t, v = curve(made, probe="masc", layer="fc1", group="test", variant="standard")
+    t, v = accuracy_curve(made, probe="masc", layer="fc1", group="test", variant="standard")
     assert t.tolist() == EPOCHS
     assert v.tolist() == [0.1, 0.8, 0.78, 0.75]
     assert list(hidden(made, "masc")) == ["fc1", "fc2"]
@@ -400,7 +401,7 @@ def test_a_claim_about_depth_is_the_one_about_the_network(made):
     assert asked == DEPTH | {"alexnet": []}
     cnn = made.with_columns(network=pl.lit("cnn"))
     (row,) = (
-        verdicts("latent_probes", cnn)
+        latent_verdicts("latent_probes", cnn)
         .filter(statement=DEPTH["cnn"][0].statement)
         .iter_rows(named=True)
     )
@@ -409,22 +410,22 @@ def test_a_claim_about_depth_is_the_one_about_the_network(made):
 
 def test_each_noise_rate_has_the_claims_that_are_about_it(made):
     frames = [made.with_columns(rho=pl.lit(r)) for r in (0.0, 0.4, 1.0)]
-    rows = verdicts("latent_probes", pl.concat(frames))
+    rows = latent_verdicts("latent_probes", pl.concat(frames))
     of = {r: rows.filter(rho=r)["statement"].to_list() for r in (0.0, 0.4, 1.0)}
     assert of[0.0] == []
     assert of[0.4] == [c.statement for c in claims_about("latent_probes", "mlp")]
     assert of[1.0] == [LEAK[0].statement]
-    assert set(verdicts("latent_transfer", pl.concat(frames))["rho"]) == {0.4}
+    assert set(latent_verdicts("latent_transfer", pl.concat(frames))["rho"]) == {0.4}
 
 
 @pytest.mark.parametrize("rho, figure", [(0.0, "latent_probes"), (1.0, "latent_transfer")])
 def test_nothing_to_judge(rho, figure, made):
     with pytest.raises(ValueError, match=rf"between 0 and 1; there are \[{rho}\]"):
-        verdicts(figure, made.with_columns(rho=pl.lit(rho)))
+        latent_verdicts(figure, made.with_columns(rho=pl.lit(rho)))
 
 
 def test_every_claim_says_who_defined_it_and_names_its_control():
-    every = [c for claims in CLAIMS.values() for c in claims] + [
+    every = [c for claims in LATENT_CLAIMS.values() for c in claims] + [
         *(c for claims in [*DEPTH.values(), *GENERALIZES.values()] for c in claims),
         *LEAK,
     ]

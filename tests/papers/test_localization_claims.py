@@ -20,34 +20,37 @@ from memnb.models.evaluation import predict
 from memnb.models.networks import build
 from memnb.models.structure import layer_groups
 from memnb.papers import localization as runs
-from memnb.papers.localization_claims import (
+from memnb.papers.localization_claims import LOCALIZATION_CLAIMS, localization_verdicts
+from memnb.papers.localization_layer_claims import (
     ALONE,
     ATYPICAL,
-    CLAIMS,
     COUNTS,
-    DROPOUT,
     GRADIENTS,
     HALF,
     HIGHEST,
     LOWEST,
-    NEURONS,
-    OTHERS,
-    PERMUTED,
-    RANDOM,
+    PERMUTED_LABELS,
+    RANDOM_GROUP,
     RETRAINING,
     REWINDING,
     SWEEP,
-    TABLE2,
     TRUE,
-    UNTRAINED,
-    broken,
-    kept,
+)
+from memnb.papers.localization_measures import (
     last_layer,
     ratio,
     retrained,
+    rewound_share,
     spread,
     table2,
-    verdicts,
+)
+from memnb.papers.localization_unit_claims import (
+    DROPOUT,
+    NEURONS,
+    OTHERS,
+    SAME_UNTRAINED,
+    TABLE2,
+    broken,
 )
 from memnb.trainer.training import fit
 
@@ -127,7 +130,7 @@ def accounted(rho, mask=None, p=None):
 def gradient_controls():
     p = params(**MLP)
     return {
-        RANDOM: accounted(RHO, some(p.n, 12)),
+        RANDOM_GROUP: accounted(RHO, some(p.n, 12)),
         "noise rate 0.9": accounted(0.9),
         HALF: accounted(0.5),
     }
@@ -343,7 +346,7 @@ def unit_controls(resnet, mlp):
     single = searched(shallow, small, some_noisy, ["noisy"] * len(some_noisy))
     mixed = pl.concat([real.select(columns).filter(group="clean"), random.filter(group="noisy")])
     return {
-        RANDOM: in_random_halves(searched(net, data, clean, halves)),
+        RANDOM_GROUP: in_random_halves(searched(net, data, clean, halves)),
         "units switched off in random order": random,
         "units of noisy examples switched off in random order": mixed,
         "a network with a single hidden layer": single,
@@ -440,7 +443,7 @@ def memory_on(f):
 def test_a_claim_about_dropout_fails_on_its_control(claim, tied):
     end = tied.filter(epoch=40)
     control = {
-        UNTRAINED: lambda: tied.filter(epoch=0),
+        SAME_UNTRAINED: lambda: tied.filter(epoch=0),
         TRUE: lambda: taught_the_true_labels(end),
         "a network without memory channels (p_gen 1)": lambda: as_main(end, "no memory"),
         "a network of which nearly all channels are memory (p_gen 0.02)": (
@@ -526,7 +529,7 @@ def test_a_claim_about_c_scores_fails_on_its_control(dataset):
     atypical = atypical_with_permuted_labels(SIZES[dataset])
     control = pl.DataFrame(dict(rho=0.0, seed=0, atypical=atypical))
     for claim in COUNTS[dataset]:
-        assert claim.control == PERMUTED
+        assert claim.control == PERMUTED_LABELS
         assert verdict(claim, control) == "does not hold", claim.statement
 
 
@@ -571,12 +574,12 @@ def test_the_layer_that_stands_out_and_the_median_one():
 
 def test_figure_11_is_judged_at_its_ends_only():
     f = pl.concat([gradients(0.7, LOWEST), gradients(), gradients(6.0, HIGHEST)])
-    table = verdicts("localization_gradients", f, RHO).tail(2)
+    table = localization_verdicts("localization_gradients", f, RHO).tail(2)
     assert table["verdict"].to_list() == ["holds", "holds"]
     assert table["ours"].to_list() == pytest.approx([0.7 * 0.96, 6 * 0.96])
     without = pl.concat([gradients(), gradients(6.0, 0.9)])
     assert (
-        verdicts("localization_gradients", without, RHO)["verdict"][-2:].to_list()
+        localization_verdicts("localization_gradients", without, RHO)["verdict"][-2:].to_list()
         == ["not run"] * 2
     )
 
@@ -616,7 +619,7 @@ def test_rewinding_by_hand():
 
 @pytest.mark.parametrize("end, share", [(0.49, math.nan), (0.5, 0.96 / 0.5)])
 def test_what_was_not_learnt_cannot_be_lost(end, share):
-    assert kept(put_back(end), "last") == pytest.approx(share, nan_ok=True)
+    assert rewound_share(put_back(end), "last") == pytest.approx(share, nan_ok=True)
 
 
 def test_retraining_by_hand():
@@ -682,16 +685,16 @@ def test_accuracy_that_is_higher_at_the_last_p_gen_only_does_not_rise():
 
 def test_rows_of_tables_2_and_3_name_the_broken_networks():
     f = grid_of((0.2, 0.1, 0.40, 0.09), (0.2, 0.4, 0.95, 0.02), (0.1, 0.3, 0.1, 0.1))
-    kept = [
+    others = [
         dict(cell="dropout, 0.4 kept", mode="own", group="clean", seed=seed, accuracy=a, rho=RHO)
         for seed, a in enumerate((0.4, 0.6))
     ]
-    f = pl.concat([f, pl.DataFrame(kept)], how="diagonal_relaxed")
+    f = pl.concat([f, pl.DataFrame(others)], how="diagonal_relaxed")
     assert broken(f, "grid") == "p_mem 0.2, p_gen 0.1 (clean accuracy 0.40 in 1 of 1 seeds)"
     which = "Standard dropout (40% kept) (clean accuracy 0.40 in 1 of 2 seeds)"
     assert broken(f, "dropout, 0.4 kept") == which
     assert broken(f, "sparse, 0.4 kept") == ""
-    rows = verdicts("localization_dropout", f, RHO)
+    rows = localization_verdicts("localization_dropout", f, RHO)
     named = rows.filter(pl.col("definition").str.contains("broken, so not counted: ", literal=True))
     table3, *table2 = named["definition"].to_list()
     assert which in table3 and len(table2) == len(TABLE2)
@@ -701,7 +704,7 @@ def test_rows_of_tables_2_and_3_name_the_broken_networks():
 def test_rows_about_units_say_how_these_were_searched_for():
     unit = dict(rho=RHO, seed=0, group=["noisy", "clean"], units=[2, 5], outcome="flipped")
     f = pl.DataFrame(unit | dict(off=[["a"], ["b"]], accuracy=1.0, search="hybrid", references=8))
-    texts = verdicts("localization_neurons", f, RHO)["definition"].to_list()
+    texts = localization_verdicts("localization_neurons", f, RHO)["definition"].to_list()
     assert all("(search: hybrid, 8 reference examples)" in text for text in texts)
 
 
@@ -714,7 +717,7 @@ def test_bounds_of_memnb_are_called_memnbs():
 
 def test_what_was_not_run_says_so():
     main = grid_of((0.2, 0.4, 1, 0)).with_columns(cell=pl.lit("main"))
-    table = verdicts("localization_dropout", main, RHO)
+    table = localization_verdicts("localization_dropout", main, RHO)
     assert (
         table.filter(pl.col("statement").str.starts_with("Table 1"))["verdict"].to_list()
         == ["not run"] * 3
@@ -728,20 +731,22 @@ def test_table_1_is_judged_where_it_was_run():
         for g, a in zip(("clean", "noisy"), values, strict=True)
     ]
     f = pl.DataFrame(main).with_columns(rho=RHO, seed=0, p_gen=0.4, p_mem=0.2)
-    table = verdicts("localization_dropout", f, RHO, "mnist").filter(statement="Table 1 on mnist")
+    table = localization_verdicts("localization_dropout", f, RHO, "mnist").filter(
+        statement="Table 1 on mnist"
+    )
     assert (table["verdict"].item(), table["ours"].item()) == ("holds", pytest.approx(0.029))
 
 
 def test_c_scores_are_counted_where_their_files_are():
     f = put_back().filter(pl.col("layer").is_not_null()).with_columns(analysis=pl.lit("rewinding"))
     f = f.with_columns(how=pl.lit(None, dtype=pl.String), norm=None)
-    counts = verdicts("localization_atypical", f, RHO, counts={"mnist": 1098})
+    counts = localization_verdicts("localization_atypical", f, RHO, counts={"mnist": 1098})
     assert counts["verdict"][-4:].to_list() == ["does not hold", "holds", "not run", "not run"]
 
 
 def test_every_claim_says_who_defined_it_and_names_its_control():
-    every = [c for claims in CLAIMS.values() for c in claims] + list(SWEEP.values())
+    every = [c for claims in LOCALIZATION_CLAIMS.values() for c in claims] + list(SWEEP.values())
     assert all(c.control and c.paper and c.definition for c in every)
     assert all(c.own for c in every if c.paper.startswith("not measured"))
-    for claims in CLAIMS.values():
+    for claims in LOCALIZATION_CLAIMS.values():
         assert len({c.statement for c in claims}) == len(claims)

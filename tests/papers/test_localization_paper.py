@@ -119,7 +119,7 @@ def test_every_preset_settles(preset, more):
         p.figure == "figure"
         and p.n == runs.localization_parameters.presets[preset].get("n")
         and p.test_share == (0.3322 if p.dataset == "digits" else None)
-        and p.model in runs.NETWORKS
+        and p.model in runs.LOCALIZATION_NETWORKS
     )
     assert all(isinstance(p[k], list) and p[k] for k in ("rhos", "seeds", "cells", "shares"))
 
@@ -291,7 +291,7 @@ def test_data():
     )
 
 
-@pytest.mark.parametrize("model", runs.NETWORKS)
+@pytest.mark.parametrize("model", runs.LOCALIZATION_NETWORKS)
 def test_networks_classify_the_data(model):
     p = params(model=model, width=None if model == "resnet50" else 0.01, n=20)
     data, test = prepare(p, 0.5)
@@ -402,7 +402,7 @@ def test_the_expected_time_counts_the_analyses(figure, epochs, looks):
 def test_the_expected_time_counts_what_is_done_once(figure, epochs, looks, monkeypatch):
     seconds = []
     monkeypatch.setattr(
-        runs, "memorized", lambda data, epochs, progress: seconds.append(5 + 2 * epochs)
+        runs, "memorization_scores", lambda data, epochs, progress: seconds.append(5 + 2 * epochs)
     )
     monkeypatch.setattr(runs.time, "perf_counter", lambda: float(sum(seconds)))
     p = params(model="mlp", width=0.1, n=20, examples=10)
@@ -677,7 +677,7 @@ def test_the_memorization_score_is_feldmans():
     how = dict(lr=runs._suitable_lr(data), momentum=0.9, batch=32)
     expected = leave_out_memorization(make, data, 2, subsets=6, **how)
 
-    ours = runs.memorized(data, subsets=6, epochs=2, progress=False)
+    ours = runs.memorization_scores(data, subsets=6, epochs=2, progress=False)
 
     torch.testing.assert_close(ours, expected, equal_nan=True)
 

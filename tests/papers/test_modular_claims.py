@@ -15,24 +15,24 @@ from memnb.modular.arithmetic import fit_modular
 from memnb.modular.fourier import EXTRACT, extract, look, strict
 from memnb.papers import modular as runs
 from memnb.papers.modular_claims import (
-    CLAIMS,
-    CLEAN,
     COEXISTENCE,
     DECAY,
     EXTRACTION,
-    FROZEN,
+    FROZEN_FIRST_LAYER,
+    MODULAR_CLAIMS,
     NO_DECAY,
+    NO_WRONG_LABELS,
     NOISY_ONLY,
     ORDER,
     OURS,
     PARTITION,
-    PERMUTED,
-    RANDOM,
+    PERMUTED_MARKS,
+    RANDOM_NEURONS,
     SHUFFLED,
     UNTRAINED,
     WIDTH,
     half,
-    verdicts,
+    modular_verdicts,
 )
 
 COMMON = "modulus activation lr epochs share seeds"
@@ -123,8 +123,8 @@ def coexistence_controls(p, sweep) -> dict[str, pl.DataFrame]:
     return {
         UNTRAINED: noisy.filter(epoch=0).with_columns(epoch=pl.lit(end)),
         SHUFFLED: with_projection(noisy, residues, test),
-        CLEAN: sweep[0.0],
-        FROZEN: two_frozen(p, test),
+        NO_WRONG_LABELS: sweep[0.0],
+        FROZEN_FIRST_LAYER: two_frozen(p, test),
         NOISY_ONLY: pl.concat([noisy, coexisting(p, 0.9)], how="diagonal"),
     }
 
@@ -150,7 +150,7 @@ def extracted(extraction):
 
 
 def test_what_extraction_finds_in_a_trained_network(extracted):
-    verdict = verdicts("modular_extraction", extracted)["verdict"].to_list()
+    verdict = modular_verdicts("modular_extraction", extracted)["verdict"].to_list()
     assert [verdict[k] for k in (0, 1, 4, 5)] == ["holds"] * 4
 
 
@@ -175,7 +175,7 @@ def test_claims_of_extraction_fail_on_their_controls(extraction, extracted):
     controls = {
         SHUFFLED: in_its_place(extracted, "shuffled"),
         UNTRAINED: in_its_place(extracted, "untrained"),
-        FROZEN: second_frozen(extraction, extracted),
+        FROZEN_FIRST_LAYER: second_frozen(extraction, extracted),
     }
     for claim in EXTRACTION:
         verdict = judged("modular_extraction", claim, controls[claim.control])
@@ -191,7 +191,7 @@ def test_the_best_method_is_one_that_knows_the_group_only(extracted):
 
 def test_each_operation_is_judged_by_itself(extracted):
     other = extracted.with_columns(operation=pl.lit("sub"))
-    table = verdicts("modular_extraction", pl.concat([extracted, other]))
+    table = modular_verdicts("modular_extraction", pl.concat([extracted, other]))
     assert len(table) == 2 * len(EXTRACTION)
     assert [s.split(":")[0] for s in table["statement"]] == ["add"] * 7 + ["sub"] * 7
     aligned = table.filter(pl.col("statement").str.ends_with("which operation it is"))
@@ -260,7 +260,7 @@ def test_claims_of_order_hold_on_a_run_and_fail_on_their_control():
     train = prepare(p, p.rho)[0]
     frame, control = ordered(p, train), ordered(p, permuted(train))
     for claim in ORDER:
-        assert claim.control == PERMUTED
+        assert claim.control == PERMUTED_MARKS
         assert judged("modular_order", claim, frame) == ["holds"], claim.statement
         assert judged("modular_order", claim, control) == ["does not hold"], claim.statement
 
@@ -307,7 +307,7 @@ def test_claims_of_the_partition_fail_on_their_controls():
     f = tagged(pl.DataFrame(rows, infer_schema_length=None), 0.8)
     residues = f.filter(by="residues").with_columns(by=pl.lit("projection"))
     controls = {
-        RANDOM: at_random(f),
+        RANDOM_NEURONS: at_random(f),
         SHUFFLED: pl.concat([f.filter(pl.col("by") != "projection"), residues]),
     }
     for claim in PARTITION:
@@ -320,7 +320,7 @@ def test_claims_of_the_partition_fail_on_their_controls():
 
 
 def test_every_claim_says_that_its_definition_is_memnbs():
-    every = [c for claims in CLAIMS.values() for c in claims]
+    every = [c for claims in MODULAR_CLAIMS.values() for c in claims]
     assert len(every) == 23
     assert all(c.own for c in every)
     assert any(c.paper == OURS for c in every)
@@ -329,13 +329,13 @@ def test_every_claim_says_that_its_definition_is_memnbs():
 
 def test_noise_rate_0_is_left_out(sweep):
     both = pl.concat([sweep[0.0], sweep[0.8]], how="diagonal")
-    alone = verdicts("modular_coexistence", sweep[0.8])
-    assert verdicts("modular_coexistence", both).equals(alone)
+    alone = modular_verdicts("modular_coexistence", sweep[0.8])
+    assert modular_verdicts("modular_coexistence", both).equals(alone)
     assert alone["verdict"][-1] == "not run"  # one rate is no comparison
 
 
-@pytest.mark.parametrize("figure", CLAIMS)
+@pytest.mark.parametrize("figure", MODULAR_CLAIMS)
 def test_without_noise_there_is_no_verdict(figure):
     columns = dict(rho=[0.0], seed=[0], operation=["add"])
-    table = verdicts(figure, pl.DataFrame(columns))
+    table = modular_verdicts(figure, pl.DataFrame(columns))
     assert set(table["verdict"].to_list() if len(table) else []) <= {"not run"}

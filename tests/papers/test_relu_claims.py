@@ -17,18 +17,8 @@ from memnb.lab.experiments import each, gather
 from memnb.lab.parameters import Params
 from memnb.models.networks import TwoLayerReLU
 from memnb.papers import relu
-from memnb.papers.relu_claims import (
-    ABOVE,
-    CLAIMS,
-    ENDED,
-    FROZEN,
-    LARGE,
-    OTHER_START,
-    PERMUTED,
-    REMARK,
-    STOPPED,
-    TINY,
-    UNSCALED,
+from memnb.papers.relu_claims import RELU_CLAIMS
+from memnb.papers.relu_measures import (
     at,
     crossing,
     curve,
@@ -39,6 +29,16 @@ from memnb.papers.relu_claims import (
     memorized,
     onset,
     over_time,
+)
+from memnb.papers.relu_theory_claims import ABOVE, ENDED, LARGE
+from memnb.papers.relu_training_claims import (
+    FROZEN_NETWORK,
+    OTHER_START,
+    RANDOM_EXAMPLES,
+    REMARK,
+    STOPPED,
+    TINY,
+    UNSCALED,
 )
 from memnb.runs.run import Run
 from memnb.toy import fixed_point, trajectories
@@ -107,7 +107,7 @@ def close_looks(p: Params, runs: dict[tuple, Run], permute: int | None) -> pl.Da
             data = permuted(data, permute)
         net = runs[rho, seed].at(moment, net)
         times = [epoch * p.lr for epoch in range(0, 61, 5)]
-        return partial(gradient_flow, net, data, times, "gd", [relu.alignment], lr=p.lr)
+        return partial(gradient_flow, net, data, times, "gd", [relu.net_cosine], lr=p.lr)
 
     looks = each(p, look, rho=p.rhos, seed=p.seeds, moment=relu.look_times(p))
     return relu.look_frame(p, looks)
@@ -151,8 +151,8 @@ CONTROLS = {
     OTHER_START: lambda s: early(s, partner_seed=7),
     "gates of a network with other initial weights": lambda s: early(s, partner_seed=7),
     UNSCALED: lambda s: early(s, scale=1.0),
-    PERMUTED: lambda s: whole(s, looks=True, permute=5),
-    FROZEN: lambda s: whole(s, lr=1e-8, rhos="0.1,0.3"),
+    RANDOM_EXAMPLES: lambda s: whole(s, looks=True, permute=5),
+    FROZEN_NETWORK: lambda s: whole(s, lr=1e-8, rhos="0.1,0.3"),
     REMARK: lambda s: whole(s, clean_epochs=2000),
     TINY: lambda s: whole(s, std=0.001),
     LARGE: lambda s: whole(s, std=1.0),
@@ -176,7 +176,7 @@ def control(store):
     return frame
 
 
-EVERY = [(figure, claim) for figure, claims in CLAIMS.items() for claim in claims]
+EVERY = [(figure, claim) for figure, claims in RELU_CLAIMS.items() for claim in claims]
 
 
 @pytest.mark.parametrize("figure, claim", EVERY, ids=lambda v: getattr(v, "statement", v))
@@ -186,13 +186,13 @@ def test_claim_fails_on_its_control(figure, claim, control):
 
 
 def test_no_statement_stands_twice_in_a_figure():
-    for claims in CLAIMS.values():
+    for claims in RELU_CLAIMS.values():
         statements = [claim.statement for claim in claims]
         assert len(set(statements)) == len(statements)
 
 
 def verdicts(figure, frame) -> dict:
-    rows = judge(figure, CLAIMS[figure], frame)
+    rows = judge(figure, RELU_CLAIMS[figure], frame)
     return dict(zip(rows["statement"], rows["verdict"], strict=True))
 
 
@@ -234,11 +234,11 @@ def test_confident_classification_holds_where_noise_is_introduced_late(store):
 
 
 def test_the_toy_model_holds():
-    assert set(judge("fig4", CLAIMS["fig4"], toy([0.2, 0.3]))["verdict"]) == {"holds"}
+    assert set(judge("fig4", RELU_CLAIMS["fig4"], toy([0.2, 0.3]))["verdict"]) == {"holds"}
 
 
 def test_one_rate_is_not_enough_for_a_trend():
-    row = judge("fig4", CLAIMS["fig4"][-1:], toy([0.2])).row(0, named=True)
+    row = judge("fig4", RELU_CLAIMS["fig4"][-1:], toy([0.2])).row(0, named=True)
     assert (row["ours"], row["verdict"]) == (None, "not run")
 
 

@@ -141,7 +141,7 @@ def test_single_precision_differs_at_ties_only(probe, n, d, seed, kind):
 )
 def test_large_layers(probe, n, d, power, monkeypatch):
     g, y, calls = torch.Generator().manual_seed(0), torch.arange(n) % 2, []
-    monkeypatch.setattr(subspaces, "LARGE", 512)
+    monkeypatch.setattr(subspaces, "LANCZOS_SIZE", 512)
     monkeypatch.setattr(
         subspaces,
         "eigsh",
