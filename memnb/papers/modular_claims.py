@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OURS', 'UNTRAINED', 'SHUFFLED', 'FROZEN', 'CLEAN', 'NOISY_ONLY', 'DECAY', 'NO_DECAY', 'PERMUTED', 'RANDOM',
-           'COEXISTENCE', 'EXTRACTION', 'WIDTH', 'ORDER', 'PARTITION', 'CLAIMS', 'half', 'verdicts']
+           'COEXISTENCE', 'EXTRACTION', 'WIDTH', 'ORDER', 'PARTITION', 'CLAIMS', 'half', 'half_in_words', 'verdicts']
 
 # %% ../../nbs/papers/09_modular_claims.ipynb #cell02
 import math
@@ -287,6 +287,17 @@ ORDER = [
         own=True,
     ),
 ]
+
+# %% ../../nbs/papers/09_modular_claims.ipynb #half1
+def half_in_words(
+    frame: pl.DataFrame,  # columns seed, part, group, target, epoch, accuracy
+    group: str,  # clean or noisy
+) -> str:
+    'When half of a group is given as labelled, the median over seeds: "at epoch 40".'
+    epochs = [half(rows, group) for rows in frame.partition_by("seed", maintain_order=True)]
+    if any(math.isnan(epoch) for epoch in epochs):
+        return "not within the run"
+    return f"at epoch {pl.Series(epochs).median():.0f}"
 
 # %% ../../nbs/papers/09_modular_claims.ipynb #cell15
 def _ahead(f: pl.DataFrame, by: str, than: str, task: str = "modular") -> float:
