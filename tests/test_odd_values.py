@@ -10,7 +10,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from memnb.explorer import audit_inputs
+from memnb.explorer import audit_parameters
 from memnb.papers.latent import latent_parameters
 from memnb.papers.localization import localization_parameters
 from memnb.papers.modular import modular_parameters
@@ -22,7 +22,7 @@ PARAMETERS = dict(
     latent=latent_parameters,
     localization=localization_parameters,
     modular=modular_parameters,
-    audit=lambda figure, **given: audit_inputs.parameters(**given),
+    audit=audit_parameters,
 )
 NOTEBOOKS = sorted(p for p in NBS.glob("*.ipynb") if p.stem.startswith(tuple(PARAMETERS)))
 TIMES = 8  # odd values that each parameter is given, drawn anew for each

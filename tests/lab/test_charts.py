@@ -15,7 +15,7 @@ from PIL import Image
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
 from memnb.lab.charts import COLORS, DASHES, curves, dots, heat, level, thin, use_theme
-from memnb.lab.layouts import live, panels, pictures, regions
+from memnb.lab.layouts import live, panels, pictures, regions, small_multiples
 from memnb.models.networks import build
 from memnb.trainer.training import fit
 
@@ -469,3 +469,21 @@ def test_an_axis_of_x_starts_at_0_where_it_is_asked_for(from_zero):
     f = pl.DataFrame(dict(share=[0.2, 0.4], y=[1.0, 2.0], group="test"))
     c = curves(f, "y", "title", "y", x="share", log_x=False, from_zero=from_zero).to_dict()
     assert c["layer"][0]["encoding"]["x"]["scale"].get("zero", False) == from_zero
+
+
+@pytest.mark.parametrize("draw", [curves, dots], ids=["curves", "dots"])
+def test_small_multiples_are_the_charts_drawn_one_by_one(draw):
+    rows = frame(4, ["clean", "noisy"])
+    both = pl.concat([rows.with_columns(rho=pl.lit(r)) for r in (0.1, 0.2)])
+    axes = dict(y="y", y_title="y", color="group", x="epoch")
+
+    charts = small_multiples(draw, both, "rho", {0.2: "two", 0.1: "one"}, dict(width=70), **axes)
+
+    alone = [draw(both.filter(rho=r), title=t, **axes) for r, t in ((0.2, "two"), (0.1, "one"))]
+    assert [spec(c) for c in charts] == [spec(c.properties(width=70)) for c in alone]
+
+
+def test_small_multiples_name_a_value_without_rows():
+    axes = dict(y="y", y_title="y")
+    with pytest.raises(ValueError, match="nothing to draw"):
+        small_multiples(curves, frame(), "group", {"nowhere": "title"}, **axes)

@@ -32,6 +32,7 @@ from memnb.papers.modular_claims import (
     UNTRAINED,
     WIDTH,
     half,
+    half_in_words,
     modular_verdicts,
 )
 
@@ -339,3 +340,28 @@ def test_without_noise_there_is_no_verdict(figure):
     columns = dict(rho=[0.0], seed=[0], operation=["add"])
     table = modular_verdicts(figure, pl.DataFrame(columns))
     assert set(table["verdict"].to_list() if len(table) else []) <= {"not run"}
+
+
+@pytest.mark.parametrize(
+    "halves, words",
+    [
+        ([10.0, 30.0, 20.0], "at epoch 20"),
+        ([10.0, 20.0], "at epoch 15"),
+        ([10.0, None, 20.0], "not within the run"),
+        ([None], "not within the run"),
+    ],
+)
+def test_when_half_of_a_group_is_given_in_words(halves, words):
+    rows = [
+        dict(
+            seed=seed,
+            part="network",
+            group="noisy",
+            target="given",
+            epoch=epoch,
+            accuracy=0.5 if at is not None and epoch >= at else 0.4,
+        )
+        for seed, at in enumerate(halves)
+        for epoch in (0.0, 10.0, 20.0, 30.0)
+    ]
+    assert half_in_words(pl.DataFrame(rows), "noisy") == words

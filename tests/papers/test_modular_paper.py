@@ -21,7 +21,16 @@ from memnb.lab import experiments
 from memnb.lab.experiments import cases_of
 from memnb.models.networks import ModularNet
 from memnb.modular.arithmetic import OPERATIONS, fit_modular, operation_table
-from memnb.modular.fourier import EXTRACT, SHARES, alignment, circle, extract, look, strict
+from memnb.modular.fourier import (
+    EXTRACT,
+    SHARES,
+    alignment,
+    circle,
+    extract,
+    look,
+    neuron_spectra,
+    strict,
+)
 from memnb.modular.partitions import KEPT, correct, importance, partition, reader
 from memnb.papers import modular as runs
 
@@ -1075,3 +1084,55 @@ def test_one_group_alone(figure, rho):
     else:
         with pytest.raises(ValueError, match=f"rho={rho} leaves"):
             params(figure, rho=rho)
+
+
+# --- what is drawn
+
+
+@pytest.fixture
+def ended():
+    "Two epochs of a network, its projection and a frozen control's."
+    parts = dict(network=None, extracted=0.8, projection=None) | {"extracted, frozen": 0.1}
+    rows = [
+        dict(epoch=e, part=part, group=g, target=t, accuracy=0.1 * e, add=add, sub=add and -add)
+        for e in (1.0, 2.0)
+        for part, add in parts.items()
+        for g, t in (("test", "true"), ("noisy", "given"), ("noisy", "true"), ("clean", "given"))
+    ]
+    return pl.DataFrame(rows)
+
+
+def test_final_answers_are_on_test_pairs_and_on_noisy_labels_as_given(ended):
+    answers = runs.final_answers(ended)
+
+    assert set(answers["epoch"]) == {2.0}
+    assert answers.select("part", "group", "target", "what", "features").rows() == [
+        ("network", "test", "true", "network", "trained"),
+        ("network", "noisy", "given", "noisy labels, as given", "trained"),
+        ("extracted", "test", "true", "projection", "trained"),
+        ("extracted, frozen", "test", "true", "frozen, projection", "frozen"),
+    ]
+
+
+def test_alignment_has_a_row_for_each_operation_where_it_was_measured(ended):
+    rows = runs.phase_alignment(runs.final_answers(ended), ["features"])
+
+    assert rows.columns == ["features", "alignment for", "cosine"]
+    assert set(rows.rows()) == {
+        ("trained", "add", 0.8),
+        ("trained", "sub", -0.8),
+        ("frozen", "add", 0.1),
+        ("frozen", "sub", -0.1),
+    }
+
+
+def test_spectra_of_several_views_are_those_of_each():
+    views = {f"seed {seed}": look(ModularNet(7, 5, "square", seed), "add") for seed in (0, 1)}
+
+    waves = runs.spectra_of(views, most=3)
+
+    for title, view in views.items():
+        own = waves.filter(view=title).drop("view")
+        alone = neuron_spectra(view, 3).with_columns(pl.col("frequency").cast(pl.String))
+        assert own.equals(alone)
+    assert waves.group_by("view", "neuron").len()["len"].unique().to_list() == [3]
