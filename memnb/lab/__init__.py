@@ -4,16 +4,25 @@
 
 # %% auto #0
 __all__ = ['accuracies', 'Claim', 'Failed', 'Params', 'Task', 'curves', 'dots', 'each', 'execute', 'expect', 'facets', 'gather',
-           'figure', 'grid', 'heat', 'judge', 'keep', 'level', 'live', 'live_figure', 'main', 'make_task', 'panels',
-           'picture_address', 'pictures', 'plan', 'pool', 'regions', 'results', 'setting', 'resolve', 'show', 'sweep',
-           'task_table', 'thin', 'use_theme', 'values_of']
+           'figure', 'grid', 'heat', 'judge', 'keep', 'level', 'live', 'live_figure', 'main', 'make_task', 'overlay',
+           'panels', 'picture_address', 'pictures', 'plan', 'pool', 'regions', 'results', 'setting', 'resolve', 'show',
+           'sweep', 'task_table', 'thin', 'use_theme', 'values_of']
 
 # %% ../../nbs/lab/00_lab.ipynb #cell04
 from importlib import import_module
 
 _NAMES = {
     "charts": ("curves", "dots", "heat", "level", "thin", "use_theme"),
-    "layouts": ("accuracies", "facets", "live", "panels", "picture_address", "pictures", "regions"),
+    "layouts": (
+        "accuracies",
+        "facets",
+        "live",
+        "overlay",
+        "panels",
+        "picture_address",
+        "pictures",
+        "regions",
+    ),
     "claims": ("Claim", "judge", "show"),
     "parameters": ("Params", "resolve", "setting"),
     "experiments": ("each", "expect", "gather", "keep"),
@@ -63,6 +72,7 @@ _all_ = [
     "live_figure",
     "main",
     "make_task",
+    "overlay",
     "panels",
     "picture_address",
     "pictures",
