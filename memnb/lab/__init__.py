@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['accuracies', 'Claim', 'Failed', 'Params', 'Task', 'curves', 'dots', 'each', 'execute', 'expect', 'facets', 'gather',
-           'figure', 'grid', 'heat', 'judge', 'keep', 'level', 'live', 'live_figure', 'main', 'make_task', 'panels',
-           'picture_address', 'pictures', 'plan', 'pool', 'regions', 'results', 'setting', 'resolve', 'show',
-           'small_multiples', 'sweep', 'task_table', 'thin', 'use_theme', 'values_of']
+           'figure', 'grid', 'heat', 'judge', 'keep', 'level', 'live', 'live_figure', 'main', 'make_task', 'overlay',
+           'panels', 'picture_address', 'pictures', 'plan', 'pool', 'regions', 'results', 'setting', 'resolve', 'show',
+           'sweep', 'task_table', 'thin', 'use_theme', 'values_of']
 
 # %% ../../nbs/lab/00_lab.ipynb #cell04
 from importlib import import_module
@@ -17,11 +17,11 @@ _NAMES = {
         "accuracies",
         "facets",
         "live",
+        "overlay",
         "panels",
         "picture_address",
         "pictures",
         "regions",
-        "small_multiples",
     ),
     "claims": ("Claim", "judge", "show"),
     "parameters": ("Params", "resolve", "setting"),
@@ -72,6 +72,7 @@ _all_ = [
     "live_figure",
     "main",
     "make_task",
+    "overlay",
     "panels",
     "picture_address",
     "pictures",
@@ -82,7 +83,6 @@ _all_ = [
     "setting",
     "resolve",
     "show",
-    "small_multiples",
     "sweep",
     "task_table",
     "thin",

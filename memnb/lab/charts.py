@@ -397,6 +397,7 @@ def dots(
     colors: Sequence | None = None,  # order of the values of color; default: sorted
     domain: tuple[float, float] = (0, 1),  # of y
     angle: float = 0,  # of the names, in degrees, from -360 to 360
+    width: int = 300,  # in pixels
 ) -> alt.LayerChart:
     """A point at the mean of `y` for each name and colour, with a bar over the range of the seeds.
 
@@ -423,7 +424,7 @@ def dots(
     upward = _vertical(y_title, False, domain)
     bar = base.mark_rule(strokeWidth=1.5).encode(alt.Y("lowest:Q", **upward), alt.Y2("highest:Q"))
     point = base.mark_point(filled=True, size=45, opacity=1).encode(alt.Y(f"{y}:Q", **upward))
-    return alt.layer(bar, point).properties(title=title, width=300)
+    return alt.layer(bar, point).properties(title=title, width=width)
 
 # %% ../../nbs/lab/01_charts.ipynb #cell33
 def _columns_drawn(frame: pl.DataFrame, x: str, y: str) -> tuple[pl.DataFrame, list[str]]:

@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['TRAINING_RULES', 'MOST_TIMES', 'latent_parameters', 'check_rates', 'recorded_epochs', 'latent_network',
            'check_source', 'size_of', 'training_settings', 'exchange', 'at_end', 'median_line', 'on_given',
-           'latent_frame', 'panel_names', 'latent_subtitle', 'agreement']
+           'latent_frame', 'panel_names', 'latent_subtitle', 'agreement', 'title_rate', 'final_accuracy', 'percents',
+           'by_layer', 'hidden_layers', 'points_lost', 'losses', 'input_against_layers', 'velpic_minus_masc',
+           'share_by_rate', 'named_trainings', 'best_answers']
 
 # %% ../../nbs/papers/07_latent.ipynb #cell03
 import math
@@ -91,18 +93,14 @@ _OF_NETWORK = {  # network -> what it is trained with, unless another value is g
     ),
 }
 
-_LAST = dict(
-    epochs=100, stop_at=None, every=5, rhos="0.4,0.8"
-)  # the figures about the last layer run 100 epochs
-_OF_FIGURE = {
-    "latent_resist": _LAST,
-    "latent_interventions": _LAST,
-}  # figure -> what it takes in place of the preset's
+# the figures about the last layer run 100 epochs
+_LAST = dict(epochs=100, stop_at=None, every=5, rhos="0.4,0.8")
+# figure -> what it takes in place of the preset's
+_OF_FIGURE = {"latent_resist": _LAST, "latent_interventions": _LAST}
+# preset -> what they take there: a tenth of the rate must still train, and many variants
 _SMALLER = {
     "quick": dict(lr=0.05, rhos="0.6"),
-    "small": dict(
-        n=1000, rhos="0.4"
-    ),  # ... where a tenth of the rate must still train, and many variants
+    "small": dict(n=1000, rhos="0.4"),
     "ci": dict(rhos="0.6", epochs=60, every=20),
 }
 
@@ -129,13 +127,10 @@ TRAINING_RULES = {
     "noise_seed": SEED,
 }
 MOST_TIMES = 10_000  # recorded in a training
-_EXCHANGES = {
-    "latent_interventions": (0.0, 10.0, 40.0)
-}  # figure -> epochs at which it changes a last layer
-_VARIANTS = {
-    "latent_interventions": 4,
-    "latent_resist": 8,
-}  # figure -> trainings for each noise rate and seed, else 1
+# figure -> epochs at which it changes a last layer
+_EXCHANGES = {"latent_interventions": (0.0, 10.0, 40.0)}
+# figure -> trainings for each noise rate and seed, else 1
+_VARIANTS = {"latent_interventions": 4, "latent_resist": 8}
 
 # %% ../../nbs/papers/07_latent.ipynb #new70
 def _completed(figure: str, given: dict) -> dict:
@@ -350,10 +345,14 @@ def latent_frame(
     return pl.concat(parts, how="diagonal").unique(_KEYS, keep="first", maintain_order=True)
 
 
-def panel_names(frame: pl.DataFrame) -> dict[float, str]:
+def panel_names(
+    frame: pl.DataFrame,
+    what: str = "",  # is seen, before the rate
+) -> dict[float, str]:
     "Noise rate -> a panel's title, with the share of labels that are wrong."
-    rates = frame.group_by("rho").agg(pl.col("noise_rate").mean()).sort("rho")
-    return {rho: f"noise rate {rho:g}: {wrong:.0%} wrong" for rho, wrong in rates.iter_rows()}
+    first = f"{what}, " if what else ""
+    rates = frame.group_by("rho").agg(pl.col("noise_rate").mean()).sort("rho").rows()
+    return {rho: f"{first}noise rate {rho:g}: {wrong:.0%} wrong" for rho, wrong in rates}
 
 
 def latent_subtitle(p: Params, data: NoisyDataset) -> str:
@@ -396,3 +395,104 @@ def agreement(
         return [row | dict(accuracy=same.mean().item() if len(same) else None, ties=ties)]
 
     return look
+
+# %% ../../nbs/papers/07_latent.ipynb #pic1
+def title_rate(rhos: Sequence[float]) -> float:
+    "The noise rate that a title speaks of: of those between 0 and 1 the one nearest to 0.6."
+    return min((rho for rho in rhos if 0 < rho < 1), key=lambda rho: abs(rho - 0.6))
+
+
+def final_accuracy(
+    frame: pl.DataFrame,  # one curve for each run and name
+    by: str,  # a column
+    names: Sequence[str],  # of its values
+) -> dict[str, float]:
+    "Name -> accuracy at the end of the runs, the median over seeds."
+    last = at_end(frame)
+    return {name: last.filter(pl.col(by) == name)["accuracy"].median() for name in names}
+
+
+def percents(accuracy: dict[str, float], between: str = ", ", link: str = " ") -> str:
+    "Names with their accuracies, in words: `masc 91%, velpic 92%`."
+    return between.join(f"{name}{link}{share:.0%}" for name, share in accuracy.items())
+
+# %% ../../nbs/papers/07_latent.ipynb #lay1
+def by_layer(frame: pl.DataFrame) -> pl.DataFrame:
+    "Test accuracy of the probes on each layer; the network itself is the layer `model`."
+    layer = pl.when(probe="model").then(pl.lit("model")).otherwise(pl.col("layer"))
+    return frame.filter(group="test", target="true").with_columns(layer=layer)
+
+
+def hidden_layers(test: pl.DataFrame) -> list[str]:
+    "The layers between the input and the network's answer, in their order; `test` by layer."
+    names = test["layer"].unique(maintain_order=True)
+    return [name for name in names if name not in ("input", "model")]
+
+
+def points_lost(frame: pl.DataFrame) -> float:
+    "Points from the peak of the median over seeds to its end."
+    line = median_line(frame)
+    return 100 * (line.max() - line[-1])
+
+
+def losses(test: pl.DataFrame, layers: Sequence[str]) -> str:
+    "The points that one probe loses on each layer, in words: `fc1 3, fc2 5`."
+    return ", ".join(f"{name} {points_lost(test.filter(layer=name)):.0f}" for name in layers)
+
+
+def input_against_layers(
+    test: pl.DataFrame,  # of one probe, by layer
+    layers: Sequence[str],
+) -> str:
+    "A sentence: where the raw input is read better at the end than the best hidden layer."
+    wins = []
+    for rho in sorted(set(test["rho"]) - {1.0}):
+        ends = final_accuracy(test.filter(rho=rho), "layer", layers)
+        raw = final_accuracy(test.filter(rho=rho), "layer", ["input"])["input"]
+        best = max(ends.values())
+        if raw > best:
+            wins.append(f"{raw:.0%} against {best:.0%} at noise rate {rho:g}")
+    if wins:
+        return f"At the end the raw input beats every hidden layer: {'; '.join(wins)}"
+    return "At the end the best hidden layer beats the raw input at every noise rate below 1"
+
+
+def velpic_minus_masc(test: pl.DataFrame) -> pl.DataFrame:
+    "`difference` of the two probes' test accuracies, by rho, seed, epoch and layer."
+    keys = ["rho", "seed", "epoch", "layer"]
+    both = test.filter(probe="velpic").join(test.filter(probe="masc"), on=keys, suffix="_masc")
+    return both.with_columns(difference=pl.col("accuracy") - pl.col("accuracy_masc"))
+
+
+def share_by_rate(
+    frame: pl.DataFrame,
+    measure: Callable[[pl.DataFrame], float],  # one run's frame -> a share
+) -> str:
+    "A share of the runs of each noise rate, the mean over seeds, in words: `55% at 0.4`."
+    runs = frame.partition_by("rho", "seed", as_dict=True).items()
+    shares = pl.DataFrame([dict(rho=rho, share=measure(run)) for (rho, _), run in runs])
+    means = shares.group_by("rho").agg(pl.col("share").mean()).sort("rho")
+    return ", ".join(f"{share:.0%} at {rho:g}" for rho, share in means.iter_rows())
+
+# %% ../../nbs/papers/07_latent.ipynb #way1
+def named_trainings(
+    frame: pl.DataFrame,
+    names: dict[str, str],  # variant -> what a legend calls it
+) -> pl.DataFrame:
+    "The network's own accuracies in these trainings; `training` is the name of each."
+    rows = frame.filter(pl.col("variant").is_in(list(names)), probe="model")
+    return rows.with_columns(training=pl.col("variant").replace(names))
+
+
+def best_answers(
+    read: pl.DataFrame,  # of `memnb.probes.probe`, with columns rho and seed
+    recipe: pl.DataFrame,  # test accuracies of the network that was trained by the recipe
+) -> pl.DataFrame:
+    "Test `accuracy` of each `answer`: a probe on its best layer, the recipe at its end and peak."
+    runs = ["rho", "seed"]
+    read = read.filter(pl.col("layer") != "input").rename({"probe": "answer"})
+    layers = read.group_by(*runs, "answer", maintain_order=True).agg(pl.col("accuracy").max())
+    over_time = recipe.sort("epoch").group_by(runs, maintain_order=True)
+    end = over_time.agg(pl.col("accuracy").last(), answer=pl.lit("recipe"))
+    peak = over_time.agg(pl.col("accuracy").max(), answer=pl.lit("recipe, best epoch"))
+    return pl.concat([layers, end, peak], how="diagonal").with_columns(who=pl.lit("answer"))

@@ -409,8 +409,8 @@ def final_answers(
 ) -> pl.DataFrame:
     """Rows of the last epoch, on test pairs and on noisy labels as given.
 
-    `what` says whose answers they are: a value of `ANSWERS`, or `GIVEN_LABELS`. `features` says whether
-    the first layer was `trained` or `frozen`.
+    `what` says whose answers they are: a value of `ANSWERS`, or `GIVEN_LABELS`. `features` says
+    whether the first layer was `trained` or `frozen`.
     """
     noisy = pl.col("group") == "noisy"
     fitted = noisy & (pl.col("target") == "given") & (pl.col("part") == "network")

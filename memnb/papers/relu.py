@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LONGEST_FLOW', 'relu_parameters', 'FITTED', 'SPAN', 'CONFIDENT', 'check_majority', 'learn_clean_labels',
            'clean_accuracy', 'drift', 'watch', 'flow_times', 'look_times', 'flow_seconds', 'net_cosine', 'look_frame',
-           'time_to_fit', 'early_window', 'side_by_side', 'noisy_over_clean', 'subtitle', 'clean_margins', 'log_odds']
+           'time_to_fit', 'early_window', 'side_by_side', 'noisy_over_clean', 'subtitle', 'clean_margins', 'log_odds',
+           'epochs_of', 'at_epoch', 'phases', 'fixed_points', 'rises_and_falls']
 
 # %% ../../nbs/papers/02_relu.ipynb #cell03
 import math
@@ -396,3 +397,51 @@ def log_odds(frame: pl.DataFrame, sign: int = 1) -> dict[str, float]:
     return {
         f"{word} {rho:g}": sign * math.log((1 - rate) / rate) for rho, rate in rates.iter_rows()
     }
+
+# %% ../../nbs/papers/02_relu.ipynb #wrd1
+def epochs_of(
+    frame: pl.DataFrame,  # columns rho and seed, and what the event needs
+    event: Callable[[pl.DataFrame], float],  # one run's frame -> an epoch
+) -> str:
+    "The epoch of an event in words; with several runs from the first to the last: `40 to 55`."
+    epochs = [event(run) for run in frame.partition_by("rho", "seed")]
+    if len(epochs) == 1:
+        return f"{epochs[0]:,.0f}"
+    return f"{min(epochs):,.0f} to {max(epochs):,.0f}"
+
+
+def at_epoch(
+    epoch: float,  # inf for what does not occur
+    last: float,  # epoch of the run
+) -> str:
+    "When an event occurs in a run, in words."
+    return f"at epoch {epoch:,.0f}" if epoch <= last else "not in this run"
+
+
+def phases(
+    onset: float,  # epoch at which competition begins; inf for never
+    first: float,  # epochs between which a picture shows the run
+    last: float,
+) -> dict[str, tuple[float, float]]:
+    "Early learning and, where it begins, competition: stretches (from, to) for `regions`."
+    early = {"early learning": (first, min(onset, last))}
+    if onset >= last:
+        return early
+    return early | {"competition": (max(onset, first), last)}
+
+# %% ../../nbs/papers/02_relu.ipynb #toy1
+def fixed_points(
+    frame: pl.DataFrame,  # of `memnb.toy.trajectories`, one group
+) -> dict[str, float]:
+    "The fixed point of each noise rate, for a rule in a chart; by what is written beside it."
+    points = frame.select("rho", "fixed_point").unique(maintain_order=True)
+    return {f"rho {rho:g}": margin for rho, margin in points.iter_rows()}
+
+
+def rises_and_falls(
+    gains: pl.DataFrame,  # columns rho and ours, one row a noise rate
+) -> str:
+    "At which noise rates a gain is above and below 0: `rises at rho 0.1 and falls at rho 0.4`."
+    ways = dict(rises=gains.filter(pl.col("ours") > 0), falls=gains.filter(pl.col("ours") < 0))
+    rates = {way: ", ".join(f"{rho:g}" for rho in rows["rho"]) for way, rows in ways.items()}
+    return " and ".join(f"{way} at rho {which}" for way, which in rates.items() if which)

@@ -15,7 +15,7 @@ from PIL import Image
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
 from memnb.lab.charts import COLORS, DASHES, curves, dots, heat, level, thin, use_theme
-from memnb.lab.layouts import live, panels, pictures, regions, small_multiples
+from memnb.lab.layouts import accuracies, facets, live, overlay, panels, pictures, regions
 from memnb.models.networks import build
 from memnb.trainer.training import fit
 
@@ -425,6 +425,18 @@ REFUSED = {
         "5 stretches",
     ),
     "no chart": (lambda: panels(["x"], "t"), "must be a chart"),
+    "columns of two lengths": (
+        lambda: panels([[hot(), hot()], [hot()]], "t"),
+        r"columns have \[2, 1\] charts",
+    ),
+    "a rule of two heights": (
+        lambda: facets(frame(), "group", {"clean": "t"}, "y", "y", rules={"half": "y"}),
+        "'half' has 11 heights",
+    ),
+    "a column to lay over": (
+        lambda: overlay(frame(), {"z": "Z"}, "t", "y"),
+        "column='z'",
+    ),
     "columns": (lambda: panels([hot()], "t", columns=0), "columns=0"),
     "channels": (lambda: pictures(torch.rand(1, 5, 4, 4), ["a"], "t"), r"\(5, 4, 4\)"),
     "a wall of pictures": (
@@ -472,18 +484,76 @@ def test_an_axis_of_x_starts_at_0_where_it_is_asked_for(from_zero):
 
 
 @pytest.mark.parametrize("draw", [curves, dots], ids=["curves", "dots"])
-def test_small_multiples_are_the_charts_drawn_one_by_one(draw):
+def test_facets_are_the_charts_drawn_one_by_one(draw):
     rows = frame(4, ["clean", "noisy"])
     both = pl.concat([rows.with_columns(rho=pl.lit(r)) for r in (0.1, 0.2)])
     axes = dict(y="y", y_title="y", color="group", x="epoch")
 
-    charts = small_multiples(draw, both, "rho", {0.2: "two", 0.1: "one"}, dict(width=70), **axes)
+    charts = facets(both, "rho", {0.2: "two", 0.1: "one"}, chart=draw, size=dict(width=70), **axes)
 
     alone = [draw(both.filter(rho=r), title=t, **axes) for r, t in ((0.2, "two"), (0.1, "one"))]
     assert [spec(c) for c in charts] == [spec(c.properties(width=70)) for c in alone]
 
 
-def test_small_multiples_name_a_value_without_rows():
+def test_facets_name_a_value_without_rows():
     axes = dict(y="y", y_title="y")
     with pytest.raises(ValueError, match="nothing to draw"):
-        small_multiples(curves, frame(), "group", {"nowhere": "title"}, **axes)
+        facets(frame(), "group", {"nowhere": "title"}, **axes)
+
+
+def titles(charts):
+    return [spec(c)["title"] for c in charts]
+
+
+def test_columns_of_charts_are_a_grid():
+    left, right = [[accuracies(frame(), f"{side}{i}", y="y") for i in (1, 2)] for side in "lr"]
+    grid = spec(panels([left, right], "title", columns=5))
+    assert [c["title"] for c in grid["concat"]] == ["l1", "r1", "l2", "r2"]
+    assert grid["columns"] == 2
+
+
+def test_stretches_behind_several_charts_have_one_legend():
+    charts = regions([curves(frame(), "y", t, "y") for t in "abc"], {"early": (1, 2)})
+    legends = [next(find(spec(c), "fill"))["legend"] for c in charts]
+    assert titles(charts) == ["a", "b", "c"]
+    assert legends[0] is not None
+    assert legends[1:] == [None, None]
+
+
+def test_shares_are_on_linear_axes_from_0_to_1():
+    axes = spec(accuracies(frame(), "t", y="y"))["layer"][0]["encoding"]
+    assert axes["x"]["scale"]["type"] == "linear"
+    assert axes["y"]["scale"]["domain"] == [0, 1]
+
+
+def heights(chart):
+    "Label -> height of a chart's dashed lines."
+    rows = [r for data in spec(chart)["datasets"].values() for r in data if "label" in r]
+    return {r["label"]: r["y"] for r in rows}
+
+
+def test_a_rule_of_facets_may_be_a_column():
+    f = frame().with_columns(half=pl.when(group="clean").then(0.25).otherwise(0.75))
+    names = {"noisy": "Noisy", "clean": "Clean"}
+    charts = facets(f, "group", names, "y", "y", rules={"level": "half", "one": 1})
+    assert titles(charts) == ["Noisy", "Clean"]
+    assert [heights(c)["level"] for c in charts] == [0.75, 0.25]
+    assert [heights(c)["one"] for c in charts] == [1, 1]
+
+
+def test_facets_of_another_chart():
+    f = frame(seeds=2)
+    (chart,) = facets(f, "seed", {1: "t"}, "y", "y", chart=dots, x="group", color="group", width=99)
+    assert spec(chart)["width"] == 99
+
+
+def test_columns_laid_over_each_other_are_the_curves_of_a_long_frame():
+    f = frame(groups=("clean",), seeds=2).with_columns(z=1 - pl.col("y"))
+    seen = overlay(f, {"y": "why", "z": "zed"}, "t", "measure", color="column")
+    long = pl.concat(
+        [
+            f.select("epoch", "seed", value=pl.col(name), column=pl.lit(label))
+            for name, label in (("y", "why"), ("z", "zed"))
+        ]
+    )
+    assert spec(seen) == spec(curves(long, "value", "t", "measure", color="column"))

@@ -475,6 +475,103 @@ def test_a_line_counts_a_run_that_ended_early_with_its_last_value():
     assert latent.median_line(pl.DataFrame(rows[::-1])).to_list() == [0.2, 0.7, 0.6]
 
 
+# what the pictures show
+
+
+def probed(**accuracies):
+    "Test accuracies of probes on layers at epochs 0, 1, 2; a name is `probe_layer`."
+    same = dict(variant="standard", rho=0.4, seed=0, group="test", target="true")
+    return pl.DataFrame(
+        [
+            same | dict(probe=name.split("_")[0], layer=name.split("_")[1], epoch=e, accuracy=a)
+            for name, values in accuracies.items()
+            for e, a in enumerate(values)
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "rhos, rate",
+    [([0, 0.2, 0.4, 1], 0.4), ([0.55, 0.7], 0.55), ([0.5, 0.6, 0.8], 0.6), ([0, 1, 0.9], 0.9)],
+)
+def test_titles_speak_of_the_rate_nearest_to_the_papers(rhos, rate):
+    assert latent.title_rate(rhos) == rate
+
+
+def test_final_accuracies_are_medians_over_seeds_in_words():
+    rows = [
+        dict(variant="standard", rho=0.4, seed=seed, epoch=epoch, probe=name, accuracy=accuracy)
+        for name, last in (("masc", [0.5, 0.7, 0.6]), ("velpic", [0.9, 0.8, 0.7]))
+        for seed, end in enumerate(last)
+        for epoch, accuracy in ((0, 0.1), (seed + 1, end))
+    ]
+    ends = latent.final_accuracy(pl.DataFrame(rows), "probe", ["velpic", "masc"])
+    assert ends == dict(velpic=0.8, masc=0.6)
+    assert latent.percents(ends) == "velpic 80%, masc 60%"
+    assert latent.percents(ends, "; ", ": ") == "velpic: 80%; masc: 60%"
+
+
+def test_layers_are_compared_with_the_network_and_the_input():
+    frame = probed(
+        velpic_input=[0.1, 0.2, 0.5], velpic_fc1=[0.1, 0.6, 0.4], model_output=[0.1, 0.8, 0.2]
+    )
+    tests = latent.by_layer(frame)
+    velpic = tests.filter(probe="velpic")
+    assert tests["layer"].unique(maintain_order=True).to_list() == ["input", "fc1", "model"]
+    assert latent.hidden_layers(tests) == ["fc1"]
+    assert latent.points_lost(tests.filter(layer="model")) == pytest.approx(60)
+    assert latent.losses(velpic, ["input", "fc1"]) == "input 0, fc1 20"
+    wins = "At the end the raw input beats every hidden layer: 50% against 40% at noise rate 0.4"
+    assert latent.input_against_layers(velpic, ["fc1"]) == wins
+
+
+def test_an_input_that_no_rate_reads_better_is_said_to_lose():
+    velpic = probed(velpic_input=[0.4], velpic_fc1=[0.4], velpic_fc2=[0.1])
+    words = latent.input_against_layers(velpic, ["fc1", "fc2"])
+    assert (
+        words == "At the end the best hidden layer beats the raw input at every noise rate below 1"
+    )
+
+
+def test_a_rate_of_1_is_no_win_of_the_input():
+    velpic = probed(velpic_input=[0.5], velpic_fc1=[0.1]).with_columns(rho=1.0)
+    assert "beats the raw input" in latent.input_against_layers(velpic, ["fc1"])
+
+
+def test_velpic_minus_masc_on_each_layer():
+    tests = probed(velpic_fc1=[0.5, 0.9], masc_fc1=[0.25, 1.0], masc_fc2=[0.3, 0.3])
+    seen = latent.velpic_minus_masc(tests).sort("epoch")
+    assert seen["layer"].to_list() == ["fc1", "fc1"]
+    assert seen["difference"].to_list() == pytest.approx([0.25, -0.1])
+
+
+def test_shares_by_rate_are_means_over_seeds():
+    frame = pl.DataFrame(dict(rho=[0.8, 0.4, 0.4], seed=[0, 0, 1], wins=[0.1, 0.5, 1.0]))
+    assert latent.share_by_rate(frame, lambda run: run["wins"][0]) == "75% at 0.4, 10% at 0.8"
+
+
+def test_trainings_by_their_names():
+    f = pl.DataFrame(dict(variant=["a", "b", "c", "a"], probe=["model"] * 3 + ["masc"]))
+    named = latent.named_trainings(f, dict(c="third", a="first"))
+    assert named.select("variant", "training").rows() == [("a", "first"), ("c", "third")]
+
+
+def test_the_best_answers_of_layers_and_of_the_recipe():
+    read = probed(masc_input=[0.9], masc_fc1=[0.3], masc_fc2=[0.5], model_output=[0.2])
+    recipe = probed(model_output=[0.1, 0.8, 0.6])[::-1]
+    best = latent.best_answers(read, recipe)
+    answers = {"masc": 0.5, "model": 0.2, "recipe": 0.6, "recipe, best epoch": 0.8}
+    assert dict(best.select("answer", "accuracy").rows()) == answers
+    assert set(best["rho"]) == {0.4}
+
+
+def test_titles_of_panels():
+    frame = pl.DataFrame(dict(rho=[0.4, 0.2, 0.4], noise_rate=[0.3, 0.2, 0.4]))
+    plain = {0.2: "noise rate 0.2: 20% wrong", 0.4: "noise rate 0.4: 35% wrong"}
+    assert latent.panel_names(frame) == plain
+    assert latent.panel_names(frame, "test")[0.2] == "test, noise rate 0.2: 20% wrong"
+
+
 # the same predictions?
 
 

@@ -374,3 +374,59 @@ def test_permuted_noise_keeps_labels_and_rate():
 def test_a_curve_that_is_not_there_is_empty():
     t, v = curve(pl.DataFrame(dict(epoch=[0.0], group=["net"])), "cos_fitted", "net")
     assert len(t) == len(v) == 0
+
+
+# words and frames of the figures
+
+
+def runs_of(*epochs):
+    "A frame of one run for each epoch, which is in its only row."
+    return pl.DataFrame([dict(rho=0.2, seed=i, epoch=epoch) for i, epoch in enumerate(epochs)])
+
+
+@pytest.mark.parametrize(
+    "epochs, words",
+    [([1234.4], "1,234"), ([1234.4, 20.0, 300.0], "20 to 1,234"), ([30.0, math.inf], "30 to inf")],
+)
+def test_the_epochs_of_an_event_in_words(epochs, words):
+    assert relu.epochs_of(runs_of(*epochs), lambda run: run["epoch"][0]) == words
+
+
+@pytest.mark.parametrize(
+    "epoch, words",
+    [(1234.4, "at epoch 1,234"), (5000, "at epoch 5,000"), (math.inf, "not in this run")],
+)
+def test_an_event_after_the_run_is_not_in_it(epoch, words):
+    assert relu.at_epoch(epoch, 5000) == words
+
+
+@pytest.mark.parametrize(
+    "onset, stretches",
+    [
+        (40, {"early learning": (10, 40), "competition": (40, 90)}),
+        (5, {"early learning": (10, 5), "competition": (10, 90)}),
+        (90, {"early learning": (10, 90)}),
+        (math.inf, {"early learning": (10, 90)}),
+    ],
+)
+def test_phases_lie_between_the_epochs_that_are_shown(onset, stretches):
+    assert relu.phases(onset, 10, 90) == stretches
+
+
+def test_fixed_points_of_the_toy_model():
+    noisy = trajectories([0.1, 0.4], 10.0, 0.5, 0.0, 0.0).filter(group="noisy")
+    points = relu.fixed_points(noisy)
+    assert list(points) == ["rho 0.1", "rho 0.4"]
+    assert points["rho 0.1"] == noisy.filter(rho=0.1)["fixed_point"][0]
+
+
+@pytest.mark.parametrize(
+    "ours, words",
+    [
+        ([1.0, -1.0, 2.0], "rises at rho 0.1, 0.3 and falls at rho 0.2"),
+        ([-1.0, -1.0, -1.0], "falls at rho 0.1, 0.2, 0.3"),
+        ([1.0, 0.0, None], "rises at rho 0.1"),
+    ],
+)
+def test_where_a_gain_rises_and_falls(ours, words):
+    assert relu.rises_and_falls(pl.DataFrame(dict(rho=[0.1, 0.2, 0.3], ours=ours))) == words
