@@ -13,10 +13,9 @@ import ipywidgets as w
 import polars as pl
 
 from ..datasets.noisy_datasets import NoisyDataset
+from .widgets import chart_widget
 from ..lab.charts import COLORS, curves
 from ..lab.layouts import pictures
-
-alt.JupyterChart.enable_offline()  # no code from elsewhere
 
 # %% ../../nbs/explorer/06_audit_gallery.ipynb #cell06
 _CLASSES = ("label", "suggested", "velpic", "masc", "cosine")  # columns that hold classes
@@ -196,7 +195,7 @@ class Browser(w.VBox):
         self.names = list(range(data.n_classes) if names is None else names)
         self.page = page
         self._make_controls()
-        self.picture = alt.JupyterChart(self._chart(self.shown()))
+        self.picture = chart_widget(self._chart(self.shown()))
         self.status = w.Label()
         controls = [self.start, self.label, self.suggested, self.sure]
         for control in controls:
