@@ -132,7 +132,7 @@ def test_a_sweep_over_seeds_works_for_every_notebook(name):
     (of_paper,) = [PARAMETERS[k] for k in PARAMETERS if name.startswith(k.replace("relu", "fig"))]
     plain = declared(name)
     assert {"seed", "seeds"} <= plain.keys()
-    one = of_paper(name, **plain | dict(preset="ci", seed=5))
+    one = of_paper(name, **plain | dict(preset="quick", seed=5))
     assert one.seeds == [5]
     assert {"width", "widths"} & plain.keys()
 

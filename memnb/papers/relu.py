@@ -42,6 +42,7 @@ from memnb.lab.parameters import (
     between,
     check_fits,
     count,
+    in_place_of,
     many,
     once,
     setting,
@@ -80,7 +81,7 @@ _RULES = {
     "clean_epochs": Rule(
         "whole number", "be 0 or more and at most 100,000,000", lambda v: 0 <= v <= 10**8
     ),
-    "seed": SEED,
+    "seed": replace(SEED, optional=True),
     "noise_seed": SEED,
     "k": between(0.01, 100),
     "m_n0": _MARGIN,
@@ -121,19 +122,22 @@ def _needs(p: Params, d: int) -> tuple[float, float]:
 
 
 def _with_seeds(figure: str, given: dict) -> dict:
-    "`seeds=None` is as many as the preset has, from `seed` on."
+    "`seeds=None` is as many as the preset has, from 0 on; a single `seed` stands for itself."
+    given = in_place_of(given, "seed", "seeds")
     if "seeds" not in given or given["seeds"] is not None:
         return given
     preset = check_choice("preset", given.get("preset", "quick"), _PRESETS)
-    first = _RULES["seed"]("seed", given["seed"])
-    return given | dict(seeds=[first + i for i in range(_SEEDS[preset])])
+    return given | dict(seeds=list(range(_SEEDS[preset])))
 
 
 def _check_together(p: Params):
     "Lists put in order; `ValueError` unless the parameters fit each other."
     p["rhos"] = sorted(set(p.get("rhos") or [p.rho]))
     if "seeds" in p:
-        p["seeds"] = once(p.seeds or [p.seed])
+        if not p.seeds:
+            raise ValueError("seeds must not be empty")
+        p.pop("seed", None)
+        p["seeds"] = once(p.seeds)
     if "early" in p and p.early >= p.epochs:
         raise ValueError(f"early={p.early} must be less than epochs={p.epochs}")
     for k in ("epochs", "clean_epochs", "window"):

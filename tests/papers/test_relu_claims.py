@@ -56,8 +56,8 @@ GIVEN = dict(
     early=None,
     window=None,
     clean_epochs=0,
-    seed=0,
-    seeds="",
+    seed=None,
+    seeds="0",
     noise_seed=0,
     preset="ci",
     out="",
@@ -355,8 +355,8 @@ def test_the_early_window_is_1_7_times_the_fit():
     "given, seeds",
     [
         (dict(seeds=None, preset="quick"), [0, 1, 2]),
-        (dict(seeds=None, seed=4), [4]),
-        (dict(seeds="3,5", seed=4), [3, 5]),
+        (dict(seeds=None, seed=4, preset="quick"), [4]),
+        (dict(seeds="3,5", seed=4), [4]),
     ],
 )
 def test_seeds_that_are_not_given_are_the_presets(given, seeds):
