@@ -6,7 +6,7 @@
 __all__ = ['LONGEST_FLOW', 'relu_parameters', 'FITTED', 'SPAN', 'CONFIDENT', 'check_majority', 'learn_clean_labels',
            'clean_accuracy', 'drift', 'watch', 'flow_times', 'look_times', 'flow_seconds', 'net_cosine', 'look_frame',
            'time_to_fit', 'early_window', 'side_by_side', 'noisy_over_clean', 'subtitle', 'clean_margins', 'log_odds',
-           'epochs_of', 'at_epoch', 'phases', 'fixed_points', 'rises_and_falls']
+           'epochs_of', 'at_epoch', 'fixed_points', 'rises_and_falls']
 
 # %% ../../nbs/papers/02_relu.ipynb #cell03
 import math
@@ -250,10 +250,12 @@ def flow_seconds(evaluations: int) -> Callable[[partial], float]:
         given = arguments_of(call)
         field = ReLUField(two_layer(given["model"], given["data"]))
         field(0.0, field.y0)
-        start = time.perf_counter()
-        for _ in range(3):
+        took = []
+        for _ in range(20):
+            start = time.perf_counter()
             field(0.0, field.y0)
-        return (time.perf_counter() - start) / 3 * evaluations
+            took.append(time.perf_counter() - start)
+        return float(np.median(took)) * evaluations
 
     return seconds
 
@@ -420,18 +422,6 @@ def at_epoch(
 ) -> str:
     "When an event occurs in a run, in words."
     return f"at epoch {epoch:,.0f}" if epoch <= last else "not in this run"
-
-
-def phases(
-    onset: float,  # epoch at which competition begins; inf for never
-    first: float,  # epochs between which a picture shows the run
-    last: float,
-) -> dict[str, tuple[float, float]]:
-    "Early learning and, where it begins, competition: stretches (from, to) for `regions`."
-    early = {"early learning": (first, min(onset, last))}
-    if onset >= last:
-        return early
-    return early | {"competition": (max(onset, first), last)}
 
 # %% ../../nbs/papers/02_relu.ipynb #toy1
 def fixed_points(

@@ -29,6 +29,7 @@ from memnb.papers.relu_measures import (
     memorized,
     onset,
     over_time,
+    training_phases,
 )
 from memnb.papers.relu_theory_claims import ABOVE, ENDED, LARGE
 from memnb.papers.relu_training_claims import (
@@ -410,7 +411,7 @@ def test_an_event_after_the_run_is_not_in_it(epoch, words):
     ],
 )
 def test_phases_lie_between_the_epochs_that_are_shown(onset, stretches):
-    assert relu.phases(onset, 10, 90) == stretches
+    assert training_phases(onset, 10, 90) == stretches
 
 
 def test_fixed_points_of_the_toy_model():
