@@ -45,6 +45,7 @@ TIDY := --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_
 notebooks: .venv/dev
 	for f in nbs/fig?.ipynb nbs/latent_*.ipynb nbs/localization_*.ipynb nbs/modular_*.ipynb nbs/audit.ipynb; do \
 	    papermill $$f $$f && jupyter nbconvert --log-level ERROR --coalesce-streams $(TIDY) --to notebook --inplace $$f || exit 1; done
+	python tests/lessons.py --write
 	nbdev_clean
 
 .venv/bin/python:

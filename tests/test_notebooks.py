@@ -217,3 +217,12 @@ def test_no_committed_output_names_a_place_on_a_machine():
                 text = {k: v for k, v in o.get("data", {}).items() if k.startswith("text/")}
                 said = str(o.get("text", "")) + str(text)
                 assert not re.search(r"(?<![\w.])/(tmp|home|root|work|Users|mnt|var)/", said), path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_expected_stands_below_the_cell_that_expects_it(name):
+    "Outputs of cells that have been changed since do not stay."
+    for cell in nbformat.read(NBS / f"{name}.ipynb", 4).cells:
+        texts = [str(o.get("text", "")) for o in cell.get("outputs", [])]
+        expects = "print(expect(" in cell.source
+        assert any(re.search(r"expected: \d+ run", t) for t in texts) == expects, cell.id
