@@ -96,7 +96,8 @@ QUICK = [("digits", 20, 20, ("wrong", "pair"), (0.2,))]
 def unbalanced(data: NoisyDataset, ratio: float, most: int, seed: int) -> NoisyDataset:
     """A part of the data whose classes fall in size from `most` by `ratio`, in equal steps of the
     logarithm."""
-    g, rows = torch.Generator().manual_seed(1000 + seed), []
+    g = torch.Generator().manual_seed(1000 + seed)
+    rows = []
     for c in range(data.n_classes):
         of = (data.y == c).nonzero()[:, 0]
         size = max(1, round(min(most, len(of)) * ratio ** (-c / (data.n_classes - 1))))
@@ -119,7 +120,8 @@ def trained(
 ):
     "Runs, networks and, of held-out examples, each network's probabilities at each recorded time."
     nets = [case.make(seed) for _ in data]
-    place, said = {id(net): i for i, net in enumerate(nets)}, [[] for _ in nets]
+    place = {id(net): i for i, net in enumerate(nets)}
+    said = [[] for _ in nets]
 
     def look(s) -> list:
         i = place[id(s.model)]
@@ -140,7 +142,8 @@ def out_of_sample(
 ) -> list[dict]:
     """For each data set: moment -> probabilities (n, K) of networks that have not seen the example,
     at the end and where the labels of the held-out fold are predicted best."""
-    n, k = len(data[0]), data[0].n_classes
+    n = len(data[0])
+    k = data[0].n_classes
     out = [dict(end=np.zeros((n, k)), best=np.zeros((n, k))) for _ in data]
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     for fold, rows in enumerate(order.chunk(folds)):
@@ -160,7 +163,8 @@ def answers(
     "(method, cost) -> suspicion (n,) and suggested classes (n,) or None."
     from cleanlab.rank import get_label_quality_scores
 
-    whole, alone = audit(run, data, net), audit(net, data)
+    whole = audit(run, data, net)
+    alone = audit(net, data)
     out = {("audit", 1): (whole["suspicion"], whole["suggested"])}
     out["audit, weights alone", 1] = alone["suspicion"], alone["suggested"]
     for name in ALONE:
@@ -175,7 +179,8 @@ def judged(
     data: NoisyDataset, suspicion: np.ndarray, suggested: np.ndarray | None
 ) -> dict[str, float | None]:
     "The measures of one method on one data set."
-    wrong, given = data.is_noisy.numpy(), data.y.numpy()
+    wrong = data.is_noisy.numpy()
+    given = data.y.numpy()
     score = rankdata(np.asarray(suspicion))
 
     def precision(rows: np.ndarray) -> float:
@@ -201,8 +206,10 @@ def compare(quick: bool) -> pl.DataFrame:
     "One row a data set, ratio, kind and rate of noise, seed and method."
     rows = []
     for name, ratio, seed, kinds, rates in tqdm(QUICK if quick else PLAN, "audit"):
-        case, clean = CASES[name], source(name, ratio, seed)
-        epochs, settings = 30 if quick else case.epochs, list(product(kinds, rates))
+        case = CASES[name]
+        clean = source(name, ratio, seed)
+        epochs = 30 if quick else case.epochs
+        settings = list(product(kinds, rates))
         data = [corrupt(clean, rho, kind, seed) for kind, rho in settings]
         runs, nets, _ = trained(case, data, seed, epochs)
         folds = out_of_sample(case, data, seed, epochs)
@@ -261,7 +268,8 @@ def readme_table(results: pl.DataFrame) -> str:
 
 
 def run(quick: bool, full: bool) -> list[dict]:
-    results, out = compare(quick), []
+    results = compare(quick)
+    out = []
     found = means(results)
     for data, ratio, noise in (
         results.select("data", "ratio", "noise").unique(maintain_order=True).rows()

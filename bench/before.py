@@ -24,8 +24,10 @@ from scipy.stats import sem, t
 
 NEW = Path(__file__).parents[1]
 RESULTS = NEW / "bench" / "results" / "audit-before.csv"
-PARTS, HISTORY = ("probe_margin", "loss"), ("time", "prediction", "loss", "margin")
-SETTING, MEASURES = ("data", "ratio", "noise", "rho"), ("auc", "class_precision", "suggested")
+PARTS = ("probe_margin", "loss")
+HISTORY = ("time", "prediction", "loss", "margin")
+SETTING = ("data", "ratio", "noise", "rho")
+MEASURES = ("auc", "class_precision", "suggested")
 
 
 def answers(folder: Path, control: bool):
@@ -50,7 +52,8 @@ def answers(folder: Path, control: bool):
         ).mean(0)
 
     if control:
-        audit.evidence = scores.evidence = by_layer
+        audit.evidence = by_layer
+        scores.evidence = by_layer
     for file in sorted(folder.glob("*.pt")):
         made = torch.load(file, weights_only=True)
         data = NoisyDataset(made["x"], made["y"], made["clean"], n_classes=10)
@@ -59,7 +62,8 @@ def answers(folder: Path, control: bool):
         history = [made[name] for name in HISTORY]
         assert (predict(net, data.x).argmax(1) == history[1][-1]).all()
         run = Run({}, "epoch", *history, data.y, data.clean, data.index, 10, data.digest)
-        alone, whole = audit.audit(net, data), audit.audit(run, data, net)
+        alone = audit.audit(net, data)
+        whole = audit.audit(run, data, net)
         said = pl.DataFrame({name: whole[name] for name in PARTS})
         for name, frame in (("weights", alone), ("history", whole)):
             columns = {name: frame["suspicion"], f"suggested {name}": frame["suggested"]}
@@ -73,7 +77,8 @@ def networks(folder: Path, seeds=range(35, 40)):
     from memnb.datasets.label_noise import corrupt
 
     for name, ratio, seed in product(("digits", "mnist"), (1, 20), seeds):
-        clean, settings = source(name, ratio, seed), list(product(("wrong", "pair"), (0.1, 0.2)))
+        clean = source(name, ratio, seed)
+        settings = list(product(("wrong", "pair"), (0.1, 0.2)))
         data = [corrupt(clean, rho, kind, seed) for kind, rho in settings]
         runs, nets, _ = trained(CASES[name], data, seed, CASES[name].epochs)
         for (kind, rho), d, run, net in zip(settings, data, runs, nets, strict=True):
@@ -112,7 +117,8 @@ def interval(values: np.ndarray) -> str:
 
 def table(found: pl.DataFrame, ours: tuple, other: tuple, measure: str) -> list[str]:
     "(who, method) against another: by setting, by ratio, and over all; means of each seed first."
-    keys, lines = [*SETTING, "seed"], [f"{' '.join(ours)} - {' '.join(other)}: {measure}"]
+    keys = [*SETTING, "seed"]
+    lines = [f"{' '.join(ours)} - {' '.join(other)}: {measure}"]
     a, b = (found.filter(who=w, method=m).select(*keys, measure) for w, m in (ours, other))
     both = a.join(b, on=keys, suffix="_b", validate="1:1")
     by = [

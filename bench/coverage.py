@@ -55,7 +55,8 @@ def measure(names=("digits", "mnist"), ratios=(1, 5, 20, 50), seeds=(40, 41)) ->
 
 
 def _held(rows: list[dict], what: str) -> dict:
-    holds, n = sum(r["holds"] for r in rows), len(rows)
+    holds = sum(r["holds"] for r in rows)
+    n = len(rows)
     interval = binomtest(holds, n).proportion_ci(0.9)
     width = float(np.mean([r["high"] - r["low"] for r in rows]))
     error = float(np.mean([abs(r["estimate"] - r["true"]) for r in rows]))

@@ -46,7 +46,9 @@ class ReLUField:
     """
 
     def __init__(self, net: TwoLayer, dtype: torch.dtype | None = None):
-        self.net, self.basis, self.n = net, row_space(net.x), len(net.x)
+        self.net = net
+        self.basis = row_space(net.x)
+        self.n = len(net.x)
         ones = torch.ones(self.n, 1).to(net.x)
         self.x = torch.cat([net.x @ self.basis, ones], 1)  # (N, D), the bias as a last column
         self.w_perp = net.w - self.basis @ (self.basis.T @ net.w)
@@ -143,7 +145,8 @@ def _descent(model, data, times, lr: float, first: TwoLayer):
     descent = torch.optim.SGD(model.parameters(), lr)
     epoch = 0
     part = data.subset(clean_first(data))
-    x, y = part.x.to(first.x), first.y
+    x = part.x.to(first.x)
+    y = first.y
     for t in times:
         while epoch < round(t / lr):
             descent.zero_grad()

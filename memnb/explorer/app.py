@@ -202,7 +202,8 @@ class Explorer(w.VBox):
                 at = min(self.transport.time.value, self.session.seen - 1)
                 self.transport.epoch.value = f"epoch {self.session.epochs[at]:,.0f}"
                 self.stage.draw(self.session, at, self.pinned)
-                self.command.value = self.copy.text = self.session.command
+                self.command.value = self.session.command
+                self.copy.text = self.session.command
             except Exception as e:
                 self._say(f"{type(e).__name__}: {e}")
                 return False

@@ -74,13 +74,17 @@ class Panel(w.VBox):
         start = defaults(self.kind.value)
         lowest, highest, _ = kind.rho
         # a range is opened wide before the value moves, as a value must lie in it at all times
-        self.rho.min, self.rho.max = 0, 1
+        self.rho.min = 0
+        self.rho.max = 1
         self.rho.value = start["rho"]
-        self.rho.min, self.rho.max = lowest, highest
+        self.rho.min = lowest
+        self.rho.max = highest
         lowest, highest, _ = kind.lr
-        self.lr.min, self.lr.max = -6, 2
+        self.lr.min = -6
+        self.lr.max = 2
         self.lr.value = start["lr"]
-        self.lr.min, self.lr.max = math.log10(lowest), math.log10(highest)
+        self.lr.min = math.log10(lowest)
+        self.lr.max = math.log10(highest)
         self.width.options, _ = kind.width
         self.dataset.options = kind.dataset
         for name in ("width", "dataset", "noise", "seed"):
@@ -119,7 +123,8 @@ class Transport(w.HBox):
     def follow(self, session: Session):
         "Look at the newest recorded epoch."
         last = session.seen - 1
-        self.time.max = self.film.max = max(1, last)
+        self.time.max = max(1, last)
+        self.film.max = self.time.max
         self.time.value = last
         self.progress.max = len(session)
         self.progress.value = session.seen

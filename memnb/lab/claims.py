@@ -15,7 +15,8 @@ import polars as pl
 from scipy.special import stdtrit
 
 # %% ../../nbs/lab/03_claims.ipynb #cell05
-AGREE, NEAR_ZERO = 0.95, 0.05
+AGREE = 0.95
+NEAR_ZERO = 0.05
 VERDICTS = ("holds", "does not hold", "undecided", "not run")
 
 

@@ -53,9 +53,9 @@ def _whole(v) -> int:
 
 
 def _text(v) -> str:
-    if isinstance(v, bool) or not isinstance(
-        v, (str, Path, numbers.Real)
-    ):  # papermill makes a number of a name such as 3
+    # papermill makes a number of a name such as 3
+    is_name = isinstance(v, (str, Path, numbers.Real))
+    if isinstance(v, bool) or not is_name:
         raise TypeError
     text = str(v).strip()
     if not text.isprintable():
@@ -70,13 +70,12 @@ def _list(cast: Callable) -> Callable:
         if isinstance(v, str):
             inner = v.strip().removeprefix("[").removesuffix("]")
             v = [part.strip() for part in inner.split(",") if part.strip()]
-        items = (
-            v
-            if isinstance(v, (list, tuple, range))
-            else v.tolist()
-            if isinstance(v, np.ndarray)
-            else [v]
-        )
+        if isinstance(v, np.ndarray):
+            items = v.tolist()
+        elif isinstance(v, (list, tuple, range)):
+            items = v
+        else:
+            items = [v]
         if len(items) > LONGEST:
             raise ValueError
         return [cast(i) for i in items]
@@ -112,9 +111,10 @@ class Rule:
         except (TypeError, ValueError, OverflowError):
             many = f" of at most {LONGEST} values" if self.kind.startswith("list") else ""
             raise ValueError(f"{name}={shown(value)} must be a {self.kind}{many}") from None
-        if not all(
-            i == i and self.test(i) for i in (v if isinstance(v, list) else [v])
-        ):  # NaN is not itself
+        items = v if isinstance(v, list) else [v]
+        # NaN is not equal to itself
+        is_allowed = all(i == i and self.test(i) for i in items)
+        if not is_allowed:
             raise ValueError(f"{name}={shown(value)} must {self.allowed or f'be a {self.kind}'}")
         return v
 

@@ -105,7 +105,8 @@ def owned(
         if not isinstance(v, Tensor) or v.ndim != 1 or v.is_floating_point() or v.is_complex():
             raise TypeError(f"{what}={shown(v)} must be a tensor of integers (b,)")
     number("p_mem", p_mem, "lie in [0, 1]", lambda v: 0 <= v <= 1)
-    site, seed = whole("site", site, 0), seed_of(seed)
+    site = whole("site", site, 0)
+    seed = seed_of(seed)
     example = _hash(_hash(index) ^ _hash(torch.tensor((seed * 8191 + site + 1) % 2**63)).item())
     return _hash(example[:, None] + channels * 0x9E3779B9) < int(p_mem * 2**32)
 

@@ -190,7 +190,8 @@ def _check_together(p: Params):
     for single in ("rho", "seed", "width"):
         p.pop(single, None)  # each stands in its list
     _check_values(p)
-    p["rhos"], p["seeds"] = sorted(set(p.rhos)), once(p.seeds)
+    p["rhos"] = sorted(set(p.rhos))
+    p["seeds"] = once(p.seeds)
     p["test_share"] = 0.3322 if p.dataset == "digits" else None
     p["stop_at"] = _OF_FIGURE.get(p.figure, _PRESETS[p.preset])["stop_at"]
     there = check_source(p)
@@ -245,7 +246,8 @@ def check_source(p: Params) -> Source:
     examples of two classes or more.
     """
     there = source(p.dataset, p.test_share, p.noise_seed)
-    k, most = len(there.counts), len(there.counts) * min(there.counts.values(), default=0)
+    k = len(there.counts)
+    most = len(there.counts) * min(there.counts.values(), default=0)
     if k < 2 or not there.tests:
         raise ValueError(
             f"dataset={p.dataset} has {k} classes and {there.tests} test examples; two classes at "

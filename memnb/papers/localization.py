@@ -307,8 +307,10 @@ def seen_and_unseen(
     The first of those that were trained on it, the second of those that were not: an estimate of
     its C-score. NaN where there is none.
     """
-    n, size = len(data), round(0.7 * len(data))
-    shape, lr = data.x.shape[1:], _suitable_lr(data)
+    n = len(data)
+    size = round(0.7 * len(data))
+    shape = data.x.shape[1:]
+    lr = _suitable_lr(data)
     models = [
         build("mlp", shape=shape, widths=(64,), n_classes=data.n_classes, seed=i)
         for i in range(subsets)
@@ -370,7 +372,8 @@ def _seconds_of_memorization(data: NoisyDataset) -> float:
 def analysis_seconds(p: Params, call: partial) -> float:
     "About how long a figure's analyses take beside its trainings, from a few measured steps."
     given = arguments_of(call)
-    net, data = given["model"], given["data"]
+    net = given["model"]
+    data = given["data"]
     step, look = costs(net, data, given.get("test"), p.batch, backward=given.get("backward"))
     epoch = math.ceil(len(data) / p.batch) * step + look
     return _of_analyses(p, data, len(layer_groups(net)), epoch, look)
@@ -383,7 +386,9 @@ def _of_analyses(
     epoch: float,  # seconds
     look: float,  # seconds of a recorded time
 ) -> float:
-    seeds, retraining, rewinding = len(p.seeds), layers * 20 * epoch, layers * look
+    seeds = len(p.seeds)
+    retraining = layers * 20 * epoch
+    rewinding = layers * look
     # some 10 passes of 10 inputs for each of two groups
     searching = 200 * p.get("examples", 0) / len(data) * epoch
     if p.figure == "localization_rewinding":

@@ -193,7 +193,8 @@ def _at(f: pl.DataFrame, decay: float, width: int, **where) -> float:
 
 def _gain(f: pl.DataFrame, decay: float) -> float:
     "Test accuracy of the widest minus that of the narrowest; NaN for one width alone."
-    narrow, wide = f["width"].min(), f["width"].max()
+    narrow = f["width"].min()
+    wide = f["width"].max()
     return _at(f, decay, wide) - _at(f, decay, narrow) if narrow != wide else math.nan
 
 

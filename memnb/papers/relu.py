@@ -199,7 +199,8 @@ def drift() -> Callable:
 
     def observe(t: float, net: TwoLayer) -> list[dict]:
         first = snapshots.setdefault("first", net)
-        scale, scale0 = net.v.double() / net.r, first.v.double() / first.r
+        scale = net.v.double() / net.r
+        scale0 = first.v.double() / first.r
         row = dict(
             length_change=((net.r - first.r).abs() / first.r).mean().item(),
             turn=(2 - 2 * _cosines(net, first)).sqrt().mean().item(),
@@ -340,7 +341,8 @@ def side_by_side(
 
 def _beside(clean: Callable, lr: float, factor: float) -> Callable:
     "An observer that compares each snapshot with the next one of the clean network's `flow`."
-    total, first_gates = {}, []
+    total = {}
+    first_gates = []
 
     def observe(t: float, net: TwoLayer) -> list[dict]:
         _, partner = next(clean)

@@ -117,7 +117,8 @@ class ClassShapes:
         """
         x = flat(x).detach()
         if x.device.type == "mps":  # it has no float64
-            x, y = x.cpu(), y.cpu()
+            x = x.cpu()
+            y = y.cpu()
         self._check(x, y)
         if not len(x):
             return self
@@ -210,7 +211,8 @@ class ClassShapes:
 
     def _sort(self):
         "From all rows: those of each class, and their energy (K,)."
-        x, y = self.x, self.y
+        x = self.x
+        y = self.y
         self.count = torch.bincount(y, minlength=self.k)
         self._find_live(_used(x))
         rows = [x.index_select(0, at) for at in y.argsort(stable=True).split(self.count.tolist())]

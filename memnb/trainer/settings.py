@@ -303,7 +303,8 @@ def prepare(
     schedule = make_schedule(settings.schedule, optimizer, last)
     config = _configuration(settings, model, test)
     if settings.progress:
-        times, checkpoints = len(settings.times), len(settings.checkpoints)
+        times = len(settings.times)
+        checkpoints = len(settings.checkpoints)
         print(expected_space(model, data, size, times, checkpoints))
     recorder = Recorder(data, test, config=config)
     plan = Plan(settings, at, last, per_epoch, size, join)

@@ -311,7 +311,8 @@ def check_finite(
     good: dict | None,  # state to go back to, of the last recorded time
 ):
     "Raise `Diverged` if a loss since the last check is not finite."
-    losses, s.losses = s.losses, []
+    losses = s.losses
+    s.losses = []
     if not losses:
         return
     bad = (~torch.stack([loss for loss, _ in losses]).isfinite()).nonzero()
@@ -378,7 +379,8 @@ def check_outputs(
             f"the data are {shown(data)}; they must be a NoisyDataset (see from_arrays)"
         )
     data = data.to(device_of(model))
-    x, k = data.x[:2], data.n_classes
+    x = data.x[:2]
+    k = data.n_classes
     try:
         with examples(None), evaluating(model):
             logits = model(x)
