@@ -121,12 +121,12 @@ def trained(
     "Runs, networks and, of held-out examples, each network's probabilities at each recorded time."
     nets = [case.make(seed) for _ in data]
     place = {id(net): i for i, net in enumerate(nets)}
-    said = [[] for _ in nets]
+    probabilities = [[] for _ in nets]
 
     def look(s) -> list:
         i = place[id(s.model)]
         if held:
-            said[i].append(predict(s.model, held[i].x).softmax(1))
+            probabilities[i].append(predict(s.model, held[i].x).softmax(1))
         return []
 
     how = dict(times=range(0, epochs + 1, max(1, epochs // 50)), observe=[look], **case.how)
@@ -134,7 +134,7 @@ def trained(
         runs = fit_stacked(nets, data, epochs, seed=[seed] * len(nets), **how)
     else:
         runs = [fit(net, d, epochs, seed=seed, **how) for net, d in zip(nets, data, strict=True)]
-    return runs, nets, said
+    return runs, nets, probabilities
 
 
 def out_of_sample(
@@ -149,11 +149,13 @@ def out_of_sample(
     for fold, rows in enumerate(order.chunk(folds)):
         keep = torch.ones(n, dtype=torch.bool).index_fill_(0, rows, False)
         held = [d.subset(rows) for d in data]
-        *_, said = trained(case, [d.subset(keep) for d in data], seed * folds + fold, epochs, held)
-        for found, part, times in zip(out, held, said, strict=True):
+        *_, probabilities = trained(
+            case, [d.subset(keep) for d in data], seed * folds + fold, epochs, held
+        )
+        for moments, part, times in zip(out, held, probabilities, strict=True):
             agree = [(p.argmax(1) == part.y).double().mean().item() for p in times]
-            found["end"][rows] = times[-1].double().numpy()
-            found["best"][rows] = times[int(np.argmax(agree))].double().numpy()
+            moments["end"][rows] = times[-1].double().numpy()
+            moments["best"][rows] = times[int(np.argmax(agree))].double().numpy()
     return out
 
 
@@ -236,19 +238,19 @@ def means(results: pl.DataFrame) -> pl.DataFrame:
     who = pl.when(pl.col("method").str.starts_with("cleanlab")).then(pl.lit("cleanlab"))
     who = who.otherwise(pl.col("method").replace(methods))
     by = ["data", "ratio", "noise", "who"]
-    found = (
+    averages = (
         results.with_columns(who=who)
         .group_by(*by, "method", maintain_order=True)
         .agg(pl.col("auc", "precision", "class_precision", "worst_class", "suggested").mean())
     )
-    return found.sort("auc", descending=True, maintain_order=True).unique(
+    return averages.sort("auc", descending=True, maintain_order=True).unique(
         by, keep="first", maintain_order=True
     )
 
 
 def readme_table(results: pl.DataFrame) -> str:
     "The README's table: area under the ROC curve / precision within the given classes."
-    found = means(results)
+    averages = means(results)
     lines = [
         "| data | largest to smallest class | noise | cleanlab, five networks "
         "| audit, weights of one | audit, one with its history |",
@@ -257,7 +259,7 @@ def readme_table(results: pl.DataFrame) -> str:
     for data, ratio, noise in (
         results.select("data", "ratio", "noise").unique(maintain_order=True).rows()
     ):
-        part = found.filter(data=data, ratio=ratio, noise=noise)
+        part = averages.filter(data=data, ratio=ratio, noise=noise)
         values = {
             r["who"]: f"{r['auc']:.3f} / {r['class_precision']:.2f}"
             for r in part.iter_rows(named=True)
@@ -270,13 +272,13 @@ def readme_table(results: pl.DataFrame) -> str:
 def run(quick: bool, full: bool) -> list[dict]:
     results = compare(quick)
     out = []
-    found = means(results)
+    averages = means(results)
     for data, ratio, noise in (
         results.select("data", "ratio", "noise").unique(maintain_order=True).rows()
     ):
         auc = {
             r["who"]: r["auc"]
-            for r in found.filter(data=data, ratio=ratio, noise=noise).iter_rows(named=True)
+            for r in averages.filter(data=data, ratio=ratio, noise=noise).iter_rows(named=True)
         }
         missed = (1 - auc["cleanlab"]) / max(1e-9, 1 - auc["history"])
         name = f"{data}, {ratio} to 1, {noise}: pairs ordered wrongly, cleanlab's / ours"

@@ -59,9 +59,9 @@ def cross_fitted(
     g = torch.Generator().manual_seed(seed)
     halves = torch.randperm(hits.shape[1], generator=g).to(hits.device).chunk(2)
     judged = torch.empty_like(hits[0])
-    for choose, judge in (halves, halves[::-1]):
-        best = hits[:, choose].mean(1).argmax()
-        judged[judge] = hits[best, judge]
+    for chosen_on, judged_on in (halves, halves[::-1]):
+        best = hits[:, chosen_on].mean(1).argmax()
+        judged[judged_on] = hits[best, judged_on]
     return judged
 
 

@@ -121,7 +121,7 @@ _SETTLE = 4  # damping steps
 _BAND = 4  # they damp the band [bound / 4, bound] of rates
 
 
-def _settling_steps(bound: float) -> list[float]:
+def _damping_steps(bound: float) -> list[float]:
     """Lengths of the damping Euler steps.
 
     They are the inverse Chebyshev nodes of the band, ordered to keep products small.
@@ -151,7 +151,7 @@ class _RKC:
     """
 
     def __init__(
-        self, field, y, *, tol: float, rtol: float, max_stages, growth: float, settle: bool
+        self, field, y, *, tol: float, rtol: float, max_stages, growth: float, damping: bool
     ):
         self.field = field
         self.t = 0.0
@@ -163,7 +163,7 @@ class _RKC:
         self.rtol = rtol
         self.max_stages = max_stages
         self.growth = growth
-        self.settle = settle
+        self.damping = damping
         self.h = 1 / self.stiff.bound()
 
     def length(self) -> float:
@@ -216,13 +216,13 @@ class _RKC:
 
     def calm(self) -> list[float]:
         "Lengths of the damping steps that end in an output; none where they take too long."
-        steps = _settling_steps(self.stiff.bound()) if self.settle else []
+        steps = _damping_steps(self.stiff.bound()) if self.damping else []
         return steps if _DAMPED_SHARE * sum(steps) <= self.t else []
 
     def damp(self, out: float):
         "Go to time `out`, the last stretch in damping steps that were seen to damp."
         for _ in range(_TRIES):
-            while (start := out - sum(_settling_steps(self.stiff.bound()))) > self.t:
+            while (start := out - sum(_damping_steps(self.stiff.bound()))) > self.t:
                 self.walk(start)
             y, f = self.damped(out - self.t)
             if f.norm() <= 1.5 * self.f.norm() or self.is_steady(y, out - self.t):
@@ -246,7 +246,7 @@ class _RKC:
 
     def damped(self, gap: float) -> tuple[Tensor, Tensor]:
         "State and field after the damping steps, shortened to fit in `gap`."
-        steps = _settling_steps(self.stiff.bound())
+        steps = _damping_steps(self.stiff.bound())
         fit = min(1.0, gap / sum(steps))
         t = self.t
         y = self.y
@@ -270,7 +270,7 @@ class _RKC:
         return branch.y if branch.y is not self.y else branch.y.clone()
 
 # %% ../../nbs/dynamics/01_integrators.ipynb #cell19
-def _rkc(field, y, times, *, tol=None, rtol=None, max_stages=100, growth=math.inf, settle=False):
+def _rkc(field, y, times, *, tol=None, rtol=None, max_stages=100, growth=math.inf, damping=False):
     if tol is None and rtol is None:
         rtol = 1e-3
     tol = number("tol", tol or 0.0)
@@ -279,7 +279,7 @@ def _rkc(field, y, times, *, tol=None, rtol=None, max_stages=100, growth=math.in
         raise ValueError(f"tol={tol}, rtol={rtol}: both must be 0 or more, one above 0")
     max_stages = whole("max_stages", max_stages, 2)
     growth = number("growth", growth, "be above 0", lambda v: v > 0)
-    limits = dict(tol=tol, rtol=rtol, max_stages=max_stages, growth=growth, settle=settle)
+    limits = dict(tol=tol, rtol=rtol, max_stages=max_stages, growth=growth, damping=damping)
 
     def outputs():
         state = _RKC(field, y, **limits)
@@ -347,7 +347,7 @@ def integrate(
     `tol + rtol * |y - y0|`. Give `tol`, `rtol` or both; by default `rtol` is 1e-3. Errors of
     steps fade where the equation contracts, and grow with the solution where that grows. Other
     options: `growth`, the longest step as a share of the time so far; `max_stages`, evaluations
-    a step; `settle`, whether damping steps calm the fast directions of each output.
+    a step; `damping`, whether damping steps calm the fast directions of each output.
 
     `"euler"` takes steps of length `step`, the last one to an output shorter.
 

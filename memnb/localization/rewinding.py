@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
-from ..common.checks import check_choice, names_of, number, shown, whole
+from memnb.common.checks import (
+    check_choice,
+    names_of,
+    number,
+    refuse_options,
+    shown,
+    whole,
+)
 from ..datasets.noisy_datasets import NoisyDataset
 from .accounting import group_mask
 from ..models.evaluation import eager, evaluating, examples, parts, predict, predicted
@@ -341,8 +348,8 @@ def _fresh(net: nn.Module, run: Run, data: NoisyDataset, layer: str) -> nn.Modul
 
 def _check_options(options: dict):
     "`ValueError` for options of `fit` that cannot serve several layers."
-    if taken := sorted({"observe", "folder", "test"} & options.keys()):
-        raise ValueError(f"{', '.join(taken)}: what `retrain` sets itself, for each layer anew")
+    why = "what `retrain` sets itself, for each layer anew"
+    refuse_options(options, ("observe", "folder", "test"), why)
     recipes = {k: options[k] for k in ("optimizer", "schedule") if k in options}
     made = [k for k, v in recipes.items() if not isinstance(v, str) and not callable(v)]
     if made:

@@ -30,24 +30,26 @@ from ..lab.experiments import arguments_of
 from memnb.lab.parameters import (
     FILE,
     RATE,
+    TRAINING_RULES,
     Parameters,
     Params,
     Rule,
     between,
     check_fits,
+    check_source,
     count,
     in_place_of,
     many,
     once,
     one_of,
     setting,
+    size_of,
 )
 from ..localization.tied_dropout import SparseChannels, StandardDropout, TiedDropout, remembered
 from ..localization.unit_search import SEARCH_MODES
 from ..models.evaluation import device_of, predict, predicted
 from ..models.networks import build
 from ..models.structure import layer_groups
-from .latent import TRAINING_RULES, check_source, size_of
 from ..runs.run import Run
 from ..trainer.stacked import fit_stacked
 from ..trainer.steps import Training

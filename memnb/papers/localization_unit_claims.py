@@ -14,9 +14,9 @@ from itertools import combinations
 import numpy as np
 import polars as pl
 
-from ..lab.claims import Claim
+from ..lab.claims import Claim, mean_value
 from .localization_layer_claims import RANDOM_GROUP, TRUE
-from .localization_measures import BROKEN, mean_value, spread, table2
+from .localization_measures import BROKEN, spread, table2
 
 # %% ../../nbs/papers/14_localization_unit_claims.ipynb #cell05
 def _units(f: pl.DataFrame, group: str) -> np.ndarray:

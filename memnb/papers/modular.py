@@ -24,6 +24,7 @@ from ..datasets.sources import source
 from ..lab.experiments import arguments_of, gather
 from memnb.lab.parameters import (
     RATE,
+    TRAINING_RULES,
     Parameters,
     Params,
     Rule,
@@ -53,7 +54,6 @@ from memnb.modular.fourier import (
     strict,
 )
 from ..modular.partitions import correct, importance, partition, reader
-from .latent import TRAINING_RULES
 from ..runs.run import Run
 from ..trainer.steps import Training
 
