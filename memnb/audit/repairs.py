@@ -47,7 +47,7 @@ def unbiased_hits(
         )
     return torch.linalg.inv(matrix).to(given.device)[given, prediction]
 
-
+# %% ../../nbs/audit/03_repairs.ipynb #cell05p1
 def cross_fitted(
     hits: Tensor,  # (c, n) `unbiased_hits` of c candidates
     seed: int = 0,  # of the halves
@@ -64,7 +64,7 @@ def cross_fitted(
         judged[judged_on] = hits[best, judged_on]
     return judged
 
-
+# %% ../../nbs/audit/03_repairs.ipynb #cell05p2
 def accuracy_of(
     hits: Tensor,  # (n,) `unbiased_hits`, or their differences
     level: float = 0.9,  # of the interval, in (0, 1)
@@ -87,7 +87,7 @@ def possible(
     "The estimate and its interval, cut to what can be."
     return tuple(min(max(v, least), most) for v in estimate)
 
-
+# %% ../../nbs/audit/03_repairs.ipynb #cell05p3
 _DOUBT = 4  # standard errors
 
 

@@ -132,7 +132,7 @@ def between(low: float, high: float) -> Rule:
     "A number from `low` to `high`, both above 0."
     return Rule("number", f"be above 0, from {low:g} to {high:g}", lambda v: low <= v <= high)
 
-
+# %% ../../nbs/lab/04_parameters.ipynb #new71p1
 def one_of(
     valid: Sequence[str],  # the names that are allowed
     many: bool = False,  # whether a list of them is asked for
@@ -147,7 +147,7 @@ def many(rule: Rule) -> Rule:
     "A list of what `rule` allows."
     return replace(rule, kind=f"list of {rule.kind}s")
 
-
+# %% ../../nbs/lab/04_parameters.ipynb #new71p2
 def in_place_of(
     given: dict,  # a notebook's parameters
     one: str,  # name of the single value
@@ -162,7 +162,7 @@ def once(values: list) -> list:
     "Each value once, in order of appearance."
     return list(dict.fromkeys(values))
 
-
+# %% ../../nbs/lab/04_parameters.ipynb #new71p3
 def _is_file(text: str) -> bool:
     try:
         return bool(local_path("file", text))

@@ -159,9 +159,10 @@ class TiedDropout(_AtLayers):
         channels, shaped = _channels(module, value)
         fixed = int(self.p_gen * channels + 0.5)
         if fixed < 1:
+            least = math.ceil(500 / channels) / 1000
             raise ValueError(
                 f"p_gen={self.p_gen} leaves none of the {channels} channels of "
-                f"{self.layers[site]!r} on; it must be at least {math.ceil(500 / channels) / 1000:g}"
+                f"{self.layers[site]!r} on; it must be at least {least:g}"
             )
         mode = "own" if module.training else self.mode
         mask = value.new_zeros(1, channels)

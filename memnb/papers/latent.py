@@ -395,7 +395,7 @@ def hidden_layers(test: pl.DataFrame) -> list[str]:
     names = test["layer"].unique(maintain_order=True)
     return [name for name in names if name not in ("input", "model")]
 
-
+# %% ../../nbs/papers/07_latent.ipynb #lay1p1
 def points_lost(frame: pl.DataFrame) -> float:
     "Points from the peak of the median over seeds to its end."
     line = median_line(frame)
@@ -406,7 +406,7 @@ def losses(test: pl.DataFrame, layers: Sequence[str]) -> str:
     "The points that one probe loses on each layer, in words: `fc1 3, fc2 5`."
     return ", ".join(f"{name} {points_lost(test.filter(layer=name)):.0f}" for name in layers)
 
-
+# %% ../../nbs/papers/07_latent.ipynb #lay1p2
 def input_against_layers(
     test: pl.DataFrame,  # of one probe, by layer
     layers: Sequence[str],
@@ -423,14 +423,14 @@ def input_against_layers(
         return f"At the end the raw input beats every hidden layer: {'; '.join(wins)}"
     return "At the end the best hidden layer beats the raw input at every noise rate below 1"
 
-
+# %% ../../nbs/papers/07_latent.ipynb #lay1p3
 def velpic_minus_masc(test: pl.DataFrame) -> pl.DataFrame:
     "`difference` of the two probes' test accuracies, by rho, seed, epoch and layer."
     keys = ["rho", "seed", "epoch", "layer"]
     both = test.filter(probe="velpic").join(test.filter(probe="masc"), on=keys, suffix="_masc")
     return both.with_columns(difference=pl.col("accuracy") - pl.col("accuracy_masc"))
 
-
+# %% ../../nbs/papers/07_latent.ipynb #lay1p4
 def share_by_rate(
     frame: pl.DataFrame,
     measure: Callable[[pl.DataFrame], float],  # one run's frame -> a share

@@ -87,7 +87,7 @@ def _used(x: Tensor, few: int = 256) -> Tensor:
     used[unused] = (x[few:].index_select(1, unused) != 0).any(0)
     return used
 
-
+# %% ../../nbs/probes/01_geometry.ipynb #cell09p1
 class ClassShapes:
     """Activations of each class, as far as probes need them: `add` all batches, then `finish`.
 
@@ -298,7 +298,7 @@ class ClassShapes:
         columns = self.live.nonzero()[:, 0].expand(len(v), -1)
         return v.new_zeros(len(v), self.d).scatter_(1, columns, v)
 
-
+# %% ../../nbs/probes/01_geometry.ipynb #cell09p2
 def check_class(shapes: ClassShapes, c: int):
     "`TypeError` unless the shapes are finished, `ValueError` unless c is one of their classes."
     if not isinstance(shapes, ClassShapes) or shapes.live is None:

@@ -56,7 +56,7 @@ def check_numbers(epochs, batch, clip, stop_at, seed):
     check_positive("stop_at", stop_at, "in (0, 1], or None", 1)
     seed_of(seed)
 
-
+# %% ../../nbs/trainer/03_settings.ipynb #cell06p1
 def check_test(
     data: NoisyDataset,  # training set
     test: NoisyDataset | None,  # held-out examples of the same shape and classes
@@ -76,14 +76,14 @@ def check_test(
     if test.x.dtype != data.x.dtype:
         raise ValueError(f"test examples are {test.x.dtype}, training examples {data.x.dtype}")
 
-
+# %% ../../nbs/trainer/03_settings.ipynb #cell06p2
 def check_functions(what: str, value) -> list[Callable]:
     "Functions as a list. `TypeError` for anything else, one function by itself included."
     if callable(value) or not isinstance(value, Sequence) or not all(map(callable, value)):
         raise TypeError(f"{what}={shown(value)} must be a list of functions")
     return list(value)
 
-
+# %% ../../nbs/trainer/03_settings.ipynb #cell06p3
 def _checkpoint_times(checkpoints, times: list[float]) -> list[float]:
     "Times at which parameters are kept: those asked for, among the recorded ones, or the last."
     if checkpoints is None:
@@ -215,7 +215,7 @@ class Plan:
     size: int  # examples a step
     join: bool  # the last batch of an epoch, of one example, with the one before
 
-
+# %% ../../nbs/trainer/03_settings.ipynb #cell18p1
 def make_schedule(
     schedule,  # a key of `SCHEDULES`, a function like theirs, or a scheduler
     optimizer: torch.optim.Optimizer,  # whose rates it sets
@@ -243,7 +243,7 @@ def make_schedule(
         raise ValueError("the schedule is of another optimizer")
     return made
 
-
+# %% ../../nbs/trainer/03_settings.ipynb #cell18p2
 def _configuration(settings: Settings, model: nn.Module, test: NoisyDataset | None) -> dict:
     "What a Run stores of its training, as it is read back from a folder: JSON values."
     known = dict(
@@ -272,7 +272,7 @@ def _configuration(settings: Settings, model: nn.Module, test: NoisyDataset | No
             f"config and options must hold JSON values (texts, numbers, lists, dictionaries): {e}"
         ) from None
 
-
+# %% ../../nbs/trainer/03_settings.ipynb #cell18p3
 def prepare(
     model: nn.Module,  # moved to the device
     data: NoisyDataset,  # training set
