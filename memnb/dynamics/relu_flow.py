@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..common.checks import check_choice, check_recorded, number, shown
+from ..common.checks import check_among_times, check_choice, number, shown
 from ..datasets.noisy_datasets import NoisyDataset
 from .integrators import increasing, integrate
 from ..models.networks import TwoLayer, clean_first, two_layer
@@ -208,7 +208,7 @@ def train_flow(
     "Yield the recorder after each of `times` of `flow`: every example, and what observers saw."
     times = increasing(times)
     back = clean_first(data).argsort()
-    check_recorded("checkpoints", checkpoints, times)
+    check_among_times("checkpoints", checkpoints, times)
     steps = flow(model, data, times, method, **options)
     bar = tqdm(steps, total=len(times), desc="flow", mininterval=0.5, disable=not progress)
     recorder = Recorder(data, unit="flow time", config=config)

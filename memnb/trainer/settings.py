@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor, nn
 
-from ..common.checks import check_choice, check_recorded, number, seed_of, shown, whole
+from ..common.checks import check_among_times, check_choice, number, seed_of, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import eager, examples, predict
 from ..models.layers import first_tensor
@@ -91,7 +91,7 @@ def _checkpoint_times(checkpoints, times: list[float]) -> list[float]:
     if isinstance(checkpoints, (str, dict)) or not hasattr(checkpoints, "__iter__"):
         raise TypeError(f"checkpoints={shown(checkpoints)} must be a list of numbers")
     wanted = sorted(number("a checkpoint", t) for t in checkpoints)
-    check_recorded("checkpoints", wanted, times)
+    check_among_times("checkpoints", wanted, times)
     return wanted
 
 # %% ../../nbs/trainer/03_settings.ipynb #cell08
