@@ -76,7 +76,7 @@ def retrained(f: pl.DataFrame, which: str, group: str = "noisy") -> dict[str, fl
 def spread(f: pl.DataFrame, group: str) -> dict[str, int]:
     "Layer -> how many of its units were switched off for a group."
     off = f.filter(group=group).explode("off", empty_as_null=True).drop_nulls("off")
-    return dict(off.group_by("off").len().iter_rows())
+    return dict(off.group_by("off", maintain_order=True).len().iter_rows())
 
 # %% ../../nbs/papers/12_localization_measures.ipynb #cell24
 BROKEN = 0.5  # clean accuracy below which a network does not count
