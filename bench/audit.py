@@ -96,7 +96,8 @@ QUICK = [("digits", 20, 20, ("wrong", "pair"), (0.2,))]
 def unbalanced(data: NoisyDataset, ratio: float, most: int, seed: int) -> NoisyDataset:
     """A part of the data whose classes fall in size from `most` by `ratio`, in equal steps of the
     logarithm."""
-    g, rows = torch.Generator().manual_seed(1000 + seed), []
+    g = torch.Generator().manual_seed(1000 + seed)
+    rows = []
     for c in range(data.n_classes):
         of = (data.y == c).nonzero()[:, 0]
         size = max(1, round(min(most, len(of)) * ratio ** (-c / (data.n_classes - 1))))
@@ -119,12 +120,13 @@ def trained(
 ):
     "Runs, networks and, of held-out examples, each network's probabilities at each recorded time."
     nets = [case.make(seed) for _ in data]
-    place, said = {id(net): i for i, net in enumerate(nets)}, [[] for _ in nets]
+    place = {id(net): i for i, net in enumerate(nets)}
+    probabilities = [[] for _ in nets]
 
     def look(s) -> list:
         i = place[id(s.model)]
         if held:
-            said[i].append(predict(s.model, held[i].x).softmax(1))
+            probabilities[i].append(predict(s.model, held[i].x).softmax(1))
         return []
 
     how = dict(times=range(0, epochs + 1, max(1, epochs // 50)), observe=[look], **case.how)
@@ -132,7 +134,7 @@ def trained(
         runs = fit_stacked(nets, data, epochs, seed=[seed] * len(nets), **how)
     else:
         runs = [fit(net, d, epochs, seed=seed, **how) for net, d in zip(nets, data, strict=True)]
-    return runs, nets, said
+    return runs, nets, probabilities
 
 
 def out_of_sample(
@@ -140,17 +142,20 @@ def out_of_sample(
 ) -> list[dict]:
     """For each data set: moment -> probabilities (n, K) of networks that have not seen the example,
     at the end and where the labels of the held-out fold are predicted best."""
-    n, k = len(data[0]), data[0].n_classes
+    n = len(data[0])
+    k = data[0].n_classes
     out = [dict(end=np.zeros((n, k)), best=np.zeros((n, k))) for _ in data]
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     for fold, rows in enumerate(order.chunk(folds)):
         keep = torch.ones(n, dtype=torch.bool).index_fill_(0, rows, False)
         held = [d.subset(rows) for d in data]
-        *_, said = trained(case, [d.subset(keep) for d in data], seed * folds + fold, epochs, held)
-        for found, part, times in zip(out, held, said, strict=True):
+        *_, probabilities = trained(
+            case, [d.subset(keep) for d in data], seed * folds + fold, epochs, held
+        )
+        for moments, part, times in zip(out, held, probabilities, strict=True):
             agree = [(p.argmax(1) == part.y).double().mean().item() for p in times]
-            found["end"][rows] = times[-1].double().numpy()
-            found["best"][rows] = times[int(np.argmax(agree))].double().numpy()
+            moments["end"][rows] = times[-1].double().numpy()
+            moments["best"][rows] = times[int(np.argmax(agree))].double().numpy()
     return out
 
 
@@ -160,7 +165,8 @@ def answers(
     "(method, cost) -> suspicion (n,) and suggested classes (n,) or None."
     from cleanlab.rank import get_label_quality_scores
 
-    whole, alone = audit(run, data, net), audit(net, data)
+    whole = audit(run, data, net)
+    alone = audit(net, data)
     out = {("audit", 1): (whole["suspicion"], whole["suggested"])}
     out["audit, weights alone", 1] = alone["suspicion"], alone["suggested"]
     for name in ALONE:
@@ -175,7 +181,8 @@ def judged(
     data: NoisyDataset, suspicion: np.ndarray, suggested: np.ndarray | None
 ) -> dict[str, float | None]:
     "The measures of one method on one data set."
-    wrong, given = data.is_noisy.numpy(), data.y.numpy()
+    wrong = data.is_noisy.numpy()
+    given = data.y.numpy()
     score = rankdata(np.asarray(suspicion))
 
     def precision(rows: np.ndarray) -> float:
@@ -201,8 +208,10 @@ def compare(quick: bool) -> pl.DataFrame:
     "One row a data set, ratio, kind and rate of noise, seed and method."
     rows = []
     for name, ratio, seed, kinds, rates in tqdm(QUICK if quick else PLAN, "audit"):
-        case, clean = CASES[name], source(name, ratio, seed)
-        epochs, settings = 30 if quick else case.epochs, list(product(kinds, rates))
+        case = CASES[name]
+        clean = source(name, ratio, seed)
+        epochs = 30 if quick else case.epochs
+        settings = list(product(kinds, rates))
         data = [corrupt(clean, rho, kind, seed) for kind, rho in settings]
         runs, nets, _ = trained(case, data, seed, epochs)
         folds = out_of_sample(case, data, seed, epochs)
@@ -229,19 +238,19 @@ def means(results: pl.DataFrame) -> pl.DataFrame:
     who = pl.when(pl.col("method").str.starts_with("cleanlab")).then(pl.lit("cleanlab"))
     who = who.otherwise(pl.col("method").replace(methods))
     by = ["data", "ratio", "noise", "who"]
-    found = (
+    averages = (
         results.with_columns(who=who)
         .group_by(*by, "method", maintain_order=True)
         .agg(pl.col("auc", "precision", "class_precision", "worst_class", "suggested").mean())
     )
-    return found.sort("auc", descending=True, maintain_order=True).unique(
+    return averages.sort("auc", descending=True, maintain_order=True).unique(
         by, keep="first", maintain_order=True
     )
 
 
 def readme_table(results: pl.DataFrame) -> str:
     "The README's table: area under the ROC curve / precision within the given classes."
-    found = means(results)
+    averages = means(results)
     lines = [
         "| data | largest to smallest class | noise | cleanlab, five networks "
         "| audit, weights of one | audit, one with its history |",
@@ -250,7 +259,7 @@ def readme_table(results: pl.DataFrame) -> str:
     for data, ratio, noise in (
         results.select("data", "ratio", "noise").unique(maintain_order=True).rows()
     ):
-        part = found.filter(data=data, ratio=ratio, noise=noise)
+        part = averages.filter(data=data, ratio=ratio, noise=noise)
         values = {
             r["who"]: f"{r['auc']:.3f} / {r['class_precision']:.2f}"
             for r in part.iter_rows(named=True)
@@ -261,14 +270,15 @@ def readme_table(results: pl.DataFrame) -> str:
 
 
 def run(quick: bool, full: bool) -> list[dict]:
-    results, out = compare(quick), []
-    found = means(results)
+    results = compare(quick)
+    out = []
+    averages = means(results)
     for data, ratio, noise in (
         results.select("data", "ratio", "noise").unique(maintain_order=True).rows()
     ):
         auc = {
             r["who"]: r["auc"]
-            for r in found.filter(data=data, ratio=ratio, noise=noise).iter_rows(named=True)
+            for r in averages.filter(data=data, ratio=ratio, noise=noise).iter_rows(named=True)
         }
         missed = (1 - auc["cleanlab"]) / max(1e-9, 1 - auc["history"])
         name = f"{data}, {ratio} to 1, {noise}: pairs ordered wrongly, cleanlab's / ours"

@@ -24,8 +24,10 @@ from scipy.stats import sem, t
 
 NEW = Path(__file__).parents[1]
 RESULTS = NEW / "bench" / "results" / "audit-before.csv"
-PARTS, HISTORY = ("probe_margin", "loss"), ("time", "prediction", "loss", "margin")
-SETTING, MEASURES = ("data", "ratio", "noise", "rho"), ("auc", "class_precision", "suggested")
+PARTS = ("probe_margin", "loss")
+HISTORY = ("time", "prediction", "loss", "margin")
+SETTING = ("data", "ratio", "noise", "rho")
+MEASURES = ("auc", "class_precision", "suggested")
 
 
 def answers(folder: Path, control: bool):
@@ -42,15 +44,16 @@ def answers(folder: Path, control: bool):
         from memnb import audit, scores
         from memnb.layers import predict
 
-    def by_layer(told: dict, probe: str = "velpic"):
-        layers = [s.double() for (_, name), s in told.items() if name == probe]
+    def by_layer(margins: dict, probe: str = "velpic"):
+        layers = [s.double() for (_, name), s in margins.items() if name == probe]
         there = [s[~s.isinf()] for s in layers]
         return torch.stack(
             [(s - v.mean()) / v.std() for s, v in zip(layers, there, strict=True)]
         ).mean(0)
 
     if control:
-        audit.evidence = scores.evidence = by_layer
+        audit.evidence = by_layer
+        scores.evidence = by_layer
     for file in sorted(folder.glob("*.pt")):
         made = torch.load(file, weights_only=True)
         data = NoisyDataset(made["x"], made["y"], made["clean"], n_classes=10)
@@ -59,12 +62,13 @@ def answers(folder: Path, control: bool):
         history = [made[name] for name in HISTORY]
         assert (predict(net, data.x).argmax(1) == history[1][-1]).all()
         run = Run({}, "epoch", *history, data.y, data.clean, data.index, 10, data.digest)
-        alone, whole = audit.audit(net, data), audit.audit(run, data, net)
-        said = pl.DataFrame({name: whole[name] for name in PARTS})
+        alone = audit.audit(net, data)
+        whole = audit.audit(run, data, net)
+        suspicions = pl.DataFrame({name: whole[name] for name in PARTS})
         for name, frame in (("weights", alone), ("history", whole)):
             columns = {name: frame["suspicion"], f"suggested {name}": frame["suggested"]}
-            said = said.with_columns(**columns)
-        said.write_parquet(file.with_suffix(".parquet"))
+            suspicions = suspicions.with_columns(**columns)
+        suspicions.write_parquet(file.with_suffix(".parquet"))
 
 
 def networks(folder: Path, seeds=range(35, 40)):
@@ -73,7 +77,8 @@ def networks(folder: Path, seeds=range(35, 40)):
     from memnb.datasets.label_noise import corrupt
 
     for name, ratio, seed in product(("digits", "mnist"), (1, 20), seeds):
-        clean, settings = source(name, ratio, seed), list(product(("wrong", "pair"), (0.1, 0.2)))
+        clean = source(name, ratio, seed)
+        settings = list(product(("wrong", "pair"), (0.1, 0.2)))
         data = [corrupt(clean, rho, kind, seed) for kind, rho in settings]
         runs, nets, _ = trained(CASES[name], data, seed, CASES[name].epochs)
         for (kind, rho), d, run, net in zip(settings, data, runs, nets, strict=True):
@@ -95,12 +100,12 @@ def judgements(folder: Path, old: Path) -> pl.DataFrame:
         for file in sorted(folder.glob("*.pt")):
             made = torch.load(file, weights_only=True)
             data = NoisyDataset(made["x"], made["y"], made["clean"], n_classes=10)
-            said = pl.read_parquet(file.with_suffix(".parquet"))
+            suspicions = pl.read_parquet(file.with_suffix(".parquet"))
             setting = dict(zip((*SETTING, "seed"), file.stem.split(","), strict=True), who=who)
             for method in ("weights", "history", *PARTS):
                 ours = f"suggested {method}"
-                suggested = said[ours].to_numpy() if ours in said.columns else None
-                values = judged(data, said[method].to_numpy(), suggested)
+                suggested = suspicions[ours].to_numpy() if ours in suspicions.columns else None
+                values = judged(data, suspicions[method].to_numpy(), suggested)
                 rows.append(setting | dict(method=method) | {k: values[k] for k in MEASURES})
     return pl.DataFrame(rows, infer_schema_length=None)
 
@@ -110,10 +115,11 @@ def interval(values: np.ndarray) -> str:
     return f"{values.mean():+.4f} [{values.mean() - half:+.4f}, {values.mean() + half:+.4f}]"
 
 
-def table(found: pl.DataFrame, ours: tuple, other: tuple, measure: str) -> list[str]:
+def table(results: pl.DataFrame, ours: tuple, other: tuple, measure: str) -> list[str]:
     "(who, method) against another: by setting, by ratio, and over all; means of each seed first."
-    keys, lines = [*SETTING, "seed"], [f"{' '.join(ours)} - {' '.join(other)}: {measure}"]
-    a, b = (found.filter(who=w, method=m).select(*keys, measure) for w, m in (ours, other))
+    keys = [*SETTING, "seed"]
+    lines = [f"{' '.join(ours)} - {' '.join(other)}: {measure}"]
+    a, b = (results.filter(who=w, method=m).select(*keys, measure) for w, m in (ours, other))
     both = a.join(b, on=keys, suffix="_b", validate="1:1")
     by = [
         dict(zip(SETTING, v, strict=True))
@@ -127,12 +133,12 @@ def table(found: pl.DataFrame, ours: tuple, other: tuple, measure: str) -> list[
     return lines
 
 
-def say(found: pl.DataFrame):
+def print_tables(results: pl.DataFrame):
     for method, other in (("weights", "control"), ("weights", "first"), ("history", "first")):
         for measure in MEASURES:
-            print(*table(found, ("new", method), (other, method), measure), "", sep="\n")
+            print(*table(results, ("new", method), (other, method), measure), "", sep="\n")
     for part in PARTS:
-        print(*table(found, ("new", "history"), ("new", part), "auc"), "", sep="\n")
+        print(*table(results, ("new", "history"), ("new", part), "auc"), "", sep="\n")
 
 
 if __name__ == "__main__":
@@ -141,6 +147,6 @@ if __name__ == "__main__":
         raise SystemExit
     with TemporaryDirectory() as folder:
         networks(Path(folder))
-        found = judgements(Path(folder), Path(sys.argv[1]))
-    found.write_csv(RESULTS, float_precision=6)
-    say(found)
+        results = judgements(Path(folder), Path(sys.argv[1]))
+    results.write_csv(RESULTS, float_precision=6)
+    print_tables(results)

@@ -73,7 +73,9 @@ def evidences(net, data: NoisyDataset) -> dict[str, Tensor]:
         name: torch.cat([got[name] for _, got in activations(net, data.x, [name])]).flatten(1)
         for name in names[1:]
     }
-    x, y, k = data.x.flatten(1), data.y, data.n_classes
+    x = data.x.flatten(1)
+    y = data.y
+    k = data.n_classes
     out = {"VeLPIC, which knows the label": evidence(layer_scores(net, data, probes=("velpic",)))}
     for ridge in RIDGES:
         hidden = sum(leave_one_out_ridge(v, y, k, ridge=ridge) for v in inner.values())
@@ -91,26 +93,28 @@ def evidences(net, data: NoisyDataset) -> dict[str, Tensor]:
 
 def areas(run: Run, net, data: NoisyDataset) -> dict[str, float]:
     "Candidate -> area under the ROC curve."
-    loss, found = run.loss.double().mean(0), {}
+    loss = run.loss.double().mean(0)
+    candidates = {}
     for name, e in evidences(net, data).items():
         lead = standard(other_class_lead(e, data.y))
-        found[f"{name}, alone"] = lead
-        found[f"{name}, and the mean loss"] = lead + standard(loss)
-        found[f"{name}, and the mean loss by its weight"] = lead + history_weight(
+        candidates[f"{name}, alone"] = lead
+        candidates[f"{name}, and the mean loss"] = lead + standard(loss)
+        candidates[f"{name}, and the mean loss by its weight"] = lead + history_weight(
             e, data.y
         ) * standard(loss)
-    found |= {"mean loss alone": loss, "margin alone": -run.margin.double().mean(0)}
-    return {name: float(roc_auc_score(data.is_noisy, v)) for name, v in found.items()}
+    candidates |= {"mean loss alone": loss, "margin alone": -run.margin.double().mean(0)}
+    return {name: float(roc_auc_score(data.is_noisy, v)) for name, v in candidates.items()}
 
 
 def run(quick: bool, full: bool) -> list[dict]:
-    found = []
+    areas_of_runs = []
     for name, ratio, seed in tqdm(SETTINGS[:1] if quick else SETTINGS, "choose"):
-        clean, case = source(name, ratio, seed), CASES[name]
+        clean = source(name, ratio, seed)
+        case = CASES[name]
         data = [corrupt(clean, rho, kind, seed) for kind, rho in product(KINDS, (0.1, 0.4))]
         runs, nets, _ = trained(case, data, seed, 20 if quick else case.epochs)
-        found += [areas(*one) for one in zip(runs, nets, data, strict=True)]
-    area = {name: np.array([f[name] for f in found]) for name in found[0]}
+        areas_of_runs += [areas(*one) for one in zip(runs, nets, data, strict=True)]
+    area = {name: np.array([f[name] for f in areas_of_runs]) for name in areas_of_runs[0]}
     missed = {name: np.exp(np.log(1e-4 + 1 - a).mean()) for name, a in area.items()}
     order = sorted(missed, key=missed.get)
     return [

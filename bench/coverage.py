@@ -37,7 +37,7 @@ def measure(names=("digits", "mnist"), ratios=(1, 5, 20, 50), seeds=(40, 41)) ->
         clean = source(name, ratio, seed)
         for kind, rho in SETTINGS:
             data = corrupt(clean, rho, kind, seed)
-            found = estimate(data)
+            noise = estimate(data)
             rows.append(
                 dict(
                     data=name,
@@ -45,17 +45,18 @@ def measure(names=("digits", "mnist"), ratios=(1, 5, 20, 50), seeds=(40, 41)) ->
                     noise=kind if rho else "none",
                     rate=f"rate {rho:g}",
                     true=data.rho,
-                    estimate=found.rate,
-                    low=found.low,
-                    high=found.high,
-                    holds=found.low <= data.rho <= found.high,
+                    estimate=noise.rate,
+                    low=noise.low,
+                    high=noise.high,
+                    holds=noise.low <= data.rho <= noise.high,
                 )
             )
     return rows
 
 
 def _held(rows: list[dict], what: str) -> dict:
-    holds, n = sum(r["holds"] for r in rows), len(rows)
+    holds = sum(r["holds"] for r in rows)
+    n = len(rows)
     interval = binomtest(holds, n).proportion_ci(0.9)
     width = float(np.mean([r["high"] - r["low"] for r in rows]))
     error = float(np.mean([abs(r["estimate"] - r["true"]) for r in rows]))

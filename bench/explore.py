@@ -11,7 +11,8 @@ import time
 
 from bench import row
 
-FIRST, REDRAW = 2.0, 0.5  # seconds allowed
+FIRST = 2.0  # seconds allowed until the first picture
+REDRAW = 0.5  # seconds allowed from a moved slider to the next picture
 ALONE = "from bench.explore import first; print(first())"
 
 
@@ -28,11 +29,19 @@ def first() -> float:
     return took
 
 
-def redraws(world: str, tries: int) -> list[float]:
+def first_in_new_process() -> float:
+    "Seconds to the first picture, in a process that has drawn nothing before."
+    command = [sys.executable, "-c", ALONE]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def redraws(kind: str, tries: int) -> list[float]:
     "Seconds from a moved slider to the next picture."
     from memnb.explorer.app import Explorer
 
-    e, took = Explorer(world), []
+    e = Explorer(kind)
+    took = []
     for i in range(tries):
         time.sleep(0.5)
         start = time.perf_counter()
@@ -45,24 +54,17 @@ def redraws(world: str, tries: int) -> list[float]:
 
 
 def run(quick: bool, full: bool) -> list[dict]:
-    from memnb.explorer.sessions import WORLDS
+    from memnb.explorer.sessions import SESSIONS
 
     tries = 1 if quick else 5
-    alone = [
-        float(
-            subprocess.run(
-                [sys.executable, "-c", ALONE], capture_output=True, text=True, check=True
-            ).stdout
-        )
-        for _ in range(tries)
-    ]
+    alone = [first_in_new_process() for _ in range(tries)]
     rows = [
         row("2 s / until the first picture of the default", FIRST / statistics.median(alone), 1)
     ]
-    for name, world in WORLDS.items():
+    for name, kind in SESSIONS.items():
         rows.append(
             row(
-                f"0.5 s / until a picture after a slider moved: {world.title}",
+                f"0.5 s / until a picture after a slider moved: {kind.title}",
                 REDRAW / statistics.median(redraws(name, tries)),
                 1,
             )

@@ -28,11 +28,23 @@ RHO = 0.2
 def case(quick: bool, full: bool):
     "Data, network, learning rate and epochs."
     if quick:
-        name, n, width, lr, epochs = "digits", 356, 100, 0.04, 25_000
+        name = "digits"
+        n = 356
+        width = 100
+        lr = 0.04
+        epochs = 25_000
     elif full:
-        name, n, width, lr, epochs = "mnist", 400, 100, 1e-3, 300_000
+        name = "mnist"
+        n = 400
+        width = 100
+        lr = 1e-3
+        epochs = 300_000
     else:
-        name, n, width, lr, epochs = "mnist", 3000, 1000, 1e-3, 300_000
+        name = "mnist"
+        n = 3000
+        width = 1000
+        lr = 1e-3
+        epochs = 300_000
     data = corrupt(load(name, classes=(0, 1), n=n, test_share=0)[0], RHO)
     return data, TwoLayerReLU(data.x[0].numel(), width), lr, epochs
 
@@ -98,7 +110,8 @@ def gradient_error(data, model, field) -> float:
     "Relative difference of the field's and autograd's gradient of the first layer."
     F.binary_cross_entropy_with_logits(model(data.x)[:, 0], data.y.float()).backward()
     moved = field.at(field.y0 - field(0.0, field.y0)).state_dict()["hidden.weight"]
-    got, exact = moved - model.hidden.weight.detach(), model.hidden.weight.grad
+    got = moved - model.hidden.weight.detach()
+    exact = model.hidden.weight.grad
     model.zero_grad()
     return ((got - exact).norm() / exact.norm()).item()
 
@@ -125,7 +138,9 @@ def whole(data, model, lr: float, epochs: int, goal: float | None, affordable: i
     observe = follow()
     times = outputs(lr, epochs)
     block = 5  # plain epochs between two outputs
-    flowing, following, descending = Clock(), Clock(), Clock()
+    flowing = Clock()
+    following = Clock()
+    descending = Clock()
     epoch()
     with Counter() as counter:
         steps = flow(model, data, times)
@@ -245,7 +260,8 @@ def compare(data, model, lr: float, epochs: int) -> list[dict]:
             p.mul_(1 + 1e-6 * torch.randn(p.shape, generator=g))
     ends = [windows.epochs[-1] * lr]
     dense = dict(times=[e * lr for e in windows.epochs], method="gd", lr=lr, checkpoints=ends)
-    runs, took = {}, {}
+    runs = {}
+    took = {}
     for name, net, options in (
         ("flow", model, dict(times=times)),
         ("plain", model, dense),

@@ -15,15 +15,11 @@ from memnb.modular.arithmetic import Grid, gradient, operation_table
 
 def plain(p: int, width: int, train):
     "One epoch of the loop that anybody would write, on weights of the same network."
-    start, first, last = (
-        ModularNet(p, width),
-        nn.Linear(2 * p, width, bias=False),
-        nn.Linear(width, p, bias=False),
-    )
-    first.weight.data, last.weight.data = (
-        torch.cat([start.u, start.v]).detach().T.contiguous(),
-        start.w.detach().T.contiguous(),
-    )
+    start = ModularNet(p, width)
+    first = nn.Linear(2 * p, width, bias=False)
+    last = nn.Linear(width, p, bias=False)
+    first.weight.data = torch.cat([start.u, start.v]).detach().T.contiguous()
+    last.weight.data = start.w.detach().T.contiguous()
     adamw = torch.optim.AdamW([*first.parameters(), *last.parameters()], lr=1e-2, weight_decay=4.0)
 
     def epoch():
@@ -36,7 +32,8 @@ def plain(p: int, width: int, train):
 
 
 def ours(p: int, width: int, train):
-    net, grid = ModularNet(p, width), Grid(train, p)
+    net = ModularNet(p, width)
+    grid = Grid(train, p)
     adamw = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=4.0, fused=True)
 
     def epoch():
@@ -51,9 +48,11 @@ def run(quick: bool, full: bool) -> list[dict]:
     rows = []
     for p, width, goal, rounds in ((31, 513, 1.5, 30), *(() if quick else ((97, 4097, 2, 5),))):
         train, _ = operation_table(p, "add", rho=0.8)
-        a, b = plain(p, width, train), ours(p, width, train)
+        a = plain(p, width, train)
+        b = ours(p, width, train)
         for _ in range(5):
-            (_, last), net = a(), b()
+            _, last = a()
+            net = b()
         off = float((last.weight.T - net.w).detach().abs().max() / net.w.detach().abs().max())
         base, took = alternate(a, b, rounds)
         rows.append(

@@ -71,7 +71,8 @@ def eigen(
         a = x[y == c]
         wide = a.shape[1] > len(a)
         values, v = torch.linalg.eigh(a @ a.T if wide else a.T @ a)
-        values, v = values.flip(0), v.flip(1)
+        values = values.flip(0)
+        v = v.flip(1)
         k = 1 if share is None else int((values.cumsum(0) <= share * values.sum()).sum()) + 1
         v = torch.nn.functional.normalize(a.T @ v[:, :k], dim=0) if wide else v[:, :k]
         along = test @ v

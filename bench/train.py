@@ -31,7 +31,8 @@ class Pictures(Dataset):
     )
 
     def __init__(self, data):
-        self.x, self.y = (data.x * 255).byte().movedim(1, -1).numpy(), data.y
+        self.x = (data.x * 255).byte().movedim(1, -1).numpy()
+        self.y = data.y
 
     def __len__(self):
         return len(self.x)

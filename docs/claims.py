@@ -37,12 +37,12 @@ def read(folder: Path) -> pl.DataFrame:
 
 def collect(folders: list[Path], stored: pl.DataFrame | None) -> pl.DataFrame:
     "Stored claims, with those of the folders in their places."
-    found = sorted(
+    by_age = sorted(
         (f.parent for folder in folders for f in folder.glob("**/claims.parquet")),
         key=lambda f: f.stat().st_mtime,
     )
     frames = [f for f in [stored] if f is not None]
-    for new in map(read, found):
+    for new in map(read, by_age):
         frames = [f.join(new, on=KEY, how="anti") for f in frames] + [new]
     return pl.concat(frames, how="diagonal").sort(KEY, maintain_order=True)
 

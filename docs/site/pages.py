@@ -185,26 +185,26 @@ def dotted(file: Path) -> str:
 
 def _value(tree: ast.Module, name: str, default):
     "What a module assigns to a name."
-    found = (
+    values = (
         ast.literal_eval(n.value)
         for n in tree.body
         if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == name
     )
-    return next(found, default)
+    return next(values, default)
 
 
 def origins(tree: ast.Module, package: list[str]) -> dict[str, str]:
     "Names that a module hands on -> the module of memnb that they come from."
-    found = {}
+    origin_of = {}
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.level:
             above = package[: len(package) + 1 - node.level]
-            found |= {a.name: ".".join([*above, node.module or ""]) for a in node.names}
+            origin_of |= {a.name: ".".join([*above, node.module or ""]) for a in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module.startswith("memnb."):
-            found |= {a.name: node.module.removeprefix("memnb.") for a in node.names}
+            origin_of |= {a.name: node.module.removeprefix("memnb.") for a in node.names}
     for module, names in _value(tree, "_NAMES", {}).items():  # they come when they are asked for
-        found |= dict.fromkeys(names, ".".join([*package, module]))
-    return found
+        origin_of |= dict.fromkeys(names, ".".join([*package, module]))
+    return origin_of
 
 
 def _defines(module: str, name: str) -> bool:
@@ -368,11 +368,11 @@ def comparison(results: Path) -> str:
                 r[measure]
             )
         known = [
-            m for m in methods if any(v for found in values.values() for v in found.get(m, []))
+            m for m in methods if any(v for costs in values.values() for v in costs.get(m, []))
         ]
         lines = []
-        for setting, found in values.items():
-            numbers = [[float(v) for v in found.get(m, []) if v] for m in known]
+        for setting, costs in values.items():
+            numbers = [[float(v) for v in costs.get(m, []) if v] for m in known]
             lines.append([*setting, *(f"{sum(v) / len(v):.3f}" if v else "" for v in numbers)])
         head = [
             "data",

@@ -67,7 +67,8 @@ def clear_cases(
 ) -> Tensor:
     "(n,) bool: for each class that evidence (n, K) suggests, the half that is furthest ahead."
     first, second = e.topk(2, 1).values.T
-    lead, suggested = first - second, e.argmax(1)
+    lead = first - second
+    suggested = e.argmax(1)
     keep = torch.zeros(len(e), dtype=torch.bool, device=e.device)
     for c in suggested.unique():
         least = lead[suggested == c].quantile(1 - CLEAR)
@@ -82,10 +83,13 @@ def _runner_up_hits(e: Tensor, y: Tensor) -> Tensor:
     """
     suggested, second = e.topk(2, 1).indices.T
     rows = suggested != y
-    suggested, second, y = suggested[rows], second[rows], y[rows]
+    suggested = suggested[rows]
+    second = second[rows]
+    y = y[rows]
     k = e.shape[1]
     counts = torch.bincount(suggested * k + y, minlength=k * k).view(k, k).double()
-    hit, others = (second == y).double(), counts.sum(1)[suggested] - 1
+    hit = (second == y).double()
+    others = counts.sum(1)[suggested] - 1
     expected = (counts[suggested, second] - hit) / others.clamp_min(1)
     return (hit - expected)[others > 0]
 
@@ -109,7 +113,8 @@ def mistaken_share(
     """
     if e.shape[1] == 2:
         return 0.0, _most_of_two(e, y, clear)
-    inside, outside = _runner_up_hits(e[clear], y[clear]), _runner_up_hits(e[~clear], y[~clear])
+    inside = _runner_up_hits(e[clear], y[clear])
+    outside = _runner_up_hits(e[~clear], y[~clear])
     scale = max(_LEAST, outside.mean().item() if len(outside) else 0.0)
     excess = inside.mean().item() if len(inside) else 0.0
     spread = inside.std().item() if len(inside) > 1 else 0.0
@@ -133,7 +138,8 @@ def _most_of_two(e: Tensor, y: Tensor, clear: Tensor) -> float:
     differs = (e.argmax(1) != y).double()
     if not 0 < clear.sum() < len(y) or _kappa(e.argmax(1), y, 2) < 0.3:
         return 1.0
-    inside, outside = differs[clear].mean().item(), differs[~clear].mean().item()
+    inside = differs[clear].mean().item()
+    outside = differs[~clear].mean().item()
     return min(1.0, _FALL * max(0.0, outside - inside) / inside) if inside else 0.0
 
 # %% ../../nbs/audit/02_noise_rate.ipynb #celltrans
@@ -190,8 +196,10 @@ def noise_of(
     suggestions may account for, so that it holds the rate more often than the level says.
     """
     level = _checked_level(level)
-    z, k = norm.ppf((1 + level) / 2), e.shape[1]
-    suggested, clear = e.argmax(1), clear_cases(e)
+    z = norm.ppf((1 + level) / 2)
+    k = e.shape[1]
+    suggested = e.argmax(1)
+    clear = clear_cases(e)
     n = int(clear.sum())
     differs = suggested != y
     p = differs[clear].double().mean().item()
@@ -205,7 +213,10 @@ def noise_of(
     high = min(1.0, p + z * error)
     agree, chance = _agreement(suggested, y, k)
     if agree - chance <= z * math.sqrt(chance * (1 - chance) / len(y)):
-        rate, low, high = 0.5, 0.0, 1.0  # no more than chance: nothing is known
+        # no more than chance: nothing is known
+        rate = 0.5
+        low = 0.0
+        high = 1.0
     matrix = transitions(suggested[clear], y[clear], k, rate)
     return Noise(rate, min(low, rate), max(high, rate), matrix, agree)
 

@@ -47,7 +47,7 @@ def unbiased_hits(
         )
     return torch.linalg.inv(matrix).to(given.device)[given, prediction]
 
-
+# %% ../../nbs/audit/03_repairs.ipynb #cell05p1
 def cross_fitted(
     hits: Tensor,  # (c, n) `unbiased_hits` of c candidates
     seed: int = 0,  # of the halves
@@ -59,12 +59,12 @@ def cross_fitted(
     g = torch.Generator().manual_seed(seed)
     halves = torch.randperm(hits.shape[1], generator=g).to(hits.device).chunk(2)
     judged = torch.empty_like(hits[0])
-    for choose, judge in (halves, halves[::-1]):
-        best = hits[:, choose].mean(1).argmax()
-        judged[judge] = hits[best, judge]
+    for chosen_on, judged_on in (halves, halves[::-1]):
+        best = hits[:, chosen_on].mean(1).argmax()
+        judged[judged_on] = hits[best, judged_on]
     return judged
 
-
+# %% ../../nbs/audit/03_repairs.ipynb #cell05p2
 def accuracy_of(
     hits: Tensor,  # (n,) `unbiased_hits`, or their differences
     level: float = 0.9,  # of the interval, in (0, 1)
@@ -87,7 +87,7 @@ def possible(
     "The estimate and its interval, cut to what can be."
     return tuple(min(max(v, least), most) for v in estimate)
 
-
+# %% ../../nbs/audit/03_repairs.ipynb #cell05p3
 _DOUBT = 4  # standard errors
 
 

@@ -237,7 +237,8 @@ def history_weight(
     from 1.5 (nothing) to 4.5 (all). Labels that are wrong in one direction are learnt with the
     right ones: the odds are small, and the history is misleading.
     """
-    k, suggested = e.shape[1], e.argmax(1)
+    k = e.shape[1]
+    suggested = e.argmax(1)
     doubted = suggested != y
     if not doubted.any():
         return 1.0

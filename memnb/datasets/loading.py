@@ -160,7 +160,8 @@ def load(
         y = arrays[f"y_{split}"]
         index = arrays.get(f"i_{split}", np.arange(len(y)))[rows[split]]
         labels = np.argmax(y[rows[split]][:, None] == np.array(classes), axis=1)
-        y, clean = torch.tensor(labels), torch.tensor(labels)
+        y = torch.tensor(labels)
+        clean = torch.tensor(labels)
         data = NoisyDataset(x, y, clean, torch.tensor(index), len(classes), Path(name).stem)
         return data.to(device)
 
@@ -174,7 +175,8 @@ def load(
 def _scores(path: Path) -> tuple[np.ndarray, np.ndarray]:
     "Scores and labels (N,) of a file; `ValueError` unless they are shares and integers."
     a = read_arrays(path, ("scores", "labels"))
-    scores, labels = a["scores"], a["labels"].reshape(-1)
+    scores = a["scores"]
+    labels = a["labels"].reshape(-1)
     is_number = scores.dtype.kind == "f" and scores.dtype.itemsize <= 8
     in_range = is_number and ((scores >= 0) & (scores <= 1)).all()
     if not in_range or labels.dtype.kind not in "ui":
@@ -202,7 +204,8 @@ def c_scores(
     if data.clean is None:
         raise ValueError("clean labels are unknown, so the order of the scores cannot be checked")
     scores, labels = _scores(local_path("scores", path))
-    at, clean = data.index.cpu(), data.clean.cpu()
+    at = data.index.cpu()
+    clean = data.clean.cpu()
     if int(at.max()) >= len(scores):
         raise ValueError(
             f"{path} scores {scores.shape} examples; the data's index goes up to {int(at.max())}"

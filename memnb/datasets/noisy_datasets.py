@@ -234,7 +234,8 @@ def _pair(dataset: Dataset, i: int) -> tuple[Tensor, int]:
     "Input and label of one item; `ValueError` for what is no such pair."
     item = dataset[i]
     try:
-        x, y = item[0], item[1]
+        x = item[0]
+        y = item[1]
     except (TypeError, IndexError, KeyError) as e:
         raise ValueError(
             f"item {i} is a {type(item).__name__}; it must be a pair (input, label)"

@@ -192,12 +192,16 @@ def follow() -> Callable[[float, TwoLayer], list[dict]]:
     It returns one row each for the groups clean, noisy and net, with a column for each quantity. A
     row depends on the network at its time and at time 0 alone, whatever the recorded times are.
     """
-    first = separation = last = None
+    first = None
+    separation = None
+    last = None
 
     def observe(t: float, net: TwoLayer) -> list[dict]:
         nonlocal first, separation, last
         goes_on = last is not None and t > last
-        before, first, last = first, _beginning(t, net, first if goes_on else None), t
+        before = first
+        first = _beginning(t, net, first if goes_on else None)
+        last = t
         if first is not before:
             separation = class_separation(first)
         clean, noisy = target_vectors(net)

@@ -23,7 +23,9 @@ _DAMPING = 2 / 13
 
 def _chebyshev(s: int, w: float) -> tuple[list[float], list[float], list[float]]:
     "Chebyshev polynomials 0 to s at w, their first and their second derivatives; s at least 1."
-    T, D, DD = [1, w], [0, 1], [0, 0]
+    T = [1, w]
+    D = [0, 1]
+    DD = [0, 0]
     for j in range(2, s + 1):
         T.append(2 * w * T[-1] - T[-2])
         D.append(2 * T[j - 1] + 2 * w * D[-1] - D[-2])
@@ -56,7 +58,8 @@ def _rkc_coefficients(s: int) -> list[tuple[float, ...]]:
 def _rkc_step(field, t: float, y: Tensor, f: Tensor, h: float, s: int) -> Tensor:
     "One step of length h with s stages from y, where the field is f."
     (_, _, first, _, _), *rest = _rkc_coefficients(s)
-    older, newer = y, y.add(f, alpha=first * h)
+    older = y
+    newer = y.add(f, alpha=first * h)
     for mu, nu, step, gamma, c in rest:
         stage = field(t + c * h, newer) * (step * h)
         stage.add_(newer, alpha=mu).add_(older, alpha=nu)
@@ -87,11 +90,13 @@ class _Stiffness:
         self.largest = max(self.largest, norm)
         scale = max(norm, 1e-3 * self.largest) or 1.0
         size = 3 * torch.finfo(y.dtype).eps ** 0.5 * scale
-        self.when, self.steps = t, 0
+        self.when = t
+        self.steps = 0
         for i in range(most):
             d = self.v * (size / self.v.norm())
             v = self.field(t, y + d) - f
-            last, self.value = self.value, (v.norm() / d.norm()).item()
+            last = self.value
+            self.value = (v.norm() / d.norm()).item()
             if self.value == 0:
                 break
             self.v = v
@@ -116,7 +121,7 @@ _SETTLE = 4  # damping steps
 _BAND = 4  # they damp the band [bound / 4, bound] of rates
 
 
-def _settling_steps(bound: float) -> list[float]:
+def _damping_steps(bound: float) -> list[float]:
     """Lengths of the damping Euler steps.
 
     They are the inverse Chebyshev nodes of the band, ordered to keep products small.
@@ -146,15 +151,19 @@ class _RKC:
     """
 
     def __init__(
-        self, field, y, *, tol: float, rtol: float, max_stages, growth: float, settle: bool
+        self, field, y, *, tol: float, rtol: float, max_stages, growth: float, damping: bool
     ):
         self.field = field
         self.t = 0.0
-        self.y = self.origin = y
+        self.y = y
+        self.origin = y
         self.f = field(0.0, y)
         self.stiff = _Stiffness(field, 0.0, y, self.f)
-        self.tol, self.rtol = tol, rtol
-        self.max_stages, self.growth, self.settle = max_stages, growth, settle
+        self.tol = tol
+        self.rtol = rtol
+        self.max_stages = max_stages
+        self.growth = growth
+        self.damping = damping
         self.h = 1 / self.stiff.bound()
 
     def length(self) -> float:
@@ -198,7 +207,8 @@ class _RKC:
     def walk(self, goal: float):
         "Go to time `goal`, the last two steps of equal length."
         while goal > self.t:
-            gap, h = goal - self.t, self.length()
+            gap = goal - self.t
+            h = self.length()
             parts = max(1, math.ceil(gap / h - 1e-9))
             self.step(gap / parts if parts < 3 else h)
             if abs(goal - self.t) < 1e-12 * goal:
@@ -206,13 +216,13 @@ class _RKC:
 
     def calm(self) -> list[float]:
         "Lengths of the damping steps that end in an output; none where they take too long."
-        steps = _settling_steps(self.stiff.bound()) if self.settle else []
+        steps = _damping_steps(self.stiff.bound()) if self.damping else []
         return steps if _DAMPED_SHARE * sum(steps) <= self.t else []
 
     def damp(self, out: float):
         "Go to time `out`, the last stretch in damping steps that were seen to damp."
         for _ in range(_TRIES):
-            while (start := out - sum(_settling_steps(self.stiff.bound()))) > self.t:
+            while (start := out - sum(_damping_steps(self.stiff.bound()))) > self.t:
                 self.walk(start)
             y, f = self.damped(out - self.t)
             if f.norm() <= 1.5 * self.f.norm() or self.is_steady(y, out - self.t):
@@ -236,11 +246,14 @@ class _RKC:
 
     def damped(self, gap: float) -> tuple[Tensor, Tensor]:
         "State and field after the damping steps, shortened to fit in `gap`."
-        steps = _settling_steps(self.stiff.bound())
+        steps = _damping_steps(self.stiff.bound())
         fit = min(1.0, gap / sum(steps))
-        t, y, f = self.t, self.y, self.f
+        t = self.t
+        y = self.y
+        f = self.f
         for h in steps:
-            t, y = t + fit * h, y + fit * h * f
+            t = t + fit * h
+            y = y + fit * h * f
             f = self.field(t, y)
         return y, f
 
@@ -257,15 +270,16 @@ class _RKC:
         return branch.y if branch.y is not self.y else branch.y.clone()
 
 # %% ../../nbs/dynamics/01_integrators.ipynb #cell19
-def _rkc(field, y, times, *, tol=None, rtol=None, max_stages=100, growth=math.inf, settle=False):
+def _rkc(field, y, times, *, tol=None, rtol=None, max_stages=100, growth=math.inf, damping=False):
     if tol is None and rtol is None:
         rtol = 1e-3
-    tol, rtol = number("tol", tol or 0.0), number("rtol", rtol or 0.0)
+    tol = number("tol", tol or 0.0)
+    rtol = number("rtol", rtol or 0.0)
     if not (tol >= 0 and rtol >= 0 and tol + rtol > 0):
         raise ValueError(f"tol={tol}, rtol={rtol}: both must be 0 or more, one above 0")
     max_stages = whole("max_stages", max_stages, 2)
     growth = number("growth", growth, "be above 0", lambda v: v > 0)
-    limits = dict(tol=tol, rtol=rtol, max_stages=max_stages, growth=growth, settle=settle)
+    limits = dict(tol=tol, rtol=rtol, max_stages=max_stages, growth=growth, damping=damping)
 
     def outputs():
         state = _RKC(field, y, **limits)
@@ -279,7 +293,8 @@ def _euler(field, y, times, *, step: float):
     step = number("step", step, "be finite and above 0", lambda v: 0 < v < math.inf)
 
     def outputs():
-        state, done = y, 0
+        state = y
+        done = 0
         for out in times:
             while (done + 1) * step <= out * (1 + 1e-12):
                 state = state + step * field(done * step, state)
@@ -332,7 +347,7 @@ def integrate(
     `tol + rtol * |y - y0|`. Give `tol`, `rtol` or both; by default `rtol` is 1e-3. Errors of
     steps fade where the equation contracts, and grow with the solution where that grows. Other
     options: `growth`, the longest step as a share of the time so far; `max_stages`, evaluations
-    a step; `settle`, whether damping steps calm the fast directions of each output.
+    a step; `damping`, whether damping steps calm the fast directions of each output.
 
     `"euler"` takes steps of length `step`, the last one to an output shorter.
 

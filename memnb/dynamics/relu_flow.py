@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..common.checks import check_choice, number, shown
+from ..common.checks import check_among_times, check_choice, number, shown
 from ..datasets.noisy_datasets import NoisyDataset
 from .integrators import increasing, integrate
 from ..models.networks import TwoLayer, clean_first, two_layer
@@ -46,7 +46,9 @@ class ReLUField:
     """
 
     def __init__(self, net: TwoLayer, dtype: torch.dtype | None = None):
-        self.net, self.basis, self.n = net, row_space(net.x), len(net.x)
+        self.net = net
+        self.basis = row_space(net.x)
+        self.n = len(net.x)
         ones = torch.ones(self.n, 1).to(net.x)
         self.x = torch.cat([net.x @ self.basis, ones], 1)  # (N, D), the bias as a last column
         self.w_perp = net.w - self.basis @ (self.basis.T @ net.w)
@@ -128,7 +130,7 @@ def _flow_rkc(model, data, times, *, rtol=None, growth=None, dtype: torch.dtype 
     # to a share of the time so far.
     if growth is None:
         growth = 0.07 if coarse else 0.03
-    steps = integrate(field, field.y0, times, rtol=rtol, growth=growth, settle=True)
+    steps = integrate(field, field.y0, times, rtol=rtol, growth=growth, damping=True)
     return _falling(((t, field.at(y)) for t, y in steps), field.first)
 
 # %% ../../nbs/dynamics/02_relu_flow.ipynb #cell12
@@ -143,7 +145,8 @@ def _descent(model, data, times, lr: float, first: TwoLayer):
     descent = torch.optim.SGD(model.parameters(), lr)
     epoch = 0
     part = data.subset(clean_first(data))
-    x, y = part.x.to(first.x), first.y
+    x = part.x.to(first.x)
+    y = first.y
     for t in times:
         while epoch < round(t / lr):
             descent.zero_grad()
@@ -205,8 +208,7 @@ def train_flow(
     "Yield the recorder after each of `times` of `flow`: every example, and what observers saw."
     times = increasing(times)
     back = clean_first(data).argsort()
-    if missing := sorted(set(checkpoints) - set(times)):
-        raise ValueError(f"checkpoints {missing} are not among the times")
+    check_among_times("checkpoints", checkpoints, times)
     steps = flow(model, data, times, method, **options)
     bar = tqdm(steps, total=len(times), desc="flow", mininterval=0.5, disable=not progress)
     recorder = Recorder(data, unit="flow time", config=config)

@@ -9,7 +9,7 @@ __all__ = ['AUDIT_NETWORKS', 'Browser', 'Explorer', 'NOISE_KINDS', 'Panel', 'SES
            'precision_chart', 'ranked', 'remedy_chart', 'unjudged']
 
 # %% ../../nbs/explorer/00_explorer.ipynb #cell04
-from importlib import import_module
+from ..common.faces import names_on_request
 
 _NAMES = {
     "sessions": ("NOISE_KINDS", "SESSIONS", "Session", "SessionKind", "curves_of", "numbers"),
@@ -37,12 +37,7 @@ _NAMES = {
     ),
 }
 
-
-def __getattr__(name: str):
-    for module, names in _NAMES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = names_on_request(__name__, _NAMES)
 
 # %% ../../nbs/explorer/00_explorer.ipynb #cell05
 _all_ = [

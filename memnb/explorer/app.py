@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from numbers import Real
 
-import ipywidgets as w
+import ipywidgets as widgets
 
 from ..common.checks import check_choice, shown
 from .sessions import SESSIONS, Session, numbers
@@ -82,7 +82,7 @@ class Job:
 REDRAW = 0.25  # seconds at least between redraws while a network trains
 
 
-class Explorer(w.VBox):
+class Explorer(widgets.VBox):
     """Controls, charts and a network in training. `close()` ends its thread.
 
     `ValueError` for an unknown kind of session or preset, or another pace.
@@ -110,9 +110,11 @@ class Explorer(w.VBox):
         self.panel = Panel(kind)
         self.transport = Transport()
         self.stage = Stage()
-        self.command = w.Text(disabled=True, layout=w.Layout(width="640px", max_width="100%"))
+        self.command = widgets.Text(
+            disabled=True, layout=widgets.Layout(width="640px", max_width="100%")
+        )
         self.copy = CopyButton()
-        below = w.HBox([self.command, self.copy], **ROW)
+        below = widgets.HBox([self.command, self.copy], **ROW)
         super().__init__([self.panel, self.transport, self.stage, below])
         self._listen()
         self.begin()
@@ -202,7 +204,8 @@ class Explorer(w.VBox):
                 at = min(self.transport.time.value, self.session.seen - 1)
                 self.transport.epoch.value = f"epoch {self.session.epochs[at]:,.0f}"
                 self.stage.draw(self.session, at, self.pinned)
-                self.command.value = self.copy.text = self.session.command
+                self.command.value = self.session.command
+                self.copy.text = self.session.command
             except Exception as e:
                 self._say(f"{type(e).__name__}: {e}")
                 return False

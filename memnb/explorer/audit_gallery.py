@@ -9,7 +9,7 @@ __all__ = ['ranked', 'pictured', 'gallery', 'precision', 'precision_chart', 'rem
 from collections.abc import Sequence
 
 import altair as alt
-import ipywidgets as w
+import ipywidgets as widgets
 import polars as pl
 
 from ..datasets.noisy_datasets import NoisyDataset
@@ -177,10 +177,10 @@ def remedy_chart(
     return alt.layer(bar, point).properties(title="What each remedy would give", width=640)
 
 # %% ../../nbs/explorer/06_audit_gallery.ipynb #cell22
-_WIDE = dict(style=dict(description_width="90px"), layout=w.Layout(width="290px"))
+_WIDE = dict(style=dict(description_width="90px"), layout=widgets.Layout(width="290px"))
 
 
-class Browser(w.VBox):
+class Browser(widgets.VBox):
     "Leaf through the audit: by rank, by given or suggested class, and how sure the suggestion is."
 
     def __init__(
@@ -196,11 +196,11 @@ class Browser(w.VBox):
         self.page = page
         self._make_controls()
         self.picture = chart_widget(self._chart(self.shown()))
-        self.status = w.Label()
+        self.status = widgets.Label()
         controls = [self.start, self.label, self.suggested, self.sure]
         for control in controls:
             control.observe(self._draw, "value")
-        row = w.HBox(controls, layout=w.Layout(flex_flow="row wrap"))
+        row = widgets.HBox(controls, layout=widgets.Layout(flex_flow="row wrap"))
         super().__init__([row, self.status, self.picture])
         self._draw()
 
@@ -209,10 +209,10 @@ class Browser(w.VBox):
         surest = max(0.1, float(self.audited["sure"].max()))
         classes = [("any", None), *((str(name), i) for i, name in enumerate(self.names))]
         late = dict(continuous_update=False) | _WIDE  # sliders that are heard when they are let go
-        self.start = w.IntSlider(1, 1, n, self.page, description="from rank", **late)
-        self.label = w.Dropdown(options=classes, description="given", **_WIDE)
-        self.suggested = w.Dropdown(options=classes, description="suggested", **_WIDE)
-        self.sure = w.FloatSlider(
+        self.start = widgets.IntSlider(1, 1, n, self.page, description="from rank", **late)
+        self.label = widgets.Dropdown(options=classes, description="given", **_WIDE)
+        self.suggested = widgets.Dropdown(options=classes, description="suggested", **_WIDE)
+        self.sure = widgets.FloatSlider(
             0, min=0, max=surest, step=0.1, description="sure at least", **late
         )
 

@@ -252,7 +252,8 @@ def audit_network(
             seed=seed,
             **AUDIT_NETWORKS[p.model],
         )
-        net, config = build(**args), dict(model=args)
+        net = build(**args)
+        config = dict(model=args)
     else:
         from torchvision.models import get_model
 

@@ -12,7 +12,7 @@ from functools import cache
 
 import altair as alt
 import anywidget
-import ipywidgets as w
+import ipywidgets as widgets
 import traitlets
 
 from ..common.checks import check_choice
@@ -20,12 +20,12 @@ from .sessions import NOISE_KINDS, SESSIONS, Session, defaults
 from .views import VIEWS, draw_examples, draw_history, tile_rows
 
 # %% ../../nbs/explorer/03_widgets.ipynb #cell04
-ROW = dict(layout=w.Layout(flex_flow="row wrap", align_items="center", width="100%"))
-_FIELD = dict(style=dict(description_width="85px"), layout=w.Layout(width="285px"))
+ROW = dict(layout=widgets.Layout(flex_flow="row wrap", align_items="center", width="100%"))
+_FIELD = dict(style=dict(description_width="85px"), layout=widgets.Layout(width="285px"))
 _LATE = dict(continuous_update=False) | _FIELD  # a slider that is heard when it is let go
 
 
-class Panel(w.VBox):
+class Panel(widgets.VBox):
     """Network, data, noise, seed, noise rate, width and learning rate.
 
     `ValueError` for an unknown kind of session.
@@ -36,16 +36,18 @@ class Panel(w.VBox):
         kind: str,  # a key of `SESSIONS`
     ):
         check_choice("kind", kind, SESSIONS)
-        self.kind = w.Dropdown(
+        self.kind = widgets.Dropdown(
             options=[(k.title, name) for name, k in SESSIONS.items()],
             value=kind,
             description="network",
             **_FIELD,
         )
-        self.dataset = w.Dropdown(description="data", **_FIELD)
-        self.noise = w.Dropdown(options=NOISE_KINDS, description="noise", **_FIELD)
-        self.rho = w.FloatSlider(0, min=0, max=1, step=0.01, description="noise rate", **_LATE)
-        self.lr = w.FloatLogSlider(
+        self.dataset = widgets.Dropdown(description="data", **_FIELD)
+        self.noise = widgets.Dropdown(options=NOISE_KINDS, description="noise", **_FIELD)
+        self.rho = widgets.FloatSlider(
+            0, min=0, max=1, step=0.01, description="noise rate", **_LATE
+        )
+        self.lr = widgets.FloatLogSlider(
             1,
             min=-4,
             max=0,
@@ -54,8 +56,8 @@ class Panel(w.VBox):
             readout_format=".3g",
             **_LATE,
         )
-        self.width = w.SelectionSlider(options=[1], description="width", **_LATE)
-        self.seed = w.IntSlider(0, 0, 9, description="seed", **_LATE)
+        self.width = widgets.SelectionSlider(options=[1], description="width", **_LATE)
+        self.seed = widgets.IntSlider(0, 0, 9, description="seed", **_LATE)
         self.fields = dict(
             rho=self.rho,
             width=self.width,
@@ -65,7 +67,7 @@ class Panel(w.VBox):
             seed=self.seed,
         )
         shown = [self.kind, self.dataset, self.noise, self.rho, self.width, self.lr, self.seed]
-        super().__init__([w.HBox(shown, **ROW)])
+        super().__init__([widgets.HBox(shown, **ROW)])
         self.enter()
 
     def enter(self):
@@ -74,13 +76,17 @@ class Panel(w.VBox):
         start = defaults(self.kind.value)
         lowest, highest, _ = kind.rho
         # a range is opened wide before the value moves, as a value must lie in it at all times
-        self.rho.min, self.rho.max = 0, 1
+        self.rho.min = 0
+        self.rho.max = 1
         self.rho.value = start["rho"]
-        self.rho.min, self.rho.max = lowest, highest
+        self.rho.min = lowest
+        self.rho.max = highest
         lowest, highest, _ = kind.lr
-        self.lr.min, self.lr.max = -6, 2
+        self.lr.min = -6
+        self.lr.max = 2
         self.lr.value = start["lr"]
-        self.lr.min, self.lr.max = math.log10(lowest), math.log10(highest)
+        self.lr.min = math.log10(lowest)
+        self.lr.max = math.log10(highest)
         self.width.options, _ = kind.width
         self.dataset.options = kind.dataset
         for name in ("width", "dataset", "noise", "seed"):
@@ -93,12 +99,12 @@ class Panel(w.VBox):
         )
 
 # %% ../../nbs/explorer/03_widgets.ipynb #cell08
-def _button(text: str, icon: str, tooltip: str) -> w.Button:
-    layout = w.Layout(width="90px")
-    return w.Button(description=text, icon=icon, tooltip=tooltip, layout=layout)
+def _button(text: str, icon: str, tooltip: str) -> widgets.Button:
+    layout = widgets.Layout(width="90px")
+    return widgets.Button(description=text, icon=icon, tooltip=tooltip, layout=layout)
 
 
-class Transport(w.HBox):
+class Transport(widgets.HBox):
     "Buttons, progress, and where in the training to look."
 
     def __init__(self):
@@ -106,20 +112,21 @@ class Transport(w.HBox):
         self.pause = _button("Pause", "pause", "Hold the training")
         self.halt = _button("Stop", "stop", "End the training and keep what was recorded")
         self.pin = _button("Pin", "thumb-tack", "Keep this run beside the next ones")
-        self.progress = w.IntProgress(0, 0, 1, layout=w.Layout(width="150px"))
-        self.status = w.Label()
-        self.time = w.IntSlider(0, 0, 1, description="look at", readout=False, **_FIELD)
-        self.film = w.Play(min=0, max=1, interval=200, show_repeat=False)
-        self.epoch = w.Label()
-        w.jslink((self.film, "value"), (self.time, "value"))
+        self.progress = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="150px"))
+        self.status = widgets.Label()
+        self.time = widgets.IntSlider(0, 0, 1, description="look at", readout=False, **_FIELD)
+        self.film = widgets.Play(min=0, max=1, interval=200, show_repeat=False)
+        self.epoch = widgets.Label()
+        widgets.jslink((self.film, "value"), (self.time, "value"))
         buttons = [self.play, self.pause, self.halt, self.pin]
-        looking = w.HBox([self.time, self.film, self.epoch])
+        looking = widgets.HBox([self.time, self.film, self.epoch])
         super().__init__([*buttons, self.progress, self.status, looking], **ROW)
 
     def follow(self, session: Session):
         "Look at the newest recorded epoch."
         last = session.seen - 1
-        self.time.max = self.film.max = max(1, last)
+        self.time.max = max(1, last)
+        self.film.max = self.time.max
         self.time.value = last
         self.progress.max = len(session)
         self.progress.value = session.seen
@@ -146,25 +153,25 @@ def _ignore():
     "Do nothing."
 
 
-class Stage(w.Tab):
+class Stage(widgets.Tab):
     "Charts of a session, and of a pinned one beside it."
 
     def __init__(self):
         self.charts = {name: _blank() for name in VIEWS}
         self.beside = {name: _blank() for name in VIEWS}  # of the pinned session
         self.detail = _blank()  # the history of the picked example
-        self.notes = {name: w.HTML() for name in VIEWS}
+        self.notes = {name: widgets.HTML() for name in VIEWS}
         self.picked = None  # row of an example
         self.redraw = _ignore  # called when an example was clicked on
         pages = [self._page(name) for name in VIEWS]
         super().__init__(pages, titles=list(VIEWS), selected_index=0)
 
-    def _page(self, name: str) -> w.VBox:
+    def _page(self, name: str) -> widgets.VBox:
         "What stands in a tab."
-        parts = [self.notes[name], w.HBox([self.beside[name], self.charts[name]], **ROW)]
+        parts = [self.notes[name], widgets.HBox([self.beside[name], self.charts[name]], **ROW)]
         if name == "Examples":
             parts.append(self.detail)
-        return w.VBox(parts, layout=w.Layout(overflow="auto"))
+        return widgets.VBox(parts, layout=widgets.Layout(overflow="auto"))
 
     @property
     def open_view(self) -> str:

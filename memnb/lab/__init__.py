@@ -9,7 +9,7 @@ __all__ = ['accuracies', 'Claim', 'Failed', 'Params', 'Task', 'curves', 'dots', 
            'sweep', 'task_table', 'thin', 'use_theme', 'values_of']
 
 # %% ../../nbs/lab/00_lab.ipynb #cell04
-from importlib import import_module
+from ..common.faces import names_on_request
 
 _NAMES = {
     "charts": ("curves", "dots", "heat", "level", "thin", "use_theme"),
@@ -41,12 +41,7 @@ _NAMES = {
     "cli": ("main",),
 }
 
-
-def __getattr__(name: str):
-    for module, names in _NAMES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = names_on_request(__name__, _NAMES)
 
 # %% ../../nbs/lab/00_lab.ipynb #cell05
 _all_ = [

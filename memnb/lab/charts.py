@@ -122,7 +122,8 @@ def _domain(domain: tuple[float, float]) -> list[float]:
     try:
         low, high = map(float, domain)
     except (TypeError, ValueError):
-        low = high = math.nan
+        low = math.nan
+        high = math.nan
     if not -math.inf < low <= high < math.inf:
         raise ValueError(f"domain={shown(domain)} must be two finite numbers, the lower one first")
     return [low, high]

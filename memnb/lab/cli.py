@@ -50,10 +50,15 @@ class _Plain(click.Group):
             raise click.ClickException(str(e)) from e
 
 
+def _show_note(message, *_, **__):
+    "A warning as one line, without the place where it was raised."
+    click.echo(f"note: {message}", err=True)
+
+
 @click.group(cls=_Plain, context_settings=dict(help_option_names=["-h", "--help"]))
 def main():
     "Notebooks as experiments: run, repeated over grids, and read."
-    warnings.showwarning = lambda message, *_, **__: click.echo(f"note: {message}", err=True)
+    warnings.showwarning = _show_note
 
 
 @main.command()

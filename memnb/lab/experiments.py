@@ -142,7 +142,10 @@ def each(
     `memnb.runs.identity.Unknown` for a call that cannot be told from another one.
     """
     cases = cases_of(over or dict(rho=p.rhos, seed=p.seeds))
-    folders, runs, stacks, alone = {}, {}, {}, []
+    folders = {}
+    runs = {}
+    stacks = {}
+    alone = []
     for case in cases:
         call = _call_of(experiment, case)
         folders[case] = _folder(p, call)
@@ -197,7 +200,8 @@ def training_seconds(
 ) -> float:
     "About how long a call of `fit` takes, from a few measured steps and one recorded time."
     given = arguments_of(call)
-    data, batch = given["data"], given.get("batch", 128)
+    data = given["data"]
+    batch = given.get("batch", 128)
     watching = {k: given[k] for k in ("observe", "backward") if k in given}
     step, look = costs(given["model"], data, given.get("test"), batch, **watching)
     steps = math.ceil(len(data) / (batch or len(data))) * given["epochs"]
@@ -221,7 +225,8 @@ def expect(
     for _ in calls:
         pass
     given = arguments_of(first)
-    data, test = given["data"], given.get("test")
+    data = given["data"]
+    test = given.get("test")
     weights = sum(w.numel() for w in given["model"].parameters())
     record = len(cases) * _recorded(given) * (18 * len(data) + 10 * len(test or ()))
     kept = max(1, len(given.get("checkpoints", ())))

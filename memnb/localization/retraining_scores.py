@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..common.checks import number, seed_of, whole
+from ..common.checks import number, refuse_options, seed_of, whole
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import predict, predicted
 from ..trainer.stacked import fit_stacked
@@ -32,8 +32,7 @@ def second_split_forgetting(
     It is 0 if the label never was right, infinite if it is kept. `ValueError` for a second phase
     without epochs, or a place for runs.
     """
-    if taken := sorted({"folder", "journal"} & options.keys()):
-        raise ValueError(f"{', '.join(taken)}: one place cannot keep four runs")
+    refuse_options(options, ("folder", "journal"), "one place cannot keep four runs")
     if len(data) < 2 or second != int(second) or second < 1:
         raise ValueError(
             f"second={second} must be a whole number of epochs, 1 or more, and the data more than "

@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
-from ..common.checks import check_choice, names_of, number, shown, whole
+from memnb.common.checks import (
+    check_choice,
+    names_of,
+    number,
+    refuse_options,
+    shown,
+    whole,
+)
 from ..datasets.noisy_datasets import NoisyDataset
 from .accounting import group_mask
 from ..models.evaluation import eager, evaluating, examples, parts, predict, predicted
@@ -123,19 +130,28 @@ class _Prefix:
         return {m: self.out[m][0] for m in unchanged - inner}
 
 # %% ../../nbs/localization/02_rewinding.ipynb #cell07
+def _giving(output) -> Callable:
+    "A `forward` that gives this output for any input."
+
+    def forward(*args, **kwargs):
+        return output
+
+    return forward
+
+
 @contextmanager
 def _replaying(outputs: dict[nn.Module, object]):
     "Within it, these modules give these outputs, without computing them."
-    own = {m: m.__dict__.get("forward") for m in outputs}
+    own = {module: module.__dict__.get("forward") for module in outputs}
     try:
-        for m, out in outputs.items():
-            m.forward = lambda *a, _out=out, **k: _out
+        for module, output in outputs.items():
+            module.forward = _giving(output)
         yield
     finally:
-        for m, forward in own.items():
-            del m.forward
+        for module, forward in own.items():
+            del module.forward
             if forward is not None:
-                m.forward = forward
+                module.forward = forward
 
 # %% ../../nbs/localization/02_rewinding.ipynb #cell09
 CONVENTIONS = ("parameters", "buffers", "reestimated")
@@ -264,16 +280,18 @@ def _rewound(
     trained: _Trained, times: list[float], batch: int, buffers: bool, cache: bool, progress: bool
 ) -> list[dict]:
     "Batch by batch, so that only one batch's activations are ever kept."
-    net, run, data = trained.net, trained.run, trained.data
+    net = trained.net
+    run = trained.run
+    data = trained.data
     last = max(run.checkpoints)
     state = net.state_dict()
     keys = {layer: list(layer_state(net, layer, buffers)) for layer in trained.layers}
-    hits = {(layer, t): [] for layer in trained.layers for t in times}
+    hits = {(layer, time): [] for layer in trained.layers for time in times}
     steps = -(-len(data) // batch) * len(trained.layers)
 
-    def put(layer: str, t: float):
+    def put(layer: str, time: float):
         for k in keys[layer]:
-            state[k].copy_(run.checkpoints[t][k])
+            state[k].copy_(run.checkpoints[time][k])
 
     batches = zip(parts(data.x, batch, data.index), data.y.split(batch), strict=True)
     with torch.no_grad(), _bar(steps, progress) as bar:
@@ -282,30 +300,32 @@ def _rewound(
                 prefix = _Prefix(net, x) if cache else None
                 for layer in trained.layers:
                     with _replaying(prefix.before(layer)) if cache else nullcontext():
-                        for t in times:
-                            put(layer, t)
-                            logits = prefix.logits if cache and t == last else net(x)
-                            hits[layer, t].append(predicted(logits) == y)
+                        for time in times:
+                            put(layer, time)
+                            logits = prefix.logits if cache and time == last else net(x)
+                            hits[layer, time].append(predicted(logits) == y)
                     put(layer, last)
                     bar.update()
     rows = []
-    for (layer, t), parts_of in hits.items():
-        rows += _rows(torch.cat(parts_of), trained.mask, layer=layer, time=t)
+    for (layer, time), parts_of in hits.items():
+        rows += _rows(torch.cat(parts_of), trained.mask, layer=layer, time=time)
     return rows
 
 
 def _reestimated(trained: _Trained, times: list[float], batch: int, progress: bool) -> list[dict]:
     "The whole network runs for each layer and time, under statistics of its own."
-    net, run, data = trained.net, trained.run, trained.data
+    net = trained.net
+    run = trained.run
+    data = trained.data
     end = run.checkpoints[max(run.checkpoints)]
     rows = []
     with _bar(len(trained.layers) * len(times), progress) as bar:
-        for layer, t in product(trained.layers, times):
+        for layer, time in product(trained.layers, times):
             net.load_state_dict(end)
-            put_back(net, run.checkpoints[t], layer, buffers=False)
+            put_back(net, run.checkpoints[time], layer, buffers=False)
             _reestimate(net, data, batch)
             hits = predicted(predict(net, data.x, batch, data.index)) == data.y
-            rows += _rows(hits, trained.mask, layer=layer, time=t)
+            rows += _rows(hits, trained.mask, layer=layer, time=time)
             bar.update()
     return rows
 
@@ -328,8 +348,8 @@ def _fresh(net: nn.Module, run: Run, data: NoisyDataset, layer: str) -> nn.Modul
 
 def _check_options(options: dict):
     "`ValueError` for options of `fit` that cannot serve several layers."
-    if taken := sorted({"observe", "folder", "test"} & options.keys()):
-        raise ValueError(f"{', '.join(taken)}: what `retrain` sets itself, for each layer anew")
+    why = "what `retrain` sets itself, for each layer anew"
+    refuse_options(options, ("observe", "folder", "test"), why)
     recipes = {k: options[k] for k in ("optimizer", "schedule") if k in options}
     made = [k for k, v in recipes.items() if not isinstance(v, str) and not callable(v)]
     if made:

@@ -105,7 +105,8 @@ def owned(
         if not isinstance(v, Tensor) or v.ndim != 1 or v.is_floating_point() or v.is_complex():
             raise TypeError(f"{what}={shown(v)} must be a tensor of integers (b,)")
     number("p_mem", p_mem, "lie in [0, 1]", lambda v: 0 <= v <= 1)
-    site, seed = whole("site", site, 0), seed_of(seed)
+    site = whole("site", site, 0)
+    seed = seed_of(seed)
     example = _hash(_hash(index) ^ _hash(torch.tensor((seed * 8191 + site + 1) % 2**63)).item())
     return _hash(example[:, None] + channels * 0x9E3779B9) < int(p_mem * 2**32)
 
@@ -155,20 +156,21 @@ class TiedDropout(_AtLayers):
             self.mode = before
 
     def act(self, site: int, value: Tensor, module: nn.Module) -> Tensor:
-        c, shaped = _channels(module, value)
-        fixed = int(self.p_gen * c + 0.5)
+        channels, shaped = _channels(module, value)
+        fixed = int(self.p_gen * channels + 0.5)
         if fixed < 1:
+            least = math.ceil(500 / channels) / 1000
             raise ValueError(
-                f"p_gen={self.p_gen} leaves none of the {c} channels of {self.layers[site]!r} on; "
-                f"it must be at least {math.ceil(500 / c) / 1000:g}"
+                f"p_gen={self.p_gen} leaves none of the {channels} channels of "
+                f"{self.layers[site]!r} on; it must be at least {least:g}"
             )
         mode = "own" if module.training else self.mode
-        mask = value.new_zeros(1, c)
+        mask = value.new_zeros(1, channels)
         mask[:, :fixed] = 1
         if mode == "scaled":
             mask[:, fixed:] = self.p_mem
         if mode == "rescaled":
-            mask *= (fixed + self.p_mem * (c - fixed)) / fixed
+            mask *= (fixed + self.p_mem * (channels - fixed)) / fixed
         index = present_examples() if mode == "own" else None
         if index is not None:
             if len(index) != len(value):
@@ -176,7 +178,7 @@ class TiedDropout(_AtLayers):
                     f"a batch of {len(value)} inputs came with the index of {len(index)} examples"
                 )
             mask = mask.repeat(len(value), 1)
-            memory = torch.arange(fixed, c, device=value.device)
+            memory = torch.arange(fixed, channels, device=value.device)
             mask[:, fixed:] = owned(index.to(value.device), memory, site, self.p_mem, self.seed)
         return value * shaped(mask)
 
@@ -214,10 +216,10 @@ class SparseChannels(_AtLayers):
         self.seed = seed_of(seed)
 
     def act(self, site: int, value: Tensor, module: nn.Module) -> Tensor:
-        c, shaped = _channels(module, value)
-        g = torch.Generator().manual_seed((self.seed * 8191 + site) % 2**63)
-        on = torch.randperm(c, generator=g)[: max(1, round(self.kept * c))]
-        mask = value.new_zeros(1, c)
+        channels, shaped = _channels(module, value)
+        generator = torch.Generator().manual_seed((self.seed * 8191 + site) % 2**63)
+        on = torch.randperm(channels, generator=generator)[: max(1, round(self.kept * channels))]
+        mask = value.new_zeros(1, channels)
         mask[:, on.to(value.device)] = 1
         return value * shaped(mask)
 

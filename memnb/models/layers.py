@@ -301,7 +301,8 @@ def channel_dim(
     ]
     if not layers:
         return 2 if value.ndim == 3 else 1
-    usual, other = 1, value.ndim - 1
+    usual = 1
+    other = value.ndim - 1
     if isinstance(layers[-1], _LAST):
         usual, other = other, usual
     # something behind the layer may have moved the channels

@@ -343,19 +343,19 @@ def hidden_groups(
     def why_not(group: str) -> str:
         return _why_not(group, calls, len(x))
 
-    groups = [g for g in layer_groups(model) if not g.endswith("(root)")]
+    groups = [group for group in layer_groups(model) if not group.endswith("(root)")]
     left_out = {}
     while True:  # until no head is left to be taken apart
-        left_out |= {g: why_not(g) for g in groups if why_not(g)}
-        there = [g for g in groups if g not in left_out]
+        left_out |= {group: why_not(group) for group in groups if why_not(group)}
+        there = [group for group in groups if group not in left_out]
         heads = _heads(model, there, calls, logits)
         groups = _refined(model, there, heads)
         if groups == there:
             break
-    end = min((calls[g].order for g in heads), default=0)
-    outer = [g for g in _prefixes(there) if not why_not(g) and calls[g].order < end]
-    hidden = _distinct(calls, [g for g in there if g not in heads], outer)
+    end = min((calls[group].order for group in heads), default=0)
+    outer = [group for group in _prefixes(there) if not why_not(group) and calls[group].order < end]
+    hidden = _distinct(calls, [group for group in there if group not in heads], outer)
     _warn(model, left_out, hidden)
     if not head:
         return hidden
-    return hidden + sorted(heads, key=lambda g: calls[g].order)
+    return hidden + sorted(heads, key=lambda group: calls[group].order)

@@ -30,24 +30,26 @@ from ..lab.experiments import arguments_of
 from memnb.lab.parameters import (
     FILE,
     RATE,
+    TRAINING_RULES,
     Parameters,
     Params,
     Rule,
     between,
     check_fits,
+    check_source,
     count,
     in_place_of,
     many,
     once,
     one_of,
     setting,
+    size_of,
 )
 from ..localization.tied_dropout import SparseChannels, StandardDropout, TiedDropout, remembered
 from ..localization.unit_search import SEARCH_MODES
 from ..models.evaluation import device_of, predict, predicted
 from ..models.networks import build
 from ..models.structure import layer_groups
-from .latent import TRAINING_RULES, check_source, size_of
 from ..runs.run import Run
 from ..trainer.stacked import fit_stacked
 from ..trainer.steps import Training
@@ -129,7 +131,7 @@ _RULES = {
     "scores": FILE,
 }
 
-
+# %% ../../nbs/papers/10_localization.ipynb #cell05p1
 def _check_values(p: Params):
     "`ValueError` unless the parameters fit each other, in this figure."
     for k in ("rhos", "seeds", "cells", "shares"):
@@ -187,7 +189,7 @@ def localization_network(p: Params, shape: Sequence[int], n_classes: int, seed: 
     }
     return dict(name=p.model, shape=list(shape), n_classes=n_classes, seed=seed, **own[p.model])
 
-
+# %% ../../nbs/papers/10_localization.ipynb #cell07p1
 def checkpoint_epochs(p: Params) -> list[float]:
     "Epochs at which a checkpoint is kept: 0, the first, and about ten more up to the last."
     return sorted({0.0, 1.0, *(float(round(i * p.epochs / 10)) for i in range(1, 11))})
@@ -204,14 +206,14 @@ def localization_settings(p: Params) -> dict:
         batch=p.batch,
     )
 
-
+# %% ../../nbs/papers/10_localization.ipynb #cell07p2
 def _needs(p: Params, size: int, n: int, there: Source, runs: int) -> tuple[float, float]:
     "Bytes of memory and disk that so many runs take at least; `size`: numbers in the network."
     inputs = 4 * math.prod(there.shape) * (n + there.tests)
     each = len(checkpoint_epochs(p)) * size * 4 + p.epochs * n * 18
     return runs * each + 40 * size + 2 * inputs, len(p.seeds) * each
 
-
+# %% ../../nbs/papers/10_localization.ipynb #cell07p3
 def check_groups(data: NoisyDataset):
     "`ValueError` unless some labels are wrong, and some right."
     if data.is_noisy.all() or not data.is_noisy.any():
@@ -271,7 +273,7 @@ def attach(
     make = ATTACHMENTS[check_choice("attachment", what["name"], ATTACHMENTS)]
     return make(net, behind, seed, **numbers)
 
-
+# %% ../../nbs/papers/10_localization.ipynb #cell08p1
 def check_masks(p: Params, net: nn.Module, data: NoisyDataset):
     "`ValueError` for a share of general channels that leaves none of a layer's."
     for p_gen in {p.p_gen, *p.cells}:
@@ -281,7 +283,7 @@ def check_masks(p: Params, net: nn.Module, data: NoisyDataset):
         finally:
             tied.remove()
 
-
+# %% ../../nbs/papers/10_localization.ipynb #cell08p2
 def memory_modes(
     tied: TiedDropout,
     mask: Tensor | None = None,  # (n,) bool; default: the noisy examples
@@ -307,8 +309,10 @@ def seen_and_unseen(
     The first of those that were trained on it, the second of those that were not: an estimate of
     its C-score. NaN where there is none.
     """
-    n, size = len(data), round(0.7 * len(data))
-    shape, lr = data.x.shape[1:], _suitable_lr(data)
+    n = len(data)
+    size = round(0.7 * len(data))
+    shape = data.x.shape[1:]
+    lr = _suitable_lr(data)
     models = [
         build("mlp", shape=shape, widths=(64,), n_classes=data.n_classes, seed=i)
         for i in range(subsets)
@@ -338,7 +342,7 @@ def memorization_scores(data: NoisyDataset, **options) -> Tensor:
     seen, unseen = seen_and_unseen(data, **options)
     return seen - unseen
 
-
+# %% ../../nbs/papers/10_localization.ipynb #cell10p1
 def published_counts(threshold: float = 0.5) -> dict[str, int]:
     "Data set -> examples whose published C-score is below a threshold, where the file is there."
     files = {k: data_root() / f"{k}-cscores-orig-order.npz" for k in ("mnist", "cifar10")}
@@ -349,7 +353,7 @@ def published_counts(threshold: float = 0.5) -> dict[str, int]:
                 counts[name] = int((z["scores"] < threshold).sum())
     return counts
 
-
+# %% ../../nbs/papers/10_localization.ipynb #cell10p2
 def localization_subtitle(p: Params, data: NoisyDataset) -> str:
     "Data, sizes, network, seeds and wrong labels in a few words, for a picture's subtitle."
     size = "" if p.get("n") else f", {len(data):,} examples"
@@ -370,7 +374,8 @@ def _seconds_of_memorization(data: NoisyDataset) -> float:
 def analysis_seconds(p: Params, call: partial) -> float:
     "About how long a figure's analyses take beside its trainings, from a few measured steps."
     given = arguments_of(call)
-    net, data = given["model"], given["data"]
+    net = given["model"]
+    data = given["data"]
     step, look = costs(net, data, given.get("test"), p.batch, backward=given.get("backward"))
     epoch = math.ceil(len(data) / p.batch) * step + look
     return _of_analyses(p, data, len(layer_groups(net)), epoch, look)
@@ -383,7 +388,9 @@ def _of_analyses(
     epoch: float,  # seconds
     look: float,  # seconds of a recorded time
 ) -> float:
-    seeds, retraining, rewinding = len(p.seeds), layers * 20 * epoch, layers * look
+    seeds = len(p.seeds)
+    retraining = layers * 20 * epoch
+    rewinding = layers * look
     # some 10 passes of 10 inputs for each of two groups
     searching = 200 * p.get("examples", 0) / len(data) * epoch
     if p.figure == "localization_rewinding":
@@ -397,7 +404,7 @@ def _of_analyses(
         return seeds * (again + searching) + _seconds_of_memorization(data)
     return 0.0
 
-
+# %% ../../nbs/papers/10_localization.ipynb #cell11p1
 def marked(rows: pl.DataFrame, run: Run, rho: float, seed: int) -> pl.DataFrame:
     "Rows of one run with `rho, noise_rate (realised), seed, epoch`."
     rows = rows.rename({"time": "epoch"}) if "time" in rows.columns else rows

@@ -88,7 +88,9 @@ GRADIENTS = [
 ]
 
 # %% ../../nbs/papers/13_localization_layer_claims.ipynb #cell08
-LOWEST, HIGHEST = 0.01, 0.99  # noise rates of Figure 11's ends
+# noise rates of Figure 11's ends
+LOWEST = 0.01
+HIGHEST = 0.99
 
 
 def _at_rate(rate: float) -> Callable:
@@ -306,7 +308,8 @@ _NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
 
 def _atypical_by_c_scores(dataset: str) -> tuple[Claim, Claim]:
     "As many atypical examples as the paper says of this data set, and as it says of the other."
-    name, n = _NAMES[dataset], C_SCORES[dataset]
+    name = _NAMES[dataset]
+    n = C_SCORES[dataset]
     other, m = next((_NAMES[k], v) for k, v in C_SCORES.items() if k != dataset)
     about = dict(
         definition=f"examples of {name} with a published C-score below 0.5, between half and "

@@ -14,9 +14,9 @@ from itertools import combinations
 import numpy as np
 import polars as pl
 
-from ..lab.claims import Claim
+from ..lab.claims import Claim, mean_value
 from .localization_layer_claims import RANDOM_GROUP, TRUE
-from .localization_measures import BROKEN, mean_value, spread, table2
+from .localization_measures import BROKEN, spread, table2
 
 # %% ../../nbs/papers/14_localization_unit_claims.ipynb #cell05
 def _units(f: pl.DataFrame, group: str) -> np.ndarray:
@@ -26,7 +26,8 @@ def _units(f: pl.DataFrame, group: str) -> np.ndarray:
 
 def _fewer(f: pl.DataFrame) -> float:
     "Mean number of the noisy over that of the clean."
-    noisy, clean = _units(f, "noisy"), _units(f, "clean")
+    noisy = _units(f, "noisy")
+    clean = _units(f, "clean")
     return float(noisy.mean() / clean.mean()) if len(noisy) and len(clean) else math.nan
 
 
@@ -38,7 +39,8 @@ def _under_ten(f: pl.DataFrame, group: str) -> float:
 
 def _auc(f: pl.DataFrame) -> float:
     "Chance that a noisy example needs fewer units than a clean one, ties half."
-    noisy, clean = _units(f, "noisy")[:, None], _units(f, "clean")[None]
+    noisy = _units(f, "noisy")[:, None]
+    clean = _units(f, "clean")[None]
     wins = (noisy < clean) + 0.5 * (noisy == clean)
     return float(wins.mean()) if wins.size else math.nan
 
@@ -51,7 +53,8 @@ def _shares(f: pl.DataFrame, group: str) -> dict[str, float]:
 
 def _overlap(f: pl.DataFrame) -> float:
     "Share of the units that lie in the same layers in both groups: 1 minus the total variation."
-    clean, noisy = _shares(f, "clean"), _shares(f, "noisy")
+    clean = _shares(f, "clean")
+    noisy = _shares(f, "noisy")
     common = [min(share, clean.get(layer, 0)) for layer, share in noisy.items()]
     return float(sum(common)) if clean and noisy else math.nan
 

@@ -24,6 +24,7 @@ from ..datasets.sources import source
 from ..lab.experiments import arguments_of, gather
 from memnb.lab.parameters import (
     RATE,
+    TRAINING_RULES,
     Parameters,
     Params,
     Rule,
@@ -53,7 +54,6 @@ from memnb.modular.fourier import (
     strict,
 )
 from ..modular.partitions import correct, importance, partition, reader
-from .latent import TRAINING_RULES
 from ..runs.run import Run
 from ..trainer.steps import Training
 
@@ -186,7 +186,8 @@ def _check_pictures(p: Params):
 
 def needs(p: Params, runs: float) -> tuple[float, float]:
     "Bytes of memory and disk that so many networks take at least."
-    size, pairs = 3 * p.modulus * p.width, p.modulus**2
+    size = 3 * p.modulus * p.width
+    pairs = p.modulus**2
     return 4 * pairs * (3 * p.width + 10 * p.modulus) + 40 * size, runs * (4 * size + 900 * pairs)
 
 
@@ -222,7 +223,8 @@ def freeze_first_layer(net: ModularNet) -> ModularNet:
 def _additive_hits(net: ModularNet, train: NoisyDataset) -> Tensor:
     "(n,) bool: whether the additive part of the logits gives the label of a training pair."
     grid = net.grid().detach()
-    rows, columns = grid.mean(0, keepdim=True), grid.mean(1, keepdim=True)
+    rows = grid.mean(0, keepdim=True)
+    columns = grid.mean(1, keepdim=True)
     additive = (rows + columns - grid.mean((0, 1), keepdim=True)).flatten(0, 1)
     return additive[train.index].argmax(1) == train.y
 

@@ -13,7 +13,7 @@ from functools import partial
 
 import polars as pl
 
-from ..lab.claims import Claim, judge
+from ..lab.claims import Claim, judge, mean_value
 
 # %% ../../nbs/papers/17_modular_claims.ipynb #cell04
 OURS = "not in the abstract"
@@ -28,17 +28,11 @@ PERMUTED_MARKS = "the marks of wrong labels permuted among all training examples
 RANDOM_NEURONS = "neurons in random order"
 
 
-def _value(f: pl.DataFrame, column: str = "accuracy", **where) -> float:
-    "The mean of a column over the rows where columns have these values; NaN where there are none."
-    v = f.filter(**where)[column].drop_nulls()
-    return float(v.mean()) if len(v) else math.nan
-
-
 def _end(
     f: pl.DataFrame, part: str = "network", group: str = "test", target: str = "true"
 ) -> float:
     "Accuracy at the end of training."
-    return _value(f, epoch=f["epoch"].max(), part=part, group=group, target=target)
+    return mean_value(f, epoch=f["epoch"].max(), part=part, group=group, target=target)
 
 # %% ../../nbs/papers/17_modular_claims.ipynb #cell06
 def _suppressed(f: pl.DataFrame) -> float:
@@ -104,7 +98,7 @@ COEXISTENCE = [
 # %% ../../nbs/papers/17_modular_claims.ipynb #cell08
 def _got(f: pl.DataFrame, method: str = "projection", view: str = "trained") -> float:
     "Test accuracy of a method on a view."
-    return _value(f, view=view, method=method)
+    return mean_value(f, view=view, method=method)
 
 
 def _best(f: pl.DataFrame, view: str) -> float:
@@ -116,7 +110,7 @@ def _best(f: pl.DataFrame, view: str) -> float:
 def _phase(f: pl.DataFrame, view: str = "trained", other: bool = False) -> float:
     "Phase alignment for the frame's operation, or for the other one."
     subtracts = f["operation"][0] == "sub"
-    return _value(f, "sub" if subtracts != other else "add", view=view)
+    return mean_value(f, "sub" if subtracts != other else "add", view=view)
 
 # %% ../../nbs/papers/17_modular_claims.ipynb #cell09
 EXTRACTION = [
@@ -193,7 +187,8 @@ def _at(f: pl.DataFrame, decay: float, width: int, **where) -> float:
 
 def _gain(f: pl.DataFrame, decay: float) -> float:
     "Test accuracy of the widest minus that of the narrowest; NaN for one width alone."
-    narrow, wide = f["width"].min(), f["width"].max()
+    narrow = f["width"].min()
+    wide = f["width"].max()
     return _at(f, decay, wide) - _at(f, decay, narrow) if narrow != wide else math.nan
 
 
@@ -245,12 +240,13 @@ def _additive(f: pl.DataFrame) -> float:
         return math.nan
     lead = both.sort(pl.col("noisy") - pl.col("clean"))["epoch"][-1]
     additive = f.filter(part="additive", epoch=lead, target="given")
-    return _value(additive, group="noisy") - _value(additive, group="clean")
+    return mean_value(additive, group="noisy") - mean_value(additive, group="clean")
 
 
 def _copies(f: pl.DataFrame) -> float:
     "How often a noisy label stands in its row and column, over the same for a clean one."
-    return _value(f, "copies", group="noisy") / (_value(f, "copies", group="clean") or math.nan)
+    clean = mean_value(f, "copies", group="clean")
+    return mean_value(f, "copies", group="noisy") / (clean or math.nan)
 
 
 ORDER = [
@@ -303,7 +299,7 @@ def half_in_words(
 # %% ../../nbs/papers/17_modular_claims.ipynb #cell15
 def _ahead(f: pl.DataFrame, by: str, than: str, task: str = "modular") -> float:
     "Test accuracy of one way to answer minus that of another."
-    return _value(f, task=task, by=by) - _value(f, task=task, by=than)
+    return mean_value(f, task=task, by=by) - mean_value(f, task=task, by=than)
 
 
 PARTITION = [

@@ -203,7 +203,8 @@ def drift() -> Callable:
 
     def observe(t: float, net: TwoLayer) -> list[dict]:
         first = snapshots.setdefault("first", net)
-        scale, scale0 = net.v.double() / net.r, first.v.double() / first.r
+        scale = net.v.double() / net.r
+        scale0 = first.v.double() / first.r
         row = dict(
             length_change=((net.r - first.r).abs() / first.r).mean().item(),
             turn=(2 - 2 * _cosines(net, first)).sqrt().mean().item(),
@@ -346,7 +347,8 @@ def side_by_side(
 
 def _beside(clean: Callable, lr: float, factor: float) -> Callable:
     "An observer that compares each snapshot with the next one of the clean network's `flow`."
-    total, first_gates = {}, []
+    total = {}
+    first_gates = []
 
     def observe(t: float, net: TwoLayer) -> list[dict]:
         _, partner = next(clean)
@@ -367,7 +369,7 @@ def noisy_over_clean(frame: pl.DataFrame, y: str) -> pl.DataFrame:
     both = noisy.join(clean, on=keys, suffix="_clean").sort(keys)
     return both.select(*keys, ratio=pl.col(y) / pl.col(f"{y}_clean"))
 
-
+# %% ../../nbs/papers/02_relu.ipynb #cell17p1
 def subtitle(p: Params, seeds: Sequence[int] | None = None) -> str:
     "What a picture shows: data, size and seeds, what its lines are, and how large the paper is."
     seeds = p.seeds if seeds is None else seeds
@@ -379,7 +381,7 @@ def subtitle(p: Params, seeds: Sequence[int] | None = None) -> str:
         words.append(f"paper: {paper['dataset']}, {paper['n']:,} examples, width {paper['width']}")
     return "; ".join(words)
 
-
+# %% ../../nbs/papers/02_relu.ipynb #cell17p2
 CONFIDENT = 3.0  # a margin at which the network gives a label 95%
 
 
@@ -395,7 +397,7 @@ def clean_margins(run: Run) -> list[pl.DataFrame]:
     values = dict(margin=margin.mean(1).numpy(), confident=confident.mean(1).numpy())
     return [pl.DataFrame(dict(time=run.time.numpy(), group="all", target="true", **values))]
 
-
+# %% ../../nbs/papers/02_relu.ipynb #cell17p3
 def log_odds(frame: pl.DataFrame, sign: int = 1) -> dict[str, float]:
     "The log-odds of each realised noise rate, for a rule in a chart; by what is written beside it."
     rates = frame.select("rho", "noise_rate").unique(maintain_order=True).sort("rho")

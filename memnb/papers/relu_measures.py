@@ -51,7 +51,9 @@ def crossing(c: Curve, level: float, after: float = 0) -> float:
         return math.inf
     start = max(after, t[0])
     rest = t > start
-    t, v = np.r_[start, t[rest]], np.r_[np.interp(start, t, v), v[rest]]
+    at_start = np.interp(start, t, v)
+    t = np.r_[start, t[rest]]
+    v = np.r_[at_start, v[rest]]
     there = np.flatnonzero(v >= level)
     if not len(there):
         return math.inf

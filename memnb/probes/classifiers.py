@@ -43,7 +43,8 @@ def _as_tensors(X, y, n_classes: int | None) -> tuple[Tensor, Tensor, np.ndarray
     if n_classes is None:
         classes, y = y.unique(return_inverse=True)
         return x, y, classes.cpu().numpy()
-    low, high = y.min().item(), y.max().item()
+    low = y.min().item()
+    high = y.max().item()
     if y.is_floating_point() or low < 0 or high >= n_classes:
         raise ValueError(
             f"labels span {low} to {high}; with n_classes={n_classes} they are integers in "

@@ -87,7 +87,7 @@ def _used(x: Tensor, few: int = 256) -> Tensor:
     used[unused] = (x[few:].index_select(1, unused) != 0).any(0)
     return used
 
-
+# %% ../../nbs/probes/01_geometry.ipynb #cell09p1
 class ClassShapes:
     """Activations of each class, as far as probes need them: `add` all batches, then `finish`.
 
@@ -117,7 +117,8 @@ class ClassShapes:
         """
         x = flat(x).detach()
         if x.device.type == "mps":  # it has no float64
-            x, y = x.cpu(), y.cpu()
+            x = x.cpu()
+            y = y.cpu()
         self._check(x, y)
         if not len(x):
             return self
@@ -210,7 +211,8 @@ class ClassShapes:
 
     def _sort(self):
         "From all rows: those of each class, and their energy (K,)."
-        x, y = self.x, self.y
+        x = self.x
+        y = self.y
         self.count = torch.bincount(y, minlength=self.k)
         self._find_live(_used(x))
         rows = [x.index_select(0, at) for at in y.argsort(stable=True).split(self.count.tolist())]
@@ -296,7 +298,7 @@ class ClassShapes:
         columns = self.live.nonzero()[:, 0].expand(len(v), -1)
         return v.new_zeros(len(v), self.d).scatter_(1, columns, v)
 
-
+# %% ../../nbs/probes/01_geometry.ipynb #cell09p2
 def check_class(shapes: ClassShapes, c: int):
     "`TypeError` unless the shapes are finished, `ValueError` unless c is one of their classes."
     if not isinstance(shapes, ClassShapes) or shapes.live is None:

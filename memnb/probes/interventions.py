@@ -177,7 +177,9 @@ def transfer(
     if layer is not None:
         new = linear_head(fit_probe(model, data, layer, probe, batch))
         cut = Truncated(deepcopy(model), layer, new)
-        cut.training = cut.head.training = model.training  # within, each part keeps its own mode
+        # within, each part keeps its own mode
+        cut.training = model.training
+        cut.head.training = model.training
         return cut
     name, reads = find_head(model, data, head)
     new = linear_head(fit_probe(model, data, reads, probe, batch))

@@ -78,7 +78,8 @@ def _single(shapes: ClassShapes, c: int, share: float) -> tuple[Tensor, Tensor, 
         return None
     if not values.isfinite().all():
         return None
-    values, vectors = values.flip(0).clamp_min(0).double(), vectors.T.flip(0)
+    values = values.flip(0).clamp_min(0).double()
+    vectors = vectors.T.flip(0)
     doubt = 16 * torch.finfo(torch.float32).eps
     if ((values.cumsum(0) - share).abs() <= doubt).any():
         values = torch.linalg.eigvalsh(shapes.small(c) / shapes.energy[c]).flip(0).clamp_min(0)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor, nn
 
-from ..common.checks import check_choice, number, seed_of, shown, whole
+from ..common.checks import check_among_times, check_choice, number, seed_of, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import eager, examples, predict
 from ..models.layers import first_tensor
@@ -56,7 +56,7 @@ def check_numbers(epochs, batch, clip, stop_at, seed):
     check_positive("stop_at", stop_at, "in (0, 1], or None", 1)
     seed_of(seed)
 
-
+# %% ../../nbs/trainer/03_settings.ipynb #cell06p1
 def check_test(
     data: NoisyDataset,  # training set
     test: NoisyDataset | None,  # held-out examples of the same shape and classes
@@ -76,14 +76,14 @@ def check_test(
     if test.x.dtype != data.x.dtype:
         raise ValueError(f"test examples are {test.x.dtype}, training examples {data.x.dtype}")
 
-
+# %% ../../nbs/trainer/03_settings.ipynb #cell06p2
 def check_functions(what: str, value) -> list[Callable]:
     "Functions as a list. `TypeError` for anything else, one function by itself included."
     if callable(value) or not isinstance(value, Sequence) or not all(map(callable, value)):
         raise TypeError(f"{what}={shown(value)} must be a list of functions")
     return list(value)
 
-
+# %% ../../nbs/trainer/03_settings.ipynb #cell06p3
 def _checkpoint_times(checkpoints, times: list[float]) -> list[float]:
     "Times at which parameters are kept: those asked for, among the recorded ones, or the last."
     if checkpoints is None:
@@ -91,8 +91,7 @@ def _checkpoint_times(checkpoints, times: list[float]) -> list[float]:
     if isinstance(checkpoints, (str, dict)) or not hasattr(checkpoints, "__iter__"):
         raise TypeError(f"checkpoints={shown(checkpoints)} must be a list of numbers")
     wanted = sorted(number("a checkpoint", t) for t in checkpoints)
-    if missing := sorted(set(wanted) - set(times)):
-        raise ValueError(f"checkpoints {missing} are not among the times")
+    check_among_times("checkpoints", wanted, times)
     return wanted
 
 # %% ../../nbs/trainer/03_settings.ipynb #cell08
@@ -216,7 +215,7 @@ class Plan:
     size: int  # examples a step
     join: bool  # the last batch of an epoch, of one example, with the one before
 
-
+# %% ../../nbs/trainer/03_settings.ipynb #cell18p1
 def make_schedule(
     schedule,  # a key of `SCHEDULES`, a function like theirs, or a scheduler
     optimizer: torch.optim.Optimizer,  # whose rates it sets
@@ -244,7 +243,7 @@ def make_schedule(
         raise ValueError("the schedule is of another optimizer")
     return made
 
-
+# %% ../../nbs/trainer/03_settings.ipynb #cell18p2
 def _configuration(settings: Settings, model: nn.Module, test: NoisyDataset | None) -> dict:
     "What a Run stores of its training, as it is read back from a folder: JSON values."
     known = dict(
@@ -273,7 +272,7 @@ def _configuration(settings: Settings, model: nn.Module, test: NoisyDataset | No
             f"config and options must hold JSON values (texts, numbers, lists, dictionaries): {e}"
         ) from None
 
-
+# %% ../../nbs/trainer/03_settings.ipynb #cell18p3
 def prepare(
     model: nn.Module,  # moved to the device
     data: NoisyDataset,  # training set
@@ -303,7 +302,8 @@ def prepare(
     schedule = make_schedule(settings.schedule, optimizer, last)
     config = _configuration(settings, model, test)
     if settings.progress:
-        times, checkpoints = len(settings.times), len(settings.checkpoints)
+        times = len(settings.times)
+        checkpoints = len(settings.checkpoints)
         print(expected_space(model, data, size, times, checkpoints))
     recorder = Recorder(data, test, config=config)
     plan = Plan(settings, at, last, per_epoch, size, join)

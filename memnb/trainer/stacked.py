@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..common.checks import number, shown
+from ..common.checks import number, refuse_options, shown
 from ..datasets.noisy_datasets import NoisyDataset
 from ..runs.recorder import Recorder
 from ..runs.run import Run
@@ -389,36 +389,37 @@ def train_stacked(
     observe = check_functions("observe", observe)
     if why := why_not(models):
         raise ValueError(f"the networks cannot be stacked: {why}")
-    m = len(models)
+    count = len(models)
     device = pick_device(device)
-    own = _checked_own(epochs, batch, lr, clip, seed, stop_at=stop_at, m=m)
-    _check_lists(m, data, test, config)
+    own = _checked_own(epochs, batch, lr, clip, seed, stop_at=stop_at, m=count)
+    _check_lists(count, data, test, config)
     _check_alike(data, test)
     data = [d.to(device) for d in data]
-    test = [None] * m if test is None else [t.to(device) for t in test]
+    test = [None] * count if test is None else [t.to(device) for t in test]
     for net, d in zip(models, data, strict=True):
         check_outputs(net.to(device), d)
     steps = _steps(epochs, times, len(data[0]), batch)
-    inner = sorted(range(m), key=lambda i: own[i].lr)  # the stack's order
-    stack = Stack([models[i] for i in inner])
-    opt = _stacked_optimizer(stack, [own[i].lr for i in inner], optimizer, options)
+    # numbers of the networks in the order of the stack
+    stacked = sorted(range(count), key=lambda network: own[network].lr)
+    stack = Stack([models[i] for i in stacked])
+    opt = _stacked_optimizer(stack, [own[i].lr for i in stacked], optimizer, options)
     known = _configuration(
         epochs, times, optimizer=optimizer, batch=batch, stop_at=stop_at, options=options
     )
     members = [
         _member(
-            models[i],
-            data[i],
-            test[i],
+            models[network],
+            data[network],
+            test[network],
             opt,
-            inner.index(i),
-            known=known | vars(own[i]),
-            config=config[i] if config else None,
+            stacked.index(network),
+            known=known | vars(own[network]),
+            config=config[network] if config else None,
         )
-        for i in range(m)
+        for network in range(count)
     ]
-    most = _norms([own[i].clip for i in inner], like=stack.parameters[0])
-    seeds = [own[i].seed for i in inner]
+    most = _norms([own[i].clip for i in stacked], like=stack.parameters[0])
+    seeds = [own[i].seed for i in stacked]
     plan = _Plan(
         **steps, most=most, seeds=seeds, observe=observe, stop_at=stop_at, progress=progress
     )
@@ -446,11 +447,11 @@ def fit_stacked(
     **options,  # of `train_stacked`
 ) -> list[Run]:
     "A Run for each network. Errors as of `train_stacked`; `ValueError` for a folder or journal."
-    if taken := sorted({"folder", "journal"} & options.keys()):
-        raise ValueError(
-            f"{', '.join(taken)}: one place cannot keep many runs; "
-            "save each with memnb.runs.save_run"
-        )
+    refuse_options(
+        options,
+        ("folder", "journal"),
+        "one place cannot keep many runs; save each with memnb.runs.save_run",
+    )
     if why := why_not(models):
         warnings.warn(f"the networks are trained one by one: {why}", stacklevel=2)
         return _fit_each(models, data, epochs, test, **dict(config=None) | options)

@@ -144,7 +144,7 @@ def order(
     check_memory(f"the order of {n:,} examples takes", 8 * n)
     return torch.randperm(n, generator=torch.Generator().manual_seed(epoch_seed))
 
-
+# %% ../../nbs/trainer/01_steps.ipynb #cell16p1
 def recorded_times(epochs: float) -> list[float]:
     """The times, in epochs, that are recorded by default.
 
@@ -171,7 +171,7 @@ def times_of(times) -> list[float]:
         )
     return t
 
-
+# %% ../../nbs/trainer/01_steps.ipynb #cell16p2
 def steps_of(
     times: Sequence[float],  # in epochs, increasing, from 0 on
     per_epoch: int,  # steps in an epoch, 1 or more
@@ -311,7 +311,8 @@ def check_finite(
     good: dict | None,  # state to go back to, of the last recorded time
 ):
     "Raise `Diverged` if a loss since the last check is not finite."
-    losses, s.losses = s.losses, []
+    losses = s.losses
+    s.losses = []
     if not losses:
         return
     bad = (~torch.stack([loss for loss, _ in losses]).isfinite()).nonzero()
@@ -353,7 +354,7 @@ def check_network(model: nn.Module):
         if not p.isfinite().all():
             raise ValueError(f"the parameter {name} holds NaN or infinity; the network is no use")
 
-
+# %% ../../nbs/trainer/01_steps.ipynb #cell32p1
 def _reads(model: nn.Module) -> str:
     "What is known of the inputs that a network takes, in words."
     for name, p in model.named_parameters():
@@ -378,7 +379,8 @@ def check_outputs(
             f"the data are {shown(data)}; they must be a NoisyDataset (see from_arrays)"
         )
     data = data.to(device_of(model))
-    x, k = data.x[:2], data.n_classes
+    x = data.x[:2]
+    k = data.n_classes
     try:
         with examples(None), evaluating(model):
             logits = model(x)
@@ -400,7 +402,7 @@ def _check_logits(logits, n: int, k: int):
     if not logits.isfinite().all():
         raise ValueError("the model's outputs hold NaN or infinity; logits must be finite")
 
-
+# %% ../../nbs/trainer/01_steps.ipynb #cell32p2
 def own_config(
     known: dict,  # what the training's arguments say
     config: dict | None,  # what the user says

@@ -212,7 +212,8 @@ def fit(
         raise ValueError("journal: `fit` keeps one of its own beside folder=; `train` takes one")
     place = None if folder is None or folder == "" else run_folder(folder)
     s, plan = prepare(model, data, test, settings_of(epochs, progress=progress, **options))
-    journal = known = None
+    journal = None
+    known = None
     if place:
         known, unknown = identity(s, plan.settings)
         if run := finished_run(place, known, unknown):

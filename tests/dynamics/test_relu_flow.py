@@ -22,7 +22,7 @@ from memnb.datasets.loading import load
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.dynamics import integrators
 from memnb.dynamics.decomposition import follow
-from memnb.dynamics.integrators import _rkc_step, _settling_steps, _Stiffness, integrate
+from memnb.dynamics.integrators import _damping_steps, _rkc_step, _Stiffness, integrate
 from memnb.dynamics.relu_flow import ReLUField, _falling, flow, gradient_flow, row_space
 from memnb.models.networks import TwoLayerReLU, build, two_layer
 
@@ -51,8 +51,8 @@ def test_order_two_in_time_also_for_fields_that_depend_on_time(stages):
     assert math.log2(error(32) / error(64)) == pytest.approx(2, abs=0.15)
 
 
-@pytest.mark.parametrize("settle", [False, True])
-def test_logistic_growth_at_every_output(settle):
+@pytest.mark.parametrize("damping", [False, True])
+def test_logistic_growth_at_every_output(damping):
     times = [0, 0.5, 1, 2, 5, 10]
     out = dict(
         integrate(
@@ -60,13 +60,13 @@ def test_logistic_growth_at_every_output(settle):
             torch.tensor([0.1], dtype=DOUBLE),
             times,
             tol=1e-7,
-            settle=settle,
+            damping=damping,
         )
     )
     assert list(out) == times
     for t, y in out.items():
         assert y.item() == pytest.approx(
-            1 / (1 + 9 * math.exp(-t)), abs=2e-5 if not settle else 2e-3
+            1 / (1 + 9 * math.exp(-t)), abs=2e-5 if not damping else 2e-3
         )
 
 
@@ -134,11 +134,11 @@ def hardened():
     return dict(zip(OUTPUTS, solve_ivp(plain, (0, 40), [0.0, 0.1], **options).y.T, strict=True))
 
 
-@pytest.mark.parametrize("settle", [False, True])
+@pytest.mark.parametrize("damping", [False, True])
 @pytest.mark.parametrize("times", [OUTPUTS, *([t] for t in OUTPUTS), [0.5, 40], [3, 30]])
-def test_any_outputs_agree_with_scipy(hardened, times, settle):
+def test_any_outputs_agree_with_scipy(hardened, times, damping):
     y0 = torch.tensor([0, 0.1], dtype=DOUBLE)
-    out = dict(integrate(hardening, y0, times, rtol=1e-4, settle=settle))
+    out = dict(integrate(hardening, y0, times, rtol=1e-4, damping=damping))
     assert list(out) == times
     for t in times:
         assert out[t].numpy() == pytest.approx(hardened[t], abs=5e-4)
@@ -146,10 +146,10 @@ def test_any_outputs_agree_with_scipy(hardened, times, settle):
 
 @given(st.sets(st.sampled_from(OUTPUTS[:8]), min_size=1), st.booleans())
 @settings(max_examples=15, deadline=None)
-def test_any_subset_of_outputs_is_the_same_to_the_last_bit(subset, settle):
+def test_any_subset_of_outputs_is_the_same_to_the_last_bit(subset, damping):
     y0 = torch.tensor([0, 0.1], dtype=DOUBLE)
-    dense = dict(integrate(hardening, y0, OUTPUTS[:8], settle=settle))
-    for t, y in integrate(hardening, y0, sorted(subset), settle=settle):
+    dense = dict(integrate(hardening, y0, OUTPUTS[:8], damping=damping))
+    for t, y in integrate(hardening, y0, sorted(subset), damping=damping):
         assert torch.equal(y, dense[t])
 
 
@@ -186,12 +186,12 @@ def test_the_default_tolerance_has_no_scale(size, dtype):
 
 
 @pytest.mark.parametrize("margin", [0.6, 0.3, 0.1])
-@pytest.mark.parametrize("settle", [False, True])
-def test_a_bound_that_is_too_low_is_noticed(hardened, monkeypatch, margin, settle):
+@pytest.mark.parametrize("damping", [False, True])
+def test_a_bound_that_is_too_low_is_noticed(hardened, monkeypatch, margin, damping):
     monkeypatch.setattr(_Stiffness, "margin", margin)
     y0 = torch.tensor([0, 0.1], dtype=DOUBLE)
     try:
-        ((_, y),) = integrate(hardening, y0, [10], rtol=1e-3, settle=settle)
+        ((_, y),) = integrate(hardening, y0, [10], rtol=1e-3, damping=damping)
     except FloatingPointError:
         return
     assert y.numpy() == pytest.approx(hardened[10], abs=5e-3)
@@ -199,16 +199,16 @@ def test_a_bound_that_is_too_low_is_noticed(hardened, monkeypatch, margin, settl
 
 def test_damping_steps_that_blow_up_are_taken_again(hardened, monkeypatch):
     def low(bound):
-        return _settling_steps(bound / 4.4)  # as where the stiffness has grown from 6.0 to 26.5
+        return _damping_steps(bound / 4.4)  # as where the stiffness has grown from 6.0 to 26.5
 
-    monkeypatch.setattr(integrators, "_settling_steps", low)
+    monkeypatch.setattr(integrators, "_damping_steps", low)
     y0 = torch.tensor([0, 0.1], dtype=DOUBLE)
-    ((_, y),) = integrate(hardening, y0, [40], rtol=1e-3, settle=True)
+    ((_, y),) = integrate(hardening, y0, [40], rtol=1e-3, damping=True)
     assert y.numpy() == pytest.approx(hardened[40], abs=5e-3)
 
 
 def test_what_damping_steps_do_to_rates_in_and_above_their_band():
-    steps = _settling_steps(1.0)
+    steps = _damping_steps(1.0)
 
     def damped(rate):
         return abs(math.prod(1 - h * rate for h in steps))
