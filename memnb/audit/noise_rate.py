@@ -45,7 +45,7 @@ class Noise:
 
     @property
     def caveat(self) -> str:
-        "What the estimate does not stand on, in words; empty where it stands."
+        "Why the estimate is unreliable; empty where it is reliable."
         if (self.low, self.high) == (0, 1):
             return (
                 "The inputs do not tell the classes apart, or there are too few examples of one, "
@@ -124,16 +124,16 @@ def mistaken_share(
     return min(1.0, max(0.0, share)), min(1.0, max(0.0, share + error / scale))
 
 
-# of the fall of disagreement from unclear to clear cases; mistakes among the clear ones were less,
-# where classes are learnt
+# share of the difference in disagreement between unclear and clear cases; where the classes are
+# learned, fewer of the clear suggestions are mistaken
 _FALL = 0.4
 
 
 def _most_of_two(e: Tensor, y: Tensor, clear: Tensor) -> float:
     """The most that `mistaken_share` may be for two classes.
 
-    It is a share of what the disagreement falls by from the unclear to the clear cases; all, where
-    suggestions are poor.
+    It is a share of the difference in disagreement between unclear and clear cases. Where
+    suggestions are poor, it is 1.
     """
     differs = (e.argmax(1) != y).double()
     if not 0 < clear.sum() < len(y) or _kappa(e.argmax(1), y, 2) < 0.3:

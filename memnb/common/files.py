@@ -27,8 +27,8 @@ def local_path(
 ) -> Path:
     """`place` as a path of this machine, with `~` expanded.
 
-    `ValueError` for what is no path, for what no file system takes, and for an address such as
-    `s3://bucket/key`, of which `pathlib` would make a folder `s3:`.
+    `ValueError` for anything but a path, for one that no file system takes, and for an address
+    such as `s3://bucket/key`, of which `pathlib` would make a folder `s3:`.
     """
     text = os.fspath(place) if isinstance(place, (str, os.PathLike)) else ""
     given = f"{what}={reprlib.repr(str(place) if text else place)}"

@@ -26,7 +26,7 @@ def tensor_of(
     what: str,  # the argument's name
     value,
 ) -> Tensor:
-    "`value` as a tensor; `ValueError` for what is none."
+    "`value` as a tensor; `ValueError` for anything else."
     try:
         if isinstance(value, (list, tuple, range)):
             check_memory(f"{what} takes", 8 * len(value))  # a range is short, whatever it spans
@@ -222,7 +222,7 @@ class NoisyDataset(Dataset):
 
 # %% ../../nbs/datasets/01_noisy_datasets.ipynb #checkdata
 def check_data(data: NoisyDataset, what: str = "the data"):
-    "`ValueError` for what is no `NoisyDataset`."
+    "`ValueError` for anything but a `NoisyDataset`."
     if not isinstance(data, NoisyDataset):
         raise ValueError(
             f"{what} are a {type(data).__name__}; they must be a NoisyDataset, such as `load` and "
@@ -231,7 +231,7 @@ def check_data(data: NoisyDataset, what: str = "the data"):
 
 # %% ../../nbs/datasets/01_noisy_datasets.ipynb #cell15
 def _pair(dataset: Dataset, i: int) -> tuple[Tensor, int]:
-    "Input and label of one item; `ValueError` for what is no such pair."
+    "Input and label of one item; `ValueError` for anything but such a pair."
     item = dataset[i]
     try:
         x = item[0]

@@ -80,7 +80,7 @@ def _header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Header:
 def headers(path: Path) -> dict[str, Header]:
     """name -> header of the arrays in a `.npz` file; nothing else is read.
 
-    `ValueError` for a file that is none.
+    `ValueError` for a file of another kind.
     """
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
@@ -259,7 +259,7 @@ def _picture(path: Path) -> np.ndarray:
 
 
 def _validation_table(path: Path, names: list[str]) -> list[tuple[str, str]]:
-    "(file, class) of each validation picture. `ValueError` for a class that is none of `names`."
+    "(file, class) of each validation picture. `ValueError` for a class that is not in `names`."
     lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
     rows = [tuple((line.split("\t") + [""])[:2]) for line in lines]
     if unknown := sorted({name for _, name in rows} - set(names)):

@@ -217,7 +217,7 @@ def expect(
 ) -> str:
     """What to expect before heavy work, in words: runs, time, memory and disk.
 
-    Every case is stated, so what cannot be had is met here.
+    Every case is stated, so an impossible one fails here.
     """
     cases = cases_of(over or dict(rho=p.rhos, seed=p.seeds))
     calls = (_call_of(experiment, case) for case in cases)
@@ -272,7 +272,7 @@ def facts() -> dict:
 
 # %% ../../nbs/lab/05_experiments.ipynb #cell25
 def _check_results(p: Params, frame: pl.DataFrame, claims: pl.DataFrame | None, charts: dict):
-    "`ValueError` for anything that is no result."
+    "`ValueError` for anything but a result."
     if not isinstance(p, Params):
         raise ValueError(
             f"the parameters are a {type(p).__name__}; they must be those that `resolve` gave"
@@ -308,7 +308,7 @@ def keep(
 ) -> Path | None:
     """Write the results as `out/<figure>/<key>/`, whole or not at all.
 
-    The folder, or None without `out`. `ValueError` for anything that is no result.
+    The folder, or None without `out`. `ValueError` for anything but a result.
     """
     _check_results(p, frame, claims, charts)
     if not p.out:

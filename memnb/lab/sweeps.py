@@ -238,7 +238,7 @@ def _finish(waiting: dict, root: Path, bar: tqdm, after: Callable[[], None]):
 
 
 def _check_options(jobs, dask, slurm, timeout, watch):
-    "`ValueError` for an option of a sweep that is none."
+    "`ValueError` for an unknown option of a sweep."
     if not isinstance(jobs, int) or jobs < 1:
         raise ValueError(f"jobs={jobs!r} must be at least 1, and whole")
     check_timeout(timeout)

@@ -80,7 +80,7 @@ _EXAMPLES = ContextVar("examples")
 def examples(
     index: Tensor | None,  # (b,) int64 or int32; None: examples that nobody was trained on
 ):
-    "Within it, batches hold the training examples of this index. `ValueError` for what is none."
+    "Within it, batches hold the training examples of this index. `ValueError` for anything else."
     integers = (torch.int64, torch.int32)
     is_index = isinstance(index, Tensor) and index.ndim == 1 and index.dtype in integers
     if index is not None and not is_index:

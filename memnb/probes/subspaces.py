@@ -51,7 +51,7 @@ def _few(s: Tensor, share: float, tol: float) -> tuple[Tensor, Tensor] | None:
         m = _fewest(values, share)
         if m < r:
             return values[:m], vectors[:m]
-        least = r + (share - values.sum()) / values[-1]  # as those to come are no longer
+        least = r + (share - values.sum()) / values[-1]  # later eigenvalues are at most this one
         while r <= least:
             r *= 2
     return None

@@ -299,7 +299,7 @@ def save_run(
 
 # %% ../../nbs/runs/01_run.ipynb #cell20
 def _read(folder: Path) -> Run:
-    "The run in a folder whose files are whole; any error for one that is none."
+    "The run in a folder whose files are whole; any error for a folder without a run."
     plain = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     with np.load(folder / "arrays.npz", allow_pickle=False) as z:
         arrays = {k: torch.from_numpy(z[k]) for k in z.files}

@@ -29,7 +29,7 @@ _PLAIN = (
 
 
 def _leaves(module: nn.Module) -> list[nn.Module]:
-    "The layers of a network, in order; what is no `nn.Sequential` is one layer."
+    "The layers of a network, in order; anything but an `nn.Sequential` is one layer."
     if type(module) is not nn.Sequential:
         return [module]
     return [leaf for child in module for leaf in _leaves(child)]
