@@ -13,7 +13,8 @@ TENSORS = (
 def assert_same_tensors(a: Run, b: Run):
     "Every recorded number is the same, or absent from both."
     for name in TENSORS:
-        v, w = getattr(a, name), getattr(b, name)
+        v = getattr(a, name)
+        w = getattr(b, name)
         assert (v is None) == (w is None), name
         assert v is None or (v.dtype == w.dtype and torch.equal(v, w)), name
 

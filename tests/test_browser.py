@@ -106,7 +106,9 @@ SLOW = "[anywidget] Failed to initialize model."
 def opened(browser, address: str, path: str, **context):
     "A page; afterwards there was no error on its console, and no request left the machine."
     c = browser.new_context(viewport=dict(width=1500, height=1400), **context)
-    page, errors, left = c.new_page(), [], []
+    page = c.new_page()
+    errors = []
+    left = []
     page.set_default_timeout(WAIT)
     own = (address, address.replace("http", "ws"), "data:", "blob:")
 
@@ -157,7 +159,8 @@ def changed(page: Page, name: str, before: dict) -> dict:
 
 def still(page: Page) -> list[str]:
     "Wait until lines stay as they are for longer than from one epoch to the next; those lines."
-    before, end = None, time.monotonic() + WAIT / 1000
+    before = None
+    end = time.monotonic() + WAIT / 1000
     while (now := lines(page)) != before:
         assert time.monotonic() < end, "lines go on changing"
         before = now
@@ -207,7 +210,8 @@ def drag(page: Page, name: str, by: float):
     slider.scroll_into_view_if_needed()
     box = slider.locator(".noUi-handle").bounding_box()
     length = slider.locator(".noUi-target").bounding_box()["width"]
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    x = box["x"] + box["width"] / 2
+    y = box["y"] + box["height"] / 2
     page.mouse.move(x, y)
     page.mouse.down()
     page.mouse.move(x + by * length, y, steps=6)
@@ -282,7 +286,8 @@ def test_looking_back(lab):
 
 def test_pinned_beside_the_next(lab):
     halt(lab)
-    alone, (kept,) = drawn(lab), settings(lab)
+    alone = drawn(lab)
+    (kept,) = settings(lab)
 
     click(lab, "Pin")
     wait_for(lab, ".mark-line path", f"n == {2 * len(alone)}")

@@ -31,7 +31,11 @@ class Reader(HTMLParser):
 
     def __init__(self, path: Path):
         super().__init__()
-        self.ids, self.links, self.text, self.style, self.inside = set(), [], "", "", []
+        self.ids = set()
+        self.links = []
+        self.text = ""
+        self.style = ""
+        self.inside = []
         self.feed(path.read_text())
 
     def handle_starttag(self, tag, attrs):
@@ -158,7 +162,8 @@ def test_outputs_are_shown(html):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_documented_name_is_in_the_api(site, module):
-    there, page = importlib.import_module(f"memnb.{module}"), site[f"api/{module}.html"]
+    there = importlib.import_module(f"memnb.{module}")
+    page = site[f"api/{module}.html"]
     for name in there.__all__:
         thing = getattr(there, name)
         if (
@@ -225,7 +230,8 @@ def test_no_formula(text):
     ],
 )
 def test_formula(latex):
-    inline, block = pages.formulas(f"see ${latex}$, so"), pages.formulas(f"see $${latex}$$ so")
+    inline = pages.formulas(f"see ${latex}$, so")
+    block = pages.formulas(f"see $${latex}$$ so")
     assert inline.startswith("see <span><math")
     assert inline.endswith("</math></span>, so")
     assert 'display="inline"' in inline

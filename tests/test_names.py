@@ -13,7 +13,8 @@ TWICE = {"expect": _AUDIT, "network": _AUDIT, "prepare": _AUDIT}  # name -> why 
 
 def defined_names(source: str) -> set[str]:
     "Public names that a module defines; a face only passes them on, and defines none."
-    listed, defined = set(), set()
+    listed = set()
+    defined = set()
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             defined.add(node.name)

@@ -77,7 +77,8 @@ PRESETS = {
 }
 WORDS = np.array(["cat, grey", "ant", 'bee "b"'])
 RNG = np.random.default_rng(0)
-X, Y = RNG.integers(0, 256, (20, 8, 8), dtype=np.uint8), np.arange(20) % 2
+X = RNG.integers(0, 256, (20, 8, 8), dtype=np.uint8)
+Y = np.arange(20) % 2
 FLOATS = RNG.normal(3, 5, (20, 6, 5, 3)).astype(np.float32)
 
 
@@ -163,7 +164,8 @@ def clusters(folder: Path, n=200, m=60, shape=(8, 8), wrong=30) -> tuple[Path, n
     """A file of three words for three clear classes, some of them wrong, and the right words of the
     training examples.
     """
-    g, y = np.random.default_rng(1), np.arange(n + m) % 3
+    g = np.random.default_rng(1)
+    y = np.arange(n + m) % 3
     x = (
         (128 + 60 * g.normal(size=(3, *shape))[y] + 25 * g.normal(size=(n + m, *shape)))
         .clip(0, 255)
@@ -368,7 +370,8 @@ def test_a_file_without_training_data_says_what_it_lacks(npz, there, lacks):
 
 @pytest.mark.parametrize("name", ["x_train", "y_train", "x_test", "y_test", "clean_train"])
 def test_nothing_in_a_file_is_unpickled(npz, tmp_path, name):
-    trap, arrays = tmp_path / "trap", dict(x_train=X, y_train=Y, x_test=X, y_test=Y, clean_train=Y)
+    trap = tmp_path / "trap"
+    arrays = dict(x_train=X, y_train=Y, x_test=X, y_test=Y, clean_train=Y)
     path = npz(**arrays | {name: np.array([Trap(trap)] + [0] * 19, object)})
     with pytest.raises(
         ValueError,
@@ -649,10 +652,8 @@ SCALED = {
 @pytest.mark.parametrize("shape", [(8, 8), (6, 5, 3), (6, 5, 1)], ids=str)
 def test_bytes_are_scaled_as_by_hand(npz, scale, shape):
     g = np.random.default_rng(2)
-    x, t = (
-        g.integers(10, 200, (20, *shape), dtype=np.uint8),
-        g.integers(0, 256, (9, *shape), dtype=np.uint8),
-    )
+    x = g.integers(10, 200, (20, *shape), dtype=np.uint8)
+    t = g.integers(0, 256, (9, *shape), dtype=np.uint8)
     data, held, *_ = audit_data(
         P(data=npz(x_train=x, y_train=Y, x_test=t, y_test=Y[:9]), scale=scale)
     )
@@ -680,7 +681,8 @@ def test_bytes_are_scaled_as_by_hand(npz, scale, shape):
 )
 def test_other_numbers_are_scaled_by_the_range_of_training(npz, x):
     data, held, *_ = audit_data(P(data=npz(x_train=x, y_train=Y, x_test=2 * x, y_test=Y)))
-    low, high = float(x.min()), float(x.max())
+    low = float(x.min())
+    high = float(x.max())
     for part, v in ((data, x), (held, 2 * x)):
         np.testing.assert_allclose(
             part.x.numpy(), (v.transpose(0, 3, 1, 2).astype(float) - low) / (high - low), atol=1e-5
@@ -800,7 +802,9 @@ HINT = 'save its weights alone: torch.save(model.state_dict(), "weights.pt")'
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickled_module_is_refused_and_its_code_not_run(tmp_path, zipped):
-    net, trap, path = small(), tmp_path / "trap", tmp_path / "whole.pt"
+    net = small()
+    trap = tmp_path / "trap"
+    path = tmp_path / "whole.pt"
     net.trap = Trap(trap)
     torch.save(net, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(
@@ -822,7 +826,8 @@ def test_a_pickled_module_is_refused_and_its_code_not_run(tmp_path, zipped):
 )
 @pytest.mark.parametrize("torchs", [True, False])
 def test_other_pickles_are_refused_and_their_code_not_run(tmp_path, wrap, torchs):
-    trap, path = tmp_path / "trap", tmp_path / "w.pt"
+    trap = tmp_path / "trap"
+    path = tmp_path / "w.pt"
     torch.save(wrap(Trap(trap)), path) if torchs else path.write_bytes(
         pickle.dumps(wrap(Trap(trap)))
     )
@@ -945,7 +950,8 @@ def test_without_a_store_nothing_is_written(own, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = audit_data(p := P(data=own, epochs=2))[0]
     there = sorted(tmp_path.rglob("*"))
-    (a, net), (b, other) = trained(p, data), trained(p, data)
+    a, net = trained(p, data)
+    b, other = trained(p, data)
     assert torch.equal(a.margin, b.margin)
     assert same(net.state_dict(), other.state_dict())
     assert sorted(tmp_path.rglob("*")) == there
@@ -1133,7 +1139,8 @@ def test_captions_say_what_was_given_and_what_is_suggested():
 
 @pytest.mark.parametrize("shape", [(4, 4), (1, 4, 5), (3, 5, 4)], ids=str)
 def test_pictures_stand_in_the_order_of_the_rows(shape):
-    found, data = table().sort("rank").head(7), data_of(shape=shape)
+    found = table().sort("rank").head(7)
+    data = data_of(shape=shape)
     chart = gallery(found, data, title="Look", columns=3)
     alone = [shown(gallery(found[i : i + 1], data))[0]["url"] for i in range(7)]
     assert [r["url"] for r in shown(chart)] == alone
@@ -1183,7 +1190,8 @@ def test_inputs_that_are_no_pictures_are_not_drawn(shape):
 
 def test_the_list_is_ranked_and_has_names():
     found = table().sample(fraction=1, shuffle=True, seed=3)
-    names, named = ["a", 7, "c, d"], ranked(found, ["a", 7, "c, d"])
+    names = ["a", 7, "c, d"]
+    named = ranked(found, ["a", 7, "c, d"])
     assert named["rank"].to_list() == list(range(1, 51))
     assert named.columns == found.columns
     assert named["suspicion"].is_sorted(descending=True)
@@ -1202,7 +1210,8 @@ def test_the_list_is_ranked_and_has_names():
 @pytest.mark.parametrize("points", [1, 7, 60])
 @pytest.mark.parametrize("n", [1, 13, 50, 200])
 def test_precision_is_that_of_a_plain_loop(n, points):
-    found, rows = table(n) if n > 1 else table(2).head(1).with_columns(final_loss=pl.lit(1.0)), []
+    found = table(n) if n > 1 else table(2).head(1).with_columns(final_loss=pl.lit(1.0))
+    rows = []
     for score in ("suspicion", "final_loss"):
         order = sorted(
             found.iter_rows(named=True),
@@ -1247,7 +1256,9 @@ def curve_of(chart, *columns) -> pl.DataFrame:
 def test_the_chart_of_precision_holds_the_numbers(n):
     found = table(n)
     chart = precision_chart(found)
-    got, d, wrong = curve_of(chart, "k", "precision"), chart.to_dict(), int(found["noisy"].sum())
+    got = curve_of(chart, "k", "precision")
+    d = chart.to_dict()
+    wrong = int(found["noisy"].sum())
     expected = precision(found, ("suspicion", "loss", "final_loss")).drop("recall")
     assert (
         got.select("score", "k", "precision").sort("score", "k").equals(expected.sort("score", "k"))
@@ -1291,7 +1302,8 @@ TABLE = pl.DataFrame(
 )
 def test_the_chart_of_remedies_holds_the_numbers(frame):
     chart = remedy_chart(frame)
-    got, d = curve_of(chart, "remedy", "accuracy"), chart.to_dict()
+    got = curve_of(chart, "remedy", "accuracy")
+    d = chart.to_dict()
     for r in frame.iter_rows(named=True):
         mine = got.filter(pl.col("remedy") == r["remedy"])
         estimated, true = (
@@ -1302,7 +1314,8 @@ def test_the_chart_of_remedies_holds_the_numbers(frame):
             (max(0, r["low"]), r["accuracy"], min(1, r["high"]))
         ]
         assert true["accuracy"].to_list() == [v for v in [r.get("test")] if v is not None]
-    y, x = d["layer"][0]["encoding"]["y"], d["layer"][0]["encoding"]["x"]
+    y = d["layer"][0]["encoding"]["y"]
+    x = d["layer"][0]["encoding"]["x"]
     assert y["scale"]["domain"] == [max(0, got["low"].min() - 0.05), 1]
     assert x["sort"] == frame["remedy"].to_list()
     assert d["title"] == "What each remedy would give"
@@ -1395,14 +1408,16 @@ def test_each_control_filters_and_draws_anew(browser):
 @pytest.mark.parametrize("label", [None, 1])
 @pytest.mark.parametrize("suggested", [None, 2])
 def test_controls_work_together(browser, label, suggested):
-    browser.label.value, browser.suggested.value = label, suggested
+    browser.label.value = label
+    browser.suggested.value = suggested
     for start, sure in ((1, 0), (60, 1.0), (180, 2.5)):
         browser.start.value, browser.sure.value = start, sure
         agree(browser)
 
 
 def test_where_nothing_is_like_that_it_says_so_and_comes_back(browser):
-    browser.start.value, browser.sure.value = 200, browser.sure.max
+    browser.start.value = 200
+    browser.sure.value = browser.sure.max
     assert not len(browser.shown())
     assert browser.status.value == "no example is like that"
     assert shown(browser.picture.spec) == []
@@ -1540,7 +1555,8 @@ def test_another_file_of_the_same_name_gives_other_results(play, own, weights, t
 
 def late(play, monkeypatch, **given) -> bool:
     "Whether it fails after a network was trained."
-    done, plain = [], trainer._loop
+    done = []
+    plain = trainer._loop
 
     def counted(*a):
         yield from plain(*a)

@@ -167,7 +167,8 @@ def test_every_view_is_a_picture(kind, name, stage, stages):
 @pytest.mark.parametrize("kind, name", THERE)
 def test_every_recorded_epoch_can_be_looked_at_and_looking_changes_nothing(kind, name, stages):
     s = stages[kind]["middle"]
-    frame, seen = s.run().frame(), s.seen
+    frame = s.run().frame()
+    seen = s.seen
 
     a, b, _ = (VIEWS[name].draw(s, at).to_dict() for at in (0, 0, seen // 2))
 
@@ -360,10 +361,12 @@ def test_one_tile_a_noisy_example(kind, stage, stages):
 def test_answers_by_a_plain_loop(kind, at, stages):
     s = stages[kind]["whole"]
     answers = []
-    guess, chart = s.run().prediction[at].tolist(), draw_examples(s, at)
+    guess = s.run().prediction[at].tolist()
+    chart = draw_examples(s, at)
     for t in tiles(chart):
         i = t["row"]
-        y, c = int(s.data.y[i]), int(s.data.clean[i])
+        y = int(s.data.y[i])
+        c = int(s.data.clean[i])
         assert t["answer"] == (
             "the given label" if guess[i] == y else "the true label" if guess[i] == c else "another"
         )
@@ -379,10 +382,12 @@ def test_answers_by_a_plain_loop(kind, at, stages):
 
 @EACH
 def test_answers_are_the_networks_own(kind, stages):
-    s, at = stages[kind]["whole"], 30
+    s = stages[kind]["whole"]
+    at = 30
     with torch.no_grad():
         out = s.run().at(s.run().time[at].item())(s.data.x)
-    guess, agree = (out[:, 0] > 0).long() if out.shape[1] == 1 else out.argmax(1), []
+    guess = (out[:, 0] > 0).long() if out.shape[1] == 1 else out.argmax(1)
+    agree = []
     for t in tiles(draw_examples(s, at)):
         agree.append(
             (t["answer"] == "the given label") == bool(guess[t["row"]] == s.data.y[t["row"]])
@@ -504,7 +509,8 @@ def test_history_is_the_runs_row(kind, stage, stages):
                 (pytest.approx(s.epochs[k]), pytest.approx(float(values[k, row]))) for k in keep
             ]
         labels = {r["label"]: r["y"] for r in p["Its prediction"] if "label" in r}
-        y, c = int(run.y[row]), int(run.clean[row])
+        y = int(run.y[row])
+        c = int(run.clean[row])
         assert labels == {f"given label {y}": y, f"true label {c}": c}
         assert f"example {row}:" in title(chart)
         assert f"→ {y}" in title(chart)
@@ -524,7 +530,8 @@ def drawn_probes(chart):
 def test_probes_are_those_of_the_network_then(kind, at, stages):
     s = stages[kind]["whole"]
     at = at % len(s)
-    net, group = s.run().at(s.run().time[at].item()), "noisy" if s.test is None else "test"
+    net = s.run().at(s.run().time[at].item())
+    group = "noisy" if s.test is None else "test"
     want = {
         (r["layer"], r["probe"]): r["accuracy"]
         for r in probe_model(net, s.data, s.test, groups=(group,))
@@ -538,10 +545,8 @@ def test_probes_are_those_of_the_network_then(kind, at, stages):
     assert head.startswith(f"Epoch {s.epochs[at]:,.0f}: accuracy on")
     assert ("test" in head) == (s.test is not None)
     assert ("true labels" in head) == (s.test is None)
-    model, now = (
-        want["output", "model"],
-        s.run().frame().filter(group=group, target="true").sort("time")["accuracy"][at],
-    )
+    model = want["output", "model"]
+    now = s.run().frame().filter(group=group, target="true").sort("time")["accuracy"][at]
     assert model == pytest.approx(now, abs=0.03)  # a logit near 0, in low precision
 
 
@@ -556,7 +561,8 @@ def test_probes_move_with_training(stages):
 def test_spectra_are_those_of_the_network_then(operation):
     s = whole(small("sums", dataset=operation))
     for at in (0, 1, 20, len(s) - 1):
-        view, chart = look(s.run().at(s.run().time[at].item()), operation), draw_spectra(s, at)
+        view = look(s.run().at(s.run().time[at].item()), operation)
+        chart = draw_spectra(s, at)
         want = {
             (r["neuron"], str(r["frequency"])): r["power"]
             for r in neuron_spectra(view).iter_rows(named=True)

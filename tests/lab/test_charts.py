@@ -239,7 +239,9 @@ def test_pictures_as_png(shape):
         [1.0, 5, 0.1, 100]
     ).view(-1, *[1] * len(shape))
     for v, url in zip(x.view(4, -1, 5, 7), urls(pictures(x, list("abcd"), "t")), strict=True):
-        got, lo, hi = decoded(url), v.min().item(), v.max().item()
+        got = decoded(url)
+        lo = v.min().item()
+        hi = v.max().item()
         expected = ((v.double() - lo) / (hi - lo) * 255).movedim(0, 2).numpy()
         assert got.shape == ((5, 7) if len(v) == 1 else (5, 7, 3))
         assert got.dtype == np.uint8

@@ -145,7 +145,8 @@ def test_plan_and_dry_run(tiny, tmp_path, count, capsys):
 
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_one_that_fails_stops_no_other(tiny, tmp_path, count, monkeypatch, jobs):
-    root, seen = tmp_path / "root", []
+    root = tmp_path / "root"
+    seen = []
     table = sweep(tiny, dict(seed="12:15"), root, jobs=jobs, watch=seen.append)
     assert table.select("seed", "state", "error").rows() == [
         (12, "done", ""),
@@ -200,7 +201,8 @@ def test_a_full_disk_is_told_and_tried_again(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("how", ["missing", b"", b"{"])
 def test_a_failure_whose_record_is_damaged_is_run_again(tiny, tmp_path, count, how):
-    root, axes = tmp_path / "root", dict(seed="12:14")
+    root = tmp_path / "root"
+    axes = dict(seed="12:14")
     before = sweep(tiny, axes, root)
     f = failed(make_task(tiny, dict(seed=13)).folder(root)) / "task.json"
     f.unlink() if how == "missing" else f.write_bytes(how)
@@ -215,9 +217,11 @@ def test_a_failure_whose_record_is_damaged_is_run_again(tiny, tmp_path, count, h
 @pytest.mark.parametrize("how", ["bit", "half", "missing"])
 @pytest.mark.parametrize("file", ["frame.parquet", "task.json", "tiny.ipynb", "manifest.json"])
 def test_what_a_sweep_calls_done_is_what_results_reads(tiny, tmp_path, count, file, how):
-    root, axes = tmp_path / "root", dict(seed="0:2")
+    root = tmp_path / "root"
+    axes = dict(seed="0:2")
     sweep(tiny, axes, root)
-    whole, place = values(tiny, root), root / "tiny" / count[0].key / file
+    whole = values(tiny, root)
+    place = root / "tiny" / count[0].key / file
     held = bytearray(place.read_bytes())
     held[len(held) // 2] ^= 4
     if how == "missing":
@@ -253,11 +257,9 @@ def test_extras_that_are_not_installed(tiny, tmp_path, monkeypatch, given, modul
 
 def test_two_sweeps_at_once(tiny, tmp_path, events):
     "Both are amid the same task before it may end."
-    root, call = (
-        tmp_path / "root",
-        sweep_of(
-            tiny, tmp_path / "root", axes=dict(rho=[0.3], seed=[0]), fixed=dict(name=str(events))
-        ),
+    root = tmp_path / "root"
+    call = sweep_of(
+        tiny, tmp_path / "root", axes=dict(rho=[0.3], seed=[0]), fixed=dict(name=str(events))
     )
     both = [begun(call) for _ in range(2)]
     assert happens(lambda: len(list(events.glob("begun*"))) == 2)
@@ -272,8 +274,10 @@ def test_killed_at_any_moment(tiny, tmp_path, events, monkeypatch):
     """The sweep as a task is made ready, as two work, and as a result comes in; then a worker
     twice. What is left is done by the next.
     """
-    root, fixed = tmp_path / "root", dict(name=str(events))
-    axes, points = dict(rho=[0.1, 0.3], seed=[0, 1]), [(r, s) for r in (0.1, 0.3) for s in (0, 1)]
+    root = tmp_path / "root"
+    fixed = dict(name=str(events))
+    axes = dict(rho=[0.1, 0.3], seed=[0, 1])
+    points = [(r, s) for r in (0.1, 0.3) for s in (0, 1)]
 
     def done():
         return [f for f in root.glob("tiny/*/task.json") if not f.parent.name.startswith(".")]
@@ -321,7 +325,8 @@ def test_killed_at_any_moment(tiny, tmp_path, events, monkeypatch):
 
 
 def test_ctrl_c(tiny, tmp_path, events):
-    root, done = tmp_path / "root", make_task(tiny, dict(name=str(events), rho=0.1, seed=0))
+    root = tmp_path / "root"
+    done = make_task(tiny, dict(name=str(events), rho=0.1, seed=0))
     go(events, 0.1, 0)
     words = [
         "sweep",
@@ -374,7 +379,8 @@ def test_slurm_on_this_machine(tiny, tmp_path):
 
 def test_dask_with_a_worker_killed(tiny, tmp_path, events):
     distributed = pytest.importorskip("distributed")
-    root, killed = tmp_path / "root", []
+    root = tmp_path / "root"
+    killed = []
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
     ) as cluster:

@@ -106,9 +106,12 @@ def data():
 @pytest.fixture(scope="module", params=GROUPS, ids=lambda v: v.__name__)
 def case(request):
     "A run of two epochs with accounting, its network, and a skeleton of other weights."
-    make, d = request.param, data()
+    make = request.param
+    d = data()
     torch.manual_seed(1)
-    net, skeleton, ledger = make(), make(), Accounting(d)
+    net = make()
+    skeleton = make()
+    ledger = Accounting(d)
     run = trainer.fit(
         net,
         d,
@@ -156,8 +159,10 @@ def test_accounting(case):
 
 def test_accounting_is_training_as_always(case):
     "In float64: batch normalisation over single pixels makes much of rounding."
-    make, d = case[0], replace(case[1], x=case[1].x.double())
-    ledger, runs = Accounting(d), []
+    make = case[0]
+    d = replace(case[1], x=case[1].x.double())
+    ledger = Accounting(d)
+    runs = []
     for how in ({}, dict(backward=ledger.backward, observe=[ledger.rows])):
         torch.manual_seed(1)
         runs.append(
@@ -215,7 +220,8 @@ def test_rewinding_by_hand(case):
 
 def test_retraining(case):
     make, d, run, net, skeleton = case
-    seen, layers = [], [REWOUND[make][0], REWOUND[make][-1]]
+    seen = []
+    layers = [REWOUND[make][0], REWOUND[make][-1]]
     f = retrain(
         run,
         d,

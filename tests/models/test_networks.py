@@ -166,7 +166,8 @@ def test_initial_weights_follow_from_the_seed_alone(name):
     a = build(name, **SMALL[name], seed=3)
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(2)
-    b, c = build(name, **SMALL[name], seed=3), build(name, **SMALL[name], seed=4)
+    b = build(name, **SMALL[name], seed=3)
+    c = build(name, **SMALL[name], seed=4)
     assert same(state(a), state(b))
     assert not any(
         torch.equal(v, w)

@@ -39,7 +39,8 @@ class Rooted(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(3))
         self.register_buffer("shift", torch.ones(3))
-        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.a = nn.Linear(3, 3)
+        self.b = nn.Linear(3, 3)
         self.b.weight = self.a.weight
 
 
@@ -378,7 +379,8 @@ class Bias(nn.Module):
 
     def __init__(self, k):
         super().__init__()
-        self.scale, self.shift = nn.Parameter(torch.ones(k)), nn.Parameter(torch.zeros(k))
+        self.scale = nn.Parameter(torch.ones(k))
+        self.shift = nn.Parameter(torch.zeros(k))
 
     def forward(self, z):
         return z * self.scale + self.shift
@@ -580,7 +582,9 @@ class Heads(nn.Module):
 
     def __init__(self, two):
         super().__init__()
-        self.out, self.other, self.body = nn.Linear(8, 3), nn.Linear(8, 3), nn.Linear(16, 8)
+        self.out = nn.Linear(8, 3)
+        self.other = nn.Linear(8, 3)
+        self.body = nn.Linear(16, 8)
         self.two = two
 
     def forward(self, x):

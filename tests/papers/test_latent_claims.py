@@ -75,7 +75,9 @@ def resisting():
     """
     given = dict(rho=0.6, n=250, epochs=100, every=20, lr=0.05)
     p = params("latent_resist", seeds="0,1,2", **given)
-    init, rate, clipped = dict(init="velpic"), dict(lr=0.1), dict(clip=1.0)
+    init = dict(init="velpic")
+    rate = dict(lr=0.1)
+    clipped = dict(clip=1.0)
     variants = {
         "standard": {},
         "paper": init | rate | clipped,

@@ -260,7 +260,8 @@ def test_statistics_over_time_do_not_depend_on_the_recorded_points(points):
 
 def test_crossing_against_a_plain_loop():
     rng = np.random.default_rng(0)
-    t, v = np.cumsum(rng.uniform(0.1, 5, 60)), rng.normal(size=60)
+    t = np.cumsum(rng.uniform(0.1, 5, 60))
+    v = rng.normal(size=60)
     fine = np.arange(t[0], t[-1], 1e-3)
     after = float(t[20] + 0.05)
     expected = next(
@@ -317,7 +318,8 @@ def test_drift_against_the_weights_themselves(store):
     _, begin = start(p)
     time = max(run.checkpoints)
     end = run.at(time, begin)
-    first, last = begin.hidden.weight.double(), end.hidden.weight.double()
+    first = begin.hidden.weight.double()
+    last = end.hidden.weight.double()
     cosines = torch.nn.functional.cosine_similarity(first, last)
     grown = (last.norm(dim=1) / first.norm(dim=1) - 1).abs().mean().item()
     turned = last / last.norm(dim=1, keepdim=True) - first / first.norm(dim=1, keepdim=True)

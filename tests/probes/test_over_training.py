@@ -47,7 +47,8 @@ def clusters(
 ) -> tuple[NoisyDataset, NoisyDataset]:
     "Gaussian classes, noisy training labels."
     g = torch.Generator().manual_seed(seed)
-    y, to = torch.arange(n + m) % k, shift * torch.randn(k, d, generator=g)
+    y = torch.arange(n + m) % k
+    to = shift * torch.randn(k, d, generator=g)
     x = to[y] + torch.randn(n + m, d, generator=g)
     whole = NoisyDataset(x, y, y, n_classes=k)
     return corrupt(whole.subset(torch.arange(n)), rho, "redraw", seed), whole.subset(
@@ -64,7 +65,9 @@ class Own(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.fc1, self.fc2, self.out = nn.Linear(6, 8), nn.Linear(8, 5), nn.Linear(5, 3)
+        self.fc1 = nn.Linear(6, 8)
+        self.fc2 = nn.Linear(8, 5)
+        self.out = nn.Linear(5, 3)
 
     def forward(self, x):
         return self.out(F.relu(self.fc2(F.relu(self.fc1(x)))))
@@ -75,7 +78,8 @@ class Input(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.input, self.out = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.input = nn.Linear(6, 8)
+        self.out = nn.Linear(8, 3)
 
     def forward(self, x):
         return self.out(self.input(x).relu())
@@ -104,13 +108,13 @@ def right(guess, y) -> float:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_rows_against_probes_by_hand(device):
-    (data, test), net = (d.to(device) for d in clusters()), small().to(device)
+    data, test = (d.to(device) for d in clusters())
+    net = small().to(device)
     layers = ["input", "1", "3"]
-    rows, expected = probe_model(net, data, test, layers, tuple(PROBES), ALL), []
-    (out, a), (test_out, b) = (
-        next(activations(net, data.x, layers)),
-        next(activations(net, test.x, layers)),
-    )
+    rows = probe_model(net, data, test, layers, tuple(PROBES), ALL)
+    expected = []
+    out, a = next(activations(net, data.x, layers))
+    test_out, b = next(activations(net, test.x, layers))
     answers = {("output", "model"): (out.argmax(1), test_out.argmax(1))}
     for name, make in PROBES.items():
         for layer in layers:
@@ -184,8 +188,10 @@ def test_batches_are_no_part_of_the_answer(batch):
 
 
 def test_a_look_changes_nothing():
-    (data, test), net = clusters(), nn.Sequential(small(), nn.BatchNorm1d(3), nn.Dropout())
-    before, rng = {k: v.clone() for k, v in net.state_dict().items()}, torch.random.get_rng_state()
+    data, test = clusters()
+    net = nn.Sequential(small(), nn.BatchNorm1d(3), nn.Dropout())
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    rng = torch.random.get_rng_state()
     a, b = (probe_model(net, data, test, probes=tuple(PROBES), groups=ALL) for _ in range(2))
     assert a == b
     assert net.training
@@ -225,7 +231,8 @@ def test_the_deviation_is_that_over_all_renamings_of_the_classes():
 
 
 def test_one_logit():
-    (data, test), net = clusters(k=2), nn.Linear(6, 1)
+    data, test = clusters(k=2)
+    net = nn.Linear(6, 1)
     assert said(probe_model(net, data, test, probes=["masc"]), probe="model") == [
         right(predict(net, test.x)[:, 0] > 0, test.y)
     ]
@@ -244,7 +251,8 @@ def test_one_logit():
 )
 @pytest.mark.parametrize("device", DEVICES)
 def test_answers_are_those_that_probe_model_counts(layers, probes, device):
-    data, net = clusters()[0].to(device), small().to(device)
+    data = clusters()[0].to(device)
+    net = small().to(device)
     said_of = probe_answers(net, data, layers, probes)
     assert [*said_of] == [
         (layer, name) for layer in layers or ["input", "1", "3"] for name in probes
@@ -252,10 +260,8 @@ def test_answers_are_those_that_probe_model_counts(layers, probes, device):
     rows = probe_model(net, data, None, layers, probes, ("clean", "noisy"))
     assert len(rows) == 4 * len(said_of)
     for r in rows:
-        of, y = (
-            data.is_noisy if r["group"] == "noisy" else ~data.is_noisy,
-            data.y if r["target"] == "given" else data.clean,
-        )
+        of = data.is_noisy if r["group"] == "noisy" else ~data.is_noisy
+        y = data.y if r["target"] == "given" else data.clean
         guess = said_of[r["layer"], r["probe"]]
         assert guess.shape == data.y.shape
         assert r["accuracy"] == right(guess[of], y[of])
@@ -270,7 +276,8 @@ def test_batches_are_no_part_of_the_answers():
 
 
 def test_answers_of_examples_that_own_channels():
-    data, net = clusters()[0], small()
+    data = clusters()[0]
+    net = small()
     TiedDropout(net, ["1"], 0.3, 0.5)
     answers = probe_answers(net, data, ["1"], ["velpic"])
     ((out, a),) = activations(net, data.x, ["1"], index=data.index)
@@ -314,7 +321,8 @@ def test_answers_refuse_unknown_names():
     ids=["mlp", "cnn", "alexnet", "two_layer_relu", "linear", "sequential", "own"],
 )
 def test_default_layers(make, x, expected):
-    net, k = make(), 2 if expected[-1] == "out.input" and x == (16,) else 3 if x == (6,) else 10
+    net = make()
+    k = 2 if expected[-1] == "out.input" and x == (16,) else 3 if x == (6,) else 10
     data = NoisyDataset(torch.randn(20, *x), torch.arange(20) % k, n_classes=k)
     assert default_layers(net, data.x) == expected
     rows = probe_model(net, data, data, probes=["velpic"])
@@ -328,7 +336,8 @@ def test_the_same_layer_asked_for_twice():
 
 
 def test_a_users_own_network():
-    (data, test), net = clusters(), Own()
+    data, test = clusters()
+    net = Own()
 
     def hidden(x):
         return net.fc1(x).relu().detach()
@@ -360,7 +369,8 @@ def test_unknown_groups():
 
 
 def test_probes_with_settings_by_name():
-    (data, test), mine = clusters(), dict(low=MASC(0.5), high=MASC(0.999))
+    data, test = clusters()
+    mine = dict(low=MASC(0.5), high=MASC(0.999))
     rows = probe_model(small(), data, test, ["input"], mine)
     for name, p in mine.items():
         assert said(rows, probe=name) == [
@@ -454,7 +464,9 @@ def test_the_warning_points_at_the_caller():
 
 @pytest.mark.parametrize("groups, passes", [(("test",), 1), (ALL, 2), (("clean",), 2)])
 def test_passes_over_the_training_set(groups, passes):
-    (data, test), net, seen = clusters(), small(), []
+    data, test = clusters()
+    net = small()
+    seen = []
 
     def look(module, args):
         if len(args[0]) > 2:  # two examples show beforehand that they fit the network
@@ -468,11 +480,11 @@ def test_passes_over_the_training_set(groups, passes):
 
 
 def test_a_prober_makes_one_pass_a_recorded_time():
-    (data, test), net, seen = clusters(), small(), []
-    look, s = (
-        prober(["input", "1", "3"], tuple(PROBES)),
-        SimpleNamespace(model=net, data=data, test=test),
-    )
+    data, test = clusters()
+    net = small()
+    seen = []
+    look = prober(["input", "1", "3"], tuple(PROBES))
+    s = SimpleNamespace(model=net, data=data, test=test)
     look(s)
     net.register_forward_pre_hook(
         lambda m, a: seen.append(len(a[0])) if len(a[0]) > 2 else None
@@ -520,7 +532,8 @@ def test_checkpoints_and_observer_see_the_same(make, layers):
 
 
 def test_a_prober_may_look_at_several_runs():
-    look, net = prober(["input"], ["velpic"]), small()
+    look = prober(["input"], ["velpic"])
+    net = small()
     for seed in range(30):  # freed data sets leave their places to the next ones
         data, test = clusters(seed=seed)
         assert look(SimpleNamespace(model=net, data=data, test=test)) == probe_model(
@@ -529,7 +542,9 @@ def test_a_prober_may_look_at_several_runs():
 
 
 def test_a_prober_may_look_at_several_test_sets():
-    look, net, (data, test) = prober(["input"], ["velpic"]), small(), clusters()
+    look = prober(["input"], ["velpic"])
+    net = small()
+    data, test = clusters()
     for part in test.split(0.3):
         assert look(SimpleNamespace(model=net, data=data, test=part)) == probe_model(
             net, data, part, ["input"], ["velpic"]
@@ -580,11 +595,9 @@ def test_unknown_names_for_a_run():
 
 
 def test_labels_that_say_nothing_teach_nothing():
-    runs, k, probes = (
-        20,
-        3,
-        {name: make() for name, make in PROBES.items()} | dict(logistic=Logistic(max_iter=15)),
-    )
+    runs = 20
+    k = 3
+    probes = {name: make() for name, make in PROBES.items()} | dict(logistic=Logistic(max_iter=15))
 
     def mean(rho):
         "Test accuracy of every layer and probe over several draws of the labels."
@@ -598,7 +611,8 @@ def test_labels_that_say_nothing_teach_nothing():
             .agg(pl.col("accuracy").mean())["accuracy"]
         )
 
-    chance, learned = mean(1.0), mean(0.0)
+    chance = mean(1.0)
+    learned = mean(0.0)
     bound = (
         4 * ((1 / k) * (1 - 1 / k) / runs) ** 0.5
     )  # a draw's accuracy varies no more than one guess does
@@ -646,7 +660,9 @@ class Broken(nn.Module):
 
     def __init__(self, where: str):
         super().__init__()
-        self.where, self.body, self.out = where, nn.Linear(6, 8), nn.Linear(8, 3)
+        self.where = where
+        self.body = nn.Linear(6, 8)
+        self.out = nn.Linear(8, 3)
 
     def forward(self, x):
         h = self.body(x * torch.nan if self.where == "hidden" and len(x) > 2 else x)

@@ -32,7 +32,8 @@ N, BATCH = 40, 16  # the last of an epoch's three steps has eight examples
 
 def noisy(seed=0, n=N, k=3, rho=0.2) -> NoisyDataset:
     "A blob for each class, inputs (2, 3), and some labels wrong."
-    g, clean = torch.Generator().manual_seed(seed), torch.arange(n) % k
+    g = torch.Generator().manual_seed(seed)
+    clean = torch.arange(n) % k
     x = torch.randn(n, 6, generator=g, dtype=torch.float64) + 2 * F.one_hot(clean, 6)
     return NoisyDataset(
         x.view(n, 2, 3),
@@ -76,7 +77,8 @@ def assert_alike(run, alone):
     assert torch.equal(run.prediction, alone.prediction)
     assert run.digest == alone.digest
     for k in ("loss", "margin", "true_loss", "test_loss", "test_margin"):
-        a, b = getattr(run, k), getattr(alone, k)
+        a = getattr(run, k)
+        b = getattr(alone, k)
         assert a is b is None or torch.allclose(a, b, rtol=1e-5, atol=1e-6), k
     assert run.checkpoints.keys() == alone.checkpoints.keys()
     for t in run.checkpoints:
@@ -86,7 +88,8 @@ def assert_alike(run, alone):
 def assert_each_as_alone(data, epochs, test=None, make=net, each=None, **how):
     "`each`: options with one value a network."
     each = each or {}
-    m, models = len(data), [make(i) for i in range(len(data))]
+    m = len(data)
+    models = [make(i) for i in range(len(data))]
     runs = fit_stacked(models, data, epochs, test, **each, **how)
     assert len(runs) == m
     for i, run in enumerate(runs):
@@ -177,10 +180,8 @@ def test_all_on_the_same_data():
 
 
 def test_single_precision():
-    models, data = (
-        [m.float() for m in nets()],
-        [NoisyDataset(d.x.float(), d.y, d.clean) for d in sets()],
-    )
+    models = [m.float() for m in nets()]
+    data = [NoisyDataset(d.x.float(), d.y, d.clean) for d in sets()]
     runs = fit_stacked(models, data, 3, batch=BATCH, **SGD)
     for i, run in enumerate(runs):
         alone = fit(single := net(i).float(), data[i], 3, batch=BATCH, **SGD)
@@ -225,15 +226,20 @@ def by_torch_func(models, data, clip=None) -> list[dict]:
 
 @pytest.mark.parametrize("clip", [None, [0.05, 100, 0.2]])
 def test_one_step_is_the_gradient_of_torch_func(clip):
-    models, data, rates = nets(), sets(), [0.3, 0.1, 0.2]
-    before, grads = [state(m) for m in models], by_torch_func(models, data, clip)
+    models = nets()
+    data = sets()
+    rates = [0.3, 0.1, 0.2]
+    before = [state(m) for m in models]
+    grads = by_torch_func(models, data, clip)
     fit_stacked(models, data, 1, lr=rates, batch=None, clip=clip)
     for model, was, g, lr in zip(models, before, grads, rates, strict=True):
         assert close(state(model), {k: v - lr * g[k] for k, v in was.items()})
 
 
 def test_a_step_with_a_batch_of_its_own():
-    models, data, seeds = nets(), sets(), [3, 1, 2]
+    models = nets()
+    data = sets()
+    seeds = [3, 1, 2]
     batches = [d.subset(order(N, 0, k)[:BATCH]) for d, k in zip(data, seeds, strict=True)]
     grads = by_torch_func(models, batches)
     before = [state(m) for m in models]
@@ -243,7 +249,9 @@ def test_a_step_with_a_batch_of_its_own():
 
 
 def test_what_is_recorded_is_what_the_networks_give():
-    models, data, test = nets(), sets(), sets(3, n=10)
+    models = nets()
+    data = sets()
+    test = sets(3, n=10)
     runs = fit_stacked(models, data, 2, test, batch=BATCH, lr=0.1, times=[0, 2])
     for i, (run, d, t) in enumerate(zip(runs, data, test, strict=True)):
         for row, model in enumerate((net(i), models[i])):
@@ -275,7 +283,9 @@ EASY = [noisy(rho=0), noisy(1, rho=0.5), noisy(2, rho=0.1)]
 
 
 def test_stop_at_ends_one_and_not_the_others():
-    models, how, counts = nets(), dict(stop_at=0.9, batch=BATCH, lr=0.1, momentum=0.9), []
+    models = nets()
+    how = dict(stop_at=0.9, batch=BATCH, lr=0.1, momentum=0.9)
+    counts = []
     for going in train_stacked(models, EASY, 20, **how):
         counts.append(len(going))
     runs = fit_stacked(nets(), EASY, 20, **how)
@@ -293,7 +303,8 @@ def test_stop_at_ends_one_and_not_the_others():
 
 
 def test_one_that_ended_stays_so_when_the_consumer_stops():
-    how, models = dict(stop_at=0.9, batch=BATCH, lr=0.1, momentum=0.9), nets()
+    how = dict(stop_at=0.9, batch=BATCH, lr=0.1, momentum=0.9)
+    models = nets()
     end = fit(single := net(0), EASY[0], 20, **how).time[-1]
     for going in train_stacked(models, EASY, 20, **how):
         if going[0].time >= end + 3:
@@ -315,7 +326,8 @@ def test_training_goes_no_further_than_asked():
 
 
 def test_a_change_of_one_network_changes_that_one_only():
-    untouched, changed = nets(), nets()
+    untouched = nets()
+    changed = nets()
     fit_stacked(untouched, sets(), 3, lr=[0.2, 0.1, 0.3], batch=BATCH)
     for going in train_stacked(changed, sets(), 3, lr=[0.2, 0.1, 0.3], batch=BATCH):
         if going[0].time == 1:
@@ -366,7 +378,8 @@ def test_torchs_generator_is_not_touched():
 
 
 def test_one_that_diverges_ends_with_a_warning():
-    models, how = nets(), dict(batch=BATCH, times=[0, 1 / 3, 4], momentum=0.9)
+    models = nets()
+    how = dict(batch=BATCH, times=[0, 1 / 3, 4], momentum=0.9)
     rates = [0.1, 1e9, 0.05]
     with pytest.warns(
         UserWarning,
@@ -413,7 +426,8 @@ def test_diverging_before_anything_was_recorded(lr):
 
 @pytest.mark.parametrize("shape", [(5, 2, 3), (5, 6), (1, 6), (20, 6)])
 def test_outputs(shape):
-    x, models = torch.randn(3, *shape, dtype=torch.float64), nets()
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    models = nets()
     each = [model(v) for model, v in zip(models, x, strict=True)]
     shared = [model(x[0]) for model in models]
     stack = Stack(models)
@@ -423,7 +437,8 @@ def test_outputs(shape):
 
 def test_networks_stay_modules():
     models = nets()
-    stack, x = Stack(models), noisy().x
+    stack = Stack(models)
+    x = noisy().x
     with torch.no_grad():
         for p in stack.parameters:
             p += 0.1
@@ -443,7 +458,8 @@ class Doubled(nn.Sequential):
 class Functional(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.b = nn.Linear(6, 4), nn.Linear(4, 3)
+        self.a = nn.Linear(6, 4)
+        self.b = nn.Linear(4, 3)
 
     def forward(self, x):
         return self.b(self.a(x.flatten(1)).relu())
@@ -514,7 +530,9 @@ def test_what_cannot_be_stacked_is_trained_one_by_one(name):
             torch.manual_seed(0)
             return [make().double() for _ in range(2)]
 
-    (models, singles), how = (two(), two()), dict(batch=BATCH, momentum=0.9)
+    models = two()
+    singles = two()
+    how = dict(batch=BATCH, momentum=0.9)
     k = 2 if name == "one of memnb's" else 3
     with pytest.warns(UserWarning, match="trained one by one: "):
         runs = fit_stacked(
@@ -546,7 +564,8 @@ def test_networks_that_differ_are_each_themselves():
     def make():
         return [net(act=nn.LeakyReLU(0.1)), net(act=nn.LeakyReLU(0.9))]
 
-    models, singles = make(), make()
+    models = make()
+    singles = make()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fit_stacked(models, sets(2), 2, lr=0.1, batch=BATCH)
