@@ -178,9 +178,11 @@ def drawn(page: Page, other_than: list[str] = (), skip: int = 0) -> list[str]:
     def there(paths):
         return paths and paths != list(other_than) and max(map(points, paths)) > 10
 
-    while not there(now := lines(page)[skip:]):
+    now = lines(page)[skip:]
+    while not there(now):
         assert time.monotonic() < end, f"no new lines: {[p[:60] for p in now]}"
         page.wait_for_timeout(50)
+        now = lines(page)[skip:]
     return now
 
 
@@ -221,7 +223,8 @@ def drag(page: Page, name: str, by: float):
 @pytest.fixture(scope="module")
 def lab(browser, tmp_path_factory):
     "The explorer in JupyterLab; a training takes long, and each control begins another."
-    notebook(folder := tmp_path_factory.mktemp("lab"), "pace=20")
+    folder = tmp_path_factory.mktemp("lab")
+    notebook(folder, "pace=20")
     may = ["clipboard-read", "clipboard-write"]
     page = "/lab/tree/explore.ipynb"
     with served(LAB, folder) as at, opened(browser, at, page, permissions=may) as page:

@@ -41,7 +41,8 @@ def test_a_network_and_data_of_ones_own(tmp_path, monkeypatch):
     np.savez("my.npz", x_train=x[:90], y_train=given[:90], x_test=x[90:], y_test=given[90:])
     torch.manual_seed(0)
     torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), "my.pt")
-    exec(weights_and_file, (names := {}))
+    names = {}
+    exec(weights_and_file, names)
     assert len(weights_and_file.strip().splitlines()) <= 12
     assert names["ranking"]["rank"].to_list() == list(range(1, 91))
     assert names["ranking"]["suggested"].is_between(0, 9).all()
@@ -60,7 +61,8 @@ def test_the_example_runs():
         net=nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2)),
         test=names["data"],
     )
-    exec(own, (mine := dict(names)))
+    mine = dict(names)
+    exec(own, mine)
     assert len(own.strip().splitlines()) <= 14
     assert mine["data"].clean is None
     assert len(mine["ranking"]) == 160

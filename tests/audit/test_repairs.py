@@ -75,8 +75,9 @@ def digits(rho=0.4, seed=0) -> tuple[NoisyDataset, NoisyDataset, NoisyDataset]:
 @cache
 def memorizer(rho=0.4, seed=0, epochs=60):
     "A run with four checkpoints, and its network; left in evaluation mode."
+    net = make().double()
     run = fit(
-        net := make().double(),
+        net,
         digits(rho, seed)[0],
         epochs,
         times=TIMES,
@@ -89,7 +90,8 @@ def memorizer(rho=0.4, seed=0, epochs=60):
 
 @cache
 def clean_network() -> nn.Module:
-    fit(net := make().double(), digits(0)[0], 30, **HOW)
+    net = make().double()
+    fit(net, digits(0)[0], 30, **HOW)
     return net.eval()
 
 
@@ -127,8 +129,11 @@ def class_vectors(h, y, k, probe="velpic") -> np.ndarray:
     out = []
     for c in range(k):
         mean = h[y == c].mean(0)
-        v = np.linalg.svd(h[y == c], full_matrices=False)[2][0]
-        out.append(mean / np.linalg.norm(mean) if probe == "cosine" else v if v @ mean > 0 else -v)
+        if probe == "cosine":
+            out.append(mean / np.linalg.norm(mean))
+        else:
+            v = np.linalg.svd(h[y == c], full_matrices=False)[2][0]
+            out.append(v if v @ mean > 0 else -v)
     return np.stack(out)
 
 
@@ -674,7 +679,8 @@ def test_a_memorizing_network_is_better_afterwards(rho, seed):
 
 def test_a_clean_network_is_left_as_it_is():
     data, held, _ = digits(0)
-    r = repair(net := clean_network(), data, held)
+    net = clean_network()
+    r = repair(net, data, held)
     assert r.model is net
     assert (r.layer, r.probe) == ("", "")
     assert r.low <= 0
@@ -890,7 +896,8 @@ def test_resnet18():
     data, held = (replace(d, x=d.x.double()) for d in (data, held))
     r = repair(net, data, held, Noise(0.3, 0.3, 0.3, uniform(4, 0.3)), probes=("velpic",))
     with net.fc.register_forward_pre_hook(lambda m, args: kept.append(args[0].detach().numpy())):
-        [net(d.x) for d in (data, held)]
+        net(data.x)
+        net(held.x)
     expected = [
         probe_says(data.x.flatten(1).numpy(), data.y, held.x.flatten(1).numpy(), 4),
         probe_says(kept[0], data.y, kept[1], 4),
@@ -946,7 +953,8 @@ def test_the_generalized_cross_entropy_by_autograd(q, n, k, seed):
 def test_a_small_q_is_the_cross_entropy(dtype):
     z = torch.randn(7, 4, dtype=dtype)
     y = torch.arange(7) % 4
-    F.cross_entropy(hand := z.clone().requires_grad_(), y).backward()
+    hand = z.clone().requires_grad_()
+    F.cross_entropy(hand, y).backward()
     torch.testing.assert_close(
         gradient(generalized_cross_entropy(1e-7), z, y), hand.grad, atol=1e-6, rtol=1e-5
     )
@@ -1019,10 +1027,8 @@ def points(n=10, k=3, d=4) -> NoisyDataset:
 
 
 def close(a, b, **tol):
-    [
+    for x, y in zip(a.parameters(), b.parameters(), strict=True):
         torch.testing.assert_close(x, y, **tol)
-        for x, y in zip(a.parameters(), b.parameters(), strict=True)
-    ]
 
 
 def test_a_training_with_the_generalized_cross_entropy():
@@ -1662,7 +1668,8 @@ def test_a_network_of_ones_own_can_be_given_all_remedies():
             )
         )
 
-    run = fit(net := new(), data, 6, lr=0.1, batch=16, times=[0, 3, 6], checkpoints=[3, 6])
+    net = new()
+    run = fit(net, data, 6, lr=0.1, batch=16, times=[0, 3, 6], checkpoints=[3, 6])
     got = remedies(net, data, held, new, 2, run, suspects=4, lr=0.1, batch=16)
     assert got["remedy"].to_list() == [*STILL, UNITS, EARLY, *NEW]
     assert (got["low"] <= got["accuracy"]).all()

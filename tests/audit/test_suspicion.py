@@ -129,8 +129,9 @@ def digits(rho=0.2, noise="wrong", seed=0, n=None) -> NoisyDataset:
 @cache
 def learnt(rho=0.2, noise="wrong", seed=0, n=None, epochs=15) -> tuple[Run, nn.Module]:
     how = dict(name="mlp", shape=[1, 8, 8], widths=[32], seed=seed)
+    net = build(**how)
     return fit(
-        net := build(**how),
+        net,
         digits(rho, noise, seed, n),
         epochs,
         lr=0.1,
@@ -257,7 +258,8 @@ def close(a, b, rel=1e-9):
 
 
 def test_words_become_classes_in_order():
-    data, names = from_arrays(x := torch.rand(4, 3), ["owl", "cat", "owl", "dog"])
+    x = torch.rand(4, 3)
+    data, names = from_arrays(x, ["owl", "cat", "owl", "dog"])
     assert names == ["cat", "dog", "owl"]
     assert data.y.tolist() == [2, 0, 2, 1]
     assert data.n_classes == 3
@@ -1385,7 +1387,8 @@ def test_an_audit_of_a_network_alone_has_no_history():
 
 
 def test_a_run_of_one_time_is_audited_as_the_network_alone():
-    run = fit(net := build(**MLP), clusters(), 5, times=[5], config=dict(model=MLP))
+    net = build(**MLP)
+    run = fit(net, clusters(), 5, times=[5], config=dict(model=MLP))
     assert audit(run, clusters()).equals(audit(net, clusters()))
 
 

@@ -250,7 +250,8 @@ def test_learning_rates_have_three_digits(raw, lr):
     p = Panel("layers")
     p.lr.value = raw
     assert p.values()["lr"] == lr
-    assert f"-p lr {lr:g}" in (s := Session("layers", "ci", **p.values())).command
+    s = Session("layers", "ci", **p.values())
+    assert f"-p lr {lr:g}" in s.command
     assert s.p.lr == lr
 
 
@@ -607,13 +608,10 @@ def test_each_tab_says_where_one_looks_or_that_it_does_not_belong(kind, make):
         assert visible(e.stage.charts[name]) == there
         assert e.stage.open_view == name
         assert not visible(e.stage.beside[name])
-        assert e.stage.notes[name].value == (
-            "Click on an example to see its history."
-            if name == "Examples"
-            else ""
-            if there
-            else view.message
-        )
+        note = "" if there else view.message
+        if name == "Examples":
+            note = "Click on an example to see its history."
+        assert e.stage.notes[name].value == note
     assert e.transport.status.value == done_status(e.session)
 
 

@@ -132,7 +132,8 @@ def panes(chart):
 
 
 def picture(chart):
-    chart.save(out := io.BytesIO(), format="png")
+    out = io.BytesIO()
+    chart.save(out, format="png")
     return Image.open(io.BytesIO(out.getvalue())).convert("RGB")
 
 
@@ -367,9 +368,8 @@ def test_answers_by_a_plain_loop(kind, at, stages):
         i = t["row"]
         y = int(s.data.y[i])
         c = int(s.data.clean[i])
-        assert t["answer"] == (
-            "the given label" if guess[i] == y else "the true label" if guess[i] == c else "another"
-        )
+        answer = "the true label" if guess[i] == c else "another"
+        assert t["answer"] == ("the given label" if guess[i] == y else answer)
         assert not t["picked"]
         assert t["caption"].endswith(f"→ {y}")
         assert s.data.x.ndim == 2 or t["caption"] == f"{c} → {y}"

@@ -108,7 +108,8 @@ def test_saved_as_svg_and_png(tmp_path):
 
 
 def png(chart):
-    chart.save(out := io.BytesIO(), format="png")
+    out = io.BytesIO()
+    chart.save(out, format="png")
     return Image.open(io.BytesIO(out.getvalue())).convert("RGB")
 
 

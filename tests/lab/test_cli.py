@@ -168,22 +168,10 @@ def test_run_that_left_half_a_frame(tiny, tmp_path, monkeypatch):
     ],
 )
 def test_refused_parameters(tiny, tmp_path, name, given, says):
-    text = say(
-        name,
-        tiny,
-        "-p",
-        *given,
-        *(
-            ["-g", "rho", "0.1"]
-            if name == "sweep" and given[0] != "rho"
-            else ["-g", "name", "a"]
-            if name == "sweep"
-            else []
-        ),
-        "--root",
-        tmp_path / "root",
-        code=1,
-    )
+    axis = []
+    if name == "sweep":
+        axis = ["-g", "name", "a"] if given[0] == "rho" else ["-g", "rho", "0.1"]
+    text = say(name, tiny, "-p", *given, *axis, "--root", tmp_path / "root", code=1)
     assert f"Error: {says}" in text
     assert not (tmp_path / "root").exists()
 

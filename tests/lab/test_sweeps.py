@@ -205,7 +205,9 @@ def test_a_failure_whose_record_is_damaged_is_run_again(tiny, tmp_path, count, h
     axes = dict(seed="12:14")
     before = sweep(tiny, axes, root)
     f = failed(make_task(tiny, dict(seed=13)).folder(root)) / "task.json"
-    f.unlink() if how == "missing" else f.write_bytes(how)
+    f.unlink()
+    if how != "missing":
+        f.write_bytes(how)
     with pytest.warns(
         UserWarning, match="tiny seed=13: its result is damaged: .*task.json.*; it is run again"
     ):
@@ -270,6 +272,33 @@ def test_two_sweeps_at_once(tiny, tmp_path, events):
     assert none_left(root)
 
 
+def begin_and_kill(call: str, root: Path, event):
+    "A process that is killed when `event` comes true."
+    process = begun(call)
+    assert happens(event)
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+    assert none_left(root)
+
+
+def kill_a_worker(events: Path, killed: list):
+    "Kill the next process that works on the task of rate 0.1 and seed 1; append it to `killed`."
+
+    def next_ones():
+        return [f for f in events.glob("begun-0.1-1-*") if f not in killed]
+
+    assert happens(next_ones)
+    killed.append(next_ones()[0])
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(int(killed[-1].name.split("-")[-1]), signal.SIGKILL)
+
+
+def forget_what_began(events: Path):
+    for f in events.glob("begun*"):
+        f.unlink()
+
+
 def test_killed_at_any_moment(tiny, tmp_path, events, monkeypatch):
     """The sweep as a task is made ready, as two work, and as a result comes in; then a worker
     twice. What is left is done by the next.
@@ -287,32 +316,23 @@ def test_killed_at_any_moment(tiny, tmp_path, events, monkeypatch):
         (lambda: len(list(events.glob("begun*"))) >= 2, []),
         (done, points[:1]),
     ):
-        for f in events.glob("begun*"):
-            f.unlink()
+        forget_what_began(events)
         for point in let:
             go(events, *point)
-        process = begun(sweep_of(tiny, root, axes=axes, jobs=2, fixed=fixed))
-        assert happens(event)
-        assert process.poll() is None
-        process.kill()
-        process.wait()
-        assert none_left(root)
+        begin_and_kill(sweep_of(tiny, root, axes=axes, jobs=2, fixed=fixed), root, event)
     assert len(done()) == 1
     monkeypatch.setattr(tasks, "_RUN", QUICK)
     killed = []
 
     def kill():
         for _ in range(2):  # of the same task, which is tried three times
-            assert happens(lambda: [f for f in events.glob("begun-0.1-1-*") if f not in killed])
-            killed.append(next(f for f in events.glob("begun-0.1-1-*") if f not in killed))
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(killed[-1].name.split("-")[-1]), signal.SIGKILL)
+            kill_a_worker(events, killed)
         for point in points:
             go(events, *point)
 
-    for f in events.glob("begun*"):
-        f.unlink()
-    (thread := threading.Thread(target=kill, daemon=True)).start()
+    forget_what_began(events)
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
     assert sweep(tiny, axes, root, fixed, jobs=2)["state"].to_list() == ["done"] * 4
     thread.join()
     assert len(killed) == 2
@@ -391,7 +411,8 @@ def test_dask_with_a_worker_killed(tiny, tmp_path, events):
             os.kill(killed[0], signal.SIGKILL)
             (events / "go").touch()
 
-        (thread := threading.Thread(target=kill, daemon=True)).start()
+        thread = threading.Thread(target=kill, daemon=True)
+        thread.start()
         table = sweep(
             tiny,
             dict(seed=[0, 1]),

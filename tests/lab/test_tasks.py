@@ -423,11 +423,13 @@ def test_damaged_results(tmp_path, tiny, monkeypatch, file, how):
     monkeypatch.setattr(tasks, "_run", quick())
     task = make_task(tiny)
     root = tmp_path / "root"
-    whole = tree(folder := execute(task, root))
+    folder = execute(task, root)
+    whole = tree(folder)
     f = folder / file
-    f.unlink() if how == "missing" else f.write_bytes(
-        f.read_bytes()[: len(f.read_bytes()) // 2] if how == "half" else how
-    )
+    content = f.read_bytes()
+    f.unlink()
+    if how != "missing":
+        f.write_bytes(content[: len(content) // 2] if how == "half" else how)
     with pytest.warns(UserWarning, match="damaged.*run again"):
         assert execute(task, root) == folder
     assert tree(folder)["frame.parquet"] == whole["frame.parquet"]

@@ -521,9 +521,8 @@ def test_sums_are_the_displacement(make, data):
     net = make().double()
     data = data()
     was = []
-    for s in train(
-        net, data, 3, times=[0, 1, 3], lr=0.01, batch=16, backward=(a := Accounting(data)).backward
-    ):
+    a = Accounting(data)
+    for s in train(net, data, 3, times=[0, 1, 3], lr=0.01, batch=16, backward=a.backward):
         if s.time:
             torch.testing.assert_close(
                 [(w - p) / 0.01 for w, p in zip(was, net.parameters(), strict=True)],
@@ -638,7 +637,8 @@ def test_a_journal_goes_on(tmp_path, dies, again):
     net = small()
     other = small()
     a = Accounting(points())
-    other.load_state_dict(start := state(net))
+    start = state(net)
+    other.load_state_dict(start)
     with pytest.MonkeyPatch.context() as m, pytest.raises(Killed):
         m.setenv("BREAK_AT", str(dies))
         go(net, tmp_path / "journal", a)

@@ -116,17 +116,16 @@ def trained(make, data, config=None, epochs=6, times=(0, 1, 6), **how) -> Run:
     return fit(make(), data, epochs, config=config, **how)
 
 
+QUICK = dict(  # how some networks are trained
+    resnet18=dict(epochs=2, times=(0, 1, 2), lr=0.02), vit=dict(optimizer="adam", lr=0.02)
+)
+
+
 @cache
 def run_of(name) -> tuple[Run, NoisyDataset, nn.Module | None]:
     make, data, config = NETS[name]
-    more = (
-        dict(epochs=2, times=(0, 1, 2), lr=0.02)
-        if name == "resnet18"
-        else dict(optimizer="adam", lr=0.02)
-        if name == "vit"
-        else {}
-    )
-    return trained(make, data(), config, **more), data(), None if config else make()
+    run = trained(make, data(), config, **QUICK.get(name, {}))
+    return run, data(), None if config else make()
 
 
 def skeleton(name) -> nn.Module:
@@ -188,13 +187,10 @@ def frame(found: dict) -> pl.DataFrame:
 def test_rewound_networks_by_hand(name, buffers):
     run, data, model = run_of(name)
     net = skeleton(name)
-    layers = (
-        ["conv1", "layer2.0", "layer4", "fc"]
-        if name == "resnet18"
-        else owners(net)
-        if name == "own"
-        else layer_groups(net)
-    )
+    if name == "resnet18":
+        layers = ["conv1", "layer2.0", "layer4", "fc"]
+    else:
+        layers = owners(net) if name == "own" else layer_groups(net)
     hand = frame(
         {
             (layer, t): accuracies(mixed(net, run, layer, t, buffers), data)
@@ -225,13 +221,13 @@ def logits(monkeypatch):
 @pytest.mark.parametrize("convention", ["parameters", "buffers"])
 def test_what_is_replayed_gives_what_was_computed(logits, name, convention, batch):
     run, data, model = run_of(name)
-    layers = (
-        ["layer1", "layer1.0.conv2", "layer3.0.bn1", "layer4.1", "fc"]
-        if name == "resnet18"
-        else ["res1.b.norm", "conv2.conv", *layer_groups(skeleton(name))]
-        if name == "resnet9"
-        else [*dict.fromkeys([*owners(skeleton(name)), *layer_groups(skeleton(name))])]
-    )
+    groups = layer_groups(skeleton(name))
+    if name == "resnet18":
+        layers = ["layer1", "layer1.0.conv2", "layer3.0.bn1", "layer4.1", "fc"]
+    elif name == "resnet9":
+        layers = ["res1.b.norm", "conv2.conv", *groups]
+    else:
+        layers = [*dict.fromkeys([*owners(skeleton(name)), *groups])]
     one, other = (
         rewind(run, data, layers, [0, 1], convention, model=model, batch=batch, cache=cache)
         for cache in (True, False)
@@ -279,9 +275,11 @@ def test_the_last_time_is_the_run_itself(name):
 
 def test_the_whole_network_is_the_checkpoint():
     data = digits()
-    run = trained(
-        make := lambda: nn.Sequential(build("resnet9", shape=(1, 8, 8), width=0.0625)), data
-    )
+
+    def make():
+        return nn.Sequential(build("resnet9", shape=(1, 8, 8), width=0.0625))
+
+    run = trained(make, data)
     rows = rewind(run, data, ["0"], convention="buffers", model=make())
     assert rows["accuracy"].to_list() == [
         v for t in run.checkpoints for v in accuracies(run.at(t, make()), data)
@@ -302,10 +300,11 @@ def test_any_mask_and_any_batch(mask, batch):
 
 def test_one_logit():
     data = corrupt(load("digits", classes=[3, 8], n=40, test_share=0)[0], 0.3, "wrong")
-    run = trained(
-        make := lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, 1)),
-        data,
-    )
+
+    def make():
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, 1))
+
+    run = trained(make, data)
     hit = (predict(mixed(make(), run, "1", 0), data.x)[:, 0] > 0) == data.y
     both = [hit[group].double().mean().item() for group in (~data.is_noisy, data.is_noisy)]
     assert rewind(run, data, ["1"], [0], model=make())["accuracy"].to_list() == both
@@ -351,7 +350,8 @@ def test_a_layer_whose_weight_is_read_before_it_is_called():
     cached, whole = (rewind(run, digits(), model=ReadEarly(), cache=c) for c in (True, False))
     assert cached.equals(whole)
     assert whole["accuracy"].n_unique() > 3
-    prefix = rewinding._Prefix(net := ReadEarly(), digits().x)
+    net = ReadEarly()
+    prefix = rewinding._Prefix(net, digits().x)
     assert prefix.before("enc") == {}
     assert set(prefix.before("never")) == {net.enc, net.mid} == set(prefix.before("out"))
 
@@ -919,7 +919,8 @@ def test_retrained_layers_by_hand(name, layers):
     batch = 16
     rows, nets = retrained(run, data, layers, 3, model=model, batch=batch)
     for layer in layers or layer_groups(skeleton(name)):
-        hand = by_hand(net := skeleton(name), run, data, layer, 3, batch)
+        net = skeleton(name)
+        hand = by_hand(net, run, data, layer, 3, batch)
         assert rows.filter(layer=layer).equals(frame({(layer, t): v for t, v in enumerate(hand)}))
         torch.testing.assert_close(state(nets[layer]), state(net), rtol=1e-5, atol=1e-6)
 

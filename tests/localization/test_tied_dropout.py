@@ -421,7 +421,8 @@ def test_channels_of_a_recurrent_layer():
 @pytest.mark.parametrize("c", [1, 2, 3, 4, 7, 16])
 def test_the_least_share(c):
     def go(p_gen):
-        attach(net := nn.Sequential(nn.Linear(3, c)), ["0"], p_gen=p_gen)
+        net = nn.Sequential(nn.Linear(3, c))
+        attach(net, ["0"], p_gen=p_gen)
         return predict(net, torch.ones(2, 3), index=torch.arange(2))
 
     with pytest.raises(ValueError, match="at least") as e:
@@ -780,7 +781,8 @@ def test_masks_that_do_not_fit(mask, what):
     net = mlp()
     data = digits()
     with pytest.raises(ValueError, match=what):
-        by_mode(net, tied := attach(net), data, mask=mask)
+        tied = attach(net)
+        by_mode(net, tied, data, mask=mask)
     assert tied.mode == "own"
 
 

@@ -82,7 +82,8 @@ class Sum(nn.Module):
         self.out = nn.Linear(3, 2)
 
     def forward(self, x):
-        y = self.norm(h := self.conv(x))
+        h = self.conv(x)
+        y = self.norm(h)
         if self.how == "in place":
             y += x
         if self.how == "sum":
@@ -194,6 +195,19 @@ def without(net, places: dict, off: list) -> dict:
     return masks
 
 
+def noisy_copies(data, row, copies, noise, seed) -> torch.Tensor:
+    "(copies, ...): an example with noise of this share of the root mean square of the data."
+    g = torch.Generator().manual_seed(seed * 1_000_003 + int(data.index[row]))
+    x = data.x[[row] * copies]
+    return x + noise * (data.x**2).mean() ** 0.5 * torch.randn(x.shape, generator=g, dtype=x.dtype)
+
+
+def slope(loss, masks: dict) -> dict:
+    "Gradient of a function of masks."
+    at = {k: m.clone().requires_grad_() for k, m in masks.items()}
+    return dict(zip(at, torch.autograd.grad(loss(at), list(at.values())), strict=True))
+
+
 def search(
     net, data, row, places, mode="exact", reference=8, *, copies=3, noise=0.01, seed=0, most=100
 ) -> tuple[str, list]:
@@ -201,19 +215,13 @@ def search(
     net = deepcopy(net)
     off = []
     y = data.y[[row] * copies]
-    g = torch.Generator().manual_seed(seed * 1_000_003 + int(data.index[row]))
-    x = data.x[[row] * copies]
-    x = x + noise * (data.x**2).mean() ** 0.5 * torch.randn(x.shape, generator=g, dtype=x.dtype)
+    x = noisy_copies(data, row, copies, noise, seed)
     batch = data.subset(
         torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:reference]
     )
 
     def logits(masks):
         return under(net, places, masks, x, data.index[[row] * copies]).mean(0, keepdim=True)
-
-    def slope(loss, masks):
-        at = {k: m.clone().requires_grad_() for k, m in masks.items()}
-        return dict(zip(at, torch.autograd.grad(loss(at), list(at.values())), strict=True))
 
     def own(m):
         return F.cross_entropy(logits(m), y[:1])
@@ -242,9 +250,8 @@ def search(
             if masks[k][c]
         }
         best = max(score.values())
-        off.append(
-            next(u for u, v in score.items() if v >= best - 1e-9 * abs(best))
-        )  # a key's score is its query's, but for rounding
+        # a key's score is its query's, but for rounding
+        off.append(next(u for u, v in score.items() if v >= best - 1e-9 * abs(best)))
 
 
 @modes
@@ -812,7 +819,8 @@ def test_a_mask_for_each_example():
     expected = net(x, a, b)
     same = net(x, a[:1], b[:1])
     with Masked(net, digits()).ready() as masked:
-        torch.testing.assert_close(got := masked(x, mask.requires_grad_()), expected)
+        got = masked(x, mask.requires_grad_())
+        torch.testing.assert_close(got, expected)
         torch.testing.assert_close(masked(x, mask[:1]), same)  # one serves all
         assert masked.names() == (["conv"] * 5 + ["fc"] * 6, [*range(5), *range(6)])
     (score,) = torch.autograd.grad(got.sum(), mask)

@@ -215,7 +215,8 @@ STREAMS = dict(
 @pytest.mark.parametrize("look", STREAMS.values(), ids=STREAMS)
 @pytest.mark.parametrize("batch", [1, 3, 10, 1024])
 def test_each_batch_is_told_its_own_part(look, batch):
-    net = nn.Sequential(nn.Flatten(), notes := Notes())
+    notes = Notes()
+    net = nn.Sequential(nn.Flatten(), notes)
     with examples(None):
         look(net, inputs(), batch, index=INDEX)
         assert present_examples() is None
@@ -227,7 +228,8 @@ def test_each_batch_is_told_its_own_part(look, batch):
 @pytest.mark.parametrize("look", STREAMS.values(), ids=STREAMS)
 @pytest.mark.parametrize("index", [None, INDEX])
 def test_without_an_index_the_context_stays(look, index):
-    net = nn.Sequential(nn.Flatten(), notes := Notes())
+    notes = Notes()
+    net = nn.Sequential(nn.Flatten(), notes)
     with examples(index):
         look(net, inputs(), 4)
     assert len(notes.told) == 3
@@ -251,7 +253,8 @@ def test_an_index_of_another_length(look, n):
 
 
 def test_between_batches_the_caller_has_its_own_examples():
-    net = nn.Sequential(nn.Flatten(), notes := Notes())
+    notes = Notes()
+    net = nn.Sequential(nn.Flatten(), notes)
     first = activations(net, inputs(), ["0"], 5, INDEX)
     second = activations(net, inputs(), ["0"], 5, INDEX + 1)
     for _ in zip(first, second, strict=True):
@@ -268,7 +271,8 @@ def test_the_context_ends_where_the_network_fails():
 
 
 def test_linear_layers_need_no_examples():
-    net = nn.Sequential(nn.Flatten(), notes := Notes(), nn.Linear(12, 2))
+    notes = Notes()
+    net = nn.Sequential(nn.Flatten(), notes, nn.Linear(12, 2))
     assert linear_layers(net, inputs().float()) == {"2": "1"}
     assert notes.told == [None]
     assert outside()

@@ -222,7 +222,8 @@ class Gain(nn.Sequential):
 
 
 def twice() -> nn.Sequential:
-    return nn.Sequential(layer := nn.Linear(2, 2), nn.ReLU(), layer)
+    layer = nn.Linear(2, 2)
+    return nn.Sequential(layer, nn.ReLU(), layer)
 
 
 def nested() -> nn.Sequential:
@@ -263,7 +264,7 @@ GROUPED = dict(
     ),
     row_without_others=(lambda: nn.Sequential(Gain(nn.ReLU())), ["0"]),
     shared_layer=(twice, ["0", "2"]),
-    shared_block=(lambda: nn.Sequential(block := twice(), block), ["0", "1"]),
+    shared_block=(lambda: nn.Sequential(*[twice()] * 2), ["0", "1"]),
 )
 
 

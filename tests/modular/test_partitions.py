@@ -1057,7 +1057,8 @@ def test_what_is_changed_in_place_after_it_was_read():
 def adds(seed: int) -> tuple[ModularNet, NoisyDataset, NoisyDataset, NoisyDataset]:
     train, test = operation_table(31, "add", 0.9, rho=0.3, seed=seed)
     train, held = train.split(1 / 9)
-    fit_modular(net := ModularNet(31, 513, seed=seed), train, 200, times=[200], device="cpu")
+    net = ModularNet(31, 513, seed=seed)
+    fit_modular(net, train, 200, times=[200], device="cpu")
     return net, train, held, test
 
 

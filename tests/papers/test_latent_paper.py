@@ -351,7 +351,8 @@ def test_an_exchange_is_of_the_head(variants):
     standard = variants["standard", 0.6, 0].at(4)
     for a, b in zip(changed.at(4).parameters(), standard.parameters(), strict=True):
         same(a, b, 1e-5)  # as it was recorded: the exchange comes after
-    transplant(4.0)(SimpleNamespace(time=4.0, model=(net := changed.at(4)), data=data))
+    net = changed.at(4)
+    transplant(4.0)(SimpleNamespace(time=4.0, model=net, data=data))
     same(net.out.weight.detach(), fit_probe(standard, data, "fc2").vectors_, 1e-4)
     assert not net.out.bias.any()
     assert standard.out.bias.any()

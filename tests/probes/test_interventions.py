@@ -124,7 +124,8 @@ def test_a_trained_network_in_single_precision(probe, device):
     net = build("mlp", shape=(1, 8, 8), widths=(24, 16))
     fit(net, data, 20, batch=16, momentum=0.9, device=device)
     p = fit_probe(net, data, "fc2", probe)
-    best = p.scores(h := read(net, test.x, "fc2")).topk(2).values
+    h = read(net, test.x, "fc2")
+    best = p.scores(h).topk(2).values
     clear = best[:, 0] - best[:, 1] > 1e-5 * h.norm(dim=1)
     new = transfer(net, data, probe=probe)
     assert clear.float().mean() > 0.99

@@ -93,8 +93,9 @@ def assert_each_as_alone(data, epochs, test=None, make=net, each=None, **how):
     runs = fit_stacked(models, data, epochs, test, **each, **how)
     assert len(runs) == m
     for i, run in enumerate(runs):
+        single = make(i)
         alone = fit(
-            single := make(i),
+            single,
             data[i],
             epochs,
             test and test[i],
@@ -184,7 +185,8 @@ def test_single_precision():
     data = [NoisyDataset(d.x.float(), d.y, d.clean) for d in sets()]
     runs = fit_stacked(models, data, 3, batch=BATCH, **SGD)
     for i, run in enumerate(runs):
-        alone = fit(single := net(i).float(), data[i], 3, batch=BATCH, **SGD)
+        single = net(i).float()
+        alone = fit(single, data[i], 3, batch=BATCH, **SGD)
         assert close(state(models[i]), state(single), 1e-3)
         assert torch.allclose(run.loss, alone.loss, atol=1e-4)
 
@@ -197,7 +199,8 @@ def test_learning_rates_in_any_order(rates, seed):
     models = nets(len(rates))
     runs = fit_stacked(models, [noisy()] * len(rates), 1, lr=rates, seed=seed, batch=BATCH)
     for i, (rate, run) in enumerate(zip(rates, runs, strict=True)):
-        fit(single := net(i), noisy(), 1, lr=rate, seed=seed, batch=BATCH)
+        single = net(i)
+        fit(single, noisy(), 1, lr=rate, seed=seed, batch=BATCH)
         assert run.config["lr"] == rate
         assert close(state(models[i]), state(single))
 
@@ -296,7 +299,8 @@ def test_stop_at_ends_one_and_not_the_others():
     assert len(set(ends)) > 1
     assert min(ends) > 0
     for i, run in enumerate(runs):
-        alone = fit(single := net(i), EASY[i], 20, **how)
+        single = net(i)
+        alone = fit(single, EASY[i], 20, **how)
         assert_alike(run, alone)
         assert close(state(models[i]), state(single))
         assert same(run.checkpoints[ends[i]], state(models[i]))
@@ -305,7 +309,8 @@ def test_stop_at_ends_one_and_not_the_others():
 def test_one_that_ended_stays_so_when_the_consumer_stops():
     how = dict(stop_at=0.9, batch=BATCH, lr=0.1, momentum=0.9)
     models = nets()
-    end = fit(single := net(0), EASY[0], 20, **how).time[-1]
+    single = net(0)
+    end = fit(single, EASY[0], 20, **how).time[-1]
     for going in train_stacked(models, EASY, 20, **how):
         if going[0].time >= end + 3:
             break
@@ -314,12 +319,14 @@ def test_one_that_ended_stays_so_when_the_consumer_stops():
 
 
 def test_training_goes_no_further_than_asked():
-    steps = train_stacked(models := nets(), sets(), 3, batch=BATCH, **SGD)
+    models = nets()
+    steps = train_stacked(models, sets(), 3, batch=BATCH, **SGD)
     for going in steps:
         if going[0].time == 1:
             break
     for i, s in enumerate(going):
-        fit(single := net(i), sets()[i], 1, batch=BATCH, **SGD)
+        single = net(i)
+        fit(single, sets()[i], 1, batch=BATCH, **SGD)
         assert s.model is models[i]
         assert s.step == 3
         assert close(state(s.model), state(single))
@@ -332,7 +339,8 @@ def test_a_change_of_one_network_changes_that_one_only():
     for going in train_stacked(changed, sets(), 3, lr=[0.2, 0.1, 0.3], batch=BATCH):
         if going[0].time == 1:
             nn.init.zeros_(going[1].model[2].weight)
-    for s in trainer.train(single := net(1), noisy(1), 3, lr=0.1, batch=BATCH, device="cpu"):
+    single = net(1)
+    for s in trainer.train(single, noisy(1), 3, lr=0.1, batch=BATCH, device="cpu"):
         if s.time == 1:
             nn.init.zeros_(s.model[2].weight)
     assert close(state(changed[1]), state(single))
@@ -342,7 +350,8 @@ def test_a_change_of_one_network_changes_that_one_only():
 
 
 def test_a_state_loaded_in_a_yield_counts():
-    for going in train_stacked(models := nets(), sets(), 2, lr=0.1, batch=BATCH):
+    models = nets()
+    for going in train_stacked(models, sets(), 2, lr=0.1, batch=BATCH):
         if going[0].time == 1:
             going[0].model.load_state_dict(net(7).state_dict())
     single = net(7)
@@ -388,18 +397,21 @@ def test_one_that_diverges_ends_with_a_warning():
         runs = fit_stacked(models, sets(), 4, lr=rates, clip=[None, None, 0.5], **how)
     assert len(said) == 1
     with pytest.raises(Diverged) as e:
-        fit(single := net(1), noisy(1), 4, lr=1e9, **how)
+        single = net(1)
+        fit(single, noisy(1), 4, lr=1e9, **how)
     assert torch.equal(runs[1].time, e.value.run.time)
     assert close(state(models[1]), state(single))
     assert re.search(r"at step \d+ \(", str(e.value))[0] in str(said[0].message)
     for i, clip in ((0, None), (2, 0.5)):
-        assert_alike(runs[i], fit(single := net(i), noisy(i), 4, lr=rates[i], clip=clip, **how))
+        single = net(i)
+        assert_alike(runs[i], fit(single, noisy(i), 4, lr=rates[i], clip=clip, **how))
         assert close(state(models[i]), state(single))
 
 
 def test_what_is_recorded_is_finite():
     with pytest.warns(UserWarning, match="not finite at step 1"):
-        runs = fit_stacked(models := nets(), sets(), 1, lr=[0.1, 1e200, 0.05], batch=None)
+        models = nets()
+        runs = fit_stacked(models, sets(), 1, lr=[0.1, 1e200, 0.05], batch=None)
     assert [len(r.time) for r in runs] == [2, 1, 2]
     assert all(r.loss.isfinite().all() for r in runs)
     assert same(state(models[1]), state(net(1)))
@@ -664,7 +676,8 @@ def test_refused_before_any_work(bad, says):
 
 
 def test_at_the_end_each_network_has_parameters_of_its_own():
-    fit_stacked(models := nets(), sets(), 2, times=[2], stop_at=0.99)
+    models = nets()
+    fit_stacked(models, sets(), 2, times=[2], stop_at=0.99)
     for m in models:
         for p in m.parameters():
             assert p.is_contiguous()

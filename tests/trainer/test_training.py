@@ -288,7 +288,8 @@ def test_a_schedule_of_ones_own(schedule, name):
     theirs = net()
     data = noisy()
     assert fit(ours, data, 3, lr=0.1, batch=BATCH, schedule=schedule).config["schedule"] == name
-    plain(theirs, data, 3, sgd := SGD(theirs.parameters(), 0.1, fused=True), schedule(sgd, 3 * PER))
+    sgd = SGD(theirs.parameters(), 0.1, fused=True)
+    plain(theirs, data, 3, sgd, schedule(sgd, 3 * PER))
     assert same(state(ours), state(theirs))
     assert sgd.param_groups[0]["lr"] < 0.1
 
@@ -473,7 +474,8 @@ def test_stop_at():
     full = fit(net(), data, 30, checkpoints=every, **how)
     hits = (full.prediction == full.y).double().mean(1)
     first = int((hits >= 0.8).nonzero()[0])
-    run = fit(model := net(), data, 30, stop_at=0.8, **how)
+    model = net()
+    run = fit(model, data, 30, stop_at=0.8, **how)
     assert 0 < first < 30
     assert run.time.tolist() == list(range(first + 1))
     assert torch.equal(run.loss, full.loss[: first + 1])
@@ -537,7 +539,8 @@ def test_each_step_sees_gradients_before_clipping():
     ((rows, logits, grads),) = seen
     assert torch.equal(rows, order(N, 0, 0)[:BATCH])
     fresh = net()
-    assert torch.equal(z := fresh(data.x[rows]), logits)
+    z = fresh(data.x[rows])
+    assert torch.equal(z, logits)
     expected = torch.autograd.grad(F.cross_entropy(z, data.y[rows]), fresh.parameters())
     for g, right in zip(grads, expected, strict=True):
         assert torch.equal(g, right)
@@ -813,10 +816,9 @@ def test_every_optimizer_and_schedule_goes_on(tmp_path, optimizer, options, sche
 
 def own(model) -> dict:
     "Objects of one's own, also one that no file can hold."
-    return dict(
-        optimizer=(o := Adam(model.parameters(), 0.02)),
-        schedule=lr_scheduler.LambdaLR(o, lambda i: 0.9**i),
-    )
+    optimizer = Adam(model.parameters(), 0.02)
+    schedule = lr_scheduler.LambdaLR(optimizer, lambda i: 0.9**i)
+    return dict(optimizer=optimizer, schedule=schedule)
 
 
 def test_objects_of_ones_own_go_on(tmp_path):
@@ -1399,7 +1401,8 @@ def test_diverged_after_the_last_recorded_time():
 
 def test_what_is_recorded_is_finite():
     with pytest.raises(Diverged) as e:
-        fit(model := net(), noisy(), 1, lr=1e38, batch=None)
+        model = net()
+        fit(model, noisy(), 1, lr=1e38, batch=None)
     assert e.value.run.time.tolist() == [0]
     assert same(state(model), state(net()))
 
@@ -1559,7 +1562,8 @@ def outside() -> bool:
 def test_a_layer_is_told_which_examples_it_sees(own):
     data = noisy(80).subset(torch.randperm(80, generator=torch.Generator().manual_seed(3))[:N])
     held = noisy(20, seed=1)
-    model = net(notes := Notes())
+    notes = Notes()
+    model = net(notes)
     rows = []
     looks = []
 
@@ -1603,8 +1607,9 @@ class Again(nn.Module):
 
 @pytest.mark.parametrize("own", [dict(), dict(backward=mean)])
 def test_a_layer_is_told_again_in_the_backward_pass(own):
+    notes = Notes()
     fit(
-        net(Again(nn.Sequential(notes := Notes(), nn.Tanh()))),
+        net(Again(nn.Sequential(notes, nn.Tanh()))),
         noisy(),
         1,
         times=[1],
@@ -1663,7 +1668,8 @@ class Slow(nn.Module):
 
 @pytest.mark.parametrize("batch", [3, BATCH, N, 1000, None])
 def test_costs(batch, monkeypatch):
-    monkeypatch.setattr(trainer, "time", clock := Clock())
+    clock = Clock()
+    monkeypatch.setattr(trainer, "time", clock)
     monkeypatch.setattr(trainer, "deepcopy", lambda model: model)
     step, look = trainer.costs(
         net(nn.ReLU(), Slow(clock)), noisy(), noisy(20, seed=1), batch, [lambda s: clock.sleep(0.1)]
@@ -1701,7 +1707,8 @@ def test_costs_leave_no_trace():
 
 
 def test_costs_of_a_layer_that_is_told_its_examples():
-    model = net(notes := Notes())
+    notes = Notes()
+    model = net(notes)
     assert min(trainer.costs(model, noisy(), noisy(20), BATCH)) > 0
     assert not notes.told
 
