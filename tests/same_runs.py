@@ -1,4 +1,4 @@
-"Two runs held against each other, number by number."
+"Numbers for runs, and two runs held against each other, number by number."
 
 import torch
 
@@ -8,6 +8,11 @@ TENSORS = (
     *("time", "prediction", "loss", "margin", "y", "clean", "index", "true_loss", "true_margin"),
     *("test_y", "test_prediction", "test_loss", "test_margin"),
 )
+
+
+def randn(*shape: int, seed=0) -> torch.Tensor:
+    "As wide as the outputs of a network: of standard deviation 3."
+    return 3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def assert_same_tensors(a: Run, b: Run):

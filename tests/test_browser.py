@@ -142,8 +142,8 @@ def wait_for(page: Page, selector: str, condition: str):
 
 def settings(page: Page) -> list[dict]:
     "What each chart of curves says it was trained with."
-    said = page.evaluate(f"({SEEN})('text').map(t => t.textContent)")
-    pairs = [t.split(", ") for t in said if t.startswith("rho ")]
+    labels = page.evaluate(f"({SEEN})('text').map(t => t.textContent)")
+    pairs = [t.split(", ") for t in labels if t.startswith("rho ")]
     names = ["noise rate", "width", "learning rate", "data", "noise", "seed"]
     return [dict(zip(names, (v.split()[-1] for v in one), strict=True)) for one in pairs]
 
@@ -330,15 +330,15 @@ def test_components_and_probes(lab):
 
 def test_the_command_is_copied(lab):
     tab(lab, "Training")
-    (said,) = settings(lab)
+    (setting,) = settings(lab)
 
     click(lab, "Copy command")
     expect(lab.locator("button", has_text="Copied")).to_be_visible()
 
     command = lab.evaluate("navigator.clipboard.readText()")
     assert re.fullmatch(r"papermill nbs/fig2\.ipynb out\.ipynb( -p \w+ \S+)+", command)
-    assert f"-p rho {said['noise rate']} " in command
-    assert f"-p noise {said['noise']} " in command
+    assert f"-p rho {setting['noise rate']} " in command
+    assert f"-p noise {setting['noise']} " in command
     fields = "[...document.querySelectorAll('.widget-text input')].map(i => i.value)"
     assert command in lab.evaluate(fields)
 
@@ -368,11 +368,11 @@ def test_under_voila(browser, tmp_path):
     with served(VOILA, tmp_path) as address, opened(browser, address, "/?token=abc") as page:
         before = drawn(page)
         status(page, "done: ")
-        (said,) = settings(page)
+        (setting,) = settings(page)
 
         drag(page, "noise rate", 0.3)
 
-        changed(page, "noise rate", said)
+        changed(page, "noise rate", setting)
         drawn(page, before)
         status(page, "done: ")
 

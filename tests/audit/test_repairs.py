@@ -17,6 +17,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from states import same, state
 from torch import nn
 from torch.nn import functional as F
 
@@ -100,15 +101,7 @@ def repaired(rho=0.4, **options) -> Repair:
     return repair(memorizer(rho)[1], *digits(rho)[:2], **options)
 
 
-def state(net) -> dict:
-    return {k: v.clone() for k, v in net.state_dict().items()}
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def said(net, x) -> np.ndarray:
+def predictions(net, x) -> np.ndarray:
     return net(x).detach().argmax(1).numpy()
 
 
@@ -153,7 +146,7 @@ def interval(h, level=0.9) -> tuple[float, float, float]:
     return np.mean(h), np.mean(h) - half, np.mean(h) + half
 
 
-def honest_by_hand(hits, seed=0) -> np.ndarray:
+def cross_fitted_by_hand(hits, seed=0) -> np.ndarray:
     n = hits.shape[1]
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
     halves = (order[: -(-n // 2)], order[-(-n // 2) :])
@@ -176,7 +169,7 @@ def candidates_by_hand(rho=0.4, probes=("velpic", "cosine")) -> dict[tuple[str, 
         for layer, read in reads.items()
         for p in probes
     }
-    return {("output", "model"): said(net, held.x)} | rest
+    return {("output", "model"): predictions(net, held.x)} | rest
 
 
 def transition(k, rng, stay=0.6) -> torch.Tensor:
@@ -279,10 +272,10 @@ def test_the_mean_of_many_is_the_accuracy():
 @given(
     c=st.integers(1, 6), n=st.integers(2, 41), seed=st.integers(0, 10**6), halves=st.integers(0, 99)
 )
-def test_honest_against_a_loop(c, n, seed, halves):
+def test_cross_fitted_against_a_loop(c, n, seed, halves):
     hits = np.random.default_rng(seed).normal(size=(c, n))
     assert np.array_equal(
-        cross_fitted(torch.from_numpy(hits), halves).numpy(), honest_by_hand(hits, halves)
+        cross_fitted(torch.from_numpy(hits), halves).numpy(), cross_fitted_by_hand(hits, halves)
     )
 
 
@@ -512,7 +505,7 @@ def test_the_gain_by_hand(rho, seed):
         [hits_by_hand(guess, held.y, r.noise.matrix) for guess in candidates_by_hand(rho).values()]
     )
     np.testing.assert_allclose(
-        (r.gain, r.low, r.high), interval(honest_by_hand(hits[1:], seed) - hits[0]), atol=1e-9
+        (r.gain, r.low, r.high), interval(cross_fitted_by_hand(hits[1:], seed) - hits[0]), atol=1e-9
     )
     assert (r.layer, r.probe) == list(candidates_by_hand(rho))[1 + hits[1:].mean(1).argmax()]
 
@@ -573,7 +566,8 @@ def test_at_the_last_layer_only_the_heads_numbers_change(probe):
     )
     for x in (held.x, test.x):
         assert np.array_equal(
-            said(r.model, x), probe_says(hidden(net, data.x), data.y, hidden(net, x), probe=probe)
+            predictions(r.model, x),
+            probe_says(hidden(net, data.x), data.y, hidden(net, x), probe=probe),
         )
 
 
@@ -587,7 +581,7 @@ def test_at_an_earlier_layer_the_network_ends_there(probe):
     assert same(state(r.model.body), state(net))
     assert r.model.body is not net
     assert np.array_equal(
-        said(r.model, test.x),
+        predictions(r.model, test.x),
         probe_says(data.x.flatten(1).numpy(), data.y, test.x.flatten(1).numpy(), probe=probe),
     )
 
@@ -615,7 +609,7 @@ def test_a_hidden_layer_before_its_activation_can_be_read():
         r.table["accuracy"][1], hits_by_hand(says(held.x), held.y, r.noise.matrix).mean()
     )
     assert r.layer == "fc1.0"
-    assert np.array_equal(said(r.model, test.x), says(test.x))
+    assert np.array_equal(predictions(r.model, test.x), says(test.x))
 
 
 @pytest.mark.parametrize("mode", [True, False])
@@ -668,13 +662,14 @@ def test_a_memorizing_network_is_better_afterwards(rho, seed):
     data, held, test = digits(rho, seed)
     run, net = memorizer(rho, seed)
     r = repair(net, data, held)
-    gained = share(said(r.model, test.x), test.y) - share(said(net, test.x), test.y)
+    gained = share(predictions(r.model, test.x), test.y) - share(predictions(net, test.x), test.y)
     assert r.layer
     assert r.probe
     assert r.low > 0
     assert gained > 0.03
     assert r.low - 0.05 < gained < r.high + 0.05
-    assert share(said(net, data.x), data.y) > 1 - 0.9 * rho  # some wrong labels are known by heart
+    # some wrong labels are known by heart
+    assert share(predictions(net, data.x), data.y) > 1 - 0.9 * rho
 
 
 def test_a_clean_network_is_left_as_it_is():
@@ -870,7 +865,7 @@ def test_a_linear_network_and_both_precisions(dtype):
     assert r.model(held.x).dtype == dtype
     x = held.x.flatten(1).double().numpy()
     xt = data.x.flatten(1).double().numpy()
-    assert np.mean(said(r.model, held.x) == probe_says(xt, data.y, x, 3, r.probe)) > (
+    assert np.mean(predictions(r.model, held.x) == probe_says(xt, data.y, x, 3, r.probe)) > (
         0.98 if dtype == torch.float32 else 0.9999
     )
 
@@ -880,7 +875,7 @@ def test_few_classes(k):
     data, held = small(k=k, n=100)
     net = build("mlp", shape=(1, 8, 8), widths=(8,), n_classes=k)
     r = repair(net, data, held)
-    guess = said(r.model, held.x)
+    guess = predictions(r.model, held.x)
     assert r.layer
     assert share(guess, held.clean) > 0.8
     assert np.array_equal(r.noise.matrix.shape, (k, k))
@@ -1477,14 +1472,14 @@ def row(remedy, table=None) -> dict:
 
 
 def agrees(remedy, nets, table=None):
-    "The row is that of these functions x -> classes, of which `honest` takes the best."
+    "The row is that of these functions x -> classes, of which `cross_fitted` takes the best."
     _, held, test = digits()
     matrix = estimate_noise(memorizer()[1], digits()[0]).matrix
     hits = np.stack([hits_by_hand(net(held.x), held.y, matrix) for net in nets])
     got = row(remedy, table)
     np.testing.assert_allclose(
         [got[k] for k in ("accuracy", "low", "high")],
-        np.clip(interval(honest_by_hand(hits)), 0, 1),
+        np.clip(interval(cross_fitted_by_hand(hits)), 0, 1),
         atol=1e-9,
     )
     assert math.isclose(got["test"], share(nets[hits.mean(1).argmax()](test.x), test.clean))
@@ -1538,7 +1533,7 @@ def test_rows_are_there_for_what_was_given(given):
 
 
 def test_as_it_is():
-    agrees("as it is", [partial(said, memorizer()[1])])
+    agrees("as it is", [partial(predictions, memorizer()[1])])
 
 
 def test_class_vectors():
@@ -1584,13 +1579,13 @@ def test_a_new_training_with_the_generalized_cross_entropy():
         backward=lambda s, losses: ((1 - (-losses).exp() ** 0.7) / 0.7).mean().backward(),
         **TRAIN,
     )
-    agrees(NEW[1], [partial(said, net)])
+    agrees(NEW[1], [partial(predictions, net)])
 
 
 def test_a_new_training_with_early_learning_regularization():
     net = fresh()
     fit(net, digits()[0], 3, backward=early_learning_regularization(digits()[0]), **TRAIN)
-    agrees(NEW[2], [partial(said, net)])
+    agrees(NEW[2], [partial(predictions, net)])
 
 
 def test_a_new_training_with_tied_dropout():
@@ -1628,7 +1623,7 @@ def test_given_noise_counts_plain_hits():
         memorizer()[1], data, held, noise=Noise(0, 0, 0, torch.eye(10).double()), suspects=0
     )
     assert math.isclose(
-        row("as it is", got)["accuracy"], share(said(memorizer()[1], held.x), held.y)
+        row("as it is", got)["accuracy"], share(predictions(memorizer()[1], held.x), held.y)
     )
 
 

@@ -39,7 +39,7 @@ from memnb.audit.suspicion import (
     snapshot,
     trained_model,
 )
-from memnb.common import rng as seeds
+from memnb.common import rng
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
 from memnb.datasets.noisy_datasets import NoisyDataset
@@ -629,13 +629,13 @@ def test_outputs_that_are_no_tensors(what):
     ],
 )
 def test_networks_that_refuse_inputs_in_other_ways(model, shape):
-    said = None
+    message = None
     try:
         check_model(model(), clusters(n=12, shape=shape))
     except ValueError as e:
-        said = str(e)
-    if said is None or f"inputs of shape {shape}" not in said:
-        raise ValueError(f"the shape is not named: {said}")
+        message = str(e)
+    if message is None or f"inputs of shape {shape}" not in message:
+        raise ValueError(f"the shape is not named: {message}")
 
 
 def test_classes_may_be_two_with_one_output_or_two():
@@ -809,12 +809,12 @@ def test_the_last_checkpoint_is_the_network():
 def test_layer_scores_against_singular_values(name):
     _, net = trained(name, torch.float64)
     data = clusters(dtype=torch.float64)
-    told = layer_scores(net, data)
+    scores = layer_scores(net, data)
     of = acts(net, data, NETS[name][1][:-1])
-    assert list(told) == [
+    assert list(scores) == [
         (layer, probe) for layer in NETS[name][1][:-1] for probe in PROBED
     ]  # not of the logits
-    for (layer, probe), s in told.items():
+    for (layer, probe), s in scores.items():
         assert s.dtype == torch.float64
         assert s.shape == (60, 3)
         close(s, probe_by_hand(of[layer].numpy(), data.y.numpy(), 3, probe), 1e-8)
@@ -869,16 +869,16 @@ def test_the_length_of_an_activation_tells_nothing():
     data = clusters(dtype=torch.float64)
     net = line(dtype=torch.float64)
     scale = torch.linspace(0.1, 30, 60, dtype=torch.float64).view(60, 1, 1, 1)
-    told = layer_scores(net, data, ["input"])
-    assert all(s.abs().max() <= 1 + 1e-12 for s in told.values())
-    assert told["input", "velpic"].abs().max() > 0.3
+    scores = layer_scores(net, data, ["input"])
+    assert all(s.abs().max() <= 1 + 1e-12 for s in scores.values())
+    assert scores["input", "velpic"].abs().max() > 0.3
     shapes = ClassShapes(3).add(data.x, data.y).finish()
     for name in PROBED:
         torch.testing.assert_close(
             PROBES[name](n_classes=3)
             .fit_shapes(shapes)
             .scores(F.normalize((scale * data.x).flatten(1))),
-            told["input", name],
+            scores["input", name],
         )
 
 
@@ -939,11 +939,11 @@ def test_feature_maps_are_averaged_over_blocks():
         nn.Linear(64 * 64, 3),
     ).double()
     data = clusters(n=12, shape=(1, 16, 16), dtype=torch.float64)
-    told = layer_scores(net, data, ["0", "2", "input"])
+    scores = layer_scores(net, data, ["0", "2", "input"])
     of = acts(net, data, ["0", "2", "input"])
     assert of["0"].shape == (12, 64, 16, 16)
     assert of["2"].shape == (12, 64, 8, 8)
-    for (layer, probe), s in told.items():
+    for (layer, probe), s in scores.items():
         e = of[layer].numpy()
         close(
             s, probe_by_hand(pooled(e, 8, 8) if layer == "0" else e, data.y.numpy(), 3, probe), 1e-8
@@ -1154,20 +1154,20 @@ def test_two_rings_are_told_apart_by_the_curved_probe_alone():
 
 @pytest.mark.parametrize("bent", [False, True])
 def test_inputs_that_are_all_alike(bent):
-    said = leave_one_out_ridge(torch.zeros(30, 4), torch.arange(30) % 3, 3, bent)
-    assert said.isfinite().all()
-    assert said.abs().max() < 1
+    scores = leave_one_out_ridge(torch.zeros(30, 4), torch.arange(30) % 3, 3, bent)
+    assert scores.isfinite().all()
+    assert scores.abs().max() < 1
 
 
 def test_a_class_of_one_example_is_never_suggested_for_it_and_an_absent_one_never_at_all():
     g = torch.Generator().manual_seed(0)
     y = torch.tensor([0] * 20 + [1] * 20 + [2])
-    said = leave_one_out_ridge(
+    scores = leave_one_out_ridge(
         torch.randn(4, 6, generator=g)[y] + 0.1 * torch.randn(41, 6, generator=g), y, 4
     )
-    assert (said[:, 3] == -torch.inf).all()
-    assert said[:, :3].isfinite().all()
-    assert said[40].argmax() != 2
+    assert (scores[:, 3] == -torch.inf).all()
+    assert scores[:, :3].isfinite().all()
+    assert scores[40].argmax() != 2
 
 
 def test_what_layers_read():
@@ -1317,9 +1317,9 @@ def test_probe_margin_by_hand(layers):
 def test_scores_that_are_known_already_are_taken():
     run, net = trained()
     data = clusters()
-    told = layer_scores(net, data)
+    scores = layer_scores(net, data)
     by_layer = layer_evidence(net, data)
-    assert mislabel_scores(run, data, net, k=5, probe_scores=told, by_layer=by_layer).equals(
+    assert mislabel_scores(run, data, net, k=5, probe_scores=scores, by_layer=by_layer).equals(
         mislabel_scores(run, data, net, k=5)
     )
     other = {("x", "velpic"): torch.arange(180.0).reshape(60, 3).sin()}
@@ -1422,12 +1422,12 @@ def test_probe_margin_and_sure_agree():
 
 def weight_by_hand(e: list[list[float]], y: list[int]) -> float:
     "Mean logarithm of the odds, over doubted labels, from 1.5 to 4.5."
-    said = [row.index(max(row)) for row in e]
+    suggested = [row.index(max(row)) for row in e]
     logs = []
-    for a, b in zip(said, y, strict=True):
+    for a, b in zip(suggested, y, strict=True):
         if a != b:
             right, wrong = (
-                sum(s == a and t == c for s, t in zip(said, y, strict=True)) for c in (a, b)
+                sum(s == a and t == c for s, t in zip(suggested, y, strict=True)) for c in (a, b)
             )
             logs.append(math.log(max(1, right) / wrong))
     if not logs:
@@ -1575,10 +1575,10 @@ def test_absent_classes_are_never_suggested(k, absent):
     data = clusters()
     data = replace(data, y=here[data.y], clean=torch.full((60,), absent[0]), n_classes=k)
     net = line(k)
-    told = layer_scores(net, data)
+    scores = layer_scores(net, data)
     f = audit(net, data)
     for probe in PROBED:
-        e = evidence(told, probe)
+        e = evidence(scores, probe)
         assert (e[:, absent] == -math.inf).all()
         assert e[:, here].isfinite().all()
     assert {*f["suggested"], *f["velpic"], *f["masc"], *f["cosine"]} <= set(here.tolist())
@@ -1625,15 +1625,15 @@ def test_a_plain_row_of_convolutions():
         nn.Linear(100, 3),
     ).double()
     data = clusters(n=18, shape=(3, 32, 32), dtype=torch.float64)
-    told = layer_scores(net, data)
-    assert list(dict.fromkeys(layer for layer, _ in told)) == ["input", "0", "1"]
+    scores = layer_scores(net, data)
+    assert list(dict.fromkeys(layer for layer, _ in scores)) == ["input", "0", "1"]
     of = acts(net, data, ["0", "1", "input"])
     for layer, v in of.items():
-        close(told[layer, "velpic"], probe_by_hand(v.numpy(), data.y.numpy(), 3, "velpic"), 1e-8)
+        close(scores[layer, "velpic"], probe_by_hand(v.numpy(), data.y.numpy(), 3, "velpic"), 1e-8)
     f = audit(net, data)
     assert (
         f["velpic"].to_list()
-        == evidence_by_hand([told[layer, "velpic"].numpy() for layer in ("input", "0", "1")])
+        == evidence_by_hand([scores[layer, "velpic"].numpy() for layer in ("input", "0", "1")])
         .argmax(1)
         .tolist()
     )
@@ -1644,11 +1644,11 @@ def test_a_residual_network_of_torchvision():
     net = resnet18(num_classes=3)
     data = clusters(n=9, shape=(3, 32, 32))
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    told = layer_scores(net, data, ["conv1", "layer1.1", "layer4", "fc"])
+    scores = layer_scores(net, data, ["conv1", "layer1.1", "layer4", "fc"])
     of = {k: v.numpy() for k, v in acts(net, data, ["conv1", "layer1.1", "layer4", "fc"]).items()}
     assert of["conv1"].shape == (9, 64, 16, 16)
     assert of["layer4"].shape == (9, 512, 1, 1)
-    for (layer, probe), s in told.items():
+    for (layer, probe), s in scores.items():
         if probe != "masc":
             close(
                 s,
@@ -1873,11 +1873,11 @@ EVIDENCE = st.integers(2, 4).flatmap(
 
 
 def clear_by_hand(e: list[list[float]]) -> list[bool]:
-    said = [row.index(max(row)) for row in e]
+    suggested = [row.index(max(row)) for row in e]
     lead = [sorted(row)[-1] - sorted(row)[-2] for row in e]
     out = []
     for i in range(len(e)):
-        among = sorted(lead[j] for j in range(len(e)) if said[j] == said[i])
+        among = sorted(lead[j] for j in range(len(e)) if suggested[j] == suggested[i])
         at = 0.5 * (len(among) - 1)
         low = among[math.floor(at)]
         high = among[math.ceil(at)]
@@ -1943,15 +1943,16 @@ def test_an_estimate_is_possible_and_ordered(cases, level, seed):
 
 
 def blocks(k: int, m: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
-    "m examples that are said to be each class, the j-th of them ahead by j + 1; and what is said."
-    said = torch.arange(k).repeat_interleave(m)
-    return F.one_hot(said, k).double() * (torch.arange(k * m) % m + 1.0).double()[:, None], said
+    "Evidence of m examples for each class, the j-th of them ahead by j + 1; and these classes."
+    suggested = torch.arange(k).repeat_interleave(m)
+    lead = (torch.arange(k * m) % m + 1.0).double()
+    return F.one_hot(suggested, k).double() * lead[:, None], suggested
 
 
 @pytest.mark.parametrize("k", [2, 3, 7])
 def test_no_noise(k):
-    e, said = blocks(k)
-    got = noise_of(e, said)
+    e, suggested = blocks(k)
+    got = noise_of(e, suggested)
     assert got.rate == 0
     assert got.low == 0
     assert torch.equal(got.matrix, torch.eye(k, dtype=torch.float64))
@@ -1964,13 +1965,13 @@ def test_no_noise(k):
 @settings(max_examples=40, deadline=None)
 def test_clear_cases_are_half_of_each_class_and_further_ahead_than_the_rest(sizes, seed):
     rng = np.random.default_rng(seed)
-    said = np.repeat(np.arange(len(sizes)), sizes)
-    lead = rng.permutation(len(said)) + 1.0
-    keep = clear_cases(torch.from_numpy(np.eye(len(sizes))[said] * lead[:, None])).numpy()
+    suggested = np.repeat(np.arange(len(sizes)), sizes)
+    lead = rng.permutation(len(suggested)) + 1.0
+    keep = clear_cases(torch.from_numpy(np.eye(len(sizes))[suggested] * lead[:, None])).numpy()
     assert CLEAR == 0.5
     for c, m in enumerate(sizes):
-        inside = lead[(said == c) & keep]
-        outside = lead[(said == c) & ~keep]
+        inside = lead[(suggested == c) & keep]
+        outside = lead[(suggested == c) & ~keep]
         assert len(inside) >= 1
         assert abs(len(inside) - 0.5 * m) <= 1
         assert not len(outside) or inside.min() > outside.max()
@@ -1989,9 +1990,9 @@ def test_wrong_labels_among_the_clear_cases():
 
 def test_a_rare_class_that_no_probe_knows_may_be_right():
     "Five classes of one example each: 5 of 200 labels differ from what is suggested."
-    e, said = blocks(2, 100)
+    e, suggested = blocks(2, 100)
     e = torch.cat([e, torch.zeros(200, 5, dtype=torch.float64)], 1)
-    y = said.clone()
+    y = suggested.clone()
     y[[95, 96, 97, 98, 99]] = torch.arange(2, 7)
     got = noise_of(e, y)
     assert got.low == 0
@@ -1999,8 +2000,8 @@ def test_a_rare_class_that_no_probe_knows_may_be_right():
 
 
 def test_every_label_wrong():
-    e, said = blocks(3)
-    got = noise_of(e, (said + 1) % 3)
+    e, suggested = blocks(3)
+    got = noise_of(e, (suggested + 1) % 3)
     assert (got.low, got.high) == (
         0,
         1,
@@ -2008,11 +2009,11 @@ def test_every_label_wrong():
 
 
 def test_a_class_that_is_never_suggested_keeps_its_row():
-    e, said = blocks(2)
+    e, suggested = blocks(2)
     e = torch.cat(
         [e, torch.full((20, 1), -math.inf).double(), torch.full((20, 1), -5.0).double()], 1
     )
-    y = said.clone()
+    y = suggested.clone()
     y[5:8] = 3
     got = noise_of(e, y)
     assert got.matrix[2:].tolist() == [[0, 0, 1, 0], [0, 0, 0, 1]]
@@ -2224,7 +2225,7 @@ def test_the_noise_rate_of_words_is_not_read_from_their_numbers():
         def forward(self, x):
             return self.out(self.table(x.long()))
 
-    with seeds.seeded(0):
+    with rng.seeded(0):
         net = Words()
     trainer.fit(net, data, 30, lr=0.5, batch=32)
     noise = estimate_noise(net, data)

@@ -21,12 +21,13 @@ import pytest
 import torch
 from cells import prepared, run
 from PIL import Image
+from states import same
 
 from memnb.audit.suspicion import audit
 from memnb.datasets.label_noise import NOISE, corrupt
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.datasets.sources import DATASETS
-from memnb.explorer import audit_inputs as review
+from memnb.explorer import audit_inputs
 from memnb.explorer.audit_gallery import (
     Browser,
     gallery,
@@ -73,7 +74,8 @@ DEFAULTS = dict(
     store="",
 )
 PRESETS = {
-    preset: values | review._NAMED[preset] for preset, values in audit_parameters.presets.items()
+    preset: values | audit_inputs._NAMED[preset]
+    for preset, values in audit_parameters.presets.items()
 }
 WORDS = np.array(["cat, grey", "ant", 'bee "b"'])
 RNG = np.random.default_rng(0)
@@ -109,11 +111,6 @@ def trained(p: Params, data: NoisyDataset) -> tuple[Run | torch.nn.Module, torch
 
 def network(p: Params, data: NoisyDataset) -> tuple[torch.nn.Module, dict]:
     return audit_network(p, data, p.seed)
-
-
-def same(a, b):
-    "Whether two state dicts are equal bit by bit."
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture(autouse=True)
@@ -1044,7 +1041,7 @@ SAYS = r"expected: 1 runs, about (\d+) s, (\d+) MB of memory, (\d+) MB of disk"
     ],
 )
 def test_the_remedies_take_three_trainings_more(given, seconds, monkeypatch):
-    monkeypatch.setattr(review, "costs", lambda net, data, test, batch: (0.5, 2.0))
+    monkeypatch.setattr(audit_inputs, "costs", lambda net, data, test, batch: (0.5, 2.0))
     data = NoisyDataset(torch.rand(150, 1, 10, 10), torch.arange(150) % 3)
     call = training(P(**dict(epochs=30) | given), data)
     assert audit_seconds(call) == pytest.approx(seconds)
@@ -1140,21 +1137,21 @@ def drawn(data, rows):
 
 
 def test_captions_say_what_was_given_and_what_is_suggested():
-    found = pl.DataFrame(dict(row=[4, 0, 2], label=[1, 2, 0], suggested=[0, 2, 1]))
-    assert [r["caption"] for r in shown(gallery(found, data_of(), ["a", "b b", "c"]))] == [
+    suspects = pl.DataFrame(dict(row=[4, 0, 2], label=[1, 2, 0], suggested=[0, 2, 1]))
+    assert [r["caption"] for r in shown(gallery(suspects, data_of(), ["a", "b b", "c"]))] == [
         "b b → a",
         "c",
         "a → b b",
     ]
-    assert [r["caption"] for r in shown(gallery(found, data_of()))] == ["1 → 0", "2", "0 → 1"]
+    assert [r["caption"] for r in shown(gallery(suspects, data_of()))] == ["1 → 0", "2", "0 → 1"]
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (1, 4, 5), (3, 5, 4)], ids=str)
 def test_pictures_stand_in_the_order_of_the_rows(shape):
-    found = table().sort("rank").head(7)
+    suspects = table().sort("rank").head(7)
     data = data_of(shape=shape)
-    chart = gallery(found, data, title="Look", columns=3)
-    alone = [shown(gallery(found[i : i + 1], data))[0]["url"] for i in range(7)]
+    chart = gallery(suspects, data, title="Look", columns=3)
+    alone = [shown(gallery(suspects[i : i + 1], data))[0]["url"] for i in range(7)]
     assert [r["url"] for r in shown(chart)] == alone
     assert len(set(alone)) == 7
     assert [(r["row"], r["column"]) for r in shown(chart)] == [(i // 3, i % 3) for i in range(7)]
@@ -1200,13 +1197,13 @@ def test_inputs_that_are_no_pictures_are_not_drawn(shape):
 
 
 def test_the_list_is_ranked_and_has_names():
-    found = table().sample(fraction=1, shuffle=True, seed=3)
+    suspects = table().sample(fraction=1, shuffle=True, seed=3)
     names = ["a", 7, "c, d"]
-    named = ranked(found, ["a", 7, "c, d"])
+    named = ranked(suspects, ["a", 7, "c, d"])
     assert named["rank"].to_list() == list(range(1, 51))
-    assert named.columns == found.columns
+    assert named.columns == suspects.columns
     assert named["suspicion"].is_sorted(descending=True)
-    before = found.sort("rank")
+    before = suspects.sort("rank")
     for c in ("label", "suggested", "velpic", "masc", "cosine"):
         assert named[c].dtype == pl.String
         assert named[c].to_list() == [str(names[k]) for k in before[c]]
@@ -1221,11 +1218,11 @@ def test_the_list_is_ranked_and_has_names():
 @pytest.mark.parametrize("points", [1, 7, 60])
 @pytest.mark.parametrize("n", [1, 13, 50, 200])
 def test_precision_is_that_of_a_plain_loop(n, points):
-    found = table(n) if n > 1 else table(2).head(1).with_columns(final_loss=pl.lit(1.0))
+    suspects = table(n) if n > 1 else table(2).head(1).with_columns(final_loss=pl.lit(1.0))
     rows = []
     for score in ("suspicion", "final_loss"):
         order = sorted(
-            found.iter_rows(named=True),
+            suspects.iter_rows(named=True),
             key=lambda r: -math.inf if r[score] is None else r[score],
             reverse=True,
         )
@@ -1234,7 +1231,7 @@ def test_precision_is_that_of_a_plain_loop(n, points):
                 continue
             hits = sum(r["noisy"] for r in order[:k])
             rows.append((score, k, hits / k, hits / max(1, sum(r["noisy"] for r in order))))
-    got = precision(found, ("suspicion", "final_loss"), points)
+    got = precision(suspects, ("suspicion", "final_loss"), points)
     assert got.columns == ["score", "k", "precision", "recall"]
     assert got.rows() == rows
     assert got["k"].max() == n
@@ -1253,9 +1250,9 @@ def test_precision_needs_the_truth():
 @pytest.mark.parametrize(
     "found", [table().drop("noisy"), table().with_columns(noisy=None)], ids=["no column", "null"]
 )
-def test_the_chart_of_precision_needs_the_truth(found):
+def test_the_chart_of_precision_needs_the_truth(suspects):
     with pytest.raises(ValueError, match="nobody knows"):
-        precision_chart(found)
+        precision_chart(suspects)
 
 
 def curve_of(chart, *columns) -> pl.DataFrame:
@@ -1265,20 +1262,20 @@ def curve_of(chart, *columns) -> pl.DataFrame:
 
 @pytest.mark.parametrize("n", [13, 50])
 def test_the_chart_of_precision_holds_the_numbers(n):
-    found = table(n)
-    chart = precision_chart(found)
+    suspects = table(n)
+    chart = precision_chart(suspects)
     got = curve_of(chart, "k", "precision")
     d = chart.to_dict()
-    wrong = int(found["noisy"].sum())
-    expected = precision(found, ("suspicion", "loss", "final_loss")).drop("recall")
+    wrong = int(suspects["noisy"].sum())
+    expected = precision(suspects, ("suspicion", "loss", "final_loss")).drop("recall")
     assert (
         got.select("score", "k", "precision").sort("score", "k").equals(expected.sort("score", "k"))
     )
-    ranks = sorted(zip(found["rank"], found["noisy"], strict=True))
+    ranks = sorted(zip(suspects["rank"], suspects["noisy"], strict=True))
     share = sum(noisy for _, noisy in ranks[:wrong]) / wrong
     assert d["title"] == f"Of the {wrong} most suspicious labels {share:.1%} are wrong"
     assert f"(of {n}; {wrong} are wrong)" in json.dumps(d)
-    assert curve_of(precision_chart(found, ["loss", "nowhere"]), "k")[
+    assert curve_of(precision_chart(suspects, ["loss", "nowhere"]), "k")[
         "score"
     ].unique().to_list() == ["loss"]
 
@@ -1475,9 +1472,9 @@ def play(keep_theme):
     "Its cells one after the other, with these parameters."
 
     def go(**given):
-        room = {}
-        exec(CELLS[0], room)
-        assert set(given) <= set(room)
+        names = {}
+        exec(CELLS[0], names)
+        assert set(given) <= set(names)
         return run([*CELLS[:1], "\n".join(f"{k} = {v!r}" for k, v in given.items()), *CELLS[1:]])[0]
 
     return go
@@ -1497,18 +1494,18 @@ def test_given_weights_without_a_test_set_are_audited_but_not_judged(
             tmp_path / "half.npz", x_train=z["x_train"], y_train=z["y_train"], names=z["names"]
         )
     torch.save(network(P(), whole(tmp_path / "half.npz"))[0].state_dict(), tmp_path / "w.pt")
-    room = play(
+    names = play(
         data=str(tmp_path / "half.npz"), weights=str(tmp_path / "w.pt"), out=str(tmp_path / "out")
     )
-    assert room["held_out"] is room["mended"] is room["table"] is room["helps"] is None
-    assert len(room["found"]) == 40
-    assert room["subject"] is room["net"]
+    assert names["held_out"] is names["mended"] is names["table"] is names["helps"] is None
+    assert len(names["found"]) == 40
+    assert names["subject"] is names["net"]
     assert (
         "no examples are held out (x_test, y_test), so no gain can be estimated"
         in capsys.readouterr().out
     )
-    assert {"suspects.csv", "audit.png"} <= {f.name for f in room["folder"].iterdir()}
-    assert not (room["folder"] / "audit_remedies.png").exists()
+    assert {"suspects.csv", "audit.png"} <= {f.name for f in names["folder"].iterdir()}
+    assert not (names["folder"] / "audit_remedies.png").exists()
 
 
 def test_true_labels_in_a_file_give_the_chart_of_precision(play, own, weights):
@@ -1516,12 +1513,12 @@ def test_true_labels_in_a_file_give_the_chart_of_precision(play, own, weights):
         arrays = dict(z)
     assert play(data=str(own), weights=str(weights))["known"] is False
     np.savez(own, **arrays, clean_train=np.roll(arrays["y_train"], 1))
-    room = play(data=str(own), weights=str(weights))
-    assert room["known"] is True
-    assert int(room["found"]["noisy"].sum()) == int(
+    names = play(data=str(own), weights=str(weights))
+    assert names["known"] is True
+    assert int(names["found"]["noisy"].sum()) == int(
         (arrays["y_train"] != np.roll(arrays["y_train"], 1)).sum()
     )
-    assert curve_of(room["curve"], "k", "precision")["k"].max() == 40
+    assert curve_of(names["curve"], "k", "precision")["k"].max() == 40
 
 
 def test_weights_of_another_network_fail_before_any_work_and_say_so(

@@ -2,14 +2,13 @@
 what was recorded.
 """
 
-import io
 import re
 from functools import cache
 
 import polars as pl
 import pytest
 import torch
-from PIL import Image
+from chart_pictures import picture
 
 from memnb.explorer.sessions import SESSIONS, Session, curves_of, numbers
 from memnb.explorer.views import (
@@ -131,12 +130,6 @@ def panes(chart):
     return out
 
 
-def picture(chart):
-    out = io.BytesIO()
-    chart.save(out, format="png")
-    return Image.open(io.BytesIO(out.getvalue())).convert("RGB")
-
-
 # --- each of them
 
 
@@ -218,11 +211,11 @@ def test_there_is_room_for_the_whole_training(kind, draw, stage, stages):
     for name, points in panes(chart_of(draw, s, s.seen - 1)).items():
         if "toy" in name:
             continue
-        room = [r["epoch"] for r in points if set(r) == {"epoch"}]
-        assert min(room) == pytest.approx(least)
-        assert max(room) == pytest.approx(s.epochs[-1])
+        epochs = [r["epoch"] for r in points if set(r) == {"epoch"}]
+        assert min(epochs) == pytest.approx(least)
+        assert max(epochs) == pytest.approx(s.epochs[-1])
         assert s.epochs[s.seen - 1] == pytest.approx(
-            sorted(room)[-2] if stage != "whole" else max(room)
+            sorted(epochs)[-2] if stage != "whole" else max(epochs)
         )
 
 

@@ -3,7 +3,6 @@
 They leave the training as it is.
 """
 
-import os
 from functools import cache, partial
 
 import pytest
@@ -11,6 +10,8 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interruptions import Killed, breaks
+from states import same, state
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
@@ -125,14 +126,6 @@ every = pytest.mark.parametrize("make, data", NETS.values(), ids=NETS)
 few = pytest.mark.parametrize(
     "make, data", [NETS[k] for k in ("resnet9", "vit", "own")], ids=["resnet9", "vit", "own"]
 )
-
-
-def state(net) -> dict:
-    return {k: v.detach().clone() for k, v in net.state_dict().items()}
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def gradient(net, data, rows, mean_of=None) -> dict:
@@ -603,16 +596,6 @@ def test_other_data_are_refused(n):
     with pytest.raises(ValueError, match=f"of 40 examples, the training of {n}"):
         fit(net, data.subset(torch.arange(n)), 1, backward=a.backward, observe=[a.rows])
     assert same(state(net), before)
-
-
-class Killed(Exception):
-    pass
-
-
-def breaks(s):
-    "Ends the training at a step that its surroundings name: no part of the run, like a kill."
-    if os.environ.get("BREAK_AT") == str(s.step):
-        raise Killed
 
 
 def go(net, folder, a):

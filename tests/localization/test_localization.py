@@ -242,18 +242,18 @@ def test_retraining(case):
 
 def test_units_and_scores(case):
     make, d, run, net, skeleton = case
-    found = critical_units(net, d, [0, 5, 7, 11], mode="shared", copies=1, check=8, most=10)
-    assert found["index"].to_list() == [100, 105, 107, 111]
-    assert set(found["outcome"]) <= {
+    units = critical_units(net, d, [0, 5, 7, 11], mode="shared", copies=1, check=8, most=10)
+    assert units["index"].to_list() == [100, 105, 107, 111]
+    assert set(units["outcome"]) <= {
         "flipped",
         "kept",
         "misclassified",
     }
-    assert set(found.explode("layer", empty_as_null=True)["layer"].drop_nulls()) <= set(
+    assert set(units.explode("layer", empty_as_null=True)["layer"].drop_nulls()) <= set(
         unit_masks.unit_layers(net, d.x)
     )
     f = mislabel_scores(
-        run, d, net, found, k=5, layers=["input", *[g for g in REWOUND[make] if g != "(root)"]]
+        run, d, net, units, k=5, layers=["input", *[g for g in REWOUND[make] if g != "(root)"]]
     )
     assert len(f) == 30
     assert f["prediction_depth"].is_between(0, 4).all()

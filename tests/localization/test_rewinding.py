@@ -16,6 +16,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
+from states import same, state
 from torch import nn
 from torch.nn import functional as F
 
@@ -130,14 +131,6 @@ def run_of(name) -> tuple[Run, NoisyDataset, nn.Module | None]:
 
 def skeleton(name) -> nn.Module:
     return NETS[name][0]()
-
-
-def state(net) -> dict:
-    return {k: v.detach().clone() for k, v in net.state_dict().items()}
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def within(key, layer) -> bool:

@@ -92,7 +92,7 @@ class Functional(nn.Module):
         return self.fc(self.conv(x).relu().flatten(1)) + self.shift
 
 
-def said(z):
+def predictions(z):
     return z.argmax(1) if z.shape[1] > 1 else (z[:, 0] > 0).long()
 
 
@@ -113,7 +113,7 @@ def embedding(net, data, layer) -> np.ndarray:
 
 def depth_by_hand(net, data, layers, k) -> list[int]:
     y = data.y.numpy()
-    final = said(predict(net, data.x)).numpy()
+    final = predictions(predict(net, data.x)).numpy()
     agree = []
     for layer in layers:
         agree.append(
@@ -185,7 +185,7 @@ def test_more_examples_than_a_part_of_the_distances():
     some = torch.cat([torch.arange(5), torch.arange(510, 516), torch.arange(695, 700)])
     e = embedding(net, data, "fc2")
     y = data.y.numpy()
-    final = said(predict(net, data.x)).numpy()
+    final = predictions(predict(net, data.x)).numpy()
     hand = [
         int(
             KNeighborsClassifier(5)
@@ -416,12 +416,12 @@ def test_units_are_joined_by_row_without_the_misclassified():
 def test_units_that_were_searched():
     run, net = trained()
     rows = [30, 4, 17]
-    found = critical_units(net, clusters(), rows, mode="shared", check=0, copies=1)
-    f = mislabel_scores(run, clusters(), net, found, k=5).filter(
+    units = critical_units(net, clusters(), rows, mode="shared", check=0, copies=1)
+    f = mislabel_scores(run, clusters(), net, units, k=5).filter(
         pl.col("critical_units").is_not_null()
     )
     assert {r: -u for r, u in f.select("row", "critical_units").iter_rows()} == {
-        r: u for r, u in found.select("row", "units").iter_rows() if u is not None
+        r: u for r, u in units.select("row", "units").iter_rows() if u is not None
     }
     assert len(f) > 0
 
@@ -477,9 +477,9 @@ def test_higher_is_more_suspicious_in_a_real_run():
     how = dict(name="mlp", shape=[1, 8, 8], widths=[48])
     net = build(**how)
     run = fit(net, data, 25, lr=0.1, momentum=0.9, batch=32, config=dict(model=how))
-    found = critical_units(net, data, mode="shared", check=0, copies=1)
+    units = critical_units(net, data, mode="shared", check=0, copies=1)
     aucs = dict(
-        detection(mislabel_scores(run, data, net, found)).select("score", "auc").iter_rows()
+        detection(mislabel_scores(run, data, net, units)).select("score", "auc").iter_rows()
     )
     assert set(aucs) == set(SCORES) - {"second_split_forgetting", "memorization"}
     assert min(aucs.values()) > 0.6, aucs
@@ -587,7 +587,7 @@ def forgotten_by_hand(make, data, epochs, second, seed=0, **how) -> list[float]:
         for _ in trainer.train(net, data.subset(a), epochs, times=[epochs], **how):
             pass
         for _ in trainer.train(net, data.subset(b), second, times=list(range(second + 1)), **how):
-            right.append((said(predict(net, data.x[a])) == data.y[a]).tolist())
+            right.append((predictions(predict(net, data.x[a])) == data.y[a]).tolist())
         for j, i in enumerate(a.tolist()):
             last = max((t for t in range(second + 1) if right[t][j]), default=None)
             if last is None:
@@ -696,7 +696,7 @@ def left_out_by_hand(make, data, epochs, subsets, share, seed=0, **how) -> list[
             seed=seed + i,
             **{k: v for k, v in how.items() if k != "device"},
         )
-        right.append((said(predict(net, data.x)) == data.y).tolist())
+        right.append((predictions(predict(net, data.x)) == data.y).tolist())
 
     def mean(v):
         return sum(v) / len(v) if v else math.nan

@@ -14,7 +14,9 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interruptions import Killed
 from scipy import stats
+from states import same
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -67,10 +69,6 @@ def by_hand(net, x, masks) -> Tensor:
 
 def accuracy(logits, y) -> float:
     return (logits.argmax(1) == y).double().mean().item()
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 # --- who owns what
@@ -587,10 +585,6 @@ def test_a_subset_is_trained_with_its_own():
     )
     fit(nets[1], replace(part, index=torch.arange(30)), 5, batch=8)
     assert not same(nets[0].state_dict(), nets[1].state_dict())
-
-
-class Killed(BaseException):
-    "Takes the process's place."
 
 
 def test_killed_and_resumed(tmp_path):

@@ -262,11 +262,11 @@ def test_every_batch_finds_what_a_plain_search_finds(name, mode):
     rows = list(range(9))
     plain = [search(net, data, r, NETS[name][1], mode, most=12) for r in rows]
     for batch in (1, 3, 32):
-        found = pairs(
+        outcomes = pairs(
             critical_units(net, data, rows, mode, reference=8, copies=3, most=12, batch=batch)
         )
-        assert found == plain
-        assert all(len(set(off)) == len(off) for _, off in found)
+        assert outcomes == plain
+        assert all(len(set(off)) == len(off) for _, off in outcomes)
     assert len({tuple(off) for _, off in plain}) > 3
     assert {o for o, _ in plain} >= {"flipped"}
 
@@ -303,7 +303,7 @@ def test_any_small_network(seed, mode, batch):
     ).double()
     x = torch.randn(12, 4, dtype=torch.float64)
     data = NoisyDataset(x, net(x).argmax(1), n_classes=3)
-    found = critical_units(
+    outcomes = critical_units(
         net,
         data,
         range(5),
@@ -315,7 +315,7 @@ def test_any_small_network(seed, mode, batch):
         seed=seed,
         check=0,
     )
-    assert pairs(found) == [
+    assert pairs(outcomes) == [
         search(net, data, r, {"0": "1", "2": "3"}, mode, 4, copies=2, noise=0.05, seed=seed)
         for r in range(5)
     ]
@@ -335,12 +335,12 @@ def test_what_meets_the_reference(monkeypatch):
     )
     for batch in (1, 32):
         met.clear()
-        found = critical_units(
+        outcomes = critical_units(
             net, data, rows, "exact", reference=8, copies=3, batch=batch, check=0
         )
         off = [
             frozenset(zip(f["layer"][:i], f["channel"][:i], strict=True))
-            for f in found.iter_rows(named=True)
+            for f in outcomes.iter_rows(named=True)
             if f["outcome"] == "flipped"
             for i in range(f["units"])
         ]
@@ -358,9 +358,9 @@ def test_filters_instead_of_activations():
     net = trained("resnet9")
     data = digits()
     places = {k: k for k in NETS["resnet9"][1]}
-    found = pairs(critical_units(net, data, range(6), where="filter", reference=8, copies=3))
+    outcomes = pairs(critical_units(net, data, range(6), where="filter", reference=8, copies=3))
     assert (
-        found
+        outcomes
         == [search(net, data, r, places) for r in range(6)]
         != pairs(critical_units(net, data, range(6), reference=8, copies=3))
     )
@@ -369,19 +369,19 @@ def test_filters_instead_of_activations():
 def test_layers_that_are_named():
     net = trained("twice")
     data = digits()
-    found = critical_units(net, data, range(12), layers=["c"], reference=8, copies=3)
-    assert pairs(found) == [search(net, data, r, {"c": "c"}) for r in range(12)]
-    assert {"c"} == set(found["layer"].explode().drop_nulls())
+    outcomes = critical_units(net, data, range(12), layers=["c"], reference=8, copies=3)
+    assert pairs(outcomes) == [search(net, data, r, {"c": "c"}) for r in range(12)]
+    assert {"c"} == set(outcomes["layer"].explode().drop_nulls())
 
 
 def test_a_layers_input():
     net = trained("mlp")
     data = digits()
-    found = critical_units(net, data, range(12), layers=["out.input"])
+    outcomes = critical_units(net, data, range(12), layers=["out.input"])
     assert_frame_equal(
-        found.drop("layer"), critical_units(net, data, range(12), layers=["fc2.1"]).drop("layer")
+        outcomes.drop("layer"), critical_units(net, data, range(12), layers=["fc2.1"]).drop("layer")
     )
-    assert {"out.input"} == set(found["layer"].explode().drop_nulls())
+    assert {"out.input"} == set(outcomes["layer"].explode().drop_nulls())
 
 
 def test_one_logit():
@@ -423,9 +423,9 @@ def test_a_network_from_torchvision():
 
     assert places == {k: behind(k) for k in convs}
     assert unit_layers(net, x, "filter") == {k: k for k in convs}
-    found = critical_units(net.train(), data, range(2), reference=2, copies=1, most=2)
+    outcomes = critical_units(net.train(), data, range(2), reference=2, copies=1, most=2)
     assert net.training
-    assert pairs(found) == [
+    assert pairs(outcomes) == [
         search(net, data, r, places, reference=2, copies=1, most=2) for r in range(2)
     ]
 
@@ -529,11 +529,11 @@ def test_noise_is_no_part_of_what_is_no_number(make, inputs, place):
     with pytest.warns(
         UserWarning, match=f"whole numbers of its inputs.*noise is added to: {place}$"
     ):
-        found = critical_units(net, data, check=0)
-    assert "misclassified" not in found["outcome"]
-    assert set(found["noise"]) == {place}
+        outcomes = critical_units(net, data, check=0)
+    assert "misclassified" not in outcomes["outcome"]
+    assert set(outcomes["noise"]) == {place}
     if place == "nowhere":
-        assert_frame_equal(found, critical_units(net, data, noise=0, check=0))
+        assert_frame_equal(outcomes, critical_units(net, data, noise=0, check=0))
 
 
 def test_noise_in_an_embedding_against_a_search_by_hand():
@@ -554,8 +554,8 @@ def test_noise_in_an_embedding_against_a_search_by_hand():
     assert behind.x.square().mean().item() == pytest.approx(mean_square)
     plain = [search(Behind(), behind, r, {"hidden": "act"}) for r in range(12)]
     with pytest.warns(UserWarning, match="noise is added to: embedding"):
-        found = critical_units(net, data, range(12), reference=8, copies=3, check=0)
-    assert pairs(found) == plain
+        outcomes = critical_units(net, data, range(12), reference=8, copies=3, check=0)
+    assert pairs(outcomes) == plain
 
 
 @pytest.mark.parametrize(
@@ -568,17 +568,17 @@ def test_noise_in_an_embedding_against_a_search_by_hand():
 )
 def test_whole_numbers_that_are_used_as_numbers_get_noise(net, x, recwarn):
     net, data = labelled(net, x)
-    found = critical_units(net, data, check=0)
-    assert set(found["noise"]) == {"input"}
+    outcomes = critical_units(net, data, check=0)
+    assert set(outcomes["noise"]) == {"input"}
     assert not recwarn
 
 
 @modes
 def test_a_row_says_how_it_was_found(mode):
-    found = critical_units(
+    outcomes = critical_units(
         trained("mlp"), digits(), range(3), mode, reference=None if mode == "exact" else 5, noise=0
     )
-    assert found.select("search", "references", "noise").unique().rows() == [
+    assert outcomes.select("search", "references", "noise").unique().rows() == [
         (mode, 60 if mode == "exact" else 5, "nowhere")
     ]
 
@@ -586,9 +586,9 @@ def test_a_row_says_how_it_was_found(mode):
 def test_the_default_is_the_papers_search():
     net = trained("mlp")
     data = digits()
-    found = critical_units(net, data, range(8), check=0)
-    assert set(found["search"]) == {"exact"}
-    assert pairs(found) == [
+    outcomes = critical_units(net, data, range(8), check=0)
+    assert set(outcomes["search"]) == {"exact"}
+    assert pairs(outcomes) == [
         search(net, data, r, NETS["mlp"][1], "exact", 60, copies=5) for r in range(8)
     ]
 
@@ -834,14 +834,14 @@ def test_flipped_ones_flip_with_the_last_unit(name):
     net = trained(name)
     data = digits()
     seen = 0
-    found = critical_units(net, data, noise=0, copies=1, check=0)
+    outcomes = critical_units(net, data, noise=0, copies=1, check=0)
     with Masked(net, data).ready() as masked:
 
         def guess(row: int, mask: Tensor) -> int:
             return masked(data.x[[row]], mask, data.index[[row]]).argmax().item()
 
         at = {unit: u for u, unit in enumerate(zip(*masked.names(), strict=True))}
-        for row, (outcome, off) in enumerate(pairs(found)):
+        for row, (outcome, off) in enumerate(pairs(outcomes)):
             mask = torch.ones(1, masked.units).double()
             assert (guess(row, mask) != data.y[row]) == (outcome == "misclassified")
             for unit in off:
@@ -858,17 +858,17 @@ def test_flipped_ones_flip_with_the_last_unit(name):
 def test_its_columns():
     data = digits()
     net = trained("functional")
-    found = critical_units(net, data, noise=0, most=2, check=0)
-    assert found["row"].to_list() == list(range(60))
-    assert found["index"].to_list() == data.index.tolist() != list(range(60))
+    outcomes = critical_units(net, data, noise=0, most=2, check=0)
+    assert outcomes["row"].to_list() == list(range(60))
+    assert outcomes["index"].to_list() == data.index.tolist() != list(range(60))
     wrong = (net.eval()(data.x).argmax(1) != data.y).tolist()
-    for r in found.iter_rows(named=True):
+    for r in outcomes.iter_rows(named=True):
         assert (r["outcome"] == "misclassified") == wrong[r["row"]]
         assert len(r["layer"]) == len(r["channel"]) == (r["units"] or 0)
         assert r["accuracy"] is None
         assert r["units"] == {"kept": 2, "misclassified": None}.get(r["outcome"], r["units"])
         assert r["units"] in (None, 1, 2)
-    assert set(found["outcome"]) == {"kept", "misclassified", "flipped"}
+    assert set(outcomes["outcome"]) == {"kept", "misclassified", "flipped"}
 
 
 def test_what_never_flips():
@@ -876,12 +876,12 @@ def test_what_never_flips():
     net = trained("mlp")
     with torch.no_grad():
         net.out.bias[4] = 1e4
-    found = critical_units(net, data, batch=7).filter(pl.col("outcome") != "misclassified")
-    assert found["row"].to_list() == (data.y == 4).nonzero()[:, 0].tolist()
-    assert set(found["outcome"]) == {"kept"}
-    assert set(found["units"]) == {20}
-    assert all(len(set(off)) == 20 for _, off in pairs(found))
-    assert found["accuracy"].to_list() == [others(data.y == 4, r) for r in found["row"]]
+    outcomes = critical_units(net, data, batch=7).filter(pl.col("outcome") != "misclassified")
+    assert outcomes["row"].to_list() == (data.y == 4).nonzero()[:, 0].tolist()
+    assert set(outcomes["outcome"]) == {"kept"}
+    assert set(outcomes["units"]) == {20}
+    assert all(len(set(off)) == 20 for _, off in pairs(outcomes))
+    assert outcomes["accuracy"].to_list() == [others(data.y == 4, r) for r in outcomes["row"]]
 
 
 @pytest.mark.parametrize("name", ["resnet9", "twice"])
@@ -889,9 +889,9 @@ def test_accuracy_afterwards(name):
     net = trained(name)
     data = digits()
     places = NETS[name][1]
-    found = critical_units(net, data, range(12), check=1000)
+    outcomes = critical_units(net, data, range(12), check=1000)
     for row, (outcome, off), accuracy in zip(
-        found["row"], pairs(found), found["accuracy"], strict=True
+        outcomes["row"], pairs(outcomes), outcomes["accuracy"], strict=True
     ):
         guess = under(net, places, without(net, places, off), data.x).argmax(1)
         assert accuracy == (None if outcome == "misclassified" else others(guess == data.y, row))
@@ -906,7 +906,7 @@ def test_accuracy_where_the_network_depends_on_the_example():
     net = build("mlp", shape=(1, 8, 8), widths=(16, 12)).double()
     TiedDropout(net, ["fc1"], 0.3, 0.5)
     fit(net, data, 40, times=[40], lr=0.05, momentum=0.9, batch=16, device="cpu")
-    found = critical_units(net, data, range(8))
+    outcomes = critical_units(net, data, range(8))
     places = NETS["mlp"][1]
 
     def right(off, row):
@@ -915,9 +915,9 @@ def test_accuracy_where_the_network_depends_on_the_example():
             row,
         )
 
-    assert found["accuracy"].to_list() == [
+    assert outcomes["accuracy"].to_list() == [
         None if o == "misclassified" else right(off, r)
-        for r, (o, off) in zip(found["row"], pairs(found), strict=True)
+        for r, (o, off) in zip(outcomes["row"], pairs(outcomes), strict=True)
     ]
 
 
@@ -1038,8 +1038,8 @@ def test_without_gradients_around_it():
     net = trained("mlp")
     data = digits()
     with torch.no_grad():
-        found = critical_units(net, data)
-    assert_frame_equal(found, critical_units(net, data))
+        outcomes = critical_units(net, data)
+    assert_frame_equal(outcomes, critical_units(net, data))
 
 
 def test_single_precision():

@@ -18,9 +18,9 @@ from small_networks import (
     close,
     hooks,
     inputs,
-    same,
     small,
 )
+from states import same
 from torch import nn
 
 from memnb.models.evaluation import evaluating, predict
@@ -446,10 +446,10 @@ def test_the_named_layers_activation_is_what_the_linear_layer_reads(make, shape)
     net = make()
     x = torch.randn(2, *shape)
     truth = reads(net, x)
-    found = linear_layers(net, x)
-    ((_, a),) = activations(net, x, list(found.values()))
-    assert list(found) == list(truth)
-    assert all(torch.equal(a[found[k]], v) for k, v in truth.items())
+    layers = linear_layers(net, x)
+    ((_, a),) = activations(net, x, list(layers.values()))
+    assert list(layers) == list(truth)
+    assert all(torch.equal(a[layers[k]], v) for k, v in truth.items())
 
 
 @pytest.mark.parametrize(
@@ -472,9 +472,9 @@ def test_the_named_layers_activation_is_what_the_linear_layer_reads(make, shape)
 )
 def test_linear_layers_by_name(net, expected):
     make, shape = NETS[net]
-    found = linear_layers(make(), torch.randn(2, *shape))
-    assert found == expected
-    assert list(found) == list(expected)
+    layers = linear_layers(make(), torch.randn(2, *shape))
+    assert layers == expected
+    assert list(layers) == list(expected)
 
 
 # --- channels

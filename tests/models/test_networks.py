@@ -11,19 +11,12 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2, kstest
+from states import same, state
 from torch import nn
 from torch.nn import functional as F
 
 from memnb.common.rng import seeded
 from memnb.models.networks import MODELS, TwoLayerReLU, alexnet, build, cnn, mlp
-
-
-def state(net) -> dict:
-    return {k: v.clone() for k, v in net.state_dict().items()}
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @settings(deadline=None)

@@ -8,7 +8,8 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_networks import Recurrent, Repeats, Turn, copy, hooks, modes, same, small
+from small_networks import Recurrent, Repeats, Turn, hooks, modes, small
+from states import same, state
 from torch import nn
 
 from memnb.models.layers import activations, linear_layers
@@ -102,12 +103,12 @@ def test_the_state_of_the_root_and_of_a_shared_weight():
 
 def test_a_state_is_a_copy():
     net = small()
-    before = copy(net)
-    state = layer_state(net, "bn")
-    for v in state.values():
+    before = state(net)
+    stored = layer_state(net, "bn")
+    for v in stored.values():
         assert not v.requires_grad
         v.add_(1)
-    assert same(copy(net), before)
+    assert same(state(net), before)
 
 
 @pytest.mark.parametrize(
@@ -137,10 +138,10 @@ def moved(net) -> nn.Module:
 
 def test_put_back_moves_no_other_layer():
     net = small()
-    before = copy(net)
-    after = copy(moved(net))
+    before = state(net)
+    after = state(moved(net))
     assert put_back(net, before, "fc1") is net
-    assert same(copy(net), after | {k: before[k] for k in ("fc1.weight", "fc1.bias")})
+    assert same(state(net), after | {k: before[k] for k in ("fc1.weight", "fc1.bias")})
     assert all(p.requires_grad for p in net.parameters())
 
 
@@ -150,20 +151,20 @@ def test_put_back_moves_no_other_layer():
 )
 def test_put_back_with_and_without_buffers(buffers, kept):
     net = small()
-    before = copy(net)
-    after = copy(moved(net))
+    before = state(net)
+    after = state(moved(net))
     put_back(net, before, "bn", buffers)
     put = {k: v for k, v in before.items() if k.startswith("bn.") and k not in kept}
-    assert same(copy(net), after | put)
+    assert same(state(net), after | put)
 
 
 def test_put_back_the_root_from_its_own_state():
     net = Rooted()
-    before = copy(net)
-    state = layer_state(net, "(root)")
-    after = copy(moved(net))
-    put_back(net, state, "(root)")
-    assert same(copy(net), after | {k: before[k] for k in ("scale", "shift")})
+    before = state(net)
+    stored = layer_state(net, "(root)")
+    after = state(moved(net))
+    put_back(net, stored, "(root)")
+    assert same(state(net), after | {k: before[k] for k in ("scale", "shift")})
 
 
 @pytest.mark.parametrize(
@@ -182,19 +183,19 @@ def test_put_back_the_root_from_its_own_state():
 )
 def test_a_refused_state_changes_nothing(change, says):
     net = small()
-    state = copy(net)
-    change(state)
-    after = copy(moved(net))
+    stored = state(net)
+    change(stored)
+    after = state(moved(net))
     with pytest.raises(ValueError, match=says):
-        put_back(net, state, "fc1")
-    assert same(copy(net), after)
+        put_back(net, stored, "fc1")
+    assert same(state(net), after)
 
 
 def test_only_the_layers_part_of_a_state_must_fit():
     net = small()
-    state = layer_state(net, "fc1") | {"fc2.weight": torch.zeros(1), "other": torch.zeros(1)}
-    put_back(moved(net), state, "fc1")
-    assert same(layer_state(net, "fc1"), {k: state[k] for k in ("fc1.weight", "fc1.bias")})
+    stored = layer_state(net, "fc1") | {"fc2.weight": torch.zeros(1), "other": torch.zeros(1)}
+    put_back(moved(net), stored, "fc1")
+    assert same(layer_state(net, "fc1"), {k: stored[k] for k in ("fc1.weight", "fc1.bias")})
 
 
 # --- owners and groups

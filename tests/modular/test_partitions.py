@@ -194,13 +194,13 @@ def loss(z: Tensor, y: Tensor) -> Tensor:
 
 
 def by_example(
-    model: nn.Module, data: NoisyDataset, layer: str, told=lambda i: nullcontext()
+    model: nn.Module, data: NoisyDataset, layer: str, context=lambda i: nullcontext()
 ) -> Tensor:
     "(n, K, M) gradients of each example's loss by the layer's weight, each from a pass of its own."
     net = copy.deepcopy(model).eval().requires_grad_()
     out = []
     for i in range(len(data)):
-        with told(i):
+        with context(i):
             out.append(
                 torch.autograd.grad(
                     loss(net(data.x[i : i + 1]), data.y[i : i + 1]), net.get_submodule(layer).weight
@@ -221,7 +221,7 @@ def coherent(grads: Tensor) -> Tensor:
     return torch.tensor(out, dtype=torch.float64)
 
 
-def said(z: Tensor) -> list[int]:
+def predictions(z: Tensor) -> list[int]:
     return [
         (max(range(len(r)), key=r.__getitem__) if len(r) > 1 else int(r[0] > 0)) for r in z.tolist()
     ]
@@ -231,7 +231,9 @@ def agree(model: nn.Module, data: NoisyDataset) -> float:
     with torch.no_grad():
         return sum(
             a == b
-            for a, b in zip(said(copy.deepcopy(model).eval()(data.x)), data.y.tolist(), strict=True)
+            for a, b in zip(
+                predictions(copy.deepcopy(model).eval()(data.x)), data.y.tolist(), strict=True
+            )
         ) / len(data)
 
 
@@ -697,7 +699,7 @@ def test_the_largest_agreement_wins():
     held = replace(pairs(7, seed=1), clean=None, index=torch.arange(44) + 1000)
     for share in (0.05, 0.2, 0.5, 0.9):
         with torch.no_grad():
-            labels = torch.tensor(said(cut(net, "readout", top(scores, share))(held.x)))
+            labels = torch.tensor(predictions(cut(net, "readout", top(scores, share))(held.x)))
         part = partition(net, data, replace(held, y=labels), scores=scores)
         chosen.append((part.share, max(part.tried.values())))
     assert chosen == [(0.05, 1), (0.2, 1), (0.5, 1), (0.9, 1)]
@@ -807,7 +809,7 @@ def test_each_example_is_told_to_the_network():
     )
     with torch.no_grad(), examples(data.index):
         assert correct(net, data, trained=True) == sum(
-            a == b for a, b in zip(said(net.eval()(data.x)), data.y.tolist(), strict=True)
+            a == b for a, b in zip(predictions(net.eval()(data.x)), data.y.tolist(), strict=True)
         ) / len(data)
 
 

@@ -647,8 +647,8 @@ def test_a_pictures_subtitle_says_data_and_size():
         == "preset ci, digits, 100 examples, mlp 24-24, 1 seed"
     )
     data, _, _ = prepare(params(preset="quick"), 0.2, 0)
-    said = latent.latent_subtitle(params(preset="quick"), data)
-    assert said == "preset quick, digits, mlp 32-64-128-128, 3 seeds, 1,200 training examples"
+    subtitle = latent.latent_subtitle(params(preset="quick"), data)
+    assert subtitle == "preset quick, digits, mlp 32-64-128-128, 3 seeds, 1,200 training examples"
     factor = Params(params(n=100) | dict(model="alexnet", widths=[0.5]))
     assert "alexnet 0.5," in latent.latent_subtitle(factor, None)
 

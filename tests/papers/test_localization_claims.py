@@ -10,6 +10,8 @@ import polars as pl
 import pytest
 import torch
 from localization_trainings import prepare, trained
+from paper_experiments import verdict
+from states import state
 from torch.nn import functional as F
 
 from memnb.datasets.noisy_datasets import NoisyDataset
@@ -67,11 +69,6 @@ MLP = dict(model="mlp", width=0.2, n=120, epochs=40, batch=20, lr=0.05)  # fits 
 RESNET = dict(model="resnet9", width=0.125, n=200, epochs=20, batch=32)
 
 
-def verdict(claim, frame):
-    (row,) = judge("a figure", [claim], frame)["verdict"].to_list()
-    return row
-
-
 NOT_MEASURED = {  # NaN on its control
     "The same layers are critical for clean examples",  # these lose nothing there
 }
@@ -109,10 +106,6 @@ def some(n, k, seed=3):
 
 def true_labels(data):
     return NoisyDataset(data.x, data.clean, data.clean, data.index, data.n_classes, "true labels")
-
-
-def state(net):
-    return {k: v.detach().clone() for k, v in net.state_dict().items()}
 
 
 # --- gradients
@@ -510,10 +503,10 @@ def test_a_claim_about_atypical_examples_fails_on_its_control(claim, atypical):
 
 @pytest.mark.parametrize("dataset, count, other", [("mnist", 1098, 4838), ("cifar10", 4838, 1098)])
 def test_the_papers_two_numbers_of_atypical_examples_are_swapped(dataset, count, other):
-    said, swapped = COUNTS[dataset]
+    printed, swapped = COUNTS[dataset]
     own = pl.DataFrame(dict(rho=0.0, seed=0, atypical=count))
-    assert [verdict(c, own) for c in (said, swapped)] == ["does not hold", "holds"]
-    assert verdict(said, own.with_columns(atypical=other)) == "holds"
+    assert [verdict(c, own) for c in (printed, swapped)] == ["does not hold", "holds"]
+    assert verdict(printed, own.with_columns(atypical=other)) == "holds"
 
 
 def atypical_with_permuted_labels(examples):

@@ -5,13 +5,13 @@ With what is attached to a network, and what was counted.
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 from localization_trainings import expected, network, prepare, trained
+from paper_experiments import folders
 from polars.testing import assert_frame_equal
 
 from memnb.datasets.noisy_datasets import NoisyDataset
@@ -60,10 +60,6 @@ def forbid(monkeypatch):
         raise AssertionError("trains")
 
     monkeypatch.setattr(trainer, "_loop", refuse)
-
-
-def folders(p) -> set[str]:
-    return {d.name for d in Path(p.store).iterdir() if not d.name.startswith(".")}
 
 
 # --- parameters

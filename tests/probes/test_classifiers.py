@@ -100,11 +100,11 @@ def cloud(
 
 def agree(probe, x, y, z, dtype, gap):
     "Compare every prediction whose best two scores differ; the share of them."
-    said, scores = LITERAL[probe](x.numpy(), y.numpy(), z.numpy())
+    predictions, scores = LITERAL[probe](x.numpy(), y.numpy(), z.numpy())
     best = np.sort(scores, 1)
     clear = best[:, -1] - best[:, -2] > gap
     ours = probe().fit(x.to(dtype), y).predict(z.to(dtype)).numpy()
-    np.testing.assert_array_equal(ours[clear], said[clear])
+    np.testing.assert_array_equal(ours[clear], predictions[clear])
     return clear.mean()
 
 
@@ -246,10 +246,10 @@ def test_numpy_keeps_its_threads_though_many_fit_at_once(threads):
     with threadpool_limits(2, user_api="blas"):
         before = blas()
         with ThreadPoolExecutor(4) as pool:
-            said = list(pool.map(lambda _: MASC().fit(x, y).predict(z), range(40)))
+            predictions = list(pool.map(lambda _: MASC().fit(x, y).predict(z), range(40)))
         assert blas() == before
         assert set(before) == {2}
-        assert all(torch.equal(s, said[0]) for s in said)
+        assert all(torch.equal(s, predictions[0]) for s in predictions)
 
 
 # --- many examples in single precision, held against float64
@@ -641,9 +641,9 @@ def test_activations_that_carry_a_gradient(probe):
 def test_a_class_without_examples(probe, absent):
     x, y, z = cloud("relu", 60, 12)
     there = torch.tensor([c for c in range(4) if c != absent])
-    with pytest.warns(UserWarning, match=rf"classes \[{absent}\] have no example") as said:
+    with pytest.warns(UserWarning, match=rf"classes \[{absent}\] have no example") as caught:
         p = probe(n_classes=4).fit(x, there[y])
-    assert len(said) == 1
+    assert len(caught) == 1
     assert p.absent_.tolist() == [c == absent for c in range(4)]
     assert not p.dead_.any()
     assert not (p.predict(z) == absent).any()
@@ -865,11 +865,11 @@ def test_logistic_refuses_moments():
 def test_tensors_in_tensors_out(probe, device, dtype):
     x, y, z = cloud("relu", 60, 12)
     p = probe().fit(x.to(device, dtype), y.to(device))
-    said = p.predict(z.to(device, dtype))
-    assert said.device.type == device
-    assert said.dtype == torch.int64
+    predictions = p.predict(z.to(device, dtype))
+    assert predictions.device.type == device
+    assert predictions.dtype == torch.int64
     assert p.scores(z.to(device, dtype)).dtype == dtype
-    assert (said.cpu() == probe().fit(x, y).predict(z)).float().mean() > 0.99
+    assert (predictions.cpu() == probe().fit(x, y).predict(z)).float().mean() > 0.99
 
 
 @every
@@ -888,9 +888,9 @@ def test_integer_labels(probe, dtype, n_classes):
 @pytest.mark.parametrize("names", [["ant", "bee", "cat"], [2, 5, 9], [-1, 0, 1]])
 def test_arrays_in_labels_out(probe, names):
     x, y, z = (v.numpy() for v in cloud("relu", 60, 12))
-    said = probe().fit(x, np.array(names)[y]).predict(z)
-    assert isinstance(said, np.ndarray)
-    np.testing.assert_array_equal(said, np.array(names)[probe().fit(x, y).predict(z)])
+    predictions = probe().fit(x, np.array(names)[y]).predict(z)
+    assert isinstance(predictions, np.ndarray)
+    np.testing.assert_array_equal(predictions, np.array(names)[probe().fit(x, y).predict(z)])
 
 
 @every

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from states import same, state
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
@@ -87,14 +88,6 @@ def read(net, x, layer) -> torch.Tensor:
 
 def guess(net, x) -> torch.Tensor:
     return predict(net, x).argmax(1)
-
-
-def state(net) -> dict:
-    return {k: v.clone() for k, v in net.state_dict().items()}
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 # --- the last layer

@@ -95,7 +95,7 @@ def frame(rows) -> pl.DataFrame:
     )
 
 
-def said(rows, **of) -> list[float]:
+def accuracies(rows, **of) -> list[float]:
     return [r["accuracy"] for r in rows if of.items() <= r.items()]
 
 
@@ -120,11 +120,11 @@ def test_rows_against_probes_by_hand(device):
         for layer in layers:
             p = make(n_classes=3).fit(a[layer], data.y)
             answers[layer, name] = p.predict(a[layer]), p.predict(b[layer])
-    for (layer, name), (train_said, test_said) in answers.items():
-        found = [("test", "true", right(test_said, test.y))]
+    for (layer, name), (of_train, of_test) in answers.items():
+        found = [("test", "true", right(of_test, test.y))]
         for group, rows_of in (("clean", ~data.is_noisy), ("noisy", data.is_noisy)):
             found += [
-                (group, target, right(train_said[rows_of], y[rows_of]))
+                (group, target, right(of_train[rows_of], y[rows_of]))
                 for target, y in (("given", data.y), ("true", data.clean))
             ]
         expected += [
@@ -139,13 +139,15 @@ def test_the_labels_that_are_seen_are_the_ones_that_are_learned():
     turned = replace(data, y=(data.y + 1) % 3)
     assert (
         min(
-            said(probe_model(small(), data, test, ["input"], ("velpic", "logistic")), layer="input")
+            accuracies(
+                probe_model(small(), data, test, ["input"], ("velpic", "logistic")), layer="input"
+            )
         )
         > 0.85
     )
     assert (
         max(
-            said(
+            accuracies(
                 probe_model(small(), turned, test, ["input"], ("velpic", "logistic")), layer="input"
             )
         )
@@ -233,7 +235,7 @@ def test_the_deviation_is_that_over_all_renamings_of_the_classes():
 def test_one_logit():
     data, test = clusters(k=2)
     net = nn.Linear(6, 1)
-    assert said(probe_model(net, data, test, probes=["masc"]), probe="model") == [
+    assert accuracies(probe_model(net, data, test, probes=["masc"]), probe="model") == [
         right(predict(net, test.x)[:, 0] > 0, test.y)
     ]
 
@@ -343,7 +345,7 @@ def test_a_users_own_network():
         return net.fc1(x).relu().detach()
 
     p = VeLPIC().fit(hidden(data.x), data.y)
-    assert said(probe_model(net, data, test), layer="fc2.input", probe="velpic") == [
+    assert accuracies(probe_model(net, data, test), layer="fc2.input", probe="velpic") == [
         right(p.predict(hidden(test.x)), test.y)
     ]
 
@@ -373,11 +375,11 @@ def test_probes_with_settings_by_name():
     mine = dict(low=MASC(0.5), high=MASC(0.999))
     rows = probe_model(small(), data, test, ["input"], mine)
     for name, p in mine.items():
-        assert said(rows, probe=name) == [
+        assert accuracies(rows, probe=name) == [
             right(MASC(p.share).fit(data.x, data.y).predict(test.x), test.y)
         ]
         assert not hasattr(p, "classes_")  # it stays unfitted
-    assert said(rows, probe="low") != said(rows, probe="high")
+    assert accuracies(rows, probe="low") != accuracies(rows, probe="high")
 
 
 @pytest.mark.parametrize("probes", [["logistic"], {"logistic": Logistic()}, {"mine": Logistic()}])
@@ -385,7 +387,7 @@ def test_logistic_where_moments_would_be_smaller(probes):
     data, test = clusters()
     assert collect(small(), data, ["input"])["input"].moments is not None
     p = Logistic().fit(data.x, data.y)
-    assert said(probe_model(small(), data, test, ["input"], probes), layer="input") == [
+    assert accuracies(probe_model(small(), data, test, ["input"], probes), layer="input") == [
         right(p.predict(test.x), test.y)
     ]
 
@@ -434,7 +436,7 @@ def observed(model, data, test, **options) -> list[dict]:
 def test_absent_classes_are_said_once_and_never_predicted(look):
     data, test = (replace(d, n_classes=5) for d in clusters())
     data = replace(data, y=data.y.masked_fill(data.y == 1, 0))
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         rows = look(
             small(k=5),
@@ -442,7 +444,7 @@ def test_absent_classes_are_said_once_and_never_predicted(look):
             replace(test, y=test.y.masked_fill(test.y == 1, 3)),
             probes=tuple(PROBES),
         )
-    assert [str(w.message) for w in told] == [
+    assert [str(w.message) for w in caught] == [
         "classes [1, 3, 4] have no training example; no probe ever predicts them"
     ]
     assert len(rows) == 13
@@ -454,9 +456,9 @@ def test_absent_classes_are_said_once_and_never_predicted(look):
 
 def test_the_warning_points_at_the_caller():
     data, test = (replace(d, n_classes=5) for d in clusters())
-    with pytest.warns(UserWarning, match="no training example") as told:
+    with pytest.warns(UserWarning, match="no training example") as caught:
         probe_model(small(k=5), data, test)
-    assert told[0].filename == __file__
+    assert caught[0].filename == __file__
 
 
 # --- one pass

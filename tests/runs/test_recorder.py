@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from same_runs import randn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -38,10 +39,6 @@ def net(seed=0) -> nn.Sequential:
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))
-
-
-def randn(*shape, seed=0) -> Tensor:
-    return 3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def recorded(data, *logits, test=None) -> Recorder:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from states import same, state
 from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn import functional as F
@@ -58,14 +59,6 @@ def nets(m=3, **how) -> list:
 
 def sets(m=3, **how) -> list:
     return [noisy(i, **how) for i in range(m)]
-
-
-def state(model) -> dict:
-    return {k: v.detach().clone() for k, v in model.state_dict().items()}
-
-
-def same(a, b) -> bool:
-    return all(torch.equal(a[k], b[k]) for k in a)
 
 
 def close(a, b, rtol=1e-9) -> bool:
@@ -393,15 +386,15 @@ def test_one_that_diverges_ends_with_a_warning():
     with pytest.warns(
         UserWarning,
         match=r"not finite at step \d+ \(learning rate 1e\+09\); its Run ends at time 0.33",
-    ) as said:
+    ) as caught:
         runs = fit_stacked(models, sets(), 4, lr=rates, clip=[None, None, 0.5], **how)
-    assert len(said) == 1
+    assert len(caught) == 1
     with pytest.raises(Diverged) as e:
         single = net(1)
         fit(single, noisy(1), 4, lr=1e9, **how)
     assert torch.equal(runs[1].time, e.value.run.time)
     assert close(state(models[1]), state(single))
-    assert re.search(r"at step \d+ \(", str(e.value))[0] in str(said[0].message)
+    assert re.search(r"at step \d+ \(", str(e.value))[0] in str(caught[0].message)
     for i, clip in ((0, None), (2, 0.5)):
         single = net(i)
         assert_alike(runs[i], fit(single, noisy(i), 4, lr=rates[i], clip=clip, **how))

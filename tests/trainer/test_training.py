@@ -19,6 +19,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interruptions import Killed, breaks
+from states import same, state
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
@@ -66,14 +68,6 @@ def net(*between, out=3, seed=0) -> nn.Sequential:
 
 def dropout(seed=0):
     return net(nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), seed=seed)
-
-
-def state(model) -> dict:
-    return {k: v.detach().clone() for k, v in model.state_dict().items()}
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def plain(
@@ -514,9 +508,9 @@ def test_rows_of_observers_join_the_run():
 
 
 def test_expectations():
-    said = expected_space(net(), noisy(), BATCH, 5, 1)
+    message = expected_space(net(), noisy(), BATCH, 5, 1)
     model = nn.Sequential(nn.Linear(6, 2**20, bias=False))
-    assert said.startswith("expected: 0 MB")
+    assert message.startswith("expected: 0 MB")
     assert "120 MB of memory" in expected_space(model, noisy(2), 0, 0, 0)
     assert "48 MB of disk" in expected_space(model, noisy(2), 0, 0, 2)
 
@@ -717,19 +711,6 @@ def test_killed_at_random_moments(tmp_path, steps):
     ]  # beside what a kill leaves
     assert done == sorted(done)
     assert again in range(len(TIMES) - done[-1], len(TIMES) - done[-1] + 2)
-
-
-class Killed(BaseException):
-    "Takes the process's place."
-
-
-def breaks(s):
-    """Ends the training at a step that the environment names.
-
-    That step is no part of the run, as whoever kills a process is none.
-    """
-    if os.environ.get("BREAK_AT") == str(s.step):
-        raise Killed
 
 
 def interrupted(folder: Path, t=5, **how):
@@ -1544,11 +1525,11 @@ class Notes(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.told = []
+        self.present = []
 
     def forward(self, x):
-        told = present_examples()
-        self.told.append((self.training, None if told is None else told.tolist()))
+        present = present_examples()
+        self.present.append((self.training, None if present is None else present.tolist()))
         return x
 
 
@@ -1582,14 +1563,14 @@ def test_a_layer_is_told_which_examples_it_sees(own):
         **own,
     )
     assert all(
-        told is None and not training for training, told in notes.told
+        present is None and not training for training, present in notes.present
     )  # what is asked before any work
-    notes.told.clear()
+    notes.present.clear()
     for _ in went:
         assert outside()
     look = [(False, data.index.tolist()), (False, None)]
     steps = [[(True, data.index[r].tolist()) for r in rows[i : i + PER]] for i in (0, PER)]
-    assert notes.told == [*look, *steps[0], *look, *steps[1], *look]
+    assert notes.present == [*look, *steps[0], *look, *steps[1], *look]
     assert len(looks) == 3
     assert data.index.tolist() != list(range(N))
 
@@ -1616,7 +1597,7 @@ def test_a_layer_is_told_again_in_the_backward_pass(own):
         batch=BATCH,
         **own,
     )
-    steps = [told for training, told in notes.told if training]
+    steps = [present for training, present in notes.present if training]
     assert steps == [rows.tolist() for rows in order(N, 0, 0).split(BATCH) for _ in range(2)]
 
 
@@ -1624,7 +1605,7 @@ def test_without_a_test_set_nobody_is_unknown():
     notes = Notes()
     for _ in (went := train(net(notes), noisy(), 1, batch=BATCH)):
         break
-    assert notes.told[-1] == (False, list(range(N)))
+    assert notes.present[-1] == (False, list(range(N)))
     assert outside()
     went.close()
 
@@ -1710,7 +1691,7 @@ def test_costs_of_a_layer_that_is_told_its_examples():
     notes = Notes()
     model = net(notes)
     assert min(trainer.costs(model, noisy(), noisy(20), BATCH)) > 0
-    assert not notes.told
+    assert not notes.present
 
 
 @pytest.mark.parametrize(
