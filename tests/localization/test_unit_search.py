@@ -752,7 +752,12 @@ def test_unit_layers_of_chains(net, places):
 
 def test_a_layer_that_is_called_with_a_keyword():
     net = Functional()
-    net.forward = lambda x: net.out(F.relu(net.fc(input=F.relu(net.conv(x)).flatten(1))))
+
+    def forward(x):
+        h = F.relu(net.conv(x)).flatten(1)
+        return net.out(F.relu(net.fc(input=h)))
+
+    net.forward = forward
     assert unit_layers(net, torch.rand(2, 1, 8, 8)) == NETS["functional"][1]
 
 

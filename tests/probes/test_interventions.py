@@ -396,7 +396,11 @@ def test_read_until():
     assert got.requires_grad
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
     net.extra = nn.Linear(1, 1)
-    net.forward = lambda x: net.act1(net.fc1(x))
+
+    def forward(x):
+        return net.act1(net.fc1(x))
+
+    net.forward = forward
     with pytest.raises(RuntimeError, match="'extra' is never called"):
         read_until(net, x, "extra")
 
