@@ -111,21 +111,18 @@ def title(chart):
     return t if isinstance(t, str) else t["text"]
 
 
+def layers_of(chart: dict) -> list[dict]:
+    "It and every layer in it."
+    return [chart, *(inner for layer in chart.get("layer", []) for inner in layers_of(layer))]
+
+
 def panes(chart):
     "Title of a panel -> its points, those of all curves."
     d = spec(chart)
     out = {}
     for c in d["concat"]:
-        names = [
-            v["name"]
-            for v in [
-                c,
-                *c.get("layer", []),
-                *(inner for layer in c.get("layer", []) for inner in layer.get("layer", [])),
-            ]
-            for v in [v.get("data", {})]
-            if "name" in v
-        ]
+        data = [layer.get("data", {}) for layer in layers_of(c)]
+        names = [v["name"] for v in data if "name" in v]
         out[c["title"]] = [r for n in names for r in d["datasets"][n]]
     return out
 

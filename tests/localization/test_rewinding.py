@@ -7,6 +7,7 @@ from collections import Counter
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache, partial
+from itertools import product
 from types import MethodType
 
 import polars as pl
@@ -633,18 +634,11 @@ def odd(make, *caches) -> list[pl.DataFrame]:
     found = [
         rewind(run, data, layers, [1, 0], batch=13, model=nets[0], cache=cache) for cache in caches
     ]
-    return [
-        frame(
-            {
-                (layer, t): [
-                    z(layer, t)[part].mean().item() for part in (~data.is_noisy, data.is_noisy)
-                ]
-                for layer in layers
-                for t in (1, 0)
-            }
-        ),
-        *found,
-    ]
+    hand = {}
+    for layer, t in product(layers, (1, 0)):
+        values = z(layer, t)
+        hand[layer, t] = [values[part].mean().item() for part in (~data.is_noisy, data.is_noisy)]
+    return [frame(hand), *found]
 
 
 @pytest.mark.parametrize("make", ODD.values(), ids=ODD)

@@ -225,14 +225,11 @@ def test_run(activation):
     v = random(7, 4, 2)
     w = random(4, 7, 3)
     f = {"square": lambda s: s * s, "abs": abs, "relu": lambda s: max(s, 0.0)}[activation]
-    expected = [
-        [
-            [sum(f(float(u[a, m] + v[b, m])) * float(w[m, c]) for m in range(4)) for c in range(7)]
-            for b in range(7)
-        ]
-        for a in range(7)
-    ]
-    close(view.run(u, v, w), torch.tensor(expected, dtype=torch.float64))
+    expected = torch.zeros(7, 7, 7, dtype=torch.float64)
+    for a, b, c in product(range(7), repeat=3):
+        hidden = [f(float(u[a, m] + v[b, m])) for m in range(4)]
+        expected[a, b, c] = sum(h * float(w[m, c]) for m, h in enumerate(hidden))
+    close(view.run(u, v, w), expected)
     close(view.run(view.u, view.v, view.w), view.logits)
 
 
@@ -362,9 +359,8 @@ def exact(operation: str, p: int, ks=(1, 2)) -> ModularNet:
 def offsets(view: ResidueView) -> np.ndarray:
     q = len(view.order)
     sign = -1 if view.operation == "sub" else 1
-    return np.array(
-        [[[(c - a - sign * b) % q for c in range(q)] for b in range(q)] for a in range(q)]
-    )
+    a, b, c = np.ogrid[:q, :q, :q]
+    return (c - a - sign * b) % q
 
 
 EXACT = [
@@ -531,20 +527,11 @@ def test_marginals_by_hand(operation, p):
     view = view_of(operation, p)
     logits = view.logits.numpy()
     q = len(view.order)
-    expected = np.array(
-        [
-            [
-                [
-                    logits[a, b, c]
-                    - sum(logits[i, b, c] for i in range(q)) / q
-                    - sum(logits[a, j, c] for j in range(q)) / q
-                    for c in range(q)
-                ]
-                for b in range(q)
-            ]
-            for a in range(q)
-        ]
-    )
+    expected = np.zeros((q, q, q))
+    for a, b, c in product(range(q), repeat=3):
+        over_first = sum(logits[i, b, c] for i in range(q)) / q
+        over_second = sum(logits[a, j, c] for j in range(q)) / q
+        expected[a, b, c] = logits[a, b, c] - over_first - over_second
     got = extract(view, "marginals")[0].numpy()
     got -= got.mean((0, 1))  # equal but for one number a class
     expected -= expected.mean((0, 1))
@@ -616,15 +603,8 @@ def cubes(q: int, seed=0) -> Tensor:
 
 def waves(q: int, k) -> np.ndarray:
     "The complex wave of three frequencies, pair by pair and class by class."
-    return np.array(
-        [
-            [
-                [np.exp(2j * np.pi * (k[0] * a + k[1] * b + k[2] * c) / q) for c in range(q)]
-                for b in range(q)
-            ]
-            for a in range(q)
-        ]
-    )
+    a, b, c = np.ogrid[:q, :q, :q]
+    return np.exp(2j * np.pi * (k[0] * a + k[1] * b + k[2] * c) / q)
 
 
 def alike(q: int, k) -> bool:
