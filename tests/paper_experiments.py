@@ -6,7 +6,7 @@ import polars as pl
 
 from memnb.lab.claims import Claim, judge
 
-RELU_PARAMETERS = dict(
+RELU_PARAMETERS = dict(  # every parameter of the notebooks of the ReLU paper
     rho=0.2,
     rhos="",
     noise="flip",
@@ -25,7 +25,7 @@ RELU_PARAMETERS = dict(
     preset="ci",
     out="",
     store="",
-)  # every parameter of the notebooks of the ReLU paper
+)
 
 
 def verdict(claim: Claim, frame: pl.DataFrame) -> str:

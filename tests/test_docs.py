@@ -70,9 +70,8 @@ def html(tmp_path_factory):
         site_dir=str(folder / "html"),
         strict=True,
     )
-    config.plugins[
-        "material/search"
-    ].config.enabled = False  # takes as long as all else; no test reads it
+    # takes as long as all else; no test reads it
+    config.plugins["material/search"].config.enabled = False
     config.plugins.on_startup(command="build", dirty=False)
     build(config)
     return folder / "html"
@@ -340,9 +339,8 @@ def test_comparison(tmp_path):
     assert "| digits | 20 to 1 | wrong | 0.1 | 0.850 | 0.750 | 0.700 |" in text
     assert "| digits | 20 to 1 | wrong | 0.1 | 0.500 | 0.500 | 0.500 |" in text
     assert "| digits | 20 to 1 | wrong | 0.1 | 0.400 | 0.400 | 0.400 |" in text
-    assert (
-        "| digits | 20 to 1 | wrong | 0.1 | 0.650 | 0.500 |" in text
-    )  # a single score suggests nothing
+    # a single score suggests nothing
+    assert "| digits | 20 to 1 | wrong | 0.1 | 0.650 | 0.500 |" in text
 
 
 def test_signature():

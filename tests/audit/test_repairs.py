@@ -1368,9 +1368,8 @@ def test_options_reach_the_search():
 def test_nothing_is_silenced_where_nothing_is_named():
     data = small()[0]
     net = NETS["linear"][0]()
-    wrong = (predict(net, data.x).argmax(1) != data.y).nonzero()[:, 0][
-        :5
-    ]  # misclassified, so not looked at
+    # misclassified, so not looked at
+    wrong = (predict(net, data.x).argmax(1) != data.y).nonzero()[:, 0][:5]
     for rows in (wrong, torch.zeros(0, dtype=torch.int64)):
         off = silence_suspects(net, data, rows)
         assert off.units == {}

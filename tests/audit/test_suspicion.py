@@ -811,9 +811,8 @@ def test_layer_scores_against_singular_values(name):
     data = clusters(dtype=torch.float64)
     scores = layer_scores(net, data)
     of = acts(net, data, NETS[name][1][:-1])
-    assert list(scores) == [
-        (layer, probe) for layer in NETS[name][1][:-1] for probe in PROBED
-    ]  # not of the logits
+    # not of the logits
+    assert list(scores) == [(layer, probe) for layer in NETS[name][1][:-1] for probe in PROBED]
     for (layer, probe), s in scores.items():
         assert s.dtype == torch.float64
         assert s.shape == (60, 3)
@@ -1099,9 +1098,8 @@ def test_the_curved_probe_against_a_gaussian_kernel():
     x = torch.randn(3, 4, generator=g)[y] + 0.5 * torch.randn(90, 4, generator=g)
     got = leave_one_out_ridge(x, y, 3, curved=True)
     squared = torch.cdist(x.double(), x.double()).square()
-    kernel = (
-        -squared / (2 * squared.sum() / len(x) ** 2)
-    ).exp()  # the width is the root mean square distance
+    # the width is the root mean square distance
+    kernel = (-squared / (2 * squared.sum() / len(x) ** 2)).exp()
     inverse = torch.linalg.inv(kernel + kernel.trace() / 90 * torch.eye(90, dtype=torch.float64))
     exact = F.one_hot(y, 3).double() - inverse @ F.one_hot(y, 3).double() / inverse.diag()[:, None]
     assert (got - exact).abs().max() < 0.05
@@ -1415,9 +1413,8 @@ def test_probe_margin_and_sure_agree():
     for label, says, margin, sure in f.select(
         "label", "suggested", "probe_margin", "sure"
     ).iter_rows():
-        assert (
-            margin == pytest.approx(-sure) if label == says else margin >= sure - 1e-12
-        )  # another class than the suggested one is no further ahead
+        # another class than the suggested one is no further ahead
+        assert margin == pytest.approx(-sure) if label == says else margin >= sure - 1e-12
 
 
 def weight_by_hand(e: list[list[float]], y: list[int]) -> float:
@@ -1956,9 +1953,8 @@ def test_no_noise(k):
     assert got.rate == 0
     assert got.low == 0
     assert torch.equal(got.matrix, torch.eye(k, dtype=torch.float64))
-    assert got.high == pytest.approx(
-        min(1, NormalDist().inv_cdf(0.95) / (5 * k))
-    )  # no error seen: one is taken for seen
+    # no error seen: one is taken for seen
+    assert got.high == pytest.approx(min(1, NormalDist().inv_cdf(0.95) / (5 * k)))
 
 
 @given(st.lists(st.integers(1, 60), min_size=2, max_size=4), st.integers(0, 999))
@@ -2002,10 +1998,8 @@ def test_a_rare_class_that_no_probe_knows_may_be_right():
 def test_every_label_wrong():
     e, suggested = blocks(3)
     got = noise_of(e, (suggested + 1) % 3)
-    assert (got.low, got.high) == (
-        0,
-        1,
-    )  # which is all that can be said, as a network that knows nothing is no different
+    # which is all that can be said, as a network that knows nothing is no different
+    assert (got.low, got.high) == (0, 1)
 
 
 def test_a_class_that_is_never_suggested_keeps_its_row():
@@ -2028,9 +2022,8 @@ def test_transitions_are_shares_where_examples_are_many():
     y = torch.multinomial(truth[suggested], 1, generator=g)[:, 0]
     rate = (suggested != y).double().mean().item()
     assert (transitions(suggested, y, 3, rate) - truth).abs().max() < 0.01
-    halved = transitions(
-        suggested, y, 3, rate / 2
-    )  # where half of the differences are the suggestions' mistakes
+    # where half of the differences are the suggestions' mistakes
+    halved = transitions(suggested, y, 3, rate / 2)
     close(
         halved - torch.diag(halved.diag()),
         (transitions(suggested, y, 3, rate) - torch.diag(transitions(suggested, y, 3, rate).diag()))

@@ -343,13 +343,14 @@ def test_curves(kind, whole):
     assert sorted(f["epoch"].unique()) == pytest.approx(s.epochs, rel=1e-12)
     assert ("radial_weighted" in f.columns) == (kind == "two layers")
     if kind == "two layers":
+        # clean, noisy, net
         assert (
             f.filter(pl.col("radial_weighted").is_not_null())
             .group_by("group")
             .len()["len"]
             .to_list()
             == [len(s)] * 3
-        )  # clean, noisy, net
+        )
 
 
 def test_epochs_of_flow_are_whole():
@@ -515,9 +516,8 @@ def test_parameters_are_the_notebooks_own(kind):
     ]
     declared = {n.target.id: ast.literal_eval(n.value) for n in ast.parse(cell.source).body}
     given = SESSIONS[kind].translate(defaults(kind))
-    known = sessions._DEFAULTS[SESSIONS[kind].notebook] | dict(
-        model=declared.get("model")
-    )  # None there: the preset's, an MLP
+    # None there: the preset's, an MLP
+    known = sessions._DEFAULTS[SESSIONS[kind].notebook] | dict(model=declared.get("model"))
     if kind != "layers":
         del known["model"]
     assert set(given) | set(known) | {"preset"} == set(declared)

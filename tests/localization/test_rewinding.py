@@ -373,10 +373,11 @@ def test_finished_layers_are_not_computed_again():
         Counted.seen.clear()
         rewind(run, data, model=make(), batch=20, cache=cached)
         count[cached] = [Counted.seen[64 - i] for i in range(4)]
+    # the check, 2 batches, 3 times of which the last needs no pass, 4 layers
     assert count == {
         True: [1 + 2 * (1 + 2 * (i + 1)) for i in range(4)],
         False: [1 + 2 * 3 * 4] * 4,
-    }  # the check, 2 batches, 3 times of which the last needs no pass, 4 layers
+    }
 
 
 @pytest.mark.parametrize(
@@ -879,9 +880,10 @@ def by_hand(net, run, data, layer, epochs, batch) -> list:
     steps = -(-len(part) // batch)
     opt = torch.optim.SGD(own.values(), 0.1, 0.9, weight_decay=5e-4, fused=True)
     n = epochs * steps
+    # n is even
     schedule = torch.optim.lr_scheduler.LambdaLR(
         opt, lambda i: min((i + 1) / (n / 2), (n - i) / (n / 2))
-    )  # n is even
+    )
     out = [accuracies(net, data)]
     for epoch in range(epochs):
         for rows in order(len(part), epoch, 0).split(batch):
@@ -988,9 +990,8 @@ def test_options_of_train():
         1.5,
         3,
     ]
-    assert same(
-        state(retrained(run, data, ["fc2"], 3, **how)[1]["fc2"]), state(net)
-    )  # looking changes nothing
+    # looking changes nothing
+    assert same(state(retrained(run, data, ["fc2"], 3, **how)[1]["fc2"]), state(net))
 
 
 def test_defaults_of_retraining():

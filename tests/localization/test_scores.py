@@ -116,11 +116,12 @@ def depth_by_hand(net, data, layers, k) -> list[int]:
     final = predictions(predict(net, data.x)).numpy()
     agree = []
     for layer in layers:
+        # None: each without itself
         agree.append(
             (
                 KNeighborsClassifier(k).fit(embedding(net, data, layer), y).predict(None) == final
             ).tolist()
-        )  # None: each without itself
+        )
 
     def first(i):
         at = len(layers)

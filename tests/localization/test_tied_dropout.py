@@ -139,10 +139,8 @@ def test_owned_is_the_hash(index, channels, site, p, seed):
 def test_the_share_that_is_owned(p, seed):
     on = table(p=p, seed=seed)
     assert stats.binomtest(int(on.sum()), on.size, p).pvalue > 1e-4
-    for axis in (
-        0,
-        1,
-    ):  # of each channel, and of each example, as many as independent coins would give
+    # of each channel, and of each example, as many as independent coins would give
+    for axis in (0, 1):
         counts = on.sum(axis)
         n = on.shape[axis]
         cuts = np.unique(stats.binom.ppf(np.linspace(0, 1, 6)[1:-1], n, p))

@@ -154,9 +154,8 @@ def pairs(frame: pl.DataFrame) -> list:
 
 
 def classes(z: Tensor) -> Tensor:
-    return (
-        z if z.shape[1] > 1 else torch.cat([0 * z, z], 1)
-    )  # one logit is that of the second of two
+    # one logit is that of the second of two
+    return z if z.shape[1] > 1 else torch.cat([0 * z, z], 1)
 
 
 # --- a search of our own
@@ -946,9 +945,8 @@ def test_rows():
     ):
         listed = torch.as_tensor(rows)
         listed = (listed.nonzero()[:, 0] if listed.dtype == torch.bool else listed).long().tolist()
-        assert_frame_equal(
-            critical_units(net, data, rows, batch=3), everything[listed]
-        )  # in their order, whoever ends first
+        # in their order, whoever ends first
+        assert_frame_equal(critical_units(net, data, rows, batch=3), everything[listed])
 
 
 def test_a_subset_knows_where_it_is_from():

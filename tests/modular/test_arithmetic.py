@@ -159,10 +159,11 @@ def test_seed():
     assert b.digest == d.digest
     assert a.digest != e.digest
     assert not torch.equal(a.index, e.index)
+    # one split for all labels
     assert torch.equal(
         operation_table(7, "mul", seed=3)[0].index,
         operation_table(7, "sub", rho=0.4, seed=3)[0].index,
-    )  # one split for all labels
+    )
 
 
 def test_the_split_is_drawn_evenly():
@@ -639,11 +640,12 @@ def test_observers_rows():
         == run.rows["epoch"].to_list()
         == [0, 5, 20]
     )
+    # along a cosine to zero
     assert np.allclose(
         run.rows["lr"],
         [1e-2 * (1 + math.cos(math.pi * t / 20)) / 2 for t in (0, 5, 20)],
         atol=1e-12,
-    )  # along a cosine to zero
+    )
     assert np.allclose(run.rows["right"], (run.prediction == run.y).double().mean(1))
     assert run.rows["u"].n_unique() == 3
 
@@ -797,11 +799,12 @@ def test_frozen_parameters_stay(frozen):
     fit(net, data, 1, weight_decay=0.0)
     _, grads = by_autograd(own, data)
     for (k, q), g in zip(own.named_parameters(), grads, strict=True):
+        # Adam's first step
         assert (
             torch.equal(net.get_parameter(k), q)
             if k == frozen
             else (net.get_parameter(k) - q + 1e-2 * g / (g.abs() + 1e-8)).abs().max() < 1e-12
-        )  # Adam's first step
+        )
 
 
 # --- divergence

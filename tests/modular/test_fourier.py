@@ -36,6 +36,7 @@ from memnb.modular.fourier import (
     strict,
 )
 
+# circles of 7, 8, 7, 8, 6 and 10
 CASES = [
     ("add", 7),
     ("add", 8),
@@ -43,7 +44,7 @@ CASES = [
     ("sub", 8),
     ("mul", 7),
     ("mul", 11),
-]  # circles of 7, 8, 7, 8, 6 and 10
+]
 TUNED = [m for m in EXTRACT if EXTRACT[m].tuned]
 ANSWER = {
     "add": lambda a, b, p: (a + b) % p,
@@ -330,9 +331,8 @@ def test_joint_power(operation, p):
     power = joint_power(view)
     np.testing.assert_allclose(power, sum(s / s[1:].sum(0) for s in parts))
     close(power[1:].sum(0), torch.full((9,), 3.0, dtype=torch.float64))
-    close(
-        joint_power(replace(view, u=5 * view.u, w=view.w / 9))[1:], power[1:]
-    )  # by share, whatever the sizes
+    # by share, whatever the sizes
+    close(joint_power(replace(view, u=5 * view.u, w=view.w / 9))[1:], power[1:])
     assert joint_power(replace(view, v=0 * view.v)).isfinite().all()
 
 
@@ -426,9 +426,8 @@ def test_alignment_by_hand(operation, p):
 
 def test_alignment_at_the_start():
     for seed in range(3):
-        assert all(
-            abs(a) < 0.08 for a in alignment(view_of("add", 13, 4000, seed=seed)).values()
-        )  # five standard errors
+        # five standard errors
+        assert all(abs(a) < 0.08 for a in alignment(view_of("add", 13, 4000, seed=seed)).values())
 
 
 def test_strict_drops_what_does_not_agree():
@@ -795,9 +794,8 @@ def test_scores_go_by_true_answers_and_need_no_clean_labels(operation, p):
     expected = view.score(view.logits, test)
     for clean in (None, test.y * 0, test.y.roll(1)):
         assert view.score(view.logits, replace(test, clean=clean)) == expected
-    moved = replace(
-        test, y=torch.where(test.y > 0, test.y % (p - 1) + 1, test.y)
-    )  # other labels, no pair on or off the circle by them
+    # other labels, no pair on or off the circle by them
+    moved = replace(test, y=torch.where(test.y > 0, test.y % (p - 1) + 1, test.y))
     assert view.score(view.logits, moved) == expected
     assert (
         operation == "mul" or view.score(view.logits, replace(test, y=test.y.roll(1))) == expected

@@ -361,9 +361,10 @@ def test_importance_is_the_loss_added_at_first(name, layer):
         return value
 
     for m in range(len(got)):
+        # the slope
         assert (turned(m, eps) - turned(m, -eps)) / (2 * eps) == pytest.approx(
             got[m].item(), abs=1e-7
-        )  # the slope
+        )
         assert turned(m, eps) - turned(m, 0) == pytest.approx(eps * got[m].item(), abs=1e-10)
 
 

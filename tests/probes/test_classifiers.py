@@ -156,9 +156,8 @@ def test_large_layers(probe, n, d, power, monkeypatch):
     )[0]
     assert agree(probe, x[:n], y, x[n:], DOUBLE, 1e-9) > 0.8
     if probe is MASC:
-        assert (
-            set(calls) == {-1: {32, 64}, -0.6: {32, 128}, 0: {32}}[power]
-        )  # no more than are needed
+        # no more than are needed
+        assert set(calls) == {-1: {32, 64}, -0.6: {32, 128}, 0: {32}}[power]
 
 
 def test_where_power_iteration_cannot_be_certain_a_decomposition_decides(monkeypatch):
@@ -454,9 +453,8 @@ def test_cosine_mean_against_its_formula():
 def test_logistic_against_sklearn(k, C):
     x, y, z = cloud("shifted", 120, 6, k)
     ours = Logistic(C).fit(x, y)
-    ref = LogisticRegression(C=2 * C if k == 2 else C, tol=1e-10, max_iter=10_000).fit(
-        x, y
-    )  # two classes: one vector there, two here
+    # two classes: one vector there, two here
+    ref = LogisticRegression(C=2 * C if k == 2 else C, tol=1e-10, max_iter=10_000).fit(x, y)
     w, b = (
         (ours.vectors_, ours.bias_)
         if k > 2
@@ -550,9 +548,8 @@ def test_batches_know_the_same_as_the_whole(probe, n, batch):
 
 
 @every
-@pytest.mark.parametrize(
-    "kind, n, d", [("relu", 60, 12), ("signed", 300, 4)]
-)  # in the second, subspaces are the whole space
+# in the second, subspaces are the whole space
+@pytest.mark.parametrize("kind, n, d", [("relu", 60, 12), ("signed", 300, 4)])
 def test_columns_without_activation_change_nothing(probe, kind, n, d):
     x, y, z = cloud(kind, n, d)
     at = torch.arange(d) * 3
@@ -610,9 +607,8 @@ def test_directions_do_not_depend_on_the_scale(probe, power):
 def test_activations_whose_squares_overflow(probe):
     x, y, z = (v.float() if v.is_floating_point() else v for v in cloud("relu", 60, 12))
     with suppress(ValueError):
-        assert torch.equal(
-            probe().fit(x * 1e25, y).predict(z), probe().fit(x, y).predict(z)
-        )  # refused, or right
+        # refused, or right
+        assert torch.equal(probe().fit(x * 1e25, y).predict(z), probe().fit(x, y).predict(z))
 
 
 @every
@@ -737,9 +733,8 @@ def test_among_equally_long_directions_the_one_nearest_to_the_mean(lengths, mome
         torch.randn(8, 8, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
     )[0][:, :k]
     half = torch.diag(torch.tensor(lengths, dtype=DOUBLE))
-    x = (
-        torch.cat([half, half * torch.tensor([1, -1, 1, -1, 1])[:k]]) @ turn.T
-    )  # the mean leans to some of them
+    # the mean leans to some of them
+    x = torch.cat([half, half * torch.tensor([1, -1, 1, -1, 1])[:k]]) @ turn.T
     expected = F.normalize(turn[:, :top] @ (turn[:, :top].T @ x.mean(0)), dim=0)
     torch.testing.assert_close(
         first(x.to(dtype), moments),
@@ -790,9 +785,8 @@ def test_large_layers_whose_sums_are_zero(across, dtype):
     ).to(dtype)
     x = torch.cat([half, -half], across)
     if across:
-        x = torch.cat(
-            [x, x]
-        )  # examples that sum to zero, more than dimensions; otherwise dimensions that do
+        # examples that sum to zero, more than dimensions; otherwise dimensions that do
+        x = torch.cat([x, x])
     values, v = directions(one_class(x), 0, 0.99)
     exact = torch.linalg.svdvals(x.double()).square()[:5]
     assert len(v) == (exact.cumsum(0) <= 0.99 * exact.sum()).sum() + 1
@@ -934,9 +928,8 @@ print(json.dumps({k: list(map(short, checks)) for k, checks in results.items()})
 
 
 def test_scikit_learns_own_checks():
-    env = os.environ | dict(
-        SCIPY_ARRAY_API="1"
-    )  # without it some checks are skipped; read at import
+    # without it some checks are skipped; read at import
+    env = os.environ | dict(SCIPY_ARRAY_API="1")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", CHECKS], env=env, capture_output=True, text=True
     )

@@ -497,9 +497,8 @@ def test_an_exchange_at_a_time_that_was_not_recorded():
     how = dict(lr=0.01, device="cpu")
     with pytest.raises(ValueError, match="time 1 was not recorded.*2 is the next"):
         fit(small(), data, 3, times=[0, 2, 3], observe=[transplant(1)], **how)
-    run = fit(
-        small(), data, 3, times=[1, 3], checkpoints=[1, 3], observe=[transplant(1)], **how
-    )  # nothing was recorded before
+    # nothing was recorded before
+    run = fit(small(), data, 3, times=[1, 3], checkpoints=[1, 3], observe=[transplant(1)], **how)
     assert torch.equal(
         run.prediction[0], run.at(1, small()).eval()(data.x).argmax(1).to(torch.int16)
     )

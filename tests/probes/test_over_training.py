@@ -488,9 +488,8 @@ def test_a_prober_makes_one_pass_a_recorded_time():
     look = prober(["input", "1", "3"], tuple(PROBES))
     s = SimpleNamespace(model=net, data=data, test=test)
     look(s)
-    net.register_forward_pre_hook(
-        lambda m, a: seen.append(len(a[0])) if len(a[0]) > 2 else None
-    )  # the check looks at two
+    # the check looks at two
+    net.register_forward_pre_hook(lambda m, a: seen.append(len(a[0])) if len(a[0]) > 2 else None)
     look(s)
     assert sum(seen) == len(data) + len(test)
 
@@ -527,10 +526,11 @@ def test_checkpoints_and_observer_see_the_same(make, layers):
     )
     assert after["time"].unique().sort().to_list() == [0, 2, 5]
     assert_frame_equal(frame(run.rows), frame(after), check_column_order=False)
+    # it learned something
     assert (
         len(set(after.filter(pl.col("probe") == "model", pl.col("group") == "test")["accuracy"]))
         > 1
-    )  # it learned something
+    )
 
 
 def test_a_prober_may_look_at_several_runs():
@@ -615,9 +615,8 @@ def test_labels_that_say_nothing_teach_nothing():
 
     chance = mean(1.0)
     learned = mean(0.0)
-    bound = (
-        4 * ((1 / k) * (1 - 1 / k) / runs) ** 0.5
-    )  # a draw's accuracy varies no more than one guess does
+    # a draw's accuracy varies no more than one guess does
+    bound = 4 * ((1 / k) * (1 - 1 / k) / runs) ** 0.5
     assert len(chance) == 8
     assert (chance - 1 / k).abs().max() < bound
     assert learned.min() > 1 / k + bound

@@ -685,9 +685,8 @@ def test_killed_at_random_moments(tmp_path, steps):
     folder = tmp_path / "run"
     rng = random.Random(0)
     done = []
-    processes = multiprocessing.get_context(
-        "forkserver"
-    )  # torch is imported once, in a process that never trained
+    # torch is imported once, in a process that never trained
+    processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(
         ["memnb.trainer.training", "torch._dynamo", "pytest", "hypothesis"]
     )
@@ -706,9 +705,8 @@ def test_killed_at_random_moments(tmp_path, steps):
     same_run(run, whole)
     same_run(load_run(folder), whole)
     assert same(state(how["model"]), state(other["model"]))
-    assert [f.name for f in tmp_path.iterdir() if not f.name.startswith(".run.")] == [
-        "run"
-    ]  # beside what a kill leaves
+    # beside what a kill leaves
+    assert [f.name for f in tmp_path.iterdir() if not f.name.startswith(".run.")] == ["run"]
     assert done == sorted(done)
     assert again in range(len(TIMES) - done[-1], len(TIMES) - done[-1] + 2)
 
@@ -1562,9 +1560,8 @@ def test_a_layer_is_told_which_examples_it_sees(own):
         each_step=[step],
         **own,
     )
-    assert all(
-        present is None and not training for training, present in notes.present
-    )  # what is asked before any work
+    # what is asked before any work
+    assert all(present is None and not training for training, present in notes.present)
     notes.present.clear()
     for _ in went:
         assert outside()
