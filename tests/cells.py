@@ -12,7 +12,8 @@ NBS = Path(__file__).parents[1] / "nbs"
 def prepared(words: list[str], folder: Path) -> list[str]:
     "Source of the code cells that papermill makes of the words of a command, those after its name."
     notebook, _, *given = words
-    source, target = NBS.parent / notebook, folder / "prepared.ipynb"
+    source = NBS.parent / notebook
+    target = folder / "prepared.ipynb"
     papermill.main([str(source), str(target), *given, "--prepare-only"], standalone_mode=False)
     return [c.source for c in nbformat.read(target, 4).cells if c.cell_type == "code"]
 

@@ -68,7 +68,8 @@ class Lesson(CaptureShell):
                 continue
             now = shown(ran.get("outputs", []))
             within = WITHIN.match(cell.source)
-            here, there = text_of(now), text_of(cell.outputs)
+            here = text_of(now)
+            there = text_of(cell.outputs)
             if not self.write and not alike(here, there, within[1] if within else "0"):
                 self._cell_idx = i + 1
                 self.exc = AssertionError(f"shows {here}; committed is {there}")

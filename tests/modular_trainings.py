@@ -20,7 +20,8 @@ def prepare(
     p: Params, rho: float, operation: str | None = None
 ) -> tuple[NoisyDataset, NoisyDataset, NoisyDataset]:
     "Training pairs and held-out ones, both with noise, and test pairs."
-    share, operation = p.share + HELD, operation or p.operation
+    share = p.share + HELD
+    operation = operation or p.operation
     table, test = operation_table(
         p.modulus, operation, share, rho, noise=p.noise, seed=p.noise_seed
     )

@@ -1,4 +1,4 @@
-"Two runs held against each other, number by number."
+"Numbers for runs, and two runs held against each other, number by number."
 
 import torch
 
@@ -10,10 +10,16 @@ TENSORS = (
 )
 
 
+def randn(*shape: int, seed=0) -> torch.Tensor:
+    "As wide as the outputs of a network: of standard deviation 3."
+    return 3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
 def assert_same_tensors(a: Run, b: Run):
     "Every recorded number is the same, or absent from both."
     for name in TENSORS:
-        v, w = getattr(a, name), getattr(b, name)
+        v = getattr(a, name)
+        w = getattr(b, name)
         assert (v is None) == (w is None), name
         assert v is None or (v.dtype == w.dtype and torch.equal(v, w)), name
 

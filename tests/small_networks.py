@@ -48,14 +48,6 @@ def by_hand(net, x, change=lambda a: a) -> dict:
     return a
 
 
-def copy(net) -> dict:
-    return {k: v.clone() for k, v in net.state_dict().items()}
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
 def close(a, b) -> bool:
     return a.keys() == b.keys() and all(
         torch.allclose(a[k], b[k], rtol=1e-9, atol=1e-12) for k in a

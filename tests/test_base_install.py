@@ -15,7 +15,7 @@ FACES = [
     *("localization", "modular", "audit", "lab", "papers", "explorer", "citations"),
 ]
 NEED_THE_LAB = ("lab.", "papers.", "explorer.", "_modidx")
-ROOMS = sorted(
+CORE = sorted(  # modules that work without it
     name
     for f in (REPO / "memnb").rglob("*.py")
     if not (name := pages.dotted(f)).startswith(NEED_THE_LAB)
@@ -75,9 +75,9 @@ def test_that_environment_lacks_the_lab(base):
         assert "ModuleNotFoundError" in python(base, f"import {name}").stderr, name
 
 
-def test_core_rooms_work_in_it(base):
+def test_core_modules_work_in_it(base):
     code = (
-        f"import {', '.join(f'memnb.{r}'.rstrip('.') for r in ROOMS)}\n"
+        f"import {', '.join(f'memnb.{r}'.rstrip('.') for r in CORE)}\n"
         + """
 from memnb.datasets import corrupt, load
 from memnb.dynamics import follow, gradient_flow

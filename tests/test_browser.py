@@ -106,7 +106,9 @@ SLOW = "[anywidget] Failed to initialize model."
 def opened(browser, address: str, path: str, **context):
     "A page; afterwards there was no error on its console, and no request left the machine."
     c = browser.new_context(viewport=dict(width=1500, height=1400), **context)
-    page, errors, left = c.new_page(), [], []
+    page = c.new_page()
+    errors = []
+    left = []
     page.set_default_timeout(WAIT)
     own = (address, address.replace("http", "ws"), "data:", "blob:")
 
@@ -140,8 +142,8 @@ def wait_for(page: Page, selector: str, condition: str):
 
 def settings(page: Page) -> list[dict]:
     "What each chart of curves says it was trained with."
-    said = page.evaluate(f"({SEEN})('text').map(t => t.textContent)")
-    pairs = [t.split(", ") for t in said if t.startswith("rho ")]
+    labels = page.evaluate(f"({SEEN})('text').map(t => t.textContent)")
+    pairs = [t.split(", ") for t in labels if t.startswith("rho ")]
     names = ["noise rate", "width", "learning rate", "data", "noise", "seed"]
     return [dict(zip(names, (v.split()[-1] for v in one), strict=True)) for one in pairs]
 
@@ -157,7 +159,8 @@ def changed(page: Page, name: str, before: dict) -> dict:
 
 def still(page: Page) -> list[str]:
     "Wait until lines stay as they are for longer than from one epoch to the next; those lines."
-    before, end = None, time.monotonic() + WAIT / 1000
+    before = None
+    end = time.monotonic() + WAIT / 1000
     while (now := lines(page)) != before:
         assert time.monotonic() < end, "lines go on changing"
         before = now
@@ -175,9 +178,11 @@ def drawn(page: Page, other_than: list[str] = (), skip: int = 0) -> list[str]:
     def there(paths):
         return paths and paths != list(other_than) and max(map(points, paths)) > 10
 
-    while not there(now := lines(page)[skip:]):
+    now = lines(page)[skip:]
+    while not there(now):
         assert time.monotonic() < end, f"no new lines: {[p[:60] for p in now]}"
         page.wait_for_timeout(50)
+        now = lines(page)[skip:]
     return now
 
 
@@ -207,7 +212,8 @@ def drag(page: Page, name: str, by: float):
     slider.scroll_into_view_if_needed()
     box = slider.locator(".noUi-handle").bounding_box()
     length = slider.locator(".noUi-target").bounding_box()["width"]
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    x = box["x"] + box["width"] / 2
+    y = box["y"] + box["height"] / 2
     page.mouse.move(x, y)
     page.mouse.down()
     page.mouse.move(x + by * length, y, steps=6)
@@ -217,7 +223,8 @@ def drag(page: Page, name: str, by: float):
 @pytest.fixture(scope="module")
 def lab(browser, tmp_path_factory):
     "The explorer in JupyterLab; a training takes long, and each control begins another."
-    notebook(folder := tmp_path_factory.mktemp("lab"), "pace=20")
+    folder = tmp_path_factory.mktemp("lab")
+    notebook(folder, "pace=20")
     may = ["clipboard-read", "clipboard-write"]
     page = "/lab/tree/explore.ipynb"
     with served(LAB, folder) as at, opened(browser, at, page, permissions=may) as page:
@@ -282,7 +289,8 @@ def test_looking_back(lab):
 
 def test_pinned_beside_the_next(lab):
     halt(lab)
-    alone, (kept,) = drawn(lab), settings(lab)
+    alone = drawn(lab)
+    (kept,) = settings(lab)
 
     click(lab, "Pin")
     wait_for(lab, ".mark-line path", f"n == {2 * len(alone)}")
@@ -322,15 +330,15 @@ def test_components_and_probes(lab):
 
 def test_the_command_is_copied(lab):
     tab(lab, "Training")
-    (said,) = settings(lab)
+    (setting,) = settings(lab)
 
     click(lab, "Copy command")
     expect(lab.locator("button", has_text="Copied")).to_be_visible()
 
     command = lab.evaluate("navigator.clipboard.readText()")
     assert re.fullmatch(r"papermill nbs/fig2\.ipynb out\.ipynb( -p \w+ \S+)+", command)
-    assert f"-p rho {said['noise rate']} " in command
-    assert f"-p noise {said['noise']} " in command
+    assert f"-p rho {setting['noise rate']} " in command
+    assert f"-p noise {setting['noise']} " in command
     fields = "[...document.querySelectorAll('.widget-text input')].map(i => i.value)"
     assert command in lab.evaluate(fields)
 
@@ -360,11 +368,11 @@ def test_under_voila(browser, tmp_path):
     with served(VOILA, tmp_path) as address, opened(browser, address, "/?token=abc") as page:
         before = drawn(page)
         status(page, "done: ")
-        (said,) = settings(page)
+        (setting,) = settings(page)
 
         drag(page, "noise rate", 0.3)
 
-        changed(page, "noise rate", said)
+        changed(page, "noise rate", setting)
         drawn(page, before)
         status(page, "done: ")
 

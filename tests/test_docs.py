@@ -31,7 +31,11 @@ class Reader(HTMLParser):
 
     def __init__(self, path: Path):
         super().__init__()
-        self.ids, self.links, self.text, self.style, self.inside = set(), [], "", "", []
+        self.ids = set()
+        self.links = []
+        self.text = ""
+        self.style = ""
+        self.inside = []
         self.feed(path.read_text())
 
     def handle_starttag(self, tag, attrs):
@@ -66,9 +70,8 @@ def html(tmp_path_factory):
         site_dir=str(folder / "html"),
         strict=True,
     )
-    config.plugins[
-        "material/search"
-    ].config.enabled = False  # takes as long as all else; no test reads it
+    # takes as long as all else; no test reads it
+    config.plugins["material/search"].config.enabled = False
     config.plugins.on_startup(command="build", dirty=False)
     build(config)
     return folder / "html"
@@ -158,7 +161,8 @@ def test_outputs_are_shown(html):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_documented_name_is_in_the_api(site, module):
-    there, page = importlib.import_module(f"memnb.{module}"), site[f"api/{module}.html"]
+    there = importlib.import_module(f"memnb.{module}")
+    page = site[f"api/{module}.html"]
     for name in there.__all__:
         thing = getattr(there, name)
         if (
@@ -225,7 +229,8 @@ def test_no_formula(text):
     ],
 )
 def test_formula(latex):
-    inline, block = pages.formulas(f"see ${latex}$, so"), pages.formulas(f"see $${latex}$$ so")
+    inline = pages.formulas(f"see ${latex}$, so")
+    block = pages.formulas(f"see $${latex}$$ so")
     assert inline.startswith("see <span><math")
     assert inline.endswith("</math></span>, so")
     assert 'display="inline"' in inline
@@ -334,9 +339,8 @@ def test_comparison(tmp_path):
     assert "| digits | 20 to 1 | wrong | 0.1 | 0.850 | 0.750 | 0.700 |" in text
     assert "| digits | 20 to 1 | wrong | 0.1 | 0.500 | 0.500 | 0.500 |" in text
     assert "| digits | 20 to 1 | wrong | 0.1 | 0.400 | 0.400 | 0.400 |" in text
-    assert (
-        "| digits | 20 to 1 | wrong | 0.1 | 0.650 | 0.500 |" in text
-    )  # a single score suggests nothing
+    # a single score suggests nothing
+    assert "| digits | 20 to 1 | wrong | 0.1 | 0.650 | 0.500 |" in text
 
 
 def test_signature():

@@ -113,7 +113,8 @@ def resolved(notebook: Path, given: dict):
 def test_an_odd_value_is_taken_or_refused_by_name(notebook, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MEMNB_STORE", raising=False)
-    plain, draw = defaults(notebook), random.Random(notebook.stem)
+    plain = defaults(notebook)
+    draw = random.Random(notebook.stem)
     for name in plain:
         for value in draw.sample(ODD, TIMES):
             try:

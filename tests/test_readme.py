@@ -34,13 +34,15 @@ MAP = [
 def test_a_network_and_data_of_ones_own(tmp_path, monkeypatch):
     weights_and_file, *_ = BLOCKS
     monkeypatch.chdir(tmp_path)
-    rng, y = np.random.default_rng(0), np.arange(120) % 10
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % 10
     x = (rng.integers(0, 60, (120, 32, 32, 3)) + 19 * y[:, None, None, None]).astype(np.uint8)
     given = np.where(np.arange(120) < 12, (y + 1) % 10, y)
     np.savez("my.npz", x_train=x[:90], y_train=given[:90], x_test=x[90:], y_test=given[90:])
     torch.manual_seed(0)
     torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), "my.pt")
-    exec(weights_and_file, (names := {}))
+    names = {}
+    exec(weights_and_file, names)
     assert len(weights_and_file.strip().splitlines()) <= 12
     assert names["ranking"]["rank"].to_list() == list(range(1, 91))
     assert names["ranking"]["suggested"].is_between(0, 9).all()
@@ -59,7 +61,8 @@ def test_the_example_runs():
         net=nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2)),
         test=names["data"],
     )
-    exec(own, (mine := dict(names)))
+    mine = dict(names)
+    exec(own, mine)
     assert len(own.strip().splitlines()) <= 14
     assert mine["data"].clean is None
     assert len(mine["ranking"]) == 160
@@ -141,13 +144,16 @@ def test_the_probe_and_the_noise_of_contributing():
         for block in re.findall(r"```python\n(.*?)```", CONTRIBUTING, re.S)
     )
     names = dict(torch=torch, Probe=probes.Probe)
-    exec(probe, names), exec(noise, names)
-    x, y = np.random.default_rng(0).normal(size=(60, 4)), np.arange(60) % 3
+    exec(probe, names)
+    exec(noise, names)
+    x = np.random.default_rng(0).normal(size=(60, 4))
+    y = np.arange(60) % 3
     assert (names["Nearest"]().fit(x, y).predict(x) == NearestCentroid().fit(x, y).predict(x)).all()
     data = datasets.NoisyDataset(torch.rand(40, 4), torch.arange(40) % 4)
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4))
     try:
-        probes.PROBES["nearest"], datasets.NOISE["late"] = names["Nearest"], names["late"]
+        probes.PROBES["nearest"] = names["Nearest"]
+        datasets.NOISE["late"] = names["late"]
         assert {r["probe"] for r in probe_model(net, data, data, probes=["masc", "nearest"])} == {
             "masc",
             "nearest",

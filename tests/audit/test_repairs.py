@@ -17,6 +17,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from states import same, state
 from torch import nn
 from torch.nn import functional as F
 
@@ -75,8 +76,9 @@ def digits(rho=0.4, seed=0) -> tuple[NoisyDataset, NoisyDataset, NoisyDataset]:
 @cache
 def memorizer(rho=0.4, seed=0, epochs=60):
     "A run with four checkpoints, and its network; left in evaluation mode."
+    net = make().double()
     run = fit(
-        net := make().double(),
+        net,
         digits(rho, seed)[0],
         epochs,
         times=TIMES,
@@ -89,7 +91,8 @@ def memorizer(rho=0.4, seed=0, epochs=60):
 
 @cache
 def clean_network() -> nn.Module:
-    fit(net := make().double(), digits(0)[0], 30, **HOW)
+    net = make().double()
+    fit(net, digits(0)[0], 30, **HOW)
     return net.eval()
 
 
@@ -98,15 +101,7 @@ def repaired(rho=0.4, **options) -> Repair:
     return repair(memorizer(rho)[1], *digits(rho)[:2], **options)
 
 
-def state(net) -> dict:
-    return {k: v.clone() for k, v in net.state_dict().items()}
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def said(net, x) -> np.ndarray:
+def predictions(net, x) -> np.ndarray:
     return net(x).detach().argmax(1).numpy()
 
 
@@ -126,8 +121,12 @@ def class_vectors(h, y, k, probe="velpic") -> np.ndarray:
     "First right singular vector of each class's activations, towards their mean; or the mean's."
     out = []
     for c in range(k):
-        mean, v = h[y == c].mean(0), np.linalg.svd(h[y == c], full_matrices=False)[2][0]
-        out.append(mean / np.linalg.norm(mean) if probe == "cosine" else v if v @ mean > 0 else -v)
+        mean = h[y == c].mean(0)
+        if probe == "cosine":
+            out.append(mean / np.linalg.norm(mean))
+        else:
+            v = np.linalg.svd(h[y == c], full_matrices=False)[2][0]
+            out.append(v if v @ mean > 0 else -v)
     return np.stack(out)
 
 
@@ -147,10 +146,11 @@ def interval(h, level=0.9) -> tuple[float, float, float]:
     return np.mean(h), np.mean(h) - half, np.mean(h) + half
 
 
-def honest_by_hand(hits, seed=0) -> np.ndarray:
+def cross_fitted_by_hand(hits, seed=0) -> np.ndarray:
     n = hits.shape[1]
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
-    halves, out = (order[: -(-n // 2)], order[-(-n // 2) :]), np.full(n, np.nan)
+    halves = (order[: -(-n // 2)], order[-(-n // 2) :])
+    out = np.full(n, np.nan)
     for ask, judge in ((halves[0], halves[1]), (halves[1], halves[0])):
         means = [sum(row[i] for i in ask) / len(ask) for row in hits]
         best = means.index(max(means))
@@ -161,14 +161,15 @@ def honest_by_hand(hits, seed=0) -> np.ndarray:
 
 def candidates_by_hand(rho=0.4, probes=("velpic", "cosine")) -> dict[tuple[str, str], np.ndarray]:
     "Predictions for the held-out digits, in the order of the table."
-    (data, held, _), net = digits(rho), memorizer(rho)[1]
+    data, held, _ = digits(rho)
+    net = memorizer(rho)[1]
     reads = {"input": lambda x: x.flatten(1).numpy(), "fc1": lambda x: hidden(net, x)}
     rest = {
         (layer, p): probe_says(read(data.x), data.y, read(held.x), probe=p)
         for layer, read in reads.items()
         for p in probes
     }
-    return {("output", "model"): said(net, held.x)} | rest
+    return {("output", "model"): predictions(net, held.x)} | rest
 
 
 def transition(k, rng, stay=0.6) -> torch.Tensor:
@@ -186,7 +187,8 @@ def uniform(k, rate) -> torch.Tensor:
 @settings(max_examples=40, deadline=None)
 @given(k=st.integers(2, 8), seed=st.integers(0, 10**6), stay=st.floats(0.3, 1))
 def test_hits_are_unbiased_for_every_true_class_and_prediction(k, seed, stay):
-    t, expected = transition(k, np.random.default_rng(seed), stay), np.zeros((k, k))
+    t = transition(k, np.random.default_rng(seed), stay)
+    expected = np.zeros((k, k))
     assume(np.linalg.cond(t) <= 100)  # beyond it the noise is refused
     for c in range(k):
         for p in range(k):
@@ -217,7 +219,8 @@ def test_two_classes_in_closed_form(a, b):
 
 
 def test_without_noise_hits_are_hits():
-    prediction, label = torch.tensor([0, 2, 1, 1]), torch.tensor([0, 1, 1, 2])
+    prediction = torch.tensor([0, 2, 1, 1])
+    label = torch.tensor([0, 1, 1, 2])
     assert unbiased_hits(prediction, label, torch.eye(3).double()).tolist() == [1, 0, 1, 0]
 
 
@@ -247,8 +250,11 @@ def test_hits_are_in_double_precision(dtype):
 
 
 def test_the_mean_of_many_is_the_accuracy():
-    rng, k, n = np.random.default_rng(0), 5, 200_000
-    t, truth = transition(k, rng, 0.4), rng.integers(0, k, n)
+    rng = np.random.default_rng(0)
+    k = 5
+    n = 200_000
+    t = transition(k, rng, 0.4)
+    truth = rng.integers(0, k, n)
     label = (rng.random(n)[:, None] > t.numpy().cumsum(1)[truth]).sum(1)
     guess = np.where(rng.random(n) < 0.7, truth, rng.integers(0, k, n))
     mean, low, high = accuracy_of(
@@ -266,10 +272,10 @@ def test_the_mean_of_many_is_the_accuracy():
 @given(
     c=st.integers(1, 6), n=st.integers(2, 41), seed=st.integers(0, 10**6), halves=st.integers(0, 99)
 )
-def test_honest_against_a_loop(c, n, seed, halves):
+def test_cross_fitted_against_a_loop(c, n, seed, halves):
     hits = np.random.default_rng(seed).normal(size=(c, n))
     assert np.array_equal(
-        cross_fitted(torch.from_numpy(hits), halves).numpy(), honest_by_hand(hits, halves)
+        cross_fitted(torch.from_numpy(hits), halves).numpy(), cross_fitted_by_hand(hits, halves)
     )
 
 
@@ -287,14 +293,17 @@ def test_one_that_is_best_everywhere_is_taken_everywhere():
 
 
 def test_other_halves_give_another_answer_and_the_same_ones_the_same():
-    hits, before = torch.randn(6, 60).double(), torch.random.get_rng_state()
+    hits = torch.randn(6, 60).double()
+    before = torch.random.get_rng_state()
     assert torch.equal(cross_fitted(hits, 3), cross_fitted(hits, 3))
     assert not torch.equal(cross_fitted(hits, 3), cross_fitted(hits, 4))
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_the_luckiest_of_equals_is_not_favoured():
-    rng, fair, naive = np.random.default_rng(0), [], []
+    rng = np.random.default_rng(0)
+    fair = []
+    naive = []
     for i in range(200):
         hits = torch.from_numpy((rng.random((40, 100)) < 0.6).astype(float))
         fair.append(cross_fitted(hits, i).mean().item())
@@ -356,7 +365,8 @@ def test_estimates_far_outside_of_what_can_be_are_refused(mean, refused):
 
 def test_held_out_labels_that_contradict_the_noise():
     "The noise is said to be 0.45 in pairs; the held-out labels are right."
-    (data, held, _), t = digits(), torch.eye(10).double()
+    data, held, _ = digits()
+    t = torch.eye(10).double()
     noise = Noise(0.45, 0.4, 0.5, 0.55 * t + 0.45 * t.roll(1, 1))
     right = replace(held, y=predict(memorizer()[1], held.x).argmax(1))
     with pytest.raises(
@@ -379,7 +389,9 @@ def test_constant_hits_leave_no_doubt(v):
 
 
 def test_the_interval_holds_the_truth_nine_times_in_ten():
-    rng, t, inside = np.random.default_rng(1), uniform(4, 0.4), 0
+    rng = np.random.default_rng(1)
+    t = uniform(4, 0.4)
+    inside = 0
     for _ in range(600):
         truth = rng.integers(0, 4, 150)
         label = (rng.random(150)[:, None] > t.numpy().cumsum(1)[truth]).sum(1)
@@ -432,7 +444,8 @@ def test_fewer_classes_held_out_are_no_fault():
 
 @pytest.mark.parametrize("known, fine", [(0, True), (10, True), (11, False), (20, False)])
 def test_more_than_half_of_those_held_out_were_trained_on(known, fine):
-    data, new = some(), some(20, seed=1)
+    data = some()
+    new = some(20, seed=1)
     held = replace(new, x=torch.cat([data.x[5 : 5 + known], new.x[known:]]))
     if fine:
         assert len(check_held(data, held)) == 20
@@ -472,7 +485,8 @@ def test_the_table_lists_every_candidate_once_and_the_network_first():
 
 @pytest.mark.parametrize("rho", [0.2, 0.4])
 def test_accuracies_of_all_candidates_by_hand(rho):
-    held, r = digits(rho)[1], repaired(rho)
+    held = digits(rho)[1]
+    r = repaired(rho)
     hands = [
         interval(hits_by_hand(guess, held.y, r.noise.matrix))
         for guess in candidates_by_hand(rho).values()
@@ -485,18 +499,20 @@ def test_accuracies_of_all_candidates_by_hand(rho):
 @pytest.mark.parametrize("rho", [0.2, 0.4])
 @pytest.mark.parametrize("seed", [0, 7])
 def test_the_gain_by_hand(rho, seed):
-    held, r = digits(rho)[1], repair(memorizer(rho)[1], *digits(rho)[:2], seed=seed)
+    held = digits(rho)[1]
+    r = repair(memorizer(rho)[1], *digits(rho)[:2], seed=seed)
     hits = np.stack(
         [hits_by_hand(guess, held.y, r.noise.matrix) for guess in candidates_by_hand(rho).values()]
     )
     np.testing.assert_allclose(
-        (r.gain, r.low, r.high), interval(honest_by_hand(hits[1:], seed) - hits[0]), atol=1e-9
+        (r.gain, r.low, r.high), interval(cross_fitted_by_hand(hits[1:], seed) - hits[0]), atol=1e-9
     )
     assert (r.layer, r.probe) == list(candidates_by_hand(rho))[1 + hits[1:].mean(1).argmax()]
 
 
 def test_default_noise_is_the_estimated_one():
-    noise, r = estimate_noise(memorizer()[1], digits()[0]), repaired()
+    noise = estimate_noise(memorizer()[1], digits()[0])
+    r = repaired()
     assert torch.equal(r.noise.matrix, noise.matrix)
     assert (
         r.noise.rate,
@@ -506,7 +522,8 @@ def test_default_noise_is_the_estimated_one():
 
 
 def test_given_noise_is_used_as_it_is():
-    (data, held, _), noise = digits(), Noise(0.0, 0.0, 0.0, torch.eye(10).double())
+    data, held, _ = digits()
+    noise = Noise(0.0, 0.0, 0.0, torch.eye(10).double())
     r = repair(memorizer()[1], data, held, noise)
     assert r.noise is noise
     np.testing.assert_allclose(
@@ -527,9 +544,11 @@ def test_noise_that_leaves_nothing_is_refused():
 
 @pytest.mark.parametrize("probe", ["velpic", "cosine"])
 def test_at_the_last_layer_only_the_heads_numbers_change(probe):
-    (data, held, test), net = digits(), memorizer()[1]
+    data, held, test = digits()
+    net = memorizer()[1]
     r = repaired(layers=(), probes=(probe,))
-    new, old = state(r.model), state(net)
+    new = state(r.model)
+    old = state(net)
     assert r.layer
     assert r.probe == probe
     assert type(r.model) is type(net)
@@ -547,27 +566,31 @@ def test_at_the_last_layer_only_the_heads_numbers_change(probe):
     )
     for x in (held.x, test.x):
         assert np.array_equal(
-            said(r.model, x), probe_says(hidden(net, data.x), data.y, hidden(net, x), probe=probe)
+            predictions(r.model, x),
+            probe_says(hidden(net, data.x), data.y, hidden(net, x), probe=probe),
         )
 
 
 @pytest.mark.parametrize("probe", ["velpic", "cosine"])
 def test_at_an_earlier_layer_the_network_ends_there(probe):
-    (data, _, test), net = digits(), memorizer()[1]
+    data, _, test = digits()
+    net = memorizer()[1]
     r = repaired(layers=("input",), probes=(probe,))
     assert r.layer == "input"
     assert isinstance(r.model, Truncated)
     assert same(state(r.model.body), state(net))
     assert r.model.body is not net
     assert np.array_equal(
-        said(r.model, test.x),
+        predictions(r.model, test.x),
         probe_says(data.x.flatten(1).numpy(), data.y, test.x.flatten(1).numpy(), probe=probe),
     )
 
 
 def test_a_hidden_layer_before_its_activation_can_be_read():
-    (data, held, test), net = digits(), memorizer()[1]
-    r, k = repaired(layers=("fc1.0",), probes=("velpic",)), net.fc1[0]
+    data, held, test = digits()
+    net = memorizer()[1]
+    r = repaired(layers=("fc1.0",), probes=("velpic",))
+    k = net.fc1[0]
 
     def says(x):
         return probe_says(
@@ -586,7 +609,7 @@ def test_a_hidden_layer_before_its_activation_can_be_read():
         r.table["accuracy"][1], hits_by_hand(says(held.x), held.y, r.noise.matrix).mean()
     )
     assert r.layer == "fc1.0"
-    assert np.array_equal(said(r.model, test.x), says(test.x))
+    assert np.array_equal(predictions(r.model, test.x), says(test.x))
 
 
 @pytest.mark.parametrize("mode", [True, False])
@@ -596,15 +619,16 @@ def test_a_hidden_layer_before_its_activation_can_be_read():
     ids=["all", "last", "noise"],
 )
 def test_the_old_network_is_untouched(mode, options):
-    (data, held, _), net = digits(), deepcopy(memorizer()[1]).train(mode)
+    data, held, _ = digits()
+    net = deepcopy(memorizer()[1]).train(mode)
     net.fc1[0].train(not mode)
-    before, modes, parameters, rng = (
-        state(net),
-        [m.training for m in net.modules()],
-        list(net.parameters()),
-        torch.random.get_rng_state(),
-    )
-    x, y, hx = data.x.clone(), data.y.clone(), held.x.clone()
+    before = state(net)
+    modes = [m.training for m in net.modules()]
+    parameters = list(net.parameters())
+    rng = torch.random.get_rng_state()
+    x = data.x.clone()
+    y = data.y.clone()
+    hx = held.x.clone()
     r = repair(net, data, held, **options)
     assert same(state(net), before)
     assert [m.training for m in net.modules()] == modes
@@ -638,18 +662,20 @@ def test_a_memorizing_network_is_better_afterwards(rho, seed):
     data, held, test = digits(rho, seed)
     run, net = memorizer(rho, seed)
     r = repair(net, data, held)
-    gained = share(said(r.model, test.x), test.y) - share(said(net, test.x), test.y)
+    gained = share(predictions(r.model, test.x), test.y) - share(predictions(net, test.x), test.y)
     assert r.layer
     assert r.probe
     assert r.low > 0
     assert gained > 0.03
     assert r.low - 0.05 < gained < r.high + 0.05
-    assert share(said(net, data.x), data.y) > 1 - 0.9 * rho  # some wrong labels are known by heart
+    # some wrong labels are known by heart
+    assert share(predictions(net, data.x), data.y) > 1 - 0.9 * rho
 
 
 def test_a_clean_network_is_left_as_it_is():
     data, held, _ = digits(0)
-    r = repair(net := clean_network(), data, held)
+    net = clean_network()
+    r = repair(net, data, held)
     assert r.model is net
     assert (r.layer, r.probe) == ("", "")
     assert r.low <= 0
@@ -675,7 +701,8 @@ def test_changed_exactly_where_the_interval_is_above_zero(size, rho):
 
 
 def test_what_is_printed():
-    good, none = repaired(), repair(clean_network(), *digits(0)[:2])
+    good = repaired()
+    none = repair(clean_network(), *digits(0)[:2])
     assert (
         str(good)
         == f"{good.probe} at {good.layer!r}: {100 * good.gain:+.1f}% accuracy on true labels "
@@ -749,7 +776,8 @@ def test_each_module_keeps_its_mode_at_an_earlier_layer():
 
 def small(n=60, k=3, rho=0.3, shape=(1, 8, 8)) -> tuple[NoisyDataset, NoisyDataset]:
     "Gaussian classes as pictures, half of them held out; an index that is not the row."
-    g, y = torch.Generator().manual_seed(0), torch.arange(2 * n) % k
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(2 * n) % k
     x = torch.randn(k, *shape, generator=g)[y] + torch.randn(2 * n, *shape, generator=g)
     return corrupt(NoisyDataset(x, y, y, torch.arange(2 * n) * 3 + 7, k), rho, "wrong").split(0.5)
 
@@ -760,18 +788,16 @@ def test_a_network_without_linear_layer():
 
 
 def test_a_head_behind_which_a_softmax_comes_must_be_named():
-    (data, held), net = (
-        small(n=300),
-        nn.Sequential(
-            OrderedDict(
-                flat=nn.Flatten(),
-                fc1=nn.Linear(64, 9),
-                relu=nn.ReLU(),
-                head=nn.Linear(9, 3),
-                end=nn.LogSoftmax(1),
-            )
-        ).double(),
-    )
+    data, held = small(n=300)
+    net = nn.Sequential(
+        OrderedDict(
+            flat=nn.Flatten(),
+            fc1=nn.Linear(64, 9),
+            relu=nn.ReLU(),
+            head=nn.Linear(9, 3),
+            end=nn.LogSoftmax(1),
+        )
+    ).double()
     data, held = (replace(d, x=d.x.double()) for d in (data, held))
     with pytest.raises(ValueError, match="head="):
         repair(net, data, held)
@@ -800,7 +826,8 @@ def test_a_network_of_one_logit_is_refused():
 
 @pytest.mark.parametrize("remedy", [repair, remedies])
 def test_held_out_data_that_cannot_judge(remedy):
-    (data, held, _), net = digits(), memorizer()[1]
+    data, held, _ = digits()
+    net = memorizer()[1]
     with pytest.raises(ValueError, match="19 held-out"):
         remedy(net, data, held.subset(torch.arange(19)))
     with pytest.raises(ValueError, match="do not fit"):
@@ -830,16 +857,15 @@ def test_networks_that_cannot_be_judged(remedy):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_linear_network_and_both_precisions(dtype):
-    (data, held), net = (
-        (replace(d, x=d.x.to(dtype)) for d in small()),
-        nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).to(dtype),
-    )
+    data, held = (replace(d, x=d.x.to(dtype)) for d in small())
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).to(dtype)
     r = repair(net, data, held)
     assert r.layer
     assert all(p.dtype == dtype for p in r.model.parameters())
     assert r.model(held.x).dtype == dtype
-    x, xt = held.x.flatten(1).double().numpy(), data.x.flatten(1).double().numpy()
-    assert np.mean(said(r.model, held.x) == probe_says(xt, data.y, x, 3, r.probe)) > (
+    x = held.x.flatten(1).double().numpy()
+    xt = data.x.flatten(1).double().numpy()
+    assert np.mean(predictions(r.model, held.x) == probe_says(xt, data.y, x, 3, r.probe)) > (
         0.98 if dtype == torch.float32 else 0.9999
     )
 
@@ -849,7 +875,7 @@ def test_few_classes(k):
     data, held = small(k=k, n=100)
     net = build("mlp", shape=(1, 8, 8), widths=(8,), n_classes=k)
     r = repair(net, data, held)
-    guess = said(r.model, held.x)
+    guess = predictions(r.model, held.x)
     assert r.layer
     assert share(guess, held.clean) > 0.8
     assert np.array_equal(r.noise.matrix.shape, (k, k))
@@ -860,11 +886,13 @@ def test_resnet18():
 
     data, held = small(n=24, k=4, shape=(3, 32, 32))
     torch.manual_seed(0)
-    net, kept = resnet18(num_classes=4).double().eval(), []
+    net = resnet18(num_classes=4).double().eval()
+    kept = []
     data, held = (replace(d, x=d.x.double()) for d in (data, held))
     r = repair(net, data, held, Noise(0.3, 0.3, 0.3, uniform(4, 0.3)), probes=("velpic",))
     with net.fc.register_forward_pre_hook(lambda m, args: kept.append(args[0].detach().numpy())):
-        [net(d.x) for d in (data, held)]
+        net(data.x)
+        net(held.x)
     expected = [
         probe_says(data.x.flatten(1).numpy(), data.y, held.x.flatten(1).numpy(), 4),
         probe_says(kept[0], data.y, kept[1], 4),
@@ -880,7 +908,8 @@ def test_resnet18():
 
 
 def test_labels_nobody_knows_are_not_needed():
-    (data, held, _), r = digits(), repaired()
+    data, held, _ = digits()
+    r = repaired()
     blind = repair(memorizer()[1], replace(data, clean=None), replace(held, clean=None))
     assert blind.table.equals(r.table)
     assert blind.gain == r.gain
@@ -908,10 +937,8 @@ def gradient(backward, z, y, one_logit=False, batch=None) -> torch.Tensor:
 @given(q=st.floats(0.01, 1), n=st.integers(1, 8), k=st.integers(2, 6), seed=st.integers(0, 10**6))
 def test_the_generalized_cross_entropy_by_autograd(q, n, k, seed):
     g = torch.Generator().manual_seed(seed)
-    z, y = (
-        2 * torch.randn(n, k, generator=g, dtype=torch.float64),
-        torch.randint(0, k, (n,), generator=g),
-    )
+    z = 2 * torch.randn(n, k, generator=g, dtype=torch.float64)
+    y = torch.randint(0, k, (n,), generator=g)
     hand = z.clone().requires_grad_()
     ((1 - probabilities(hand, y) ** q) / q).mean().backward()
     torch.testing.assert_close(gradient(generalized_cross_entropy(q), z, y), hand.grad)
@@ -919,22 +946,26 @@ def test_the_generalized_cross_entropy_by_autograd(q, n, k, seed):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_small_q_is_the_cross_entropy(dtype):
-    z, y = torch.randn(7, 4, dtype=dtype), torch.arange(7) % 4
-    F.cross_entropy(hand := z.clone().requires_grad_(), y).backward()
+    z = torch.randn(7, 4, dtype=dtype)
+    y = torch.arange(7) % 4
+    hand = z.clone().requires_grad_()
+    F.cross_entropy(hand, y).backward()
     torch.testing.assert_close(
         gradient(generalized_cross_entropy(1e-7), z, y), hand.grad, atol=1e-6, rtol=1e-5
     )
 
 
 def test_q_of_one_is_the_chance_of_error():
-    z, y = torch.randn(7, 4).double(), torch.arange(7) % 4
+    z = torch.randn(7, 4).double()
+    y = torch.arange(7) % 4
     hand = z.clone().requires_grad_()
     (1 - probabilities(hand, y)).mean().backward()
     torch.testing.assert_close(gradient(generalized_cross_entropy(1), z, y), hand.grad)
 
 
 def test_one_logit_of_the_generalized_cross_entropy():
-    z, y = torch.randn(6, 1).double(), torch.tensor([0, 1, 1, 0, 1, 0])
+    z = torch.randn(6, 1).double()
+    y = torch.tensor([0, 1, 1, 0, 1, 0])
     hand = z.clone().requires_grad_()
     p = torch.where(y == 1, 1 / (1 + (-hand[:, 0]).exp()), 1 / (1 + hand[:, 0].exp()))
     ((1 - p**0.7) / 0.7).mean().backward()
@@ -942,7 +973,8 @@ def test_one_logit_of_the_generalized_cross_entropy():
 
 
 def test_labels_that_are_not_believed_pull_less():
-    z, y = torch.tensor([[8.0, 0, 0]]), torch.tensor([1])
+    z = torch.tensor([[8.0, 0, 0]])
+    y = torch.tensor([1])
     pull = [gradient(generalized_cross_entropy(q), z, y).norm().item() for q in (0.01, 0.3, 0.7, 1)]
     assert pull == sorted(pull, reverse=True)
     assert pull[-1] < 1e-3 < 1 < pull[0]
@@ -958,7 +990,8 @@ def test_q_out_of_range(q):
 
 def by_hand(net, data, epochs, loss, lr=0.5, batch=4) -> nn.Module:
     "Plain gradient descent over the batches of a training of memnb; `loss(logits, y, rows)`."
-    net, seen = deepcopy(net), []
+    net = deepcopy(net)
+    seen = []
     fit(
         deepcopy(net),
         data,
@@ -989,14 +1022,13 @@ def points(n=10, k=3, d=4) -> NoisyDataset:
 
 
 def close(a, b, **tol):
-    [
+    for x, y in zip(a.parameters(), b.parameters(), strict=True):
         torch.testing.assert_close(x, y, **tol)
-        for x, y in zip(a.parameters(), b.parameters(), strict=True)
-    ]
 
 
 def test_a_training_with_the_generalized_cross_entropy():
-    data, net = points(), nn.Linear(4, 3)
+    data = points()
+    net = nn.Linear(4, 3)
     hand = by_hand(net, data, 2, lambda z, y, rows: ((1 - probabilities(z, y) ** 0.5) / 0.5).mean())
     fit(net, data, 2, lr=0.5, batch=4, backward=generalized_cross_entropy(0.5))
     close(net, hand, atol=1e-6, rtol=1e-5)
@@ -1009,7 +1041,10 @@ class EarlyLearning:
     """
 
     def __init__(self, k, weight, momentum):
-        self.k, self.weight, self.momentum, self.t = k, weight, momentum, {}
+        self.k = k
+        self.weight = weight
+        self.momentum = momentum
+        self.t = {}
 
     def __call__(self, z, y, rows):
         total = 0
@@ -1018,7 +1053,8 @@ class EarlyLearning:
             p = logits.exp() / logits.exp().sum()
             total = total - p[y[i]].log()
             p = p.clamp(1e-4, 1 - 1e-4)
-            said_now, old = (p / p.sum()).tolist(), self.t.get(row, [0.0] * self.k)
+            said_now = (p / p.sum()).tolist()
+            old = self.t.get(row, [0.0] * self.k)
             self.t[row] = [
                 self.momentum * a + (1 - self.momentum) * b
                 for a, b in zip(old, said_now, strict=True)
@@ -1032,7 +1068,8 @@ class EarlyLearning:
 @pytest.mark.parametrize("weight, momentum", [(3.0, 0.7), (1.0, 0.0), (0.5, 0.95)])
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_early_learning_regularization_against_a_loop(weight, momentum, epochs):
-    data, net = points(), nn.Linear(4, 3)
+    data = points()
+    net = nn.Linear(4, 3)
     hand = by_hand(net, data, epochs, EarlyLearning(3, weight, momentum))
     fit(
         net,
@@ -1046,7 +1083,8 @@ def test_early_learning_regularization_against_a_loop(weight, momentum, epochs):
 
 
 def test_early_learning_regularization_of_one_logit():
-    data, net = points(k=2), nn.Linear(4, 1)
+    data = points(k=2)
+    net = nn.Linear(4, 1)
     hand = by_hand(net, data, 3, EarlyLearning(2, 3.0, 0.7))
     fit(net, data, 3, lr=0.5, batch=4, backward=early_learning_regularization(data))
     close(net, hand, atol=2e-5, rtol=1e-4)
@@ -1054,12 +1092,11 @@ def test_early_learning_regularization_of_one_logit():
 
 def test_one_logit_is_two_of_which_the_first_is_zero():
     data = points(k=2)
-    z, y, rows = (
-        torch.randn(5, 1).double(),
-        torch.tensor([0, 1, 1, 0, 1]),
-        torch.tensor([4, 0, 7, 2, 9]),
-    )
-    a, b = early_learning_regularization(data), early_learning_regularization(data)
+    z = torch.randn(5, 1).double()
+    y = torch.tensor([0, 1, 1, 0, 1])
+    rows = torch.tensor([4, 0, 7, 2, 9])
+    a = early_learning_regularization(data)
+    b = early_learning_regularization(data)
     for _ in range(3):
         got = gradient(a, z, y, True, rows)
         torch.testing.assert_close(
@@ -1072,8 +1109,11 @@ def test_one_logit_is_two_of_which_the_first_is_zero():
 
 
 def test_targets_of_other_examples_are_untouched():
-    data, z, y = points(), torch.randn(4, 3).double(), torch.tensor([0, 1, 2, 1])
-    used, fresh = early_learning_regularization(data), early_learning_regularization(data)
+    data = points()
+    z = torch.randn(4, 3).double()
+    y = torch.tensor([0, 1, 2, 1])
+    used = early_learning_regularization(data)
+    fresh = early_learning_regularization(data)
     for _ in range(3):
         gradient(used, z, y, batch=torch.tensor([1, 5, 3, 8]))
     rows = torch.tensor([0, 2, 9, 4])
@@ -1087,11 +1127,10 @@ def test_targets_of_other_examples_are_untouched():
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6), weight=st.floats(0, 10), momentum=st.floats(0, 0.99))
 def test_its_gradient_after_several_looks_at_rows_in_any_order(seed, weight, momentum):
-    g, data = torch.Generator().manual_seed(seed), points()
-    backward, hand = (
-        early_learning_regularization(data, weight, momentum),
-        EarlyLearning(3, weight, momentum),
-    )
+    g = torch.Generator().manual_seed(seed)
+    data = points()
+    backward = early_learning_regularization(data, weight, momentum)
+    hand = EarlyLearning(3, weight, momentum)
     for _ in range(4):
         rows = torch.randperm(10, generator=g)[: int(torch.randint(1, 11, (1,), generator=g))]
         z = (2 * torch.randn(len(rows), 3, generator=g, dtype=torch.float64)).requires_grad_()
@@ -1105,20 +1144,17 @@ def test_its_gradient_after_several_looks_at_rows_in_any_order(seed, weight, mom
 
 
 def test_without_weight_it_is_plain_training():
-    data, (a, b) = points(), (nn.Linear(4, 3) for _ in range(2))
+    data = points()
+    a, b = (nn.Linear(4, 3) for _ in range(2))
     b.load_state_dict(a.state_dict())
-    (
-        fit(a, data, 4, lr=0.5, batch=4),
-        fit(b, data, 4, lr=0.5, batch=4, backward=early_learning_regularization(data, 0)),
-    )
+    fit(a, data, 4, lr=0.5, batch=4)
+    fit(b, data, 4, lr=0.5, batch=4, backward=early_learning_regularization(data, 0))
     close(a, b, atol=1e-6, rtol=1e-6)
 
 
 def test_certainty_is_no_infinity():
-    backward, z = (
-        early_learning_regularization(points(), 10, 0),
-        torch.tensor([[1000.0, 0, 0], [0, -1000, 1000]]),
-    )
+    backward = early_learning_regularization(points(), 10, 0)
+    z = torch.tensor([[1000.0, 0, 0], [0, -1000, 1000]])
     for _ in range(5):
         assert (
             gradient(backward, z, torch.tensor([1, 2]), batch=torch.tensor([0, 3])).isfinite().all()
@@ -1148,7 +1184,8 @@ def test_a_kept_run_with_another_q_is_another_run(tmp_path):
 
 @pytest.mark.parametrize("own", [None, lambda data: generalized_cross_entropy()])
 def test_a_training_that_is_taken_up_again(own, tmp_path):
-    data, begun = points(40), nn.Linear(4, 3)
+    data = points(40)
+    begun = nn.Linear(4, 3)
 
     def go(net, until, **more):
         for s in trainer.train(
@@ -1178,7 +1215,8 @@ class Mixer(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.up, self.out = nn.Linear(8, 6), nn.Linear(6, 3)
+        self.up = nn.Linear(8, 6)
+        self.out = nn.Linear(6, 3)
 
     def forward(self, x):
         return self.out(self.up(x[:, 0]).relu().mean(1))
@@ -1208,7 +1246,8 @@ NETS = {
 @pytest.mark.parametrize("kind", NETS)
 def test_silenced_against_a_hook(kind):
     new, units, dim = NETS[kind]
-    net, x = new(), small()[0].x
+    net = new()
+    x = small()[0].x
 
     def zero(off):
         def act(m, args, out):
@@ -1231,13 +1270,15 @@ def test_silenced_against_a_hook(kind):
 
 
 def test_no_units_no_change():
-    net, x = NETS["linear"][0](), small()[0].x
+    net = NETS["linear"][0]()
+    x = small()[0].x
     assert torch.equal(Silenced(net, {})(x), net(x))
     assert torch.equal(Silenced(net, {"fc1": []})(x), net(x))
 
 
 def test_what_is_silenced_takes_no_gradient_and_the_rest_does():
-    net, x = NETS["linear"][0](), small()[0].x
+    net = NETS["linear"][0]()
+    x = small()[0].x
     Silenced(net, {"fc1": [0, 5]})(x).square().sum().backward()
     silent = (net.fc1[0].weight.grad == 0).all(1)
     assert silent[[0, 5]].all()
@@ -1257,9 +1298,11 @@ def test_hooks_are_removed_after_an_exception():
 
 
 def test_a_copy_and_its_numbers():
-    net, x = NETS["conv"][0](), small()[0].x
+    net = NETS["conv"][0]()
+    x = small()[0].x
     off = Silenced(net, {"conv": (1, 3)})
-    copy, other = deepcopy(off), Silenced(NETS["conv"][0](), {"conv": [1, 3]})
+    copy = deepcopy(off)
+    other = Silenced(NETS["conv"][0](), {"conv": [1, 3]})
     assert torch.equal(copy(x), off(x))
     assert copy.body is not net
     assert off.body is net
@@ -1290,11 +1333,13 @@ def most_named(found, share) -> tuple[Counter, int]:
 
 @pytest.mark.parametrize("part", [0.001, 0.05, 0.3, 1])
 def test_suspects_units_are_those_most_often_named(part):
-    data, net = small(n=60)[0], build("mlp", shape=(1, 8, 8), widths=(12, 8), n_classes=3)
+    data = small(n=60)[0]
+    net = build("mlp", shape=(1, 8, 8), widths=(12, 8), n_classes=3)
     fit(net, data, 15, lr=0.1, batch=16)
     rows = data.is_noisy.nonzero()[:, 0]
     named, m = most_named(critical_units(net, data, rows, check=0), part)
-    places, off = unit_layers(net, data.x), silence_suspects(net, data, rows, part)
+    places = unit_layers(net, data.x)
+    off = silence_suspects(net, data, rows, part)
     named = Counter({(places[layer], c): k for (layer, c), k in named.items()})
     taken = [(layer, c) for layer, cs in off.units.items() for c in cs]
     left = [named[u] for u in named if u not in taken]
@@ -1306,7 +1351,8 @@ def test_suspects_units_are_those_most_often_named(part):
 
 
 def test_options_reach_the_search():
-    data, net = small()[0], NETS["linear"][0]()
+    data = small()[0]
+    net = NETS["linear"][0]()
     fit(net, data, 15, lr=0.1, batch=16)
     off = silence_suspects(net, data, torch.arange(10), 1, layers=["fc2.0"], mode="shared", most=2)
     named, _ = most_named(
@@ -1320,10 +1366,10 @@ def test_options_reach_the_search():
 
 
 def test_nothing_is_silenced_where_nothing_is_named():
-    data, net = small()[0], NETS["linear"][0]()
-    wrong = (predict(net, data.x).argmax(1) != data.y).nonzero()[:, 0][
-        :5
-    ]  # misclassified, so not looked at
+    data = small()[0]
+    net = NETS["linear"][0]()
+    # misclassified, so not looked at
+    wrong = (predict(net, data.x).argmax(1) != data.y).nonzero()[:, 0][:5]
     for rows in (wrong, torch.zeros(0, dtype=torch.int64)):
         off = silence_suspects(net, data, rows)
         assert off.units == {}
@@ -1355,10 +1401,10 @@ def trained_on_small(net) -> nn.Module:
 
 @pytest.mark.parametrize("norm", [False, True])
 def test_suspects_units_are_off_where_the_search_switched_them_off(norm):
-    rest, data = (
-        dict(relu=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(2), flat=nn.Flatten(), out=nn.Linear(24, 3)),
-        small()[0],
+    rest = dict(
+        relu=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(2), flat=nn.Flatten(), out=nn.Linear(24, 3)
     )
+    data = small()[0]
     net = nn.Sequential(
         OrderedDict(
             conv=nn.Conv2d(1, 6, 3), **(dict(norm=nn.BatchNorm2d(6)) if norm else {}), **rest
@@ -1370,31 +1416,25 @@ def test_suspects_units_are_off_where_the_search_switched_them_off(norm):
 
 
 def test_suspects_units_before_a_sigmoid():
-    net, data = (
-        nn.Sequential(
-            OrderedDict(
-                flat=nn.Flatten(), fc1=nn.Linear(64, 8), act=nn.Sigmoid(), out=nn.Linear(8, 3)
-            )
-        ),
-        small()[0],
+    net = nn.Sequential(
+        OrderedDict(flat=nn.Flatten(), fc1=nn.Linear(64, 8), act=nn.Sigmoid(), out=nn.Linear(8, 3))
     )
+    data = small()[0]
     off = silence_suspects(trained_on_small(net), data, torch.arange(len(data)), 1)
     torch.testing.assert_close(predict(off, data.x), masked(net, data, off.units, data.x))
 
 
 def test_suspects_units_of_a_convolution_over_sequences():
-    net, data = (
-        nn.Sequential(
-            OrderedDict(
-                flat=nn.Flatten(2),
-                conv=nn.Conv1d(1, 5, 5, stride=4),
-                relu=nn.ReLU(),
-                end=nn.Flatten(),
-                out=nn.Linear(75, 3),
-            )
-        ),
-        small()[0],
+    net = nn.Sequential(
+        OrderedDict(
+            flat=nn.Flatten(2),
+            conv=nn.Conv1d(1, 5, 5, stride=4),
+            relu=nn.ReLU(),
+            end=nn.Flatten(),
+            out=nn.Linear(75, 3),
+        )
     )
+    data = small()[0]
     line = replace(data, x=data.x.flatten(2))
     fit(net, line, 25, lr=0.1, batch=16)
     off = silence_suspects(net.eval(), line, torch.arange(len(data)), 0.5)
@@ -1406,7 +1446,8 @@ def test_suspects_units_of_a_convolution_over_sequences():
 
 NEW = ["tied dropout, memory dropped", "generalized cross-entropy", "early-learning regularization"]
 STILL = ["as it is", "class vectors as its head", "probe at an earlier layer"]
-UNITS, EARLY = "without the suspects' units", "early stop, class vectors as head"
+UNITS = "without the suspects' units"
+EARLY = "early stop, class vectors as head"
 TRAIN = dict(lr=0.1, momentum=0.9, batch=50)
 
 
@@ -1416,7 +1457,8 @@ def fresh():
 
 @cache
 def everything() -> pl.DataFrame:
-    (data, held, test), (run, net) = digits(), memorizer()
+    data, held, test = digits()
+    run, net = memorizer()
     return remedies(net, data, held, fresh, 3, run, test=test, **TRAIN)
 
 
@@ -1429,25 +1471,22 @@ def row(remedy, table=None) -> dict:
 
 
 def agrees(remedy, nets, table=None):
-    "The row is that of these functions x -> classes, of which `honest` takes the best."
-    (_, held, test), matrix = digits(), estimate_noise(memorizer()[1], digits()[0]).matrix
-    hits, got = (
-        np.stack([hits_by_hand(net(held.x), held.y, matrix) for net in nets]),
-        row(remedy, table),
-    )
+    "The row is that of these functions x -> classes, of which `cross_fitted` takes the best."
+    _, held, test = digits()
+    matrix = estimate_noise(memorizer()[1], digits()[0]).matrix
+    hits = np.stack([hits_by_hand(net(held.x), held.y, matrix) for net in nets])
+    got = row(remedy, table)
     np.testing.assert_allclose(
         [got[k] for k in ("accuracy", "low", "high")],
-        np.clip(interval(honest_by_hand(hits)), 0, 1),
+        np.clip(interval(cross_fitted_by_hand(hits)), 0, 1),
         atol=1e-9,
     )
     assert math.isclose(got["test"], share(nets[hits.mean(1).argmax()](test.x), test.clean))
 
 
 def reader(net, layer="last"):
-    data, read = (
-        digits()[0],
-        (lambda x: hidden(net, x)) if layer == "last" else (lambda x: x.flatten(1).numpy()),
-    )
+    data = digits()[0]
+    read = (lambda x: hidden(net, x)) if layer == "last" else (lambda x: x.flatten(1).numpy())
     vectors = class_vectors(read(data.x), data.y.numpy(), 10)
     return lambda x: (read(x) @ vectors.T).argmax(1)
 
@@ -1475,7 +1514,8 @@ def test_all_rows_and_columns():
     ids=lambda d: "+".join(d) or "none",
 )
 def test_rows_are_there_for_what_was_given(given):
-    (data, held, test), (run, net) = digits(), memorizer()
+    data, held, test = digits()
+    run, net = memorizer()
     options = dict(make=fresh, epochs=0.2) if "make" in given else {}
     options |= dict(run=run) if "run" in given else {}
     options |= dict(test=test) if "test" in given else {}
@@ -1492,7 +1532,7 @@ def test_rows_are_there_for_what_was_given(given):
 
 
 def test_as_it_is():
-    agrees("as it is", [partial(said, memorizer()[1])])
+    agrees("as it is", [partial(predictions, memorizer()[1])])
 
 
 def test_class_vectors():
@@ -1504,7 +1544,8 @@ def test_a_probe_at_the_input():
 
 
 def test_without_the_suspects_units():
-    data, net = digits()[0], memorizer()[1]
+    data = digits()[0]
+    net = memorizer()[1]
     worst = sorted(audit(net, data).select("rank", "row").rows())[:30]
     off = silence_suspects(net, data, torch.tensor([r for _, r in worst]))
 
@@ -1537,17 +1578,18 @@ def test_a_new_training_with_the_generalized_cross_entropy():
         backward=lambda s, losses: ((1 - (-losses).exp() ** 0.7) / 0.7).mean().backward(),
         **TRAIN,
     )
-    agrees(NEW[1], [partial(said, net)])
+    agrees(NEW[1], [partial(predictions, net)])
 
 
 def test_a_new_training_with_early_learning_regularization():
     net = fresh()
     fit(net, digits()[0], 3, backward=early_learning_regularization(digits()[0]), **TRAIN)
-    agrees(NEW[2], [partial(said, net)])
+    agrees(NEW[2], [partial(predictions, net)])
 
 
 def test_a_new_training_with_tied_dropout():
-    net, data = fresh(), digits()[0]
+    net = fresh()
+    data = digits()[0]
     tied = TiedDropout(net, ["fc1"])
     fit(net, data, 3, **TRAIN)
     tied.remove()
@@ -1562,7 +1604,8 @@ def test_a_new_training_with_tied_dropout():
 
 @pytest.mark.parametrize("times", [[60], [0, 60]])
 def test_a_run_needs_two_checkpoints_to_stop_early(times):
-    (data, held, _), (run, net) = digits(), memorizer()
+    data, held, _ = digits()
+    run, net = memorizer()
     got = remedies(
         net,
         data,
@@ -1579,22 +1622,23 @@ def test_given_noise_counts_plain_hits():
         memorizer()[1], data, held, noise=Noise(0, 0, 0, torch.eye(10).double()), suspects=0
     )
     assert math.isclose(
-        row("as it is", got)["accuracy"], share(said(memorizer()[1], held.x), held.y)
+        row("as it is", got)["accuracy"], share(predictions(memorizer()[1], held.x), held.y)
     )
 
 
 def test_all_of_it_is_the_same_again():
-    (data, held, test), (run, net) = digits(), memorizer()
+    data, held, test = digits()
+    run, net = memorizer()
     assert everything().equals(remedies(net, data, held, fresh, 3, run, test=test, **TRAIN))
 
 
 def test_neither_network_nor_run_is_changed():
-    (data, held, _), run, net = digits(), memorizer()[0], deepcopy(memorizer()[1]).train()
-    before, kept, rng = (
-        state(net),
-        {t: {k: v.clone() for k, v in s.items()} for t, s in run.checkpoints.items()},
-        torch.random.get_rng_state(),
-    )
+    data, held, _ = digits()
+    run = memorizer()[0]
+    net = deepcopy(memorizer()[1]).train()
+    before = state(net)
+    kept = {t: {k: v.clone() for k, v in s.items()} for t, s in run.checkpoints.items()}
+    rng = torch.random.get_rng_state()
     remedies(net, data, held, fresh, 0.2, run, **TRAIN)
     assert same(state(net), before)
     assert net.training
@@ -1618,7 +1662,8 @@ def test_a_network_of_ones_own_can_be_given_all_remedies():
             )
         )
 
-    run = fit(net := new(), data, 6, lr=0.1, batch=16, times=[0, 3, 6], checkpoints=[3, 6])
+    net = new()
+    run = fit(net, data, 6, lr=0.1, batch=16, times=[0, 3, 6], checkpoints=[3, 6])
     got = remedies(net, data, held, new, 2, run, suspects=4, lr=0.1, batch=16)
     assert got["remedy"].to_list() == [*STILL, UNITS, EARLY, *NEW]
     assert (got["low"] <= got["accuracy"]).all()
@@ -1663,7 +1708,8 @@ class HeadFirst(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.head, self.fc1 = nn.Linear(16, 10), nn.Linear(64, 16)
+        self.head = nn.Linear(16, 10)
+        self.fc1 = nn.Linear(64, 16)
 
     def forward(self, x):
         return self.head(self.fc1(x.flatten(1)).relu())

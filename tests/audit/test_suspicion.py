@@ -39,7 +39,7 @@ from memnb.audit.suspicion import (
     snapshot,
     trained_model,
 )
-from memnb.common import rng as seeds
+from memnb.common import rng
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
 from memnb.datasets.noisy_datasets import NoisyDataset
@@ -65,14 +65,10 @@ from memnb.runs.run import load_run as load_run
 from memnb.trainer import training as trainer
 
 fit = partial(trainer.fit, device="cpu")
-ALWAYS, HISTORY = (
-    ["row", "index", "label", "noisy"],
-    ["learning_time", "forgetting", "margin", "loss"],
-)
-OF_NETWORK, SUGGESTIONS = (
-    ["final_loss", "prediction_depth", "probe_disagreement", "probe_margin"],
-    ["suggested", "velpic", "masc", "cosine", "sure", "suspicion", "rank"],
-)
+ALWAYS = ["row", "index", "label", "noisy"]
+HISTORY = ["learning_time", "forgetting", "margin", "loss"]
+OF_NETWORK = ["final_loss", "prediction_depth", "probe_disagreement", "probe_margin"]
+SUGGESTIONS = ["suggested", "velpic", "masc", "cosine", "sure", "suspicion", "rank"]
 PROBED = ("velpic", "masc", "cosine")
 
 
@@ -84,7 +80,8 @@ def seeded():
 @cache
 def clusters(n=60, k=3, rho=0.2, shape=(1, 8, 8), shift=0.6, dtype=torch.float32) -> NoisyDataset:
     "Gaussian classes as pictures; their index is not their row."
-    g, y = torch.Generator().manual_seed(0), torch.arange(n) % k
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(n) % k
     x = shift * torch.randn(k, *shape, generator=g)[y] + torch.randn(n, *shape, generator=g)
     return corrupt(NoisyDataset(x.to(dtype), y, y, torch.arange(n) * 3 + 7, k), rho, "wrong")
 
@@ -132,8 +129,9 @@ def digits(rho=0.2, noise="wrong", seed=0, n=None) -> NoisyDataset:
 @cache
 def learnt(rho=0.2, noise="wrong", seed=0, n=None, epochs=15) -> tuple[Run, nn.Module]:
     how = dict(name="mlp", shape=[1, 8, 8], widths=[32], seed=seed)
+    net = build(**how)
     return fit(
-        net := build(**how),
+        net,
         digits(rho, noise, seed, n),
         epochs,
         lr=0.1,
@@ -154,16 +152,14 @@ def line(out=3, d=64, flat=True, dtype=None) -> nn.Module:
 
 def acts(net, data, layers) -> dict[str, torch.Tensor]:
     "By hooks, as they are."
-    kept, handles = (
-        {},
-        [
-            net.get_submodule(n).register_forward_hook(
-                lambda m, a, out, n=n: kept.__setitem__(n, out.detach().clone())
-            )
-            for n in layers
-            if n != "input"
-        ],
-    )
+    kept = {}
+    handles = [
+        net.get_submodule(n).register_forward_hook(
+            lambda m, a, out, n=n: kept.__setitem__(n, out.detach().clone())
+        )
+        for n in layers
+        if n != "input"
+    ]
     modes = [(m, m.training) for m in net.modules()]
     with torch.no_grad():
         net.eval()(data.x)
@@ -176,7 +172,8 @@ def acts(net, data, layers) -> dict[str, torch.Tensor]:
 
 def probe_by_hand(e: np.ndarray, y: np.ndarray, k: int, probe: str) -> np.ndarray:
     "(n, K) by singular values of each class, in double precision."
-    e, columns = e.reshape(len(e), -1).astype(np.float64), []
+    e = e.reshape(len(e), -1).astype(np.float64)
+    columns = []
     unit = e / np.maximum(np.linalg.norm(e, axis=1, keepdims=True), 1e-12)
     for c in range(k):
         part = e[y == c]
@@ -229,7 +226,9 @@ def left_out_by_hand(x: np.ndarray, y: np.ndarray, k: int, ridge: float = 1.0) -
 
 def levelled_by_hand(e, y) -> np.ndarray:
     "Each class over the root of the mean of its other examples there, 0.1 at the least."
-    e, y, out = np.array(e.tolist()), y.tolist(), np.array(e.tolist())
+    out = np.array(e.tolist())
+    e = out.copy()
+    y = y.tolist()
     for i in range(len(e)):
         for c in range(e.shape[1]):
             others = [e[j, c] for j in range(len(e)) if j != i and y[j] == c]
@@ -259,7 +258,8 @@ def close(a, b, rel=1e-9):
 
 
 def test_words_become_classes_in_order():
-    data, names = from_arrays(x := torch.rand(4, 3), ["owl", "cat", "owl", "dog"])
+    x = torch.rand(4, 3)
+    data, names = from_arrays(x, ["owl", "cat", "owl", "dog"])
     assert names == ["cat", "dog", "owl"]
     assert data.y.tolist() == [2, 0, 2, 1]
     assert data.n_classes == 3
@@ -607,7 +607,8 @@ def test_inputs_that_the_model_does_not_take_are_told_with_their_shape(model, sh
 class Gives(nn.Module):
     def __init__(self, what):
         super().__init__()
-        self.what, self.fc = what, nn.Linear(64, 3)
+        self.what = what
+        self.fc = nn.Linear(64, 3)
 
     def forward(self, x):
         return self.what(self.fc(x.flatten(1)))
@@ -628,13 +629,13 @@ def test_outputs_that_are_no_tensors(what):
     ],
 )
 def test_networks_that_refuse_inputs_in_other_ways(model, shape):
-    said = None
+    message = None
     try:
         check_model(model(), clusters(n=12, shape=shape))
     except ValueError as e:
-        said = str(e)
-    if said is None or f"inputs of shape {shape}" not in said:
-        raise ValueError(f"the shape is not named: {said}")
+        message = str(e)
+    if message is None or f"inputs of shape {shape}" not in message:
+        raise ValueError(f"the shape is not named: {message}")
 
 
 def test_classes_may_be_two_with_one_output_or_two():
@@ -643,8 +644,10 @@ def test_classes_may_be_two_with_one_output_or_two():
 
 
 def test_a_snapshot_is_a_run_of_one_time():
-    data, net = clusters(), build(**MLP)
-    run, z = snapshot(net, data), acts(net, data, ["out"])["out"].double().numpy()
+    data = clusters()
+    net = build(**MLP)
+    run = snapshot(net, data)
+    z = acts(net, data, ["out"])["out"].double().numpy()
     own = z[range(60), data.y]
     other = [
         max(v for c, v in enumerate(row) if c != label)
@@ -655,10 +658,8 @@ def test_a_snapshot_is_a_run_of_one_time():
     assert run.config == {}
     assert not run.checkpoints
     assert run.n_classes == 3
-    (
-        close(run.loss[0], np.log(np.exp(z).sum(1)) - own, 1e-5),
-        close(run.margin[0], own - other, 1e-5),
-    )
+    close(run.loss[0], np.log(np.exp(z).sum(1)) - own, 1e-5)
+    close(run.margin[0], own - other, 1e-5)
     assert torch.equal(run.y, data.y)
     assert torch.equal(run.clean, data.clean)
     assert torch.equal(run.index, data.index)
@@ -666,7 +667,8 @@ def test_a_snapshot_is_a_run_of_one_time():
 
 
 def test_a_snapshot_knows_whose_channels_are_on():
-    net, data = build(**MLP), clusters()
+    net = build(**MLP)
+    data = clusters()
     TiedDropout(net, ["fc1", "fc2"], 0.4, 0.5)
     with examples(data.index), torch.no_grad():
         z = net(data.x)
@@ -681,7 +683,8 @@ def test_an_index_that_occurs_twice():
 
 
 def test_what_belongs_together():
-    (run, net), data = trained(), clusters()
+    run, net = trained()
+    data = clusters()
     got = trained_model(run, data)
     assert got[0] is run
     assert got[1] is not net
@@ -710,7 +713,8 @@ CANNOT = "^this run cannot rebuild its network; give the trained one by model=$"
     ],
 )
 def test_a_run_that_cannot_rebuild_its_network(change):
-    (run, net), data = trained(), clusters()
+    run, net = trained()
+    data = clusters()
     for act in (audit, estimate_noise, trained_model):
         with pytest.raises(ValueError, match=CANNOT):
             act(replace(run, **change), data)
@@ -733,7 +737,8 @@ def test_nothing_attached_may_be_said_in_the_config():
     ],
 )
 def test_a_run_of_other_data(other):
-    (run, net), data = trained(), other()
+    run, net = trained()
+    data = other()
     for act in (audit, estimate_noise, trained_model):
         for model in (None, net):
             with pytest.raises(
@@ -762,7 +767,8 @@ def test_a_network_whose_weights_are_not_numbers_is_refused():
 
 
 def test_a_network_whose_outputs_are_not_finite_is_refused():
-    net, x = line(), clusters().x.clone()
+    net = line()
+    x = clusters().x.clone()
     torch.nn.init.constant_(net.fc.weight, 1e20)
     x[7] = 1e30
     with pytest.raises(ValueError, match="1 examples hold NaN or infinity"):
@@ -770,7 +776,8 @@ def test_a_network_whose_outputs_are_not_finite_is_refused():
 
 
 def test_another_order_of_classes_is_noticed():
-    (_, net), data = learnt(0, n=400, epochs=8), digits(0, n=400)
+    _, net = learnt(0, n=400, epochs=8)
+    data = digits(0, n=400)
     moved = replace(data, y=(data.y + 3) % 10, clean=(data.clean + 3) % 10)
     with pytest.warns(
         UserWarning,
@@ -786,7 +793,8 @@ def test_a_run_read_back_from_a_folder(tmp_path):
 
 
 def test_the_last_checkpoint_is_the_network():
-    data, net = clusters(), build(**MLP)
+    data = clusters()
+    net = build(**MLP)
     run = fit(
         net, data, 4, lr=0.1, batch=16, times=[0, 2, 4], checkpoints=[0, 4], config=dict(model=MLP)
     )
@@ -799,19 +807,21 @@ def test_the_last_checkpoint_is_the_network():
 
 @pytest.mark.parametrize("name", ["mlp", "vit"])
 def test_layer_scores_against_singular_values(name):
-    (_, net), data = trained(name, torch.float64), clusters(dtype=torch.float64)
-    told, of = layer_scores(net, data), acts(net, data, NETS[name][1][:-1])
-    assert list(told) == [
-        (layer, probe) for layer in NETS[name][1][:-1] for probe in PROBED
-    ]  # not of the logits
-    for (layer, probe), s in told.items():
+    _, net = trained(name, torch.float64)
+    data = clusters(dtype=torch.float64)
+    scores = layer_scores(net, data)
+    of = acts(net, data, NETS[name][1][:-1])
+    # not of the logits
+    assert list(scores) == [(layer, probe) for layer in NETS[name][1][:-1] for probe in PROBED]
+    for (layer, probe), s in scores.items():
         assert s.dtype == torch.float64
         assert s.shape == (60, 3)
         close(s, probe_by_hand(of[layer].numpy(), data.y.numpy(), 3, probe), 1e-8)
 
 
 def test_layer_scores_against_the_probes_fitted_one_by_one():
-    (_, net), data = trained(), clusters()
+    _, net = trained()
+    data = clusters()
     of = acts(net, data, NETS["mlp"][1])
     for (layer, probe), s in layer_scores(net, data, probes=("cosine", "velpic", "masc")).items():
         e = of[layer].flatten(1)
@@ -834,7 +844,8 @@ def test_no_layer_at_all():
 
 
 def test_chosen_layers_and_probes_in_their_order():
-    net, data = trained()[1], clusters()
+    net = trained()[1]
+    data = clusters()
     every = layer_scores(net, data)
     some = layer_scores(net, data, ["out", "fc1.0", "input"], ["cosine", "velpic"])
     assert list(some) == [
@@ -845,7 +856,8 @@ def test_chosen_layers_and_probes_in_their_order():
 
 @pytest.mark.parametrize("batch", [1, 7, 59, 1000])
 def test_batches_are_no_part_of_the_scores(batch):
-    net, data = trained("cnn")[1], clusters()
+    net = trained("cnn")[1]
+    data = clusters()
     for a, b in zip(
         layer_scores(net, data, batch=batch).values(), layer_scores(net, data).values(), strict=True
     ):
@@ -854,20 +866,18 @@ def test_batches_are_no_part_of_the_scores(batch):
 
 def test_the_length_of_an_activation_tells_nothing():
     data = clusters(dtype=torch.float64)
-    net, scale = (
-        line(dtype=torch.float64),
-        torch.linspace(0.1, 30, 60, dtype=torch.float64).view(60, 1, 1, 1),
-    )
-    told = layer_scores(net, data, ["input"])
-    assert all(s.abs().max() <= 1 + 1e-12 for s in told.values())
-    assert told["input", "velpic"].abs().max() > 0.3
+    net = line(dtype=torch.float64)
+    scale = torch.linspace(0.1, 30, 60, dtype=torch.float64).view(60, 1, 1, 1)
+    scores = layer_scores(net, data, ["input"])
+    assert all(s.abs().max() <= 1 + 1e-12 for s in scores.values())
+    assert scores["input", "velpic"].abs().max() > 0.3
     shapes = ClassShapes(3).add(data.x, data.y).finish()
     for name in PROBED:
         torch.testing.assert_close(
             PROBES[name](n_classes=3)
             .fit_shapes(shapes)
             .scores(F.normalize((scale * data.x).flatten(1))),
-            told["input", name],
+            scores["input", name],
         )
 
 
@@ -928,10 +938,11 @@ def test_feature_maps_are_averaged_over_blocks():
         nn.Linear(64 * 64, 3),
     ).double()
     data = clusters(n=12, shape=(1, 16, 16), dtype=torch.float64)
-    told, of = layer_scores(net, data, ["0", "2", "input"]), acts(net, data, ["0", "2", "input"])
+    scores = layer_scores(net, data, ["0", "2", "input"])
+    of = acts(net, data, ["0", "2", "input"])
     assert of["0"].shape == (12, 64, 16, 16)
     assert of["2"].shape == (12, 64, 8, 8)
-    for (layer, probe), s in told.items():
+    for (layer, probe), s in scores.items():
         e = of[layer].numpy()
         close(
             s, probe_by_hand(pooled(e, 8, 8) if layer == "0" else e, data.y.numpy(), 3, probe), 1e-8
@@ -943,7 +954,8 @@ class Map(nn.Module):
 
     def __init__(self, channels):
         super().__init__()
-        self.conv, self.out = nn.Conv2d(1, channels, 1), nn.Linear(channels, 3)
+        self.conv = nn.Conv2d(1, channels, 1)
+        self.out = nn.Linear(channels, 3)
 
     def forward(self, x):
         return self.out(self.conv(x).mean((2, 3)))
@@ -1020,7 +1032,8 @@ def test_evidence_is_double_of_the_named_probe_and_velpic_unless_named():
     assert torch.equal(evidence(scores), evidence(scores, "velpic"))
     assert not torch.equal(evidence(scores), evidence(scores, "masc"))
     e = evidence({("a", "velpic"): scores["a", "velpic"]})
-    close(e.mean(), 0), close(e.std(), 1)
+    close(e.mean(), 0)
+    close(e.std(), 1)
     torch.testing.assert_close(
         evidence(scores), (e + evidence({("b", "velpic"): scores["b", "velpic"]})) / 2
     )
@@ -1069,7 +1082,8 @@ def test_an_absent_class_is_never_ahead():
 @pytest.mark.parametrize("ridge", [0.01, 1.0])
 def test_left_out_against_fitting_anew(n, d, ridge):
     g = torch.Generator().manual_seed(n + d)
-    x, y = torch.randn(n, d, generator=g), torch.randint(3, (n,), generator=g)
+    x = torch.randn(n, d, generator=g)
+    y = torch.randint(3, (n,), generator=g)
     close(
         leave_one_out_ridge(x, y, 3, ridge=ridge),
         left_out_by_hand(x.numpy(), y.numpy(), 3, ridge),
@@ -1084,9 +1098,8 @@ def test_the_curved_probe_against_a_gaussian_kernel():
     x = torch.randn(3, 4, generator=g)[y] + 0.5 * torch.randn(90, 4, generator=g)
     got = leave_one_out_ridge(x, y, 3, curved=True)
     squared = torch.cdist(x.double(), x.double()).square()
-    kernel = (
-        -squared / (2 * squared.sum() / len(x) ** 2)
-    ).exp()  # the width is the root mean square distance
+    # the width is the root mean square distance
+    kernel = (-squared / (2 * squared.sum() / len(x) ** 2)).exp()
     inverse = torch.linalg.inv(kernel + kernel.trace() / 90 * torch.eye(90, dtype=torch.float64))
     exact = F.one_hot(y, 3).double() - inverse @ F.one_hot(y, 3).double() / inverse.diag()[:, None]
     assert (got - exact).abs().max() < 0.05
@@ -1095,7 +1108,8 @@ def test_the_curved_probe_against_a_gaussian_kernel():
 
 def test_a_label_has_no_part_in_what_is_said_of_its_example():
     g = torch.Generator().manual_seed(3)
-    x, y = torch.randn(30, 6, generator=g), torch.arange(30) % 3
+    x = torch.randn(30, 6, generator=g)
+    y = torch.arange(30) % 3
     other = y.clone()
     other[7] = (y[7] + 1) % 3
     for bent in (False, True):
@@ -1109,7 +1123,8 @@ def test_a_label_has_no_part_in_what_is_said_of_its_example():
 
 def test_many_examples_in_parts(monkeypatch):
     g = torch.Generator().manual_seed(4)
-    x, y = torch.randn(50, 6, generator=g), torch.randint(3, (50,), generator=g)
+    x = torch.randn(50, 6, generator=g)
+    y = torch.randint(3, (50,), generator=g)
     whole = leave_one_out_ridge(x, y, 3), leave_one_out_ridge(x, y, 3, curved=True)
     monkeypatch.setattr(label_evidence, "_ROWS", 7)
     for a, b in zip(
@@ -1122,7 +1137,8 @@ def test_many_examples_in_parts(monkeypatch):
 
 def test_two_rings_are_told_apart_by_the_curved_probe_alone():
     g = torch.Generator().manual_seed(0)
-    y, angle = torch.arange(400) % 2, 6.283 * torch.rand(400, generator=g)
+    y = torch.arange(400) % 2
+    angle = 6.283 * torch.rand(400, generator=g)
     x = (1.0 + 2 * y)[:, None] * torch.stack([angle.cos(), angle.sin()], 1) + 0.1 * torch.randn(
         400, 2, generator=g
     )
@@ -1136,20 +1152,20 @@ def test_two_rings_are_told_apart_by_the_curved_probe_alone():
 
 @pytest.mark.parametrize("bent", [False, True])
 def test_inputs_that_are_all_alike(bent):
-    said = leave_one_out_ridge(torch.zeros(30, 4), torch.arange(30) % 3, 3, bent)
-    assert said.isfinite().all()
-    assert said.abs().max() < 1
+    scores = leave_one_out_ridge(torch.zeros(30, 4), torch.arange(30) % 3, 3, bent)
+    assert scores.isfinite().all()
+    assert scores.abs().max() < 1
 
 
 def test_a_class_of_one_example_is_never_suggested_for_it_and_an_absent_one_never_at_all():
     g = torch.Generator().manual_seed(0)
     y = torch.tensor([0] * 20 + [1] * 20 + [2])
-    said = leave_one_out_ridge(
+    scores = leave_one_out_ridge(
         torch.randn(4, 6, generator=g)[y] + 0.1 * torch.randn(41, 6, generator=g), y, 4
     )
-    assert (said[:, 3] == -torch.inf).all()
-    assert said[:, :3].isfinite().all()
-    assert said[40].argmax() != 2
+    assert (scores[:, 3] == -torch.inf).all()
+    assert scores[:, :3].isfinite().all()
+    assert scores[40].argmax() != 2
 
 
 def test_what_layers_read():
@@ -1179,8 +1195,10 @@ class Wrap(nn.Module):
 )
 @pytest.mark.parametrize("name", NETS)
 def test_modules_that_only_wrap_change_nothing(wrap, name):
-    net, data = trained(name)[1], clusters()
-    a, b = layer_evidence(net, data), layer_evidence(wrap(net), data)
+    net = trained(name)[1]
+    data = clusters()
+    a = layer_evidence(net, data)
+    b = layer_evidence(wrap(net), data)
     assert len(a) == len(b) > 1
     for one, other in zip(a.values(), b.values(), strict=True):
         torch.testing.assert_close(one, other)
@@ -1199,12 +1217,10 @@ def test_a_layer_that_is_called_twice_and_one_that_is_never_called_are_left_out(
     class Odd(nn.Module):
         def __init__(self):
             super().__init__()
-            self.fc, self.twice, self.spare, self.out = (
-                nn.Linear(64, 8),
-                nn.Linear(8, 8),
-                nn.Linear(8, 8),
-                nn.Linear(8, 3),
-            )
+            self.fc = nn.Linear(64, 8)
+            self.twice = nn.Linear(8, 8)
+            self.spare = nn.Linear(8, 8)
+            self.out = nn.Linear(8, 3)
 
         def forward(self, x):
             return self.out(self.twice(self.twice(self.fc(x.flatten(1)).relu())))
@@ -1214,8 +1230,10 @@ def test_a_layer_that_is_called_twice_and_one_that_is_never_called_are_left_out(
 
 @pytest.mark.parametrize("layers", [["fc1"], ["out", "fc2"]])
 def test_evidence_of_chosen_layers_by_hand(layers):
-    net, data = trained("mlp", torch.float64)[1], clusters(dtype=torch.float64)
-    got, of = layer_evidence(net, data, layers), acts(net, data, layers)
+    net = trained("mlp", torch.float64)[1]
+    data = clusters(dtype=torch.float64)
+    got = layer_evidence(net, data, layers)
+    of = acts(net, data, layers)
     assert list(got) == layers
     for layer in layers:
         close(got[layer], left_out_by_hand(of[layer].numpy(), data.y.numpy(), 3), 1e-7)
@@ -1259,7 +1277,8 @@ def test_no_layer_and_an_unknown_one():
 @pytest.mark.parametrize("sizes", [(20, 20, 20), (40, 9, 2), (50, 1, 0)])
 def test_levelled_by_hand(sizes):
     "Also of a class with one example, which has no others, and of one without any."
-    g, y = torch.Generator().manual_seed(0), torch.arange(3).repeat_interleave(torch.tensor(sizes))
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(3).repeat_interleave(torch.tensor(sizes))
     e = leave_one_out_ridge(torch.randn(len(y), 5, generator=g) + 2 * F.one_hot(y, 5), y, 3)
     got = level_rare_classes(e, y)
     close(got, levelled_by_hand(e, y), 1e-12)
@@ -1281,7 +1300,8 @@ def test_levelling_lets_right_labels_of_a_rare_class_be_right():
 
 @pytest.mark.parametrize("layers", [["fc1"], ["out", "fc2"]])
 def test_probe_margin_by_hand(layers):
-    (run, net), data = trained("mlp", torch.float64), clusters(dtype=torch.float64)
+    run, net = trained("mlp", torch.float64)
+    data = clusters(dtype=torch.float64)
     parts = [
         left_out_by_hand(v.numpy(), data.y.numpy(), 3) for v in acts(net, data, layers).values()
     ]
@@ -1293,15 +1313,15 @@ def test_probe_margin_by_hand(layers):
 
 
 def test_scores_that_are_known_already_are_taken():
-    (run, net), data = trained(), clusters()
-    told, by_layer = layer_scores(net, data), layer_evidence(net, data)
-    assert mislabel_scores(run, data, net, k=5, probe_scores=told, by_layer=by_layer).equals(
+    run, net = trained()
+    data = clusters()
+    scores = layer_scores(net, data)
+    by_layer = layer_evidence(net, data)
+    assert mislabel_scores(run, data, net, k=5, probe_scores=scores, by_layer=by_layer).equals(
         mislabel_scores(run, data, net, k=5)
     )
-    other, mine = (
-        {("x", "velpic"): torch.arange(180.0).reshape(60, 3).sin()},
-        dict(x=torch.arange(180.0).reshape(60, 3).cos()),
-    )
+    other = {("x", "velpic"): torch.arange(180.0).reshape(60, 3).sin()}
+    mine = dict(x=torch.arange(180.0).reshape(60, 3).cos())
     f = mislabel_scores(run, data, net, k=5, probe_scores=other, by_layer=mine)
     close(f["probe_margin"], lead_of_others(levelled_by_hand(mine["x"], data.y), data.y), 1e-6)
     assert f["probe_disagreement"].to_list() == [
@@ -1311,7 +1331,8 @@ def test_scores_that_are_known_already_are_taken():
 
 
 def test_a_single_recorded_time_has_no_history():
-    data, net = clusters(), build(**MLP)
+    data = clusters()
+    net = build(**MLP)
     for times in ([8], [0]):
         run = fit(net, data, 8, lr=0.05, batch=16, times=times, config=dict(model=MLP))
         assert len(run.time) == 1
@@ -1338,7 +1359,8 @@ def test_every_new_column_is_one_of_the_scores():
 
 @pytest.mark.parametrize("name", NETS)
 def test_an_audit_of_a_run_has_all_scores_and_one_row_an_example(name):
-    (run, net), data = trained(name), clusters()
+    run, net = trained(name)
+    data = clusters()
     f = audit(run, data, k=5)
     assert f.columns == ALWAYS + HISTORY + OF_NETWORK + SUGGESTIONS
     assert f.select(f.columns[:12]).equals(mislabel_scores(run, data, net, k=5))
@@ -1352,8 +1374,10 @@ def test_an_audit_of_a_run_has_all_scores_and_one_row_an_example(name):
 
 
 def test_an_audit_of_a_network_alone_has_no_history():
-    (run, net), data = trained(), clusters()
-    alone, whole = audit(net, data), audit(run, data)
+    run, net = trained()
+    data = clusters()
+    alone = audit(net, data)
+    whole = audit(run, data)
     assert alone.columns == ALWAYS + OF_NETWORK + SUGGESTIONS
     same = [c for c in alone.columns if c not in ("final_loss", "suspicion", "rank")]
     assert alone.select(same).equals(whole.select(same))
@@ -1361,14 +1385,17 @@ def test_an_audit_of_a_network_alone_has_no_history():
 
 
 def test_a_run_of_one_time_is_audited_as_the_network_alone():
-    run = fit(net := build(**MLP), clusters(), 5, times=[5], config=dict(model=MLP))
+    net = build(**MLP)
+    run = fit(net, clusters(), 5, times=[5], config=dict(model=MLP))
     assert audit(run, clusters()).equals(audit(net, clusters()))
 
 
 @pytest.mark.parametrize("layers", [["fc2"], ["out", "fc1"]])
 def test_suggestions_by_hand(layers):
-    net, data = trained("mlp", torch.float64)[1], clusters(dtype=torch.float64)
-    f, of = audit(net, data, layers=layers), acts(net, data, layers)
+    net = trained("mlp", torch.float64)[1]
+    data = clusters(dtype=torch.float64)
+    f = audit(net, data, layers=layers)
+    of = acts(net, data, layers)
     for probe in PROBED:
         e = evidence_by_hand(
             [probe_by_hand(v.numpy(), data.y.numpy(), 3, probe) for v in of.values()]
@@ -1386,19 +1413,18 @@ def test_probe_margin_and_sure_agree():
     for label, says, margin, sure in f.select(
         "label", "suggested", "probe_margin", "sure"
     ).iter_rows():
-        assert (
-            margin == pytest.approx(-sure) if label == says else margin >= sure - 1e-12
-        )  # another class than the suggested one is no further ahead
+        # another class than the suggested one is no further ahead
+        assert margin == pytest.approx(-sure) if label == says else margin >= sure - 1e-12
 
 
 def weight_by_hand(e: list[list[float]], y: list[int]) -> float:
     "Mean logarithm of the odds, over doubted labels, from 1.5 to 4.5."
-    said = [row.index(max(row)) for row in e]
+    suggested = [row.index(max(row)) for row in e]
     logs = []
-    for a, b in zip(said, y, strict=True):
+    for a, b in zip(suggested, y, strict=True):
         if a != b:
             right, wrong = (
-                sum(s == a and t == c for s, t in zip(said, y, strict=True)) for c in (a, b)
+                sum(s == a and t == c for s, t in zip(suggested, y, strict=True)) for c in (a, b)
             )
             logs.append(math.log(max(1, right) / wrong))
     if not logs:
@@ -1427,7 +1453,8 @@ def test_suspicion_is_the_rank_of_a_weighted_sum_and_rank_orders_by_it(case):
         (learnt(n=200, epochs=10), digits(n=200)) if "digits" in case else (trained(), clusters())
     )
     with_history = case in ("run", "digits")
-    f, n = audit(run if with_history else net, data), len(data)
+    f = audit(run if with_history else net, data)
+    n = len(data)
     standard = {
         c: (f[c].to_numpy() - f[c].mean()) / f[c].std()
         for c in ("loss", "probe_margin")
@@ -1442,10 +1469,8 @@ def test_suspicion_is_the_rank_of_a_weighted_sum_and_rank_orders_by_it(case):
             )
             * standard["loss"]
         )
-    (
-        close(f["suspicion"], ranks_by_hand(np.round(total, 10).tolist()), 1e-6),
-        close(f["suspicion"].sum(), (n + 1) / 2),
-    )
+    close(f["suspicion"], ranks_by_hand(np.round(total, 10).tolist()), 1e-6)
+    close(f["suspicion"].sum(), (n + 1) / 2)
     assert f["suspicion"].min() > 0
     assert f["suspicion"].max() <= 1
     assert sorted(f["rank"]) == list(range(1, n + 1))
@@ -1468,14 +1493,17 @@ def test_ties_share_their_suspicion():
 
 
 def test_more_scores_stand_beside_the_others():
-    run, data, g = trained()[0], clusters(), torch.Generator().manual_seed(0)
+    run = trained()[0]
+    data = clusters()
+    g = torch.Generator().manual_seed(0)
     more = dict(
         memorization=torch.randn(60, generator=g).requires_grad_(),
         second_split_forgetting=torch.full((60,), math.inf),
         own=np.arange(60),
         listed=[0.5] * 60,
     )
-    f, plain = audit(run, data, more=more), audit(run, data)
+    f = audit(run, data, more=more)
+    plain = audit(run, data)
     assert f.drop(more).equals(plain)
     assert f["own"].to_list() == list(range(60))
     assert f["listed"].to_list() == [0.5] * 60
@@ -1507,7 +1535,8 @@ def test_unknown_clean_labels():
 
 
 def test_clean_labels_are_never_looked_at():
-    data, net = clusters(), trained()[1]
+    data = clusters()
+    net = trained()[1]
     other = replace(data, clean=data.clean.roll(1))
     assert audit(net, other).drop("noisy").equals(audit(net, data).drop("noisy"))
     assert torch.equal(estimate_noise(net, other).matrix, estimate_noise(net, data).matrix)
@@ -1515,7 +1544,8 @@ def test_clean_labels_are_never_looked_at():
 
 @pytest.mark.parametrize("n", [2, 3, 10, 30, 31])
 def test_neighbours_are_reduced_for_tiny_data(n):
-    net, data = trained()[1], clusters().subset(torch.arange(n))
+    net = trained()[1]
+    data = clusters().subset(torch.arange(n))
     f = audit(net, data)
     assert f["prediction_depth"].to_list() == prediction_depth(net, data, k=min(30, n - 1)).tolist()
     assert sorted(f["rank"]) == list(range(1, n + 1))
@@ -1525,11 +1555,10 @@ def test_neighbours_are_reduced_for_tiny_data(n):
 
 
 def test_neighbours_are_taken_as_given():
-    net, data = trained()[1], clusters()
-    a, b = (
-        audit(net, data, k=2)["prediction_depth"].to_list(),
-        audit(net, data, k=9)["prediction_depth"].to_list(),
-    )
+    net = trained()[1]
+    data = clusters()
+    a = audit(net, data, k=2)["prediction_depth"].to_list()
+    b = audit(net, data, k=9)["prediction_depth"].to_list()
     assert a == prediction_depth(net, data, k=2).tolist()
     assert b == prediction_depth(net, data, k=9).tolist()
     assert a != b
@@ -1543,10 +1572,10 @@ def test_absent_classes_are_never_suggested(k, absent):
     data = clusters()
     data = replace(data, y=here[data.y], clean=torch.full((60,), absent[0]), n_classes=k)
     net = line(k)
-    told = layer_scores(net, data)
+    scores = layer_scores(net, data)
     f = audit(net, data)
     for probe in PROBED:
-        e = evidence(told, probe)
+        e = evidence(scores, probe)
         assert (e[:, absent] == -math.inf).all()
         assert e[:, here].isfinite().all()
     assert {*f["suggested"], *f["velpic"], *f["masc"], *f["cosine"]} <= set(here.tolist())
@@ -1561,9 +1590,11 @@ def test_absent_classes_are_never_suggested(k, absent):
     "make", [lambda: build("two_layer_relu", d=64, width=8), lambda: line(1), lambda: line(2)]
 )
 def test_two_classes_with_one_logit_or_two(make):
-    data, net = clusters(k=2, dtype=torch.float64), make().double()
+    data = clusters(k=2, dtype=torch.float64)
+    net = make().double()
     run = fit(net, data, 5, lr=0.05)
-    f, alone = audit(run, data, net), audit(net, data)
+    f = audit(run, data, net)
+    alone = audit(net, data)
     z = acts(net, data, [last := list(dict(net.named_modules()))[-1]])[last]
     loss = (
         F.softplus(torch.where(data.y == 1, -z[:, 0], z[:, 0]))
@@ -1591,15 +1622,15 @@ def test_a_plain_row_of_convolutions():
         nn.Linear(100, 3),
     ).double()
     data = clusters(n=18, shape=(3, 32, 32), dtype=torch.float64)
-    told = layer_scores(net, data)
-    assert list(dict.fromkeys(layer for layer, _ in told)) == ["input", "0", "1"]
+    scores = layer_scores(net, data)
+    assert list(dict.fromkeys(layer for layer, _ in scores)) == ["input", "0", "1"]
     of = acts(net, data, ["0", "1", "input"])
     for layer, v in of.items():
-        close(told[layer, "velpic"], probe_by_hand(v.numpy(), data.y.numpy(), 3, "velpic"), 1e-8)
+        close(scores[layer, "velpic"], probe_by_hand(v.numpy(), data.y.numpy(), 3, "velpic"), 1e-8)
     f = audit(net, data)
     assert (
         f["velpic"].to_list()
-        == evidence_by_hand([told[layer, "velpic"].numpy() for layer in ("input", "0", "1")])
+        == evidence_by_hand([scores[layer, "velpic"].numpy() for layer in ("input", "0", "1")])
         .argmax(1)
         .tolist()
     )
@@ -1607,13 +1638,14 @@ def test_a_plain_row_of_convolutions():
 
 
 def test_a_residual_network_of_torchvision():
-    net, data = resnet18(num_classes=3), clusters(n=9, shape=(3, 32, 32))
+    net = resnet18(num_classes=3)
+    data = clusters(n=9, shape=(3, 32, 32))
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    told = layer_scores(net, data, ["conv1", "layer1.1", "layer4", "fc"])
+    scores = layer_scores(net, data, ["conv1", "layer1.1", "layer4", "fc"])
     of = {k: v.numpy() for k, v in acts(net, data, ["conv1", "layer1.1", "layer4", "fc"]).items()}
     assert of["conv1"].shape == (9, 64, 16, 16)
     assert of["layer4"].shape == (9, 512, 1, 1)
-    for (layer, probe), s in told.items():
+    for (layer, probe), s in scores.items():
         if probe != "masc":
             close(
                 s,
@@ -1641,7 +1673,8 @@ def test_a_residual_network_of_torchvision():
 
 
 def test_double_precision_stays():
-    net, data = trained("mlp", torch.float64)[1], clusters(dtype=torch.float64)
+    net = trained("mlp", torch.float64)[1]
+    data = clusters(dtype=torch.float64)
     assert all(s.dtype == torch.float64 for s in layer_scores(net, data).values())
     half = audit(build(**MLP), clusters())
     assert audit(net, data).schema == half.schema
@@ -1651,7 +1684,8 @@ def test_a_part_that_is_never_called_is_named_and_can_be_left_out():
     class Spare(nn.Module):
         def __init__(self):
             super().__init__()
-            self.fc, self.aux = nn.Linear(64, 3), nn.Linear(64, 3)
+            self.fc = nn.Linear(64, 3)
+            self.aux = nn.Linear(64, 3)
 
         def forward(self, x):
             return self.fc(x.flatten(1))
@@ -1666,12 +1700,10 @@ class Moody(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.fc, self.norm, self.drop, self.out = (
-            nn.Linear(64, 9),
-            nn.BatchNorm1d(9),
-            nn.Dropout(0.5),
-            nn.Linear(9, 3),
-        )
+        self.fc = nn.Linear(64, 9)
+        self.norm = nn.BatchNorm1d(9)
+        self.drop = nn.Dropout(0.5)
+        self.out = nn.Linear(9, 3)
         self.fc.bias.requires_grad_(False)
         self.out.weight.grad = torch.ones(3, 9)
         self.train()
@@ -1682,7 +1714,8 @@ class Moody(nn.Module):
 
 
 def test_a_look_changes_nothing_and_gives_the_same_twice():
-    net, data = Moody(), clusters()
+    net = Moody()
+    data = clusters()
 
     def state():
         return (
@@ -1694,9 +1727,13 @@ def test_a_look_changes_nothing_and_gives_the_same_twice():
             ],
         )
 
-    (weights, *rest), before, digest = state(), torch.random.get_rng_state(), data.digest
-    a, b = audit(net, data), audit(net, data)
-    one, two = estimate_noise(net, data), estimate_noise(net, data)
+    weights, *rest = state()
+    before = torch.random.get_rng_state()
+    digest = data.digest
+    a = audit(net, data)
+    b = audit(net, data)
+    one = estimate_noise(net, data)
+    two = estimate_noise(net, data)
     after, *same = state()
     assert a.equals(b)
     assert (one.rate, one.low, one.high) == (two.rate, two.low, two.high)
@@ -1711,9 +1748,12 @@ def test_a_look_changes_nothing_and_gives_the_same_twice():
 
 @pytest.mark.parametrize("name", NETS)
 def test_rebuilding_the_network_draws_nothing_from_the_global_generator(name):
-    run, data, before = trained(name)[0], clusters(), torch.random.get_rng_state()
+    run = trained(name)[0]
+    data = clusters()
+    before = torch.random.get_rng_state()
     kept = {k: v.clone() for k, v in run.checkpoints[max(run.checkpoints)].items()}
-    a, noise = audit(run, data), estimate_noise(run, data)
+    a = audit(run, data)
+    noise = estimate_noise(run, data)
     assert a.equals(audit(run, data))
     assert noise.rate == estimate_noise(run, data).rate
     assert torch.equal(before, torch.random.get_rng_state())
@@ -1722,35 +1762,34 @@ def test_rebuilding_the_network_draws_nothing_from_the_global_generator(name):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_permuting_the_examples_permutes_the_rows(seed):
-    net, data, rows = (
-        trained("mlp", torch.float64)[1],
-        clusters(dtype=torch.float64),
-        torch.randperm(60, generator=torch.Generator().manual_seed(seed)),
-    )
-    a, b = audit(net, data), audit(net, data.subset(rows))
+    net = trained("mlp", torch.float64)[1]
+    data = clusters(dtype=torch.float64)
+    rows = torch.randperm(60, generator=torch.Generator().manual_seed(seed))
+    a = audit(net, data)
+    b = audit(net, data.subset(rows))
     for c in ("index", "label", "noisy", "suggested", "masc", "cosine"):
         assert b[c].to_list() == a[c][rows.numpy()].to_list(), c
     for c in ("final_loss", "probe_disagreement", "probe_margin", "sure", "suspicion", "rank"):
         close(b[c], a[c][rows.numpy()], 1e-6)
-    one, two = estimate_noise(net, data), estimate_noise(net, data.subset(rows))
-    (
-        close([one.rate, one.low, one.high], [two.rate, two.low, two.high]),
-        close(one.matrix, two.matrix),
-    )
+    one = estimate_noise(net, data)
+    two = estimate_noise(net, data.subset(rows))
+    close([one.rate, one.low, one.high], [two.rate, two.low, two.high])
+    close(one.matrix, two.matrix)
 
 
 @pytest.mark.parametrize("other", [[1, 2, 0], [2, 1, 0]])
 def test_relabelling_the_classes_relabels_the_suggestions(other):
-    other, data = torch.tensor(other), clusters(dtype=torch.float64)
-    net, again = trained("mlp", torch.float64)[1], build(**MLP).double()
+    other = torch.tensor(other)
+    data = clusters(dtype=torch.float64)
+    net = trained("mlp", torch.float64)[1]
+    again = build(**MLP).double()
     again.load_state_dict(net.state_dict())
     with torch.no_grad():
-        again.out.weight[other], again.out.bias[other] = (
-            net.out.weight.clone(),
-            net.out.bias.clone(),
-        )
+        again.out.weight[other] = net.out.weight.clone()
+        again.out.bias[other] = net.out.bias.clone()
     moved = replace(data, y=other[data.y], clean=other[data.clean])
-    a, b = audit(net, data), audit(again, moved)
+    a = audit(net, data)
+    b = audit(again, moved)
     for c in ("suggested", "masc", "cosine", "label"):
         assert b[c].to_list() == other[torch.tensor(a[c].to_list())].tolist(), c
     for c in ("noisy", "final_loss", "probe_margin", "sure", "suspicion"):
@@ -1787,7 +1826,8 @@ def test_given_labels_without_a_class_of_the_clean_ones():
 
 
 def test_wrong_labels_of_digits_are_found_by_run_and_by_network():
-    (run, net), data = learnt(), digits()
+    run, net = learnt()
+    data = digits()
     for f, least in ((audit(run, data), 0.95), (audit(net, data), 0.93)):
         assert roc_auc_score(data.is_noisy, f["suspicion"]) > least
         assert f.sort("rank")["noisy"][: int(data.is_noisy.sum())].mean() > 0.8
@@ -1799,8 +1839,11 @@ def test_wrong_labels_of_digits_are_found_by_run_and_by_network():
 
 
 def test_a_truth_that_was_shuffled_is_not_found():
-    data, net = digits(n=600), build("mlp", shape=(1, 8, 8), widths=(32,))
-    f, noisy, rng = audit(net, data), data.is_noisy.numpy(), np.random.default_rng(0)
+    data = digits(n=600)
+    net = build("mlp", shape=(1, 8, 8), widths=(32,))
+    f = audit(net, data)
+    noisy = data.is_noisy.numpy()
+    rng = np.random.default_rng(0)
     aucs = [roc_auc_score(rng.permutation(noisy), f["suspicion"]) for _ in range(40)]
     assert roc_auc_score(noisy, f["suspicion"]) > 0.85
     assert abs(np.mean(aucs) - 0.5) < 0.03
@@ -1809,7 +1852,8 @@ def test_a_truth_that_was_shuffled_is_not_found():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_wrong_labels_of_inputs_without_classes_are_not_found(seed):
-    g, y = torch.Generator().manual_seed(seed), torch.arange(800) % 4
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(800) % 4
     data = corrupt(NoisyDataset(torch.randn(800, 10, generator=g), y, y), 0.5, "wrong", seed)
     assert (
         abs(roc_auc_score(data.is_noisy, audit(nn.Linear(10, 4), data)["suspicion"]) - 0.5) < 0.08
@@ -1826,13 +1870,14 @@ EVIDENCE = st.integers(2, 4).flatmap(
 
 
 def clear_by_hand(e: list[list[float]]) -> list[bool]:
-    said = [row.index(max(row)) for row in e]
+    suggested = [row.index(max(row)) for row in e]
     lead = [sorted(row)[-1] - sorted(row)[-2] for row in e]
     out = []
     for i in range(len(e)):
-        among = sorted(lead[j] for j in range(len(e)) if said[j] == said[i])
+        among = sorted(lead[j] for j in range(len(e)) if suggested[j] == suggested[i])
         at = 0.5 * (len(among) - 1)
-        low, high = among[math.floor(at)], among[math.ceil(at)]
+        low = among[math.floor(at)]
+        high = among[math.ceil(at)]
         out.append(lead[i] >= low + (at - math.floor(at)) * (high - low))
     return out
 
@@ -1858,7 +1903,8 @@ def mistaken_by_hand(e, y, clear) -> tuple[float, float]:
             v for v, c in zip(y, clear, strict=True) if c == keep
         ]
 
-    inside, outside = hits_by_hand(*part(True)), hits_by_hand(*part(False))
+    inside = hits_by_hand(*part(True))
+    outside = hits_by_hand(*part(False))
     scale = max(0.12, np.mean(outside) if outside else 0)
     excess = np.mean(inside) if inside else 0.0
     spread = np.std(inside, ddof=1) if len(inside) > 1 else 0.0
@@ -1870,7 +1916,8 @@ def mistaken_by_hand(e, y, clear) -> tuple[float, float]:
 @settings(max_examples=60, deadline=None)
 def test_mistaken_suggestions_against_a_loop(cases, seed):
     jitter = np.random.default_rng(seed).uniform(0, 0.4, (len(cases), len(cases[0][0])))
-    e, y = np.array([order for order, _ in cases]) + jitter, [label for _, label in cases]
+    e = np.array([order for order, _ in cases]) + jitter
+    y = [label for _, label in cases]
     clear = clear_cases(torch.from_numpy(e))
     assert clear.tolist() == clear_by_hand(e.tolist())
     assert mistaken_share(torch.from_numpy(e), torch.tensor(y), clear) == pytest.approx(
@@ -1882,10 +1929,8 @@ def test_mistaken_suggestions_against_a_loop(cases, seed):
 @settings(max_examples=60, deadline=None)
 def test_an_estimate_is_possible_and_ordered(cases, level, seed):
     jitter = np.random.default_rng(seed).uniform(0, 0.4, (len(cases), len(cases[0][0])))
-    e, y = (
-        torch.from_numpy(np.array([order for order, _ in cases]) + jitter),
-        torch.tensor([label for _, label in cases]),
-    )
+    e = torch.from_numpy(np.array([order for order, _ in cases]) + jitter)
+    y = torch.tensor([label for _, label in cases])
     got = noise_of(e, y, level)
     assert 0 <= got.low <= got.rate <= got.high <= 1
     assert got.matrix.dtype == torch.float64
@@ -1895,32 +1940,34 @@ def test_an_estimate_is_possible_and_ordered(cases, level, seed):
 
 
 def blocks(k: int, m: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
-    "m examples that are said to be each class, the j-th of them ahead by j + 1; and what is said."
-    said = torch.arange(k).repeat_interleave(m)
-    return F.one_hot(said, k).double() * (torch.arange(k * m) % m + 1.0).double()[:, None], said
+    "Evidence of m examples for each class, the j-th of them ahead by j + 1; and these classes."
+    suggested = torch.arange(k).repeat_interleave(m)
+    lead = (torch.arange(k * m) % m + 1.0).double()
+    return F.one_hot(suggested, k).double() * lead[:, None], suggested
 
 
 @pytest.mark.parametrize("k", [2, 3, 7])
 def test_no_noise(k):
-    e, said = blocks(k)
-    got = noise_of(e, said)
+    e, suggested = blocks(k)
+    got = noise_of(e, suggested)
     assert got.rate == 0
     assert got.low == 0
     assert torch.equal(got.matrix, torch.eye(k, dtype=torch.float64))
-    assert got.high == pytest.approx(
-        min(1, NormalDist().inv_cdf(0.95) / (5 * k))
-    )  # no error seen: one is taken for seen
+    # no error seen: one is taken for seen
+    assert got.high == pytest.approx(min(1, NormalDist().inv_cdf(0.95) / (5 * k)))
 
 
 @given(st.lists(st.integers(1, 60), min_size=2, max_size=4), st.integers(0, 999))
 @settings(max_examples=40, deadline=None)
 def test_clear_cases_are_half_of_each_class_and_further_ahead_than_the_rest(sizes, seed):
-    rng, said = np.random.default_rng(seed), np.repeat(np.arange(len(sizes)), sizes)
-    lead = rng.permutation(len(said)) + 1.0
-    keep = clear_cases(torch.from_numpy(np.eye(len(sizes))[said] * lead[:, None])).numpy()
+    rng = np.random.default_rng(seed)
+    suggested = np.repeat(np.arange(len(sizes)), sizes)
+    lead = rng.permutation(len(suggested)) + 1.0
+    keep = clear_cases(torch.from_numpy(np.eye(len(sizes))[suggested] * lead[:, None])).numpy()
     assert CLEAR == 0.5
     for c, m in enumerate(sizes):
-        inside, outside = lead[(said == c) & keep], lead[(said == c) & ~keep]
+        inside = lead[(suggested == c) & keep]
+        outside = lead[(suggested == c) & ~keep]
         assert len(inside) >= 1
         assert abs(len(inside) - 0.5 * m) <= 1
         assert not len(outside) or inside.min() > outside.max()
@@ -1930,16 +1977,18 @@ def test_wrong_labels_among_the_clear_cases():
     "Two of class 0, both clear, in another class each: 2 of 15."
     e, y = blocks(3)
     y[8], y[9] = 1, 2
-    got, z, p = noise_of(e, y, 0.5), NormalDist().inv_cdf(0.75), 2 / 15
+    got = noise_of(e, y, 0.5)
+    z = NormalDist().inv_cdf(0.75)
+    p = 2 / 15
     assert got.high == pytest.approx(p + z * math.sqrt(p * (1 - p) / 15))
     assert got.low < got.rate <= p
 
 
 def test_a_rare_class_that_no_probe_knows_may_be_right():
     "Five classes of one example each: 5 of 200 labels differ from what is suggested."
-    e, said = blocks(2, 100)
+    e, suggested = blocks(2, 100)
     e = torch.cat([e, torch.zeros(200, 5, dtype=torch.float64)], 1)
-    y = said.clone()
+    y = suggested.clone()
     y[[95, 96, 97, 98, 99]] = torch.arange(2, 7)
     got = noise_of(e, y)
     assert got.low == 0
@@ -1947,20 +1996,18 @@ def test_a_rare_class_that_no_probe_knows_may_be_right():
 
 
 def test_every_label_wrong():
-    e, said = blocks(3)
-    got = noise_of(e, (said + 1) % 3)
-    assert (got.low, got.high) == (
-        0,
-        1,
-    )  # which is all that can be said, as a network that knows nothing is no different
+    e, suggested = blocks(3)
+    got = noise_of(e, (suggested + 1) % 3)
+    # which is all that can be said, as a network that knows nothing is no different
+    assert (got.low, got.high) == (0, 1)
 
 
 def test_a_class_that_is_never_suggested_keeps_its_row():
-    e, said = blocks(2)
+    e, suggested = blocks(2)
     e = torch.cat(
         [e, torch.full((20, 1), -math.inf).double(), torch.full((20, 1), -5.0).double()], 1
     )
-    y = said.clone()
+    y = suggested.clone()
     y[5:8] = 3
     got = noise_of(e, y)
     assert got.matrix[2:].tolist() == [[0, 0, 1, 0], [0, 0, 0, 1]]
@@ -1975,9 +2022,8 @@ def test_transitions_are_shares_where_examples_are_many():
     y = torch.multinomial(truth[suggested], 1, generator=g)[:, 0]
     rate = (suggested != y).double().mean().item()
     assert (transitions(suggested, y, 3, rate) - truth).abs().max() < 0.01
-    halved = transitions(
-        suggested, y, 3, rate / 2
-    )  # where half of the differences are the suggestions' mistakes
+    # where half of the differences are the suggestions' mistakes
+    halved = transitions(suggested, y, 3, rate / 2)
     close(
         halved - torch.diag(halved.diag()),
         (transitions(suggested, y, 3, rate) - torch.diag(transitions(suggested, y, 3, rate).diag()))
@@ -2004,8 +2050,10 @@ def test_levels_out_of_range(level):
 
 
 def test_a_higher_level_gives_a_wider_interval():
-    net, data = trained()[1], clusters()
-    a, b = estimate_noise(net, data), estimate_noise(net, data, level=0.99)
+    net = trained()[1]
+    data = clusters()
+    a = estimate_noise(net, data)
+    b = estimate_noise(net, data, level=0.99)
     assert a.high == estimate_noise(net, data, level=0.9).high < b.high
     assert a.rate == b.rate
     assert b.low <= a.low
@@ -2069,13 +2117,15 @@ def test_suspicion_of_unbalanced_classes():
     data = corrupt(unbalanced(digits(0), 20), 0.1, "wrong")
     net = build("mlp", shape=(1, 8, 8), widths=(32,))
     fit(net, data, 20, lr=0.1, batch=32)
-    f, noisy = audit(net, data), data.is_noisy.numpy()
+    f = audit(net, data)
+    noisy = data.is_noisy.numpy()
     assert roc_auc_score(noisy, f["suspicion"]) > 0.97
     assert (f["suggested"].to_numpy() == data.clean.numpy())[noisy].mean() > 0.85
 
 
 def test_classes_of_two_clusters_each():
-    g, y = torch.Generator().manual_seed(0), torch.arange(900) % 3
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(900) % 3
     centres = 3 * torch.randn(3, 2, 8, generator=g)
     x = centres[y, torch.randint(2, (900,), generator=g)] + 1.5 * torch.randn(900, 8, generator=g)
     data = corrupt(NoisyDataset(x, y, y), 0.156, "wrong")
@@ -2084,13 +2134,15 @@ def test_classes_of_two_clusters_each():
     got = estimate_noise(net, data)
     assert got.low <= data.rho <= got.high
     assert got.high - got.low < 0.2
-    f, noisy = audit(net, data), data.is_noisy.numpy()
+    f = audit(net, data)
+    noisy = data.is_noisy.numpy()
     assert (f["suggested"].to_numpy() == data.clean.numpy())[noisy].mean() > 0.8
 
 
 @pytest.mark.parametrize("k", [2, 10])
 def test_inputs_that_tell_nothing(k):
-    g, y = torch.Generator().manual_seed(0), torch.arange(600) % k
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(600) % k
     for x in (torch.zeros(600, 6), torch.randn(600, 6, generator=g)):
         got = estimate_noise(nn.Linear(6, k), NoisyDataset(x, y, y))
         assert (got.low, got.high) == (0, 1)
@@ -2099,7 +2151,8 @@ def test_inputs_that_tell_nothing(k):
 
 def test_inputs_that_tell_little_give_a_wide_interval():
     "Three classes whose clouds overlap: the right labels look like a third of wrong ones."
-    g, y = torch.Generator().manual_seed(0), torch.arange(900) % 6
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(900) % 6
     x = 1.2 * torch.randn(6, 2, generator=g)[y] + torch.randn(900, 2, generator=g)
     got = noise_of(leave_one_out_ridge(x, y, 6, curved=True), y)
     assert got.left_out < 0.75
@@ -2159,12 +2212,13 @@ def test_the_noise_rate_of_words_is_not_read_from_their_numbers():
     class Words(nn.Module):
         def __init__(self):
             super().__init__()
-            self.table, self.out = nn.EmbeddingBag(13, 16), nn.Linear(16, 2)
+            self.table = nn.EmbeddingBag(13, 16)
+            self.out = nn.Linear(16, 2)
 
         def forward(self, x):
             return self.out(self.table(x.long()))
 
-    with seeds.seeded(0):
+    with rng.seeded(0):
         net = Words()
     trainer.fit(net, data, 30, lr=0.5, batch=32)
     noise = estimate_noise(net, data)

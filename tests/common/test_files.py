@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from interruptions import Killed
 from tiny_tasks import notebook, quick
 
 from memnb.common.files import (
@@ -77,10 +78,6 @@ def once() -> Run:
 
 def a_fit(place: Path):
     return weights(fitted(folder=place / "run"))
-
-
-class Killed(BaseException):
-    pass
 
 
 def breaks(s):
@@ -201,7 +198,7 @@ def files(place: Path) -> list[Path]:
 def tried(kind: str, tmp_path: Path, damages: list[Callable], seed: int) -> Counter:
     """How often each thing became of a store of this kind, damaged in one file at a time.
 
-    "made again, said", or anything else.
+    "made again, with a warning", or anything else.
     """
     place = tmp_path / "place"
     whole = tmp_path / "whole"
@@ -224,7 +221,7 @@ def tried(kind: str, tmp_path: Path, damages: list[Callable], seed: int) -> Coun
                 again = repr(e)
         messages = " ".join(str(w.message) for w in caught)
         noticed = re.search("damaged|whole|not what was written", messages) is not None
-        outcome = "made again, said"
+        outcome = "made again, with a warning"
         if not noticed or again != right:
             outcome = f"{names[i % len(names)]}, {damage.__name__}: {noticed=}, {again=}"
         outcomes[outcome] += 1
@@ -238,7 +235,7 @@ def tried(kind: str, tmp_path: Path, damages: list[Callable], seed: int) -> Coun
 def test_a_thousand_flipped_bytes(tmp_path, quickly, kind, n):
     "In any file of any store: each is noticed, none is served, and what was there is made again."
     wrong = tried(kind, tmp_path, [flip] * n, 0)
-    assert wrong == {"made again, said": n}
+    assert wrong == {"made again, with a warning": n}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -248,7 +245,7 @@ def test_other_damage(tmp_path, quickly, kind):
     if kind == "cache":
         # without its digest a file is the user's own; without the file there is nothing
         damages = [d for d in damages if d is not delete]
-    assert tried(kind, tmp_path, damages, 1) == {"made again, said": len(damages)}
+    assert tried(kind, tmp_path, damages, 1) == {"made again, with a warning": len(damages)}
 
 
 @pytest.mark.parametrize("kind", ["run", "fit", "result", "task"])

@@ -126,7 +126,9 @@ def test_noise_invariants(kind, n, k, rho, seed):
 @pytest.mark.parametrize("kind", NOISE)
 def test_the_seed_is_the_noises_own(kind):
     before = torch.random.get_rng_state()
-    a, b, other = noisy(kind, 5), noisy(kind, 5), noisy(kind, 6)
+    a = noisy(kind, 5)
+    b = noisy(kind, 5)
+    other = noisy(kind, 6)
     assert torch.equal(a.y, b.y)
     assert not torch.equal(a.y, other.y)
     assert torch.equal(noisy(kind, 5, data=other).y, a.y)  # drawn from the clean labels
@@ -384,7 +386,7 @@ def test_objects_are_never_unpickled(tmp_path, which):
         load(path)
     assert not marker.exists()
     with np.load(path, allow_pickle=True) as z:
-        z[which]
+        _ = z[which]
     assert marker.exists()  # the trap works
 
 
@@ -432,7 +434,8 @@ def fake(monkeypatch, name) -> list:
                 self.data = x
                 self.targets = y
             else:
-                self.data, self.targets = torch.tensor(x), torch.tensor(y)
+                self.data = torch.tensor(x)
+                self.targets = torch.tensor(y)
 
     monkeypatch.setattr(torchvision.datasets, TV[name], Fake)
     return calls

@@ -62,7 +62,8 @@ def test_radial_and_directional_parts_make_the_update(case):
 def test_rates_are_the_derivatives_of_length_and_direction(case):
     data, model, net = case
     dr, du = update_rates(net)
-    eps, step = 1e-6, -gradient(model, data)
+    eps = 1e-6
+    step = -gradient(model, data)
 
     def lengths(s):
         return (net.w + s * step).norm(dim=0)
@@ -78,10 +79,12 @@ def test_rates_are_the_derivatives_of_length_and_direction(case):
 
 def test_separation_and_onset_signal_against_a_plain_loop(case):
     data, model, net = case
-    S, R = torch.zeros(64, 9).double(), torch.zeros(64, 9).double()
+    S = torch.zeros(64, 9).double()
+    R = torch.zeros(64, 9).double()
     z = model(data.x).detach()[:, 0]
     for i in range(len(data)):
-        x, sign = data.x[i].flatten(), 2.0 * data.clean[i] - 1
+        x = data.x[i].flatten()
+        sign = 2.0 * data.clean[i] - 1
         for a in range(9):
             if model.hidden.weight[a] @ x + model.hidden.bias[a] > 0:
                 S[:, a] += sign * x / len(data)
@@ -102,7 +105,8 @@ def test_proposition_one_is_exact_where_its_assumptions_are(case):
     y[[0, 1, 10, 11]] = 1 - y[[0, 1, 10, 11]]
     from memnb.datasets.noisy_datasets import NoisyDataset
 
-    data, model = NoisyDataset(x, y, clean), TwoLayerReLU(3, 6, std=1.0).double()
+    data = NoisyDataset(x, y, clean)
+    model = TwoLayerReLU(3, 6, std=1.0).double()
     torch.nn.init.zeros_(model.out.weight)
     net = two_layer(model, data)
     torch.testing.assert_close(sum(target_vectors(net)), (1 - 2 * 0.2) / 2 * class_separation(net))
@@ -201,14 +205,16 @@ def test_distances_are_from_the_untrained_network_where_recording_begins_later()
     data = corrupt(load("digits", classes=(0, 1), n=60, test_share=0)[0], 0.2)
     model = TwoLayerReLU(64, 12, 0.1)
     ((_, net),) = flow(model, data, [20])
-    w0, w = model.state_dict()["hidden.weight"].double(), net.state_dict()["hidden.weight"].double()
+    w0 = model.state_dict()["hidden.weight"].double()
+    w = net.state_dict()["hidden.weight"].double()
     row = follow()(20.0, net)[2]
     assert row["moved"] == pytest.approx(((w - w0).norm() / w0.norm()).item(), rel=1e-4)
 
 
 def test_an_observer_of_two_runs_takes_each_from_its_own_beginning():
     data = corrupt(load("digits", classes=(0, 1), n=60, test_share=0)[0], 0.2)
-    observe, models = follow(), [TwoLayerReLU(64, 12, 0.1, seed) for seed in (0, 1)]
+    observe = follow()
+    models = [TwoLayerReLU(64, 12, 0.1, seed) for seed in (0, 1)]
     seen = [rows_of(gradient_flow(m, data, [5], observe=[observe])) for m in models]
     alone = [rows_of(gradient_flow(m, data, [5], observe=[follow()])) for m in models]
     assert seen == alone

@@ -164,7 +164,8 @@ def test_eulers_outputs_do_not_depend_on_each_other():
 
 
 def test_what_the_consumer_does_to_a_state_changes_no_other():
-    y0, out = torch.ones(2, dtype=DOUBLE), []
+    y0 = torch.ones(2, dtype=DOUBLE)
+    out = []
     for _, y in integrate(lambda t, y: -y, y0, [0, 0.3, 1]):
         out.append(y.clone())
         y.zero_()
@@ -236,15 +237,9 @@ def test_a_field_may_return_its_argument():
 
 
 def test_euler_is_the_plain_loop():
-    y, out = (
-        1.0,
-        [
-            y.item()
-            for _, y in integrate(
-                lambda t, y: -y, torch.ones(1, dtype=DOUBLE), [0.5, 1], "euler", step=0.1
-            )
-        ],
-    )
+    start = torch.ones(1, dtype=DOUBLE)
+    out = [v.item() for _, v in integrate(lambda t, y: -y, start, [0.5, 1], "euler", step=0.1)]
+    y = 1.0
     for i in range(10):
         y -= 0.1 * y
         if i in (4, 9):
@@ -252,7 +247,10 @@ def test_euler_is_the_plain_loop():
 
 
 def test_bad_requests():
-    f, y = (lambda t, y: -y), torch.ones(1)
+    def f(t, y):
+        return -y
+
+    y = torch.ones(1)
     with pytest.raises(ValueError, match="rk45.*rkc, euler"):
         integrate(f, y, [1], "rk45")
     for times in ([], [2, 1], [1, 1], [-1, 1], [1, math.nan], [1, math.inf]):
@@ -328,9 +326,11 @@ def test_rotation_is_exact_for_dead_pixels_and_few_examples():
 
 
 def test_bfloat16_products_are_close():
-    data, model = digits(), TwoLayerReLU(64, 30)
+    data = digits()
+    model = TwoLayerReLU(64, 30)
     exact, low = (ReLUField(two_layer(model, data), t) for t in (torch.float32, torch.bfloat16))
-    a, b = exact(0.0, exact.y0), low(0.0, low.y0)
+    a = exact(0.0, exact.y0)
+    b = low(0.0, low.y0)
     assert (a - b).norm() < 0.02 * a.norm()
 
 
@@ -348,11 +348,10 @@ def test_other_networks_are_refused(model):
 
 
 def test_any_network_of_that_form_is_taken():
-    data, model = (
-        digits(),
-        nn.Sequential(nn.Flatten(), nn.Linear(64, 5, bias=False), nn.ReLU(), nn.Linear(5, 1)),
-    )
-    net, order = two_layer(model, data), data.is_noisy.to(int).argsort(stable=True)
+    data = digits()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5, bias=False), nn.ReLU(), nn.Linear(5, 1))
+    net = two_layer(model, data)
+    order = data.is_noisy.to(int).argsort(stable=True)
     torch.testing.assert_close(net.z, model(data.x).detach()[order, 0], rtol=1e-4, atol=1e-5)
     assert net.n_clean == int((data.y == data.clean).sum())
 
@@ -361,7 +360,8 @@ def test_any_network_of_that_form_is_taken():
 
 
 def test_flow_follows_plain_descent():
-    data, model = digits(200), TwoLayerReLU(64, 50)
+    data = digits(200)
+    model = TwoLayerReLU(64, 50)
     times = [0, 1, 3, 5, 10, 20, 40]
     ours = gradient_flow(model, data, times)
     plain = gradient_flow(model, data, times, "gd", lr=0.02)
@@ -455,7 +455,8 @@ def test_few_outputs_on_mnist():
 
 
 def test_a_single_output_after_clean_training_is_where_plain_descent_is():
-    data, model = digits(356, 0.2), TwoLayerReLU(64, 100)
+    data = digits(356, 0.2)
+    model = TwoLayerReLU(64, 100)
     clean = replace(data, y=data.clean)
     last = [20.0]  # 500 epochs at 0.04
     losses = [
@@ -466,7 +467,8 @@ def test_a_single_output_after_clean_training_is_where_plain_descent_is():
 
 
 def test_a_loss_that_rises_is_an_error():
-    data, model = digits(40), TwoLayerReLU(64, 10)
+    data = digits(40)
+    model = TwoLayerReLU(64, 10)
     first, later = (net for _, net in flow(model, data, [0, 20]))
     list(_falling([(0, first), (20, later)], first))
     with pytest.raises(FloatingPointError, match="rose.*t=21"):
@@ -491,7 +493,9 @@ def test_plain_descent_of_a_model_in_float64_on_data_in_float32():
 
 
 def test_method_gd_is_the_loop_anybody_would_write():
-    data, model, lr = digits(40), TwoLayerReLU(64, 10, seed=1), 0.05
+    data = digits(40)
+    model = TwoLayerReLU(64, 10, seed=1)
+    lr = 0.05
     run = gradient_flow(model, data, [0, 10 * lr], "gd", lr=lr)
     descent = torch.optim.SGD(model.parameters(), lr)
     for _ in range(10):
@@ -505,7 +509,8 @@ def test_method_gd_is_the_loop_anybody_would_write():
 
 
 def test_run_is_in_the_order_of_the_data_and_rebuilds_its_network():
-    data, seed = digits(60), torch.random.get_rng_state()
+    data = digits(60)
+    seed = torch.random.get_rng_state()
     args = dict(name="two_layer_relu", d=64, width=20, std=0.1, seed=3)
     model = build(**args)
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -21,7 +21,9 @@ def test_closed_form_and_solver_agree(rho, m_n0, m_c0):
 
 @pytest.mark.parametrize("k", [0.5, 1.0, 3.0])
 def test_solver_against_runge_kutta(k, rho=0.2, m_n0=-1.0, m_c0=1.0):
-    C, m, n = m_c0 + k * m_n0, m_n0, 4000
+    C = m_c0 + k * m_n0
+    m = m_n0
+    n = 4000
 
     def f(m):
         return rho * math.exp(-m) - k * (1 - rho) * math.exp(-C) * math.exp(k * m)

@@ -16,7 +16,8 @@ from memnb.explorer.sessions import NOISE_KINDS, SESSIONS, Session, defaults, nu
 from memnb.explorer.views import VIEWS, View, tile_rows
 
 EACH = pytest.mark.parametrize("kind", SESSIONS)
-NAME, TABS = "memnb explorer", list(VIEWS)
+NAME = "memnb explorer"
+TABS = list(VIEWS)
 
 
 def until(condition, seconds=180):
@@ -71,9 +72,9 @@ def small(e):
 
 def done(e):
     e.join(180)
-    assert not e.job.thread.is_alive() and e.transport.status.value.startswith("done: "), (
-        e.transport.status.value
-    )
+    status = e.transport.status.value
+    assert not e.job.thread.is_alive(), status
+    assert status.startswith("done: "), status
     return e
 
 
@@ -167,7 +168,8 @@ def test_a_picture_long_before_the_end(make):
 
 
 def test_what_is_left_shrinks_to_nothing(make, monkeypatch):
-    left, real = [], Explorer._moment
+    left = []
+    real = Explorer._moment
     monkeypatch.setattr(
         Explorer, "_moment", lambda self, job: (left.append(job.left()), real(self, job))
     )
@@ -180,7 +182,10 @@ def test_what_is_left_shrinks_to_nothing(make, monkeypatch):
 
 @pytest.mark.parametrize("moment, waits", [(0.0, 0.02), (0.015, 0.005), (0.5, 0.0)])
 def test_a_pace_is_kept_by_waiting_for_what_a_moment_leaves(moment, waits):
-    now, asked, made, ended = [0.0], [], [None] * 100, []
+    now = [0.0]
+    asked = []
+    made = [None] * 100
+    ended = []
 
     def look(_):
         now[0] += moment
@@ -219,7 +224,8 @@ def test_unknown_preset_is_refused_at_once(jobs):
 
 @EACH
 def test_controls_have_the_kinds_ranges(kind):
-    p, w = Panel(kind), SESSIONS[kind]
+    p = Panel(kind)
+    w = SESSIONS[kind]
     assert p.values() == defaults(kind)
     assert (p.rho.min, p.rho.max) == w.rho[:2]
     assert 10**p.lr.min == pytest.approx(w.lr[0])
@@ -229,7 +235,8 @@ def test_controls_have_the_kinds_ranges(kind):
     assert list(p.noise.options) == NOISE_KINDS
     assert [v for _, v in p.kind.options] == list(SESSIONS)
     for k in ("min", "max"):
-        p.rho.value, p.lr.value = getattr(p.rho, k), 10 ** getattr(p.lr, k)
+        p.rho.value = getattr(p.rho, k)
+        p.lr.value = 10 ** getattr(p.lr, k)
         assert p.values()["rho"] in w.rho
         assert p.values()["lr"] in w.lr
         assert Session(kind, "ci", **p.values())
@@ -243,7 +250,8 @@ def test_learning_rates_have_three_digits(raw, lr):
     p = Panel("layers")
     p.lr.value = raw
     assert p.values()["lr"] == lr
-    assert f"-p lr {lr:g}" in (s := Session("layers", "ci", **p.values())).command
+    s = Session("layers", "ci", **p.values())
+    assert f"-p lr {lr:g}" in s.command
     assert s.p.lr == lr
 
 
@@ -261,7 +269,8 @@ def test_each_control_begins_one_job(kind, make, jobs):
         old = e.job
         e.panel.fields[name].value = value
         assert len(jobs) == changed + 1, name
-        assert e.job is not old and old.stopped.is_set(), name
+        assert e.job is not old, name
+        assert old.stopped.is_set(), name
 
     e.job.pace = e.pace = 0
     done(e)
@@ -365,7 +374,9 @@ def test_another_kind_begins_with_the_default_seed(make):
 
 def test_another_kind_begins_one_job_also_while_a_moment_is_shown(make, jobs, monkeypatch):
     e = going(make("layers", pace=4, watched=True))
-    enter, job, count = e.panel.enter, e.job, len(jobs)
+    enter = e.panel.enter
+    job = e.job
+    count = len(jobs)
 
     def slow():
         t = threading.Thread(target=lambda: e._follow(job, "a moment"))
@@ -382,7 +393,9 @@ def test_another_kind_begins_one_job_also_while_a_moment_is_shown(make, jobs, mo
 
 def test_a_change_while_a_moment_is_shown_is_heard(make, jobs, monkeypatch):
     e = going(make("layers", pace=4, watched=True), 10)
-    follow, moved, count = e.transport.follow, [], len(jobs)
+    follow = e.transport.follow
+    moved = []
+    count = len(jobs)
 
     def slow(session):
         if not moved:
@@ -433,7 +446,8 @@ def test_pause_and_play(make, jobs):
 
 def test_paused_while_a_moment_is_shown_it_says_so(make, monkeypatch):
     e = going(make("sums", pace=4, watched=True), 10)
-    draw, pausing = e.stage.draw, []
+    draw = e.stage.draw
+    pausing = []
 
     def slow(*how):
         if not pausing:
@@ -455,7 +469,8 @@ def test_paused_while_a_moment_is_shown_it_says_so(make, monkeypatch):
 
 def test_paused_while_a_training_begins_it_says_so_and_waits(make, monkeypatch):
     e = stop(make("sums", pace=60))
-    start, pausing = explorers.Job.start, []
+    start = explorers.Job.start
+    pausing = []
 
     def slow(job):
         t = threading.Thread(target=e.hold)
@@ -593,13 +608,10 @@ def test_each_tab_says_where_one_looks_or_that_it_does_not_belong(kind, make):
         assert visible(e.stage.charts[name]) == there
         assert e.stage.open_view == name
         assert not visible(e.stage.beside[name])
-        assert e.stage.notes[name].value == (
-            "Click on an example to see its history."
-            if name == "Examples"
-            else ""
-            if there
-            else view.message
-        )
+        note = "" if there else view.message
+        if name == "Examples":
+            note = "Click on an example to see its history."
+        assert e.stage.notes[name].value == note
     assert e.transport.status.value == done_status(e.session)
 
 
@@ -649,7 +661,8 @@ def test_a_tab_opened_while_it_trains(make):
 
 
 def test_a_tab_opened_before_anything_was_recorded(make, monkeypatch):
-    gate, real = threading.Event(), Session
+    gate = threading.Event()
+    real = Session
     monkeypatch.setattr(explorers, "Session", lambda *a, **k: gate.wait(20) and real(*a, **k))
     e = make("sums")
     for name in TABS:
@@ -759,7 +772,8 @@ def test_a_picked_example_shows_its_history(make):
     e = done(make("sums"))
     tab(e, "Examples")
     assert not visible(e.stage.detail)
-    a, b = tile_rows(e.session)[2], tile_rows(e.session)[5]
+    a = tile_rows(e.session)[2]
+    b = tile_rows(e.session)[5]
     select(e, a)
     assert e.stage.picked == a
     assert visible(e.stage.detail)
@@ -791,11 +805,14 @@ def test_a_click_beside_the_examples(make):
     chart = e.stage.charts["Examples"]
     for value in BESIDE:
         chart._vl_selections = {"pick": dict(value=value, store=[])}
-        assert e.stage.picked is None and not visible(e.stage.detail), value
-    select(e, row := tile_rows(e.session)[0])
+        assert e.stage.picked is None, value
+        assert not visible(e.stage.detail), value
+    row = tile_rows(e.session)[0]
+    select(e, row)
     for value in BESIDE:
         chart._vl_selections = {"pick": dict(value=value, store=[])}
-        assert e.stage.picked == row and visible(e.stage.detail), value
+        assert e.stage.picked == row, value
+        assert visible(e.stage.detail), value
 
 
 def test_a_picked_example_of_data_that_are_no_more(make):
@@ -964,7 +981,8 @@ def test_close_after_many_changes(make):
 
 
 def test_close_in_between_two_that_go_on(make):
-    a, b = going(make("sums", pace=4)), going(make("sums", pace=4))
+    a = going(make("sums", pace=4))
+    b = going(make("sums", pace=4))
     a.close()
     assert b.job.thread.is_alive()
     assert not a.job.thread.is_alive()
@@ -1001,7 +1019,8 @@ def test_a_closed_one_may_be_explored_again():
 
 
 def test_stages_of_two_explorers_are_their_own():
-    a, b = Stage(), Stage()
+    a = Stage()
+    b = Stage()
     assert not {id(c) for s in (a.charts, a.beside, a.notes) for c in s.values()} & {
         id(c) for s in (b.charts, b.beside, b.notes) for c in s.values()
     }

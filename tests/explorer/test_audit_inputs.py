@@ -21,12 +21,13 @@ import pytest
 import torch
 from cells import prepared, run
 from PIL import Image
+from states import same
 
 from memnb.audit.suspicion import audit
 from memnb.datasets.label_noise import NOISE, corrupt
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.datasets.sources import DATASETS
-from memnb.explorer import audit_inputs as review
+from memnb.explorer import audit_inputs
 from memnb.explorer.audit_gallery import (
     Browser,
     gallery,
@@ -73,11 +74,13 @@ DEFAULTS = dict(
     store="",
 )
 PRESETS = {
-    preset: values | review._NAMED[preset] for preset, values in audit_parameters.presets.items()
+    preset: values | audit_inputs._NAMED[preset]
+    for preset, values in audit_parameters.presets.items()
 }
 WORDS = np.array(["cat, grey", "ant", 'bee "b"'])
 RNG = np.random.default_rng(0)
-X, Y = RNG.integers(0, 256, (20, 8, 8), dtype=np.uint8), np.arange(20) % 2
+X = RNG.integers(0, 256, (20, 8, 8), dtype=np.uint8)
+Y = np.arange(20) % 2
 FLOATS = RNG.normal(3, 5, (20, 6, 5, 3)).astype(np.float32)
 
 
@@ -108,11 +111,6 @@ def trained(p: Params, data: NoisyDataset) -> tuple[Run | torch.nn.Module, torch
 
 def network(p: Params, data: NoisyDataset) -> tuple[torch.nn.Module, dict]:
     return audit_network(p, data, p.seed)
-
-
-def same(a, b):
-    "Whether two state dicts are equal bit by bit."
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture(autouse=True)
@@ -163,7 +161,8 @@ def clusters(folder: Path, n=200, m=60, shape=(8, 8), wrong=30) -> tuple[Path, n
     """A file of three words for three clear classes, some of them wrong, and the right words of the
     training examples.
     """
-    g, y = np.random.default_rng(1), np.arange(n + m) % 3
+    g = np.random.default_rng(1)
+    y = np.arange(n + m) % 3
     x = (
         (128 + 60 * g.normal(size=(3, *shape))[y] + 25 * g.normal(size=(n + m, *shape)))
         .clip(0, 255)
@@ -368,7 +367,8 @@ def test_a_file_without_training_data_says_what_it_lacks(npz, there, lacks):
 
 @pytest.mark.parametrize("name", ["x_train", "y_train", "x_test", "y_test", "clean_train"])
 def test_nothing_in_a_file_is_unpickled(npz, tmp_path, name):
-    trap, arrays = tmp_path / "trap", dict(x_train=X, y_train=Y, x_test=X, y_test=Y, clean_train=Y)
+    trap = tmp_path / "trap"
+    arrays = dict(x_train=X, y_train=Y, x_test=X, y_test=Y, clean_train=Y)
     path = npz(**arrays | {name: np.array([Trap(trap)] + [0] * 19, object)})
     with pytest.raises(
         ValueError,
@@ -377,7 +377,7 @@ def test_nothing_in_a_file_is_unpickled(npz, tmp_path, name):
         whole(path)
     assert not sprung(trap)
     with np.load(path, allow_pickle=True) as z:
-        z[name]
+        _ = z[name]
     assert sprung(trap)
 
 
@@ -406,7 +406,8 @@ def test_a_flipped_byte_is_noticed(npz):
 
 
 def test_damage_in_a_compressed_file_is_noticed(tmp_path):
-    np.savez_compressed(path := tmp_path / "own.npz", x_train=X, y_train=Y)
+    path = tmp_path / "own.npz"
+    np.savez_compressed(path, x_train=X, y_train=Y)
     b = bytearray(path.read_bytes())
     b[80] ^= 255
     path.write_bytes(b)
@@ -649,10 +650,8 @@ SCALED = {
 @pytest.mark.parametrize("shape", [(8, 8), (6, 5, 3), (6, 5, 1)], ids=str)
 def test_bytes_are_scaled_as_by_hand(npz, scale, shape):
     g = np.random.default_rng(2)
-    x, t = (
-        g.integers(10, 200, (20, *shape), dtype=np.uint8),
-        g.integers(0, 256, (9, *shape), dtype=np.uint8),
-    )
+    x = g.integers(10, 200, (20, *shape), dtype=np.uint8)
+    t = g.integers(0, 256, (9, *shape), dtype=np.uint8)
     data, held, *_ = audit_data(
         P(data=npz(x_train=x, y_train=Y, x_test=t, y_test=Y[:9]), scale=scale)
     )
@@ -680,7 +679,8 @@ def test_bytes_are_scaled_as_by_hand(npz, scale, shape):
 )
 def test_other_numbers_are_scaled_by_the_range_of_training(npz, x):
     data, held, *_ = audit_data(P(data=npz(x_train=x, y_train=Y, x_test=2 * x, y_test=Y)))
-    low, high = float(x.min()), float(x.max())
+    low = float(x.min())
+    high = float(x.max())
     for part, v in ((data, x), (held, 2 * x)):
         np.testing.assert_allclose(
             part.x.numpy(), (v.transpose(0, 3, 1, 2).astype(float) - low) / (high - low), atol=1e-5
@@ -767,9 +767,10 @@ def small(seed=0, **options):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_weights_go_round(tmp_path, zipped):
+    path = tmp_path / "my weights.pt"
     torch.save(
         small(1).state_dict(),
-        path := tmp_path / "my weights.pt",
+        path,
         _use_new_zipfile_serialization=zipped,
     )
     net = small(2)
@@ -780,9 +781,8 @@ def test_weights_go_round(tmp_path, zipped):
 
 
 def test_statistics_of_batches_go_round(tmp_path):
-    net = network(
-        P(model="resnet9"), data := NoisyDataset(torch.rand(8, 3, 8, 8), torch.arange(8) % 2)
-    )[0]
+    data = NoisyDataset(torch.rand(8, 3, 8, 8), torch.arange(8) % 2)
+    net = network(P(model="resnet9"), data)[0]
     net(data.x)
     torch.save(net.state_dict(), tmp_path / "w.pt")
     other = load_weights(network(P(model="resnet9", seed=1), data)[0], tmp_path / "w.pt")
@@ -800,7 +800,9 @@ HINT = 'save its weights alone: torch.save(model.state_dict(), "weights.pt")'
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickled_module_is_refused_and_its_code_not_run(tmp_path, zipped):
-    net, trap, path = small(), tmp_path / "trap", tmp_path / "whole.pt"
+    net = small()
+    trap = tmp_path / "trap"
+    path = tmp_path / "whole.pt"
     net.trap = Trap(trap)
     torch.save(net, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(
@@ -822,13 +824,16 @@ def test_a_pickled_module_is_refused_and_its_code_not_run(tmp_path, zipped):
 )
 @pytest.mark.parametrize("torchs", [True, False])
 def test_other_pickles_are_refused_and_their_code_not_run(tmp_path, wrap, torchs):
-    trap, path = tmp_path / "trap", tmp_path / "w.pt"
-    torch.save(wrap(Trap(trap)), path) if torchs else path.write_bytes(
-        pickle.dumps(wrap(Trap(trap)))
-    )
+    trap = tmp_path / "trap"
+    path = tmp_path / "w.pt"
+    if torchs:
+        torch.save(wrap(Trap(trap)), path)
+    else:
+        path.write_bytes(pickle.dumps(wrap(Trap(trap))))
     before = small(4)
     with pytest.raises(ValueError, match="holds more than weights"):
-        load_weights(net := small(4), path)
+        net = small(4)
+        load_weights(net, path)
     assert not sprung(trap)
     assert same(net.state_dict(), before.state_dict())
 
@@ -839,7 +844,8 @@ def test_other_pickles_are_refused_and_their_code_not_run(tmp_path, wrap, torchs
     ids=["tensor", "list", "number"],
 )
 def test_what_is_no_state_dict_is_refused(tmp_path, held, kind):
-    torch.save(held, path := tmp_path / "w.pt")
+    path = tmp_path / "w.pt"
+    torch.save(held, path)
     with pytest.raises(
         ValueError,
         match=f"^{re.escape(str(path))} holds a {kind} that is no state dict"
@@ -850,7 +856,8 @@ def test_what_is_no_state_dict_is_refused(tmp_path, held, kind):
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.9, 0.99])
 def test_truncated_weights_are_refused(tmp_path, share):
-    torch.save(small().state_dict(), path := tmp_path / "w.pt")
+    path = tmp_path / "w.pt"
+    torch.save(small().state_dict(), path)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))} is not a whole file of weights"):
         load_weights(small(), path)
@@ -868,7 +875,8 @@ def strange(path: Path, kind: str):
 
 @pytest.mark.parametrize("kind", ["half", "text", "numbers for names"])
 def test_whatever_else_is_refused_by_name(tmp_path, kind):
-    strange(path := tmp_path / "w.pt", kind)
+    path = tmp_path / "w.pt"
+    strange(path, kind)
     with pytest.raises(ValueError, match=re.escape(str(path))):
         load_weights(small(widths=(100, 100)), path)
 
@@ -885,7 +893,8 @@ def test_whatever_else_is_refused_by_name(tmp_path, kind):
     ids=["width", "classes", "nothing", "wrapped", "cnn"],
 )
 def test_weights_of_another_network_are_refused(tmp_path, state, says):
-    torch.save(state, path := tmp_path / "w.pt")
+    path = tmp_path / "w.pt"
+    torch.save(state, path)
     with pytest.raises(
         ValueError, match=f"(?s)^{re.escape(str(path))} does not fit Sequential: .*{says}"
     ):
@@ -907,7 +916,8 @@ def own(tmp_path):
 
 def test_a_run_is_kept_and_found_again(own, tmp_path, monkeypatch, capsys):
     how = dict(data=own, epochs=3, store=tmp_path / "runs")
-    data = audit_data(p := P(**how))[0]
+    p = P(**how)
+    data = audit_data(p)[0]
     run, net = trained(p, data)
     assert isinstance(run, Run)
     assert not net.training
@@ -943,9 +953,11 @@ def test_a_run_is_kept_and_found_again(own, tmp_path, monkeypatch, capsys):
 
 def test_without_a_store_nothing_is_written(own, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    data = audit_data(p := P(data=own, epochs=2))[0]
+    p = P(data=own, epochs=2)
+    data = audit_data(p)[0]
     there = sorted(tmp_path.rglob("*"))
-    (a, net), (b, other) = trained(p, data), trained(p, data)
+    a, net = trained(p, data)
+    b, other = trained(p, data)
     assert torch.equal(a.margin, b.margin)
     assert same(net.state_dict(), other.state_dict())
     assert sorted(tmp_path.rglob("*")) == there
@@ -975,7 +987,8 @@ def test_a_network_of_torchvision_is_kept_and_found_again(model, tmp_path, monke
 
 
 def test_results_know_what_was_in_the_files(own, tmp_path):
-    torch.save(small().state_dict(), weights := tmp_path / "w.pt")
+    weights = tmp_path / "w.pt"
+    torch.save(small().state_dict(), weights)
     p = P(data=own, weights=weights)
     audit_data(p)
     assert set(p.files) == {own.name, "w.pt"}
@@ -987,7 +1000,8 @@ def test_results_know_what_was_in_the_files(own, tmp_path):
 
 
 def test_given_weights_are_audited_as_they_are(own, tmp_path, no_training):
-    data = audit_data(p := P(data=own, weights=tmp_path / "w.pt", store=tmp_path / "runs"))[0]
+    p = P(data=own, weights=tmp_path / "w.pt", store=tmp_path / "runs")
+    data = audit_data(p)[0]
     torch.save(network(P(seed=9), data)[0].state_dict(), tmp_path / "w.pt")
     subject, net = trained(p, data)
     assert subject is net
@@ -1027,14 +1041,15 @@ SAYS = r"expected: 1 runs, about (\d+) s, (\d+) MB of memory, (\d+) MB of disk"
     ],
 )
 def test_the_remedies_take_three_trainings_more(given, seconds, monkeypatch):
-    monkeypatch.setattr(review, "costs", lambda net, data, test, batch: (0.5, 2.0))
+    monkeypatch.setattr(audit_inputs, "costs", lambda net, data, test, batch: (0.5, 2.0))
     data = NoisyDataset(torch.rand(150, 1, 10, 10), torch.arange(150) % 3)
     call = training(P(**dict(epochs=30) | given), data)
     assert audit_seconds(call) == pytest.approx(seconds)
 
 
 def test_what_to_expect_is_measured(own):
-    data = audit_data(p := P(data=own, epochs=2))[0]
+    p = P(data=own, epochs=2)
+    data = audit_data(p)[0]
     before = torch.get_rng_state()
     words = expect(p, partial(training, p, data), audit_seconds, seed=[0])
     seconds, memory, disk = map(int, re.match(SAYS, words).groups())
@@ -1122,27 +1137,27 @@ def drawn(data, rows):
 
 
 def test_captions_say_what_was_given_and_what_is_suggested():
-    found = pl.DataFrame(dict(row=[4, 0, 2], label=[1, 2, 0], suggested=[0, 2, 1]))
-    assert [r["caption"] for r in shown(gallery(found, data_of(), ["a", "b b", "c"]))] == [
+    suspects = pl.DataFrame(dict(row=[4, 0, 2], label=[1, 2, 0], suggested=[0, 2, 1]))
+    assert [r["caption"] for r in shown(gallery(suspects, data_of(), ["a", "b b", "c"]))] == [
         "b b → a",
         "c",
         "a → b b",
     ]
-    assert [r["caption"] for r in shown(gallery(found, data_of()))] == ["1 → 0", "2", "0 → 1"]
+    assert [r["caption"] for r in shown(gallery(suspects, data_of()))] == ["1 → 0", "2", "0 → 1"]
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (1, 4, 5), (3, 5, 4)], ids=str)
 def test_pictures_stand_in_the_order_of_the_rows(shape):
-    found, data = table().sort("rank").head(7), data_of(shape=shape)
-    chart = gallery(found, data, title="Look", columns=3)
-    alone = [shown(gallery(found[i : i + 1], data))[0]["url"] for i in range(7)]
+    suspects = table().sort("rank").head(7)
+    data = data_of(shape=shape)
+    chart = gallery(suspects, data, title="Look", columns=3)
+    alone = [shown(gallery(suspects[i : i + 1], data))[0]["url"] for i in range(7)]
     assert [r["url"] for r in shown(chart)] == alone
     assert len(set(alone)) == 7
     assert [(r["row"], r["column"]) for r in shown(chart)] == [(i // 3, i % 3) for i in range(7)]
     assert chart.to_dict()["title"] == "Look"
-    assert decoded(shown(chart)[0]).shape == (
-        shape if len(shape) == 2 else shape[1:] if shape[0] == 1 else (*shape[1:], 3)
-    )
+    channels = (3,) if len(shape) == 3 and shape[0] > 1 else ()
+    assert decoded(shown(chart)[0]).shape == (*shape[-2:], *channels)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (1, 4, 4), (3, 4, 4)], ids=str)
@@ -1182,12 +1197,13 @@ def test_inputs_that_are_no_pictures_are_not_drawn(shape):
 
 
 def test_the_list_is_ranked_and_has_names():
-    found = table().sample(fraction=1, shuffle=True, seed=3)
-    names, named = ["a", 7, "c, d"], ranked(found, ["a", 7, "c, d"])
+    suspects = table().sample(fraction=1, shuffle=True, seed=3)
+    names = ["a", 7, "c, d"]
+    named = ranked(suspects, ["a", 7, "c, d"])
     assert named["rank"].to_list() == list(range(1, 51))
-    assert named.columns == found.columns
+    assert named.columns == suspects.columns
     assert named["suspicion"].is_sorted(descending=True)
-    before = found.sort("rank")
+    before = suspects.sort("rank")
     for c in ("label", "suggested", "velpic", "masc", "cosine"):
         assert named[c].dtype == pl.String
         assert named[c].to_list() == [str(names[k]) for k in before[c]]
@@ -1202,10 +1218,11 @@ def test_the_list_is_ranked_and_has_names():
 @pytest.mark.parametrize("points", [1, 7, 60])
 @pytest.mark.parametrize("n", [1, 13, 50, 200])
 def test_precision_is_that_of_a_plain_loop(n, points):
-    found, rows = table(n) if n > 1 else table(2).head(1).with_columns(final_loss=pl.lit(1.0)), []
+    suspects = table(n) if n > 1 else table(2).head(1).with_columns(final_loss=pl.lit(1.0))
+    rows = []
     for score in ("suspicion", "final_loss"):
         order = sorted(
-            found.iter_rows(named=True),
+            suspects.iter_rows(named=True),
             key=lambda r: -math.inf if r[score] is None else r[score],
             reverse=True,
         )
@@ -1214,7 +1231,7 @@ def test_precision_is_that_of_a_plain_loop(n, points):
                 continue
             hits = sum(r["noisy"] for r in order[:k])
             rows.append((score, k, hits / k, hits / max(1, sum(r["noisy"] for r in order))))
-    got = precision(found, ("suspicion", "final_loss"), points)
+    got = precision(suspects, ("suspicion", "final_loss"), points)
     assert got.columns == ["score", "k", "precision", "recall"]
     assert got.rows() == rows
     assert got["k"].max() == n
@@ -1233,9 +1250,9 @@ def test_precision_needs_the_truth():
 @pytest.mark.parametrize(
     "found", [table().drop("noisy"), table().with_columns(noisy=None)], ids=["no column", "null"]
 )
-def test_the_chart_of_precision_needs_the_truth(found):
+def test_the_chart_of_precision_needs_the_truth(suspects):
     with pytest.raises(ValueError, match="nobody knows"):
-        precision_chart(found)
+        precision_chart(suspects)
 
 
 def curve_of(chart, *columns) -> pl.DataFrame:
@@ -1245,18 +1262,20 @@ def curve_of(chart, *columns) -> pl.DataFrame:
 
 @pytest.mark.parametrize("n", [13, 50])
 def test_the_chart_of_precision_holds_the_numbers(n):
-    found = table(n)
-    chart = precision_chart(found)
-    got, d, wrong = curve_of(chart, "k", "precision"), chart.to_dict(), int(found["noisy"].sum())
-    expected = precision(found, ("suspicion", "loss", "final_loss")).drop("recall")
+    suspects = table(n)
+    chart = precision_chart(suspects)
+    got = curve_of(chart, "k", "precision")
+    d = chart.to_dict()
+    wrong = int(suspects["noisy"].sum())
+    expected = precision(suspects, ("suspicion", "loss", "final_loss")).drop("recall")
     assert (
         got.select("score", "k", "precision").sort("score", "k").equals(expected.sort("score", "k"))
     )
-    ranks = sorted(zip(found["rank"], found["noisy"], strict=True))
+    ranks = sorted(zip(suspects["rank"], suspects["noisy"], strict=True))
     share = sum(noisy for _, noisy in ranks[:wrong]) / wrong
     assert d["title"] == f"Of the {wrong} most suspicious labels {share:.1%} are wrong"
     assert f"(of {n}; {wrong} are wrong)" in json.dumps(d)
-    assert curve_of(precision_chart(found, ["loss", "nowhere"]), "k")[
+    assert curve_of(precision_chart(suspects, ["loss", "nowhere"]), "k")[
         "score"
     ].unique().to_list() == ["loss"]
 
@@ -1291,7 +1310,8 @@ TABLE = pl.DataFrame(
 )
 def test_the_chart_of_remedies_holds_the_numbers(frame):
     chart = remedy_chart(frame)
-    got, d = curve_of(chart, "remedy", "accuracy"), chart.to_dict()
+    got = curve_of(chart, "remedy", "accuracy")
+    d = chart.to_dict()
     for r in frame.iter_rows(named=True):
         mine = got.filter(pl.col("remedy") == r["remedy"])
         estimated, true = (
@@ -1302,14 +1322,16 @@ def test_the_chart_of_remedies_holds_the_numbers(frame):
             (max(0, r["low"]), r["accuracy"], min(1, r["high"]))
         ]
         assert true["accuracy"].to_list() == [v for v in [r.get("test")] if v is not None]
-    y, x = d["layer"][0]["encoding"]["y"], d["layer"][0]["encoding"]["x"]
+    y = d["layer"][0]["encoding"]["y"]
+    x = d["layer"][0]["encoding"]["x"]
     assert y["scale"]["domain"] == [max(0, got["low"].min() - 0.05), 1]
     assert x["sort"] == frame["remedy"].to_list()
     assert d["title"] == "What each remedy would give"
 
 
 def test_the_point_of_a_remedy_is_at_its_estimate():
-    remedy_chart(TABLE.filter(remedy="z")).save(out := io.StringIO(), format="svg")
+    out = io.StringIO()
+    remedy_chart(TABLE.filter(remedy="z")).save(out, format="svg")
     points = re.findall(
         r'aria-roledescription="point"[^>]*|[^<]*aria-roledescription="point"', out.getvalue()
     )
@@ -1395,14 +1417,16 @@ def test_each_control_filters_and_draws_anew(browser):
 @pytest.mark.parametrize("label", [None, 1])
 @pytest.mark.parametrize("suggested", [None, 2])
 def test_controls_work_together(browser, label, suggested):
-    browser.label.value, browser.suggested.value = label, suggested
+    browser.label.value = label
+    browser.suggested.value = suggested
     for start, sure in ((1, 0), (60, 1.0), (180, 2.5)):
         browser.start.value, browser.sure.value = start, sure
         agree(browser)
 
 
 def test_where_nothing_is_like_that_it_says_so_and_comes_back(browser):
-    browser.start.value, browser.sure.value = 200, browser.sure.max
+    browser.start.value = 200
+    browser.sure.value = browser.sure.max
     assert not len(browser.shown())
     assert browser.status.value == "no example is like that"
     assert shown(browser.picture.spec) == []
@@ -1448,9 +1472,9 @@ def play(keep_theme):
     "Its cells one after the other, with these parameters."
 
     def go(**given):
-        room = {}
-        exec(CELLS[0], room)
-        assert set(given) <= set(room)
+        names = {}
+        exec(CELLS[0], names)
+        assert set(given) <= set(names)
         return run([*CELLS[:1], "\n".join(f"{k} = {v!r}" for k, v in given.items()), *CELLS[1:]])[0]
 
     return go
@@ -1470,18 +1494,18 @@ def test_given_weights_without_a_test_set_are_audited_but_not_judged(
             tmp_path / "half.npz", x_train=z["x_train"], y_train=z["y_train"], names=z["names"]
         )
     torch.save(network(P(), whole(tmp_path / "half.npz"))[0].state_dict(), tmp_path / "w.pt")
-    room = play(
+    names = play(
         data=str(tmp_path / "half.npz"), weights=str(tmp_path / "w.pt"), out=str(tmp_path / "out")
     )
-    assert room["held_out"] is room["mended"] is room["table"] is room["helps"] is None
-    assert len(room["found"]) == 40
-    assert room["subject"] is room["net"]
+    assert names["held_out"] is names["mended"] is names["table"] is names["helps"] is None
+    assert len(names["found"]) == 40
+    assert names["subject"] is names["net"]
     assert (
         "no examples are held out (x_test, y_test), so no gain can be estimated"
         in capsys.readouterr().out
     )
-    assert {"suspects.csv", "audit.png"} <= {f.name for f in room["folder"].iterdir()}
-    assert not (room["folder"] / "audit_remedies.png").exists()
+    assert {"suspects.csv", "audit.png"} <= {f.name for f in names["folder"].iterdir()}
+    assert not (names["folder"] / "audit_remedies.png").exists()
 
 
 def test_true_labels_in_a_file_give_the_chart_of_precision(play, own, weights):
@@ -1489,18 +1513,19 @@ def test_true_labels_in_a_file_give_the_chart_of_precision(play, own, weights):
         arrays = dict(z)
     assert play(data=str(own), weights=str(weights))["known"] is False
     np.savez(own, **arrays, clean_train=np.roll(arrays["y_train"], 1))
-    room = play(data=str(own), weights=str(weights))
-    assert room["known"] is True
-    assert int(room["found"]["noisy"].sum()) == int(
+    names = play(data=str(own), weights=str(weights))
+    assert names["known"] is True
+    assert int(names["found"]["noisy"].sum()) == int(
         (arrays["y_train"] != np.roll(arrays["y_train"], 1)).sum()
     )
-    assert curve_of(room["curve"], "k", "precision")["k"].max() == 40
+    assert curve_of(names["curve"], "k", "precision")["k"].max() == 40
 
 
 def test_weights_of_another_network_fail_before_any_work_and_say_so(
     play, own, tmp_path, no_training
 ):
-    torch.save(small().state_dict(), path := tmp_path / "other.pt")
+    path = tmp_path / "other.pt"
+    torch.save(small().state_dict(), path)
     with pytest.raises(
         ValueError,
         match=f"(?s)^{re.escape(str(path))} does not fit Sequential: "
@@ -1540,7 +1565,8 @@ def test_another_file_of_the_same_name_gives_other_results(play, own, weights, t
 
 def late(play, monkeypatch, **given) -> bool:
     "Whether it fails after a network was trained."
-    done, plain = [], trainer._loop
+    done = []
+    plain = trainer._loop
 
     def counted(*a):
         yield from plain(*a)
@@ -1590,43 +1616,46 @@ def command(folder: Path, **given) -> tuple[dict, list]:
     return run(prepared(["nbs/audit.ipynb", "out.ipynb", *words], folder))
 
 
+AUDIT_FILES = {
+    *("audit.png", "audit.svg", "audit_remedies.png", "audit_remedies.svg"),
+    *("frame.parquet", "params.json", "manifest.json", "suspects.csv"),
+}
+
+
+def ranks_every_example(suspects: pl.DataFrame, given: np.ndarray):
+    "The most suspicious first, each with its given label and a class as the suggestion."
+    rows = suspects["row"].to_list()
+    assert suspects["rank"].to_list() == list(range(1, len(given) + 1))
+    assert sorted(rows) == list(range(len(given)))
+    assert suspects["suspicion"].is_sorted(descending=True)
+    assert suspects["label"].to_list() == given[rows].tolist()
+    assert set(suspects["suggested"]) <= set(WORDS.tolist())
+
+
 def test_a_users_own_network_on_a_users_own_pictures(tmp_path, monkeypatch, keep_theme, capsys):
     own, truth = clusters(tmp_path)
     own.rename(tmp_path / "own.npz")
-    _, net = trained(p := P(data=tmp_path / "own.npz", epochs=8), audit_data(p)[0])
+    p = P(data=tmp_path / "own.npz", epochs=8)
+    _, net = trained(p, audit_data(p)[0])
     torch.save(net.state_dict(), tmp_path / "my.pt")
     with np.load(tmp_path / "own.npz") as z:
         given = z["y_train"]
     monkeypatch.chdir(tmp_path)
 
-    room, seen = command(tmp_path, data="own.npz", model="mlp", weights="my.pt", out="results")
+    names, seen = command(tmp_path, data="own.npz", model="mlp", weights="my.pt", out="results")
 
     (folder,) = (tmp_path / "results/audit").iterdir()
-    assert {f.name for f in folder.iterdir()} - {"repaired.pt"} == {
-        "audit.png",
-        "audit.svg",
-        "audit_remedies.png",
-        "audit_remedies.svg",
-        "frame.parquet",
-        "params.json",
-        "manifest.json",
-        "suspects.csv",
-    }
+    assert {f.name for f in folder.iterdir()} - {"repaired.pt"} == AUDIT_FILES
     assert not (tmp_path / "results/runs").exists()
 
     suspects = pl.read_csv(folder / "suspects.csv")
     frame = pl.read_parquet(folder / "frame.parquet")
-    rows = suspects["row"].to_list()
-    assert suspects["rank"].to_list() == list(range(1, 201))
-    assert sorted(rows) == list(range(200))
-    assert suspects["suspicion"].is_sorted(descending=True)
-    assert suspects["label"].to_list() == given[rows].tolist()
-    assert set(suspects["suggested"]) <= set(WORDS.tolist())
+    ranks_every_example(suspects, given)
     assert frame["label"].dtype == pl.Int64
     audited = audit(net, audit_data(p)[0])
     assert frame.select("row", "suspicion").equals(audited.select("row", "suspicion"))
 
-    first = rows[:30]
+    first = suspects["row"].to_list()[:30]
     assert (given != truth)[first].mean() > 0.8
     assert (suspects["suggested"].to_numpy()[:30] == truth[first]).mean() > 0.8
 
@@ -1637,8 +1666,8 @@ def test_a_users_own_network_on_a_users_own_pictures(tmp_path, monkeypatch, keep
     assert record["remedies"]
 
     assert [v for v in seen if isinstance(v, alt.TopLevelMixin)] == [
-        room["suspects"],
-        room["helps"],
+        names["suspects"],
+        names["helps"],
     ]
     assert "The true labels are not known." in capsys.readouterr().out
 

@@ -70,7 +70,8 @@ def whole():
 
 @EACH
 def test_defaults_are_among_what_is_allowed(kind):
-    w, d = SESSIONS[kind], defaults(kind)
+    w = SESSIONS[kind]
+    d = defaults(kind)
     assert set(d) == {"rho", "width", "lr", "dataset", "noise", "seed"}
     assert d["seed"] == 0
     assert w.rho[0] <= d["rho"] <= w.rho[1]
@@ -199,7 +200,8 @@ def test_what_is_not_iterated_does_not_train(kind):
     going = iter(s)
     for _ in range(3):
         next(going)
-    before, frame = s.run(), s.run().frame()
+    before = s.run()
+    frame = s.run().frame()
     for _ in range(3):
         assert s.seen == 3
         assert s.run().frame().equals(frame)
@@ -256,7 +258,8 @@ def test_the_same_again_bit_for_bit(kind):
     "k, v", [("rho", 0.35), ("lr", 0.011), ("noise", "pair"), ("seed", 1), ("width", 12)]
 )
 def test_every_value_matters(kind, k, v, whole):
-    s, other = whole[kind], small(kind, **{k: v})
+    s = whole[kind]
+    other = small(kind, **{k: v})
     first(3, other)
     assert other.values[k] == v != s.values[k]
     assert not torch.equal(other.run().loss[2], s.run().loss[2])
@@ -265,7 +268,8 @@ def test_every_value_matters(kind, k, v, whole):
 @pytest.mark.parametrize("operation", SESSIONS["sums"].dataset)
 def test_operations(operation):
     s = ended(small("sums", dataset=operation))
-    a, b = s.data.index // 13, s.data.index % 13
+    a = s.data.index // 13
+    b = s.data.index % 13
     assert torch.equal(
         s.data.clean, dict(add=(a + b) % 13, sub=(a - b) % 13, mul=a * b % 13)[operation]
     )
@@ -277,8 +281,10 @@ def test_operations(operation):
 
 @EACH
 def test_numbers_are_those_of_the_frame(kind, whole):
-    s, run = whole[kind], whole[kind].run()
-    f, last = run.frame(), run.prediction[-1]
+    s = whole[kind]
+    run = whole[kind].run()
+    f = run.frame()
+    last = run.prediction[-1]
 
     def at(group, target):
         return f.filter(group=group, target=target).sort("time")["accuracy"][-1]
@@ -321,8 +327,10 @@ def test_numbers_follow_the_training(kind):
 
 @EACH
 def test_curves(kind, whole):
-    s, f = whole[kind], curves_of(whole[kind])
-    own, frame = f.filter(pl.col("accuracy").is_not_null()), s.run().frame()
+    s = whole[kind]
+    f = curves_of(whole[kind])
+    own = f.filter(pl.col("accuracy").is_not_null())
+    frame = s.run().frame()
     assert own.select(frame.columns).equals(frame)
     assert {
         "epoch",
@@ -335,13 +343,14 @@ def test_curves(kind, whole):
     assert sorted(f["epoch"].unique()) == pytest.approx(s.epochs, rel=1e-12)
     assert ("radial_weighted" in f.columns) == (kind == "two layers")
     if kind == "two layers":
+        # clean, noisy, net
         assert (
             f.filter(pl.col("radial_weighted").is_not_null())
             .group_by("group")
             .len()["len"]
             .to_list()
             == [len(s)] * 3
-        )  # clean, noisy, net
+        )
 
 
 def test_epochs_of_flow_are_whole():
@@ -370,7 +379,8 @@ def parsed(command):
 
 @EACH
 def test_command_holds_what_is_explored(kind):
-    v, s = OTHER[kind], Session(kind, "ci", **OTHER[kind])
+    v = OTHER[kind]
+    s = Session(kind, "ci", **OTHER[kind])
     notebook, given = parsed(s.command)
     assert notebook == f"nbs/{s.kind.notebook}.ipynb"
     assert (ROOT / notebook).is_file()
@@ -418,7 +428,8 @@ def test_more_digits_than_the_sliders_have(k, v):
 
 
 def test_a_path_with_a_space(tmp_path):
-    path, y = tmp_path / "my data.npz", np.arange(2000) % 10
+    path = tmp_path / "my data.npz"
+    y = np.arange(2000) % 10
     np.savez(
         path,
         x_train=np.random.default_rng(0).random((2000, 4, 4)),
@@ -503,13 +514,10 @@ def test_parameters_are_the_notebooks_own(kind):
         for c in nbformat.read(ROOT / "nbs" / f"{SESSIONS[kind].notebook}.ipynb", 4).cells
         if "parameters" in c.metadata.get("tags", [])
     ]
-    declared, given = (
-        {n.target.id: ast.literal_eval(n.value) for n in ast.parse(cell.source).body},
-        SESSIONS[kind].translate(defaults(kind)),
-    )
-    known = sessions._DEFAULTS[SESSIONS[kind].notebook] | dict(
-        model=declared.get("model")
-    )  # None there: the preset's, an MLP
+    declared = {n.target.id: ast.literal_eval(n.value) for n in ast.parse(cell.source).body}
+    given = SESSIONS[kind].translate(defaults(kind))
+    # None there: the preset's, an MLP
+    known = sessions._DEFAULTS[SESSIONS[kind].notebook] | dict(model=declared.get("model"))
     if kind != "layers":
         del known["model"]
     assert set(given) | set(known) | {"preset"} == set(declared)

@@ -2,14 +2,13 @@
 what was recorded.
 """
 
-import io
 import re
 from functools import cache
 
 import polars as pl
 import pytest
 import torch
-from PIL import Image
+from chart_pictures import picture
 
 from memnb.explorer.sessions import SESSIONS, Session, curves_of, numbers
 from memnb.explorer.views import (
@@ -112,28 +111,20 @@ def title(chart):
     return t if isinstance(t, str) else t["text"]
 
 
+def layers_of(chart: dict) -> list[dict]:
+    "It and every layer in it."
+    return [chart, *(inner for layer in chart.get("layer", []) for inner in layers_of(layer))]
+
+
 def panes(chart):
     "Title of a panel -> its points, those of all curves."
     d = spec(chart)
     out = {}
     for c in d["concat"]:
-        names = [
-            v["name"]
-            for v in [
-                c,
-                *c.get("layer", []),
-                *(inner for layer in c.get("layer", []) for inner in layer.get("layer", [])),
-            ]
-            for v in [v.get("data", {})]
-            if "name" in v
-        ]
+        data = [layer.get("data", {}) for layer in layers_of(c)]
+        names = [v["name"] for v in data if "name" in v]
         out[c["title"]] = [r for n in names for r in d["datasets"][n]]
     return out
-
-
-def picture(chart):
-    chart.save(out := io.BytesIO(), format="png")
-    return Image.open(io.BytesIO(out.getvalue())).convert("RGB")
 
 
 # --- each of them
@@ -167,7 +158,8 @@ def test_every_view_is_a_picture(kind, name, stage, stages):
 @pytest.mark.parametrize("kind, name", THERE)
 def test_every_recorded_epoch_can_be_looked_at_and_looking_changes_nothing(kind, name, stages):
     s = stages[kind]["middle"]
-    frame, seen = s.run().frame(), s.seen
+    frame = s.run().frame()
+    seen = s.seen
 
     a, b, _ = (VIEWS[name].draw(s, at).to_dict() for at in (0, 0, seen // 2))
 
@@ -216,11 +208,11 @@ def test_there_is_room_for_the_whole_training(kind, draw, stage, stages):
     for name, points in panes(chart_of(draw, s, s.seen - 1)).items():
         if "toy" in name:
             continue
-        room = [r["epoch"] for r in points if set(r) == {"epoch"}]
-        assert min(room) == pytest.approx(least)
-        assert max(room) == pytest.approx(s.epochs[-1])
+        epochs = [r["epoch"] for r in points if set(r) == {"epoch"}]
+        assert min(epochs) == pytest.approx(least)
+        assert max(epochs) == pytest.approx(s.epochs[-1])
         assert s.epochs[s.seen - 1] == pytest.approx(
-            sorted(room)[-2] if stage != "whole" else max(room)
+            sorted(epochs)[-2] if stage != "whole" else max(epochs)
         )
 
 
@@ -360,13 +352,14 @@ def test_one_tile_a_noisy_example(kind, stage, stages):
 def test_answers_by_a_plain_loop(kind, at, stages):
     s = stages[kind]["whole"]
     answers = []
-    guess, chart = s.run().prediction[at].tolist(), draw_examples(s, at)
+    guess = s.run().prediction[at].tolist()
+    chart = draw_examples(s, at)
     for t in tiles(chart):
         i = t["row"]
-        y, c = int(s.data.y[i]), int(s.data.clean[i])
-        assert t["answer"] == (
-            "the given label" if guess[i] == y else "the true label" if guess[i] == c else "another"
-        )
+        y = int(s.data.y[i])
+        c = int(s.data.clean[i])
+        answer = "the true label" if guess[i] == c else "another"
+        assert t["answer"] == ("the given label" if guess[i] == y else answer)
         assert not t["picked"]
         assert t["caption"].endswith(f"→ {y}")
         assert s.data.x.ndim == 2 or t["caption"] == f"{c} → {y}"
@@ -379,10 +372,12 @@ def test_answers_by_a_plain_loop(kind, at, stages):
 
 @EACH
 def test_answers_are_the_networks_own(kind, stages):
-    s, at = stages[kind]["whole"], 30
+    s = stages[kind]["whole"]
+    at = 30
     with torch.no_grad():
         out = s.run().at(s.run().time[at].item())(s.data.x)
-    guess, agree = (out[:, 0] > 0).long() if out.shape[1] == 1 else out.argmax(1), []
+    guess = (out[:, 0] > 0).long() if out.shape[1] == 1 else out.argmax(1)
+    agree = []
     for t in tiles(draw_examples(s, at)):
         agree.append(
             (t["answer"] == "the given label") == bool(guess[t["row"]] == s.data.y[t["row"]])
@@ -504,7 +499,8 @@ def test_history_is_the_runs_row(kind, stage, stages):
                 (pytest.approx(s.epochs[k]), pytest.approx(float(values[k, row]))) for k in keep
             ]
         labels = {r["label"]: r["y"] for r in p["Its prediction"] if "label" in r}
-        y, c = int(run.y[row]), int(run.clean[row])
+        y = int(run.y[row])
+        c = int(run.clean[row])
         assert labels == {f"given label {y}": y, f"true label {c}": c}
         assert f"example {row}:" in title(chart)
         assert f"→ {y}" in title(chart)
@@ -524,7 +520,8 @@ def drawn_probes(chart):
 def test_probes_are_those_of_the_network_then(kind, at, stages):
     s = stages[kind]["whole"]
     at = at % len(s)
-    net, group = s.run().at(s.run().time[at].item()), "noisy" if s.test is None else "test"
+    net = s.run().at(s.run().time[at].item())
+    group = "noisy" if s.test is None else "test"
     want = {
         (r["layer"], r["probe"]): r["accuracy"]
         for r in probe_model(net, s.data, s.test, groups=(group,))
@@ -538,10 +535,8 @@ def test_probes_are_those_of_the_network_then(kind, at, stages):
     assert head.startswith(f"Epoch {s.epochs[at]:,.0f}: accuracy on")
     assert ("test" in head) == (s.test is not None)
     assert ("true labels" in head) == (s.test is None)
-    model, now = (
-        want["output", "model"],
-        s.run().frame().filter(group=group, target="true").sort("time")["accuracy"][at],
-    )
+    model = want["output", "model"]
+    now = s.run().frame().filter(group=group, target="true").sort("time")["accuracy"][at]
     assert model == pytest.approx(now, abs=0.03)  # a logit near 0, in low precision
 
 
@@ -556,7 +551,8 @@ def test_probes_move_with_training(stages):
 def test_spectra_are_those_of_the_network_then(operation):
     s = whole(small("sums", dataset=operation))
     for at in (0, 1, 20, len(s) - 1):
-        view, chart = look(s.run().at(s.run().time[at].item()), operation), draw_spectra(s, at)
+        view = look(s.run().at(s.run().time[at].item()), operation)
+        chart = draw_spectra(s, at)
         want = {
             (r["neuron"], str(r["frequency"])): r["power"]
             for r in neuron_spectra(view).iter_rows(named=True)

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from chart_pictures import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -105,11 +106,6 @@ def test_saved_as_svg_and_png(tmp_path):
     for text in ("left", "right", "Both", "half", "clean", "early"):
         assert text in svg
     assert COLORS["clean"].lower() in svg.lower()
-
-
-def png(chart):
-    chart.save(out := io.BytesIO(), format="png")
-    return Image.open(io.BytesIO(out.getvalue())).convert("RGB")
 
 
 def rows(chart):
@@ -219,7 +215,7 @@ def test_heat_labels_at_most_a_dozen_columns():
 
 
 def test_heat_in_colour():
-    seen = {"#%02X%02X%02X" % c for _, c in png(hot()).getcolors(1 << 20)}
+    seen = {"#%02X%02X%02X" % c for _, c in picture(hot()).getcolors(1 << 20)}
     assert {COLORS["clean"], COLORS["noisy"]} <= seen
 
 
@@ -239,7 +235,9 @@ def test_pictures_as_png(shape):
         [1.0, 5, 0.1, 100]
     ).view(-1, *[1] * len(shape))
     for v, url in zip(x.view(4, -1, 5, 7), urls(pictures(x, list("abcd"), "t")), strict=True):
-        got, lo, hi = decoded(url), v.min().item(), v.max().item()
+        got = decoded(url)
+        lo = v.min().item()
+        hi = v.max().item()
         expected = ((v.double() - lo) / (hi - lo) * 255).movedim(0, 2).numpy()
         assert got.shape == ((5, 7) if len(v) == 1 else (5, 7, 3))
         assert got.dtype == np.uint8
@@ -292,7 +290,7 @@ CHARTS = {
 @pytest.mark.parametrize("name", CHARTS)
 def test_everything_becomes_a_picture(name):
     use_theme()
-    image = png(CHARTS[name]())
+    image = picture(CHARTS[name]())
     assert min(image.size) > 20
     assert name == "no pictures" or len(image.getcolors(1 << 22)) > 3
 

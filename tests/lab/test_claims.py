@@ -98,7 +98,8 @@ def test_one_rate_is_not_enough_for_a_claim_over_all():
 
 
 def test_what_was_not_run_has_the_columns_of_what_was():
-    judged, absent = judge("fig", [claim(above=0)], frame(1.0)), not_run("fig", claim(above=0), 0.2)
+    judged = judge("fig", [claim(above=0)], frame(1.0))
+    absent = not_run("fig", claim(above=0), 0.2)
     assert pl.concat([judged, absent])["verdict"].to_list() == ["holds", "not run"]
 
 

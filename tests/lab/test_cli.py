@@ -26,9 +26,8 @@ def say(*words, code=0) -> str:
     "What the command says; it ended with `code`, and with no traceback."
     with warnings.catch_warnings():
         done = CliRunner().invoke(command.main, [str(w) for w in words])
-    assert done.exit_code == code and (
-        done.exception is None or isinstance(done.exception, SystemExit)
-    ), (done.output, done.exception)
+    assert done.exit_code == code, (done.output, done.exception)
+    assert isinstance(done.exception, SystemExit | None), (done.output, done.exception)
     assert "Traceback" not in done.output
     assert "Error: " in done.output or code == 0 or words[0] == "sweep"
     return done.output
@@ -138,7 +137,8 @@ def test_run_in_the_shell(tiny, tmp_path):
 
 
 def test_run_that_finds_damage(tiny, tmp_path, count):
-    root, folder = tmp_path / "root", make_task(tiny).folder(tmp_path / "root")
+    root = tmp_path / "root"
+    folder = make_task(tiny).folder(tmp_path / "root")
     say("run", tiny, "--root", root)
     (folder / "frame.parquet").write_bytes(b"x")
     text = say("run", tiny, "--root", root)
@@ -168,22 +168,10 @@ def test_run_that_left_half_a_frame(tiny, tmp_path, monkeypatch):
     ],
 )
 def test_refused_parameters(tiny, tmp_path, name, given, says):
-    text = say(
-        name,
-        tiny,
-        "-p",
-        *given,
-        *(
-            ["-g", "rho", "0.1"]
-            if name == "sweep" and given[0] != "rho"
-            else ["-g", "name", "a"]
-            if name == "sweep"
-            else []
-        ),
-        "--root",
-        tmp_path / "root",
-        code=1,
-    )
+    axis = []
+    if name == "sweep":
+        axis = ["-g", "name", "a"] if given[0] == "rho" else ["-g", "rho", "0.1"]
+    text = say(name, tiny, "-p", *given, *axis, "--root", tmp_path / "root", code=1)
     assert f"Error: {says}" in text
     assert not (tmp_path / "root").exists()
 
@@ -286,10 +274,8 @@ def test_results(swept):
 )
 @pytest.mark.parametrize("suffix, read", [("csv", pl.read_csv), ("parquet", pl.read_parquet)])
 def test_output(swept, tmp_path, where, n, suffix, read):
-    out, pairs = (
-        tmp_path / f"a b.{suffix}",
-        [w for i in range(0, len(where), 2) for w in ("--where", *where[i : i + 2])],
-    )
+    out = tmp_path / f"a b.{suffix}"
+    pairs = [w for i in range(0, len(where), 2) for w in ("--where", *where[i : i + 2])]
     assert (
         say("results", "tiny", "--root", swept, *pairs, "--output", out) == f"{n} rows in {out}\n"
     )

@@ -8,6 +8,7 @@ import altair as alt
 import polars as pl
 import pytest
 import torch
+from paper_experiments import RELU_PARAMETERS
 
 from memnb.datasets import corrupt, load
 from memnb.lab import experiments
@@ -18,30 +19,9 @@ from memnb.papers.relu import check_majority, relu_parameters
 from memnb.runs.identity import Unknown
 from memnb.trainer import fit
 
-GOOD = dict(
-    rho=0.2,
-    rhos="",
-    noise="flip",
-    dataset=None,
-    n=None,
-    width=None,
-    lr=None,
-    std=0.0316,
-    epochs=None,
-    early=None,
-    window=None,
-    clean_epochs=0,
-    seed=None,
-    seeds="0",
-    noise_seed=0,
-    preset="ci",
-    out="",
-    store="",
-)
-
 
 def parameters(**given):
-    return relu_parameters("test", **(GOOD | given))
+    return relu_parameters("test", **(RELU_PARAMETERS | given))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +251,7 @@ def test_a_disk_that_is_too_small(tmp_path, monkeypatch):
 )
 def test_what_later_cells_need_is_asked_for_at_once(given, says):
     with pytest.raises((ValueError, OSError), match=says):
-        parameters(**GOOD | given)
+        parameters(**RELU_PARAMETERS | given)
 
 
 def test_a_rate_without_a_majority_is_met_before_the_first_training():

@@ -145,7 +145,8 @@ def test_plan_and_dry_run(tiny, tmp_path, count, capsys):
 
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_one_that_fails_stops_no_other(tiny, tmp_path, count, monkeypatch, jobs):
-    root, seen = tmp_path / "root", []
+    root = tmp_path / "root"
+    seen = []
     table = sweep(tiny, dict(seed="12:15"), root, jobs=jobs, watch=seen.append)
     assert table.select("seed", "state", "error").rows() == [
         (12, "done", ""),
@@ -200,10 +201,13 @@ def test_a_full_disk_is_told_and_tried_again(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("how", ["missing", b"", b"{"])
 def test_a_failure_whose_record_is_damaged_is_run_again(tiny, tmp_path, count, how):
-    root, axes = tmp_path / "root", dict(seed="12:14")
+    root = tmp_path / "root"
+    axes = dict(seed="12:14")
     before = sweep(tiny, axes, root)
     f = failed(make_task(tiny, dict(seed=13)).folder(root)) / "task.json"
-    f.unlink() if how == "missing" else f.write_bytes(how)
+    f.unlink()
+    if how != "missing":
+        f.write_bytes(how)
     with pytest.warns(
         UserWarning, match="tiny seed=13: its result is damaged: .*task.json.*; it is run again"
     ):
@@ -215,9 +219,11 @@ def test_a_failure_whose_record_is_damaged_is_run_again(tiny, tmp_path, count, h
 @pytest.mark.parametrize("how", ["bit", "half", "missing"])
 @pytest.mark.parametrize("file", ["frame.parquet", "task.json", "tiny.ipynb", "manifest.json"])
 def test_what_a_sweep_calls_done_is_what_results_reads(tiny, tmp_path, count, file, how):
-    root, axes = tmp_path / "root", dict(seed="0:2")
+    root = tmp_path / "root"
+    axes = dict(seed="0:2")
     sweep(tiny, axes, root)
-    whole, place = values(tiny, root), root / "tiny" / count[0].key / file
+    whole = values(tiny, root)
+    place = root / "tiny" / count[0].key / file
     held = bytearray(place.read_bytes())
     held[len(held) // 2] ^= 4
     if how == "missing":
@@ -253,11 +259,9 @@ def test_extras_that_are_not_installed(tiny, tmp_path, monkeypatch, given, modul
 
 def test_two_sweeps_at_once(tiny, tmp_path, events):
     "Both are amid the same task before it may end."
-    root, call = (
-        tmp_path / "root",
-        sweep_of(
-            tiny, tmp_path / "root", axes=dict(rho=[0.3], seed=[0]), fixed=dict(name=str(events))
-        ),
+    root = tmp_path / "root"
+    call = sweep_of(
+        tiny, tmp_path / "root", axes=dict(rho=[0.3], seed=[0]), fixed=dict(name=str(events))
     )
     both = [begun(call) for _ in range(2)]
     assert happens(lambda: len(list(events.glob("begun*"))) == 2)
@@ -268,12 +272,41 @@ def test_two_sweeps_at_once(tiny, tmp_path, events):
     assert none_left(root)
 
 
+def begin_and_kill(call: str, root: Path, event):
+    "A process that is killed when `event` comes true."
+    process = begun(call)
+    assert happens(event)
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+    assert none_left(root)
+
+
+def kill_a_worker(events: Path, killed: list):
+    "Kill the next process that works on the task of rate 0.1 and seed 1; append it to `killed`."
+
+    def next_ones():
+        return [f for f in events.glob("begun-0.1-1-*") if f not in killed]
+
+    assert happens(next_ones)
+    killed.append(next_ones()[0])
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(int(killed[-1].name.split("-")[-1]), signal.SIGKILL)
+
+
+def forget_what_began(events: Path):
+    for f in events.glob("begun*"):
+        f.unlink()
+
+
 def test_killed_at_any_moment(tiny, tmp_path, events, monkeypatch):
     """The sweep as a task is made ready, as two work, and as a result comes in; then a worker
     twice. What is left is done by the next.
     """
-    root, fixed = tmp_path / "root", dict(name=str(events))
-    axes, points = dict(rho=[0.1, 0.3], seed=[0, 1]), [(r, s) for r in (0.1, 0.3) for s in (0, 1)]
+    root = tmp_path / "root"
+    fixed = dict(name=str(events))
+    axes = dict(rho=[0.1, 0.3], seed=[0, 1])
+    points = [(r, s) for r in (0.1, 0.3) for s in (0, 1)]
 
     def done():
         return [f for f in root.glob("tiny/*/task.json") if not f.parent.name.startswith(".")]
@@ -283,32 +316,23 @@ def test_killed_at_any_moment(tiny, tmp_path, events, monkeypatch):
         (lambda: len(list(events.glob("begun*"))) >= 2, []),
         (done, points[:1]),
     ):
-        for f in events.glob("begun*"):
-            f.unlink()
+        forget_what_began(events)
         for point in let:
             go(events, *point)
-        process = begun(sweep_of(tiny, root, axes=axes, jobs=2, fixed=fixed))
-        assert happens(event)
-        assert process.poll() is None
-        process.kill()
-        process.wait()
-        assert none_left(root)
+        begin_and_kill(sweep_of(tiny, root, axes=axes, jobs=2, fixed=fixed), root, event)
     assert len(done()) == 1
     monkeypatch.setattr(tasks, "_RUN", QUICK)
     killed = []
 
     def kill():
         for _ in range(2):  # of the same task, which is tried three times
-            assert happens(lambda: [f for f in events.glob("begun-0.1-1-*") if f not in killed])
-            killed.append(next(f for f in events.glob("begun-0.1-1-*") if f not in killed))
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(killed[-1].name.split("-")[-1]), signal.SIGKILL)
+            kill_a_worker(events, killed)
         for point in points:
             go(events, *point)
 
-    for f in events.glob("begun*"):
-        f.unlink()
-    (thread := threading.Thread(target=kill, daemon=True)).start()
+    forget_what_began(events)
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
     assert sweep(tiny, axes, root, fixed, jobs=2)["state"].to_list() == ["done"] * 4
     thread.join()
     assert len(killed) == 2
@@ -321,7 +345,8 @@ def test_killed_at_any_moment(tiny, tmp_path, events, monkeypatch):
 
 
 def test_ctrl_c(tiny, tmp_path, events):
-    root, done = tmp_path / "root", make_task(tiny, dict(name=str(events), rho=0.1, seed=0))
+    root = tmp_path / "root"
+    done = make_task(tiny, dict(name=str(events), rho=0.1, seed=0))
     go(events, 0.1, 0)
     words = [
         "sweep",
@@ -374,7 +399,8 @@ def test_slurm_on_this_machine(tiny, tmp_path):
 
 def test_dask_with_a_worker_killed(tiny, tmp_path, events):
     distributed = pytest.importorskip("distributed")
-    root, killed = tmp_path / "root", []
+    root = tmp_path / "root"
+    killed = []
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
     ) as cluster:
@@ -385,7 +411,8 @@ def test_dask_with_a_worker_killed(tiny, tmp_path, events):
             os.kill(killed[0], signal.SIGKILL)
             (events / "go").touch()
 
-        (thread := threading.Thread(target=kill, daemon=True)).start()
+        thread = threading.Thread(target=kill, daemon=True)
+        thread.start()
         table = sweep(
             tiny,
             dict(seed=[0, 1]),

@@ -184,7 +184,8 @@ def ran(tmp_path_factory):
         "-my nb 漢.ipynb",
         work=WORK.replace("value=", "text=[name], value="),
     )
-    task, before = make_task(nb, dict(rho=0.3, seed=2, name=" ".join(NAMES))), tree(base)
+    task = make_task(nb, dict(rho=0.3, seed=2, name=" ".join(NAMES)))
+    before = tree(base)
     folder = execute(task, base / "my root ü", threads=1)
     assert {k: v for k, v in tree(base).items() if not k.startswith("my root ü")} == before
     return task, base / "my root ü", folder
@@ -235,7 +236,8 @@ def test_no_process_is_left(ran):
 
 
 def test_one_that_raises(tmp_path, tiny, monkeypatch):
-    task, root = make_task(tiny, dict(seed=13)), tmp_path / "root"
+    task = make_task(tiny, dict(seed=13))
+    root = tmp_path / "root"
     with pytest.raises(Failed, match="ValueError: seed 13 is unlucky"):
         execute(task, root, threads=1)
     folder = failed(task.folder(root))
@@ -253,7 +255,8 @@ def test_one_that_raises(tmp_path, tiny, monkeypatch):
 
 def test_too_long(tmp_path, tiny, monkeypatch):
     monkeypatch.setattr(tasks, "_RUN", "import time; time.sleep(600)")
-    task, root = make_task(tiny), tmp_path / "root"
+    task = make_task(tiny)
+    root = tmp_path / "root"
     with pytest.raises(Failed, match="took longer than 0.2 s"):
         execute(task, root, timeout=0.2)
     assert none_left(root)
@@ -274,11 +277,9 @@ from pathlib import Path
 while True:
     Path(out, "a").mkdir(parents=True, exist_ok=True)
     time.sleep(0.01)"""
-    task, root, wait = (
-        make_task(notebook(tmp_path / "nb", work=work)),
-        tmp_path / "root",
-        subprocess.Popen.wait,
-    )
+    task = make_task(notebook(tmp_path / "nb", work=work))
+    root = tmp_path / "root"
+    wait = subprocess.Popen.wait
 
     def until_it_writes(process, timeout=None):
         if timeout is None:
@@ -304,7 +305,8 @@ def test_one_that_is_killed_is_tried_again(tmp_path):
     """First the process that runs the notebook, then its kernel, as a machine kills them that runs
     out of memory.
     """
-    work, root = WORK.replace("folder =", KILLS + "folder =", 1), tmp_path / "root"
+    work = WORK.replace("folder =", KILLS + "folder =", 1)
+    root = tmp_path / "root"
     folder = execute(
         make_task(notebook(tmp_path / "nb", work=work), dict(name=str(tmp_path))), root, threads=1
     )
@@ -325,7 +327,8 @@ def test_one_that_is_killed_is_tried_again(tmp_path):
     ],
 )
 def test_killed_each_time(tmp_path, tiny, monkeypatch, program, says):
-    tried, real = [], tasks._run
+    tried = []
+    real = tasks._run
 
     def run(*args):
         tried.append(args)
@@ -333,7 +336,8 @@ def test_killed_each_time(tmp_path, tiny, monkeypatch, program, says):
 
     monkeypatch.setattr(tasks, "_RUN", program)
     monkeypatch.setattr(tasks, "_run", run)
-    task, root = make_task(tiny), tmp_path / "root"
+    task = make_task(tiny)
+    root = tmp_path / "root"
     with pytest.raises(Failed, match=says):
         execute(task, root, threads=1)
     assert len(tried) == 3
@@ -348,7 +352,8 @@ def test_a_full_disk(tmp_path, tiny, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    run, root = quick(), tmp_path / "root"
+    run = quick()
+    root = tmp_path / "root"
 
     def run_and_fill(*a):
         run(*a)
@@ -372,7 +377,8 @@ def test_half_a_frame_of_one_that_failed(tmp_path, tiny, monkeypatch, error):
         return error
 
     monkeypatch.setattr(tasks, "_run", run)
-    task, root = make_task(tiny), tmp_path / "root"
+    task = make_task(tiny)
+    root = tmp_path / "root"
     with pytest.raises(Failed, match=error):
         execute(task, root)
     assert os.listdir(root / "tiny") == [f"{task.key}.failed"]
@@ -382,7 +388,9 @@ def test_half_a_frame_of_one_that_failed(tmp_path, tiny, monkeypatch, error):
 @pytest.mark.parametrize("name", NAMES)
 def test_texts_are_unchanged_and_stay_inside(tmp_path, tiny, monkeypatch, name):
     monkeypatch.setattr(tasks, "_run", quick())
-    task, root, before = make_task(tiny, dict(name=name)), tmp_path / "root", tree(tmp_path)
+    task = make_task(tiny, dict(name=name))
+    root = tmp_path / "root"
+    before = tree(tmp_path)
     frame = pl.read_parquet(execute(task, root) / "frame.parquet")
     assert frame["name"].to_list() == [name]
     assert {k: v for k, v in tree(tmp_path).items() if not k.startswith("root")} == before
@@ -392,7 +400,8 @@ def test_texts_are_unchanged_and_stay_inside(tmp_path, tiny, monkeypatch, name):
 def test_names_with_signs_of_patterns(tmp_path, monkeypatch, stem):
     count = []
     monkeypatch.setattr(tasks, "_run", quick(count=count))
-    task, root = make_task(notebook(tmp_path / "nb", f"{stem}.ipynb")), tmp_path / "root"
+    task = make_task(notebook(tmp_path / "nb", f"{stem}.ipynb"))
+    root = tmp_path / "root"
     for _ in range(2):
         execute(task, root)
     assert len(count) == 1
@@ -412,12 +421,15 @@ def test_a_path_with_braces(tmp_path):
 )
 def test_damaged_results(tmp_path, tiny, monkeypatch, file, how):
     monkeypatch.setattr(tasks, "_run", quick())
-    task, root = make_task(tiny), tmp_path / "root"
-    whole = tree(folder := execute(task, root))
+    task = make_task(tiny)
+    root = tmp_path / "root"
+    folder = execute(task, root)
+    whole = tree(folder)
     f = folder / file
-    f.unlink() if how == "missing" else f.write_bytes(
-        f.read_bytes()[: len(f.read_bytes()) // 2] if how == "half" else how
-    )
+    content = f.read_bytes()
+    f.unlink()
+    if how != "missing":
+        f.write_bytes(content[: len(content) // 2] if how == "half" else how)
     with pytest.warns(UserWarning, match="damaged.*run again"):
         assert execute(task, root) == folder
     assert tree(folder)["frame.parquet"] == whole["frame.parquet"]
@@ -427,7 +439,8 @@ def test_damaged_results(tmp_path, tiny, monkeypatch, file, how):
 
 
 def test_of_two_the_first_stays(tmp_path, tiny, monkeypatch):
-    task, root = make_task(tiny), tmp_path / "root"
+    task = make_task(tiny)
+    root = tmp_path / "root"
 
     def slow(*a):
         monkeypatch.setattr(tasks, "_run", quick())
@@ -440,7 +453,8 @@ def test_of_two_the_first_stays(tmp_path, tiny, monkeypatch):
 
 
 def test_of_two_that_fail_one_stays(tmp_path, tiny, monkeypatch):
-    task, root = make_task(tiny), tmp_path / "root"
+    task = make_task(tiny)
+    root = tmp_path / "root"
     monkeypatch.setattr(tasks, "_run", quick(lambda t: "no"))
     for _ in range(2):
         with pytest.raises(Failed, match="no"):
@@ -452,7 +466,8 @@ def test_the_child_ends_with_whoever_began_it(tmp_path, tiny):
     """Killed the moment it has begun a task, when that has not yet asked to be ended with it; and
     once its kernel works.
     """
-    root, (place, name) = tmp_path / "root", waiting(tmp_path)
+    root = tmp_path / "root"
+    place, name = waiting(tmp_path)
     program = (
         "from memnb.lab.tasks import *; "
         f"execute(make_task({str(tiny)!r}, dict(name={name!r})), {str(root)!r}, 1)"

@@ -3,7 +3,6 @@
 They leave the training as it is.
 """
 
-import os
 from functools import cache, partial
 
 import pytest
@@ -11,6 +10,8 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interruptions import Killed, breaks
+from states import same, state
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import SGD
@@ -23,7 +24,8 @@ from memnb.models.networks import build
 from memnb.trainer import training as trainer
 from memnb.trainer.steps import order
 
-fit, train = partial(trainer.fit, device="cpu"), partial(trainer.train, device="cpu")
+fit = partial(trainer.fit, device="cpu")
+train = partial(trainer.train, device="cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +34,8 @@ def seeded():
 
 
 def points(n=40, k=3, d=6, rho=0.3, dtype=torch.float64) -> NoisyDataset:
-    g, y = torch.Generator().manual_seed(0), torch.arange(n) % k
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(n) % k
     return corrupt(
         NoisyDataset(
             (torch.randn(n, d, generator=g) + 2 * F.one_hot(y, d)).to(dtype), y, y, n_classes=k
@@ -71,18 +74,14 @@ class Own(nn.Module):
 
     def __init__(self, d=6, k=3, bias=True):
         super().__init__()
-        self.scale, self.encoder, self.twice, self.decoder = (
-            nn.Parameter(torch.ones(k)),
-            nn.Linear(8, 8),
-            nn.Linear(8, 8),
-            nn.Linear(8, 8, bias),
-        )
-        self.first, self.never, self.out, self.decoder.weight = (
-            nn.Linear(d, 8),
-            nn.Linear(2, 2),
-            nn.Linear(8, k),
-            self.encoder.weight,
-        )
+        self.scale = nn.Parameter(torch.ones(k))
+        self.encoder = nn.Linear(8, 8)
+        self.twice = nn.Linear(8, 8)
+        self.decoder = nn.Linear(8, 8, bias)
+        self.first = nn.Linear(d, 8)
+        self.never = nn.Linear(2, 2)
+        self.out = nn.Linear(8, k)
+        self.decoder.weight = self.encoder.weight
 
     def forward(self, x):
         h = self.first(x.flatten(1)).relu()
@@ -100,16 +99,16 @@ def small() -> nn.Sequential:
 def blocks(n=12) -> nn.Module:
     "blocks.1 and blocks.11, each of two layers of different size."
     net = nn.Module()
-    net.first, net.blocks = (
-        nn.Linear(6, 4),
-        nn.ModuleList(
-            nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 4, bias=False)) for _ in range(n)
-        ),
+    net.first = nn.Linear(6, 4)
+    net.blocks = nn.ModuleList(
+        nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 4, bias=False)) for _ in range(n)
     )
-    net.out, net.forward = (
-        nn.Linear(4, 3),
-        lambda x: net.out(sum(b(net.first(x)) for b in net.blocks)),
-    )
+    net.out = nn.Linear(4, 3)
+
+    def forward(x):
+        return net.out(sum(b(net.first(x)) for b in net.blocks))
+
+    net.forward = forward
     return net.double()
 
 
@@ -127,14 +126,6 @@ every = pytest.mark.parametrize("make, data", NETS.values(), ids=NETS)
 few = pytest.mark.parametrize(
     "make, data", [NETS[k] for k in ("resnet9", "vit", "own")], ids=["resnet9", "vit", "own"]
 )
-
-
-def state(net) -> dict:
-    return {k: v.detach().clone() for k, v in net.state_dict().items()}
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def gradient(net, data, rows, mean_of=None) -> dict:
@@ -197,7 +188,8 @@ def check(rows, clean, noisy, parts: dict, rel=1e-9, tiny=1e-12):
 
 @every
 def test_norms_and_cosines_against_a_plain_loop(make, data):
-    net, data = make().double().eval(), data()
+    net = make().double().eval()
+    data = data()
     clean, noisy = (gradient(net, data, rows) for rows in (~data.is_noisy, data.is_noisy))
     check(
         account(net.train(), data).to_dicts(),
@@ -209,12 +201,11 @@ def test_norms_and_cosines_against_a_plain_loop(make, data):
 
 @few
 def test_clean_and_noisy_are_the_total(make, data):
-    net, data = make().double().eval(), data()
-    total, own, rows = (
-        gradient(net, data, torch.arange(len(data))),
-        members(net),
-        account(net, data).to_dicts(),
-    )
+    net = make().double().eval()
+    data = data()
+    total = gradient(net, data, torch.arange(len(data)))
+    own = members(net)
+    rows = account(net, data).to_dicts()
     for c, n in zip(rows[::2], rows[1::2], strict=True):
         whole = (
             sum(total[k].square().mean() * total[k].numel() for k in own[c["layer"]])
@@ -232,8 +223,11 @@ def test_clean_and_noisy_are_the_total(make, data):
 )
 def test_any_mask_and_any_batch(mask, batch):
     torch.manual_seed(0)
-    net, data, mask = small(), points(20), torch.tensor(mask)
-    clean, noisy = gradient(net, data, ~mask), gradient(net, data, mask)
+    net = small()
+    data = points(20)
+    mask = torch.tensor(mask)
+    clean = gradient(net, data, ~mask)
+    noisy = gradient(net, data, mask)
     check(
         account(net, data, mask=mask, batch=batch).to_dicts(),
         clean,
@@ -243,7 +237,8 @@ def test_any_mask_and_any_batch(mask, batch):
 
 
 def test_true_labels_need_not_be_known():
-    net, data = small(), points()
+    net = small()
+    data = points()
     unknown = NoisyDataset(data.x, data.y, n_classes=3)
     for mask in (data.is_noisy, data.is_noisy.tolist()):
         assert account(net, unknown, mask=mask).equals(account(net, data))
@@ -274,12 +269,11 @@ def test_one_logit():
 
 
 def test_a_group_is_the_mean_of_its_members():
-    net, data = blocks(), points()
-    clean, noisy, own = (
-        gradient(net, data, ~data.is_noisy),
-        gradient(net, data, data.is_noisy),
-        members(net),
-    )
+    net = blocks()
+    data = points()
+    clean = gradient(net, data, ~data.is_noisy)
+    noisy = gradient(net, data, data.is_noisy)
+    own = members(net)
 
     def within(top):
         return [v for k, v in own.items() if k.startswith(top)]
@@ -295,7 +289,8 @@ def test_a_group_is_the_mean_of_its_members():
 
 
 def test_the_root_is_its_own_parameters_only():
-    net, data = Own().double(), points()
+    net = Own().double()
+    data = points()
     assert account(net, data, ["(root)"])["parameters"].to_list() == [3, 3]
 
 
@@ -317,9 +312,12 @@ def test_a_layer_that_owns_nothing_but_a_tied_weight():
 
 
 def test_frozen_and_unused_parameters_have_no_gradient():
-    net, data = Own().double().eval(), points()
-    net.first.requires_grad_(False), net.out.bias.requires_grad_(False)
-    rows, clean = account(net, data), gradient(net, data, ~data.is_noisy)
+    net = Own().double().eval()
+    data = points()
+    net.first.requires_grad_(False)
+    net.out.bias.requires_grad_(False)
+    rows = account(net, data)
+    clean = gradient(net, data, ~data.is_noisy)
     for layer in ("first", "never"):
         assert rows.filter(layer=layer).select("norm", "cosine").rows() == [(0, None)] * 2
     norm = (clean["out.weight"].square().sum() / 27).sqrt().item()
@@ -339,11 +337,14 @@ def test_a_part_that_is_zero_has_no_cosine(seen):
 
 @few
 def test_the_network_is_left_as_it_is(make, data):
-    net, data = make().double().train(), data()
+    net = make().double().train()
+    data = data()
     next(net.children()).eval()
     first, *_, last = net.parameters()
-    first.requires_grad_(False), setattr(last, "grad", torch.ones_like(last))
-    before, rng = state(net), torch.random.get_rng_state()
+    first.requires_grad_(False)
+    last.grad = torch.ones_like(last)
+    before = state(net)
+    rng = torch.random.get_rng_state()
 
     def switches():
         return [m.training for m in net.modules()] + [p.requires_grad for p in net.parameters()]
@@ -414,7 +415,8 @@ def test_layers_without_parameters(layer):
 
 def accounted(net, data, epochs=2, a=None, **how):
     "A run with its accounting, and the sums at each recorded time."
-    sums, a = [], a or Accounting(data)
+    sums = []
+    a = a or Accounting(data)
 
     def look(s):
         rows = a.rows(s) if a.noisy is None else None
@@ -429,11 +431,9 @@ def accounted(net, data, epochs=2, a=None, **how):
 def plain(net, data, epochs, lr=0.05, batch=16, mask=None, **how) -> list:
     "Sums of the clean and noisy gradients of each epoch's steps: one backward pass for each part."
     net.train()
-    mask, sums, opt = (
-        data.is_noisy if mask is None else mask,
-        [],
-        SGD(net.parameters(), lr, fused=True, **how),
-    )
+    mask = data.is_noisy if mask is None else mask
+    sums = []
+    opt = SGD(net.parameters(), lr, fused=True, **how)
     for epoch in range(epochs):
         whole = [{k: torch.zeros_like(p) for k, p in net.named_parameters()} for _ in range(2)]
         for rows in order(len(data), epoch, 0).split(batch):
@@ -468,16 +468,13 @@ WITHOUT_DROPOUT = {k: v for k, v in NETS.items() if k not in ("own", "vit")} | d
 
 @pytest.mark.parametrize("make, data", WITHOUT_DROPOUT.values(), ids=WITHOUT_DROPOUT)
 def test_sums_of_an_epoch_against_a_plain_loop(make, data):
-    (data, ours), theirs, epochs = (
-        (data(), make().double()),
-        make().double(),
-        1 if data is pictures else 2,
-    )
+    epochs = 1 if data is pictures else 2
+    data = data()
+    ours = make().double()
+    theirs = make().double()
     theirs.load_state_dict(ours.state_dict())
-    (run, _), sums = (
-        accounted(ours, data, epochs, momentum=0.9),
-        plain(theirs, data, epochs, momentum=0.9),
-    )
+    run, _ = accounted(ours, data, epochs, momentum=0.9)
+    sums = plain(theirs, data, epochs, momentum=0.9)
     parts = {k: [v] for k, v in members(ours).items()}
     rows = run.rows.partition_by("time")
     assert run.rows.columns == ["time", "layer", "group", "norm", "cosine", "parameters"]
@@ -496,14 +493,16 @@ def test_sums_of_an_epoch_against_a_plain_loop(make, data):
 )
 def test_training_is_the_same_with_and_without(dtype, tolerance, name):
     make, data = NETS[name]
-    data, net = data(), make()
+    data = data()
+    net = make()
     if dtype == torch.float32:
         data = NoisyDataset(data.x.float(), data.y, data.clean, n_classes=data.n_classes)
     nets = [make().to(dtype) for _ in range(2)]
     for n in nets:
         n.load_state_dict(net.state_dict())
     how = dict(lr=0.02, batch=16, momentum=0.9, seed=3)
-    (a, _), b = accounted(nets[0], data, 1, **how), fit(nets[1], data, 1, **how)
+    a, _ = accounted(nets[0], data, 1, **how)
+    b = fit(nets[1], data, 1, **how)
     torch.testing.assert_close(
         nets[0].state_dict(), nets[1].state_dict(), rtol=tolerance, atol=tolerance
     )
@@ -512,10 +511,11 @@ def test_training_is_the_same_with_and_without(dtype, tolerance, name):
 
 @pytest.mark.parametrize("make, data", [NETS["own"], NETS["resnet9"]], ids=["own", "resnet9"])
 def test_sums_are_the_displacement(make, data):
-    net, data, was = make().double(), data(), []
-    for s in train(
-        net, data, 3, times=[0, 1, 3], lr=0.01, batch=16, backward=(a := Accounting(data)).backward
-    ):
+    net = make().double()
+    data = data()
+    was = []
+    a = Accounting(data)
+    for s in train(net, data, 3, times=[0, 1, 3], lr=0.01, batch=16, backward=a.backward):
         if s.time:
             torch.testing.assert_close(
                 [(w - p) / 0.01 for w, p in zip(was, net.parameters(), strict=True)],
@@ -529,12 +529,11 @@ def test_sums_are_the_displacement(make, data):
 
 
 def test_recorded_times_within_and_across_epochs():
-    data, nets = points(), [small() for _ in range(2)]
+    data = points()
+    nets = [small() for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
-    steps, parts = (
-        accounted(nets[0], data, times=[0, *(i / 3 for i in range(1, 7))])[1],
-        accounted(nets[1], data, times=[0, 1 / 3, 2])[1],
-    )
+    steps = accounted(nets[0], data, times=[0, *(i / 3 for i in range(1, 7))])[1]
+    parts = accounted(nets[1], data, times=[0, 1 / 3, 2])[1]
     for i in range(2):
         torch.testing.assert_close(
             parts[2][i], [sum(v) for v in zip(*(s[i] for s in steps[2:]), strict=True)]
@@ -545,7 +544,8 @@ def test_recorded_times_within_and_across_epochs():
 
 @pytest.mark.parametrize("how", [dict(mask=points().y == 0), dict(layers=["2", "0"])])
 def test_a_mask_and_layers_of_ones_own(how):
-    data, nets = points(), [small() for _ in range(2)]
+    data = points()
+    nets = [small() for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
     run, _ = accounted(nets[0], data, 1, Accounting(data, **how))
     clean, noisy = plain(nets[1], data, 1, mask=how.get("mask"))[0]
@@ -558,7 +558,8 @@ def test_a_mask_and_layers_of_ones_own(how):
 
 
 def test_frozen_parameters_stay():
-    net, data = small(), points()
+    net = small()
+    data = points()
     net[0].requires_grad_(False)
     before = state(net)
     run, _ = accounted(net, data, 1)
@@ -570,39 +571,31 @@ def test_frozen_parameters_stay():
 def test_batches_of_one_group_only():
     data = points(rho=0.1)
     run, sums = accounted(small(), data, 1, batch=1, times=[i / 40 for i in range(41)])
-    rows, noisy = (
-        run.rows.filter(layer="3").partition_by("time")[1:],
-        data.is_noisy[order(40, 0, 0)].tolist(),
-    )
+    rows = run.rows.filter(layer="3").partition_by("time")[1:]
+    noisy = data.is_noisy[order(40, 0, 0)].tolist()
     for r, n in zip(rows, noisy, strict=True):
         assert (r["norm"] > 0).to_list() == [not n, n]
         assert r["cosine"].to_list() == [None, None]
 
 
 def test_clipping_comes_after_it():
-    data, nets = points(), [small() for _ in range(2)]
+    data = points()
+    nets = [small() for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
-    run, other = accounted(nets[0], data, 1, clip=1e-9)[0], accounted(nets[1], data, 1, lr=1e-12)[0]
+    run = accounted(nets[0], data, 1, clip=1e-9)[0]
+    other = accounted(nets[1], data, 1, lr=1e-12)[0]
     assert run.rows["norm"].to_list() == pytest.approx(other.rows["norm"].to_list(), 1e-6)
 
 
 @pytest.mark.parametrize("n", [39, 10])
 def test_other_data_are_refused(n):
-    data, net = points(), small()
-    before, a = state(net), Accounting(data)
+    data = points()
+    net = small()
+    before = state(net)
+    a = Accounting(data)
     with pytest.raises(ValueError, match=f"of 40 examples, the training of {n}"):
         fit(net, data.subset(torch.arange(n)), 1, backward=a.backward, observe=[a.rows])
     assert same(state(net), before)
-
-
-class Killed(Exception):
-    pass
-
-
-def breaks(s):
-    "Ends the training at a step that its surroundings name: no part of the run, like a kill."
-    if os.environ.get("BREAK_AT") == str(s.step):
-        raise Killed
 
 
 def go(net, folder, a):
@@ -624,16 +617,17 @@ def go(net, folder, a):
 @pytest.mark.parametrize("dies", [1, 3, 7, 11])  # three steps an epoch
 @pytest.mark.parametrize("again", [False, True])
 def test_a_journal_goes_on(tmp_path, dies, again):
-    net, other, a = small(), small(), Accounting(points())
-    other.load_state_dict(start := state(net))
+    net = small()
+    other = small()
+    a = Accounting(points())
+    start = state(net)
+    other.load_state_dict(start)
     with pytest.MonkeyPatch.context() as m, pytest.raises(Killed):
         m.setenv("BREAK_AT", str(dies))
         go(net, tmp_path / "journal", a)
     net.load_state_dict(start)
-    run, whole = (
-        go(net, tmp_path / "journal", a if again else Accounting(points())),
-        go(other, None, Accounting(points())),
-    )
+    run = go(net, tmp_path / "journal", a if again else Accounting(points()))
+    whole = go(other, None, Accounting(points()))
     assert run.rows.equals(whole.rows)
     assert same(state(net), state(other))
 
@@ -651,7 +645,8 @@ def test_the_journal_of_another_accounting_is_refused(tmp_path, monkeypatch, oth
 
 
 def test_used_for_a_second_training():
-    data, a = points(), Accounting(points())
+    data = points()
+    a = Accounting(points())
     for net in (small(), small()):
         b = Accounting(data)
         other = small()

@@ -106,9 +106,12 @@ def data():
 @pytest.fixture(scope="module", params=GROUPS, ids=lambda v: v.__name__)
 def case(request):
     "A run of two epochs with accounting, its network, and a skeleton of other weights."
-    make, d = request.param, data()
+    make = request.param
+    d = data()
     torch.manual_seed(1)
-    net, skeleton, ledger = make(), make(), Accounting(d)
+    net = make()
+    skeleton = make()
+    ledger = Accounting(d)
     run = trainer.fit(
         net,
         d,
@@ -156,8 +159,10 @@ def test_accounting(case):
 
 def test_accounting_is_training_as_always(case):
     "In float64: batch normalisation over single pixels makes much of rounding."
-    make, d = case[0], replace(case[1], x=case[1].x.double())
-    ledger, runs = Accounting(d), []
+    make = case[0]
+    d = replace(case[1], x=case[1].x.double())
+    ledger = Accounting(d)
+    runs = []
     for how in ({}, dict(backward=ledger.backward, observe=[ledger.rows])):
         torch.manual_seed(1)
         runs.append(
@@ -215,7 +220,8 @@ def test_rewinding_by_hand(case):
 
 def test_retraining(case):
     make, d, run, net, skeleton = case
-    seen, layers = [], [REWOUND[make][0], REWOUND[make][-1]]
+    seen = []
+    layers = [REWOUND[make][0], REWOUND[make][-1]]
     f = retrain(
         run,
         d,
@@ -236,18 +242,18 @@ def test_retraining(case):
 
 def test_units_and_scores(case):
     make, d, run, net, skeleton = case
-    found = critical_units(net, d, [0, 5, 7, 11], mode="shared", copies=1, check=8, most=10)
-    assert found["index"].to_list() == [100, 105, 107, 111]
-    assert set(found["outcome"]) <= {
+    units = critical_units(net, d, [0, 5, 7, 11], mode="shared", copies=1, check=8, most=10)
+    assert units["index"].to_list() == [100, 105, 107, 111]
+    assert set(units["outcome"]) <= {
         "flipped",
         "kept",
         "misclassified",
     }
-    assert set(found.explode("layer", empty_as_null=True)["layer"].drop_nulls()) <= set(
+    assert set(units.explode("layer", empty_as_null=True)["layer"].drop_nulls()) <= set(
         unit_masks.unit_layers(net, d.x)
     )
     f = mislabel_scores(
-        run, d, net, found, k=5, layers=["input", *[g for g in REWOUND[make] if g != "(root)"]]
+        run, d, net, units, k=5, layers=["input", *[g for g in REWOUND[make] if g != "(root)"]]
     )
     assert len(f) == 30
     assert f["prediction_depth"].is_between(0, 4).all()

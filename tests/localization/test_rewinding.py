@@ -7,6 +7,7 @@ from collections import Counter
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache, partial
+from itertools import product
 from types import MethodType
 
 import polars as pl
@@ -16,6 +17,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
+from states import same, state
 from torch import nn
 from torch.nn import functional as F
 
@@ -54,7 +56,8 @@ class Pair(nn.Module):
 
     def __init__(self, d):
         super().__init__()
-        self.a, self.b = nn.Linear(d, d), nn.Linear(d, d)
+        self.a = nn.Linear(d, d)
+        self.b = nn.Linear(d, d)
 
     def forward(self, x):
         return self.a(x), self.b(x)
@@ -68,14 +71,16 @@ class Own(nn.Module):
 
     def __init__(self, w=12, k=10):
         super().__init__()
-        self.scale, self.first, self.pair = nn.Parameter(torch.ones(k)), nn.Linear(64, w), Pair(w)
-        self.encoder, self.decoder, self.twice = nn.Linear(w, w), nn.Linear(w, w), nn.Linear(w, w)
-        self.norm, self.never, self.out, self.decoder.weight = (
-            nn.BatchNorm1d(w),
-            nn.Linear(2, 2),
-            nn.Linear(w, k),
-            self.encoder.weight,
-        )
+        self.scale = nn.Parameter(torch.ones(k))
+        self.first = nn.Linear(64, w)
+        self.pair = Pair(w)
+        self.encoder = nn.Linear(w, w)
+        self.decoder = nn.Linear(w, w)
+        self.twice = nn.Linear(w, w)
+        self.norm = nn.BatchNorm1d(w)
+        self.never = nn.Linear(2, 2)
+        self.out = nn.Linear(w, k)
+        self.decoder.weight = self.encoder.weight
         self.register_buffer("shift", torch.zeros(k))
 
     def forward(self, x):
@@ -113,29 +118,20 @@ def trained(make, data, config=None, epochs=6, times=(0, 1, 6), **how) -> Run:
     return fit(make(), data, epochs, config=config, **how)
 
 
+QUICK = dict(  # how some networks are trained
+    resnet18=dict(epochs=2, times=(0, 1, 2), lr=0.02), vit=dict(optimizer="adam", lr=0.02)
+)
+
+
 @cache
 def run_of(name) -> tuple[Run, NoisyDataset, nn.Module | None]:
     make, data, config = NETS[name]
-    more = (
-        dict(epochs=2, times=(0, 1, 2), lr=0.02)
-        if name == "resnet18"
-        else dict(optimizer="adam", lr=0.02)
-        if name == "vit"
-        else {}
-    )
-    return trained(make, data(), config, **more), data(), None if config else make()
+    run = trained(make, data(), config, **QUICK.get(name, {}))
+    return run, data(), None if config else make()
 
 
 def skeleton(name) -> nn.Module:
     return NETS[name][0]()
-
-
-def state(net) -> dict:
-    return {k: v.detach().clone() for k, v in net.state_dict().items()}
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def within(key, layer) -> bool:
@@ -161,10 +157,8 @@ def mixed(net, run, layer, t, buffers=False) -> nn.Module:
 
 def accuracies(net, data, mask=None, batch=512) -> list[float]:
     "Of the clean and of the noisy examples."
-    hit, mask = (
-        predict(net, data.x, batch).argmax(1) == data.y,
-        data.is_noisy if mask is None else mask,
-    )
+    hit = predict(net, data.x, batch).argmax(1) == data.y
+    mask = data.is_noisy if mask is None else mask
     return [hit[part].double().mean().item() for part in (~mask, mask)]
 
 
@@ -185,14 +179,12 @@ def frame(found: dict) -> pl.DataFrame:
 @pytest.mark.parametrize("buffers", [False, True], ids=["parameters", "buffers"])
 @every
 def test_rewound_networks_by_hand(name, buffers):
-    (run, data, model), net = run_of(name), skeleton(name)
-    layers = (
-        ["conv1", "layer2.0", "layer4", "fc"]
-        if name == "resnet18"
-        else owners(net)
-        if name == "own"
-        else layer_groups(net)
-    )
+    run, data, model = run_of(name)
+    net = skeleton(name)
+    if name == "resnet18":
+        layers = ["conv1", "layer2.0", "layer4", "fc"]
+    else:
+        layers = owners(net) if name == "own" else layer_groups(net)
     hand = frame(
         {
             (layer, t): accuracies(mixed(net, run, layer, t, buffers), data)
@@ -223,13 +215,13 @@ def logits(monkeypatch):
 @pytest.mark.parametrize("convention", ["parameters", "buffers"])
 def test_what_is_replayed_gives_what_was_computed(logits, name, convention, batch):
     run, data, model = run_of(name)
-    layers = (
-        ["layer1", "layer1.0.conv2", "layer3.0.bn1", "layer4.1", "fc"]
-        if name == "resnet18"
-        else ["res1.b.norm", "conv2.conv", *layer_groups(skeleton(name))]
-        if name == "resnet9"
-        else [*dict.fromkeys([*owners(skeleton(name)), *layer_groups(skeleton(name))])]
-    )
+    groups = layer_groups(skeleton(name))
+    if name == "resnet18":
+        layers = ["layer1", "layer1.0.conv2", "layer3.0.bn1", "layer4.1", "fc"]
+    elif name == "resnet9":
+        layers = ["res1.b.norm", "conv2.conv", *groups]
+    else:
+        layers = [*dict.fromkeys([*owners(skeleton(name)), *groups])]
     one, other = (
         rewind(run, data, layers, [0, 1], convention, model=model, batch=batch, cache=cache)
         for cache in (True, False)
@@ -277,9 +269,11 @@ def test_the_last_time_is_the_run_itself(name):
 
 def test_the_whole_network_is_the_checkpoint():
     data = digits()
-    run = trained(
-        make := lambda: nn.Sequential(build("resnet9", shape=(1, 8, 8), width=0.0625)), data
-    )
+
+    def make():
+        return nn.Sequential(build("resnet9", shape=(1, 8, 8), width=0.0625))
+
+    run = trained(make, data)
     rows = rewind(run, data, ["0"], convention="buffers", model=make())
     assert rows["accuracy"].to_list() == [
         v for t in run.checkpoints for v in accuracies(run.at(t, make()), data)
@@ -292,17 +286,19 @@ def test_the_whole_network_is_the_checkpoint():
     batch=st.integers(1, 60),
 )
 def test_any_mask_and_any_batch(mask, batch):
-    (run, data, _), mask = run_of("mlp"), torch.tensor(mask)
+    run, data, _ = run_of("mlp")
+    mask = torch.tensor(mask)
     hand = {("fc1", 1): accuracies(mixed(skeleton("mlp"), run, "fc1", 1), data, mask)}
     assert_frame_equal(rewind(run, data, ["fc1"], [1], mask=mask, batch=batch), frame(hand))
 
 
 def test_one_logit():
     data = corrupt(load("digits", classes=[3, 8], n=40, test_share=0)[0], 0.3, "wrong")
-    run = trained(
-        make := lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, 1)),
-        data,
-    )
+
+    def make():
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, 1))
+
+    run = trained(make, data)
     hit = (predict(mixed(make(), run, "1", 0), data.x)[:, 0] > 0) == data.y
     both = [hit[group].double().mean().item() for group in (~data.is_noisy, data.is_noisy)]
     assert rewind(run, data, ["1"], [0], model=make())["accuracy"].to_list() == both
@@ -312,7 +308,8 @@ def test_one_logit():
 @some
 def test_a_rewound_run_is_left_as_it_is(name, convention):
     run, data, model = run_of(name)
-    before, rng = deepcopy(run.checkpoints), torch.random.get_rng_state()
+    before = deepcopy(run.checkpoints)
+    rng = torch.random.get_rng_state()
     given = state(model) if model else None
     rewind(run, data, convention=convention, model=model)
     assert all(same(run.checkpoints[t], s) for t, s in before.items())
@@ -331,11 +328,9 @@ class ReadEarly(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.enc, self.mid, self.never = (
-            nn.Linear(64, 64),
-            nn.Sequential(nn.Linear(64, 64), nn.Tanh()),
-            nn.Linear(64, 64, bias=False),
-        )
+        self.enc = nn.Linear(64, 64)
+        self.mid = nn.Sequential(nn.Linear(64, 64), nn.Tanh())
+        self.never = nn.Linear(64, 64, bias=False)
         self.out = nn.Linear(64, 10)
 
     def forward(self, x):
@@ -349,7 +344,8 @@ def test_a_layer_whose_weight_is_read_before_it_is_called():
     cached, whole = (rewind(run, digits(), model=ReadEarly(), cache=c) for c in (True, False))
     assert cached.equals(whole)
     assert whole["accuracy"].n_unique() > 3
-    prefix = rewinding._Prefix(net := ReadEarly(), digits().x)
+    net = ReadEarly()
+    prefix = rewinding._Prefix(net, digits().x)
     assert prefix.before("enc") == {}
     assert set(prefix.before("never")) == {net.enc, net.mid} == set(prefix.before("out"))
 
@@ -365,21 +361,23 @@ class Counted(nn.Linear):
 
 
 def test_finished_layers_are_not_computed_again():
-    data, make = (
-        digits(),
-        lambda: nn.Sequential(
-            nn.Flatten(), *(Counted(64 - i, 63 - i) for i in range(3)), Counted(61, 10)
-        ),
-    )
-    run, count = trained(make, data), {}
+    data = digits()
+
+    def make():
+        hidden = [Counted(64 - i, 63 - i) for i in range(3)]
+        return nn.Sequential(nn.Flatten(), *hidden, Counted(61, 10))
+
+    run = trained(make, data)
+    count = {}
     for cached in (True, False):
         Counted.seen.clear()
         rewind(run, data, model=make(), batch=20, cache=cached)
         count[cached] = [Counted.seen[64 - i] for i in range(4)]
+    # the check, 2 batches, 3 times of which the last needs no pass, 4 layers
     assert count == {
         True: [1 + 2 * (1 + 2 * (i + 1)) for i in range(4)],
         False: [1 + 2 * 3 * 4] * 4,
-    }  # the check, 2 batches, 3 times of which the last needs no pass, 4 layers
+    }
 
 
 @pytest.mark.parametrize(
@@ -392,7 +390,9 @@ def test_finished_layers_are_not_computed_again():
     ],
 )
 def test_less_is_computed(monkeypatch, name, kind, most):
-    (run, data, model), calls, forward = run_of(name), [], kind.forward
+    run, data, model = run_of(name)
+    calls = []
+    forward = kind.forward
     monkeypatch.setattr(kind, "forward", lambda self, x: calls.append(1) or forward(self, x))
 
     def count(**how):
@@ -403,7 +403,8 @@ def test_less_is_computed(monkeypatch, name, kind, most):
 
 def test_each_modules_forward_comes_back():
     run, data, _ = run_of("mlp")
-    net, seen = skeleton("mlp"), {}
+    net = skeleton("mlp")
+    seen = {}
     net.fc2.forward = MethodType(nn.Sequential.forward, net.fc2)
     for m in net.modules():
         m.register_forward_pre_hook(lambda m, args: seen.update({m: "forward" in vars(m)}))
@@ -417,10 +418,14 @@ def test_each_modules_forward_comes_back():
 
 @pytest.mark.parametrize("after", range(2, 7))  # the first pass is the check
 def test_each_modules_forward_comes_back_after_an_error(after):
-    (run, data, _), net, seen, calls = run_of("mlp"), skeleton("mlp"), set(), []
+    run, data, _ = run_of("mlp")
+    net = skeleton("mlp")
+    seen = set()
+    calls = []
 
     def fails(module, args):
-        seen.update(net_of[0].modules()), calls.append(1)
+        seen.update(net_of[0].modules())
+        calls.append(1)
         if len(calls) == after:
             raise OSError("no more")
 
@@ -435,8 +440,10 @@ def test_each_modules_forward_comes_back_after_an_error(after):
 
 
 def test_replaying_and_its_end():
-    net, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)), torch.ones(1, 3)
-    kept, plain = torch.zeros(1, 3), net(x)
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    x = torch.ones(1, 3)
+    kept = torch.zeros(1, 3)
+    plain = net(x)
     for error in (False, True):
         try:
             with _replaying({net[0]: kept}):
@@ -456,7 +463,8 @@ class Sketch(nn.Module):
     def __init__(self, join, **more):
         super().__init__()
         self.a, self.b, self.c, self.d, self.out = (nn.Linear(64, 64) for _ in range(5))
-        self.join, self.act = join, nn.ReLU(inplace=True)
+        self.join = join
+        self.act = nn.ReLU(inplace=True)
         for k, v in more.items():
             setattr(self, k, v)
 
@@ -483,7 +491,8 @@ class Named(nn.Module):
 
     def __init__(self, give):
         super().__init__()
-        self.fc, self.give = nn.Linear(64, 64), give
+        self.fc = nn.Linear(64, 64)
+        self.give = give
 
     def forward(self, x):
         return self.give(self.fc(x))
@@ -526,7 +535,8 @@ def written(m, x):
 
 def view(m, x):
     h = m.flat(m.a(x))
-    m.b(x).add_(0), h.view(-1).mul_(2)
+    m.b(x).add_(0)
+    h.view(-1).mul_(2)
     return m.d(m.c(h))
 
 
@@ -602,7 +612,8 @@ class Group(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.fc, self.scale = nn.Linear(64, 64), nn.Parameter(torch.randn(64))
+        self.fc = nn.Linear(64, 64)
+        self.scale = nn.Parameter(torch.randn(64))
 
 
 def odd(make, *caches) -> list[pl.DataFrame]:
@@ -611,7 +622,8 @@ def odd(make, *caches) -> list[pl.DataFrame]:
     Checkpoints are random states: no layer is like another time's.
     """
     torch.manual_seed(0)
-    data, nets = digits(), [make() for _ in range(2)]
+    data = digits()
+    nets = [make() for _ in range(2)]
     run = replace(
         run_of("mlp")[0], checkpoints={float(t): state(net) for t, net in enumerate(nets)}
     )
@@ -623,18 +635,11 @@ def odd(make, *caches) -> list[pl.DataFrame]:
     found = [
         rewind(run, data, layers, [1, 0], batch=13, model=nets[0], cache=cache) for cache in caches
     ]
-    return [
-        frame(
-            {
-                (layer, t): [
-                    z(layer, t)[part].mean().item() for part in (~data.is_noisy, data.is_noisy)
-                ]
-                for layer in layers
-                for t in (1, 0)
-            }
-        ),
-        *found,
-    ]
+    hand = {}
+    for layer, t in product(layers, (1, 0)):
+        values = z(layer, t)
+        hand[layer, t] = [values[part].mean().item() for part in (~data.is_noisy, data.is_noisy)]
+    return [frame(hand), *found]
 
 
 @pytest.mark.parametrize("make", ODD.values(), ids=ODD)
@@ -658,12 +663,14 @@ def test_a_network_that_keeps_results_as_attributes_needs_another_way(logits):
 
 def reestimated(net, data, batch) -> nn.Module:
     "Cumulative averages by BatchNorm itself."
-    net, was = net.eval(), {}
+    net = net.eval()
+    was = {}
     for m in net.modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm):
             was[m], m.momentum = m.momentum, None
     for m in was:
-        m.reset_running_stats(), m.train()
+        m.reset_running_stats()
+        m.train()
     with torch.no_grad():
         for part in data.x.tensor_split(-(-len(data) // batch)):
             net(part)
@@ -676,7 +683,8 @@ def reestimated(net, data, batch) -> nn.Module:
     "name, batch", [("resnet9", 30), ("resnet9", 13), ("own", 20), ("mlp", 16), ("resnet18", 5)]
 )
 def test_reestimated_against_a_plain_loop(name, batch):
-    (run, data, model), net = run_of(name), skeleton(name)
+    run, data, model = run_of(name)
+    net = skeleton(name)
     layers, times = (["layer2.0", "fc"], [0]) if name == "resnet18" else (layer_groups(net), [0, 6])
     hand = frame(
         {
@@ -704,7 +712,8 @@ def test_reestimated_against_a_plain_loop(name, batch):
     ],
 )
 def test_statistics_are_means_over_batches(make):
-    data, norm = digits(), make()
+    data = digits()
+    norm = make()
     net = nn.Sequential(
         norm,
         nn.Dropout(),
@@ -714,7 +723,9 @@ def test_statistics_are_means_over_batches(make):
         nn.Linear(64, 10),
     )
     net[1].eval()
-    momentum, modes, others = norm.momentum, [m.training for m in net.modules()], state(net[3:])
+    momentum = norm.momentum
+    modes = [m.training for m in net.modules()]
+    others = state(net[3:])
     _reestimate(net, data, 13)
     parts = data.x.split(10)
     torch.testing.assert_close(
@@ -861,21 +872,25 @@ def retrained(run, data, *args, **how) -> tuple[pl.DataFrame, dict]:
 def by_hand(net, run, data, layer, epochs, batch) -> list:
     "One layer trained from its beginning: the accuracies after each epoch."
     torch.manual_seed(0)
-    net, part = mixed(net, run, layer, 0, True).train(), data.subset(~data.is_noisy)
+    net = mixed(net, run, layer, 0, True).train()
+    part = data.subset(~data.is_noisy)
     own = {id(p): p for k, p in net.named_parameters(remove_duplicate=False) if within(k, layer)}
     for p in net.parameters():
         p.requires_grad_(id(p) in own)
     steps = -(-len(part) // batch)
-    opt, n = torch.optim.SGD(own.values(), 0.1, 0.9, weight_decay=5e-4, fused=True), epochs * steps
+    opt = torch.optim.SGD(own.values(), 0.1, 0.9, weight_decay=5e-4, fused=True)
+    n = epochs * steps
+    # n is even
     schedule = torch.optim.lr_scheduler.LambdaLR(
         opt, lambda i: min((i + 1) / (n / 2), (n - i) / (n / 2))
-    )  # n is even
+    )
     out = [accuracies(net, data)]
     for epoch in range(epochs):
         for rows in order(len(part), epoch, 0).split(batch):
             opt.zero_grad()
             F.cross_entropy(net(part.x[rows]), part.y[rows]).backward()
-            opt.step(), schedule.step()
+            opt.step()
+            schedule.step()
         out.append(accuracies(net, data))
     return out
 
@@ -889,10 +904,12 @@ def by_hand(net, run, data, layer, epochs, batch) -> list:
     ],
 )
 def test_retrained_layers_by_hand(name, layers):
-    (run, data, model), batch = run_of(name), 16
+    run, data, model = run_of(name)
+    batch = 16
     rows, nets = retrained(run, data, layers, 3, model=model, batch=batch)
     for layer in layers or layer_groups(skeleton(name)):
-        hand = by_hand(net := skeleton(name), run, data, layer, 3, batch)
+        net = skeleton(name)
+        hand = by_hand(net, run, data, layer, 3, batch)
         assert rows.filter(layer=layer).equals(frame({(layer, t): v for t, v in enumerate(hand)}))
         torch.testing.assert_close(state(nets[layer]), state(net), rtol=1e-5, atol=1e-6)
 
@@ -907,15 +924,14 @@ def test_retrained_layers_by_hand(name, layers):
     ],
 )
 def test_only_the_layer_moves(name, layers):
-    (run, data, model), end = run_of(name), run_of(name)[0].checkpoints[6]
+    run, data, model = run_of(name)
+    end = run_of(name)[0].checkpoints[6]
     layers = layers or layer_groups(skeleton(name))
     rows, nets = retrained(run, data, layers, 1, model=model, batch=7)
     assert list(nets) == rows["layer"].unique(maintain_order=True).to_list() == layers
     for layer, net in nets.items():
-        buffers, tied = (
-            {k for k, _ in net.named_buffers()},
-            {"decoder.weight": "encoder.weight", "encoder.weight": "decoder.weight"},
-        )
+        buffers = {k for k, _ in net.named_buffers()}
+        tied = {"decoder.weight": "encoder.weight", "encoder.weight": "decoder.weight"}
         moved = {
             k
             for k, v in net.state_dict().items()
@@ -934,7 +950,8 @@ def test_only_the_layer_moves(name, layers):
 
 @every
 def test_a_layer_starts_as_the_run_did(name):
-    (run, data, model), net = run_of(name), skeleton(name)
+    run, data, model = run_of(name)
+    net = skeleton(name)
     layers = ["fc"] if name == "resnet18" else [k for k in layer_groups(net) if k != "never"]
     rows = retrain(run, data, layers, 1, model=model, schedule="constant").filter(time=0)
     assert rows.equals(
@@ -946,15 +963,11 @@ def test_a_layer_starts_as_the_run_did(name):
 def test_noisy_examples_are_no_part_of_it(masked):
     run, data, _ = run_of("mlp")
     mask = torch.arange(30) % 7 == 0 if masked else data.is_noisy
-    x, how = (
-        torch.where(mask[:, None, None, None], torch.rand_like(data.x), data.x),
-        dict(epochs=2, batch=16, **(dict(mask=mask) if masked else {})),
-    )
+    x = torch.where(mask[:, None, None, None], torch.rand_like(data.x), data.x)
+    how = dict(epochs=2, batch=16, **(dict(mask=mask) if masked else {}))
     other = replace(data, x=x)
-    (rows, nets), (other_rows, others) = (
-        retrained(run, data, **how),
-        retrained(replace(run, digest=other.digest), other, **how),
-    )
+    rows, nets = retrained(run, data, **how)
+    other_rows, others = retrained(replace(run, digest=other.digest), other, **how)
     assert all(same(state(nets[k]), state(others[k])) for k in nets)
     clean = pl.col("group") == "clean"
     assert rows.filter(clean).equals(other_rows.filter(clean))
@@ -964,10 +977,8 @@ def test_noisy_examples_are_no_part_of_it(masked):
 
 
 def test_options_of_train():
-    (run, data, _), how = (
-        run_of("mlp"),
-        dict(optimizer="adam", lr=0.02, schedule="constant", batch=7, seed=3, weight_decay=0.1),
-    )
+    run, data, _ = run_of("mlp")
+    how = dict(optimizer="adam", lr=0.02, schedule="constant", batch=7, seed=3, weight_decay=0.1)
     rows, nets = retrained(run, data, ["fc2"], 3, times=[0, 1.5, 3], **how)
     net = mixed(skeleton("mlp"), run, "fc2", 0)
     for k, p in net.named_parameters():
@@ -979,9 +990,8 @@ def test_options_of_train():
         1.5,
         3,
     ]
-    assert same(
-        state(retrained(run, data, ["fc2"], 3, **how)[1]["fc2"]), state(net)
-    )  # looking changes nothing
+    # looking changes nothing
+    assert same(state(retrained(run, data, ["fc2"], 3, **how)[1]["fc2"]), state(net))
 
 
 def test_defaults_of_retraining():
@@ -1023,7 +1033,8 @@ def test_few_steps(epochs):
 
 @pytest.mark.parametrize("layers", [["out", "never"], None])
 def test_a_layer_that_is_never_called(layers):
-    (run, data, model), done = run_of("own"), []
+    run, data, model = run_of("own")
+    done = []
     for how, says in (
         (dict(layers=[]), "names no layer"),
         (dict(epochs=1.5), "epochs=1.5 must be a whole number"),
@@ -1062,7 +1073,8 @@ def test_best_and_final():
 @some
 def test_a_retrained_run_is_left_as_it_is(name):
     run, data, model = run_of(name)
-    before, rng = deepcopy(run.checkpoints), torch.random.get_rng_state()
+    before = deepcopy(run.checkpoints)
+    rng = torch.random.get_rng_state()
     given = state(model) if model else None
     if model:
         next(model.parameters()).requires_grad_(False)

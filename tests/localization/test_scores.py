@@ -46,15 +46,14 @@ def seeded():
 @cache
 def clusters(n=60, k=3, rho=0.3, shape=(1, 8, 8), shift=0.6) -> NoisyDataset:
     "Gaussian classes as pictures: no two distances are equal; their index is not their row."
-    g, y = torch.Generator().manual_seed(0), torch.arange(n) % k
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(n) % k
     x = shift * torch.randn(k, *shape, generator=g)[y] + torch.randn(n, *shape, generator=g)
     return corrupt(NoisyDataset(x, y, y, torch.arange(n) * 3 + 7, k), rho, "wrong")
 
 
-MLP, CNN = (
-    dict(name="mlp", shape=[1, 8, 8], widths=[12, 8], n_classes=3),
-    dict(name="cnn", shape=[1, 8, 8], channels=[3, 4], widths=[6], n_classes=3),
-)
+MLP = dict(name="mlp", shape=[1, 8, 8], widths=[12, 8], n_classes=3)
+CNN = dict(name="cnn", shape=[1, 8, 8], channels=[3, 4], widths=[6], n_classes=3)
 VIT = dict(name="vit", shape=[1, 8, 8], patch=4, width=8, depth=1, heads=2, hidden=6, n_classes=3)
 GROUPS = {
     "mlp": ["fc1", "fc2", "out"],
@@ -75,9 +74,8 @@ GROUPS = {
 @cache
 def trained(name="mlp") -> tuple[Run, nn.Module]:
     how = {"mlp": MLP, "cnn": CNN, "vit": VIT}[name]
-    run = fit(
-        net := build(**how), clusters(), 8, lr=0.05, momentum=0.9, batch=16, config=dict(model=how)
-    )
+    net = build(**how)
+    run = fit(net, clusters(), 8, lr=0.05, momentum=0.9, batch=16, config=dict(model=how))
     return run, net.eval()
 
 
@@ -86,17 +84,15 @@ class Functional(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.fc, self.shift = (
-            nn.Conv2d(1, 3, 3),
-            nn.Linear(108, 1),
-            nn.Parameter(torch.tensor(0.05)),
-        )
+        self.conv = nn.Conv2d(1, 3, 3)
+        self.fc = nn.Linear(108, 1)
+        self.shift = nn.Parameter(torch.tensor(0.05))
 
     def forward(self, x):
         return self.fc(self.conv(x).relu().flatten(1)) + self.shift
 
 
-def said(z):
+def predictions(z):
     return z.argmax(1) if z.shape[1] > 1 else (z[:, 0] > 0).long()
 
 
@@ -116,13 +112,16 @@ def embedding(net, data, layer) -> np.ndarray:
 
 
 def depth_by_hand(net, data, layers, k) -> list[int]:
-    y, final, agree = data.y.numpy(), said(predict(net, data.x)).numpy(), []
+    y = data.y.numpy()
+    final = predictions(predict(net, data.x)).numpy()
+    agree = []
     for layer in layers:
+        # None: each without itself
         agree.append(
             (
                 KNeighborsClassifier(k).fit(embedding(net, data, layer), y).predict(None) == final
             ).tolist()
-        )  # None: each without itself
+        )
 
     def first(i):
         at = len(layers)
@@ -138,10 +137,8 @@ def depth_by_hand(net, data, layers, k) -> list[int]:
 
 @pytest.mark.parametrize("name, k", [("mlp", 5), ("mlp", 6), ("mlp", 59), ("cnn", 4), ("vit", 1)])
 def test_depth_against_a_loop(name, k):
-    net, expected = (
-        trained(name)[1],
-        depth_by_hand(trained(name)[1], clusters(), ["input", *GROUPS[name]], k),
-    )
+    net = trained(name)[1]
+    expected = depth_by_hand(trained(name)[1], clusters(), ["input", *GROUPS[name]], k)
     got = prediction_depth(net, clusters(), k=k)
     assert got.tolist() == expected
     assert got.dtype == torch.int64
@@ -157,7 +154,8 @@ def test_depth_with_layers_of_ones_own():
 
 
 def test_depth_of_one_logit_and_of_a_network_that_is_not_memnbs():
-    data, net = clusters(k=2), Functional()
+    data = clusters(k=2)
+    net = Functional()
     fit(net, data, 4, lr=0.05)
     got = prediction_depth(net, data, ["input", "fc"], 7)
     assert got.tolist() == depth_by_hand(net, data, ["input", "fc"], 7)
@@ -165,7 +163,8 @@ def test_depth_of_one_logit_and_of_a_network_that_is_not_memnbs():
 
 
 def test_default_layers_leave_parameters_of_the_root_out():
-    data, net = clusters(k=2, shape=(1, 8, 8)), Functional()
+    data = clusters(k=2, shape=(1, 8, 8))
+    net = Functional()
     net.conv = nn.Conv2d(1, 3, 3, padding=1)
     net.fc = nn.Linear(192, 1)
     assert torch.equal(
@@ -182,9 +181,12 @@ def test_batches_are_no_part_of_the_depth(batch):
 
 
 def test_more_examples_than_a_part_of_the_distances():
-    data, net = clusters(n=700), trained()[1]
+    data = clusters(n=700)
+    net = trained()[1]
     some = torch.cat([torch.arange(5), torch.arange(510, 516), torch.arange(695, 700)])
-    e, y, final = embedding(net, data, "fc2"), data.y.numpy(), said(predict(net, data.x)).numpy()
+    e = embedding(net, data, "fc2")
+    y = data.y.numpy()
+    final = predictions(predict(net, data.x)).numpy()
     hand = [
         int(
             KNeighborsClassifier(5)
@@ -198,7 +200,8 @@ def test_more_examples_than_a_part_of_the_distances():
 
 
 def test_a_look_at_depth_changes_nothing():
-    net, before = build(**VIT).train(), torch.random.get_rng_state()
+    net = build(**VIT).train()
+    before = torch.random.get_rng_state()
     assert torch.equal(
         prediction_depth(net, clusters(), k=5), prediction_depth(net, clusters(), k=5)
     )
@@ -207,10 +210,12 @@ def test_a_look_at_depth_changes_nothing():
 
 
 def test_depth_knows_whose_channels_are_on():
-    net, data = build(**MLP), clusters()
+    net = build(**MLP)
+    data = clusters()
     TiedDropout(net, ["fc1", "fc2"], 0.4, 0.5)
     with examples(data.index):
-        final, hidden = net(data.x).argmax(1), net.fc1(data.x.flatten(1)).detach()
+        final = net(data.x).argmax(1)
+        hidden = net.fc1(data.x.flatten(1)).detach()
 
     def agree(i):
         return (
@@ -238,7 +243,8 @@ def test_an_unknown_layer():
 
 def test_depth_far_from_the_origin():
     data = clusters(n=200, shape=(5,), shift=0)
-    data, net = replace(data, x=data.x + 1000), nn.Linear(5, 3)
+    data = replace(data, x=data.x + 1000)
+    net = nn.Linear(5, 3)
     assert prediction_depth(net, data, ["input"], 5).tolist() == depth_by_hand(
         net, data, ["input"], 5
     )
@@ -259,12 +265,10 @@ def hits(run) -> np.ndarray:
 
 
 def columns_by_hand(run) -> dict[str, list[float]]:
-    hit, loss, margin, out = (
-        hits(run),
-        run.loss.double().numpy(),
-        run.margin.double().numpy(),
-        {k: [] for k in ("learning_time", "forgetting", "margin", "loss", "final_loss")},
-    )
+    hit = hits(run)
+    loss = run.loss.double().numpy()
+    margin = run.margin.double().numpy()
+    out = {k: [] for k in ("learning_time", "forgetting", "margin", "loss", "final_loss")}
     for i in range(len(run.y)):
         since = math.inf
         for t in reversed(range(len(run.time))):
@@ -285,7 +289,8 @@ def columns_by_hand(run) -> dict[str, list[float]]:
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_columns_against_loops(name):
-    (run, net), data = trained(name), clusters()
+    run, net = trained(name)
+    data = clusters()
     f = mislabel_scores(run, data, k=5)
     assert f.columns == [
         "row",
@@ -314,7 +319,9 @@ def test_columns_against_loops(name):
 
 @pytest.mark.parametrize("layers", [None, ["fc1"], ["out", "input"]])
 def test_disagreement_against_the_probes_by_hand(layers):
-    (run, net), data, wrong = trained(), clusters(), []
+    run, net = trained()
+    data = clusters()
+    wrong = []
     acts = dict(
         input=data.x,
         fc1=net.fc1(data.x.flatten(1)),
@@ -349,9 +356,11 @@ def test_the_model_is_rebuilt_or_given():
 
 
 def test_a_network_that_is_not_memnbs():
-    data, net = clusters(k=2), Functional()
+    data = clusters(k=2)
+    net = Functional()
     run = fit(net, data, 3, lr=0.05)
-    assert "prediction_depth" not in (f := mislabel_scores(run, data)).columns
+    f = mislabel_scores(run, data)
+    assert "prediction_depth" not in f.columns
     assert f.columns[-1] == "final_loss"
     more = mislabel_scores(run, data, net, k=5, layers=["input", "fc"])
     assert more.select(f.columns).equals(f)
@@ -394,10 +403,8 @@ def units(
 
 
 def test_units_are_joined_by_row_without_the_misclassified():
-    plain, f = (
-        mislabel_scores(trained()[0], clusters(), k=5),
-        mislabel_scores(trained()[0], clusters(), k=5, units=units()),
-    )
+    plain = mislabel_scores(trained()[0], clusters(), k=5)
+    f = mislabel_scores(trained()[0], clusters(), k=5, units=units())
     assert f.drop("critical_units").equals(plain)
     assert f.columns[-1] == "critical_units"
     assert {r: u for r, u in f.select("row", "critical_units").iter_rows() if u is not None} == {
@@ -408,13 +415,14 @@ def test_units_are_joined_by_row_without_the_misclassified():
 
 
 def test_units_that_were_searched():
-    (run, net), rows = trained(), [30, 4, 17]
-    found = critical_units(net, clusters(), rows, mode="shared", check=0, copies=1)
-    f = mislabel_scores(run, clusters(), net, found, k=5).filter(
+    run, net = trained()
+    rows = [30, 4, 17]
+    units = critical_units(net, clusters(), rows, mode="shared", check=0, copies=1)
+    f = mislabel_scores(run, clusters(), net, units, k=5).filter(
         pl.col("critical_units").is_not_null()
     )
     assert {r: -u for r, u in f.select("row", "critical_units").iter_rows()} == {
-        r: u for r, u in found.select("row", "units").iter_rows() if u is not None
+        r: u for r, u in units.select("row", "units").iter_rows() if u is not None
     }
     assert len(f) > 0
 
@@ -442,10 +450,8 @@ def test_higher_is_more_suspicious_in_a_made_run():
     right = torch.tensor(
         [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]
     )
-    y, margin = (
-        torch.zeros(6, dtype=torch.int64),
-        right * 4.0 - 2 - torch.tensor([0, 0, 0, 0, 0.5, 0.5]),
-    )
+    y = torch.zeros(6, dtype=torch.int64)
+    margin = right * 4.0 - 2 - torch.tensor([0, 0, 0, 0, 0.5, 0.5])
     data = NoisyDataset(torch.randn(6, 2), y, torch.tensor([0, 0, 0, 0, 1, 1]))
     run = Run(
         {},
@@ -468,19 +474,16 @@ def test_higher_is_more_suspicious_in_a_made_run():
 
 
 def test_higher_is_more_suspicious_in_a_real_run():
-    data, how = (
-        corrupt(load("digits", n=200, test_share=0)[0], 0.1, "wrong"),
-        dict(name="mlp", shape=[1, 8, 8], widths=[48]),
-    )
-    run = fit(net := build(**how), data, 25, lr=0.1, momentum=0.9, batch=32, config=dict(model=how))
-    found = critical_units(net, data, mode="shared", check=0, copies=1)
+    data = corrupt(load("digits", n=200, test_share=0)[0], 0.1, "wrong")
+    how = dict(name="mlp", shape=[1, 8, 8], widths=[48])
+    net = build(**how)
+    run = fit(net, data, 25, lr=0.1, momentum=0.9, batch=32, config=dict(model=how))
+    units = critical_units(net, data, mode="shared", check=0, copies=1)
     aucs = dict(
-        detection(mislabel_scores(run, data, net, found)).select("score", "auc").iter_rows()
+        detection(mislabel_scores(run, data, net, units)).select("score", "auc").iter_rows()
     )
-    assert (
-        set(aucs) == set(SCORES) - {"second_split_forgetting", "memorization"}
-        and min(aucs.values()) > 0.6
-    ), aucs
+    assert set(aucs) == set(SCORES) - {"second_split_forgetting", "memorization"}
+    assert min(aucs.values()) > 0.6, aucs
 
 
 # --- detection
@@ -519,7 +522,7 @@ def test_detection_against_sklearn(pairs):
 @settings(max_examples=20, deadline=None)
 def test_detection_is_a_chance(pairs):
     wrong, fine = ([v for a, v in pairs if a == kind] for kind in (True, False))
-    chance = [1.0 if a > b else 0.5 if a == b else 0.0 for a in wrong for b in fine]
+    chance = [((a > b) + (a >= b)) / 2 for a in wrong for b in fine]  # a draw is half a win
     auc = detection(
         pl.DataFrame(dict(noisy=[a for a, _ in pairs], margin=[float(v) for _, v in pairs]))
     )["auc"][0]
@@ -554,7 +557,8 @@ def test_unknown_truth(f):
 
 
 def test_unknown_clean_labels():
-    data, net = replace(clusters(), clean=None), build(**MLP)
+    data = replace(clusters(), clean=None)
+    net = build(**MLP)
     f = mislabel_scores(fit(net, data, 1, config=dict(model=MLP)), data, k=5)
     assert f["noisy"].null_count() == 60
     assert f["prediction_depth"].null_count() == 0
@@ -575,23 +579,32 @@ def test_truth_that_is_known_in_part(noisy, auc):
 
 
 def forgotten_by_hand(make, data, epochs, second, seed=0, **how) -> list[float]:
-    order, out = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)), {}
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    out = {}
     cut = math.ceil(len(data) / 2)
     for a, b in ((order[:cut], order[cut:]), (order[cut:], order[:cut])):
-        net, right = make(), []
+        net = make()
+        right = []
         for _ in trainer.train(net, data.subset(a), epochs, times=[epochs], **how):
             pass
         for _ in trainer.train(net, data.subset(b), second, times=list(range(second + 1)), **how):
-            right.append((said(predict(net, data.x[a])) == data.y[a]).tolist())
+            right.append((predictions(predict(net, data.x[a])) == data.y[a]).tolist())
         for j, i in enumerate(a.tolist()):
             last = max((t for t in range(second + 1) if right[t][j]), default=None)
-            out[i] = 0.0 if last is None else math.inf if last == second else last + 1.0
+            if last is None:
+                out[i] = 0.0
+            else:
+                out[i] = math.inf if last == second else last + 1.0
     return [out[i] for i in range(len(data))]
 
 
 @pytest.mark.parametrize("n, seed", [(60, 0), (59, 3)])
 def test_second_split_against_a_loop(n, seed):
-    data, make = clusters().subset(torch.arange(n)), lambda: build(**MLP | dict(widths=[16]))
+    data = clusters().subset(torch.arange(n))
+
+    def make():
+        return build(**MLP | dict(widths=[16]))
+
     got = second_split_forgetting(make, data, 6, 5, seed, **HOW)
     assert got.tolist() == forgotten_by_hand(make, data, 6, 5, seed, **HOW)
     assert got.dtype == torch.float64
@@ -602,14 +615,18 @@ def test_second_split_against_a_loop(n, seed):
 
 
 def test_second_split_of_one_logit():
-    data, make = clusters(k=2), lambda: build("two_layer_relu", d=64, width=8, seed=1)
-    assert second_split_forgetting(make, data, 3, 3, **HOW).tolist() == forgotten_by_hand(
-        make, data, 3, 3, **HOW
-    )
+    data = clusters(k=2)
+
+    def make():
+        return build("two_layer_relu", d=64, width=8, seed=1)
+
+    got = second_split_forgetting(make, data, 3, 3, **HOW)
+    assert got.tolist() == forgotten_by_hand(make, data, 3, 3, **HOW)
 
 
 def test_both_halves_begin_with_a_fresh_network_and_end_with_the_other_half():
-    made, data = [], clusters()
+    made = []
+    data = clusters()
 
     class Made(nn.Sequential):
         def __init__(self):
@@ -660,14 +677,16 @@ def test_second_split_that_stops_early():
 
 
 def inside(n, subsets, share, seed=0) -> torch.Tensor:
-    g, out = torch.Generator().manual_seed(seed), torch.zeros(subsets, n, dtype=torch.bool)
+    g = torch.Generator().manual_seed(seed)
+    out = torch.zeros(subsets, n, dtype=torch.bool)
     for row in out:
         row[torch.randperm(n, generator=g)[: round(share * n)]] = True
     return out
 
 
 def left_out_by_hand(make, data, epochs, subsets, share, seed=0, **how) -> list[float]:
-    within, right = inside(len(data), subsets, share, seed), []
+    within = inside(len(data), subsets, share, seed)
+    right = []
     for i, rows in enumerate(within):
         net = make(seed + i)
         fit(
@@ -678,7 +697,7 @@ def left_out_by_hand(make, data, epochs, subsets, share, seed=0, **how) -> list[
             seed=seed + i,
             **{k: v for k, v in how.items() if k != "device"},
         )
-        right.append((said(predict(net, data.x)) == data.y).tolist())
+        right.append((predictions(predict(net, data.x)) == data.y).tolist())
 
     def mean(v):
         return sum(v) / len(v) if v else math.nan

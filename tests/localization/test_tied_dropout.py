@@ -14,7 +14,9 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interruptions import Killed
 from scipy import stats
+from states import same
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -59,16 +61,14 @@ def attach(net, layers=("fc1", "fc2"), **how) -> TiedDropout:
 
 def by_hand(net, x, masks) -> Tensor:
     "The mlp with its two hidden layers times masks."
-    (a, b), out = (net.fc1[0], net.fc2[0]), net.out
+    a = net.fc1[0]
+    b = net.fc2[0]
+    out = net.out
     return out(masks[1] * F.relu(b(masks[0] * F.relu(a(x.flatten(1))))))
 
 
 def accuracy(logits, y) -> float:
     return (logits.argmax(1) == y).double().mean().item()
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 # --- who owns what
@@ -139,11 +139,10 @@ def test_owned_is_the_hash(index, channels, site, p, seed):
 def test_the_share_that_is_owned(p, seed):
     on = table(p=p, seed=seed)
     assert stats.binomtest(int(on.sum()), on.size, p).pvalue > 1e-4
-    for axis in (
-        0,
-        1,
-    ):  # of each channel, and of each example, as many as independent coins would give
-        counts, n = on.sum(axis), on.shape[axis]
+    # of each channel, and of each example, as many as independent coins would give
+    for axis in (0, 1):
+        counts = on.sum(axis)
+        n = on.shape[axis]
         cuts = np.unique(stats.binom.ppf(np.linspace(0, 1, 6)[1:-1], n, p))
         expected = np.diff(stats.binom.cdf(cuts, n, p), prepend=0, append=1) * len(counts)
         assert (
@@ -170,7 +169,8 @@ def test_channels_and_examples_are_independent():
     "other", [dict(site=1), dict(seed=1), dict(site=1, seed=1), dict(site=8191)]
 )
 def test_sites_and_seeds_are_independent(other):
-    a, b = table(), table(**other)
+    a = table()
+    b = table(**other)
     counts = np.array(
         [[(a * b).sum(), (a * (1 - b)).sum()], [((1 - a) * b).sum(), ((1 - a) * (1 - b)).sum()]]
     )
@@ -184,8 +184,10 @@ def test_sites_and_seeds_are_independent(other):
 @pytest.mark.parametrize("mode", MASK_MODES)
 @pytest.mark.parametrize("known", [True, False])
 def test_each_mode_by_hand(mode, known):
-    net, data = mlp(), digits()
-    tied, index = attach(net), data.index if known else None
+    net = mlp()
+    data = digits()
+    tied = attach(net)
+    index = data.index if known else None
     with tied.using(mode), examples(index), torch.no_grad():
         got = net.eval()(data.x)
     torch.testing.assert_close(got, by_hand(net, data.x, masks_of(index, mode)))
@@ -199,11 +201,9 @@ def test_each_mode_by_hand(mode, known):
     mode=st.sampled_from(MASK_MODES),
 )
 def test_any_shares(p_gen, p_mem, seed, mode):
-    net, data, how = (
-        mlp(),
-        digits().subset(torch.arange(5)),
-        dict(p_gen=p_gen, p_mem=p_mem, seed=seed),
-    )
+    net = mlp()
+    data = digits().subset(torch.arange(5))
+    how = dict(p_gen=p_gen, p_mem=p_mem, seed=seed)
     with attach(net, **how).using(mode):
         got = predict(net, data.x, index=data.index)
     torch.testing.assert_close(
@@ -213,13 +213,16 @@ def test_any_shares(p_gen, p_mem, seed, mode):
 
 @pytest.mark.parametrize("mode", MASK_MODES)
 def test_training_is_always_own(mode):
-    net, data = mlp().train(), digits()
+    net = mlp().train()
+    data = digits()
     with attach(net).using(mode), examples(data.index):
         torch.testing.assert_close(net(data.x), by_hand(net, data.x, masks_of(data.index)))
 
 
 def test_general_channels_are_always_on():
-    net, data, seen = nn.Sequential(nn.Identity()), torch.ones(50, 10, 3, 3), []
+    net = nn.Sequential(nn.Identity())
+    data = torch.ones(50, 10, 3, 3)
+    seen = []
     tied = TiedDropout(net, ["0"], 0.3, 0.5)
     for training in (True, False):
         with examples(torch.arange(50)):
@@ -234,7 +237,8 @@ def test_general_channels_are_always_on():
 
 
 def test_a_gradient_reaches_only_what_is_on():
-    net, data = mlp(), digits().subset(torch.tensor([7]))
+    net = mlp()
+    data = digits().subset(torch.tensor([7]))
     attach(net)
     with examples(data.index):
         net(data.x).sum().backward()
@@ -245,7 +249,8 @@ def test_a_gradient_reaches_only_what_is_on():
 
 
 def test_all_general_changes_nothing():
-    net, data = mlp(), digits()
+    net = mlp()
+    data = digits()
     before = predict(net, data.x)
     tied = attach(net, p_gen=1)
     for mode in MASK_MODES:
@@ -254,7 +259,8 @@ def test_all_general_changes_nothing():
 
 
 def test_test_examples_own_nothing():
-    net, data = mlp(), digits()
+    net = mlp()
+    data = digits()
     tied = attach(net)
     with examples(None):
         own = predict(net, data.x)
@@ -266,13 +272,12 @@ def test_test_examples_own_nothing():
 
 @pytest.mark.parametrize("batch", [1, 7, 1024])
 def test_batches_and_subsets_keep_their_owners(batch):
-    net, data, rows = (
-        mlp().double(),
-        replace(digits(), x=digits().x.double()),
-        torch.tensor([44, 3, 3, 59, 0]),
-    )
+    net = mlp().double()
+    data = replace(digits(), x=digits().x.double())
+    rows = torch.tensor([44, 3, 3, 59, 0])
     attach(net)
-    whole, part = predict(net, data.x, index=data.index), data.subset(rows)
+    whole = predict(net, data.x, index=data.index)
+    part = data.subset(rows)
     torch.testing.assert_close(predict(net, part.x, batch, part.index), whole[rows])
 
 
@@ -301,7 +306,9 @@ def test_batches_and_subsets_keep_their_owners(batch):
     ids=["vit", "resnet9", "resnet18"],
 )
 def test_networks_of_pictures(make, x, layers, dim):
-    net, x, index = make().eval(), torch.randn(4, *x), torch.tensor([3, 1000, 5, 70000])
+    net = make().eval()
+    x = torch.randn(4, *x)
+    index = torch.tensor([3, 1000, 5, 70000])
     plain = deepcopy(net)
     for site, name in enumerate(layers):
 
@@ -320,7 +327,8 @@ def test_a_module_that_is_called_twice():
     relu = nn.ReLU()
     net = nn.Sequential(nn.Linear(4, 9), relu, nn.Linear(9, 9), relu)
     attach(net, ["1"])
-    x, index = torch.randn(6, 4), torch.arange(6)
+    x = torch.randn(6, 4)
+    index = torch.arange(6)
     mask = mask_of(index, 9, 0)
     torch.testing.assert_close(
         predict(net, x, index=index), (F.relu(net[2](F.relu(net[0](x)) * mask)) * mask).detach()
@@ -331,7 +339,8 @@ def test_a_module_that_is_called_twice():
 
 
 def test_without_an_index():
-    net, data = mlp(), digits()
+    net = mlp()
+    data = digits()
     tied = attach(net)
     for training in (True, False):
         with pytest.raises(RuntimeError, match=r"examples\(index\).*examples\(None\)"):
@@ -342,7 +351,8 @@ def test_without_an_index():
 
 
 def test_an_index_of_another_length():
-    net, data = mlp(), digits()
+    net = mlp()
+    data = digits()
     attach(net)
     for n in (1, 59):
         with (
@@ -355,7 +365,8 @@ def test_an_index_of_another_length():
 
 
 def test_too_few_general_channels():
-    net, steps = mlp(), []
+    net = mlp()
+    steps = []
     before = deepcopy(net.state_dict())
     attach(net, p_gen=0.03)
     with pytest.raises(ValueError, match=r"p_gen=0.03 leaves none of the 16.*'fc2'.*at least 0.03"):
@@ -372,7 +383,8 @@ def test_too_few_general_channels():
     ],
 )
 def test_whole_channels_are_switched_off(net, x, dim):
-    net, x = nn.Sequential(net()), torch.randn(x)
+    net = nn.Sequential(net())
+    x = torch.randn(x)
     full = net(x)
     TiedDropout(net, ["0"], 0.4, 0.0)
     with examples(torch.arange(4)):
@@ -392,7 +404,8 @@ def test_layers_without_channels():
 
 
 def test_channels_of_a_recurrent_layer():
-    net, x = nn.Sequential(nn.LSTM(3, 10, batch_first=True)), torch.randn(2, 5, 3)
+    net = nn.Sequential(nn.LSTM(3, 10, batch_first=True))
+    x = torch.randn(2, 5, 3)
     full = net(x)[0]
     TiedDropout(net, ["0"], 0.4, 0.0)
     with examples(torch.arange(2)):
@@ -404,7 +417,8 @@ def test_channels_of_a_recurrent_layer():
 @pytest.mark.parametrize("c", [1, 2, 3, 4, 7, 16])
 def test_the_least_share(c):
     def go(p_gen):
-        attach(net := nn.Sequential(nn.Linear(3, c)), ["0"], p_gen=p_gen)
+        net = nn.Sequential(nn.Linear(3, c))
+        attach(net, ["0"], p_gen=p_gen)
         return predict(net, torch.ones(2, 3), index=torch.arange(2))
 
     with pytest.raises(ValueError, match="at least") as e:
@@ -472,8 +486,10 @@ def test_using_comes_back():
 
 @every
 def test_removed(make):
-    net, data = mlp(), digits()
-    before, state = net(data.x), deepcopy(net.state_dict())
+    net = mlp()
+    data = digits()
+    before = net(data.x)
+    state = deepcopy(net.state_dict())
     handle = make(net, ["fc1", "fc2"])
     with examples(data.index):
         assert not torch.equal(net(data.x), before)
@@ -486,7 +502,8 @@ def test_removed(make):
 
 
 def test_copies_share_it():
-    net, data = mlp(), digits()
+    net = mlp()
+    data = digits()
     tied = attach(net)
     copy = deepcopy(net)
     for mode in MASK_MODES:
@@ -499,8 +516,10 @@ def test_copies_share_it():
 
 
 def test_removed_from_copies():
-    net, data = mlp(), digits()
-    before, tied = predict(net, data.x), attach(net)
+    net = mlp()
+    data = digits()
+    before = predict(net, data.x)
+    tied = attach(net)
     copy = deepcopy(net)
     tied.remove()
     with examples(data.index):
@@ -508,7 +527,8 @@ def test_removed_from_copies():
 
 
 def test_nothing_is_kept():
-    net, data = mlp(), digits()
+    net = mlp()
+    data = digits()
     tied = attach(net)
     known = dict(vars(tied))
     fit(net, data, 2)
@@ -527,8 +547,10 @@ def test_nothing_is_kept():
 
 
 def test_training_is_the_loop_with_masks_by_hand():
-    net, data = mlp(), digits()
-    plain, tied = deepcopy(net), attach(net)
+    net = mlp()
+    data = digits()
+    plain = deepcopy(net)
+    tied = attach(net)
     run = fit(net, data, 6, times=[0, 6], batch=16, momentum=0.9, seed=3)
     opt = torch.optim.SGD(plain.parameters(), 0.1, 0.9)
     for epoch in range(6):
@@ -549,7 +571,8 @@ def test_training_is_the_loop_with_masks_by_hand():
 
 
 def test_a_subset_is_trained_with_its_own():
-    data, nets = digits(), [mlp(), mlp()]
+    data = digits()
+    nets = [mlp(), mlp()]
     part = data.subset(torch.arange(59, -1, -2))
     for net in nets:
         attach(net)
@@ -560,10 +583,6 @@ def test_a_subset_is_trained_with_its_own():
     )
     fit(nets[1], replace(part, index=torch.arange(30)), 5, batch=8)
     assert not same(nets[0].state_dict(), nets[1].state_dict())
-
-
-class Killed(BaseException):
-    "Takes the process's place."
 
 
 def test_killed_and_resumed(tmp_path):
@@ -590,7 +609,8 @@ def test_killed_and_resumed(tmp_path):
     with pytest.MonkeyPatch.context() as m, pytest.raises(Killed):
         m.setenv("BREAK_AT", "2.0")
         go("a")
-    (a, net), (b, other) = go("a"), go("b")
+    a, net = go("a")
+    b, other = go("b")
     assert torch.equal(a.prediction, b.prediction)
     assert torch.equal(a.loss, b.loss)
     assert a.rows.equals(b.rows)
@@ -612,9 +632,11 @@ def test_wrong_labels_live_in_the_memory():
 
 @pytest.mark.parametrize("kept", [0.2, 0.6, 1.0])
 def test_standard_dropout(kept):
-    net, x = nn.Sequential(nn.Identity()), torch.ones(500, 40)
+    net = nn.Sequential(nn.Identity())
+    x = torch.ones(500, 40)
     StandardDropout(net, ["0"], kept)
-    out, on = net.train()(x), net(x) != 0
+    out = net.train()(x)
+    on = net(x) != 0
     torch.testing.assert_close(out[out != 0], torch.full_like(out[out != 0], 1 / kept))
     assert stats.binomtest(int(on.sum()), on.numel(), kept).pvalue > 1e-4
     assert kept == 1 or not torch.equal(on, net(x) != 0)
@@ -636,7 +658,8 @@ def test_standard_dropout_goes_by_the_seed_of_fit():
 def test_sparse_channels(kept, on):
     def masks(seed=0):
         net = nn.Sequential(nn.Identity(), nn.Identity())
-        SparseChannels(net, ["0"], kept, seed), SparseChannels(net, ["0", "1"], 1.0, seed)
+        SparseChannels(net, ["0"], kept, seed)
+        SparseChannels(net, ["0", "1"], 1.0, seed)
         outs = [net.train(training)(torch.ones(3, 10, 2, 2)) for training in (True, False, True)]
         assert all(torch.equal(o, outs[0]) for o in outs)
         assert (outs[0] == outs[0][:1, :, :1, :1]).all()
@@ -653,7 +676,8 @@ def test_sparse_channels_of_two_sites_and_tokens():
     SparseChannels(net, ["0"], 0.5, 7)
     both = nn.Sequential(nn.Identity(), nn.Identity())
     SparseChannels(both, ["0", "1"], 0.5, 7)
-    one, two = net(torch.ones(2, 5, 40)), both(torch.ones(2, 5, 40))
+    one = net(torch.ones(2, 5, 40))
+    two = both(torch.ones(2, 5, 40))
     assert one.sum(2).eq(20).all()
     assert (one == one[:1, :1]).all()
     assert two.sum() < one.sum()
@@ -672,14 +696,14 @@ def test_kept_out_of_range(make, kept):
 
 @pytest.mark.parametrize("mask", [None, torch.arange(60) % 4 == 0])
 def test_by_mode_by_hand(mask):
-    net, data, test = mlp().train(), digits(), digits(40)
+    net = mlp().train()
+    data = digits()
+    test = digits(40)
     tied = attach(net)
     fit(net, data, 15, batch=16, momentum=0.9)
-    rows, noisy, expected = (
-        by_mode(net, tied, data, test, MASK_MODES, mask),
-        data.is_noisy if mask is None else mask,
-        [],
-    )
+    rows = by_mode(net, tied, data, test, MASK_MODES, mask)
+    noisy = data.is_noisy if mask is None else mask
+    expected = []
     for mode in MASK_MODES:
         logits = by_hand(net, data.x, masks_of(data.index, mode))
         expected += [
@@ -709,7 +733,9 @@ def test_one_logit():
 
 
 def test_remembered_is_by_mode_at_each_time():
-    net, data, test = mlp(), digits(), digits(40)
+    net = mlp()
+    data = digits()
+    test = digits(40)
     tied = attach(net)
     run = fit(
         net,
@@ -744,9 +770,11 @@ def test_remembered_is_by_mode_at_each_time():
     ],
 )
 def test_masks_that_do_not_fit(mask, what):
-    net, data = mlp(), digits()
+    net = mlp()
+    data = digits()
     with pytest.raises(ValueError, match=what):
-        by_mode(net, tied := attach(net), data, mask=mask)
+        tied = attach(net)
+        by_mode(net, tied, data, mask=mask)
     assert tied.mode == "own"
 
 

@@ -41,7 +41,9 @@ class Functional(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.out, self.conv, self.fc = nn.Linear(6, 10), nn.Conv2d(1, 5, 3, 2), nn.Linear(45, 6)
+        self.out = nn.Linear(6, 10)
+        self.conv = nn.Conv2d(1, 5, 3, 2)
+        self.fc = nn.Linear(45, 6)
 
     def forward(self, x, a=1, b=1):
         return self.out(b * F.relu(self.fc((a * F.relu(self.conv(x))).flatten(1))))
@@ -52,13 +54,12 @@ class Twice(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.relu, self.last = nn.ReLU(inplace=True), nn.ReLU(inplace=True)
-        self.a, self.norm, self.b, self.c = (
-            nn.Conv2d(1, 4, 3, 2),
-            nn.BatchNorm2d(4),
-            nn.Conv2d(4, 4, 3, padding=1),
-            nn.Conv2d(4, 5, 3),
-        )
+        self.relu = nn.ReLU(inplace=True)
+        self.last = nn.ReLU(inplace=True)
+        self.a = nn.Conv2d(1, 4, 3, 2)
+        self.norm = nn.BatchNorm2d(4)
+        self.b = nn.Conv2d(4, 4, 3, padding=1)
+        self.c = nn.Conv2d(4, 5, 3)
         self.out = nn.Linear(5, 10)
 
     def forward(self, x):
@@ -73,16 +74,16 @@ class Sum(nn.Module):
 
     def __init__(self, how):
         super().__init__()
-        self.how, self.conv, self.norm, self.relu = (
-            how,
-            nn.Conv2d(3, 3, 3, padding=1),
-            nn.BatchNorm2d(3),
-            nn.ReLU(),
-        )
-        self.skip, self.out = nn.Identity(), nn.Linear(3, 2)
+        self.how = how
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.relu = nn.ReLU()
+        self.skip = nn.Identity()
+        self.out = nn.Linear(3, 2)
 
     def forward(self, x):
-        y = self.norm(h := self.conv(x))
+        h = self.conv(x)
+        y = self.norm(h)
         if self.how == "in place":
             y += x
         if self.how == "sum":
@@ -153,9 +154,8 @@ def pairs(frame: pl.DataFrame) -> list:
 
 
 def classes(z: Tensor) -> Tensor:
-    return (
-        z if z.shape[1] > 1 else torch.cat([0 * z, z], 1)
-    )  # one logit is that of the second of two
+    # one logit is that of the second of two
+    return z if z.shape[1] > 1 else torch.cat([0 * z, z], 1)
 
 
 # --- a search of our own
@@ -194,14 +194,27 @@ def without(net, places: dict, off: list) -> dict:
     return masks
 
 
+def noisy_copies(data, row, copies, noise, seed) -> torch.Tensor:
+    "(copies, ...): an example with noise of this share of the root mean square of the data."
+    g = torch.Generator().manual_seed(seed * 1_000_003 + int(data.index[row]))
+    x = data.x[[row] * copies]
+    return x + noise * (data.x**2).mean() ** 0.5 * torch.randn(x.shape, generator=g, dtype=x.dtype)
+
+
+def slope(loss, masks: dict) -> dict:
+    "Gradient of a function of masks."
+    at = {k: m.clone().requires_grad_() for k, m in masks.items()}
+    return dict(zip(at, torch.autograd.grad(loss(at), list(at.values())), strict=True))
+
+
 def search(
     net, data, row, places, mode="exact", reference=8, *, copies=3, noise=0.01, seed=0, most=100
 ) -> tuple[str, list]:
     "Outcome and (layer, channel) in order: one example, one mask at a time."
-    net, off, y = deepcopy(net), [], data.y[[row] * copies]
-    g = torch.Generator().manual_seed(seed * 1_000_003 + int(data.index[row]))
-    x = data.x[[row] * copies]
-    x = x + noise * (data.x**2).mean() ** 0.5 * torch.randn(x.shape, generator=g, dtype=x.dtype)
+    net = deepcopy(net)
+    off = []
+    y = data.y[[row] * copies]
+    x = noisy_copies(data, row, copies, noise, seed)
     batch = data.subset(
         torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:reference]
     )
@@ -209,17 +222,14 @@ def search(
     def logits(masks):
         return under(net, places, masks, x, data.index[[row] * copies]).mean(0, keepdim=True)
 
-    def slope(loss, masks):
-        at = {k: m.clone().requires_grad_() for k, m in masks.items()}
-        return dict(zip(at, torch.autograd.grad(loss(at), list(at.values())), strict=True))
-
     def own(m):
         return F.cross_entropy(logits(m), y[:1])
 
     def mean(d):
         return lambda m: F.cross_entropy(under(net, places, m, d.x, d.index), d.y)
 
-    first, units = whole(net, places), sum(map(len, whole(net, places).values()))
+    first = whole(net, places)
+    units = sum(map(len, whole(net, places).values()))
     while True:
         masks = without(net, places, off)
         if logits(masks).argmax() != y[0]:
@@ -229,7 +239,8 @@ def search(
         minus = slope(own, masks)
         plus = slope(mean(batch), masks) if mode == "exact" else slope(mean(data), first)
         if mode == "hybrid":
-            now, then = slope(mean(batch), masks), slope(mean(batch), first)
+            now = slope(mean(batch), masks)
+            then = slope(mean(batch), first)
             plus = {k: plus[k] + now[k] - then[k] for k in plus}
         score = {
             (k, c): (plus[k] - minus[k])[c].item()
@@ -238,22 +249,23 @@ def search(
             if masks[k][c]
         }
         best = max(score.values())
-        off.append(
-            next(u for u, v in score.items() if v >= best - 1e-9 * abs(best))
-        )  # a key's score is its query's, but for rounding
+        # a key's score is its query's, but for rounding
+        off.append(next(u for u, v in score.items() if v >= best - 1e-9 * abs(best)))
 
 
 @modes
 @pytest.mark.parametrize("name", NETS)
 def test_every_batch_finds_what_a_plain_search_finds(name, mode):
-    net, data, rows = trained(name), digits(), list(range(9))
+    net = trained(name)
+    data = digits()
+    rows = list(range(9))
     plain = [search(net, data, r, NETS[name][1], mode, most=12) for r in rows]
     for batch in (1, 3, 32):
-        found = pairs(
+        outcomes = pairs(
             critical_units(net, data, rows, mode, reference=8, copies=3, most=12, batch=batch)
         )
-        assert found == plain
-        assert all(len(set(off)) == len(off) for _, off in found)
+        assert outcomes == plain
+        assert all(len(set(off)) == len(off) for _, off in outcomes)
     assert len({tuple(off) for _, off in plain}) > 3
     assert {o for o, _ in plain} >= {"flipped"}
 
@@ -270,7 +282,9 @@ def test_every_batch_finds_what_a_plain_search_finds(name, mode):
     ids=str,
 )
 def test_its_settings(how):
-    net, data, places = trained("mlp"), digits(), NETS["mlp"][1]
+    net = trained("mlp")
+    data = digits()
+    places = NETS["mlp"][1]
     usual = dict(reference=8, copies=3) | how
     assert pairs(critical_units(net, data, range(20), **usual, batch=7)) == [
         search(net, data, r, places, **usual) for r in range(20)
@@ -283,14 +297,12 @@ def test_its_settings(how):
 )
 def test_any_small_network(seed, mode, batch):
     torch.manual_seed(seed)
-    net, x = (
-        nn.Sequential(
-            nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)
-        ).double(),
-        torch.randn(12, 4, dtype=torch.float64),
-    )
+    net = nn.Sequential(
+        nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)
+    ).double()
+    x = torch.randn(12, 4, dtype=torch.float64)
     data = NoisyDataset(x, net(x).argmax(1), n_classes=3)
-    found = critical_units(
+    outcomes = critical_units(
         net,
         data,
         range(5),
@@ -302,7 +314,7 @@ def test_any_small_network(seed, mode, batch):
         seed=seed,
         check=0,
     )
-    assert pairs(found) == [
+    assert pairs(outcomes) == [
         search(net, data, r, {"0": "1", "2": "3"}, mode, 4, copies=2, noise=0.05, seed=seed)
         for r in range(5)
     ]
@@ -310,7 +322,11 @@ def test_any_small_network(seed, mode, batch):
 
 def test_what_meets_the_reference(monkeypatch):
     "No mask of few units twice, and none under which the prediction has changed, at any batch."
-    net, data, rows, met, loss = trained("mlp"), digits(), range(30), [], unit_search._Search._loss
+    net = trained("mlp")
+    data = digits()
+    rows = range(30)
+    met = []
+    loss = unit_search._Search._loss
     monkeypatch.setattr(
         unit_search._Search,
         "_loss",
@@ -318,12 +334,12 @@ def test_what_meets_the_reference(monkeypatch):
     )
     for batch in (1, 32):
         met.clear()
-        found = critical_units(
+        outcomes = critical_units(
             net, data, rows, "exact", reference=8, copies=3, batch=batch, check=0
         )
         off = [
             frozenset(zip(f["layer"][:i], f["channel"][:i], strict=True))
-            for f in found.iter_rows(named=True)
+            for f in outcomes.iter_rows(named=True)
             if f["outcome"] == "flipped"
             for i in range(f["units"])
         ]
@@ -338,29 +354,33 @@ def test_what_meets_the_reference(monkeypatch):
 
 
 def test_filters_instead_of_activations():
-    net, data, places = trained("resnet9"), digits(), {k: k for k in NETS["resnet9"][1]}
-    found = pairs(critical_units(net, data, range(6), where="filter", reference=8, copies=3))
+    net = trained("resnet9")
+    data = digits()
+    places = {k: k for k in NETS["resnet9"][1]}
+    outcomes = pairs(critical_units(net, data, range(6), where="filter", reference=8, copies=3))
     assert (
-        found
+        outcomes
         == [search(net, data, r, places) for r in range(6)]
         != pairs(critical_units(net, data, range(6), reference=8, copies=3))
     )
 
 
 def test_layers_that_are_named():
-    net, data = trained("twice"), digits()
-    found = critical_units(net, data, range(12), layers=["c"], reference=8, copies=3)
-    assert pairs(found) == [search(net, data, r, {"c": "c"}) for r in range(12)]
-    assert {"c"} == set(found["layer"].explode().drop_nulls())
+    net = trained("twice")
+    data = digits()
+    outcomes = critical_units(net, data, range(12), layers=["c"], reference=8, copies=3)
+    assert pairs(outcomes) == [search(net, data, r, {"c": "c"}) for r in range(12)]
+    assert {"c"} == set(outcomes["layer"].explode().drop_nulls())
 
 
 def test_a_layers_input():
-    net, data = trained("mlp"), digits()
-    found = critical_units(net, data, range(12), layers=["out.input"])
+    net = trained("mlp")
+    data = digits()
+    outcomes = critical_units(net, data, range(12), layers=["out.input"])
     assert_frame_equal(
-        found.drop("layer"), critical_units(net, data, range(12), layers=["fc2.1"]).drop("layer")
+        outcomes.drop("layer"), critical_units(net, data, range(12), layers=["fc2.1"]).drop("layer")
     )
-    assert {"out.input"} == set(found["layer"].explode().drop_nulls())
+    assert {"out.input"} == set(outcomes["layer"].explode().drop_nulls())
 
 
 def test_one_logit():
@@ -374,7 +394,8 @@ def test_one_logit():
 
 @modes
 def test_a_network_that_depends_on_the_example(mode):
-    data, net = digits(), build("mlp", shape=(1, 8, 8), widths=(16, 12)).double()
+    data = digits()
+    net = build("mlp", shape=(1, 8, 8), widths=(16, 12)).double()
     TiedDropout(net, ["fc1", "fc2.0"], 0.5, 0.5)
     fit(net, data, 40, times=[40], lr=0.05, momentum=0.9, batch=16, device="cpu")
     plain = [search(net, data, r, NETS["mlp"][1], mode) for r in range(8)]
@@ -386,11 +407,10 @@ def test_a_network_from_torchvision():
     import torchvision
 
     torch.manual_seed(0)
-    net, x = (
-        torchvision.models.resnet18(num_classes=3).double(),
-        torch.randn(6, 3, 16, 16, dtype=torch.float64),
-    )
-    data, places = NoisyDataset(x, net.eval()(x).argmax(1), n_classes=3), unit_layers(net, x)
+    net = torchvision.models.resnet18(num_classes=3).double()
+    x = torch.randn(6, 3, 16, 16, dtype=torch.float64)
+    data = NoisyDataset(x, net.eval()(x).argmax(1), n_classes=3)
+    places = unit_layers(net, x)
     convs = [k for k, m in net.named_modules() if isinstance(m, nn.Conv2d)]
 
     def behind(k):
@@ -402,9 +422,9 @@ def test_a_network_from_torchvision():
 
     assert places == {k: behind(k) for k in convs}
     assert unit_layers(net, x, "filter") == {k: k for k in convs}
-    found = critical_units(net.train(), data, range(2), reference=2, copies=1, most=2)
+    outcomes = critical_units(net.train(), data, range(2), reference=2, copies=1, most=2)
     assert net.training
-    assert pairs(found) == [
+    assert pairs(outcomes) == [
         search(net, data, r, places, reference=2, copies=1, most=2) for r in range(2)
     ]
 
@@ -418,7 +438,9 @@ class Words(nn.Module):
     def __init__(self, words=20, bag=False):
         super().__init__()
         self.embedding = (nn.EmbeddingBag if bag else nn.Embedding)(words, 8)
-        self.hidden, self.act, self.out = nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3)
+        self.hidden = nn.Linear(8, 12)
+        self.act = nn.ReLU()
+        self.out = nn.Linear(12, 3)
 
     def forward(self, x):
         h = self.embedding(x.long())
@@ -435,12 +457,10 @@ class Table(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.kind, self.hidden, self.act, self.out = (
-            nn.Embedding(5, 4),
-            nn.Linear(6, 12),
-            nn.ReLU(),
-            nn.Linear(12, 3),
-        )
+        self.kind = nn.Embedding(5, 4)
+        self.hidden = nn.Linear(6, 12)
+        self.act = nn.ReLU()
+        self.out = nn.Linear(12, 3)
 
     def forward(self, x):
         return self.out(self.act(self.hidden(torch.cat([x[:, :2], self.kind(x[:, 2].long())], 1))))
@@ -451,12 +471,10 @@ class Looked(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.table, self.hidden, self.act, self.out = (
-            nn.Parameter(torch.randn(20, 8)),
-            nn.Linear(8, 12),
-            nn.ReLU(),
-            nn.Linear(12, 3),
-        )
+        self.table = nn.Parameter(torch.randn(20, 8))
+        self.hidden = nn.Linear(8, 12)
+        self.act = nn.ReLU()
+        self.out = nn.Linear(12, 3)
 
     def forward(self, x):
         return self.out(self.act(self.hidden(self.table[x.long()].mean(1))))
@@ -510,11 +528,11 @@ def test_noise_is_no_part_of_what_is_no_number(make, inputs, place):
     with pytest.warns(
         UserWarning, match=f"whole numbers of its inputs.*noise is added to: {place}$"
     ):
-        found = critical_units(net, data, check=0)
-    assert "misclassified" not in found["outcome"]
-    assert set(found["noise"]) == {place}
+        outcomes = critical_units(net, data, check=0)
+    assert "misclassified" not in outcomes["outcome"]
+    assert set(outcomes["noise"]) == {place}
     if place == "nowhere":
-        assert_frame_equal(found, critical_units(net, data, noise=0, check=0))
+        assert_frame_equal(outcomes, critical_units(net, data, noise=0, check=0))
 
 
 def test_noise_in_an_embedding_against_a_search_by_hand():
@@ -524,7 +542,9 @@ def test_noise_in_an_embedding_against_a_search_by_hand():
     class Behind(nn.Module):
         def __init__(self):
             super().__init__()
-            self.hidden, self.act, self.out = net.hidden, net.act, net.out
+            self.hidden = net.hidden
+            self.act = net.act
+            self.out = net.out
 
         def forward(self, h):
             return self.out(self.act(self.hidden(h.mean(1))))
@@ -533,8 +553,8 @@ def test_noise_in_an_embedding_against_a_search_by_hand():
     assert behind.x.square().mean().item() == pytest.approx(mean_square)
     plain = [search(Behind(), behind, r, {"hidden": "act"}) for r in range(12)]
     with pytest.warns(UserWarning, match="noise is added to: embedding"):
-        found = critical_units(net, data, range(12), reference=8, copies=3, check=0)
-    assert pairs(found) == plain
+        outcomes = critical_units(net, data, range(12), reference=8, copies=3, check=0)
+    assert pairs(outcomes) == plain
 
 
 @pytest.mark.parametrize(
@@ -547,26 +567,27 @@ def test_noise_in_an_embedding_against_a_search_by_hand():
 )
 def test_whole_numbers_that_are_used_as_numbers_get_noise(net, x, recwarn):
     net, data = labelled(net, x)
-    found = critical_units(net, data, check=0)
-    assert set(found["noise"]) == {"input"}
+    outcomes = critical_units(net, data, check=0)
+    assert set(outcomes["noise"]) == {"input"}
     assert not recwarn
 
 
 @modes
 def test_a_row_says_how_it_was_found(mode):
-    found = critical_units(
+    outcomes = critical_units(
         trained("mlp"), digits(), range(3), mode, reference=None if mode == "exact" else 5, noise=0
     )
-    assert found.select("search", "references", "noise").unique().rows() == [
+    assert outcomes.select("search", "references", "noise").unique().rows() == [
         (mode, 60 if mode == "exact" else 5, "nowhere")
     ]
 
 
 def test_the_default_is_the_papers_search():
-    net, data = trained("mlp"), digits()
-    found = critical_units(net, data, range(8), check=0)
-    assert set(found["search"]) == {"exact"}
-    assert pairs(found) == [
+    net = trained("mlp")
+    data = digits()
+    outcomes = critical_units(net, data, range(8), check=0)
+    assert set(outcomes["search"]) == {"exact"}
+    assert pairs(outcomes) == [
         search(net, data, r, NETS["mlp"][1], "exact", 60, copies=5) for r in range(8)
     ]
 
@@ -582,12 +603,10 @@ def test_layers_without_units_are_named():
     class Recurrent(nn.Module):
         def __init__(self):
             super().__init__()
-            self.fc, self.gru, self.never, self.out = (
-                nn.Linear(4, 5),
-                nn.GRU(5, 5, batch_first=True),
-                nn.Linear(2, 2),
-                nn.Linear(5, 2),
-            )
+            self.fc = nn.Linear(4, 5)
+            self.gru = nn.GRU(5, 5, batch_first=True)
+            self.never = nn.Linear(2, 2)
+            self.out = nn.Linear(5, 2)
 
         def forward(self, x):
             return self.out(self.gru(self.fc(x))[0][:, -1])
@@ -603,18 +622,16 @@ def test_units_of_torchs_attention():
     import torchvision
 
     torch.manual_seed(0)
-    net, x = (
-        torchvision.models.VisionTransformer(
-            image_size=16,
-            patch_size=8,
-            num_layers=1,
-            num_heads=2,
-            hidden_dim=8,
-            mlp_dim=6,
-            num_classes=3,
-        ).double(),
-        torch.randn(9, 3, 16, 16, dtype=torch.float64),
-    )
+    net = torchvision.models.VisionTransformer(
+        image_size=16,
+        patch_size=8,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        mlp_dim=6,
+        num_classes=3,
+    ).double()
+    x = torch.randn(9, 3, 16, 16, dtype=torch.float64)
     for p in net.parameters():
         nn.init.normal_(p, std=0.3)
     data = NoisyDataset(x, net.eval()(x).argmax(1), n_classes=3)
@@ -640,7 +657,9 @@ def test_units_of_torchs_attention():
 
 @pytest.mark.parametrize("name", NETS)
 def test_unit_layers(name):
-    net, places, x = NETS[name][0](), NETS[name][1], torch.rand(5, 1, 8, 8)
+    net = NETS[name][0]()
+    places = NETS[name][1]
+    x = torch.rand(5, 1, 8, 8)
     assert unit_layers(net, x) == places
     assert list(unit_layers(net, x)) == list(places)
     assert unit_layers(net, x, "filter") == {k: k for k in places}
@@ -732,15 +751,18 @@ def test_unit_layers_of_chains(net, places):
 
 def test_a_layer_that_is_called_with_a_keyword():
     net = Functional()
-    net.forward = lambda x: net.out(F.relu(net.fc(input=F.relu(net.conv(x)).flatten(1))))
+
+    def forward(x):
+        h = F.relu(net.conv(x)).flatten(1)
+        return net.out(F.relu(net.fc(input=h)))
+
+    net.forward = forward
     assert unit_layers(net, torch.rand(2, 1, 8, 8)) == NETS["functional"][1]
 
 
 def test_a_named_convolution_over_time():
-    net, data = (
-        nn.Sequential(nn.Conv1d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 2)),
-        NoisyDataset(torch.randn(9, 1, 8), torch.arange(9) % 2),
-    )
+    net = nn.Sequential(nn.Conv1d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 2))
+    data = NoisyDataset(torch.randn(9, 1, 8), torch.arange(9) % 2)
     assert Masked(net, data).units == Masked(net, data, ["0"]).units == 3
 
 
@@ -766,10 +788,8 @@ def test_units_of_tokens_lie_in_the_last_dimension():
 
 
 def test_units_of_the_last_dimension_of_a_picture():
-    net, data = (
-        nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Flatten(), nn.Linear(120, 2)),
-        NoisyDataset(torch.randn(9, 4, 5, 3), torch.arange(9) % 2),
-    )
+    net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Flatten(), nn.Linear(120, 2))
+    data = NoisyDataset(torch.randn(9, 4, 5, 3), torch.arange(9) % 2)
     assert [(s.dim, s.stop) for s in Masked(net, data).sites] == [(3, 6)]
 
 
@@ -780,7 +800,8 @@ def test_outputs_without_a_gradient():
 
     with pytest.raises(ValueError, match="output has no gradient"):
         unit_layers(Detached(nn.Linear(64, 4), nn.Linear(4, 10)), torch.rand(2, 64))
-    net, data = trained("mlp"), digits()
+    net = trained("mlp")
+    data = digits()
     with torch.inference_mode(), pytest.raises(ValueError, match="output has no gradient"):
         critical_units(net, data, [0])
 
@@ -794,12 +815,16 @@ def others(hit, row) -> float:
 
 
 def test_a_mask_for_each_example():
-    net, x = trained("functional").eval(), digits().x[:7]
+    net = trained("functional").eval()
+    x = digits().x[:7]
     mask = torch.rand(7, 11, generator=torch.Generator().manual_seed(0)).double() + 0.1
-    a, b = mask[:, :5, None, None].clone().requires_grad_(), mask[:, 5:].clone().requires_grad_()
-    expected, same = net(x, a, b), net(x, a[:1], b[:1])
+    a = mask[:, :5, None, None].clone().requires_grad_()
+    b = mask[:, 5:].clone().requires_grad_()
+    expected = net(x, a, b)
+    same = net(x, a[:1], b[:1])
     with Masked(net, digits()).ready() as masked:
-        torch.testing.assert_close(got := masked(x, mask.requires_grad_()), expected)
+        got = masked(x, mask.requires_grad_())
+        torch.testing.assert_close(got, expected)
         torch.testing.assert_close(masked(x, mask[:1]), same)  # one serves all
         assert masked.names() == (["conv"] * 5 + ["fc"] * 6, [*range(5), *range(6)])
     (score,) = torch.autograd.grad(got.sum(), mask)
@@ -810,15 +835,17 @@ def test_a_mask_for_each_example():
 
 @pytest.mark.parametrize("name", ["resnet9", "vit", "mlp"])
 def test_flipped_ones_flip_with_the_last_unit(name):
-    net, data, seen = trained(name), digits(), 0
-    found = critical_units(net, data, noise=0, copies=1, check=0)
+    net = trained(name)
+    data = digits()
+    seen = 0
+    outcomes = critical_units(net, data, noise=0, copies=1, check=0)
     with Masked(net, data).ready() as masked:
 
         def guess(row: int, mask: Tensor) -> int:
             return masked(data.x[[row]], mask, data.index[[row]]).argmax().item()
 
         at = {unit: u for u, unit in enumerate(zip(*masked.names(), strict=True))}
-        for row, (outcome, off) in enumerate(pairs(found)):
+        for row, (outcome, off) in enumerate(pairs(outcomes)):
             mask = torch.ones(1, masked.units).double()
             assert (guess(row, mask) != data.y[row]) == (outcome == "misclassified")
             for unit in off:
@@ -833,38 +860,42 @@ def test_flipped_ones_flip_with_the_last_unit(name):
 
 
 def test_its_columns():
-    data, net = digits(), trained("functional")
-    found = critical_units(net, data, noise=0, most=2, check=0)
-    assert found["row"].to_list() == list(range(60))
-    assert found["index"].to_list() == data.index.tolist() != list(range(60))
+    data = digits()
+    net = trained("functional")
+    outcomes = critical_units(net, data, noise=0, most=2, check=0)
+    assert outcomes["row"].to_list() == list(range(60))
+    assert outcomes["index"].to_list() == data.index.tolist() != list(range(60))
     wrong = (net.eval()(data.x).argmax(1) != data.y).tolist()
-    for r in found.iter_rows(named=True):
+    for r in outcomes.iter_rows(named=True):
         assert (r["outcome"] == "misclassified") == wrong[r["row"]]
         assert len(r["layer"]) == len(r["channel"]) == (r["units"] or 0)
         assert r["accuracy"] is None
         assert r["units"] == {"kept": 2, "misclassified": None}.get(r["outcome"], r["units"])
         assert r["units"] in (None, 1, 2)
-    assert set(found["outcome"]) == {"kept", "misclassified", "flipped"}
+    assert set(outcomes["outcome"]) == {"kept", "misclassified", "flipped"}
 
 
 def test_what_never_flips():
-    data, net = digits(), trained("mlp")
+    data = digits()
+    net = trained("mlp")
     with torch.no_grad():
         net.out.bias[4] = 1e4
-    found = critical_units(net, data, batch=7).filter(pl.col("outcome") != "misclassified")
-    assert found["row"].to_list() == (data.y == 4).nonzero()[:, 0].tolist()
-    assert set(found["outcome"]) == {"kept"}
-    assert set(found["units"]) == {20}
-    assert all(len(set(off)) == 20 for _, off in pairs(found))
-    assert found["accuracy"].to_list() == [others(data.y == 4, r) for r in found["row"]]
+    outcomes = critical_units(net, data, batch=7).filter(pl.col("outcome") != "misclassified")
+    assert outcomes["row"].to_list() == (data.y == 4).nonzero()[:, 0].tolist()
+    assert set(outcomes["outcome"]) == {"kept"}
+    assert set(outcomes["units"]) == {20}
+    assert all(len(set(off)) == 20 for _, off in pairs(outcomes))
+    assert outcomes["accuracy"].to_list() == [others(data.y == 4, r) for r in outcomes["row"]]
 
 
 @pytest.mark.parametrize("name", ["resnet9", "twice"])
 def test_accuracy_afterwards(name):
-    net, data, places = trained(name), digits(), NETS[name][1]
-    found = critical_units(net, data, range(12), check=1000)
+    net = trained(name)
+    data = digits()
+    places = NETS[name][1]
+    outcomes = critical_units(net, data, range(12), check=1000)
     for row, (outcome, off), accuracy in zip(
-        found["row"], pairs(found), found["accuracy"], strict=True
+        outcomes["row"], pairs(outcomes), outcomes["accuracy"], strict=True
     ):
         guess = under(net, places, without(net, places, off), data.x).argmax(1)
         assert accuracy == (None if outcome == "misclassified" else others(guess == data.y, row))
@@ -875,10 +906,12 @@ def test_accuracy_afterwards(name):
 
 
 def test_accuracy_where_the_network_depends_on_the_example():
-    data, net = digits(), build("mlp", shape=(1, 8, 8), widths=(16, 12)).double()
+    data = digits()
+    net = build("mlp", shape=(1, 8, 8), widths=(16, 12)).double()
     TiedDropout(net, ["fc1"], 0.3, 0.5)
     fit(net, data, 40, times=[40], lr=0.05, momentum=0.9, batch=16, device="cpu")
-    found, places = critical_units(net, data, range(8)), NETS["mlp"][1]
+    outcomes = critical_units(net, data, range(8))
+    places = NETS["mlp"][1]
 
     def right(off, row):
         return others(
@@ -886,15 +919,17 @@ def test_accuracy_where_the_network_depends_on_the_example():
             row,
         )
 
-    assert found["accuracy"].to_list() == [
+    assert outcomes["accuracy"].to_list() == [
         None if o == "misclassified" else right(off, r)
-        for r, (o, off) in zip(found["row"], pairs(found), strict=True)
+        for r, (o, off) in zip(outcomes["row"], pairs(outcomes), strict=True)
     ]
 
 
 def test_rows():
-    net, data = trained("mlp"), digits()
-    everything, mask = critical_units(net, data), torch.arange(60) % 7 == 3
+    net = trained("mlp")
+    data = digits()
+    everything = critical_units(net, data)
+    mask = torch.arange(60) % 7 == 3
     assert everything["row"].to_list() == list(range(60))
     assert everything["units"].n_unique() > 3
     for rows in (
@@ -910,13 +945,13 @@ def test_rows():
     ):
         listed = torch.as_tensor(rows)
         listed = (listed.nonzero()[:, 0] if listed.dtype == torch.bool else listed).long().tolist()
-        assert_frame_equal(
-            critical_units(net, data, rows, batch=3), everything[listed]
-        )  # in their order, whoever ends first
+        # in their order, whoever ends first
+        assert_frame_equal(critical_units(net, data, rows, batch=3), everything[listed])
 
 
 def test_a_subset_knows_where_it_is_from():
-    net, data = trained("mlp"), digits()
+    net = trained("mlp")
+    data = digits()
     part = data.subset(torch.tensor([30, 4, 17]))
     how = dict(mode="exact", layers=["fc1.0"], noise=0.2, check=0)
     assert critical_units(net, part, **how)["index"].to_list() == data.index[[30, 4, 17]].tolist()
@@ -974,7 +1009,8 @@ def state_of(net) -> tuple:
 @pytest.mark.parametrize("name", ["resnet9", "vit"])
 @pytest.mark.parametrize("broken", [None, 1, 2, 4, 7])  # the pass that breaks
 def test_the_network_is_as_it_was(name, broken):
-    net, passes = trained(name).train(), []
+    net = trained(name).train()
+    passes = []
     for p in net.parameters():
         p.grad = None
     next(net.children()).eval()
@@ -993,7 +1029,8 @@ def test_the_network_is_as_it_was(name, broken):
         assert broken
     handle.remove()
     assert len(passes) == broken or not broken
-    (state, *flags, rng), (was, *were, rng_was) = state_of(net), before
+    state, *flags, rng = state_of(net)
+    was, *were, rng_was = before
     assert flags == were
     assert torch.equal(rng, rng_was)
     assert state.keys() == was.keys()
@@ -1001,10 +1038,11 @@ def test_the_network_is_as_it_was(name, broken):
 
 
 def test_without_gradients_around_it():
-    net, data = trained("mlp"), digits()
+    net = trained("mlp")
+    data = digits()
     with torch.no_grad():
-        found = critical_units(net, data)
-    assert_frame_equal(found, critical_units(net, data))
+        outcomes = critical_units(net, data)
+    assert_frame_equal(outcomes, critical_units(net, data))
 
 
 def test_single_precision():

@@ -4,7 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_networks import NAMES, Fails, by_hand, copy, hooks, inputs, modes, same, small
+from small_networks import NAMES, Fails, by_hand, hooks, inputs, modes, small
+from states import same, state
 from torch import nn
 
 from memnb.models.evaluation import evaluating, examples, parts, predict, present_examples
@@ -50,17 +51,17 @@ def test_a_look_leaves_no_trace(look):
     net = small()
     x = inputs()
     net.fc1.register_forward_hook(lambda *_: None)
-    before = copy(net)
+    before = state(net)
     modes_and_hooks = modes(net), hooks(net)
     rng = torch.random.get_rng_state()
     look(net, x)
-    assert same(copy(net), before)
+    assert same(state(net), before)
     assert (modes(net), hooks(net)) == modes_and_hooks
     assert torch.equal(x, inputs())
     assert torch.equal(torch.random.get_rng_state(), rng)
     assert torch.is_grad_enabled()
     net(x)  # a pass in training leaves one
-    assert not same(copy(net), before)
+    assert not same(state(net), before)
     assert not torch.equal(torch.random.get_rng_state(), rng)
 
 
@@ -171,10 +172,10 @@ class Notes(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.told = []
+        self.present = []
 
     def forward(self, x):
-        self.told.append(present_examples())
+        self.present.append(present_examples())
         return x
 
 
@@ -215,23 +216,25 @@ STREAMS = dict(
 @pytest.mark.parametrize("look", STREAMS.values(), ids=STREAMS)
 @pytest.mark.parametrize("batch", [1, 3, 10, 1024])
 def test_each_batch_is_told_its_own_part(look, batch):
-    net = nn.Sequential(nn.Flatten(), notes := Notes())
+    notes = Notes()
+    net = nn.Sequential(nn.Flatten(), notes)
     with examples(None):
         look(net, inputs(), batch, index=INDEX)
         assert present_examples() is None
-    assert len(notes.told) == -(-10 // batch)
-    assert all(torch.equal(a, b) for a, b in zip(notes.told, INDEX.split(batch), strict=True))
+    assert len(notes.present) == -(-10 // batch)
+    assert all(torch.equal(a, b) for a, b in zip(notes.present, INDEX.split(batch), strict=True))
     assert outside()
 
 
 @pytest.mark.parametrize("look", STREAMS.values(), ids=STREAMS)
 @pytest.mark.parametrize("index", [None, INDEX])
 def test_without_an_index_the_context_stays(look, index):
-    net = nn.Sequential(nn.Flatten(), notes := Notes())
+    notes = Notes()
+    net = nn.Sequential(nn.Flatten(), notes)
     with examples(index):
         look(net, inputs(), 4)
-    assert len(notes.told) == 3
-    assert all(told is index for told in notes.told)
+    assert len(notes.present) == 3
+    assert all(present is index for present in notes.present)
     with pytest.raises(RuntimeError, match="index is missing"):
         look(net, inputs(), 4)
 
@@ -251,13 +254,16 @@ def test_an_index_of_another_length(look, n):
 
 
 def test_between_batches_the_caller_has_its_own_examples():
-    net = nn.Sequential(nn.Flatten(), notes := Notes())
+    notes = Notes()
+    net = nn.Sequential(nn.Flatten(), notes)
     first = activations(net, inputs(), ["0"], 5, INDEX)
     second = activations(net, inputs(), ["0"], 5, INDEX + 1)
     for _ in zip(first, second, strict=True):
         assert outside()
     a, b = INDEX.split(5)
-    assert [told.tolist() for told in notes.told] == [v.tolist() for v in (a, a + 1, b, b + 1)]
+    assert [present.tolist() for present in notes.present] == [
+        v.tolist() for v in (a, a + 1, b, b + 1)
+    ]
 
 
 def test_the_context_ends_where_the_network_fails():
@@ -268,9 +274,10 @@ def test_the_context_ends_where_the_network_fails():
 
 
 def test_linear_layers_need_no_examples():
-    net = nn.Sequential(nn.Flatten(), notes := Notes(), nn.Linear(12, 2))
+    notes = Notes()
+    net = nn.Sequential(nn.Flatten(), notes, nn.Linear(12, 2))
     assert linear_layers(net, inputs().float()) == {"2": "1"}
-    assert notes.told == [None]
+    assert notes.present == [None]
     assert outside()
 
 
@@ -289,11 +296,11 @@ def test_parts(n, batch, indexed):
     assert [len(part) for part, _ in seen] == [len(part) for part in x.split(batch)]
     if indexed:
         assert all(
-            torch.equal(told, part)
-            for (_, told), part in zip(seen, index.split(batch), strict=True)
+            torch.equal(present, part)
+            for (_, present), part in zip(seen, index.split(batch), strict=True)
         )
     else:
-        assert all(told is None for _, told in seen)
+        assert all(present is None for _, present in seen)
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from small_networks import (
     close,
     hooks,
     inputs,
-    same,
     small,
 )
+from states import same
 from torch import nn
 
 from memnb.models.evaluation import evaluating, predict
@@ -79,7 +79,8 @@ class Input(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.input, self.out = nn.Linear(12, 4), nn.Linear(4, 2)
+        self.input = nn.Linear(12, 4)
+        self.out = nn.Linear(4, 2)
 
     def forward(self, x):
         return self.out(self.input(x).relu())
@@ -101,7 +102,8 @@ class Keywords(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(12, 4), nn.Linear(4, 2)
+        self.fc1 = nn.Linear(12, 4)
+        self.fc2 = nn.Linear(4, 2)
 
     def forward(self, x):
         return self.fc2(input=self.fc1(input=x).relu())
@@ -309,7 +311,8 @@ def test_an_edit_changes_what_follows_only(name):
     x = inputs()
     with edit(net, {name: silence}) as within, capture(net, NAMES) as got:
         within(x)
-    plain, silent = by_hand(net, x), by_hand(net, x, silence)
+    plain = by_hand(net, x)
+    silent = by_hand(net, x, silence)
     if name == "drop.input":
         silent["act1"] = plain["act1"]
     assert within is net
@@ -398,7 +401,8 @@ class Branches(nn.Module):
     def __init__(self):
         super().__init__()
         self.trunk = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Tanh())
-        self.a, self.b = nn.Linear(4, 2), nn.Linear(4, 2)
+        self.a = nn.Linear(4, 2)
+        self.b = nn.Linear(4, 2)
 
     def forward(self, x):
         h = self.trunk(x)
@@ -442,10 +446,10 @@ def test_the_named_layers_activation_is_what_the_linear_layer_reads(make, shape)
     net = make()
     x = torch.randn(2, *shape)
     truth = reads(net, x)
-    found = linear_layers(net, x)
-    ((_, a),) = activations(net, x, list(found.values()))
-    assert list(found) == list(truth)
-    assert all(torch.equal(a[found[k]], v) for k, v in truth.items())
+    layers = linear_layers(net, x)
+    ((_, a),) = activations(net, x, list(layers.values()))
+    assert list(layers) == list(truth)
+    assert all(torch.equal(a[layers[k]], v) for k, v in truth.items())
 
 
 @pytest.mark.parametrize(
@@ -468,9 +472,9 @@ def test_the_named_layers_activation_is_what_the_linear_layer_reads(make, shape)
 )
 def test_linear_layers_by_name(net, expected):
     make, shape = NETS[net]
-    found = linear_layers(make(), torch.randn(2, *shape))
-    assert found == expected
-    assert list(found) == list(expected)
+    layers = linear_layers(make(), torch.randn(2, *shape))
+    assert layers == expected
+    assert list(layers) == list(expected)
 
 
 # --- channels

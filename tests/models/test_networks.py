@@ -11,19 +11,12 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2, kstest
+from states import same, state
 from torch import nn
 from torch.nn import functional as F
 
 from memnb.common.rng import seeded
 from memnb.models.networks import MODELS, TwoLayerReLU, alexnet, build, cnn, mlp
-
-
-def state(net) -> dict:
-    return {k: v.clone() for k, v in net.state_dict().items()}
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @settings(deadline=None)
@@ -166,7 +159,8 @@ def test_initial_weights_follow_from_the_seed_alone(name):
     a = build(name, **SMALL[name], seed=3)
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(2)
-    b, c = build(name, **SMALL[name], seed=3), build(name, **SMALL[name], seed=4)
+    b = build(name, **SMALL[name], seed=3)
+    c = build(name, **SMALL[name], seed=4)
     assert same(state(a), state(b))
     assert not any(
         torch.equal(v, w)

@@ -8,7 +8,8 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_networks import Recurrent, Repeats, Turn, copy, hooks, modes, same, small
+from small_networks import Recurrent, Repeats, Turn, hooks, modes, small
+from states import same, state
 from torch import nn
 
 from memnb.models.layers import activations, linear_layers
@@ -39,7 +40,8 @@ class Rooted(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(3))
         self.register_buffer("shift", torch.ones(3))
-        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.a = nn.Linear(3, 3)
+        self.b = nn.Linear(3, 3)
         self.b.weight = self.a.weight
 
 
@@ -101,12 +103,12 @@ def test_the_state_of_the_root_and_of_a_shared_weight():
 
 def test_a_state_is_a_copy():
     net = small()
-    before = copy(net)
-    state = layer_state(net, "bn")
-    for v in state.values():
+    before = state(net)
+    stored = layer_state(net, "bn")
+    for v in stored.values():
         assert not v.requires_grad
         v.add_(1)
-    assert same(copy(net), before)
+    assert same(state(net), before)
 
 
 @pytest.mark.parametrize(
@@ -136,10 +138,10 @@ def moved(net) -> nn.Module:
 
 def test_put_back_moves_no_other_layer():
     net = small()
-    before = copy(net)
-    after = copy(moved(net))
+    before = state(net)
+    after = state(moved(net))
     assert put_back(net, before, "fc1") is net
-    assert same(copy(net), after | {k: before[k] for k in ("fc1.weight", "fc1.bias")})
+    assert same(state(net), after | {k: before[k] for k in ("fc1.weight", "fc1.bias")})
     assert all(p.requires_grad for p in net.parameters())
 
 
@@ -149,20 +151,20 @@ def test_put_back_moves_no_other_layer():
 )
 def test_put_back_with_and_without_buffers(buffers, kept):
     net = small()
-    before = copy(net)
-    after = copy(moved(net))
+    before = state(net)
+    after = state(moved(net))
     put_back(net, before, "bn", buffers)
     put = {k: v for k, v in before.items() if k.startswith("bn.") and k not in kept}
-    assert same(copy(net), after | put)
+    assert same(state(net), after | put)
 
 
 def test_put_back_the_root_from_its_own_state():
     net = Rooted()
-    before = copy(net)
-    state = layer_state(net, "(root)")
-    after = copy(moved(net))
-    put_back(net, state, "(root)")
-    assert same(copy(net), after | {k: before[k] for k in ("scale", "shift")})
+    before = state(net)
+    stored = layer_state(net, "(root)")
+    after = state(moved(net))
+    put_back(net, stored, "(root)")
+    assert same(state(net), after | {k: before[k] for k in ("scale", "shift")})
 
 
 @pytest.mark.parametrize(
@@ -181,19 +183,19 @@ def test_put_back_the_root_from_its_own_state():
 )
 def test_a_refused_state_changes_nothing(change, says):
     net = small()
-    state = copy(net)
-    change(state)
-    after = copy(moved(net))
+    stored = state(net)
+    change(stored)
+    after = state(moved(net))
     with pytest.raises(ValueError, match=says):
-        put_back(net, state, "fc1")
-    assert same(copy(net), after)
+        put_back(net, stored, "fc1")
+    assert same(state(net), after)
 
 
 def test_only_the_layers_part_of_a_state_must_fit():
     net = small()
-    state = layer_state(net, "fc1") | {"fc2.weight": torch.zeros(1), "other": torch.zeros(1)}
-    put_back(moved(net), state, "fc1")
-    assert same(layer_state(net, "fc1"), {k: state[k] for k in ("fc1.weight", "fc1.bias")})
+    stored = layer_state(net, "fc1") | {"fc2.weight": torch.zeros(1), "other": torch.zeros(1)}
+    put_back(moved(net), stored, "fc1")
+    assert same(layer_state(net, "fc1"), {k: stored[k] for k in ("fc1.weight", "fc1.bias")})
 
 
 # --- owners and groups
@@ -221,7 +223,8 @@ class Gain(nn.Sequential):
 
 
 def twice() -> nn.Sequential:
-    return nn.Sequential(layer := nn.Linear(2, 2), nn.ReLU(), layer)
+    layer = nn.Linear(2, 2)
+    return nn.Sequential(layer, nn.ReLU(), layer)
 
 
 def nested() -> nn.Sequential:
@@ -262,7 +265,7 @@ GROUPED = dict(
     ),
     row_without_others=(lambda: nn.Sequential(Gain(nn.ReLU())), ["0"]),
     shared_layer=(twice, ["0", "2"]),
-    shared_block=(lambda: nn.Sequential(block := twice(), block), ["0", "1"]),
+    shared_block=(lambda: nn.Sequential(*[twice()] * 2), ["0", "1"]),
 )
 
 
@@ -378,7 +381,8 @@ class Bias(nn.Module):
 
     def __init__(self, k):
         super().__init__()
-        self.scale, self.shift = nn.Parameter(torch.ones(k)), nn.Parameter(torch.zeros(k))
+        self.scale = nn.Parameter(torch.ones(k))
+        self.shift = nn.Parameter(torch.zeros(k))
 
     def forward(self, z):
         return z * self.scale + self.shift
@@ -580,7 +584,9 @@ class Heads(nn.Module):
 
     def __init__(self, two):
         super().__init__()
-        self.out, self.other, self.body = nn.Linear(8, 3), nn.Linear(8, 3), nn.Linear(16, 8)
+        self.out = nn.Linear(8, 3)
+        self.other = nn.Linear(8, 3)
+        self.body = nn.Linear(16, 8)
         self.two = two
 
     def forward(self, x):

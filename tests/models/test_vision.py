@@ -11,6 +11,7 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from states import same, state
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,14 +20,6 @@ from memnb.models.evaluation import evaluating
 from memnb.models.networks import build
 from memnb.models.structure import layer_state
 from memnb.models.vision import resnet9, resnet50, vit
-
-
-def state(net) -> dict:
-    return {k: v.clone() for k, v in net.state_dict().items()}
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def close(a, b) -> bool:

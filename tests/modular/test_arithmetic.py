@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -36,10 +37,8 @@ fit = partial(modular.fit_modular, device="cpu")
 SAYS = {"add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b}
 APPLY = {"square": lambda s: s * s, "abs": abs, "relu": lambda s: max(s, 0.0)}
 TORCH = {"square": lambda s: s**2, "abs": torch.abs, "relu": F.relu}
-every_operation, every_activation = (
-    pytest.mark.parametrize("operation", OPERATIONS),
-    pytest.mark.parametrize("activation", APPLY),
-)
+every_operation = pytest.mark.parametrize("operation", OPERATIONS)
+every_activation = pytest.mark.parametrize("activation", APPLY)
 
 
 @pytest.mark.parametrize("p", [4, 8, 9, 25, 26, 121, 999_999, 10**6])
@@ -160,24 +159,21 @@ def test_seed():
     assert b.digest == d.digest
     assert a.digest != e.digest
     assert not torch.equal(a.index, e.index)
+    # one split for all labels
     assert torch.equal(
         operation_table(7, "mul", seed=3)[0].index,
         operation_table(7, "sub", rho=0.4, seed=3)[0].index,
-    )  # one split for all labels
+    )
 
 
 def test_the_split_is_drawn_evenly():
     "Each pair is trained on as often as another, and each of those is noisy as often."
-    trained, noisy, tables = (
-        torch.zeros(25),
-        torch.zeros(25),
-        [operation_table(5, share=0.6, rho=0.4, seed=s)[0] for s in range(600)],
-    )
+    trained = torch.zeros(25)
+    noisy = torch.zeros(25)
+    tables = [operation_table(5, share=0.6, rho=0.4, seed=s)[0] for s in range(600)]
     for d in tables:
-        trained, noisy = (
-            trained.index_add(0, d.index, torch.ones(15)),
-            noisy.index_add(0, d.index, d.is_noisy.float()),
-        )
+        trained = trained.index_add(0, d.index, torch.ones(15))
+        noisy = noisy.index_add(0, d.index, d.is_noisy.float())
     for got, share in ((trained, 0.6), (noisy, 0.24)):
         assert ((got - 600 * share).abs() / (600 * share * (1 - share)) ** 0.5).max() < 4
 
@@ -226,7 +222,9 @@ def test_other_noise(noise, check):
 
 def test_tables_leave_the_global_generator_alone():
     before = torch.random.get_rng_state()
-    operation_table(7, rho=0.5), ModularNet(5, 4), fit(ModularNet(7, 4), operation_table(7)[0], 2)
+    operation_table(7, rho=0.5)
+    ModularNet(5, 4)
+    fit(ModularNet(7, 4), operation_table(7)[0], 2)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -328,16 +326,17 @@ def test_refused_networks(how, says):
 
 @every_activation
 def test_logits_by_a_loop(activation):
-    p, m, net = 4, 5, net64(4, 5, activation, 3)
+    p = 4
+    m = 5
+    net = net64(4, 5, activation, 3)
     u, v, w = (q.tolist() for q in (net.u, net.v, net.w))
-    hand = [
-        [sum(APPLY[activation](u[a][k] + v[b][k]) * w[k][c] for k in range(m)) for c in range(p)]
-        for a in range(p)
-        for b in range(p)
-    ]
+    hand = torch.zeros(p * p, p, dtype=torch.float64)
+    for a, b, c in product(range(p), repeat=3):
+        hidden = [APPLY[activation](u[a][k] + v[b][k]) for k in range(m)]
+        hand[a * p + b, c] = sum(h * w[k][c] for k, h in enumerate(hidden))
     for got in (net(all_pairs(p).double()), net.grid().flatten(0, 1)):
         assert got.shape == (16, 4)
-        assert (got - torch.tensor(hand, dtype=torch.float64)).abs().max() < 1e-12
+        assert (got - hand).abs().max() < 1e-12
 
 
 @every_activation
@@ -388,10 +387,8 @@ def test_initial_seed():
 
 @every_activation
 def test_built_by_name(activation):
-    net, own = (
-        build("modular", p=5, width=8, activation=activation, seed=2),
-        ModularNet(5, 8, activation, 2),
-    )
+    net = build("modular", p=5, width=8, activation=activation, seed=2)
+    own = ModularNet(5, 8, activation, 2)
     assert type(net) is ModularNet
     assert net.activation == activation
     assert net.p == 5
@@ -417,7 +414,8 @@ def close(net: ModularNet, grads, tol=1e-13) -> bool:
 @every_activation
 @every_operation
 def test_gradient_is_that_of_autograd(activation, operation):
-    net, (data,) = net64(activation=activation), double(operation_table(7, operation, 0.7, 0.4)[0])
+    net = net64(activation=activation)
+    (data,) = double(operation_table(7, operation, 0.7, 0.4)[0])
     loss, grads = by_autograd(net, data)
     for rows in (None, 1, 2, 3, 7, 100):  # nothing is added up from call to call
         assert abs(gradient(net, Grid(data, 7), rows) - loss) < 1e-13
@@ -435,10 +433,8 @@ def test_gradient_is_that_of_autograd(activation, operation):
     seed=st.integers(0, 99),
 )
 def test_gradient_of_any_table(p, width, share, rho, activation, *, rows, seed):
-    net, (data,) = (
-        net64(p, width, activation, seed),
-        double(operation_table(p, "add", share, rho, seed=seed)[0]),
-    )
+    net = net64(p, width, activation, seed)
+    (data,) = double(operation_table(p, "add", share, rho, seed=seed)[0])
     loss, grads = by_autograd(net, data)
     assert abs(gradient(net, Grid(data, p), rows) - loss) < 1e-12
     assert close(net, grads, 1e-12)
@@ -446,7 +442,8 @@ def test_gradient_of_any_table(p, width, share, rho, activation, *, rows, seed):
 
 @every_activation
 def test_gradient_at_the_kink(activation):
-    net, (data,) = net64(activation=activation), double(operation_table(7)[0])
+    net = net64(activation=activation)
+    (data,) = double(operation_table(7)[0])
     with torch.no_grad():
         net.v[:] = -net.u[2]  # row 2 of the table is zero before the activation
     loss, grads = by_autograd(net, data)
@@ -455,9 +452,11 @@ def test_gradient_at_the_kink(activation):
 
 
 def test_only_training_pairs_count():
-    (train, test), net = double(*operation_table(7, rho=0.3)), net64()
+    train, test = double(*operation_table(7, rho=0.3))
+    net = net64()
     grid = Grid(train, 7)
-    loss, grads = gradient(net, grid), [q.grad.clone() for q in net.parameters()]
+    loss = gradient(net, grid)
+    grads = [q.grad.clone() for q in net.parameters()]
     grid.y.view(-1)[test.index] = torch.arange(len(test)) % 7
     assert torch.equal(gradient(net, grid), loss)
     assert all(torch.equal(q.grad, g) for q, g in zip(net.parameters(), grads, strict=True))
@@ -466,9 +465,11 @@ def test_only_training_pairs_count():
 
 
 def test_the_grid_of_some_pairs():
-    (data,), net = double(operation_table(5, rho=0.5)[0]), net64(5)
+    (data,) = double(operation_table(5, rho=0.5)[0])
+    net = net64(5)
     some = data.subset(torch.tensor([7, 2, 11]))  # in no order
-    grid, (loss, grads) = Grid(some, 5), by_autograd(net, some)
+    grid = Grid(some, 5)
+    loss, grads = by_autograd(net, some)
     assert grid.share.flatten()[some.index].tolist() == [1 / 3] * 3
     assert grid.share.count_nonzero() == 3
     assert torch.equal(grid.y.flatten()[some.index], some.y)
@@ -477,7 +478,8 @@ def test_the_grid_of_some_pairs():
 
 
 def test_gradient_in_float32():
-    data, net = operation_table(13, rho=0.5)[0], ModularNet(13, 64)
+    data = operation_table(13, rho=0.5)[0]
+    net = ModularNet(13, 64)
     loss, grads = by_autograd(net, data)
     assert abs(gradient(net, Grid(data, 13)) - loss) < 1e-5
     assert close(net, grads, 1e-6)
@@ -485,7 +487,8 @@ def test_gradient_in_float32():
 
 
 def test_a_gradient_changes_no_weight_and_makes_no_graph():
-    net, grid = ModularNet(5, 4), Grid(operation_table(5)[0], 5)
+    net = ModularNet(5, 4)
+    grid = Grid(operation_table(5)[0], 5)
     before = {k: v.clone() for k, v in net.state_dict().items()}
     assert not gradient(net, grid).requires_grad
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
@@ -502,18 +505,15 @@ def by_hand(
     data: NoisyDataset, net: ModularNet, epochs: int, lr: float, weight_decay: float
 ) -> list[dict[str, Tensor]]:
     "Weights at each epoch of one-hot inputs through two linear layers, by autograd."
-    first, last = (
-        nn.Linear(2 * net.p, net.u.shape[1], bias=False, dtype=net.u.dtype),
-        nn.Linear(net.u.shape[1], net.p, bias=False, dtype=net.u.dtype),
-    )
-    first.weight.data, last.weight.data = (
-        torch.cat([net.u, net.v]).detach().T.clone(),
-        net.w.detach().T.clone(),
-    )
+    first = nn.Linear(2 * net.p, net.u.shape[1], bias=False, dtype=net.u.dtype)
+    last = nn.Linear(net.u.shape[1], net.p, bias=False, dtype=net.u.dtype)
+    first.weight.data = torch.cat([net.u, net.v]).detach().T.clone()
+    last.weight.data = net.w.detach().T.clone()
     adamw = torch.optim.AdamW(
         [first.weight, last.weight], lr=lr, weight_decay=weight_decay, fused=False, foreach=False
     )
-    cosine, kept = torch.optim.lr_scheduler.CosineAnnealingLR(adamw, epochs), []
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(adamw, epochs)
+    kept = []
     for epoch in range(epochs + 1):
         kept.append(
             {
@@ -540,7 +540,8 @@ def by_hand(
     ],
 )
 def test_training_is_the_plain_loop(activation, operation, epochs, how):
-    net, (data,) = net64(7, 12, activation, 4), double(operation_table(7, operation, rho=0.3)[0])
+    net = net64(7, 12, activation, 4)
+    (data,) = double(operation_table(7, operation, rho=0.3)[0])
     expected = by_hand(data, net, epochs, **dict(lr=1e-2, weight_decay=4.0) | how)
     run = fit(net, data, epochs, times=range(epochs + 1), checkpoints=range(epochs + 1), **how)
     assert [*run.checkpoints] == [*range(epochs + 1)]
@@ -553,7 +554,8 @@ def test_training_is_the_plain_loop(activation, operation, epochs, how):
 
 
 def test_training_in_float32_is_the_plain_loop():
-    net, data = ModularNet(13, 64, seed=4), operation_table(13, rho=0.3)[0]
+    net = ModularNet(13, 64, seed=4)
+    data = operation_table(13, rho=0.3)[0]
     expected = by_hand(data, net, 20, 1e-2, 4.0)[-1]
     fit(net, data, 20)
     assert all((v - expected[k]).abs().max() < 1e-4 for k, v in net.state_dict().items())
@@ -574,7 +576,8 @@ def look(s) -> list[dict]:
 def trained(
     epochs=12, p=7, rho=0.4, times=None, *, observe=(look,), checkpoints=(), test=True, **how
 ) -> tuple[Run, ModularNet, NoisyDataset, NoisyDataset]:
-    (train, held), net = operation_table(p, "add", 0.7, rho), ModularNet(p, 24, seed=1)
+    train, held = operation_table(p, "add", 0.7, rho)
+    net = ModularNet(p, 24, seed=1)
     model = dict(name="modular", p=p, width=24, activation="square")
     return (
         fit(
@@ -637,11 +640,12 @@ def test_observers_rows():
         == run.rows["epoch"].to_list()
         == [0, 5, 20]
     )
+    # along a cosine to zero
     assert np.allclose(
         run.rows["lr"],
         [1e-2 * (1 + math.cos(math.pi * t / 20)) / 2 for t in (0, 5, 20)],
         atol=1e-12,
-    )  # along a cosine to zero
+    )
     assert np.allclose(run.rows["right"], (run.prediction == run.y).double().mean(1))
     assert run.rows["u"].n_unique() == 3
 
@@ -672,11 +676,9 @@ def test_observers_may_differentiate():
 
 
 def test_looking_changes_nothing():
-    (_, a, *_), (_, b, *_), (_, c, *_) = (
-        trained(observe=[]),
-        trained(times=[3], test=False),
-        trained(times=range(13), checkpoints=range(13)),
-    )
+    _, a, *_ = trained(observe=[])
+    _, b, *_ = trained(times=[3], test=False)
+    _, c, *_ = trained(times=range(13), checkpoints=range(13))
     assert torch.equal(a.grid(), b.grid())
     assert torch.equal(a.grid(), c.grid())
 
@@ -691,7 +693,8 @@ def test_checkpoints(checkpoints):
     assert sorted(run.checkpoints) == sorted({*checkpoints, 12})
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in run.checkpoints[12].items())
     for t in run.checkpoints:
-        then, i = run.at(t), run.time.tolist().index(t)
+        then = run.at(t)
+        i = run.time.tolist().index(t)
         assert type(then) is ModularNet
         assert torch.equal(then(train.x).argmax(1), run.prediction[i].long())
         assert torch.allclose(
@@ -789,23 +792,27 @@ def test_without_a_test_set():
 
 @pytest.mark.parametrize("frozen", ["u", "v", "readout.weight"])
 def test_frozen_parameters_stay(frozen):
-    (net, own), (data,) = (net64(5), net64(5)), double(operation_table(5)[0])
+    net = net64(5)
+    own = net64(5)
+    (data,) = double(operation_table(5)[0])
     net.get_parameter(frozen).requires_grad_(False)
     fit(net, data, 1, weight_decay=0.0)
     _, grads = by_autograd(own, data)
     for (k, q), g in zip(own.named_parameters(), grads, strict=True):
+        # Adam's first step
         assert (
             torch.equal(net.get_parameter(k), q)
             if k == frozen
             else (net.get_parameter(k) - q + 1e-2 * g / (g.abs() + 1e-8)).abs().max() < 1e-12
-        )  # Adam's first step
+        )
 
 
 # --- divergence
 
 
 def diverge(epochs=20, nan=False, **how) -> tuple[Diverged, ModularNet]:
-    net, (train, test) = ModularNet(5, 8), operation_table(5)
+    net = ModularNet(5, 8)
+    train, test = operation_table(5)
     if nan:
         net.w.data[0, 0] = math.nan
     with pytest.raises(Diverged, match="the loss is") as e:
@@ -859,10 +866,8 @@ def test_noise_is_fitted_and_nothing_else_learned(operation, activation):
 
     With clean labels most of the other pairs are right.
     """
-    (noisy, held), (clean, rest) = (
-        operation_table(19, operation, rho=0.8),
-        operation_table(19, operation),
-    )
+    noisy, held = operation_table(19, operation, rho=0.8)
+    clean, rest = operation_table(19, operation)
     a, b = (
         fit(ModularNet(19, 192, activation), d, 150, t, times=[150])
         for d, t in ((noisy, held), (clean, rest))

@@ -36,6 +36,7 @@ from memnb.modular.fourier import (
     strict,
 )
 
+# circles of 7, 8, 7, 8, 6 and 10
 CASES = [
     ("add", 7),
     ("add", 8),
@@ -43,7 +44,7 @@ CASES = [
     ("sub", 8),
     ("mul", 7),
     ("mul", 11),
-]  # circles of 7, 8, 7, 8, 6 and 10
+]
 TUNED = [m for m in EXTRACT if EXTRACT[m].tuned]
 ANSWER = {
     "add": lambda a, b, p: (a + b) % p,
@@ -140,11 +141,9 @@ def test_no_circle(p, operation, what):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_look_is_the_grid_permuted(operation, p, shuffle, activation):
     net = network(p, activation=activation)
-    view, grid, before = (
-        look(net, operation, shuffle),
-        net.grid().detach(),
-        [q.detach().clone() for q in net.parameters()],
-    )
+    view = look(net, operation, shuffle)
+    grid = net.grid().detach()
+    before = [q.detach().clone() for q in net.parameters()]
     order = view.order.tolist()
     assert sorted(order) == sorted(circle(p, operation).tolist())
     assert (order == circle(p, operation).tolist()) == (shuffle is None)
@@ -192,10 +191,8 @@ def test_places(operation, p, shuffle):
 @pytest.mark.parametrize("shuffle", [None, 2])
 def test_score(operation, p, shuffle):
     view = view_of(operation, p, shuffle=shuffle)
-    logits, right = (
-        random(len(view.order) ** 2, len(view.order)).view(3 * [len(view.order)]),
-        answers(view),
-    )
+    logits = random(len(view.order) ** 2, len(view.order)).view(3 * [len(view.order)])
+    right = answers(view)
     q = range(len(right))
     assert view.score(logits) == pytest.approx(
         np.mean([max(q, key=lambda c: logits[i, j, c]) == right[i, j] for i in q for j in q])
@@ -207,8 +204,10 @@ def test_score(operation, p, shuffle):
 @every
 @pytest.mark.parametrize("shuffle", [None, 2])
 def test_agreement(operation, p, shuffle):
-    view, (_, held) = view_of(operation, p, shuffle=shuffle), noisy(operation, p)
-    order, hits = view.order.tolist(), []
+    view = view_of(operation, p, shuffle=shuffle)
+    _, held = noisy(operation, p)
+    order = view.order.tolist()
+    hits = []
     for i, y in zip(held.index.tolist(), held.y.tolist(), strict=True):
         a, b = divmod(i, p)
         if {a, b, y} <= set(order):
@@ -222,29 +221,24 @@ def test_agreement(operation, p, shuffle):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_run(activation):
-    view, (u, v, w) = (
-        view_of(activation=activation),
-        (random(7, 4, 1), random(7, 4, 2), random(4, 7, 3)),
-    )
+    view = view_of(activation=activation)
+    u = random(7, 4, 1)
+    v = random(7, 4, 2)
+    w = random(4, 7, 3)
     f = {"square": lambda s: s * s, "abs": abs, "relu": lambda s: max(s, 0.0)}[activation]
-    expected = [
-        [
-            [sum(f(float(u[a, m] + v[b, m])) * float(w[m, c]) for m in range(4)) for c in range(7)]
-            for b in range(7)
-        ]
-        for a in range(7)
-    ]
-    close(view.run(u, v, w), torch.tensor(expected, dtype=torch.float64))
+    expected = torch.zeros(7, 7, 7, dtype=torch.float64)
+    for a, b, c in product(range(7), repeat=3):
+        hidden = [f(float(u[a, m] + v[b, m])) for m in range(4)]
+        expected[a, b, c] = sum(h * float(w[m, c]) for m, h in enumerate(hidden))
+    close(view.run(u, v, w), expected)
     close(view.run(view.u, view.v, view.w), view.logits)
 
 
 @every
 def test_label_table(operation, p):
     train, _ = noisy(operation, p)
-    view, given = (
-        label_table(train, operation),
-        dict(zip(train.index.tolist(), train.y.tolist(), strict=True)),
-    )
+    view = label_table(train, operation)
+    given = dict(zip(train.index.tolist(), train.y.tolist(), strict=True))
     order = view.order.tolist()
     assert order == circle(p, operation).tolist()
     assert view.u is view.v is view.w is None
@@ -313,9 +307,11 @@ def test_participation_of_many_waves():
 @settings(max_examples=40, deadline=None)
 @given(q=st.integers(3, 14), m=st.integers(1, 5), seed=st.integers(0, 10**6), data=st.data())
 def test_keep_frequency(q, m, seed, data):
-    x, y = random(q, m, seed), random(q, m, seed + 1)
+    x = random(q, m, seed)
+    y = random(q, m, seed + 1)
     k = torch.tensor(data.draw(st.lists(st.integers(0, q // 2), min_size=m, max_size=m)))
-    n, kept = np.arange(q), keep_frequency(x, k)
+    n = np.arange(q)
+    kept = keep_frequency(x, k)
     for j, f in enumerate(k.tolist()):  # least squares of a cosine and a sine
         basis = np.stack([np.cos(2 * np.pi * f * n / q), np.sin(2 * np.pi * f * n / q)], 1)
         np.testing.assert_allclose(
@@ -335,9 +331,8 @@ def test_joint_power(operation, p):
     power = joint_power(view)
     np.testing.assert_allclose(power, sum(s / s[1:].sum(0) for s in parts))
     close(power[1:].sum(0), torch.full((9,), 3.0, dtype=torch.float64))
-    close(
-        joint_power(replace(view, u=5 * view.u, w=view.w / 9))[1:], power[1:]
-    )  # by share, whatever the sizes
+    # by share, whatever the sizes
+    close(joint_power(replace(view, u=5 * view.u, w=view.w / 9))[1:], power[1:])
     assert joint_power(replace(view, v=0 * view.v)).isfinite().all()
 
 
@@ -350,8 +345,10 @@ def exact(operation: str, p: int, ks=(1, 2)) -> ModularNet:
 
     All else is noise that cancels or is off the circle.
     """
-    order, sign = circle(p, operation), -1 if operation == "sub" else 1
-    net, thirds = network(p, 9 * len(ks), seed=1), [2 * np.pi * i / 3 for i in range(3)]
+    order = circle(p, operation)
+    sign = -1 if operation == "sub" else 1
+    net = network(p, 9 * len(ks), seed=1)
+    thirds = [2 * np.pi * i / 3 for i in range(3)]
     with torch.no_grad():
         for m, (k, i, j) in enumerate(product(ks, thirds, thirds)):
             for x, phase in ((net.u, i), (net.v, j), (net.w.T, i + sign * j)):
@@ -360,10 +357,10 @@ def exact(operation: str, p: int, ks=(1, 2)) -> ModularNet:
 
 
 def offsets(view: ResidueView) -> np.ndarray:
-    q, sign = len(view.order), -1 if view.operation == "sub" else 1
-    return np.array(
-        [[[(c - a - sign * b) % q for c in range(q)] for b in range(q)] for a in range(q)]
-    )
+    q = len(view.order)
+    sign = -1 if view.operation == "sub" else 1
+    a, b, c = np.ogrid[:q, :q, :q]
+    return (c - a - sign * b) % q
 
 
 EXACT = [
@@ -390,9 +387,8 @@ def test_every_method_gives_an_exact_network_back(operation, p):
     held = replace(operation_table(p, operation, seed=3)[0].split(0.5)[1], clean=None)
     for method in EXTRACT:
         logits, share = extract(view, method, held)
-        assert view.score(logits) == 1 and (
-            share in SHARES if method in TUNED else share is None
-        ), method
+        assert view.score(logits) == 1, method
+        assert share in SHARES if method in TUNED else share is None, method
         close(EXTRACT[method].give(view, 1.0) if method in TUNED else logits, expected)
     logits, share = strict(view)
     close(logits, expected)
@@ -402,10 +398,8 @@ def test_every_method_gives_an_exact_network_back(operation, p):
 
 @pytest.mark.parametrize("operation, p", EXACT)
 def test_alignment_finds_the_operation(operation, p):
-    got, mine = (
-        alignment(look(exact(operation, p), operation)),
-        "sub" if operation == "sub" else "add",
-    )
+    got = alignment(look(exact(operation, p), operation))
+    mine = "sub" if operation == "sub" else "add"
     assert got.pop(mine) == pytest.approx(1)
     assert list(got.values()) == [pytest.approx(0, abs=1e-9)]
 
@@ -420,10 +414,8 @@ def test_alignment_does_not_go_by_the_name_of_the_operation(operation, p):
 def test_alignment_by_hand(operation, p):
     view = view_of(operation, p, 40)
     parts = [np.fft.rfft(x.numpy(), axis=0) for x in matrices(view)]
-    joint, cosines = (
-        sum(e / e[1:].sum(0) for e in map(energies, matrices(view))),
-        {"add": [], "sub": []},
-    )
+    joint = sum(e / e[1:].sum(0) for e in map(energies, matrices(view)))
+    cosines = {"add": [], "sub": []}
     for m in range(40):
         k = 1 + joint[1:, m].argmax()
         u, v, w = (np.angle(z[k, m]) for z in parts)
@@ -434,9 +426,8 @@ def test_alignment_by_hand(operation, p):
 
 def test_alignment_at_the_start():
     for seed in range(3):
-        assert all(
-            abs(a) < 0.08 for a in alignment(view_of("add", 13, 4000, seed=seed)).values()
-        )  # five standard errors
+        # five standard errors
+        assert all(abs(a) < 0.08 for a in alignment(view_of("add", 13, 4000, seed=seed)).values())
 
 
 def test_strict_drops_what_does_not_agree():
@@ -459,13 +450,17 @@ def test_strict_drops_what_does_not_agree():
 @every
 def test_strict_by_hand(operation, p):
     view = view_of(operation, p, 30)
-    q, n, logits, count = len(view.order), 30, 0, 0
+    q = len(view.order)
+    n = 30
+    logits = 0
+    count = 0
     for m in range(n):
         z = [np.fft.rfft(x[:, m].numpy()) for x in matrices(view)]
         k = {1 + int(energies(x[:, m : m + 1])[1:, 0].argmax()) for x in matrices(view)}
         if len(k) == 1:
             u, v, w = (np.fft.irfft(np.where(np.arange(len(s)) == min(k), s, 0), q) for s in z)
-            logits, count = logits + ((u[:, None] + v)[..., None] ** 2) * w, count + 1
+            logits = logits + ((u[:, None] + v)[..., None] ** 2) * w
+            count = count + 1
     got, share = strict(view)
     np.testing.assert_allclose(got, logits, atol=1e-10)
     assert share == pytest.approx(count / n)
@@ -478,7 +473,8 @@ def test_strict_by_hand(operation, p):
 @every
 def test_projection_by_hand(operation, p):
     view = view_of(operation, p)
-    k, q = dominant(joint_power(view)).tolist(), len(view.order)
+    k = dominant(joint_power(view)).tolist()
+    q = len(view.order)
 
     def one(f, x):
         return np.fft.irfft(np.where(np.arange(q // 2 + 1) == f, np.fft.rfft(x.numpy()), 0), q)
@@ -501,13 +497,15 @@ def test_projection_by_hand(operation, p):
 @every
 def test_orbit_means_by_hand(operation, p):
     view = view_of(operation, p)
-    q, sign = len(view.order), -1 if operation == "sub" else 1
+    q = len(view.order)
+    sign = -1 if operation == "sub" else 1
     sums = [0.0] * q
     for a, b, c in product(range(q), repeat=3):
         sums[(c - a - sign * b) % q] += float(view.logits[a, b, c]) / q**2
     got = extract(view, "orbit means")[0]
     np.testing.assert_allclose(got, np.array(sums)[offsets(view)], atol=1e-12)
-    z, kept = np.fft.fftn(view.logits.numpy()), np.zeros(3 * [q], complex)
+    z = np.fft.fftn(view.logits.numpy())
+    kept = np.zeros(3 * [q], complex)
     for k in range(q):
         kept[k, sign * k % q, -k] = z[k, sign * k % q, -k]  # (k, k, -k), and (k, -k, -k)
     np.testing.assert_allclose(got, np.fft.ifftn(kept).real, atol=1e-12)
@@ -517,7 +515,8 @@ def test_orbit_means_by_hand(operation, p):
 @every
 def test_orbits_are_of_the_same_answer(operation, p):
     view = view_of(operation, p)
-    right, got = answers(view), extract(view, "orbit means")[0]
+    right = answers(view)
+    got = extract(view, "orbit means")[0]
     at = got[torch.arange(len(right))[:, None], torch.arange(len(right)), right]
     close(at, torch.full_like(at, at[0, 0].item()))
 
@@ -525,26 +524,17 @@ def test_orbits_are_of_the_same_answer(operation, p):
 @every
 def test_marginals_by_hand(operation, p):
     view = view_of(operation, p)
-    logits, q = view.logits.numpy(), len(view.order)
-    expected = np.array(
-        [
-            [
-                [
-                    logits[a, b, c]
-                    - sum(logits[i, b, c] for i in range(q)) / q
-                    - sum(logits[a, j, c] for j in range(q)) / q
-                    for c in range(q)
-                ]
-                for b in range(q)
-            ]
-            for a in range(q)
-        ]
-    )
-    got, centred = extract(view, "marginals")[0].numpy(), lambda x: x - x.mean((0, 1))
-    np.testing.assert_allclose(
-        centred(got), centred(expected), atol=1e-12
-    )  # but for one number a class
-    got = centred(got)
+    logits = view.logits.numpy()
+    q = len(view.order)
+    expected = np.zeros((q, q, q))
+    for a, b, c in product(range(q), repeat=3):
+        over_first = sum(logits[i, b, c] for i in range(q)) / q
+        over_second = sum(logits[a, j, c] for j in range(q)) / q
+        expected[a, b, c] = logits[a, b, c] - over_first - over_second
+    got = extract(view, "marginals")[0].numpy()
+    got -= got.mean((0, 1))  # equal but for one number a class
+    expected -= expected.mean((0, 1))
+    np.testing.assert_allclose(got, expected, atol=1e-12)
     assert abs(got.mean(0)).max() < 1e-12
     assert abs(got.mean(1)).max() < 1e-12
 
@@ -612,15 +602,8 @@ def cubes(q: int, seed=0) -> Tensor:
 
 def waves(q: int, k) -> np.ndarray:
     "The complex wave of three frequencies, pair by pair and class by class."
-    return np.array(
-        [
-            [
-                [np.exp(2j * np.pi * (k[0] * a + k[1] * b + k[2] * c) / q) for c in range(q)]
-                for b in range(q)
-            ]
-            for a in range(q)
-        ]
-    )
+    a, b, c = np.ogrid[:q, :q, :q]
+    return np.exp(2j * np.pi * (k[0] * a + k[1] * b + k[2] * c) / q)
 
 
 def alike(q: int, k) -> bool:
@@ -648,7 +631,8 @@ every_circle = pytest.mark.parametrize(
         ("mul", 7),
     ],
 )
-symmetric, orbits = EXTRACT["symmetric part"].give, EXTRACT["orbit means"].give
+symmetric = EXTRACT["symmetric part"].give
+orbits = EXTRACT["orbit means"].give
 
 
 @every_circle
@@ -682,8 +666,13 @@ def test_one_wave_at_a_time(operation, p):
 @every
 @pytest.mark.parametrize("method", ["symmetric part", "orbit means"])
 def test_linear_projections(operation, p, method):
-    q, part = len(circle(p, operation)), lambda x: EXTRACT[method].give(circled(operation, p, x))
-    x, y = cubes(q, 1), cubes(q, 2)
+    q = len(circle(p, operation))
+
+    def part(x):
+        return EXTRACT[method].give(circled(operation, p, x))
+
+    x = cubes(q, 1)
+    y = cubes(q, 2)
     close(part(part(x)), part(x))
     close(part(2 * x - 3 * y), 2 * part(x) - 3 * part(y))
     close((part(x) * y).sum(), (x * part(y)).sum())
@@ -772,18 +761,19 @@ def test_labels_of_some_pairs_know_the_others(operation, p):
 @pytest.mark.parametrize("shuffle", [None, 2])
 @pytest.mark.parametrize("share", [0.3, 0.8, 0.9])
 def test_score_of_some_pairs(operation, p, shuffle, share):
-    view, test, hits = (
-        view_of(operation, p, shuffle=shuffle),
-        operation_table(p, operation, share)[1],
-        [],
-    )
-    order, logits = view.order.tolist(), cubes(len(view.order), 4)
-    knows, q = torch.eye(len(order))[answers(view)], range(len(order))
+    view = view_of(operation, p, shuffle=shuffle)
+    test = operation_table(p, operation, share)[1]
+    hits = []
+    order = view.order.tolist()
+    logits = cubes(len(view.order), 4)
+    knows = torch.eye(len(order))[answers(view)]
+    q = range(len(order))
     for i in test.index.tolist():
         a, b = divmod(i, p)
         if operation == "mul" and 0 in (a, b):
             continue
-        x, y = order.index(a), order.index(b)
+        x = order.index(a)
+        y = order.index(b)
         hits.append(order[max(q, key=lambda c: logits[x, y, c])] == ANSWER[operation](a, b, p))
         (wrong := knows.clone())[x, y] = knows[x, y].roll(1)
         assert view.score(wrong, test.subset(test.index == i)) == 0
@@ -799,13 +789,13 @@ def test_score_of_some_pairs(operation, p, shuffle, share):
 
 @every
 def test_scores_go_by_true_answers_and_need_no_clean_labels(operation, p):
-    view, test = view_of(operation, p), operation_table(p, operation, 0.5)[1]
+    view = view_of(operation, p)
+    test = operation_table(p, operation, 0.5)[1]
     expected = view.score(view.logits, test)
     for clean in (None, test.y * 0, test.y.roll(1)):
         assert view.score(view.logits, replace(test, clean=clean)) == expected
-    moved = replace(
-        test, y=torch.where(test.y > 0, test.y % (p - 1) + 1, test.y)
-    )  # other labels, no pair on or off the circle by them
+    # other labels, no pair on or off the circle by them
+    moved = replace(test, y=torch.where(test.y > 0, test.y % (p - 1) + 1, test.y))
     assert view.score(view.logits, moved) == expected
     assert (
         operation == "mul" or view.score(view.logits, replace(test, y=test.y.roll(1))) == expected
@@ -814,7 +804,8 @@ def test_scores_go_by_true_answers_and_need_no_clean_labels(operation, p):
 
 @pytest.mark.parametrize("p", [7, 11])
 def test_scores_of_products_do_not_go_by_observed_labels(p):
-    view, test = view_of("mul", p), operation_table(p, "mul", 0.3)[1]
+    view = view_of("mul", p)
+    test = operation_table(p, "mul", 0.3)[1]
     right = answers(view)
     knows = torch.eye(p - 1)[right]
     test = test.subset((test.index // p > 0) & (test.index % p > 0))
@@ -837,12 +828,14 @@ def test_no_score_of_another_modulus(operation, p):
 
 @pytest.mark.parametrize("p", [3, 7, 11])
 def test_no_score_of_products_with_zero_only(p):
-    view, test = view_of("mul", p), operation_table(p, "mul", 0.3)[1]
+    view = view_of("mul", p)
+    test = operation_table(p, "mul", 0.3)[1]
     off = test.subset((test.index // p == 0) | (test.index % p == 0))
     for what in (view.score, view.agreement):
         with pytest.raises(ValueError, match="no pair on the circle"):
             what(view.logits, off)
-    sums, off = view_of("add", p), replace(off, y=(off.index // p + off.index % p) % p, clean=None)
+    sums = view_of("add", p)
+    off = replace(off, y=(off.index // p + off.index % p) % p, clean=None)
     assert 0 <= sums.score(sums.logits, off) <= 1  # zero is on the circle of sums
 
 
@@ -871,8 +864,11 @@ def test_what_each_is_said_to_know():
 @pytest.mark.parametrize("method", EXTRACT)
 def test_what_each_does_know(method):
     "Another operation changes those that know it; another order those that know the group."
-    knows, net = EXTRACT[method].knows, network(11, 40)
-    view, mixed, sub = look(net, "add"), look(net, "add", shuffle=1), look(net, "sub")
+    knows = EXTRACT[method].knows
+    net = network(11, 40)
+    view = look(net, "add")
+    mixed = look(net, "add", shuffle=1)
+    sub = look(net, "sub")
     shares = [0.1] if method in TUNED else []
     plain, other, shuffled = (EXTRACT[method].give(v, *shares) for v in (view, sub, mixed))
     back = mixed.places(torch.arange(11))
@@ -883,7 +879,8 @@ def test_what_each_does_know(method):
 @every
 @pytest.mark.parametrize("method", EXTRACT)
 def test_no_method_asks_for_the_answers(operation, p, method, monkeypatch):
-    view, (train, held) = view_of(operation, p, 30), noisy(operation, p)
+    view = view_of(operation, p, 30)
+    train, held = noisy(operation, p)
     views = [view, view_of(operation, p, 30, shuffle=1)] + (
         [] if EXTRACT[method].weights else [label_table(train, operation)]
     )
@@ -934,10 +931,12 @@ def test_clean_labels_change_nothing(operation, p, method):
 @pytest.mark.parametrize("method", TUNED)
 @pytest.mark.parametrize("like", [None, *SHARES])
 def test_shares_are_chosen_by_the_labels_that_are_held(operation, p, method, like):
-    view, (_, held) = view_of(operation, p, 60), noisy(operation, p)
+    view = view_of(operation, p, 60)
+    _, held = noisy(operation, p)
     give = EXTRACT[method].give
     if like is not None:  # labels as one share would have them
-        a, b = view.places(held.index // p), view.places(held.index % p)
+        a = view.places(held.index // p)
+        b = view.places(held.index % p)
         held = replace(
             held,
             y=torch.where(
@@ -952,7 +951,9 @@ def test_shares_are_chosen_by_the_labels_that_are_held(operation, p, method, lik
 
 
 def test_different_labels_choose_differently():
-    view, data, give = view_of("add", 11, 60), noisy("add", 11)[1], EXTRACT["pruning"].give
+    view = view_of("add", 11, 60)
+    data = noisy("add", 11)[1]
+    give = EXTRACT["pruning"].give
 
     def like(share):
         return replace(data, y=give(view, share)[data.index // 11, data.index % 11].argmax(1))
@@ -1023,7 +1024,9 @@ def test_held_labels_of_another_modulus(method):
 
 @pytest.mark.parametrize("frozen", [("u", "v"), ("u",), ("readout.weight",), ()])
 def test_frozen_features(frozen):
-    net, start, (train, _) = ModularNet(7, 12), ModularNet(7, 12), noisy()
+    net = ModularNet(7, 12)
+    start = ModularNet(7, 12)
+    train, _ = noisy()
     for name in frozen:
         net.get_parameter(name).requires_grad_(False)
     run = fit_modular(net, train, 20, device="cpu")
@@ -1039,7 +1042,8 @@ def test_wrong_products_know_right_ones(seed):
     train, held = operation_table(17, "mul", rho=0.8, seed=seed)[0].split(0.1)
     net = ModularNet(17, 257, seed=seed)
     fit_modular(net, train, 200, times=[200], device="cpu")
-    view, mixed = look(net, "mul"), [look(net, "mul", shuffle=s) for s in range(4)]
+    view = look(net, "mul")
+    mixed = [look(net, "mul", shuffle=s) for s in range(4)]
     assert (net.grid().flatten(0, 1)[train.index].argmax(1) == train.y).all()
     assert view.score(view.logits) < 0.25
     for method, least in (("projection", 0.5), ("sum of projections", 0.65), ("orbit means", 0.99)):

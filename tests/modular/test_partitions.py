@@ -38,7 +38,8 @@ close = torch.testing.assert_close
 
 def blobs(n=23, shape=(2, 3, 3), k=3, rho=0.4, seed=0, first=7) -> NoisyDataset:
     "Gaussian classes in float64; their index is not their row."
-    g, y = torch.Generator().manual_seed(seed), torch.arange(n) % k
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % k
     x = 0.7 * torch.randn(
         k, *shape, generator=torch.Generator().manual_seed(99), dtype=torch.float64
     )[y] + torch.randn(n, *shape, generator=g, dtype=torch.float64)
@@ -83,16 +84,12 @@ class Own(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(4)
-        self.head, self.spare, self.conv, self.fc = (
-            nn.Linear(5, 3),
-            nn.Linear(2, 2),
-            nn.Conv2d(2, 3, 2),
-            nn.Linear(12, 5),
-        )
-        self.gain, self.around = (
-            nn.Parameter(torch.tensor(1.3)),
-            nn.Parameter(torch.randn(5, 3) / 3),
-        )
+        self.head = nn.Linear(5, 3)
+        self.spare = nn.Linear(2, 2)
+        self.conv = nn.Conv2d(2, 3, 2)
+        self.fc = nn.Linear(12, 5)
+        self.gain = nn.Parameter(torch.tensor(1.3))
+        self.around = nn.Parameter(torch.randn(5, 3) / 3)
         self.double()
 
     def forward(self, x):
@@ -106,12 +103,10 @@ class Tokens(nn.Module):
     def __init__(self, flat=False):
         super().__init__()
         torch.manual_seed(5)
-        self.flat, self.inner, self.mix, self.out = (
-            flat,
-            nn.Linear(3, 4),
-            nn.Linear(4, 5),
-            nn.Linear(5, 3),
-        )
+        self.flat = flat
+        self.inner = nn.Linear(3, 4)
+        self.mix = nn.Linear(4, 5)
+        self.out = nn.Linear(5, 3)
         self.double()
 
     def forward(self, x):
@@ -199,12 +194,13 @@ def loss(z: Tensor, y: Tensor) -> Tensor:
 
 
 def by_example(
-    model: nn.Module, data: NoisyDataset, layer: str, told=lambda i: nullcontext()
+    model: nn.Module, data: NoisyDataset, layer: str, context=lambda i: nullcontext()
 ) -> Tensor:
     "(n, K, M) gradients of each example's loss by the layer's weight, each from a pass of its own."
-    net, out = copy.deepcopy(model).eval().requires_grad_(), []
+    net = copy.deepcopy(model).eval().requires_grad_()
+    out = []
     for i in range(len(data)):
-        with told(i):
+        with context(i):
             out.append(
                 torch.autograd.grad(
                     loss(net(data.x[i : i + 1]), data.y[i : i + 1]), net.get_submodule(layer).weight
@@ -216,14 +212,16 @@ def by_example(
 def coherent(grads: Tensor) -> Tensor:
     out = []
     for m in range(grads.shape[2]):
-        total, apart = torch.zeros(grads.shape[1]).double(), 0.0
+        total = torch.zeros(grads.shape[1]).double()
+        apart = 0.0
         for v in grads[:, :, m].double():
-            total, apart = total + v, apart + float(v @ v)
+            total = total + v
+            apart = apart + float(v @ v)
         out.append(float(total @ total) / apart if apart else 0.0)
     return torch.tensor(out, dtype=torch.float64)
 
 
-def said(z: Tensor) -> list[int]:
+def predictions(z: Tensor) -> list[int]:
     return [
         (max(range(len(r)), key=r.__getitem__) if len(r) > 1 else int(r[0] > 0)) for r in z.tolist()
     ]
@@ -233,7 +231,9 @@ def agree(model: nn.Module, data: NoisyDataset) -> float:
     with torch.no_grad():
         return sum(
             a == b
-            for a, b in zip(said(copy.deepcopy(model).eval()(data.x)), data.y.tolist(), strict=True)
+            for a, b in zip(
+                predictions(copy.deepcopy(model).eval()(data.x)), data.y.tolist(), strict=True
+            )
         ) / len(data)
 
 
@@ -299,7 +299,8 @@ def test_last_is_by_call_not_by_definition():
 @every
 def test_coherence_by_hand(name, layer):
     net, data, layers = made(name)
-    grads, got = by_example(net, data, layer or layers[-1]), coherence(net, data, layer)
+    grads = by_example(net, data, layer or layers[-1])
+    got = coherence(net, data, layer)
     close(got, coherent(grads), rtol=1e-9, atol=1e-12)
     assert got.dtype == torch.float64
     assert not got.requires_grad
@@ -328,7 +329,8 @@ def test_signals_are_the_factors_of_the_gradient(name, layer):
 @every
 def test_importance_by_hand(name, layer):
     net, data, layers = made(name)
-    w, got = net.get_submodule(layer or layers[-1]).weight.detach(), importance(net, data, layer)
+    w = net.get_submodule(layer or layers[-1]).weight.detach()
+    got = importance(net, data, layer)
     close(
         got, -(w * by_example(net, data, layer or layers[-1])).sum(1).mean(0), rtol=1e-9, atol=1e-13
     )
@@ -339,8 +341,10 @@ def test_importance_by_hand(name, layer):
 @every
 def test_importance_is_the_loss_added_at_first(name, layer):
     "A neuron turned down a little by a hook of the test's own."
-    (net, data, layers), eps = made(name), 1e-6
-    got, net = importance(net, data, layer), copy.deepcopy(net).eval()
+    net, data, layers = made(name)
+    eps = 1e-6
+    got = importance(net, data, layer)
+    net = copy.deepcopy(net).eval()
 
     def turned(m, by):
         def change(module, args, kwargs):
@@ -357,14 +361,16 @@ def test_importance_is_the_loss_added_at_first(name, layer):
         return value
 
     for m in range(len(got)):
+        # the slope
         assert (turned(m, eps) - turned(m, -eps)) / (2 * eps) == pytest.approx(
             got[m].item(), abs=1e-7
-        )  # the slope
+        )
         assert turned(m, eps) - turned(m, 0) == pytest.approx(eps * got[m].item(), abs=1e-10)
 
 
 def test_importance_goes_by_the_labels_of_the_data():
-    net, data = mlp((2, 3, 3), (6,), 3).double(), blobs()
+    net = mlp((2, 3, 3), (6,), 3).double()
+    data = blobs()
     true = importance(net, replace(data, y=data.clean))
     assert not torch.allclose(importance(net, data), true)
     assert torch.equal(true, importance(net, replace(data, y=data.clean, clean=None)))
@@ -379,7 +385,8 @@ def test_importance_goes_by_the_labels_of_the_data():
 
 @pytest.mark.parametrize("score", [coherence, importance])
 def test_float32(score):
-    net, data = mlp((2, 3, 3), (6, 5), 3), blobs()
+    net = mlp((2, 3, 3), (6, 5), 3)
+    data = blobs()
     got = score(net, replace(data, x=data.x.float()))
     assert got.dtype == torch.float64
     assert all(p.dtype == torch.float32 for p in net.parameters())
@@ -388,7 +395,8 @@ def test_float32(score):
 
 @pytest.mark.parametrize("n", [1024, 1025, 2100])
 def test_more_than_a_batch(n):
-    net, data = mlp((4,), (5,), 3, seed=2).double(), blobs(n, (4,))
+    net = mlp((4,), (5,), 3, seed=2).double()
+    data = blobs(n, (4,))
     grads = by_example(net, data, "out")
     close(coherence(net, data), coherent(grads), rtol=1e-9, atol=1e-9)
     close(
@@ -429,7 +437,8 @@ def test_coherence_lies_between_nothing_and_all(n, k, m, seed):
     net = mlp((3,), (m,), k, seed=seed).double()
     got = coherence(net, data)
     assert ((got >= 0) & (got <= n * (1 + 1e-9))).all()
-    shuffled, wide = torch.randperm(n, generator=g), torch.randperm(m, generator=g)
+    shuffled = torch.randperm(n, generator=g)
+    wide = torch.randperm(m, generator=g)
     close(coherence(net, data.subset(shuffled)), got)
     twin = copy.deepcopy(net)
     with torch.no_grad():
@@ -445,7 +454,8 @@ def test_coherence_lies_between_nothing_and_all(n, k, m, seed):
 
 @pytest.mark.parametrize("n", [1, 2, 9])
 def test_the_same_example_n_times(n):
-    net, one = ModularNet(5, 9).double(), pairs().subset(torch.tensor([3]))
+    net = ModularNet(5, 9).double()
+    one = pairs().subset(torch.tensor([3]))
     close(
         coherence(net, one.subset(torch.zeros(n, dtype=torch.int64))),
         torch.full((9,), float(n), dtype=torch.float64),
@@ -453,10 +463,8 @@ def test_the_same_example_n_times(n):
 
 
 def test_pairs_that_cancel():
-    net, x = (
-        TwoLayerReLU(4, 6, 1.0).double(),
-        torch.randn(10, 4, generator=torch.Generator().manual_seed(0)).double(),
-    )
+    net = TwoLayerReLU(4, 6, 1.0).double()
+    x = torch.randn(10, 4, generator=torch.Generator().manual_seed(0)).double()
     with torch.no_grad():
         net.out.weight *= 0
     got = coherence(net, NoisyDataset(torch.cat([x, x]), torch.arange(20) // 10))
@@ -486,12 +494,14 @@ def test_examples_that_pull_for_themselves():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_silent_neuron(dtype):
-    net, data = mlp((2, 3, 3), (6,), 3).to(dtype), blobs()
+    net = mlp((2, 3, 3), (6,), 3).to(dtype)
+    data = blobs()
     with torch.no_grad():
         net.fc1[0].weight[2] = 0
         net.fc1[0].bias[2] = -1
     data = replace(data, x=data.x.to(dtype))
-    scores, added = coherence(net, data), importance(net, data)
+    scores = coherence(net, data)
+    added = importance(net, data)
     assert scores[2] == 0
     assert added[2] == 0
     assert (scores[[0, 1, 3, 4, 5]] > 0).all()
@@ -499,7 +509,8 @@ def test_a_silent_neuron(dtype):
 
 
 def test_all_neurons_silent():
-    net, data = mlp((2, 3, 3), (6,), 3).double(), blobs()
+    net = mlp((2, 3, 3), (6,), 3).double()
+    data = blobs()
     with torch.no_grad():
         net.fc1[0].bias -= 100
     part = partition(net, data, blobs(9, seed=3, first=8))
@@ -529,7 +540,8 @@ def test_networks_stay_as_they_are(name, what, training, frozen):
     for i, m in enumerate(net.modules()):
         m.training = i % 2 == 0 if training == "some" else training
     net.requires_grad_(not frozen)
-    x, before = data.x.clone(), state(net)
+    x = data.x.clone()
+    before = state(net)
     for layer in layers:
         SCORES[what](net, data, layer)
     assert untouched(net, before)
@@ -554,10 +566,13 @@ def test_frozen_networks_and_no_gradients_around(name):
 
 
 def test_gradients_that_are_there_stay():
-    net, data = mlp((2, 3, 3), (6,), 3).double(), blobs()
+    net = mlp((2, 3, 3), (6,), 3).double()
+    data = blobs()
     loss(net(data.x), data.y).backward()
     before = [p.grad.clone() for p in net.parameters()]
-    coherence(net, data), importance(net, data), partition(net, data, blobs(seed=2, first=8))
+    coherence(net, data)
+    importance(net, data)
+    partition(net, data, blobs(seed=2, first=8))
     assert all(torch.equal(p.grad, g) for p, g in zip(net.parameters(), before, strict=True))
 
 
@@ -579,10 +594,8 @@ class Trips(nn.Module):
 @pytest.mark.parametrize("behind", [True, False])
 def test_nothing_is_left_after_an_error(at, behind):
     rest = [nn.Linear(6, 3), Trips(at)] if behind else [Trips(at), nn.Linear(6, 3)]
-    net, data = (
-        nn.Sequential(nn.Flatten(), nn.Linear(18, 6), nn.ReLU(), *rest).double().train(),
-        blobs(),
-    )
+    net = nn.Sequential(nn.Flatten(), nn.Linear(18, 6), nn.ReLU(), *rest).double().train()
+    data = blobs()
     before = state(net)
     with pytest.raises(KeyError, match="tripped"):
         for _ in signals(net, data, "3" if behind else "4", 4):
@@ -595,8 +608,10 @@ def test_nothing_is_left_after_an_error(at, behind):
 
 
 def test_signals_that_are_not_read_to_the_end():
-    net, data = normed().train(), blobs()
-    before, got = state(net), signals(net, data, "5", 3)
+    net = normed().train()
+    data = blobs()
+    before = state(net)
+    got = signals(net, data, "5", 3)
     next(got)
     assert untouched(net, before)
     assert torch.is_grad_enabled()
@@ -612,8 +627,10 @@ def names_and_layers():
 @pytest.mark.parametrize("name, layer", names_and_layers())
 def test_partition_by_hand(name, layer):
     net, data, _ = made(name)
-    held, best = other(name), None
-    part, scores = partition(net, data, held, layer), coherent(by_example(net, data, layer))
+    held = other(name)
+    best = None
+    part = partition(net, data, held, layer)
+    scores = coherent(by_example(net, data, layer))
     close(part.scores, scores, rtol=1e-9, atol=1e-12)
     assert part.layer == layer
     assert list(part.tried) == list(KEPT)
@@ -635,12 +652,11 @@ def test_partition_by_hand(name, layer):
     seed=st.integers(0, 99),
 )
 def test_any_scores_and_shares(scores, shares, seed):
-    net, held, scores = (
-        ModularNet(5, 9, seed=seed).double(),
-        double(operation_table(5, share=0.9)[1]),
-        torch.tensor(scores, dtype=torch.float64),
-    )
-    part, tried = partition(net, pairs(), held, scores=scores, shares=shares), {}
+    net = ModularNet(5, 9, seed=seed).double()
+    held = double(operation_table(5, share=0.9)[1])
+    scores = torch.tensor(scores, dtype=torch.float64)
+    part = partition(net, pairs(), held, scores=scores, shares=shares)
+    tried = {}
     for share in shares:
         tried[share] = agree(cut(net, "readout", top(scores, share)), held)
     assert part.tried == tried
@@ -665,7 +681,8 @@ def test_any_scores_and_shares(scores, shares, seed):
     ],
 )
 def test_how_many(share, kept):
-    net, scores = ModularNet(5, 10).double(), torch.tensor([0.0, 5, 3, 5, -1, 2, 2, 2, 9, 0])
+    net = ModularNet(5, 10).double()
+    scores = torch.tensor([0.0, 5, 3, 5, -1, 2, 2, 2, 9, 0])
     part = partition(
         net, pairs(), double(operation_table(5, share=0.9)[1]), scores=scores, shares=[share]
     )
@@ -676,11 +693,14 @@ def test_how_many(share, kept):
 
 def test_the_largest_agreement_wins():
     "Held-out labels as one share would have them."
-    net, data, scores, chosen = ModularNet(7, 60, seed=3).double(), pairs(7), torch.arange(60.0), []
+    net = ModularNet(7, 60, seed=3).double()
+    data = pairs(7)
+    scores = torch.arange(60.0)
+    chosen = []
     held = replace(pairs(7, seed=1), clean=None, index=torch.arange(44) + 1000)
     for share in (0.05, 0.2, 0.5, 0.9):
         with torch.no_grad():
-            labels = torch.tensor(said(cut(net, "readout", top(scores, share))(held.x)))
+            labels = torch.tensor(predictions(cut(net, "readout", top(scores, share))(held.x)))
         part = partition(net, data, replace(held, y=labels), scores=scores)
         chosen.append((part.share, max(part.tried.values())))
     assert chosen == [(0.05, 1), (0.2, 1), (0.5, 1), (0.9, 1)]
@@ -700,7 +720,8 @@ def parts_of(name):
 def test_only_zeroes_the_others(name):
     net, data, parts = parts_of(name)
     net.eval()
-    before, plain = state(net), net(data.x).detach()
+    before = state(net)
+    plain = net(data.x).detach()
     for part in parts:
         with part.only(net) as same, torch.no_grad():
             assert same is net
@@ -723,7 +744,8 @@ def test_only_zeroes_the_others(name):
 def net_without_hooks(net):
     net = copy.deepcopy(net)
     for m in net.modules():
-        m._forward_hooks.clear(), m._forward_pre_hooks.clear()
+        m._forward_hooks.clear()
+        m._forward_pre_hooks.clear()
     return net
 
 
@@ -748,7 +770,8 @@ def test_correct_is_plain_accuracy(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_types_stay(dtype):
     net, data, parts = parts_of("mlp")
-    net, data = net.to(dtype), replace(data, x=data.x.to(dtype))
+    net = net.to(dtype)
+    data = replace(data, x=data.x.to(dtype))
     part = partition(net, data, replace(data, x=data.x + 1))
     assert part.scores.dtype == torch.float64
     assert all(p.dtype == dtype for p in net.parameters())
@@ -787,7 +810,7 @@ def test_each_example_is_told_to_the_network():
     )
     with torch.no_grad(), examples(data.index):
         assert correct(net, data, trained=True) == sum(
-            a == b for a, b in zip(said(net.eval()(data.x)), data.y.tolist(), strict=True)
+            a == b for a, b in zip(predictions(net.eval()(data.x)), data.y.tolist(), strict=True)
         ) / len(data)
 
 
@@ -806,7 +829,8 @@ def test_held_out_examples_were_not_trained_on():
 
 @pytest.mark.parametrize("name", ["mlp", "modular square", "one logit", "batch norm"])
 def test_clean_labels_change_nothing(name):
-    (net, data, layers), held = made(name), other(name)
+    net, data, layers = made(name)
+    held = other(name)
 
     def versions(d):
         return [
@@ -840,19 +864,19 @@ def test_clean_labels_change_nothing(name):
 
 
 def test_observed_labels_change_much():
-    (net, data, _), held = made("mlp"), other("mlp")
-    a, b, c = (
-        partition(net, data, held),
-        partition(net, replace(data, y=data.clean), held),
-        partition(net, data, replace(held, y=held.y.roll(1))),
-    )
+    net, data, _ = made("mlp")
+    held = other("mlp")
+    a = partition(net, data, held)
+    b = partition(net, replace(data, y=data.clean), held)
+    c = partition(net, data, replace(held, y=held.y.roll(1)))
     assert not torch.allclose(a.scores, b.scores)
     assert torch.equal(a.scores, c.scores)
     assert a.tried != c.tried
 
 
 def test_held_labels_do_not_rank():
-    (net, data, _), held = made("modular square"), other("modular square")
+    net, data, _ = made("modular square")
+    held = other("modular square")
     assert torch.equal(
         partition(net, data, held.subset(torch.tensor([0]))).scores,
         partition(net, data, held).scores,
@@ -871,7 +895,8 @@ def test_no_held_labels():
 @pytest.mark.parametrize("rows", [[0], [22], [3, 4, 11], list(range(23))])
 def test_held_examples_that_were_trained_on(rows):
     net, data, _ = made("mlp")
-    fresh, seen = blobs(10, seed=4, first=8), data.subset(torch.tensor(rows))
+    fresh = blobs(10, seed=4, first=8)
+    seen = data.subset(torch.tensor(rows))
     held = NoisyDataset(
         torch.cat([fresh.x, seen.x]),
         torch.cat([fresh.y, seen.y]),
@@ -897,7 +922,9 @@ def test_the_same_index_of_another_source():
 
 
 def test_two_sources_with_one_index():
-    net, a, b = made("mlp")[0], blobs(), replace(blobs(seed=6), index=blobs().index)
+    net = made("mlp")[0]
+    a = blobs()
+    b = replace(blobs(seed=6), index=blobs().index)
     both = NoisyDataset(
         torch.cat([a.x, b.x]), torch.cat([a.y, b.y]), None, torch.cat([a.index, b.index]), 3
     )
@@ -960,7 +987,8 @@ def test_scores_of_another_shape(shape):
 
 @pytest.mark.parametrize("what", [coherence, importance, SCORES["partition"], SCORES["signals"]])
 def test_parts_are_no_examples(what):
-    net, data = Tokens().train(), blobs()
+    net = Tokens().train()
+    data = blobs()
     before = state(net)
     for layer, read in (("inner", r"\(.*, 6, 3\)"), ("mix", r"\(.*, 6, 4\)")):
         with pytest.raises(
@@ -985,13 +1013,16 @@ def test_a_layer_that_is_called_twice():
         def __init__(self):
             super().__init__()
             torch.manual_seed(6)
-            self.one, self.again, self.out = nn.Linear(18, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+            self.one = nn.Linear(18, 5)
+            self.again = nn.Linear(5, 5)
+            self.out = nn.Linear(5, 3)
             self.double()
 
         def forward(self, x):
             return self.out(self.again(self.again(self.one(x.flatten(1)).relu()).relu()).relu())
 
-    net, data = Twice(), blobs()
+    net = Twice()
+    data = blobs()
     close(coherence(net, data, "out"), coherent(by_example(net, data, "out")))
     try:
         got = coherence(net, data, "again")
@@ -1005,19 +1036,18 @@ def test_what_is_changed_in_place_after_it_was_read():
         def __init__(self, inplace):
             super().__init__()
             torch.manual_seed(6)
-            self.one, self.straight, self.bent, self.relu = (
-                nn.Linear(18, 6),
-                nn.Linear(6, 3),
-                nn.Linear(6, 3),
-                nn.ReLU(inplace),
-            )
+            self.one = nn.Linear(18, 6)
+            self.straight = nn.Linear(6, 3)
+            self.bent = nn.Linear(6, 3)
+            self.relu = nn.ReLU(inplace)
             self.double()
 
         def forward(self, x):
             h = self.one(x.flatten(1))
             return self.straight(h) + self.bent(self.relu(h))
 
-    nets, data = [After(inplace).requires_grad_(False) for inplace in (False, True)], blobs()
+    nets = [After(inplace).requires_grad_(False) for inplace in (False, True)]
+    data = blobs()
     assert torch.equal(nets[0](data.x), nets[1](data.x))
     close(coherence(nets[0], data, "straight"), coherent(by_example(nets[0], data, "straight")))
     close(coherence(nets[1], data, "straight"), coherence(nets[0], data, "straight"))
@@ -1030,14 +1060,16 @@ def test_what_is_changed_in_place_after_it_was_read():
 def adds(seed: int) -> tuple[ModularNet, NoisyDataset, NoisyDataset, NoisyDataset]:
     train, test = operation_table(31, "add", 0.9, rho=0.3, seed=seed)
     train, held = train.split(1 / 9)
-    fit_modular(net := ModularNet(31, 513, seed=seed), train, 200, times=[200], device="cpu")
+    net = ModularNet(31, 513, seed=seed)
+    fit_modular(net, train, 200, times=[200], device="cpu")
     return net, train, held, test
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_coherent_neurons_know_sums(seed):
     net, train, held, test = adds(seed)
-    part, plain = partition(net, train, held), agree(net, test)
+    part = partition(net, train, held)
+    plain = agree(net, test)
     assert correct(net, test) == plain
     assert correct(net, test, part) == agree(cut(net, "readout", part.keep), test) > plain + 0.05
     assert 0.02 <= part.share < 0.8
@@ -1066,6 +1098,7 @@ def test_coherent_neurons_fit_right_labels_rather_than_wrong_ones(seed):
             correct(net, train.subset(rows), part) for rows in (~train.is_noisy, train.is_noisy)
         ]
 
-    (right, wrong), whole = fitted(partition(net, train, held, shares=[0.2])), fitted(None)
+    right, wrong = fitted(partition(net, train, held, shares=[0.2]))
+    whole = fitted(None)
     assert right > wrong + 0.4
     assert min(whole) > 0.99

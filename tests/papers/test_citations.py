@@ -15,16 +15,12 @@ def test_entries_are_whole(key):
     entry = papers.PAPERS[key]
     kind, name = re.match(r"@(\w+)\{([\w-]+),\n", entry).groups()
     fields = dict(re.findall(r"^  (\w+) = \{(.*)\},$", entry, re.M))
-    assert (
-        kind in ("misc", "inproceedings", "article")
-        and {"title", "author"} <= set(fields)
-        and {"year", "note"} & set(fields)
-    )
-    assert (
-        entry.count("\n") == len(fields) + 1
-        and entry.endswith("\n}")
-        and entry.count("{") == entry.count("}")
-    )
+    assert kind in ("misc", "inproceedings", "article")
+    assert {"title", "author"} <= set(fields)
+    assert {"year", "note"} & set(fields)
+    assert entry.count("\n") == len(fields) + 1
+    assert entry.endswith("\n}")
+    assert entry.count("{") == entry.count("}")
     assert (kind == "inproceedings") == ("booktitle" in fields)
 
 

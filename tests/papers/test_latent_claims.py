@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 import pytest
 from latent_trainings import params, trainings
+from paper_experiments import verdict
 
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
-from memnb.lab.claims import judge
 from memnb.models.networks import build
 from memnb.papers import latent
 from memnb.papers.latent_claims import (
@@ -34,11 +34,6 @@ from memnb.papers.latent_claims import (
 from memnb.papers.latent_measures import accuracy_curve, hidden, last, mean_over_time
 from memnb.probes.interventions import transferred
 from memnb.probes.over_training import probe_model, prober
-
-
-def verdict(claim, frame):
-    (row,) = judge("a figure", [claim], frame)["verdict"].to_list()
-    return row
 
 
 def variant(frame, name, of="standard"):
@@ -75,7 +70,9 @@ def resisting():
     """
     given = dict(rho=0.6, n=250, epochs=100, every=20, lr=0.05)
     p = params("latent_resist", seeds="0,1,2", **given)
-    init, rate, clipped = dict(init="velpic"), dict(lr=0.1), dict(clip=1.0)
+    init = dict(init="velpic")
+    rate = dict(lr=0.1)
+    clipped = dict(clip=1.0)
     variants = {
         "standard": {},
         "paper": init | rate | clipped,
@@ -371,8 +368,8 @@ def test_where_no_answers_were_compared_it_is_undecided(made):
 
 def test_a_network_that_never_moves(made):
     still = made.with_columns(accuracy=pl.when(probe="model").then(0.1).otherwise("accuracy"))
-    said = [verdict(claim, still) for claim in PROBING[:4]]
-    assert said == ["does not hold", "undecided", "undecided", "undecided"]
+    verdicts = [verdict(claim, still) for claim in PROBING[:4]]
+    assert verdicts == ["does not hold", "undecided", "undecided", "undecided"]
 
 
 @pytest.mark.parametrize("claim", [RESIST[0], *RESIST[3:]], ids=lambda c: c.statement)

@@ -63,14 +63,11 @@ def variants():
 
 
 def test_a_given_value_wins_over_the_networks_which_wins_over_the_presets(npz):
-    assert (
-        params().lr == 0.02
-        and params(model="cnn").lr == 2e-4
-        and params(model="cnn", lr="0.3").lr == 0.3
-    )
-    assert params(model="cnn").widths == [250, 250, 250] and params(
-        model="cnn", widths="16, 8"
-    ).widths == [16, 8]
+    assert params().lr == 0.02
+    assert params(model="cnn").lr == 2e-4
+    assert params(model="cnn", lr="0.3").lr == 0.3
+    assert params(model="cnn").widths == [250, 250, 250]
+    assert params(model="cnn", widths="16, 8").widths == [16, 8]
     assert params().widths == [24, 24]
     assert (
         params(model="cnn").optimizer,
@@ -109,13 +106,13 @@ def test_figures_about_the_last_layer_need_right_and_wrong_labels(figure, given)
 
 @pytest.mark.parametrize("figure", latent._OF_FIGURE)
 def test_figures_about_the_last_layer_have_their_own(figure):
-    p, other = params(figure, preset="paper"), params(preset="paper")
+    p = params(figure, preset="paper")
+    other = params(preset="paper")
     assert (p.epochs, p.every, p.rhos, p.stop_at) == (100, 5, [0.4, 0.8], None)
     assert (other.epochs, other.every, len(other.rhos), other.stop_at) == (500, 5, 6, 0.99)
     assert (params(figure).epochs, params(figure).rhos) == (60, [0.6])
-    assert params(figure, preset="paper", epochs=50, rhos="0.3").epochs == 50 and params(
-        figure, preset="paper", rhos="0.3"
-    ).rhos == [0.3]
+    assert params(figure, preset="paper", epochs=50, rhos="0.3").epochs == 50
+    assert params(figure, preset="paper", rhos="0.3").rhos == [0.3]
 
 
 @pytest.mark.parametrize(
@@ -154,11 +151,14 @@ def test_an_empty_list_is_refused(name):
 
 
 def test_n():
-    assert params(n="120").n == 120 and params().n == 300 and params(preset="quick").n is None
+    assert params(n="120").n == 120
+    assert params().n == 300
+    assert params(preset="quick").n is None
 
 
 def test_digits_alone_have_a_test_share(tmp_path):
-    x, y = np.zeros((40, 3)), np.arange(40) % 4
+    x = np.zeros((40, 3))
+    y = np.arange(40) % 4
     np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     assert params().test_share == 0.3322
     assert params(dataset=str(tmp_path / "own.npz"), n=40).test_share is None
@@ -176,9 +176,8 @@ def test_times_are_the_papers_up_to_20_and_then_each_so_many(epochs, every, late
 
 
 def test_times_of_a_short_training():
-    assert latent.recorded_epochs(params(epochs=5)) == [0, 2, 4, 5] and latent.recorded_epochs(
-        params(epochs=0.5)
-    ) == [
+    assert latent.recorded_epochs(params(epochs=5)) == [0, 2, 4, 5]
+    assert latent.recorded_epochs(params(epochs=0.5)) == [
         0,
         0.5,
     ]
@@ -191,15 +190,14 @@ def test_noise_is_the_same_for_all_seeds_and_the_test_set_for_all_rates():
     p = params(n=100)
     data, test, model = prepare(p, 0.6, 0)
     again, same_test, other = prepare(p, 0, 1)
-    assert (
-        data.digest == prepare(p, 0.6, 1)[0].digest
-        and test.digest == same_test.digest
-        and torch.equal(data.x, again.x)
-    )
-    assert again.rho == 0 and 0.4 < data.rho < 0.65 and len(test) == 597
-    assert model | dict(seed=1) == other and not torch.equal(
-        build(**model).out.weight, build(**other).out.weight
-    )
+    assert data.digest == prepare(p, 0.6, 1)[0].digest
+    assert test.digest == same_test.digest
+    assert torch.equal(data.x, again.x)
+    assert again.rho == 0
+    assert 0.4 < data.rho < 0.65
+    assert len(test) == 597
+    assert model | dict(seed=1) == other
+    assert not torch.equal(build(**model).out.weight, build(**other).out.weight)
 
 
 def test_noise_seed_and_kind():
@@ -215,11 +213,9 @@ def test_noise_seed_and_kind():
 def test_networks_on_digits(given, shape):
     data, test, model = prepare(params(n=20, **given), 0.6, 0)
     net = build(**model)
-    assert (
-        net(test.x[:3]).shape == (3, 10)
-        and net.out.weight.shape == shape
-        and model["name"] == given.get("model", "mlp")
-    )
+    assert net(test.x[:3]).shape == (3, 10)
+    assert net.out.weight.shape == shape
+    assert model["name"] == given.get("model", "mlp")
 
 
 @pytest.fixture
@@ -242,7 +238,9 @@ def test_alexnet_of_a_width(npz):
         params(dataset=npz(63, 63, 3), model="alexnet", widths="0.02", rhos="0.5", n=4), 0.5, 0
     )
     net = build(**model)
-    assert net(data.x).shape == (4, 2) and net.features[0].out_channels == 1 and len(test) == 2
+    assert net(data.x).shape == (4, 2)
+    assert net.features[0].out_channels == 1
+    assert len(test) == 2
 
 
 def test_a_cnn_needs_pictures(npz):
@@ -263,7 +261,8 @@ def test_the_store_is_used(runs, store, monkeypatch):
     again = watched(params(**TINY, store=store))
     for k, run in runs.items():
         same(again[k].loss, run.loss)
-        assert again[k].rows.equals(run.rows) and again[k].config["lr"] == run.config["lr"]
+        assert again[k].rows.equals(run.rows)
+        assert again[k].config["lr"] == run.config["lr"]
 
 
 @pytest.mark.parametrize(
@@ -297,7 +296,8 @@ def test_the_store_has_no_other_observers(runs, store, monkeypatch):
 
 
 def test_only_what_the_store_lacks_is_trained(runs, store, monkeypatch):
-    made, make = [], experiments._make_together
+    made = []
+    make = experiments._make_together
     monkeypatch.setattr(
         experiments, "_make_together", lambda *calls: made.extend(calls[0]) or make(*calls)
     )
@@ -313,10 +313,8 @@ def test_the_same_numbers_with_and_without_a_store(runs):
 
 
 def test_a_tenth_of_the_rate(variants):
-    got, alone = (
-        variants["rate", 0.6, 0],
-        trainings(params(**TINY | dict(rhos="0.6", lr=0.002)))["standard", 0.6, 0],
-    )
+    got = variants["rate", 0.6, 0]
+    alone = trainings(params(**TINY | dict(rhos="0.6", lr=0.002)))["standard", 0.6, 0]
     assert got.config["lr"] == pytest.approx(0.002)
     same(got.loss, alone.loss, 1e-4)
     assert (got.loss[-1] - variants["standard", 0.6, 0].loss[-1]).abs().max() > 0.1
@@ -340,7 +338,8 @@ def test_the_initialisation_is_the_resistant_one(variants):
 
 
 def test_an_exchange_changes_what_comes_after_it(variants):
-    standard, changed = variants["standard", 0.6, 0], variants["epoch 2", 0.6, 0]
+    standard = variants["standard", 0.6, 0]
+    changed = variants["epoch 2", 0.6, 0]
     assert standard.time.tolist() == [0, 2, 4]
     same(changed.loss[:2], standard.loss[:2], 1e-5)
     assert (changed.loss[2] - standard.loss[2]).abs().max() > 0.1
@@ -348,12 +347,15 @@ def test_an_exchange_changes_what_comes_after_it(variants):
 
 def test_an_exchange_is_of_the_head(variants):
     data = prepare(params(**TINY), 0.6, 0)[0]
-    changed, standard = variants["epoch 4", 0.6, 0], variants["standard", 0.6, 0].at(4)
+    changed = variants["epoch 4", 0.6, 0]
+    standard = variants["standard", 0.6, 0].at(4)
     for a, b in zip(changed.at(4).parameters(), standard.parameters(), strict=True):
         same(a, b, 1e-5)  # as it was recorded: the exchange comes after
-    transplant(4.0)(SimpleNamespace(time=4.0, model=(net := changed.at(4)), data=data))
+    net = changed.at(4)
+    transplant(4.0)(SimpleNamespace(time=4.0, model=net, data=data))
     same(net.out.weight.detach(), fit_probe(standard, data, "fc2").vectors_, 1e-4)
-    assert not net.out.bias.any() and standard.out.bias.any()
+    assert not net.out.bias.any()
+    assert standard.out.bias.any()
     same(net.fc2[0].weight, standard.fc2[0].weight, 1e-5)
 
 
@@ -384,9 +386,8 @@ def test_frames_hold_what_the_runs_hold(runs):
     f = latent.latent_frame(runs)
     assert {"noise_rate", "lr", "classes", "accuracy", "loss", "margin"} <= set(f.columns)
     key = ["variant", "rho", "seed", "epoch", "layer", "probe", "group", "target"]
-    assert (
-        f.height == f.select(key).n_unique() and not f.select(key).null_count().sum_horizontal()[0]
-    )
+    assert f.height == f.select(key).n_unique()
+    assert not f.select(key).null_count().sum_horizontal()[0]
     rows = {(r["layer"], r["probe"]) for r in f.filter(group="test").iter_rows(named=True)}
     assert rows == {("output", "model")} | {
         (layer, q) for layer in ("input", "fc1", "fc2") for q in ("masc", "velpic")
@@ -403,9 +404,11 @@ def test_frames_state_the_realised_noise_rate(runs):
 
 
 def test_frames_have_a_curve_of_the_network_with_its_loss(runs):
-    run, f = runs["standard", 0.6, 0], latent.latent_frame(runs).filter(rho=0.6, probe="model")
+    run = runs["standard", 0.6, 0]
+    f = latent.latent_frame(runs).filter(rho=0.6, probe="model")
     test = f.filter(group="test")
-    assert test["epoch"].to_list() == [0, 2, 4] and test["loss"].null_count() == 0
+    assert test["epoch"].to_list() == [0, 2, 4]
+    assert test["loss"].null_count() == 0
     assert (
         test["accuracy"].to_list() == (run.test_prediction == run.test_y).double().mean(1).tolist()
     )
@@ -432,10 +435,8 @@ def test_alexnet_needs_large_pictures():
 
 
 def test_batches_of_the_papers_cnn():
-    assert (
-        params(model="cnn", dataset="cifar10", preset="paper").batch == 128
-        and params(model="cnn", dataset="mnist", preset="paper").batch == 32
-    )
+    assert params(model="cnn", dataset="cifar10", preset="paper").batch == 128
+    assert params(model="cnn", dataset="mnist", preset="paper").batch == 32
     assert params(model="cnn", dataset="cifar10", preset="paper", batch=16).batch == 16
 
 
@@ -458,11 +459,9 @@ def test_the_end_of_runs_that_end_early_and_what_they_know_of_all_labels():
         (1, 6.0),
     ]
     seen = latent.on_given(f)
-    assert (
-        len(seen) == 4
-        and seen["accuracy"].to_list() == pytest.approx([0.7] * 4)
-        and set(seen["true"]) == {0.75}
-    )
+    assert len(seen) == 4
+    assert seen["accuracy"].to_list() == pytest.approx([0.7] * 4)
+    assert set(seen["true"]) == {0.75}
 
 
 def test_a_line_counts_a_run_that_ended_early_with_its_last_value():
@@ -613,7 +612,8 @@ def test_an_exchange_that_keeps_the_bias_gives_others(trained):
 
 def test_classes_that_are_twins_are_near_ties(trained):
     net, data, test = trained
-    x, y = data.x.clone(), data.y.clone()
+    x = data.x.clone()
+    y = data.y.clone()
     first = (y == 0).nonzero()[:, 0]
     second = (y == 1).nonzero()[:, 0]
     both = min(len(first), len(second))
@@ -647,8 +647,8 @@ def test_a_pictures_subtitle_says_data_and_size():
         == "preset ci, digits, 100 examples, mlp 24-24, 1 seed"
     )
     data, _, _ = prepare(params(preset="quick"), 0.2, 0)
-    said = latent.latent_subtitle(params(preset="quick"), data)
-    assert said == "preset quick, digits, mlp 32-64-128-128, 3 seeds, 1,200 training examples"
+    subtitle = latent.latent_subtitle(params(preset="quick"), data)
+    assert subtitle == "preset quick, digits, mlp 32-64-128-128, 3 seeds, 1,200 training examples"
     factor = Params(params(n=100) | dict(model="alexnet", widths=[0.5]))
     assert "alexnet 0.5," in latent.latent_subtitle(factor, None)
 
@@ -658,7 +658,8 @@ def test_a_pictures_subtitle_says_data_and_size():
 
 def own(path, n=40, k=4, tests=8, shape=(3,)):
     "A file of data with so many training examples of k classes."
-    x, y = np.zeros((n, *shape)), np.arange(n) % k
+    x = np.zeros((n, *shape))
+    y = np.arange(n) % k
     np.savez(path, x_train=x, y_train=y, x_test=x[:tests], y_test=y[:tests])
     return str(path)
 

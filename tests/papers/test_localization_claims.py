@@ -10,6 +10,8 @@ import polars as pl
 import pytest
 import torch
 from localization_trainings import prepare, trained
+from paper_experiments import verdict
+from states import state
 from torch.nn import functional as F
 
 from memnb.datasets.noisy_datasets import NoisyDataset
@@ -67,11 +69,6 @@ MLP = dict(model="mlp", width=0.2, n=120, epochs=40, batch=20, lr=0.05)  # fits 
 RESNET = dict(model="resnet9", width=0.125, n=200, epochs=20, batch=32)
 
 
-def verdict(claim, frame):
-    (row,) = judge("a figure", [claim], frame)["verdict"].to_list()
-    return row
-
-
 NOT_MEASURED = {  # NaN on its control
     "The same layers are critical for clean examples",  # these lose nothing there
 }
@@ -87,7 +84,8 @@ def must_fail(claim, control):
     if claim.statement in NOT_MEASURED:
         assert (row["verdict"], row["ours"]) == ("undecided", None)
     elif claim.statement in BY_CHANCE:
-        assert row["ours"] is not None and row["verdict"] != "holds"
+        assert row["ours"] is not None
+        assert row["verdict"] != "holds"
     else:
         assert row["verdict"] == "does not hold"
 
@@ -108,10 +106,6 @@ def some(n, k, seed=3):
 
 def true_labels(data):
     return NoisyDataset(data.x, data.clean, data.clean, data.index, data.n_classes, "true labels")
-
-
-def state(net):
-    return {k: v.detach().clone() for k, v in net.state_dict().items()}
 
 
 # --- gradients
@@ -214,7 +208,8 @@ def rewound(run, data, mask=None, conventions=("parameters",)):
 @torch.no_grad()
 def all_but_one(run, data):
     "Accuracy on noisy examples with all layers but one put back, beside the network's own."
-    end, rows = run.checkpoints[max(run.checkpoints)], []
+    end = run.checkpoints[max(run.checkpoints)]
+    rows = []
     for time, before in run.checkpoints.items():
         for layer in layer_groups(build(**run.config["model"])):
             net = build(**run.config["model"])
@@ -309,7 +304,8 @@ def at_random(net, data, rows, groups):
     with Masked(net, data).ready() as masked:
         layers, _ = masked.names()
         for row in rows:
-            mask, off = torch.ones(1, masked.units), []
+            mask = torch.ones(1, masked.units)
+            off = []
             for unit in torch.randperm(masked.units, generator=g).tolist():
                 if masked(data.x[row][None], mask).argmax() != data.y[row]:
                     break
@@ -322,7 +318,8 @@ def at_random(net, data, rows, groups):
 
 def in_random_halves(found):
     "Eight random groupings of the examples, drawn one by one; each counts as a seed."
-    n, parts = len(found), []
+    n = len(found)
+    parts = []
     for seed in range(8):
         first = torch.randperm(n, generator=torch.Generator().manual_seed(seed)) < n // 2
         groups = ["noisy" if v else "clean" for v in first.tolist()]
@@ -333,8 +330,10 @@ def in_random_halves(found):
 @pytest.fixture(scope="module")
 def unit_controls(resnet, mlp):
     data, _, net = resnet
-    clean, noisy = ((~data.is_noisy).nonzero()[:20, 0], data.is_noisy.nonzero()[:20, 0])
-    rows, groups = torch.cat([clean, noisy]), ["clean"] * len(clean) + ["noisy"] * len(noisy)
+    clean = (~data.is_noisy).nonzero()[:20, 0]
+    noisy = data.is_noisy.nonzero()[:20, 0]
+    rows = torch.cat([clean, noisy])
+    groups = ["clean"] * len(clean) + ["noisy"] * len(noisy)
     halves = ["clean", "noisy"] * (len(clean) // 2)
     real = searched(net, data, rows, groups)
     columns = ["group", "outcome", "units", "off", "accuracy", "rho", "seed"]
@@ -504,10 +503,10 @@ def test_a_claim_about_atypical_examples_fails_on_its_control(claim, atypical):
 
 @pytest.mark.parametrize("dataset, count, other", [("mnist", 1098, 4838), ("cifar10", 4838, 1098)])
 def test_the_papers_two_numbers_of_atypical_examples_are_swapped(dataset, count, other):
-    said, swapped = COUNTS[dataset]
+    printed, swapped = COUNTS[dataset]
     own = pl.DataFrame(dict(rho=0.0, seed=0, atypical=count))
-    assert [verdict(c, own) for c in (said, swapped)] == ["does not hold", "holds"]
-    assert verdict(said, own.with_columns(atypical=other)) == "holds"
+    assert [verdict(c, own) for c in (printed, swapped)] == ["does not hold", "holds"]
+    assert verdict(printed, own.with_columns(atypical=other)) == "holds"
 
 
 def atypical_with_permuted_labels(examples):
@@ -697,7 +696,8 @@ def test_rows_of_tables_2_and_3_name_the_broken_networks():
     rows = localization_verdicts("localization_dropout", f, RHO)
     named = rows.filter(pl.col("definition").str.contains("broken, so not counted: ", literal=True))
     table3, *table2 = named["definition"].to_list()
-    assert which in table3 and len(table2) == len(TABLE2)
+    assert which in table3
+    assert len(table2) == len(TABLE2)
     assert all("counted: p_mem 0.2, p_gen 0.1 (" in text for text in table2)
 
 

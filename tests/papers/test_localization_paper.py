@@ -5,13 +5,13 @@ With what is attached to a network, and what was counted.
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 from localization_trainings import expected, network, prepare, trained
+from paper_experiments import folders
 from polars.testing import assert_frame_equal
 
 from memnb.datasets.noisy_datasets import NoisyDataset
@@ -60,10 +60,6 @@ def forbid(monkeypatch):
         raise AssertionError("trains")
 
     monkeypatch.setattr(trainer, "_loop", refuse)
-
-
-def folders(p) -> set[str]:
-    return {d.name for d in Path(p.store).iterdir() if not d.name.startswith(".")}
 
 
 # --- parameters
@@ -115,17 +111,16 @@ def test_every_preset_settles(preset, more):
             if isinstance(v, str) and runs.localization_parameters.rules[k].kind.startswith("list")
             else v
         )
-    assert (
-        p.figure == "figure"
-        and p.n == runs.localization_parameters.presets[preset].get("n")
-        and p.test_share == (0.3322 if p.dataset == "digits" else None)
-        and p.model in runs.LOCALIZATION_NETWORKS
-    )
+    assert p.figure == "figure"
+    assert p.n == runs.localization_parameters.presets[preset].get("n")
+    assert p.test_share == (0.3322 if p.dataset == "digits" else None)
+    assert p.model in runs.LOCALIZATION_NETWORKS
     assert all(isinstance(p[k], list) and p[k] for k in ("rhos", "seeds", "cells", "shares"))
 
 
 def test_the_paper_takes_all_there_is_unless_n_is_given():
-    assert params(preset="paper").n is None and params(preset="paper", n=50).n == 50
+    assert params(preset="paper").n is None
+    assert params(preset="paper", n=50).n == 50
 
 
 @pytest.mark.parametrize(
@@ -270,13 +265,12 @@ def test_epochs_kept(epochs, kept):
 
 def test_data():
     p = params(n=100)
-    (data, test), (clean, same) = prepare(p, 0.1), prepare(p, 0)
-    assert (
-        (data.rho, clean.rho, len(data), len(test)) == (0.1, 0, 100, 597)
-        and torch.equal(data.x, clean.x)
-        and test.digest == same.digest
-        and (data.x.min(), data.x.max()) == (-1, 1)
-    )
+    data, test = prepare(p, 0.1)
+    clean, same = prepare(p, 0)
+    assert (data.rho, clean.rho, len(data), len(test)) == (0.1, 0, 100, 597)
+    assert torch.equal(data.x, clean.x)
+    assert test.digest == same.digest
+    assert (data.x.min(), data.x.max()) == (-1, 1)
     assert (
         data.digest
         == prepare(p, 0.1)[0].digest
@@ -301,8 +295,10 @@ def test_networks_classify_the_data(model):
     assert predict(net, test.x[:3].to(next(net.parameters()).device)).shape == (
         3,
         10,
-    ) and how == json.loads(json.dumps(how))
-    assert how | dict(seed=1) == network(p, data, 1) and (model != "vit" or how["width"] % 8 == 0)
+    )
+    assert how == json.loads(json.dumps(how))
+    assert how | dict(seed=1) == network(p, data, 1)
+    assert model != "vit" or how["width"] % 8 == 0
     if model != "resnet50":
         assert not any(
             torch.equal(a, b)
@@ -327,10 +323,8 @@ def test_networks_classify_the_data(model):
 def test_widths(model, argument, whole):
     data = prepare(params(n=20), 0.5)[0]
     half = [v // 2 for v in whole] if isinstance(whole, list) else whole / 2
-    assert (
-        network(params(model=model, width=1), data, 0)[argument] == whole
-        and network(params(model=model, width=0.5), data, 0)[argument] == half
-    )
+    assert network(params(model=model, width=1), data, 0)[argument] == whole
+    assert network(params(model=model, width=0.5), data, 0)[argument] == half
 
 
 # --- what is attached
@@ -357,10 +351,14 @@ def test_attached_behind_each_part_but_the_last(what, kind, says, model, layers)
     p = params(model=model, width=0.1, n=20)
     data, _ = prepare(p, 0.5)
     net = build(**network(p, data, 0))
-    plain, put = predict(net, data.x), runs.attach(net, what, 5)
-    assert type(put) is kind and put.layers == layers and {k: getattr(put, k) for k in says} == says
+    plain = predict(net, data.x)
+    put = runs.attach(net, what, 5)
+    assert type(put) is kind
+    assert put.layers == layers
+    assert {k: getattr(put, k) for k in says} == says
     there = predict(net, data.x, index=data.index)
-    assert there.shape == plain.shape and torch.equal(there, plain) == (kind is StandardDropout)
+    assert there.shape == plain.shape
+    assert torch.equal(there, plain) == (kind is StandardDropout)
     put.remove()
     torch.testing.assert_close(predict(net, data.x), plain)
 
@@ -415,7 +413,8 @@ def test_the_expected_time_counts_what_is_done_once(figure, epochs, looks, monke
 @pytest.mark.parametrize("nothing", [None, {}])
 def test_nothing_is_attached(nothing):
     net = build("mlp", shape=(4,), widths=(3,))
-    assert runs.attach(net, nothing, 0) is None and not any(m._forward_hooks for m in net.modules())
+    assert runs.attach(net, nothing, 0) is None
+    assert not any(m._forward_hooks for m in net.modules())
 
 
 def test_an_unknown_attachment():
@@ -433,18 +432,15 @@ def store(tmp_path_factory):
 
 def test_a_run_as_its_parts():
     p = params(**TINY)
-    (data, test), (run, net, put) = prepare(p, p.rho), made(p)
-    assert (
-        put is None
-        and not net.training
-        and run.time.tolist() == [0, 1, 2] == sorted(run.checkpoints)
-        and run.digest == data.digest
-        and run.test_y.equal(test.y)
-    )
-    own, ledger = (
-        build(**network(p, data, 0)),
-        Accounting(data, layers=["fc1", "fc2", "fc3", "out"]),
-    )
+    data, test = prepare(p, p.rho)
+    run, net, put = made(p)
+    assert put is None
+    assert not net.training
+    assert run.time.tolist() == [0, 1, 2] == sorted(run.checkpoints)
+    assert run.digest == data.digest
+    assert run.test_y.equal(test.y)
+    own = build(**network(p, data, 0))
+    ledger = Accounting(data, layers=["fc1", "fc2", "fc3", "out"])
     other = trainer.fit(
         own,
         data,
@@ -464,10 +460,8 @@ def test_a_run_as_its_parts():
     torch.testing.assert_close(run.loss, other.loss)
     assert_frame_equal(run.rows, other.rows)
     for k, v in net.state_dict().items():
-        (
-            torch.testing.assert_close(v, own.state_dict()[k]),
-            torch.testing.assert_close(v, run.checkpoints[2][k]),
-        )
+        torch.testing.assert_close(v, own.state_dict()[k])
+        torch.testing.assert_close(v, run.checkpoints[2][k])
 
 
 def test_rows_of_the_accounting():
@@ -479,13 +473,12 @@ def test_rows_of_the_accounting():
         "norm",
         "cosine",
         "parameters",
-    ] and run.rows["layer"].unique(maintain_order=True).to_list() == layer_groups(net)
-    assert (
-        run.rows.height == 3 * 4 * 2
-        and set(run.rows["group"]) == {"clean", "noisy"}
-        and run.rows.filter(time=0)["norm"].sum() == 0
-        and run.rows.filter(pl.col("time") > 0)["norm"].min() > 0
-    )
+    ]
+    assert run.rows["layer"].unique(maintain_order=True).to_list() == layer_groups(net)
+    assert run.rows.height == 3 * 4 * 2
+    assert set(run.rows["group"]) == {"clean", "noisy"}
+    assert run.rows.filter(time=0)["norm"].sum() == 0
+    assert run.rows.filter(pl.col("time") > 0)["norm"].min() > 0
     assert run.rows.filter(pl.col("time") > 0)["cosine"].is_between(-1, 1).all()
 
 
@@ -502,28 +495,29 @@ CASES = {
 def test_the_store_gives_back_what_was_trained(case, store, monkeypatch):
     p = params(**TINY, store=store)
     data, test = prepare(p, p.rho)
-    (run, net, put), alone = made(p, **CASES[case]), made(params(**TINY), **CASES[case])[0]
+    run, net, put = made(p, **CASES[case])
+    alone = made(params(**TINY), **CASES[case])[0]
     forbid(monkeypatch)
     again, other, also = made(p, **CASES[case])
     torch.testing.assert_close(run.loss, alone.loss)
-    assert (
-        torch.equal(again.loss, run.loss)
-        and again.rows.equals(run.rows)
-        and again.config == run.config
-        and sorted(again.checkpoints) == sorted(run.checkpoints)
-    )
-    assert type(also) is type(put) and not other.training and other is not net
+    assert torch.equal(again.loss, run.loss)
+    assert again.rows.equals(run.rows)
+    assert again.config == run.config
+    assert sorted(again.checkpoints) == sorted(run.checkpoints)
+    assert type(also) is type(put)
+    assert not other.training
+    assert other is not net
     for k, v in net.state_dict().items():
         assert torch.equal(v, other.state_dict()[k])
     assert torch.equal(
         predict(net, data.x, index=data.index), predict(other, data.x, index=data.index)
-    ) and torch.equal(
+    )
+    assert torch.equal(
         predict(other, data.x, index=data.index).argmax(1).to(torch.int16), run.prediction[-1]
     )
     if case == "tied":
-        assert by_mode(other, also, data, test) == by_mode(net, put, data, test) and set(
-            run.rows["mode"]
-        ) == {"own", "drop", "scaled", "rescaled"}
+        assert by_mode(other, also, data, test) == by_mode(net, put, data, test)
+        assert set(run.rows["mode"]) == {"own", "drop", "scaled", "rescaled"}
         assert run.rows.filter(time=2, mode="drop", group="clean")["accuracy"].to_list() == [
             r["accuracy"]
             for r in by_mode(other, also, data)
@@ -565,7 +559,8 @@ def test_other_runs_have_other_folders(tmp_path):
     ):
         made(params(**tiny | change))
         assert len(folders(p)) == (k := k + 1), change
-    made(p), made(params(**tiny | dict(examples=7, seeds="3", rhos="0.3")))
+    made(p)
+    made(params(**tiny | dict(examples=7, seeds="3", rhos="0.3")))
     assert len(folders(p)) == k
 
 
@@ -578,10 +573,12 @@ def test_the_home_folder_is_meant_by_a_tilde(tmp_path, monkeypatch):
 
 
 def test_the_mask_is_the_group_that_is_accounted_for():
-    p, mask = params(**TINY), torch.arange(60) < 10
+    p = params(**TINY)
+    mask = torch.arange(60) < 10
     data, test = prepare(p, 0)
     run, net, _ = trained(p, data, test, 0, mask)
-    own, ledger = build(**network(p, data, 0)), Accounting(data, mask, layer_groups(net))
+    own = build(**network(p, data, 0))
+    ledger = Accounting(data, mask, layer_groups(net))
     other = trainer.fit(
         own,
         data,
@@ -602,7 +599,8 @@ def test_the_mask_is_the_group_that_is_accounted_for():
 
 
 def test_the_mask_with_tied_dropout():
-    p, mask = params(**TINY), torch.arange(60) < 10
+    p = params(**TINY)
+    mask = torch.arange(60) < 10
     data, test = prepare(p, 0)
     run, net, tied = trained(p, data, test, 0, mask, TIED)
     assert run.rows.filter(time=2, mode="drop", group="noisy")["accuracy"].to_list() == [
@@ -628,11 +626,9 @@ def test_expected_time_memory_and_disk(model, tmp_path):
         SAYS.match(expected(params(model="mlp", width=w, n=60, batch=20, store=str(tmp_path)), k))
         for w, k in ((0.5, 1), (0.5, 10), (1, 10))
     ]
-    assert (
-        [int(m[4]) for m in large] == sorted({int(m[4]) for m in large})
-        and int(large[0][4]) > 0
-        and int(large[2][3]) > int(large[0][3])
-    )
+    assert [int(m[4]) for m in large] == sorted({int(m[4]) for m in large})
+    assert int(large[0][4]) > 0
+    assert int(large[2][3]) > int(large[0][3])
 
 
 def test_expected_disk_is_about_what_is_used(tmp_path):
@@ -647,15 +643,12 @@ def test_marked():
     run, _, _ = made(p)
     for rows in (run.frame(), run.rows):
         f = runs.marked(rows, run, p.rho, 7)
-        assert f.columns == ["epoch", *rows.columns[1:], "rho", "noise_rate", "seed"] and f.drop(
-            "rho", "noise_rate", "seed"
-        ).rename({"epoch": "time"}).equals(rows)
-        assert (
-            set(f["rho"]) == {0.2}
-            and set(f["seed"]) == {7}
-            and set(f["noise_rate"]) == {prepare(p, p.rho)[0].rho}
-            and 0 < f["noise_rate"][0] != 0.2
-        )
+        assert f.columns == ["epoch", *rows.columns[1:], "rho", "noise_rate", "seed"]
+        assert f.drop("rho", "noise_rate", "seed").rename({"epoch": "time"}).equals(rows)
+        assert set(f["rho"]) == {0.2}
+        assert set(f["seed"]) == {7}
+        assert set(f["noise_rate"]) == {prepare(p, p.rho)[0].rho}
+        assert 0 < f["noise_rate"][0] != 0.2
     assert runs.marked(pl.DataFrame(dict(units=[1])), run, 0.2, 0).columns == [
         "units",
         "rho",

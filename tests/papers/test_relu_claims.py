@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from paper_experiments import RELU_PARAMETERS
 
 from memnb.datasets import NoisyDataset, corrupt, load
 from memnb.dynamics import gradient_flow
@@ -44,30 +45,9 @@ from memnb.papers.relu_training_claims import (
 from memnb.runs.run import Run
 from memnb.toy import fixed_point, trajectories
 
-GIVEN = dict(
-    rho=0.2,
-    rhos="",
-    noise="flip",
-    dataset=None,
-    n=None,
-    width=None,
-    lr=None,
-    std=0.0316,
-    epochs=None,
-    early=None,
-    window=None,
-    clean_epochs=0,
-    seed=None,
-    seeds="0",
-    noise_seed=0,
-    preset="ci",
-    out="",
-    store="",
-)
-
 
 def params(**given) -> Params:
-    return relu.relu_parameters("test", **(GIVEN | given))
+    return relu.relu_parameters("test", **(RELU_PARAMETERS | given))
 
 
 def permuted(data: NoisyDataset, seed: int) -> NoisyDataset:
@@ -198,13 +178,13 @@ def verdicts(figure, frame) -> dict:
 
 
 def test_what_holds_on_a_real_run_of_figure_2(store):
-    found = verdicts("fig2", whole(store))
-    assert found["Noisy labels are fitted later"] == "holds"
-    assert found["By the end noisy labels are memorized"] == "holds"
+    by_statement = verdicts("fig2", whole(store))
+    assert by_statement["Noisy labels are fitted later"] == "holds"
+    assert by_statement["By the end noisy labels are memorized"] == "holds"
 
 
 def test_what_holds_on_a_real_run_of_figure_3(store):
-    found = verdicts("fig3", whole(store, looks=True))
+    by_statement = verdicts("fig3", whole(store, looks=True))
     for statement in (
         "... larger also by its norm over neurons",
         "... opposite and larger also weighted by the outgoing weight",
@@ -212,26 +192,28 @@ def test_what_holds_on_a_real_run_of_figure_3(store):
         "Competition begins before memorization",
         "At equilibrium the net direction oscillates between clean and noisy",
     ):
-        assert found[statement] == "holds", statement
+        assert by_statement[statement] == "holds", statement
 
 
 def test_what_holds_on_a_real_run_of_figure_6(store):
-    found = verdicts("fig6", whole(store))
-    assert found["The clean component decays until the noisy one is comparable"] == "holds"
-    assert found["The equilibrium converges slowly to zero"] == "holds"
+    by_statement = verdicts("fig6", whole(store))
+    assert by_statement["The clean component decays until the noisy one is comparable"] == "holds"
+    assert by_statement["The equilibrium converges slowly to zero"] == "holds"
 
 
 def test_proposition_3_2_holds_where_noise_is_introduced_late(store):
     "The paper's Remark: its assumptions are met when a network has first learned clean labels."
-    found = verdicts("fig6", whole(store, preset="quick", epochs=300, clean_epochs=2000, early=200))
-    assert found["... until competition begins"] == "holds"
-    assert found["... and of that size, at its best"] == "holds"
+    by_statement = verdicts(
+        "fig6", whole(store, preset="quick", epochs=300, clean_epochs=2000, early=200)
+    )
+    assert by_statement["... until competition begins"] == "holds"
+    assert by_statement["... and of that size, at its best"] == "holds"
 
 
 def test_confident_classification_holds_where_noise_is_introduced_late(store):
-    found = verdicts("fig2", whole(store, clean_epochs=2000))
+    by_statement = verdicts("fig2", whole(store, clean_epochs=2000))
     statement = "Before memorization all examples are confidently classified by clean labels"
-    assert found[statement] == "holds"
+    assert by_statement[statement] == "holds"
 
 
 def test_the_toy_model_holds():
@@ -261,7 +243,8 @@ def test_statistics_over_time_do_not_depend_on_the_recorded_points(points):
 
 def test_crossing_against_a_plain_loop():
     rng = np.random.default_rng(0)
-    t, v = np.cumsum(rng.uniform(0.1, 5, 60)), rng.normal(size=60)
+    t = np.cumsum(rng.uniform(0.1, 5, 60))
+    v = rng.normal(size=60)
     fine = np.arange(t[0], t[-1], 1e-3)
     after = float(t[20] + 0.05)
     expected = next(
@@ -318,7 +301,8 @@ def test_drift_against_the_weights_themselves(store):
     _, begin = start(p)
     time = max(run.checkpoints)
     end = run.at(time, begin)
-    first, last = begin.hidden.weight.double(), end.hidden.weight.double()
+    first = begin.hidden.weight.double()
+    last = end.hidden.weight.double()
     cosines = torch.nn.functional.cosine_similarity(first, last)
     grown = (last.norm(dim=1) / first.norm(dim=1) - 1).abs().mean().item()
     turned = last / last.norm(dim=1, keepdim=True) - first / first.norm(dim=1, keepdim=True)

@@ -86,7 +86,8 @@ def cloud(
     "Activations, labels and test activations; float64, but exact in float32."
     g = torch.Generator().manual_seed(seed)
     y = torch.arange(n) % k
-    x, to = torch.randn(n + 200, d, generator=g), torch.randn(k, d, generator=g)
+    x = torch.randn(n + 200, d, generator=g)
+    to = torch.randn(k, d, generator=g)
     if kind != "signed":
         x = x * torch.logspace(0.5, -1, d) + torch.cat([to[y], to[torch.arange(200) % k]])
     if kind in ("relu", "dead"):
@@ -99,11 +100,11 @@ def cloud(
 
 def agree(probe, x, y, z, dtype, gap):
     "Compare every prediction whose best two scores differ; the share of them."
-    said, scores = LITERAL[probe](x.numpy(), y.numpy(), z.numpy())
+    predictions, scores = LITERAL[probe](x.numpy(), y.numpy(), z.numpy())
     best = np.sort(scores, 1)
     clear = best[:, -1] - best[:, -2] > gap
     ours = probe().fit(x.to(dtype), y).predict(z.to(dtype)).numpy()
-    np.testing.assert_array_equal(ours[clear], said[clear])
+    np.testing.assert_array_equal(ours[clear], predictions[clear])
     return clear.mean()
 
 
@@ -140,7 +141,9 @@ def test_single_precision_differs_at_ties_only(probe, n, d, seed, kind):
     "n, d, power", [(1300, 560, -1), (1300, 560, -0.6), (1300, 560, 0), (1040, 620, -1)]
 )
 def test_large_layers(probe, n, d, power, monkeypatch):
-    g, y, calls = torch.Generator().manual_seed(0), torch.arange(n) % 2, []
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(n) % 2
+    calls = []
     monkeypatch.setattr(subspaces, "LANCZOS_SIZE", 512)
     monkeypatch.setattr(
         subspaces,
@@ -153,9 +156,8 @@ def test_large_layers(probe, n, d, power, monkeypatch):
     )[0]
     assert agree(probe, x[:n], y, x[n:], DOUBLE, 1e-9) > 0.8
     if probe is MASC:
-        assert (
-            set(calls) == {-1: {32, 64}, -0.6: {32, 128}, 0: {32}}[power]
-        )  # no more than are needed
+        # no more than are needed
+        assert set(calls) == {-1: {32, 64}, -0.6: {32, 128}, 0: {32}}[power]
 
 
 def test_where_power_iteration_cannot_be_certain_a_decomposition_decides(monkeypatch):
@@ -219,7 +221,8 @@ def threads():
 @pytest.mark.parametrize("n, d", [(90, 20), (20, 60)])
 def test_by_torch_and_by_numpy(n, d, threads, monkeypatch):
     x, y, z = cloud("relu", n, d)
-    scores, by_numpy = [], []
+    scores = []
+    by_numpy = []
     monkeypatch.setattr(
         geometry, "_controller", lambda real=geometry._controller: by_numpy.append(1) or real()
     )
@@ -242,10 +245,10 @@ def test_numpy_keeps_its_threads_though_many_fit_at_once(threads):
     with threadpool_limits(2, user_api="blas"):
         before = blas()
         with ThreadPoolExecutor(4) as pool:
-            said = list(pool.map(lambda _: MASC().fit(x, y).predict(z), range(40)))
+            predictions = list(pool.map(lambda _: MASC().fit(x, y).predict(z), range(40)))
         assert blas() == before
         assert set(before) == {2}
-        assert all(torch.equal(s, said[0]) for s in said)
+        assert all(torch.equal(s, predictions[0]) for s in predictions)
 
 
 # --- many examples in single precision, held against float64
@@ -253,8 +256,10 @@ def test_numpy_keeps_its_threads_though_many_fit_at_once(threads):
 
 def reference(x, y, z, k: int) -> dict:
     "Number of directions of each class, and (n, K) scores of each probe, in plain float64 sums."
-    x, z = x.double(), z.double()
-    sizes, scores = [], {MASC: [], VeLPIC: [], CosineMean: []}
+    x = x.double()
+    z = z.double()
+    sizes = []
+    scores = {MASC: [], VeLPIC: [], CosineMean: []}
     for c in range(k):
         a = x[y == c]
         if len(a) <= a.shape[1]:
@@ -266,7 +271,8 @@ def reference(x, y, z, k: int) -> dict:
             )
         else:
             values, v = torch.linalg.eigh(a.T @ a)
-            values, v = values.flip(0).clamp_min(0), v.T.flip(0)
+            values = values.flip(0).clamp_min(0)
+            v = v.T.flip(0)
         m = int((values.cumsum(0) / values.sum() <= 0.99).sum()) + 1
         mean = a.mean(0)
         sizes.append(m)
@@ -372,7 +378,8 @@ def test_a_hundred_directions_around_the_share_that_hardly_differ_in_length():
     )
     turn = torch.linalg.qr(torch.randn(211, 211, generator=g))[0]
     x = (torch.linalg.qr(torch.randn(2_000, 211, generator=g))[0] * lengths) @ turn
-    y, z = torch.zeros(2_000, dtype=torch.int64), torch.randn(500, 211, generator=g)
+    y = torch.zeros(2_000, dtype=torch.int64)
+    z = torch.randn(500, 211, generator=g)
     values, v = torch.linalg.eigh(x.double().T @ x.double())
     m = int((values.flip(0).cumsum(0) / values.sum() <= 0.9975).sum()) + 1
     expected = (z.double() @ v.flip(1)[:, :m]).square().sum(1, keepdim=True)
@@ -391,7 +398,8 @@ def test_a_share_that_is_met_exactly_is_not_exceeded():
 def test_a_point_far_outside_of_all_subspaces():
     "What little lies inside is not taken for a difference of large numbers."
     x, y, z = crowd("columns")
-    x, z = x[:, 50:], z[:, 50:]
+    x = x[:, 50:]
+    z = z[:, 50:]
     x[:, :4], z[:, :4] = 0, 1e4
     p = MASC().fit(x, y)
     assert largest_wrong(p, z, reference(x, y, z, 5)[MASC]) < 1e-4
@@ -400,7 +408,8 @@ def test_a_point_far_outside_of_all_subspaces():
 @pytest.mark.parametrize("C", [0.01])
 def test_logistic_of_many_examples(C):
     x, y, z = crowd("signed", d=20)
-    x, z = x - x.mean(0), z - x.mean(0)
+    z = z - x.mean(0)
+    x = x - x.mean(0)
     single, double = (Logistic(C, n_classes=5).fit(x.to(t), y) for t in (torch.float32, DOUBLE))
     assert single.n_iter_ < 100
     assert double.n_iter_ < 100
@@ -418,11 +427,9 @@ def test_logistic_of_many_examples(C):
 )
 def test_all_of_mnist():
     train, test = load("mnist")
-    x, y, z = (
-        train.x.flatten(1),
-        train.y.clamp_max(2),
-        test.x.flatten(1),
-    )  # three classes, to be faster
+    x = train.x.flatten(1)
+    y = train.y.clamp_max(2)
+    z = test.x.flatten(1)  # three classes, to be faster
     expected = reference(x, y, z, 3)
     for p in ways(MASC, x, y, 3).values():
         assert p.sizes_ == expected["sizes"]
@@ -446,9 +453,8 @@ def test_cosine_mean_against_its_formula():
 def test_logistic_against_sklearn(k, C):
     x, y, z = cloud("shifted", 120, 6, k)
     ours = Logistic(C).fit(x, y)
-    ref = LogisticRegression(C=2 * C if k == 2 else C, tol=1e-10, max_iter=10_000).fit(
-        x, y
-    )  # two classes: one vector there, two here
+    # two classes: one vector there, two here
+    ref = LogisticRegression(C=2 * C if k == 2 else C, tol=1e-10, max_iter=10_000).fit(x, y)
     w, b = (
         (ours.vectors_, ours.bias_)
         if k > 2
@@ -462,7 +468,8 @@ def test_logistic_against_sklearn(k, C):
 def test_logistic_ends_where_the_gradient_vanishes():
     x, y, _ = cloud("relu", 90, 8)
     p = Logistic(0.5).fit(x, y)
-    w, b = p.vectors_.clone().requires_grad_(), p.bias_.clone().requires_grad_()
+    w = p.vectors_.clone().requires_grad_()
+    b = p.bias_.clone().requires_grad_()
     (F.cross_entropy(x @ w.T + b, y) + w.square().sum() / (2 * 0.5 * len(x))).backward()
     assert max(w.grad.abs().max(), b.grad.abs().max()) < 2e-5
     assert p.n_iter_ < 200
@@ -489,7 +496,8 @@ def test_masc_is_a_quadratic_form():
 
 def test_third_differences_of_masc_vanish():
     x, y, z = cloud("relu", 60, 20)
-    p, (a, b) = MASC().fit(x, y), z[:100].split(50)
+    p = MASC().fit(x, y)
+    a, b = z[:100].split(50)
     s = [p.scores(a + i * b) for i in range(4)]
     assert (s[3] - 3 * s[2] + 3 * s[1] - s[0]).abs().max() < 1e-11 * s[3].max()
     assert (s[2] - 2 * s[1] + s[0]).abs().min() > 1e-6
@@ -504,13 +512,15 @@ def test_third_differences_of_masc_vanish():
 )
 def test_moments_and_rows_know_the_same(probe, kind, n, d):
     x, y, z = cloud(kind, n, d)
-    rows, moments = ClassShapes(3).add(x, y).finish(), ClassShapes(3, n=10**6).add(x, y).finish()
+    rows = ClassShapes(3).add(x, y).finish()
+    moments = ClassShapes(3, n=10**6).add(x, y).finish()
     assert rows.rows is not None
     assert moments.rows is None
     assert rows.width == moments.width
     if kind == "dead":
         assert moments.width == x.any(0).sum()
-    a, b = probe().fit_shapes(rows), probe().fit_shapes(moments)
+    a = probe().fit_shapes(rows)
+    b = probe().fit_shapes(moments)
     torch.testing.assert_close(a.scores(z), b.scores(z))
     assert torch.equal(a.predict(z), b.predict(z))
 
@@ -527,7 +537,8 @@ def test_moments_are_kept_only_where_they_are_smaller():
 @given(batch=st.integers(1, 60))
 def test_batches_know_the_same_as_the_whole(probe, n, batch):
     x, y, z = cloud("relu", 60, 12)
-    whole, parts = ClassShapes(3, n).add(x, y), ClassShapes(3, n)
+    whole = ClassShapes(3, n).add(x, y)
+    parts = ClassShapes(3, n)
     for a, b in zip(x.split(batch), y.split(batch), strict=True):
         parts.add(a, b)
     a, b = (probe().fit_shapes(s.finish()).scores(z) for s in (whole, parts))
@@ -537,21 +548,17 @@ def test_batches_know_the_same_as_the_whole(probe, n, batch):
 
 
 @every
-@pytest.mark.parametrize(
-    "kind, n, d", [("relu", 60, 12), ("signed", 300, 4)]
-)  # in the second, subspaces are the whole space
+# in the second, subspaces are the whole space
+@pytest.mark.parametrize("kind, n, d", [("relu", 60, 12), ("signed", 300, 4)])
 def test_columns_without_activation_change_nothing(probe, kind, n, d):
     x, y, z = cloud(kind, n, d)
     at = torch.arange(d) * 3
-    wide, far = (
-        x.new_zeros(n, 40).index_copy(1, at, x),
-        torch.randn(len(z), 40, dtype=DOUBLE).index_copy(1, at, z),
-    )
-    a, b = probe().fit(x, y), probe().fit(wide, y)
-    inside, outside = (
-        (v := getattr(b, "vectors_", getattr(b, "basis_", None)))[:, at],
-        v.index_fill(1, at, 0),
-    )
+    wide = x.new_zeros(n, 40).index_copy(1, at, x)
+    far = torch.randn(len(z), 40, dtype=DOUBLE).index_copy(1, at, z)
+    a = probe().fit(x, y)
+    b = probe().fit(wide, y)
+    inside = (v := getattr(b, "vectors_", getattr(b, "basis_", None)))[:, at]
+    outside = v.index_fill(1, at, 0)
     assert torch.equal(inside, getattr(a, "vectors_", getattr(a, "basis_", None)))
     assert not outside.any()
     torch.testing.assert_close(a.scores(z), b.scores(far))
@@ -572,7 +579,8 @@ def test_the_same_where_so_few_columns_are_without_activation_that_none_is_left_
 @every
 def test_flattened_on_the_way_in(probe):
     x, y, z = cloud("relu", 60, 12)
-    a, b = probe().fit(x, y), probe().fit(x.view(-1, 3, 2, 2), y)
+    a = probe().fit(x, y)
+    b = probe().fit(x.view(-1, 3, 2, 2), y)
     assert torch.equal(a.scores(z), b.scores(z.view(-1, 3, 2, 2)))
     assert b.n_features_in_ == 12
 
@@ -599,9 +607,8 @@ def test_directions_do_not_depend_on_the_scale(probe, power):
 def test_activations_whose_squares_overflow(probe):
     x, y, z = (v.float() if v.is_floating_point() else v for v in cloud("relu", 60, 12))
     with suppress(ValueError):
-        assert torch.equal(
-            probe().fit(x * 1e25, y).predict(z), probe().fit(x, y).predict(z)
-        )  # refused, or right
+        # refused, or right
+        assert torch.equal(probe().fit(x * 1e25, y).predict(z), probe().fit(x, y).predict(z))
 
 
 @every
@@ -630,9 +637,9 @@ def test_activations_that_carry_a_gradient(probe):
 def test_a_class_without_examples(probe, absent):
     x, y, z = cloud("relu", 60, 12)
     there = torch.tensor([c for c in range(4) if c != absent])
-    with pytest.warns(UserWarning, match=rf"classes \[{absent}\] have no example") as said:
+    with pytest.warns(UserWarning, match=rf"classes \[{absent}\] have no example") as caught:
         p = probe(n_classes=4).fit(x, there[y])
-    assert len(said) == 1
+    assert len(caught) == 1
     assert p.absent_.tolist() == [c == absent for c in range(4)]
     assert not p.dead_.any()
     assert not (p.predict(z) == absent).any()
@@ -720,14 +727,14 @@ def first(x, moments=False) -> torch.Tensor:
 @pytest.mark.parametrize("moments", [False, True])
 @pytest.mark.parametrize("lengths", [[3, 3], [3, 3, 1], [3, 3, 3, 1, 1], [3, 3, 2.9, 2.9, 2.9]])
 def test_among_equally_long_directions_the_one_nearest_to_the_mean(lengths, moments, dtype):
-    k, top = len(lengths), lengths.count(3)
+    k = len(lengths)
+    top = lengths.count(3)
     turn = torch.linalg.qr(
         torch.randn(8, 8, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
     )[0][:, :k]
     half = torch.diag(torch.tensor(lengths, dtype=DOUBLE))
-    x = (
-        torch.cat([half, half * torch.tensor([1, -1, 1, -1, 1])[:k]]) @ turn.T
-    )  # the mean leans to some of them
+    # the mean leans to some of them
+    x = torch.cat([half, half * torch.tensor([1, -1, 1, -1, 1])[:k]]) @ turn.T
     expected = F.normalize(turn[:, :top] @ (turn[:, :top].T @ x.mean(0)), dim=0)
     torch.testing.assert_close(
         first(x.to(dtype), moments),
@@ -757,7 +764,8 @@ def test_the_longest_direction_though_the_mean_hardly_knows_it(tilt):
 def test_points_with_their_negatives_give_one_unit_vector_whatever_their_order(n, d, dtype):
     g = torch.Generator().manual_seed(n)
     x = (torch.randn(n, d, generator=g, dtype=DOUBLE) * torch.linspace(2, 1, d)).to(dtype)
-    x, found = torch.cat([x, -x]), []
+    x = torch.cat([x, -x])
+    found = []
     for seed in range(4):
         found.append(first(x[torch.randperm(2 * n, generator=g.manual_seed(seed))]))
     top = torch.linalg.svd(x.double(), full_matrices=False)[2][0]
@@ -777,9 +785,8 @@ def test_large_layers_whose_sums_are_zero(across, dtype):
     ).to(dtype)
     x = torch.cat([half, -half], across)
     if across:
-        x = torch.cat(
-            [x, x]
-        )  # examples that sum to zero, more than dimensions; otherwise dimensions that do
+        # examples that sum to zero, more than dimensions; otherwise dimensions that do
+        x = torch.cat([x, x])
     values, v = directions(one_class(x), 0, 0.99)
     exact = torch.linalg.svdvals(x.double()).square()[:5]
     assert len(v) == (exact.cumsum(0) <= 0.99 * exact.sum()).sum() + 1
@@ -852,11 +859,11 @@ def test_logistic_refuses_moments():
 def test_tensors_in_tensors_out(probe, device, dtype):
     x, y, z = cloud("relu", 60, 12)
     p = probe().fit(x.to(device, dtype), y.to(device))
-    said = p.predict(z.to(device, dtype))
-    assert said.device.type == device
-    assert said.dtype == torch.int64
+    predictions = p.predict(z.to(device, dtype))
+    assert predictions.device.type == device
+    assert predictions.dtype == torch.int64
     assert p.scores(z.to(device, dtype)).dtype == dtype
-    assert (said.cpu() == probe().fit(x, y).predict(z)).float().mean() > 0.99
+    assert (predictions.cpu() == probe().fit(x, y).predict(z)).float().mean() > 0.99
 
 
 @every
@@ -875,15 +882,16 @@ def test_integer_labels(probe, dtype, n_classes):
 @pytest.mark.parametrize("names", [["ant", "bee", "cat"], [2, 5, 9], [-1, 0, 1]])
 def test_arrays_in_labels_out(probe, names):
     x, y, z = (v.numpy() for v in cloud("relu", 60, 12))
-    said = probe().fit(x, np.array(names)[y]).predict(z)
-    assert isinstance(said, np.ndarray)
-    np.testing.assert_array_equal(said, np.array(names)[probe().fit(x, y).predict(z)])
+    predictions = probe().fit(x, np.array(names)[y]).predict(z)
+    assert isinstance(predictions, np.ndarray)
+    np.testing.assert_array_equal(predictions, np.array(names)[probe().fit(x, y).predict(z)])
 
 
 @every
 def test_tensors_and_arrays_know_the_same(probe):
     x, y, z = cloud("relu", 60, 12)
-    a, b = probe().fit(x, y), probe().fit(x.numpy(), y.numpy())
+    a = probe().fit(x, y)
+    b = probe().fit(x.numpy(), y.numpy())
     assert torch.equal(a.scores(z), b.scores(z.numpy()))
     assert a.classes_.tolist() == b.classes_.tolist() == [0, 1, 2]
 
@@ -891,14 +899,16 @@ def test_tensors_and_arrays_know_the_same(probe):
 @every
 def test_integer_activations(probe):
     x, y, z = cloud("relu", 60, 12)
-    x, z = (4 * x).round(), (4 * z).round()
+    x = (4 * x).round()
+    z = (4 * z).round()
     assert torch.equal(probe().fit(x.int(), y).predict(z), probe().fit(x.float(), y).predict(z))
 
 
 @every
 def test_decision_function(probe):
     x, y, z = cloud("relu", 60, 12)
-    p, two = probe().fit(x, y), probe().fit(x, y.clamp_max(1))
+    p = probe().fit(x, y)
+    two = probe().fit(x, y.clamp_max(1))
     np.testing.assert_array_equal(p.decision_function(z), p.scores(z))
     assert two.decision_function(z).shape == (len(z),)
     np.testing.assert_array_equal(two.decision_function(z) > 0, two.predict(z) == 1)
@@ -918,9 +928,8 @@ print(json.dumps({k: list(map(short, checks)) for k, checks in results.items()})
 
 
 def test_scikit_learns_own_checks():
-    env = os.environ | dict(
-        SCIPY_ARRAY_API="1"
-    )  # without it some checks are skipped; read at import
+    # without it some checks are skipped; read at import
+    env = os.environ | dict(SCIPY_ARRAY_API="1")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", CHECKS], env=env, capture_output=True, text=True
     )
@@ -947,13 +956,12 @@ def test_clone_and_pickle(probe):
 
 def test_cross_validation_and_pipelines():
     data, _ = load("digits", n=400, test_share=0)
-    x, y = data.x.flatten(1).numpy(), data.y.numpy()
+    x = data.x.flatten(1).numpy()
+    y = data.y.numpy()
     for p in PROBES.values():
         assert cross_val_score(p(), x, y, cv=3).mean() > 0.75
-    pipe, scale = (
-        make_pipeline(StandardScaler(), VeLPIC()).fit(x[:300], y[:300]),
-        StandardScaler().fit(x[:300]).transform,
-    )
+    pipe = make_pipeline(StandardScaler(), VeLPIC()).fit(x[:300], y[:300])
+    scale = StandardScaler().fit(x[:300]).transform
     np.testing.assert_array_equal(
         pipe.predict(x[300:]), VeLPIC().fit(scale(x[:300]), y[:300]).predict(scale(x[300:]))
     )

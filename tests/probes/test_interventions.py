@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from states import same, state
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
@@ -71,12 +72,10 @@ class Own(nn.Module):
 
     def __init__(self, end=lambda v: v):
         super().__init__()
-        self.end, self.head, self.fc1, self.fc2 = (
-            end,
-            nn.Linear(5, 3),
-            nn.Linear(6, 8),
-            nn.Linear(8, 5),
-        )
+        self.end = end
+        self.head = nn.Linear(5, 3)
+        self.fc1 = nn.Linear(6, 8)
+        self.fc2 = nn.Linear(8, 5)
 
     def forward(self, x):
         return self.end(self.head(F.relu(self.fc2(F.relu(self.fc1(x))))))
@@ -91,14 +90,6 @@ def guess(net, x) -> torch.Tensor:
     return predict(net, x).argmax(1)
 
 
-def state(net) -> dict:
-    return {k: v.clone() for k, v in net.state_dict().items()}
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
 # --- the last layer
 
 
@@ -107,7 +98,8 @@ def same(a, b) -> bool:
 @given(seed=st.integers(0, 10**6), k=st.integers(2, 5))
 def test_predictions_are_the_probes_every_one(probe, seed, k):
     torch.manual_seed(seed)
-    data, net = points(k=k, seed=seed), small(k=k)
+    data = points(k=k, seed=seed)
+    net = small(k=k)
     x = torch.randn(500, 6, dtype=torch.float64)
     for layer in (net.fc1, net.fc2):
         nn.init.constant_(layer.bias, -0.1)
@@ -125,7 +117,8 @@ def test_a_trained_network_in_single_precision(probe, device):
     net = build("mlp", shape=(1, 8, 8), widths=(24, 16))
     fit(net, data, 20, batch=16, momentum=0.9, device=device)
     p = fit_probe(net, data, "fc2", probe)
-    best = p.scores(h := read(net, test.x, "fc2")).topk(2).values
+    h = read(net, test.x, "fc2")
+    best = p.scores(h).topk(2).values
     clear = best[:, 0] - best[:, 1] > 1e-5 * h.norm(dim=1)
     new = transfer(net, data, probe=probe)
     assert clear.float().mean() > 0.99
@@ -134,7 +127,8 @@ def test_a_trained_network_in_single_precision(probe, device):
 
 
 def test_only_the_head_changes():
-    data, net = points(), small()
+    data = points()
+    net = small()
     new = transfer(net, data)
     vectors = VeLPIC().fit(read(net, data.x, "act2"), data.y).vectors_
     right = state(net) | {"out.weight": vectors, "out.bias": torch.zeros(3).double()}
@@ -157,13 +151,12 @@ def test_only_the_head_changes():
 )
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_network_is_left_as_it_is(change, bias):
-    data, net = replace(points(), n_classes=4), small(k=4, bias=bias)
+    data = replace(points(), n_classes=4)
+    net = small(k=4, bias=bias)
     net.fc1.eval()
-    before, modes, parameters = (
-        state(net),
-        [m.training for m in net.modules()],
-        list(net.parameters()),
-    )
+    before = state(net)
+    modes = [m.training for m in net.modules()]
+    parameters = list(net.parameters())
     with pytest.warns(UserWarning, match=r"classes \[3\] have no example"):
         change(net, data)
     assert same(state(net), before)
@@ -174,7 +167,8 @@ def test_the_network_is_left_as_it_is(change, bias):
 
 @pytest.mark.parametrize("layer", [None, "act1"])
 def test_the_copy_is_in_the_networks_mode_and_shares_nothing(layer):
-    data, net = points(), small()
+    data = points()
+    net = small()
     for training in (True, False):
         new = transfer(net.train(training), data, layer)
         assert new.training == training
@@ -187,10 +181,13 @@ def test_the_copy_is_in_the_networks_mode_and_shares_nothing(layer):
 @pytest.mark.parametrize("absent", [0, 2])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_class_without_examples_is_never_predicted(probe, absent, bias):
-    data, net, x = points(k=4), small(k=4, bias=bias), torch.randn(300, 6, dtype=torch.float64)
+    data = points(k=4)
+    net = small(k=4, bias=bias)
+    x = torch.randn(300, 6, dtype=torch.float64)
     data = data.subset(data.y != absent)
     with pytest.warns(UserWarning, match="no example"):
-        p, new = fit_probe(net, data, "act2", probe), transfer(net, data, probe=probe)
+        p = fit_probe(net, data, "act2", probe)
+        new = transfer(net, data, probe=probe)
     assert torch.equal(guess(new, x), p.predict(read(net, x, "act2")))
     assert not (guess(new, x) == absent).any()
     assert new.out.bias[absent] < -1e20
@@ -213,7 +210,8 @@ def test_a_transfer_with_an_absent_class_can_be_trained():
 
 
 def test_a_head_without_bias_gets_none_unless_it_needs_one():
-    data, net = points(), small(bias=False)
+    data = points()
+    net = small(bias=False)
     assert transfer(net, data).out.bias is None
     new = transfer(net, data, probe="logistic")
     assert new.out.bias is not None
@@ -222,7 +220,9 @@ def test_a_head_without_bias_gets_none_unless_it_needs_one():
 
 @every
 def test_a_users_own_network(probe):
-    data, net, x = points(), Own().double(), torch.randn(300, 6, dtype=torch.float64)
+    data = points()
+    net = Own().double()
+    x = torch.randn(300, 6, dtype=torch.float64)
     new = transfer(net, data, probe=probe)
     assert find_head(net, data) == ("head", "head.input")
     assert isinstance(new, Own)
@@ -232,7 +232,8 @@ def test_a_users_own_network(probe):
 
 
 def test_a_head_whose_weight_is_computed():
-    data, net = points(), small()
+    data = points()
+    net = small()
     weight_norm(net.out)
     p = fit_probe(net, data, "act2")
     with suppress(ValueError):  # refused, or right
@@ -240,7 +241,8 @@ def test_a_head_whose_weight_is_computed():
 
 
 def test_a_probe_with_settings():
-    data, net = points(), small()
+    data = points()
+    net = small()
     mine = Logistic(C=0.01)
     assert torch.equal(
         transfer(net, data, probe=mine).out.weight,
@@ -260,7 +262,8 @@ def test_observed_labels_decide():
 
 @pytest.mark.parametrize("batch", [1, 7])
 def test_batches_are_no_part_of_the_answer(batch):
-    data, net = points(), small()
+    data = points()
+    net = small()
     torch.testing.assert_close(
         transfer(net, data, batch=batch).out.weight, transfer(net, data).out.weight
     )
@@ -307,11 +310,9 @@ def test_a_head_of_the_wrong_width():
 
 
 def test_a_head_that_is_named_though_a_softmax_follows():
-    data, net, x = (
-        points(),
-        Own(lambda v: v.log_softmax(1)).double(),
-        torch.randn(300, 6, dtype=torch.float64),
-    )
+    data = points()
+    net = Own(lambda v: v.log_softmax(1)).double()
+    x = torch.randn(300, 6, dtype=torch.float64)
     assert torch.equal(
         guess(transfer(net, data, head="head"), x),
         fit_probe(net, data, "head.input").predict(read(net, x, "head.input")),
@@ -329,7 +330,9 @@ def test_find_head():
 @every
 @pytest.mark.parametrize("layer", ["input", "fc1", "act1", "fc2.input", "act2"])
 def test_a_truncated_network_makes_the_probes_predictions(probe, layer):
-    data, net, x = points(), small(), torch.randn(300, 6, dtype=torch.float64)
+    data = points()
+    net = small()
+    x = torch.randn(300, 6, dtype=torch.float64)
     new = transfer(net, data, layer, probe)
     assert isinstance(new, Truncated)
     assert torch.equal(
@@ -338,10 +341,8 @@ def test_a_truncated_network_makes_the_probes_predictions(probe, layer):
 
 
 def test_layers_of_pictures_are_flattened():
-    data, net = (
-        corrupt(load("digits", n=100)[0], 0.2),
-        build("cnn", shape=(1, 8, 8), channels=(2, 3), widths=(6,)),
-    )
+    data = corrupt(load("digits", n=100)[0], 0.2)
+    net = build("cnn", shape=(1, 8, 8), channels=(2, 3), widths=(6,))
     new = transfer(net, data, "block1")
     assert torch.equal(
         guess(new, data.x), fit_probe(net, data, "block1").predict(read(net, data.x, "block1"))
@@ -349,7 +350,9 @@ def test_layers_of_pictures_are_flattened():
 
 
 def test_what_comes_after_the_layer_is_not_computed():
-    data, net, calls = points(), small(), []
+    data = points()
+    net = small()
+    calls = []
     for name, m in net.named_children():
         m.register_forward_hook(lambda *_, name=name: calls.append(name))
     new = transfer(net, data, "act1")
@@ -359,10 +362,8 @@ def test_what_comes_after_the_layer_is_not_computed():
 
 
 def test_a_truncated_network_trains():
-    data, new = (
-        points(dtype=torch.float32),
-        transfer(small(dtype=torch.float32), points(dtype=torch.float32), "act1"),
-    )
+    data = points(dtype=torch.float32)
+    new = transfer(small(dtype=torch.float32), points(dtype=torch.float32), "act1")
     F.cross_entropy(new(data.x), data.y).backward()
     reached = [name for name, p in new.named_parameters() if p.grad is not None and p.grad.any()]
     assert reached == ["body.fc1.weight", "body.fc1.bias", "head.weight", "head.bias"]
@@ -371,27 +372,35 @@ def test_a_truncated_network_trains():
 
 
 def test_a_truncated_network_has_one_state():
-    data, net = points(), small()
-    new, other = transfer(net, data, "act1"), transfer(small(), data, "act1")
+    data = points()
+    net = small()
+    new = transfer(net, data, "act1")
+    other = transfer(small(), data, "act1")
     other.load_state_dict(new.state_dict())
     assert torch.equal(other(data.x), new(data.x))
     assert torch.equal(deepcopy(new)(data.x), new(data.x))
 
 
 def test_a_truncated_network_can_be_transferred_again():
-    data, net = points(), small()
+    data = points()
+    net = small()
     new = transfer(transfer(net, data, "act1", "logistic"), data)
     assert torch.equal(new.head.weight, transfer(net, data, "act1").head.weight)
 
 
 def test_read_until():
-    net, x = small(), points().x
+    net = small()
+    x = points().x
     got = read_until(net, x, "act1")
     assert torch.equal(got, net.act1(net.fc1(x)))
     assert got.requires_grad
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
     net.extra = nn.Linear(1, 1)
-    net.forward = lambda x: net.act1(net.fc1(x))
+
+    def forward(x):
+        return net.act1(net.fc1(x))
+
+    net.forward = forward
     with pytest.raises(RuntimeError, match="'extra' is never called"):
         read_until(net, x, "extra")
 
@@ -412,7 +421,8 @@ def test_a_linear_head_gives_the_scores(probe):
 
 
 def test_put_head_works_in_place():
-    net, new = small(), nn.Linear(7, 3).double()
+    net = small()
+    new = nn.Linear(7, 3).double()
     weight = net.out.weight
     put_head(net, "out", new)
     assert net.out.weight is weight
@@ -421,14 +431,16 @@ def test_put_head_works_in_place():
 
 
 def test_put_head_takes_numbers_of_another_precision():
-    net, new = small(dtype=torch.float32), nn.Linear(7, 3, dtype=torch.float64)
+    net = small(dtype=torch.float32)
+    new = nn.Linear(7, 3, dtype=torch.float64)
     put_head(net, "out", new)
     assert torch.equal(net.out.weight, new.weight.float())
     assert torch.equal(net.out.bias, new.bias.float())
 
 
 def test_a_fitted_probe_is_the_one_fitted_by_hand():
-    data, net = points(), small()
+    data = points()
+    net = small()
     x = read(net, data.x, "act1")
     assert torch.equal(
         fit_probe(net, data, "act1", "masc").scores(x), MASC().fit(x, data.y).scores(x)
@@ -441,13 +453,15 @@ def test_a_fitted_probe_is_the_one_fitted_by_hand():
 def test_resist_on_a_fresh_network():
     data = corrupt(load("digits", n=200)[0], 0.6, "redraw")
     net = build("mlp", shape=(1, 8, 8), widths=(24, 16), seed=3)
-    new, vectors = resist(net, data), fit_probe(net, data, "fc2").vectors_
+    new = resist(net, data)
+    vectors = fit_probe(net, data, "fc2").vectors_
     assert same(state(new), state(net) | {"out.weight": vectors, "out.bias": torch.zeros(10)})
     torch.testing.assert_close(vectors, VeLPIC().fit(read(net, data.x, "fc2"), data.y).vectors_)
 
 
 def test_resist_with_a_named_head():
-    data, net = points(), Own(lambda v: v.log_softmax(1)).double()
+    data = points()
+    net = Own(lambda v: v.log_softmax(1)).double()
     torch.testing.assert_close(
         resist(net, data, head="head").head.weight,
         VeLPIC().fit(read(net, data.x, "head.input"), data.y).vectors_,
@@ -463,7 +477,8 @@ def test_a_scaled_head_without_bias_makes_the_probes_predictions(probe):
     net = build("resnet9", shape=[1, 8, 8], width=0.125)
     data = replace(data, y=data.y.clamp_min(1))  # class 0 is absent
     with pytest.warns(UserWarning, match="no example"):
-        p, changed = fit_probe(net, data, "flatten", probe), transfer(net, data, probe=probe)
+        p = fit_probe(net, data, "flatten", probe)
+        changed = transfer(net, data, probe=probe)
     assert torch.equal(guess(changed, data.x), p.predict(read(net, data.x, "flatten")))
     assert predict(changed, data.x)[:, 0].max() < -1e20
 
@@ -471,18 +486,19 @@ def test_a_scaled_head_without_bias_makes_the_probes_predictions(probe):
 def test_a_head_that_shares_its_weight():
     net = small(d=7, k=7)
     net.fc1 = nn.Linear(7, 7).double()
-    net.fc2, net.out.weight = nn.Linear(7, 7).double(), net.fc1.weight
+    net.fc2 = nn.Linear(7, 7).double()
+    net.out.weight = net.fc1.weight
     with pytest.raises(ValueError, match="the weight of 'out' is fc1.weight, too"):
         transfer(net, points(k=7, d=7))
 
 
 def test_an_exchange_at_a_time_that_was_not_recorded():
-    data, how = points(), dict(lr=0.01, device="cpu")
+    data = points()
+    how = dict(lr=0.01, device="cpu")
     with pytest.raises(ValueError, match="time 1 was not recorded.*2 is the next"):
         fit(small(), data, 3, times=[0, 2, 3], observe=[transplant(1)], **how)
-    run = fit(
-        small(), data, 3, times=[1, 3], checkpoints=[1, 3], observe=[transplant(1)], **how
-    )  # nothing was recorded before
+    # nothing was recorded before
+    run = fit(small(), data, 3, times=[1, 3], checkpoints=[1, 3], observe=[transplant(1)], **how)
     assert torch.equal(
         run.prediction[0], run.at(1, small()).eval()(data.x).argmax(1).to(torch.int16)
     )
@@ -493,13 +509,16 @@ def test_an_observer_that_is_told_the_head():
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
-            self.body, self.head, self.aside = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+            self.body = nn.Linear(6, 8)
+            self.head = nn.Linear(8, 3)
+            self.aside = nn.Linear(8, 3)
 
         def forward(self, x):
             h = F.relu(self.body(x))
             return self.head(h) + 0 * self.aside(h)
 
-    data, how = points(dtype=torch.float32), dict(lr=0.01, device="cpu")
+    data = points(dtype=torch.float32)
+    how = dict(lr=0.01, device="cpu")
     with pytest.raises(ValueError, match="head="):
         fit(Two(), data, 1, observe=[transferred(("clean",))], **how)
     assert (

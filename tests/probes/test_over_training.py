@@ -47,7 +47,8 @@ def clusters(
 ) -> tuple[NoisyDataset, NoisyDataset]:
     "Gaussian classes, noisy training labels."
     g = torch.Generator().manual_seed(seed)
-    y, to = torch.arange(n + m) % k, shift * torch.randn(k, d, generator=g)
+    y = torch.arange(n + m) % k
+    to = shift * torch.randn(k, d, generator=g)
     x = to[y] + torch.randn(n + m, d, generator=g)
     whole = NoisyDataset(x, y, y, n_classes=k)
     return corrupt(whole.subset(torch.arange(n)), rho, "redraw", seed), whole.subset(
@@ -64,7 +65,9 @@ class Own(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.fc1, self.fc2, self.out = nn.Linear(6, 8), nn.Linear(8, 5), nn.Linear(5, 3)
+        self.fc1 = nn.Linear(6, 8)
+        self.fc2 = nn.Linear(8, 5)
+        self.out = nn.Linear(5, 3)
 
     def forward(self, x):
         return self.out(F.relu(self.fc2(F.relu(self.fc1(x)))))
@@ -75,7 +78,8 @@ class Input(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.input, self.out = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.input = nn.Linear(6, 8)
+        self.out = nn.Linear(8, 3)
 
     def forward(self, x):
         return self.out(self.input(x).relu())
@@ -91,7 +95,7 @@ def frame(rows) -> pl.DataFrame:
     )
 
 
-def said(rows, **of) -> list[float]:
+def accuracies(rows, **of) -> list[float]:
     return [r["accuracy"] for r in rows if of.items() <= r.items()]
 
 
@@ -104,23 +108,23 @@ def right(guess, y) -> float:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_rows_against_probes_by_hand(device):
-    (data, test), net = (d.to(device) for d in clusters()), small().to(device)
+    data, test = (d.to(device) for d in clusters())
+    net = small().to(device)
     layers = ["input", "1", "3"]
-    rows, expected = probe_model(net, data, test, layers, tuple(PROBES), ALL), []
-    (out, a), (test_out, b) = (
-        next(activations(net, data.x, layers)),
-        next(activations(net, test.x, layers)),
-    )
+    rows = probe_model(net, data, test, layers, tuple(PROBES), ALL)
+    expected = []
+    out, a = next(activations(net, data.x, layers))
+    test_out, b = next(activations(net, test.x, layers))
     answers = {("output", "model"): (out.argmax(1), test_out.argmax(1))}
     for name, make in PROBES.items():
         for layer in layers:
             p = make(n_classes=3).fit(a[layer], data.y)
             answers[layer, name] = p.predict(a[layer]), p.predict(b[layer])
-    for (layer, name), (train_said, test_said) in answers.items():
-        found = [("test", "true", right(test_said, test.y))]
+    for (layer, name), (of_train, of_test) in answers.items():
+        found = [("test", "true", right(of_test, test.y))]
         for group, rows_of in (("clean", ~data.is_noisy), ("noisy", data.is_noisy)):
             found += [
-                (group, target, right(train_said[rows_of], y[rows_of]))
+                (group, target, right(of_train[rows_of], y[rows_of]))
                 for target, y in (("given", data.y), ("true", data.clean))
             ]
         expected += [
@@ -135,13 +139,15 @@ def test_the_labels_that_are_seen_are_the_ones_that_are_learned():
     turned = replace(data, y=(data.y + 1) % 3)
     assert (
         min(
-            said(probe_model(small(), data, test, ["input"], ("velpic", "logistic")), layer="input")
+            accuracies(
+                probe_model(small(), data, test, ["input"], ("velpic", "logistic")), layer="input"
+            )
         )
         > 0.85
     )
     assert (
         max(
-            said(
+            accuracies(
                 probe_model(small(), turned, test, ["input"], ("velpic", "logistic")), layer="input"
             )
         )
@@ -184,8 +190,10 @@ def test_batches_are_no_part_of_the_answer(batch):
 
 
 def test_a_look_changes_nothing():
-    (data, test), net = clusters(), nn.Sequential(small(), nn.BatchNorm1d(3), nn.Dropout())
-    before, rng = {k: v.clone() for k, v in net.state_dict().items()}, torch.random.get_rng_state()
+    data, test = clusters()
+    net = nn.Sequential(small(), nn.BatchNorm1d(3), nn.Dropout())
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    rng = torch.random.get_rng_state()
     a, b = (probe_model(net, data, test, probes=tuple(PROBES), groups=ALL) for _ in range(2))
     assert a == b
     assert net.training
@@ -225,8 +233,9 @@ def test_the_deviation_is_that_over_all_renamings_of_the_classes():
 
 
 def test_one_logit():
-    (data, test), net = clusters(k=2), nn.Linear(6, 1)
-    assert said(probe_model(net, data, test, probes=["masc"]), probe="model") == [
+    data, test = clusters(k=2)
+    net = nn.Linear(6, 1)
+    assert accuracies(probe_model(net, data, test, probes=["masc"]), probe="model") == [
         right(predict(net, test.x)[:, 0] > 0, test.y)
     ]
 
@@ -244,7 +253,8 @@ def test_one_logit():
 )
 @pytest.mark.parametrize("device", DEVICES)
 def test_answers_are_those_that_probe_model_counts(layers, probes, device):
-    data, net = clusters()[0].to(device), small().to(device)
+    data = clusters()[0].to(device)
+    net = small().to(device)
     said_of = probe_answers(net, data, layers, probes)
     assert [*said_of] == [
         (layer, name) for layer in layers or ["input", "1", "3"] for name in probes
@@ -252,10 +262,8 @@ def test_answers_are_those_that_probe_model_counts(layers, probes, device):
     rows = probe_model(net, data, None, layers, probes, ("clean", "noisy"))
     assert len(rows) == 4 * len(said_of)
     for r in rows:
-        of, y = (
-            data.is_noisy if r["group"] == "noisy" else ~data.is_noisy,
-            data.y if r["target"] == "given" else data.clean,
-        )
+        of = data.is_noisy if r["group"] == "noisy" else ~data.is_noisy
+        y = data.y if r["target"] == "given" else data.clean
         guess = said_of[r["layer"], r["probe"]]
         assert guess.shape == data.y.shape
         assert r["accuracy"] == right(guess[of], y[of])
@@ -270,7 +278,8 @@ def test_batches_are_no_part_of_the_answers():
 
 
 def test_answers_of_examples_that_own_channels():
-    data, net = clusters()[0], small()
+    data = clusters()[0]
+    net = small()
     TiedDropout(net, ["1"], 0.3, 0.5)
     answers = probe_answers(net, data, ["1"], ["velpic"])
     ((out, a),) = activations(net, data.x, ["1"], index=data.index)
@@ -314,7 +323,8 @@ def test_answers_refuse_unknown_names():
     ids=["mlp", "cnn", "alexnet", "two_layer_relu", "linear", "sequential", "own"],
 )
 def test_default_layers(make, x, expected):
-    net, k = make(), 2 if expected[-1] == "out.input" and x == (16,) else 3 if x == (6,) else 10
+    net = make()
+    k = max(net(torch.zeros(2, *x)).shape[1], 2)  # one logit is for two classes
     data = NoisyDataset(torch.randn(20, *x), torch.arange(20) % k, n_classes=k)
     assert default_layers(net, data.x) == expected
     rows = probe_model(net, data, data, probes=["velpic"])
@@ -328,13 +338,14 @@ def test_the_same_layer_asked_for_twice():
 
 
 def test_a_users_own_network():
-    (data, test), net = clusters(), Own()
+    data, test = clusters()
+    net = Own()
 
     def hidden(x):
         return net.fc1(x).relu().detach()
 
     p = VeLPIC().fit(hidden(data.x), data.y)
-    assert said(probe_model(net, data, test), layer="fc2.input", probe="velpic") == [
+    assert accuracies(probe_model(net, data, test), layer="fc2.input", probe="velpic") == [
         right(p.predict(hidden(test.x)), test.y)
     ]
 
@@ -360,14 +371,15 @@ def test_unknown_groups():
 
 
 def test_probes_with_settings_by_name():
-    (data, test), mine = clusters(), dict(low=MASC(0.5), high=MASC(0.999))
+    data, test = clusters()
+    mine = dict(low=MASC(0.5), high=MASC(0.999))
     rows = probe_model(small(), data, test, ["input"], mine)
     for name, p in mine.items():
-        assert said(rows, probe=name) == [
+        assert accuracies(rows, probe=name) == [
             right(MASC(p.share).fit(data.x, data.y).predict(test.x), test.y)
         ]
         assert not hasattr(p, "classes_")  # it stays unfitted
-    assert said(rows, probe="low") != said(rows, probe="high")
+    assert accuracies(rows, probe="low") != accuracies(rows, probe="high")
 
 
 @pytest.mark.parametrize("probes", [["logistic"], {"logistic": Logistic()}, {"mine": Logistic()}])
@@ -375,7 +387,7 @@ def test_logistic_where_moments_would_be_smaller(probes):
     data, test = clusters()
     assert collect(small(), data, ["input"])["input"].moments is not None
     p = Logistic().fit(data.x, data.y)
-    assert said(probe_model(small(), data, test, ["input"], probes), layer="input") == [
+    assert accuracies(probe_model(small(), data, test, ["input"], probes), layer="input") == [
         right(p.predict(test.x), test.y)
     ]
 
@@ -424,7 +436,7 @@ def observed(model, data, test, **options) -> list[dict]:
 def test_absent_classes_are_said_once_and_never_predicted(look):
     data, test = (replace(d, n_classes=5) for d in clusters())
     data = replace(data, y=data.y.masked_fill(data.y == 1, 0))
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         rows = look(
             small(k=5),
@@ -432,7 +444,7 @@ def test_absent_classes_are_said_once_and_never_predicted(look):
             replace(test, y=test.y.masked_fill(test.y == 1, 3)),
             probes=tuple(PROBES),
         )
-    assert [str(w.message) for w in told] == [
+    assert [str(w.message) for w in caught] == [
         "classes [1, 3, 4] have no training example; no probe ever predicts them"
     ]
     assert len(rows) == 13
@@ -444,9 +456,9 @@ def test_absent_classes_are_said_once_and_never_predicted(look):
 
 def test_the_warning_points_at_the_caller():
     data, test = (replace(d, n_classes=5) for d in clusters())
-    with pytest.warns(UserWarning, match="no training example") as told:
+    with pytest.warns(UserWarning, match="no training example") as caught:
         probe_model(small(k=5), data, test)
-    assert told[0].filename == __file__
+    assert caught[0].filename == __file__
 
 
 # --- one pass
@@ -454,7 +466,9 @@ def test_the_warning_points_at_the_caller():
 
 @pytest.mark.parametrize("groups, passes", [(("test",), 1), (ALL, 2), (("clean",), 2)])
 def test_passes_over_the_training_set(groups, passes):
-    (data, test), net, seen = clusters(), small(), []
+    data, test = clusters()
+    net = small()
+    seen = []
 
     def look(module, args):
         if len(args[0]) > 2:  # two examples show beforehand that they fit the network
@@ -468,15 +482,14 @@ def test_passes_over_the_training_set(groups, passes):
 
 
 def test_a_prober_makes_one_pass_a_recorded_time():
-    (data, test), net, seen = clusters(), small(), []
-    look, s = (
-        prober(["input", "1", "3"], tuple(PROBES)),
-        SimpleNamespace(model=net, data=data, test=test),
-    )
+    data, test = clusters()
+    net = small()
+    seen = []
+    look = prober(["input", "1", "3"], tuple(PROBES))
+    s = SimpleNamespace(model=net, data=data, test=test)
     look(s)
-    net.register_forward_pre_hook(
-        lambda m, a: seen.append(len(a[0])) if len(a[0]) > 2 else None
-    )  # the check looks at two
+    # the check looks at two
+    net.register_forward_pre_hook(lambda m, a: seen.append(len(a[0])) if len(a[0]) > 2 else None)
     look(s)
     assert sum(seen) == len(data) + len(test)
 
@@ -513,14 +526,16 @@ def test_checkpoints_and_observer_see_the_same(make, layers):
     )
     assert after["time"].unique().sort().to_list() == [0, 2, 5]
     assert_frame_equal(frame(run.rows), frame(after), check_column_order=False)
+    # it learned something
     assert (
         len(set(after.filter(pl.col("probe") == "model", pl.col("group") == "test")["accuracy"]))
         > 1
-    )  # it learned something
+    )
 
 
 def test_a_prober_may_look_at_several_runs():
-    look, net = prober(["input"], ["velpic"]), small()
+    look = prober(["input"], ["velpic"])
+    net = small()
     for seed in range(30):  # freed data sets leave their places to the next ones
         data, test = clusters(seed=seed)
         assert look(SimpleNamespace(model=net, data=data, test=test)) == probe_model(
@@ -529,7 +544,9 @@ def test_a_prober_may_look_at_several_runs():
 
 
 def test_a_prober_may_look_at_several_test_sets():
-    look, net, (data, test) = prober(["input"], ["velpic"]), small(), clusters()
+    look = prober(["input"], ["velpic"])
+    net = small()
+    data, test = clusters()
     for part in test.split(0.3):
         assert look(SimpleNamespace(model=net, data=data, test=part)) == probe_model(
             net, data, part, ["input"], ["velpic"]
@@ -580,11 +597,9 @@ def test_unknown_names_for_a_run():
 
 
 def test_labels_that_say_nothing_teach_nothing():
-    runs, k, probes = (
-        20,
-        3,
-        {name: make() for name, make in PROBES.items()} | dict(logistic=Logistic(max_iter=15)),
-    )
+    runs = 20
+    k = 3
+    probes = {name: make() for name, make in PROBES.items()} | dict(logistic=Logistic(max_iter=15))
 
     def mean(rho):
         "Test accuracy of every layer and probe over several draws of the labels."
@@ -598,10 +613,10 @@ def test_labels_that_say_nothing_teach_nothing():
             .agg(pl.col("accuracy").mean())["accuracy"]
         )
 
-    chance, learned = mean(1.0), mean(0.0)
-    bound = (
-        4 * ((1 / k) * (1 - 1 / k) / runs) ** 0.5
-    )  # a draw's accuracy varies no more than one guess does
+    chance = mean(1.0)
+    learned = mean(0.0)
+    # a draw's accuracy varies no more than one guess does
+    bound = 4 * ((1 / k) * (1 - 1 / k) / runs) ** 0.5
     assert len(chance) == 8
     assert (chance - 1 / k).abs().max() < bound
     assert learned.min() > 1 / k + bound
@@ -646,7 +661,9 @@ class Broken(nn.Module):
 
     def __init__(self, where: str):
         super().__init__()
-        self.where, self.body, self.out = where, nn.Linear(6, 8), nn.Linear(8, 3)
+        self.where = where
+        self.body = nn.Linear(6, 8)
+        self.out = nn.Linear(8, 3)
 
     def forward(self, x):
         h = self.body(x * torch.nan if self.where == "hidden" and len(x) > 2 else x)

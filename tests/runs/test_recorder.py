@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from same_runs import randn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -38,10 +39,6 @@ def net(seed=0) -> nn.Sequential:
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))
-
-
-def randn(*shape, seed=0) -> Tensor:
-    return 3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def recorded(data, *logits, test=None) -> Recorder:
@@ -73,9 +70,11 @@ def test_a_loop_of_ones_own_gives_the_run_of_fit():
     ours = rec.run()
     theirs = fit(net(), data, 5, test, times=range(5), lr=0.1, momentum=0.9, batch=16, device="cpu")
     for f in fields(ours):
-        v, w = getattr(ours, f.name), getattr(theirs, f.name)
+        v = getattr(ours, f.name)
+        w = getattr(theirs, f.name)
         if isinstance(w, Tensor):
-            assert v.dtype == w.dtype and torch.equal(v, w), f.name
+            assert v.dtype == w.dtype, f.name
+            assert torch.equal(v, w), f.name
     assert ours.frame().equals(theirs.frame())
     assert ours.unit == theirs.unit
     assert ours.n_classes == theirs.n_classes
@@ -391,11 +390,13 @@ def written(folder, n=3) -> list[dict]:
 def test_a_journal_gives_back_what_was_written(tmp_path):
     moments = written(tmp_path / "j")
     read, state = Journal(tmp_path / "j", ME).read()
-    a, b = Recorder(noisy(), noisy(8)), Recorder(noisy(), noisy(8))
+    a = Recorder(noisy(), noisy(8))
+    b = Recorder(noisy(), noisy(8))
     a.moments = moments
     b.moments = read
     for f in fields(a.run()):
-        v, w = getattr(a.run(), f.name), getattr(b.run(), f.name)
+        v = getattr(a.run(), f.name)
+        w = getattr(b.run(), f.name)
         if isinstance(v, Tensor):
             assert torch.equal(v, w)
             assert v.dtype == w.dtype

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from same_runs import assert_same_run
+from same_runs import assert_same_run, randn
 from sklearn.metrics import hinge_loss, log_loss
 
 from memnb.common import code
@@ -23,10 +23,6 @@ from memnb.common.files import publish, seal
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.models.networks import build
 from memnb.runs.run import Run, cached_run, load_run, outcome, run_key, save_run
-
-
-def randn(*shape, seed=0):
-    return 3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def two_logits(z):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from states import same, state
 from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn import functional as F
@@ -32,7 +33,8 @@ N, BATCH = 40, 16  # the last of an epoch's three steps has eight examples
 
 def noisy(seed=0, n=N, k=3, rho=0.2) -> NoisyDataset:
     "A blob for each class, inputs (2, 3), and some labels wrong."
-    g, clean = torch.Generator().manual_seed(seed), torch.arange(n) % k
+    g = torch.Generator().manual_seed(seed)
+    clean = torch.arange(n) % k
     x = torch.randn(n, 6, generator=g, dtype=torch.float64) + 2 * F.one_hot(clean, 6)
     return NoisyDataset(
         x.view(n, 2, 3),
@@ -59,14 +61,6 @@ def sets(m=3, **how) -> list:
     return [noisy(i, **how) for i in range(m)]
 
 
-def state(model) -> dict:
-    return {k: v.detach().clone() for k, v in model.state_dict().items()}
-
-
-def same(a, b) -> bool:
-    return all(torch.equal(a[k], b[k]) for k in a)
-
-
 def close(a, b, rtol=1e-9) -> bool:
     return all(torch.allclose(a[k], b[k], rtol=rtol, atol=1e-12) for k in a)
 
@@ -76,7 +70,8 @@ def assert_alike(run, alone):
     assert torch.equal(run.prediction, alone.prediction)
     assert run.digest == alone.digest
     for k in ("loss", "margin", "true_loss", "test_loss", "test_margin"):
-        a, b = getattr(run, k), getattr(alone, k)
+        a = getattr(run, k)
+        b = getattr(alone, k)
         assert a is b is None or torch.allclose(a, b, rtol=1e-5, atol=1e-6), k
     assert run.checkpoints.keys() == alone.checkpoints.keys()
     for t in run.checkpoints:
@@ -86,12 +81,14 @@ def assert_alike(run, alone):
 def assert_each_as_alone(data, epochs, test=None, make=net, each=None, **how):
     "`each`: options with one value a network."
     each = each or {}
-    m, models = len(data), [make(i) for i in range(len(data))]
+    m = len(data)
+    models = [make(i) for i in range(len(data))]
     runs = fit_stacked(models, data, epochs, test, **each, **how)
     assert len(runs) == m
     for i, run in enumerate(runs):
+        single = make(i)
         alone = fit(
-            single := make(i),
+            single,
             data[i],
             epochs,
             test and test[i],
@@ -177,13 +174,12 @@ def test_all_on_the_same_data():
 
 
 def test_single_precision():
-    models, data = (
-        [m.float() for m in nets()],
-        [NoisyDataset(d.x.float(), d.y, d.clean) for d in sets()],
-    )
+    models = [m.float() for m in nets()]
+    data = [NoisyDataset(d.x.float(), d.y, d.clean) for d in sets()]
     runs = fit_stacked(models, data, 3, batch=BATCH, **SGD)
     for i, run in enumerate(runs):
-        alone = fit(single := net(i).float(), data[i], 3, batch=BATCH, **SGD)
+        single = net(i).float()
+        alone = fit(single, data[i], 3, batch=BATCH, **SGD)
         assert close(state(models[i]), state(single), 1e-3)
         assert torch.allclose(run.loss, alone.loss, atol=1e-4)
 
@@ -196,7 +192,8 @@ def test_learning_rates_in_any_order(rates, seed):
     models = nets(len(rates))
     runs = fit_stacked(models, [noisy()] * len(rates), 1, lr=rates, seed=seed, batch=BATCH)
     for i, (rate, run) in enumerate(zip(rates, runs, strict=True)):
-        fit(single := net(i), noisy(), 1, lr=rate, seed=seed, batch=BATCH)
+        single = net(i)
+        fit(single, noisy(), 1, lr=rate, seed=seed, batch=BATCH)
         assert run.config["lr"] == rate
         assert close(state(models[i]), state(single))
 
@@ -225,15 +222,20 @@ def by_torch_func(models, data, clip=None) -> list[dict]:
 
 @pytest.mark.parametrize("clip", [None, [0.05, 100, 0.2]])
 def test_one_step_is_the_gradient_of_torch_func(clip):
-    models, data, rates = nets(), sets(), [0.3, 0.1, 0.2]
-    before, grads = [state(m) for m in models], by_torch_func(models, data, clip)
+    models = nets()
+    data = sets()
+    rates = [0.3, 0.1, 0.2]
+    before = [state(m) for m in models]
+    grads = by_torch_func(models, data, clip)
     fit_stacked(models, data, 1, lr=rates, batch=None, clip=clip)
     for model, was, g, lr in zip(models, before, grads, rates, strict=True):
         assert close(state(model), {k: v - lr * g[k] for k, v in was.items()})
 
 
 def test_a_step_with_a_batch_of_its_own():
-    models, data, seeds = nets(), sets(), [3, 1, 2]
+    models = nets()
+    data = sets()
+    seeds = [3, 1, 2]
     batches = [d.subset(order(N, 0, k)[:BATCH]) for d, k in zip(data, seeds, strict=True)]
     grads = by_torch_func(models, batches)
     before = [state(m) for m in models]
@@ -243,7 +245,9 @@ def test_a_step_with_a_batch_of_its_own():
 
 
 def test_what_is_recorded_is_what_the_networks_give():
-    models, data, test = nets(), sets(), sets(3, n=10)
+    models = nets()
+    data = sets()
+    test = sets(3, n=10)
     runs = fit_stacked(models, data, 2, test, batch=BATCH, lr=0.1, times=[0, 2])
     for i, (run, d, t) in enumerate(zip(runs, data, test, strict=True)):
         for row, model in enumerate((net(i), models[i])):
@@ -275,7 +279,9 @@ EASY = [noisy(rho=0), noisy(1, rho=0.5), noisy(2, rho=0.1)]
 
 
 def test_stop_at_ends_one_and_not_the_others():
-    models, how, counts = nets(), dict(stop_at=0.9, batch=BATCH, lr=0.1, momentum=0.9), []
+    models = nets()
+    how = dict(stop_at=0.9, batch=BATCH, lr=0.1, momentum=0.9)
+    counts = []
     for going in train_stacked(models, EASY, 20, **how):
         counts.append(len(going))
     runs = fit_stacked(nets(), EASY, 20, **how)
@@ -286,15 +292,18 @@ def test_stop_at_ends_one_and_not_the_others():
     assert len(set(ends)) > 1
     assert min(ends) > 0
     for i, run in enumerate(runs):
-        alone = fit(single := net(i), EASY[i], 20, **how)
+        single = net(i)
+        alone = fit(single, EASY[i], 20, **how)
         assert_alike(run, alone)
         assert close(state(models[i]), state(single))
         assert same(run.checkpoints[ends[i]], state(models[i]))
 
 
 def test_one_that_ended_stays_so_when_the_consumer_stops():
-    how, models = dict(stop_at=0.9, batch=BATCH, lr=0.1, momentum=0.9), nets()
-    end = fit(single := net(0), EASY[0], 20, **how).time[-1]
+    how = dict(stop_at=0.9, batch=BATCH, lr=0.1, momentum=0.9)
+    models = nets()
+    single = net(0)
+    end = fit(single, EASY[0], 20, **how).time[-1]
     for going in train_stacked(models, EASY, 20, **how):
         if going[0].time >= end + 3:
             break
@@ -303,24 +312,28 @@ def test_one_that_ended_stays_so_when_the_consumer_stops():
 
 
 def test_training_goes_no_further_than_asked():
-    steps = train_stacked(models := nets(), sets(), 3, batch=BATCH, **SGD)
+    models = nets()
+    steps = train_stacked(models, sets(), 3, batch=BATCH, **SGD)
     for going in steps:
         if going[0].time == 1:
             break
     for i, s in enumerate(going):
-        fit(single := net(i), sets()[i], 1, batch=BATCH, **SGD)
+        single = net(i)
+        fit(single, sets()[i], 1, batch=BATCH, **SGD)
         assert s.model is models[i]
         assert s.step == 3
         assert close(state(s.model), state(single))
 
 
 def test_a_change_of_one_network_changes_that_one_only():
-    untouched, changed = nets(), nets()
+    untouched = nets()
+    changed = nets()
     fit_stacked(untouched, sets(), 3, lr=[0.2, 0.1, 0.3], batch=BATCH)
     for going in train_stacked(changed, sets(), 3, lr=[0.2, 0.1, 0.3], batch=BATCH):
         if going[0].time == 1:
             nn.init.zeros_(going[1].model[2].weight)
-    for s in trainer.train(single := net(1), noisy(1), 3, lr=0.1, batch=BATCH, device="cpu"):
+    single = net(1)
+    for s in trainer.train(single, noisy(1), 3, lr=0.1, batch=BATCH, device="cpu"):
         if s.time == 1:
             nn.init.zeros_(s.model[2].weight)
     assert close(state(changed[1]), state(single))
@@ -330,7 +343,8 @@ def test_a_change_of_one_network_changes_that_one_only():
 
 
 def test_a_state_loaded_in_a_yield_counts():
-    for going in train_stacked(models := nets(), sets(), 2, lr=0.1, batch=BATCH):
+    models = nets()
+    for going in train_stacked(models, sets(), 2, lr=0.1, batch=BATCH):
         if going[0].time == 1:
             going[0].model.load_state_dict(net(7).state_dict())
     single = net(7)
@@ -366,27 +380,31 @@ def test_torchs_generator_is_not_touched():
 
 
 def test_one_that_diverges_ends_with_a_warning():
-    models, how = nets(), dict(batch=BATCH, times=[0, 1 / 3, 4], momentum=0.9)
+    models = nets()
+    how = dict(batch=BATCH, times=[0, 1 / 3, 4], momentum=0.9)
     rates = [0.1, 1e9, 0.05]
     with pytest.warns(
         UserWarning,
         match=r"not finite at step \d+ \(learning rate 1e\+09\); its Run ends at time 0.33",
-    ) as said:
+    ) as caught:
         runs = fit_stacked(models, sets(), 4, lr=rates, clip=[None, None, 0.5], **how)
-    assert len(said) == 1
+    assert len(caught) == 1
     with pytest.raises(Diverged) as e:
-        fit(single := net(1), noisy(1), 4, lr=1e9, **how)
+        single = net(1)
+        fit(single, noisy(1), 4, lr=1e9, **how)
     assert torch.equal(runs[1].time, e.value.run.time)
     assert close(state(models[1]), state(single))
-    assert re.search(r"at step \d+ \(", str(e.value))[0] in str(said[0].message)
+    assert re.search(r"at step \d+ \(", str(e.value))[0] in str(caught[0].message)
     for i, clip in ((0, None), (2, 0.5)):
-        assert_alike(runs[i], fit(single := net(i), noisy(i), 4, lr=rates[i], clip=clip, **how))
+        single = net(i)
+        assert_alike(runs[i], fit(single, noisy(i), 4, lr=rates[i], clip=clip, **how))
         assert close(state(models[i]), state(single))
 
 
 def test_what_is_recorded_is_finite():
     with pytest.warns(UserWarning, match="not finite at step 1"):
-        runs = fit_stacked(models := nets(), sets(), 1, lr=[0.1, 1e200, 0.05], batch=None)
+        models = nets()
+        runs = fit_stacked(models, sets(), 1, lr=[0.1, 1e200, 0.05], batch=None)
     assert [len(r.time) for r in runs] == [2, 1, 2]
     assert all(r.loss.isfinite().all() for r in runs)
     assert same(state(models[1]), state(net(1)))
@@ -413,7 +431,8 @@ def test_diverging_before_anything_was_recorded(lr):
 
 @pytest.mark.parametrize("shape", [(5, 2, 3), (5, 6), (1, 6), (20, 6)])
 def test_outputs(shape):
-    x, models = torch.randn(3, *shape, dtype=torch.float64), nets()
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    models = nets()
     each = [model(v) for model, v in zip(models, x, strict=True)]
     shared = [model(x[0]) for model in models]
     stack = Stack(models)
@@ -423,7 +442,8 @@ def test_outputs(shape):
 
 def test_networks_stay_modules():
     models = nets()
-    stack, x = Stack(models), noisy().x
+    stack = Stack(models)
+    x = noisy().x
     with torch.no_grad():
         for p in stack.parameters:
             p += 0.1
@@ -443,7 +463,8 @@ class Doubled(nn.Sequential):
 class Functional(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.b = nn.Linear(6, 4), nn.Linear(4, 3)
+        self.a = nn.Linear(6, 4)
+        self.b = nn.Linear(4, 3)
 
     def forward(self, x):
         return self.b(self.a(x.flatten(1)).relu())
@@ -514,7 +535,9 @@ def test_what_cannot_be_stacked_is_trained_one_by_one(name):
             torch.manual_seed(0)
             return [make().double() for _ in range(2)]
 
-    (models, singles), how = (two(), two()), dict(batch=BATCH, momentum=0.9)
+    models = two()
+    singles = two()
+    how = dict(batch=BATCH, momentum=0.9)
     k = 2 if name == "one of memnb's" else 3
     with pytest.warns(UserWarning, match="trained one by one: "):
         runs = fit_stacked(
@@ -546,7 +569,8 @@ def test_networks_that_differ_are_each_themselves():
     def make():
         return [net(act=nn.LeakyReLU(0.1)), net(act=nn.LeakyReLU(0.9))]
 
-    models, singles = make(), make()
+    models = make()
+    singles = make()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fit_stacked(models, sets(2), 2, lr=0.1, batch=BATCH)
@@ -645,7 +669,8 @@ def test_refused_before_any_work(bad, says):
 
 
 def test_at_the_end_each_network_has_parameters_of_its_own():
-    fit_stacked(models := nets(), sets(), 2, times=[2], stop_at=0.99)
+    models = nets()
+    fit_stacked(models, sets(), 2, times=[2], stop_at=0.99)
     for m in models:
         for p in m.parameters():
             assert p.is_contiguous()

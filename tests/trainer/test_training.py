@@ -19,6 +19,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interruptions import Killed, breaks
+from states import same, state
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
@@ -41,17 +43,17 @@ from memnb.trainer.steps import (
     triangle,
 )
 
-fit, train = partial(trainer.fit, device="cpu"), partial(trainer.train, device="cpu")
-N, BATCH, PER = (
-    50,
-    16,
-    4,
-)  # examples, examples and steps: the last step of an epoch has two examples
+fit = partial(trainer.fit, device="cpu")
+train = partial(trainer.train, device="cpu")
+N = 50  # examples
+BATCH = 16  # examples of a step
+PER = 4  # steps of an epoch, of which the last has two examples
 
 
 def noisy(n=N, k=3, seed=0) -> NoisyDataset:
     "A blob for each class, and a fifth of the labels wrong."
-    clean, g = torch.arange(n) % k, torch.Generator().manual_seed(seed)
+    clean = torch.arange(n) % k
+    g = torch.Generator().manual_seed(seed)
     x = torch.randn(n, 6, generator=g) + 2 * F.one_hot(clean, 6)
     return NoisyDataset(
         x, torch.where(torch.arange(n) % 5 == 0, (clean + 1) % k, clean), clean, n_classes=k
@@ -68,14 +70,6 @@ def dropout(seed=0):
     return net(nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), seed=seed)
 
 
-def state(model) -> dict:
-    return {k: v.detach().clone() for k, v in model.state_dict().items()}
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
 def plain(
     model,
     data,
@@ -90,7 +84,8 @@ def plain(
     look=lambda step: None,
 ) -> list:
     "The loop anybody would write; losses. `look` gets the number of steps done."
-    per, losses = math.ceil(len(data) / batch), []
+    per = math.ceil(len(data) / batch)
+    losses = []
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         look(0)
@@ -118,7 +113,8 @@ def plain(
 
 def path(model, data, epochs, lr=0.05, **how) -> list[dict]:
     "States of the plain loop with SGD after 0, 1, ... steps."
-    states, momentum = [], how.pop("momentum", 0)
+    states = []
+    momentum = how.pop("momentum", 0)
     plain(
         model,
         data,
@@ -132,9 +128,11 @@ def path(model, data, epochs, lr=0.05, **how) -> list[dict]:
 
 def same_run(a: Run, b: Run):
     for f in fields(Run):
-        v, w = getattr(a, f.name), getattr(b, f.name)
+        v = getattr(a, f.name)
+        w = getattr(b, f.name)
         if isinstance(v, Tensor):
-            assert v.dtype == w.dtype and torch.equal(v, w), f.name
+            assert v.dtype == w.dtype, f.name
+            assert torch.equal(v, w), f.name
         elif f.name == "rows":
             assert v.equals(w)
         elif f.name == "checkpoints":
@@ -180,7 +178,9 @@ def same_run(a: Run, b: Run):
 )
 @pytest.mark.parametrize("epochs", [3, 1.5])
 def test_parameters_are_those_of_the_plain_loop(how, optimizer, loop, epochs):
-    ours, theirs, data = net(), net(), noisy()
+    ours = net()
+    theirs = net()
+    data = noisy()
     fit(ours, data, epochs, **dict(lr=0.05, batch=BATCH) | how)
     plain(theirs, data, epochs, optimizer(theirs.parameters()), **loop)
     assert same(state(ours), state(theirs))
@@ -189,7 +189,9 @@ def test_parameters_are_those_of_the_plain_loop(how, optimizer, loop, epochs):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_torchs_default_implementation_agrees(name):
-    ours, theirs, data = net(), net(), noisy()
+    ours = net()
+    theirs = net()
+    data = noisy()
     fit(ours, data, 3, lr=0.05, batch=BATCH, optimizer=name)
     plain(
         theirs, data, 3, dict(sgd=SGD, adam=Adam, adamw=AdamW)[name](theirs.parameters(), lr=0.05)
@@ -199,7 +201,9 @@ def test_torchs_default_implementation_agrees(name):
 
 
 def test_one_logit_for_two_classes():
-    ours, theirs, data = net(out=1), net(out=1), noisy(k=2)
+    ours = net(out=1)
+    theirs = net(out=1)
+    data = noisy(k=2)
     run = fit(ours, data, 3, lr=0.05, batch=BATCH)
     plain(theirs, data, 3, SGD(theirs.parameters(), 0.05, fused=True))
     assert same(state(ours), state(theirs))
@@ -225,7 +229,11 @@ THEIRS = {
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_named_schedules(name):
-    ours, theirs, data, lrs, n = net(), net(), noisy(), [], 3 * PER
+    ours = net()
+    theirs = net()
+    data = noisy()
+    lrs = []
+    n = 3 * PER
     fit(
         ours,
         data,
@@ -270,9 +278,12 @@ class Thirds:
     ],
 )
 def test_a_schedule_of_ones_own(schedule, name):
-    (ours, theirs), data = (net(), net()), noisy()
+    ours = net()
+    theirs = net()
+    data = noisy()
     assert fit(ours, data, 3, lr=0.1, batch=BATCH, schedule=schedule).config["schedule"] == name
-    plain(theirs, data, 3, sgd := SGD(theirs.parameters(), 0.1, fused=True), schedule(sgd, 3 * PER))
+    sgd = SGD(theirs.parameters(), 0.1, fused=True)
+    plain(theirs, data, 3, sgd, schedule(sgd, 3 * PER))
     assert same(state(ours), state(theirs))
     assert sgd.param_groups[0]["lr"] < 0.1
 
@@ -283,7 +294,9 @@ def test_a_triangle_of_few_steps(n):
 
 
 def test_objects_of_ones_own():
-    (ours, theirs), data = (net(), net()), noisy()
+    ours = net()
+    theirs = net()
+    data = noisy()
     made = [
         (o := SGD(m.parameters(), 0.1, momentum=0.9), lr_scheduler.StepLR(o, 5, 0.3))
         for m in (ours, theirs)
@@ -298,7 +311,8 @@ def test_objects_of_ones_own():
 @settings(deadline=None)
 @given(st.integers(1, 60), st.integers(0, 50), st.integers(0, 2**40))
 def test_order(n, epoch, seed):
-    before, a = torch.random.get_rng_state(), order(n, epoch, seed)
+    before = torch.random.get_rng_state()
+    a = order(n, epoch, seed)
     assert sorted(a.tolist()) == list(range(n))
     assert torch.equal(a, order(n, epoch, seed))
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -312,7 +326,10 @@ def test_order(n, epoch, seed):
 
 @pytest.mark.parametrize("model", [net, dropout])
 def test_recorded_values_are_those_in_evaluation_mode(model):
-    data, held, theirs, seen = noisy(), noisy(20, seed=1), model(), []
+    data = noisy()
+    held = noisy(20, seed=1)
+    theirs = model()
+    seen = []
 
     def look(step):
         if step % PER:
@@ -338,7 +355,8 @@ def test_recorded_values_are_those_in_evaluation_mode(model):
             assert torch.allclose(
                 got["margin"].double(), z.gather(1, y[:, None])[:, 0] - others, atol=1e-6
             )
-        z, rows = both[0], data.is_noisy
+        z = both[0]
+        rows = data.is_noisy
         assert torch.allclose(
             run.true_loss[i].double(),
             F.cross_entropy(z[rows], data.clean[rows], reduction="none"),
@@ -347,11 +365,10 @@ def test_recorded_values_are_those_in_evaluation_mode(model):
 
 
 def test_recorded_times_fall_between_steps():
-    data, times = noisy(), [0.25, 0.5, 1.75, 2]
-    states, run = (
-        path(net(), data, 2),
-        fit(net(), data, 2, times=times, checkpoints=times, lr=0.05, batch=BATCH),
-    )
+    data = noisy()
+    times = [0.25, 0.5, 1.75, 2]
+    states = path(net(), data, 2)
+    run = fit(net(), data, 2, times=times, checkpoints=times, lr=0.05, batch=BATCH)
     assert run.time.tolist() == times
     for t in times:
         assert same(run.checkpoints[t], states[int(PER * t)])
@@ -375,7 +392,9 @@ def test_a_recorded_time_is_the_one_asked_for():
 
 
 def test_what_is_recorded_does_not_change_the_training():
-    data, (a, b) = noisy(), (dropout(), dropout())
+    data = noisy()
+    a = dropout()
+    b = dropout()
     fit(
         a,
         data,
@@ -428,11 +447,14 @@ def test_steps_of(steps, per):
 
 
 def test_checkpoints():
-    data, (a, b) = noisy(), (net(), net())
+    data = noisy()
+    a = net()
+    b = net()
     run = fit(a, data, 3, lr=0.05, batch=BATCH)
     assert list(run.checkpoints) == [3]
     assert same(state(run.at(3, net(seed=1))), state(a))
-    run, states = fit(b, data, 3, lr=0.05, batch=BATCH, checkpoints=[0, 2]), path(net(), data, 3)
+    run = fit(b, data, 3, lr=0.05, batch=BATCH, checkpoints=[0, 2])
+    states = path(net(), data, 3)
     for t in (0, 2):
         assert same(state(run.at(t, net(seed=1))), states[PER * t])
     with pytest.raises(ValueError, match="no checkpoint at 1"):
@@ -440,12 +462,14 @@ def test_checkpoints():
 
 
 def test_stop_at():
-    data, every = noisy(), range(31)
+    data = noisy()
+    every = range(31)
     how = dict(lr=0.1, momentum=0.9, batch=BATCH)
     full = fit(net(), data, 30, checkpoints=every, **how)
     hits = (full.prediction == full.y).double().mean(1)
     first = int((hits >= 0.8).nonzero()[0])
-    run = fit(model := net(), data, 30, stop_at=0.8, **how)
+    model = net()
+    run = fit(model, data, 30, stop_at=0.8, **how)
     assert 0 < first < 30
     assert run.time.tolist() == list(range(first + 1))
     assert torch.equal(run.loss, full.loss[: first + 1])
@@ -454,10 +478,11 @@ def test_stop_at():
 
 
 def test_rows_of_observers_join_the_run():
-    data, sizes = (
-        noisy(),
-        lambda s: [dict(layer=name, norm=p.norm()) for name, p in s.model.named_parameters()],
-    )
+    data = noisy()
+
+    def sizes(s):
+        return [dict(layer=name, norm=p.norm()) for name, p in s.model.named_parameters()]
+
     run = fit(
         net(),
         data,
@@ -483,11 +508,9 @@ def test_rows_of_observers_join_the_run():
 
 
 def test_expectations():
-    said, model = (
-        expected_space(net(), noisy(), BATCH, 5, 1),
-        nn.Sequential(nn.Linear(6, 2**20, bias=False)),
-    )
-    assert said.startswith("expected: 0 MB")
+    message = expected_space(net(), noisy(), BATCH, 5, 1)
+    model = nn.Sequential(nn.Linear(6, 2**20, bias=False))
+    assert message.startswith("expected: 0 MB")
     assert "120 MB of memory" in expected_space(model, noisy(2), 0, 0, 0)
     assert "48 MB of disk" in expected_space(model, noisy(2), 0, 0, 2)
 
@@ -496,7 +519,10 @@ def test_expectations():
 
 
 def test_each_step_sees_gradients_before_clipping():
-    data, model, seen, clip = noisy(), net(), [], 1e-3
+    data = noisy()
+    model = net()
+    seen = []
+    clip = 1e-3
 
     def look(s):
         return seen.append(
@@ -507,7 +533,8 @@ def test_each_step_sees_gradients_before_clipping():
     ((rows, logits, grads),) = seen
     assert torch.equal(rows, order(N, 0, 0)[:BATCH])
     fresh = net()
-    assert torch.equal(z := fresh(data.x[rows]), logits)
+    z = fresh(data.x[rows])
+    assert torch.equal(z, logits)
     expected = torch.autograd.grad(F.cross_entropy(z, data.y[rows]), fresh.parameters())
     for g, right in zip(grads, expected, strict=True):
         assert torch.equal(g, right)
@@ -515,14 +542,16 @@ def test_each_step_sees_gradients_before_clipping():
 
 
 def test_each_step_may_change_gradients():
-    ours, data = net(), noisy()
+    ours = net()
+    data = noisy()
     fit(ours, data, 1, each_step=[lambda s: s.model[0].weight.grad.zero_()])
     assert torch.equal(ours[0].weight, net()[0].weight)
     assert not torch.equal(ours[2].weight, net()[2].weight)
 
 
 def test_training_is_handed_over_at_recorded_times():
-    data, model = noisy(), net()
+    data = noisy()
+    model = net()
     states = path(net(), data, 3)
     for i, s in enumerate(train(model, data, 3, lr=0.05, batch=BATCH)):
         assert s.model is model
@@ -531,7 +560,9 @@ def test_training_is_handed_over_at_recorded_times():
 
 
 def test_a_change_of_the_weights_takes_effect():
-    data, ours, theirs = noisy(), net(), net()
+    data = noisy()
+    ours = net()
+    theirs = net()
 
     def change(model):
         return nn.init.constant_(model[2].weight, 0.1)
@@ -551,7 +582,8 @@ def test_a_change_of_the_weights_takes_effect():
 
 
 def test_a_consumer_may_stop():
-    data, model = noisy(), net()
+    data = noisy()
+    model = net()
     for s in train(model, data, 3, lr=0.05, batch=BATCH):
         if s.time == 2:
             break
@@ -637,7 +669,8 @@ def dies(folder: Path, at: int):
 @pytest.fixture
 def steps(monkeypatch) -> list:
     "The optimizer steps that are taken."
-    taken, real = [], trainer.take_step
+    taken = []
+    real = trainer.take_step
 
     def take_step(s, *args):
         taken.append(s.step)
@@ -649,10 +682,11 @@ def steps(monkeypatch) -> list:
 
 def test_killed_at_random_moments(tmp_path, steps):
     "Each run that takes over goes on, and the last one ends as if nothing had been."
-    folder, rng, done = tmp_path / "run", random.Random(0), []
-    processes = multiprocessing.get_context(
-        "forkserver"
-    )  # torch is imported once, in a process that never trained
+    folder = tmp_path / "run"
+    rng = random.Random(0)
+    done = []
+    # torch is imported once, in a process that never trained
+    processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(
         ["memnb.trainer.training", "torch._dynamo", "pytest", "hypothesis"]
     )
@@ -663,31 +697,18 @@ def test_killed_at_random_moments(tmp_path, steps):
         assert process.exitcode == -signal.SIGKILL
         assert not folder.exists()
         done.append(len(list(journal_of(folder).glob("[0-9]*.pt"))))
-    how, other = long_run(), long_run()
+    how = long_run()
+    other = long_run()
     run = fit(**how, folder=folder)
     again = len(steps)
     whole = fit(**other)
     same_run(run, whole)
     same_run(load_run(folder), whole)
     assert same(state(how["model"]), state(other["model"]))
-    assert [f.name for f in tmp_path.iterdir() if not f.name.startswith(".run.")] == [
-        "run"
-    ]  # beside what a kill leaves
+    # beside what a kill leaves
+    assert [f.name for f in tmp_path.iterdir() if not f.name.startswith(".run.")] == ["run"]
     assert done == sorted(done)
     assert again in range(len(TIMES) - done[-1], len(TIMES) - done[-1] + 2)
-
-
-class Killed(BaseException):
-    "Takes the process's place."
-
-
-def breaks(s):
-    """Ends the training at a step that the environment names.
-
-    That step is no part of the run, as whoever kills a process is none.
-    """
-    if os.environ.get("BREAK_AT") == str(s.step):
-        raise Killed
 
 
 def interrupted(folder: Path, t=5, **how):
@@ -702,26 +723,26 @@ SHORT = dict(times=[0, 1, 2], checkpoints=[0, 2], epochs=2)
 
 @pytest.mark.parametrize("at", range(7))
 def test_interrupted_in_the_middle_of_a_file(tmp_path, monkeypatch, at):
-    calls, real = [], torch.save
+    calls = []
+    real = torch.save
 
     def half(thing, file):
-        real(thing, whole := io.BytesIO())
-        calls.append(len(whole.getvalue()))
+        buffer = io.BytesIO()
+        real(thing, buffer)
+        whole = buffer.getvalue()
+        write = file.write if hasattr(file, "write") else Path(file).write_bytes
+        calls.append(len(whole))
         if len(calls) - 1 != at:
-            return (
-                file.write(whole.getvalue())
-                if hasattr(file, "write")
-                else Path(file).write_bytes(whole.getvalue())
-            )
-        part = whole.getvalue()[: calls[-1] // 2]
-        file.write(part) if hasattr(file, "write") else Path(file).write_bytes(part)
+            return write(whole)
+        write(whole[: len(whole) // 2])
         raise Killed
 
     with monkeypatch.context() as m, pytest.raises(Killed):
         m.setattr(torch, "save", half)
         fit(**long_run(**SHORT), folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    how, other = long_run(**SHORT), long_run(**SHORT)
+    how = long_run(**SHORT)
+    other = long_run(**SHORT)
     same_run(fit(**how, folder=tmp_path / "run"), fit(**other))
     assert same(state(how["model"]), state(other["model"]))
     assert os.listdir(tmp_path) == ["run"]
@@ -739,7 +760,8 @@ def test_interrupted_as_it_is_put_in_its_place(tmp_path, monkeypatch, before):
     with monkeypatch.context() as m, pytest.raises(Killed):
         m.setattr(trainer, "save_run", save_run)
         fit(**long_run(**SHORT), folder=tmp_path / "run")
-    how, other = long_run(**SHORT), long_run(**SHORT)
+    how = long_run(**SHORT)
+    other = long_run(**SHORT)
     same_run(fit(**how, folder=tmp_path / "run"), fit(**other))
     assert same(state(how["model"]), state(other["model"]))
     assert os.listdir(tmp_path) == ["run"]
@@ -765,27 +787,27 @@ def test_every_optimizer_and_schedule_goes_on(tmp_path, optimizer, options, sche
     if optimizer != "sgd":
         del how["momentum"]
     interrupted(tmp_path / "run", 2, **how)
-    again, whole = how | dict(model=dropout()), how | dict(model=dropout())
+    again = how | dict(model=dropout())
+    whole = how | dict(model=dropout())
     same_run(fit(**again, folder=tmp_path / "run"), fit(**whole))
     assert same(state(again["model"]), state(whole["model"]))
 
 
 def own(model) -> dict:
     "Objects of one's own, also one that no file can hold."
-    return dict(
-        optimizer=(o := Adam(model.parameters(), 0.02)),
-        schedule=lr_scheduler.LambdaLR(o, lambda i: 0.9**i),
-    )
+    optimizer = Adam(model.parameters(), 0.02)
+    schedule = lr_scheduler.LambdaLR(optimizer, lambda i: 0.9**i)
+    return dict(optimizer=optimizer, schedule=schedule)
 
 
 def test_objects_of_ones_own_go_on(tmp_path):
-    data, nets, how = noisy(), [dropout() for _ in range(3)], dict(epochs=3, batch=BATCH)
+    data = noisy()
+    nets = [dropout() for _ in range(3)]
+    how = dict(epochs=3, batch=BATCH)
     how |= dict(data=data, observe=[breaks])
     interrupted(tmp_path / "run", 2, model=nets[0], **how, **own(nets[0]))
-    run, whole = (
-        fit(nets[1], **how, **own(nets[1]), folder=tmp_path / "run"),
-        fit(nets[2], **how, **own(nets[2])),
-    )
+    run = fit(nets[1], **how, **own(nets[1]), folder=tmp_path / "run")
+    whole = fit(nets[2], **how, **own(nets[2]))
     same_run(run, whole)
     assert same(state(nets[1]), state(nets[2]))
 
@@ -797,7 +819,8 @@ def test_a_consumers_change_survives(tmp_path):
                 nn.init.ones_(s.model[2].weight)
         return s.recorder.run()
 
-    whole, part = net(), net()
+    whole = net()
+    part = net()
     with pytest.MonkeyPatch.context() as m, pytest.raises(Killed):
         m.setenv("BREAK_AT", str(PER + 1))
         go(net(), journal=tmp_path / "journal", each_step=[breaks])
@@ -855,7 +878,8 @@ def test_a_folder_that_is_a_link_to_nothing_is_refused_before_training(tmp_path)
 )
 def test_a_damaged_journal_is_set_aside_and_the_run_begins_anew(tmp_path, file, keep, steps):
     interrupted(tmp_path / "run", 2, **long_run(**SHORT))
-    place, whole = journal_of(tmp_path / "run") / file, fit(**long_run(**SHORT))
+    place = journal_of(tmp_path / "run") / file
+    whole = fit(**long_run(**SHORT))
     steps.clear()
     if keep is None:
         place.unlink()
@@ -919,7 +943,8 @@ def test_a_finished_run_is_read(tmp_path, more, steps):
     how = long_run(**SHORT | more)
     if "optimizer" in more:
         del how["momentum"]
-    trained, again = how["model"], dropout()
+    trained = how["model"]
+    again = dropout()
     run = fit(**how, folder=str(tmp_path / "run"))
     steps.clear()
     read = fit(**how | dict(model=again), folder=str(tmp_path / "run"))
@@ -1091,7 +1116,8 @@ def test_a_folder_is_of_one_run(tmp_path, here, there, says, steps):
     how = dict(data=noisy(), epochs=1, batch=BATCH, folder=tmp_path / "run")
     first = fit(**how | dict(model=net()) | here())
     other = dict(model=net()) | there()
-    before, taken = state(other["model"]), len(steps)
+    before = state(other["model"])
+    taken = len(steps)
     with pytest.raises(ValueError, match=f"run holds another run: it differs in [a-z_, ]*{says}"):
         fit(**how | other)
     assert same(state(other["model"]), before)
@@ -1109,7 +1135,8 @@ def test_a_value_that_a_function_reads_from_its_module_counts(tmp_path, monkeypa
 
 
 def test_a_trained_network_does_not_begin_where_its_run_began(tmp_path):
-    how, model = dict(data=noisy(), epochs=1, folder=tmp_path / "run"), net()
+    how = dict(data=noisy(), epochs=1, folder=tmp_path / "run")
+    model = net()
     fit(model, **how)
     with pytest.raises(
         ValueError, match="differs in start .*starts from other parameters.*build it anew"
@@ -1244,7 +1271,8 @@ def test_a_run_of_another_network_is_another_run(tmp_path, done):
 
 def test_a_finished_run_without_checkpoints_cannot_fill_a_network(tmp_path):
     fit(**long_run(**SHORT), folder=tmp_path / "run")
-    run, known = load_run(tmp_path / "run"), identity_of(tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    known = identity_of(tmp_path / "run")
     save_run(replace(run, checkpoints={}), tmp_path / "other", known)
     with pytest.raises(ValueError, match="holds a run without checkpoints"):
         fit(**long_run(**SHORT), folder=tmp_path / "other")
@@ -1269,7 +1297,8 @@ def test_what_cannot_be_trained_with(how, says):
 
 
 def test_objects_of_another_network():
-    model, other = net(), SGD(net(seed=1).parameters(), 0.1)
+    model = net()
+    other = SGD(net(seed=1).parameters(), 0.1)
     with pytest.raises(ValueError, match="holds none of the network's parameters"):
         fit(model, noisy(), 1, optimizer=other)
     own = SGD(model.parameters(), 0.1)
@@ -1304,7 +1333,8 @@ def diverging(times, **more):
 
 def blow_up() -> tuple[int, list[dict]]:
     "First step of the plain loop whose loss is not finite, and its states."
-    model, states = net(), []
+    model = net()
+    states = []
     losses = plain(
         model,
         noisy(),
@@ -1316,11 +1346,10 @@ def blow_up() -> tuple[int, list[dict]]:
 
 
 def test_diverged(tmp_path):
-    (step, states), model = blow_up(), net()
-    kept, times = (
-        [0, (step - 3) / PER, (step - 2) / PER],
-        [0, (step - 3) / PER, (step - 2) / PER, (step + 3) / PER],
-    )
+    step, states = blow_up()
+    model = net()
+    kept = [0, (step - 3) / PER, (step - 2) / PER]
+    times = [0, (step - 3) / PER, (step - 2) / PER, (step + 3) / PER]
     for _ in range(2):  # again after the journal is read
         with pytest.raises(
             Diverged,
@@ -1351,7 +1380,8 @@ def test_diverged_after_the_last_recorded_time():
 
 def test_what_is_recorded_is_finite():
     with pytest.raises(Diverged) as e:
-        fit(model := net(), noisy(), 1, lr=1e38, batch=None)
+        model = net()
+        fit(model, noisy(), 1, lr=1e38, batch=None)
     assert e.value.run.time.tolist() == [0]
     assert same(state(model), state(net()))
 
@@ -1392,11 +1422,10 @@ def test_the_mean_as_ones_own_backward_is_the_same_run(model, k, how):
 
 @pytest.mark.parametrize("more", [dict(), dict(clip=0.3)])
 def test_weighted_losses_against_the_loop_anybody_would_write(more):
-    data, (ours, theirs), weight = (
-        noisy(),
-        (dropout(), dropout()),
-        torch.rand(N, generator=torch.Generator().manual_seed(2)),
-    )
+    data = noisy()
+    ours = dropout()
+    theirs = dropout()
+    weight = torch.rand(N, generator=torch.Generator().manual_seed(2))
     fit(
         ours,
         data,
@@ -1431,10 +1460,12 @@ def test_weighted_losses_against_the_loop_anybody_would_write(more):
 
 @pytest.mark.parametrize("k, out", [(3, 3), (2, 1)])
 def test_what_a_backward_is_given(k, out):
-    data, calls = noisy(k=k), []
+    data = noisy(k=k)
+    calls = []
 
     def own(s, losses):
-        z, y = s.logits.detach(), data.y[s.batch]
+        z = s.logits.detach()
+        y = data.y[s.batch]
         right = (
             F.binary_cross_entropy_with_logits(z[:, 0], y.float(), reduction="none")
             if out == 1
@@ -1492,11 +1523,11 @@ class Notes(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.told = []
+        self.present = []
 
     def forward(self, x):
-        told = present_examples()
-        self.told.append((self.training, None if told is None else told.tolist()))
+        present = present_examples()
+        self.present.append((self.training, None if present is None else present.tolist()))
         return x
 
 
@@ -1508,11 +1539,12 @@ def outside() -> bool:
 
 @pytest.mark.parametrize("own", [dict(), dict(backward=mean)])
 def test_a_layer_is_told_which_examples_it_sees(own):
-    data, held = (
-        noisy(80).subset(torch.randperm(80, generator=torch.Generator().manual_seed(3))[:N]),
-        noisy(20, seed=1),
-    )
-    model, rows, looks = net(notes := Notes()), [], []
+    data = noisy(80).subset(torch.randperm(80, generator=torch.Generator().manual_seed(3))[:N])
+    held = noisy(20, seed=1)
+    notes = Notes()
+    model = net(notes)
+    rows = []
+    looks = []
 
     def step(s):
         rows.append(s.batch)
@@ -1528,15 +1560,14 @@ def test_a_layer_is_told_which_examples_it_sees(own):
         each_step=[step],
         **own,
     )
-    assert all(
-        told is None and not training for training, told in notes.told
-    )  # what is asked before any work
-    notes.told.clear()
+    # what is asked before any work
+    assert all(present is None and not training for training, present in notes.present)
+    notes.present.clear()
     for _ in went:
         assert outside()
     look = [(False, data.index.tolist()), (False, None)]
     steps = [[(True, data.index[r].tolist()) for r in rows[i : i + PER]] for i in (0, PER)]
-    assert notes.told == [*look, *steps[0], *look, *steps[1], *look]
+    assert notes.present == [*look, *steps[0], *look, *steps[1], *look]
     assert len(looks) == 3
     assert data.index.tolist() != list(range(N))
 
@@ -1554,15 +1585,16 @@ class Again(nn.Module):
 
 @pytest.mark.parametrize("own", [dict(), dict(backward=mean)])
 def test_a_layer_is_told_again_in_the_backward_pass(own):
+    notes = Notes()
     fit(
-        net(Again(nn.Sequential(notes := Notes(), nn.Tanh()))),
+        net(Again(nn.Sequential(notes, nn.Tanh()))),
         noisy(),
         1,
         times=[1],
         batch=BATCH,
         **own,
     )
-    steps = [told for training, told in notes.told if training]
+    steps = [present for training, present in notes.present if training]
     assert steps == [rows.tolist() for rows in order(N, 0, 0).split(BATCH) for _ in range(2)]
 
 
@@ -1570,7 +1602,7 @@ def test_without_a_test_set_nobody_is_unknown():
     notes = Notes()
     for _ in (went := train(net(notes), noisy(), 1, batch=BATCH)):
         break
-    assert notes.told[-1] == (False, list(range(N)))
+    assert notes.present[-1] == (False, list(range(N)))
     assert outside()
     went.close()
 
@@ -1614,7 +1646,8 @@ class Slow(nn.Module):
 
 @pytest.mark.parametrize("batch", [3, BATCH, N, 1000, None])
 def test_costs(batch, monkeypatch):
-    monkeypatch.setattr(trainer, "time", clock := Clock())
+    clock = Clock()
+    monkeypatch.setattr(trainer, "time", clock)
     monkeypatch.setattr(trainer, "deepcopy", lambda model: model)
     step, look = trainer.costs(
         net(nn.ReLU(), Slow(clock)), noisy(), noisy(20, seed=1), batch, [lambda s: clock.sleep(0.1)]
@@ -1625,14 +1658,14 @@ def test_costs(batch, monkeypatch):
 
 
 def test_costs_leave_no_trace():
-    model, data, seen = dropout(), noisy(), []
+    model = dropout()
+    data = noisy()
+    seen = []
     model[1].eval()
-    before, modes, torch_rng, rng = (
-        state(model),
-        [m.training for m in model.modules()],
-        torch.random.get_rng_state(),
-        random.getstate(),
-    )
+    before = state(model)
+    modes = [m.training for m in model.modules()]
+    torch_rng = torch.random.get_rng_state()
+    rng = random.getstate()
     step, look = trainer.costs(
         model,
         data,
@@ -1652,9 +1685,10 @@ def test_costs_leave_no_trace():
 
 
 def test_costs_of_a_layer_that_is_told_its_examples():
-    model = net(notes := Notes())
+    notes = Notes()
+    model = net(notes)
     assert min(trainer.costs(model, noisy(), noisy(20), BATCH)) > 0
-    assert not notes.told
+    assert not notes.present
 
 
 @pytest.mark.parametrize(
@@ -1741,11 +1775,9 @@ def test_costs_of_a_backward_of_ones_own(batch, sizes):
     ],
 )
 def test_refused_before_any_work(bad, says):
-    looks, model, before = (
-        [],
-        bad["model"] if isinstance(bad.get("model"), nn.Module) else net(),
-        torch.random.get_rng_state(),
-    )
+    looks = []
+    model = bad["model"] if isinstance(bad.get("model"), nn.Module) else net()
+    before = torch.random.get_rng_state()
     was = state(model)
     with pytest.raises((TypeError, ValueError), match=says):
         train(
@@ -1776,7 +1808,9 @@ def test_options_that_an_object_would_ignore():
 
 @pytest.mark.parametrize("option", [dict(foreach=True), dict(fused=False)])
 def test_torchs_own_implementations_can_be_chosen(option):
-    ours, theirs, data = net(), net(), noisy()
+    ours = net()
+    theirs = net()
+    data = noisy()
     fit(ours, data, 2, optimizer="adam", lr=0.05, batch=BATCH, **option)
     plain(theirs, data, 2, Adam(theirs.parameters(), 0.05, **option))
     assert same(state(ours), state(theirs))
