@@ -235,8 +235,9 @@ def expect(
     memory = record + 20 * at_once * weights + 4 * len(cases) * kept * weights + 3 * inputs
     disk = record + 4 * len(cases) * kept * weights if p.store else 0
     took = len(cases) * seconds(first) + beside
+    runs = "1 run" if len(cases) == 1 else f"{len(cases)} runs"
     return (
-        f"expected: {len(cases)} runs, about {max(1, took):.0f} s, "
+        f"expected: {runs}, about {max(1, took):.0f} s, "
         f"{memory / 2**20 + 400:.0f} MB of memory, {disk / 2**20:.0f} MB of disk "
         "(nothing is computed that the store has)"
     )
