@@ -1030,7 +1030,7 @@ def test_a_network_that_does_not_fit_the_data_is_refused_before_any_work(
 
 # --- what to expect
 
-SAYS = r"expected: 1 runs, about (\d+) s, (\d+) MB of memory, (\d+) MB of disk"
+SAYS = r"expected: 1 run, about (\d+) s, (\d+) MB of memory, (\d+) MB of disk"
 
 
 @pytest.mark.parametrize(
