@@ -1248,7 +1248,7 @@ def test_precision_needs_the_truth():
 
 
 @pytest.mark.parametrize(
-    "found", [table().drop("noisy"), table().with_columns(noisy=None)], ids=["no column", "null"]
+    "suspects", [table().drop("noisy"), table().with_columns(noisy=None)], ids=["no column", "null"]
 )
 def test_the_chart_of_precision_needs_the_truth(suspects):
     with pytest.raises(ValueError, match="nobody knows"):
