@@ -79,8 +79,8 @@ def corrupt(
 ) -> NoisyDataset:
     """`data` with labels drawn anew from its *clean* labels.
 
-    `rho` and `confusion` of the result say what was drawn. `ValueError` for a rate, kind, seed or
-    matrix that is none.
+    `rho` and `confusion` of the result say what was drawn. `ValueError` for an invalid rate,
+    kind, seed or matrix.
     """
     check_data(data)
     check_choice("noise", noise, NOISE)

@@ -218,9 +218,9 @@ def audit_data(
 ) -> tuple[NoisyDataset, NoisyDataset | None, NoisyDataset | None, list]:
     """Training data, data held out, test data, and the classes' names.
 
-    Labels held out are as noisy as those of training, and test labels are right. What there is not
-    is None. `p.files` then holds a digest of each file. `ValueError` for a file whose arrays do not
-    fit each other.
+    Held-out labels are as noisy as those of training, and test labels are right. A part that is
+    missing is None. `p.files` then holds a digest of each file. `ValueError` for a file whose
+    arrays do not fit each other.
     """
     weights = Path(p.weights).expanduser()
     if p.weights and weights.is_file():

@@ -101,8 +101,8 @@ def check_probes(
 ) -> dict[str, Probe]:
     """Probes by name.
 
-    `ValueError` for an unknown name, `TypeError` for what is no probe. `warn` of classes without
-    examples.
+    `ValueError` for an unknown name, `TypeError` for anything but a probe. `warn` of
+    classes without examples.
     """
     check_probe_data(data)
     if not isinstance(probes, dict):
@@ -124,7 +124,7 @@ def check_probes(
 def check_probe_test(data: NoisyDataset, test: NoisyDataset | None) -> NoisyDataset | None:
     """The test set, on the device of the training set.
 
-    `TypeError` for what is no data set, `ValueError` for inputs of another shape or type.
+    `TypeError` for anything but a data set, `ValueError` for inputs of another shape or type.
     """
     if test is None:
         return None

@@ -350,7 +350,7 @@ def start_of(
 ) -> str:
     """16 hex digits of all parameters and buffers, by name.
 
-    Those that a state dict leaves out count too. `ValueError` for what is no network.
+    Those that a state dict leaves out count too. `ValueError` for anything but a network.
     """
     _check_network(model)
     return _short([[k, _tensor(v)] for k, v in _tensors(model)])
@@ -361,7 +361,7 @@ def architecture(
 ) -> str:
     """16 hex digits of a network's layers, their code, settings, modes and hooks.
 
-    The values of its parameters do not count. `ValueError` for what is no network.
+    The values of its parameters do not count. `ValueError` for anything but a network.
     """
     _check_network(model)
     return _short(_network(_Look(strict=False), model))

@@ -369,9 +369,9 @@ def check_outputs(
 ) -> NoisyDataset:
     """The data, on the model's device.
 
-    `TypeError` for what is no network or no data set. `ValueError` unless the network's parameters
-    are finite, it takes such inputs, and it gives finite logits, one for each of the classes (or
-    one for two classes). Two examples are tried.
+    `TypeError` unless these are a network and a data set. `ValueError` unless the network's
+    parameters are finite, it takes such inputs, and it gives finite logits, one for each of the
+    classes (or one for two classes). Two examples are tried.
     """
     check_network(model)
     if not isinstance(data, NoisyDataset):
