@@ -21,13 +21,14 @@ from ..dynamics.decomposition import follow
 from ..dynamics.relu_flow import train_flow
 from ..lab.parameters import Params
 from ..models.networks import build
-from ..modular.arithmetic import OPERATIONS, operation_table, train_modular
+from ..modular.arithmetic import OPERATIONS, operation_table
 from ..papers.latent import latent_network, latent_parameters
 from ..papers.modular import HELD, modular_parameters
 from ..papers.relu import check_majority, flow_times, relu_parameters
 from ..runs.recorder import Recorder
 from ..runs.run import Run
 from ..trainer.stacked import train_stacked
+from ..trainer.training import train
 
 # %% ../../nbs/explorer/01_sessions.ipynb #cell04
 @dataclass
@@ -94,14 +95,22 @@ def _sums(p: Params) -> Course:
     table, test = operation_table(p.modulus, p.operation, share, p.rho, **how)
     data, _ = table.split(HELD / share, p.noise_seed)
     model = dict(
-        name="modular", p=p.modulus, width=p.width, activation=p.activation, seed=p.seeds[0]
+        name="modular",
+        p=p.modulus,
+        width=p.width,
+        activation=p.activation,
+        bias=False,
+        seed=p.seeds[0],
     )
     epochs = list(range(0, p.epochs + 1, max(1, p.epochs // 50)))
-    steps = train_modular(
+    steps = train(
         build(**model),
         data,
         p.epochs,
         test,
+        batch=None,
+        optimizer="adamw",
+        schedule="cosine",
         lr=p.lr,
         weight_decay=p.weight_decay,
         times=epochs,

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['MODELS', 'ModularNet', 'TwoLayer', 'TwoLayerReLU', 'activations', 'alexnet', 'belongs', 'build', 'capture',
            'channel_dim', 'clean_first', 'cnn', 'compiled', 'device_of', 'eager', 'edit', 'evaluating', 'examples',
-           'hidden_groups', 'layer_groups', 'layer_names', 'layer_state', 'linear_layers', 'mlp', 'owners', 'parts',
-           'predict', 'predicted', 'present_examples', 'put_back', 'resnet50', 'resnet9', 'two_layer', 'vit']
+           'hidden_groups', 'layer_groups', 'layer_names', 'layer_state', 'linear_layers', 'mlp', 'modular_transformer',
+           'owners', 'parts', 'predict', 'predicted', 'present_examples', 'put_back', 'resnet50', 'resnet9',
+           'two_layer', 'vit']
 
 # %% ../../nbs/models/00_models.ipynb #cell03
 from memnb.models.evaluation import (
@@ -21,9 +22,9 @@ from memnb.models.evaluation import (
     present_examples,
 )
 from .layers import activations, capture, channel_dim, edit, layer_names, linear_layers
+from .modular import ModularNet, modular_transformer
 from memnb.models.networks import (
     MODELS,
-    ModularNet,
     TwoLayer,
     TwoLayerReLU,
     build,
@@ -67,6 +68,7 @@ _all_ = [
     "layer_state",
     "linear_layers",
     "mlp",
+    "modular_transformer",
     "owners",
     "parts",
     "predict",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..common.checks import check_choice, seed_of, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
-from ..models.networks import ACTIVATIONS, ModularNet
+from ..models.modular import ACTIVATIONS, ModularNet
 from .arithmetic import OPERATIONS, check_modulus
 
 # %% ../../nbs/modular/02_fourier.ipynb #cell05
@@ -55,7 +55,8 @@ class ResidueView:
     u: Tensor | None = None  # (q, M)
     v: Tensor | None = None  # (q, M)
     w: Tensor | None = None  # (M, q)
-    activation: str = "square"
+    activation: str = "relu"
+    bias: Tensor | None = None  # (q,) of the logits
 
     def places(self, residues: Tensor) -> Tensor:
         "Where residues lie in the order; -1 for one that does not."
@@ -136,10 +137,24 @@ class ResidueView:
         self,
         u: Tensor,  # (q, M)
         v: Tensor,  # (q, M)
-        w: Tensor,  # (q, M)
+        w: Tensor,  # (M, q)
     ) -> Tensor:
-        "Logits (q, q, q) of other weights in the same network."
-        return ACTIVATIONS[self.activation][0](u[:, None] + v[None]) @ w
+        "Logits (q, q, q) of other weights in the same network, without a bias."
+        act = ACTIVATIONS[self.activation].of
+        return torch.stack([act(row + v) @ w for row in u])
+
+    def with_weights(
+        self,
+        u: Tensor,  # (q, M)
+        v: Tensor,  # (q, M)
+        w: Tensor,  # (M, q)
+        bias: Tensor | None = None,  # (q,)
+    ) -> "ResidueView":
+        "The network with other weights, seen in the same order."
+        logits = self.run(u, v, w)
+        if bias is not None:
+            logits = logits + bias
+        return replace(self, logits=logits, u=u, v=v, w=w, bias=bias)
 
 # %% ../../nbs/modular/02_fourier.ipynb #cell09
 @torch.no_grad()
@@ -160,10 +175,11 @@ def look(
         seed_of(shuffle, "shuffle")
         g = torch.Generator().manual_seed(shuffle)
         order = order[torch.randperm(len(order), generator=g).to(order.device)]
-    view = ResidueView(
-        net.p, operation, order, net.w, net.u[order], net.v[order], net.w[:, order], net.activation
+    bias = net.readout.bias
+    empty = ResidueView(net.p, operation, order, net.w, activation=net.activation)
+    return empty.with_weights(
+        net.u[order], net.v[order], net.w[:, order], None if bias is None else bias[order]
     )
-    return replace(view, logits=view.run(view.u, view.v, view.w))
 
 
 def label_table(

@@ -35,7 +35,7 @@ from memnb.lab.parameters import (
     once,
     one_of,
 )
-from ..models.networks import ACTIVATIONS, ModularNet
+from ..models.modular import ACTIVATIONS, ModularNet
 from memnb.modular.arithmetic import (
     LARGEST_MODULUS,
     OPERATIONS,

@@ -214,6 +214,7 @@ class Plan:
     per_epoch: int  # steps
     size: int  # examples a step
     join: bool  # the last batch of an epoch, of one example, with the one before
+    gradient: Callable[[], Tensor] | None = None  # the network's own, of the mean loss over all
 
 # %% ../../nbs/trainer/03_settings.ipynb #cell18p1
 def make_schedule(
@@ -244,6 +245,17 @@ def make_schedule(
     return made
 
 # %% ../../nbs/trainer/03_settings.ipynb #cell18p2
+def _own_gradient(
+    model: nn.Module, data: NoisyDataset, size: int, settings: Settings
+) -> Callable[[], Tensor] | None:
+    "The network's own gradient over all examples, if it has one and each step is on all of them."
+    make = getattr(model, "full_batch_gradient", None)
+    plain = settings.each_step or settings.backward or settings.autocast
+    if make is None or size < len(data) or plain:
+        return None
+    return make(data)
+
+
 def _configuration(settings: Settings, model: nn.Module, test: NoisyDataset | None) -> dict:
     "What a Run stores of its training, as it is read back from a folder: JSON values."
     known = dict(
@@ -306,5 +318,6 @@ def prepare(
         checkpoints = len(settings.checkpoints)
         print(expected_space(model, data, size, times, checkpoints))
     recorder = Recorder(data, test, config=config)
-    plan = Plan(settings, at, last, per_epoch, size, join)
+    gradient = _own_gradient(model, data, size, settings)
+    plan = Plan(settings, at, last, per_epoch, size, join, gradient)
     return Training(model, data, test, optimizer, schedule, recorder), plan

@@ -32,7 +32,15 @@ from memnb.trainer.settings import (
     prepare,
     settings_of,
 )
-from .steps import Training, batches, check_finite, copied, order, take_step
+from memnb.trainer.steps import (
+    Training,
+    batches,
+    check_finite,
+    copied,
+    order,
+    take_full_step,
+    take_step,
+)
 from memnb.trainer.storage import (
     finished_run,
     identity,
@@ -69,9 +77,14 @@ def _advance(s: Training, plan: Plan, cast, good: dict | None, bar: tqdm):
     settings = plan.settings
     goal = min((step for step in plan.at if step > s.step), default=plan.last)
     for epoch in range(s.step // plan.per_epoch, math.ceil(goal / plan.per_epoch)):
+        check_finite(s, good)
+        if plan.gradient:
+            take_full_step(s, plan.gradient, settings.clip)
+            s.time = s.step / plan.per_epoch
+            bar.update()
+            continue
         rows = order(len(s.data), epoch, settings.seed).to(s.data.x.device)
         parts = batches(rows, plan.size, plan.join)
-        check_finite(s, good)
         before = epoch * plan.per_epoch  # steps
         for i in range(s.step - before, min(plan.per_epoch, goal - before)):
             take_step(s, parts[i], settings.clip, cast, settings.each_step, settings.backward)

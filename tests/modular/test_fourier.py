@@ -3,6 +3,7 @@
 No clean label reaches a method.
 """
 
+import math
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from memnb.datasets.noisy_datasets import NoisyDataset
-from memnb.models.networks import ACTIVATIONS, ModularNet
+from memnb.models.modular import ACTIVATIONS
+from memnb.models.networks import ModularNet
 from memnb.modular import fourier
-from memnb.modular.arithmetic import OPERATIONS, fit_modular, operation_table
+from memnb.modular.arithmetic import OPERATIONS, operation_table
 from memnb.modular.fourier import (
     EXTRACT,
     SHARES,
@@ -35,8 +37,19 @@ from memnb.modular.fourier import (
     spectrum,
     strict,
 )
+from memnb.trainer import fit
 
 # circles of 7, 8, 7, 8, 6 and 10
+SMALL_COSINE = dict(
+    batch=None, optimizer="adamw", lr=1e-2, weight_decay=4.0, schedule="cosine", device="cpu"
+)
+APPLY = {
+    "square": lambda s: s * s,
+    "abs": abs,
+    "relu": lambda s: max(s, 0.0),
+    "reverse_relu": lambda s: min(s, 0.0),
+    "gelu": lambda s: s * (1 + math.erf(s / 2**0.5)) / 2,
+}
 CASES = [
     ("add", 7),
     ("add", 8),
@@ -225,7 +238,7 @@ def test_run(activation):
     u = random(7, 4, 1)
     v = random(7, 4, 2)
     w = random(4, 7, 3)
-    f = {"square": lambda s: s * s, "abs": abs, "relu": lambda s: max(s, 0.0)}[activation]
+    f = APPLY[activation]
     expected = torch.zeros(7, 7, 7, dtype=torch.float64)
     for a, b, c in product(range(7), repeat=3):
         hidden = [f(float(u[a, m] + v[b, m])) for m in range(4)]
@@ -915,8 +928,8 @@ def test_clean_labels_change_nothing(operation, p, method):
     train, held = noisy(operation, p)
 
     def views(data):
-        net = ModularNet(p, 16)
-        fit_modular(net, data, 12, times=[12], device="cpu")
+        net = ModularNet(p, 16, "square")
+        fit(net, data, 12, times=[12], **SMALL_COSINE)
         return [look(net, operation)] + (
             [] if EXTRACT[method].weights else [label_table(data, operation)]
         )
@@ -1024,12 +1037,12 @@ def test_held_labels_of_another_modulus(method):
 
 @pytest.mark.parametrize("frozen", [("u", "v"), ("u",), ("readout.weight",), ()])
 def test_frozen_features(frozen):
-    net = ModularNet(7, 12)
-    start = ModularNet(7, 12)
+    net = ModularNet(7, 12, "square")
+    start = ModularNet(7, 12, "square")
     train, _ = noisy()
     for name in frozen:
         net.get_parameter(name).requires_grad_(False)
-    run = fit_modular(net, train, 20, device="cpu")
+    run = fit(net, train, 20, **SMALL_COSINE)
     assert {
         name for name, x in net.named_parameters() if torch.equal(x, start.get_parameter(name))
     } == set(frozen)
@@ -1040,8 +1053,8 @@ def test_frozen_features(frozen):
 @pytest.mark.parametrize("seed", range(3))
 def test_wrong_products_know_right_ones(seed):
     train, held = operation_table(17, "mul", rho=0.8, seed=seed)[0].split(0.1)
-    net = ModularNet(17, 257, seed=seed)
-    fit_modular(net, train, 200, times=[200], device="cpu")
+    net = ModularNet(17, 257, "square", seed, bias=False)
+    fit(net, train, 200, times=[200], **SMALL_COSINE)
     view = look(net, "mul")
     mixed = [look(net, "mul", shuffle=s) for s in range(4)]
     assert (net.grid().flatten(0, 1)[train.index].argmax(1) == train.y).all()

@@ -20,8 +20,9 @@ from memnb.datasets.label_noise import corrupt
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.localization.tied_dropout import TiedDropout
 from memnb.models.evaluation import examples
-from memnb.models.networks import ACTIVATIONS, ModularNet, TwoLayerReLU, build, mlp
-from memnb.modular.arithmetic import fit_modular, operation_table
+from memnb.models.modular import ACTIVATIONS
+from memnb.models.networks import ModularNet, TwoLayerReLU, build, mlp
+from memnb.modular.arithmetic import operation_table
 from memnb.modular.partitions import (
     KEPT,
     Partition,
@@ -32,8 +33,14 @@ from memnb.modular.partitions import (
     reader,
     signals,
 )
+from memnb.trainer import fit
 
 close = torch.testing.assert_close
+
+
+SMALL_COSINE = dict(
+    batch=None, optimizer="adamw", lr=1e-2, weight_decay=4.0, schedule="cosine", device="cpu"
+)
 
 
 def blobs(n=23, shape=(2, 3, 3), k=3, rho=0.4, seed=0, first=7) -> NoisyDataset:
@@ -454,7 +461,7 @@ def test_coherence_lies_between_nothing_and_all(n, k, m, seed):
 
 @pytest.mark.parametrize("n", [1, 2, 9])
 def test_the_same_example_n_times(n):
-    net = ModularNet(5, 9).double()
+    net = ModularNet(5, 9, "square").double()
     one = pairs().subset(torch.tensor([3]))
     close(
         coherence(net, one.subset(torch.zeros(n, dtype=torch.int64))),
@@ -652,7 +659,7 @@ def test_partition_by_hand(name, layer):
     seed=st.integers(0, 99),
 )
 def test_any_scores_and_shares(scores, shares, seed):
-    net = ModularNet(5, 9, seed=seed).double()
+    net = ModularNet(5, 9, "square", seed).double()
     held = double(operation_table(5, share=0.9)[1])
     scores = torch.tensor(scores, dtype=torch.float64)
     part = partition(net, pairs(), held, scores=scores, shares=shares)
@@ -681,7 +688,7 @@ def test_any_scores_and_shares(scores, shares, seed):
     ],
 )
 def test_how_many(share, kept):
-    net = ModularNet(5, 10).double()
+    net = ModularNet(5, 10, "square").double()
     scores = torch.tensor([0.0, 5, 3, 5, -1, 2, 2, 2, 9, 0])
     part = partition(
         net, pairs(), double(operation_table(5, share=0.9)[1]), scores=scores, shares=[share]
@@ -693,7 +700,7 @@ def test_how_many(share, kept):
 
 def test_the_largest_agreement_wins():
     "Held-out labels as one share would have them."
-    net = ModularNet(7, 60, seed=3).double()
+    net = ModularNet(7, 60, "square", 3).double()
     data = pairs(7)
     scores = torch.arange(60.0)
     chosen = []
@@ -1060,8 +1067,8 @@ def test_what_is_changed_in_place_after_it_was_read():
 def adds(seed: int) -> tuple[ModularNet, NoisyDataset, NoisyDataset, NoisyDataset]:
     train, test = operation_table(31, "add", 0.9, rho=0.3, seed=seed)
     train, held = train.split(1 / 9)
-    net = ModularNet(31, 513, seed=seed)
-    fit_modular(net, train, 200, times=[200], device="cpu")
+    net = ModularNet(31, 513, "square", seed, bias=False)
+    fit(net, train, 200, times=[200], **SMALL_COSINE)
     return net, train, held, test
 
 

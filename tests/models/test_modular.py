@@ -1,0 +1,213 @@
+"The networks of residue pairs, and their own gradient."
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from memnb.models import ModularNet, build, modular_transformer
+from memnb.models.modular import ACTIVATIONS
+from memnb.modular import operation_table
+from memnb.trainer import fit, train
+from memnb.trainer.steps import make_optimizer
+
+P = 13
+ERF = np.vectorize(math.erf)
+# name -> (function, derivative)
+PLAIN = {
+    "relu": (lambda s: np.maximum(s, 0), lambda s: (s > 0) * 1.0),
+    "square": (np.square, lambda s: 2 * s),
+    "gelu": (
+        lambda s: s * (1 + ERF(s / 2**0.5)) / 2,
+        lambda s: (1 + ERF(s / 2**0.5)) / 2 + s * np.exp(-(s**2) / 2) / (2 * np.pi) ** 0.5,
+    ),
+    "reverse_relu": (lambda s: np.minimum(s, 0), lambda s: (s < 0) * 1.0),
+    "abs": (np.abs, np.sign),
+}
+
+
+@pytest.fixture
+def table():
+    return operation_table(P, "add", share=0.3, rho=0.4)[0]
+
+
+def by_hand(net, data):
+    "Loss and gradients by plain loops over examples in float64."
+    f, slope = PLAIN[net.activation]
+    u, v, w = (m.detach().double().numpy() for m in (net.u, net.v, net.w))
+    bias = 0 if net.readout.bias is None else net.readout.bias.detach().double().numpy()
+    loss = 0.0
+    grads = [np.zeros_like(u), np.zeros_like(v), np.zeros_like(w), np.zeros(P)]
+    for i, y in zip(data.index.tolist(), data.y.tolist(), strict=True):
+        a, b = divmod(i, P)
+        s = u[a] + v[b]
+        z = f(s) @ w + bias
+        p = np.exp(z - z.max())
+        p /= p.sum()
+        loss -= math.log(p[y]) / len(data)
+        g = (p - np.eye(P)[y]) / len(data)
+        back = (w @ g) * slope(s)
+        grads[0][a] += back
+        grads[1][b] += back
+        grads[2] += np.outer(f(s), g)
+        grads[3] += g
+    return loss, grads
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["two embeddings", "tied"])
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_gradient_is_that_of_a_plain_loop(table, activation, bias, tied):
+    net = ModularNet(P, 70, activation, seed=3, bias=bias, tied=tied)
+    if bias:
+        torch.nn.init.normal_(net.readout.bias, generator=torch.Generator().manual_seed(0))
+    loss, (u, v, w, mu) = by_hand(net, table)
+
+    ours = net.full_batch_gradient(table)()
+
+    assert float(ours) == pytest.approx(loss, rel=1e-5)
+    close = dict(rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(net.u.grad, u + v if tied else u, **close)
+    if not tied:
+        np.testing.assert_allclose(net.v.grad, v, **close)
+    np.testing.assert_allclose(net.readout.weight.grad, w.T, **close)
+    if bias:
+        np.testing.assert_allclose(net.readout.bias.grad, mu, **close)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_gradient_is_autograds_in_float64(table, activation):
+    net = ModularNet(P, 33, activation, seed=5).double()
+    data = table._map(lambda v: v.double() if v.is_floating_point() else v)
+    plain = copy.deepcopy(net)
+    loss = F.cross_entropy(plain(data.x), data.y)
+    loss.backward()
+    ours = net.full_batch_gradient(data)()
+    torch.testing.assert_close(ours, loss.detach())
+    for q, r in zip(net.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, r.grad, rtol=1e-10, atol=1e-14)
+
+
+def test_many_parts_are_one(table, monkeypatch):
+    net = ModularNet(P, 21, seed=1)
+    whole = net.full_batch_gradient(table)
+    whole()
+    expected = [q.grad.clone() for q in net.parameters()]
+    monkeypatch.setattr("memnb.models.modular._pairs_at_once", lambda u: 7)
+    net.full_batch_gradient(table)()
+    assert len(net.full_batch_gradient(table).parts) > 5
+    for q, grad in zip(net.parameters(), expected, strict=True):
+        torch.testing.assert_close(q.grad, grad)
+
+
+def test_what_is_frozen_gets_no_gradient(table):
+    net = ModularNet(P, 21)
+    net.u.requires_grad_(False)
+    net.readout.bias.requires_grad_(False)
+    net.full_batch_gradient(table)()
+    assert net.u.grad is None
+    assert net.readout.bias.grad is None
+    assert net.v.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+def test_training_is_that_of_autograd(table, optimizer):
+    "The ordinary trainer with the network's own gradient, and without it."
+    how = dict(batch=None, optimizer=optimizer, lr=1e-2, times=[0, 20])
+    own = ModularNet(P, 24, seed=2)
+    plain = copy.deepcopy(own)
+    fit(own, table, 20, **how)
+    fit(plain, table, 20, each_step=[lambda s: None], **how)  # a hook needs the plain step
+    for (name, q), r in zip(own.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(q, r, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_muon_moves_matrices_and_adamw_the_rest(table):
+    net = ModularNet(P, 24, seed=2)
+    apart = copy.deepcopy(net)
+    both = make_optimizer("muon", net.parameters(), 1e-2, dict(weight_decay=0.2))
+    matrices = [apart.u, apart.v, apart.readout.weight]
+    muon = torch.optim.Muon(matrices, 1e-2, 0.2, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW([apart.readout.bias], 1e-2, weight_decay=0.2)
+    for _ in range(3):
+        net.full_batch_gradient(table)()
+        both.step()
+        apart.full_batch_gradient(table)()
+        muon.step()
+        adamw.step()
+    for q, r in zip(net.parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(q, r)
+
+
+def test_muon_goes_on_where_it_stopped(table, tmp_path):
+    how = dict(batch=None, optimizer="muon", lr=1e-2, schedule="cosine", times=[0, 5, 10])
+    whole = fit(ModularNet(P, 24), table, 10, **how)
+    net = ModularNet(P, 24)
+    for s in train(net, table, 10, journal=tmp_path / "j", **how):
+        if s.time == 5:
+            break
+    resumed = ModularNet(P, 24)
+    *_, last = train(resumed, table, 10, journal=tmp_path / "j", **how)
+    torch.testing.assert_close(dict(resumed.state_dict()), dict(whole.checkpoints[10.0]))
+    assert last.step == 10
+
+
+def test_muon_needs_a_matrix():
+    with pytest.raises(ValueError, match="no weight matrix: its parameters are"):
+        make_optimizer("muon", [torch.zeros(3, requires_grad=True)], 1e-2, {})
+
+
+def test_logits_have_the_bias_and_tied_embeddings_cannot_tell_an_order(table):
+    net = ModularNet(P, 21, tied=True)
+    assert net.u is net.v
+    grid = net.grid()
+    torch.testing.assert_close(grid, grid.transpose(0, 1))
+    with torch.no_grad():
+        net.readout.bias += 1
+    torch.testing.assert_close(net.grid(), grid + 1)
+    torch.testing.assert_close(net(table.x), net.grid().flatten(0, 1)[table.index])
+
+
+def test_a_tied_network_is_read_back(table, tmp_path):
+    model = dict(name="modular", p=P, width=9, tied=True)
+    run = fit(build(**model), table, 2, batch=None, config=dict(model=model), folder=tmp_path / "r")
+    net = run.at(2.0)
+    assert net.u is net.v
+    torch.testing.assert_close(net.u, run.checkpoints[2.0]["u"])
+
+
+def test_data_of_another_modulus_or_kind_are_refused(table):
+    with pytest.raises(ValueError, match="modulo 7 needs 7"):
+        ModularNet(7, 5).full_batch_gradient(table)
+    broken = table._map(lambda v: v * 2 if v.is_floating_point() else v)
+    with pytest.raises(ValueError, match="one-hot"):
+        ModularNet(P, 5).full_batch_gradient(broken)
+
+
+def test_a_transformer_answers_pairs_by_both_residues():
+    net = modular_transformer(P, 16, 4, 32, seed=1)
+    table, _ = operation_table(P, "sub", share=0.9)
+    logits = net(table.x)
+    assert logits.shape == (len(table), P)
+    swapped = torch.cat([table.x[:, P:], table.x[:, :P]], 1)
+    assert not torch.allclose(net(swapped), logits)
+    again = modular_transformer(P, 16, 4, 32, seed=1)
+    torch.testing.assert_close(again(table.x), logits)
+
+
+def test_a_transformer_of_nandas_size():
+    net = modular_transformer(113)
+    shapes = {k: tuple(q.shape) for k, q in net.named_parameters()}
+    assert shapes["embed.weight"] == (128, 113)
+    assert shapes["hidden.weight"] == (512, 128)
+    assert net.attention.num_heads == 4
+
+
+def test_a_transformer_that_cannot_be_made_is_refused():
+    with pytest.raises(ValueError, match="divisible by heads=3"):
+        modular_transformer(P, 16, 3)
+    with pytest.raises(ValueError, match="P="):
+        modular_transformer(2)
