@@ -245,6 +245,21 @@ def fit(
     return run
 
 # %% ../../nbs/trainer/05_training.ipynb #cell18
+def _after(look: Callable, make: Callable) -> Callable:
+    "A network's `full_batch_gradient` that looks before each gradient."
+
+    def made(data: NoisyDataset) -> Callable:
+        gradient = make(data)
+
+        def look_first():
+            look()
+            return gradient()
+
+        return look_first
+
+    return made
+
+
 def costs(
     model: nn.Module,  # left as it is
     data: NoisyDataset,  # training set
@@ -267,8 +282,13 @@ def costs(
             torch.cuda.synchronize()
         stamps.append(time.perf_counter())
 
+    model = deepcopy(model)
+    looks = dict(each_step=[now])
+    if hasattr(model, "full_batch_gradient") and batch == len(data) and not options.get("backward"):
+        model.full_batch_gradient = _after(now, model.full_batch_gradient)
+        looks = {}
     going = train(
-        deepcopy(model),
+        model,
         data,
         12 / math.ceil(len(data) / batch),
         test,
@@ -276,8 +296,8 @@ def costs(
         lr=1e-6,
         batch=batch,
         observe=observe,
-        each_step=[now],
         device=data.x.device,
+        **looks,
         **options,
     )
     now()
