@@ -10,7 +10,6 @@ import pytest
 REPO = Path(__file__).parents[1]
 LINES = 40  # of a function
 MODULE_LINES = 500
-NOT_YET = {"tests/papers/test_modular_paper.py"}  # files that are still to be taken apart
 SOURCES = sorted(
     path.relative_to(REPO).as_posix()
     for folder in ("nbs", "tests", "bench", "docs")
@@ -83,7 +82,7 @@ def test_lambdas_with_a_name_are_noticed(target):
 def test_the_code_keeps_the_rules(name):
     path = REPO / name
     broken = [b for cell in cells(path) for b in breaches(cell, path.suffix == ".ipynb")]
-    assert bool(broken) == (name in NOT_YET), broken
+    assert not broken
 
 
 def test_modules_are_short():

@@ -106,7 +106,7 @@ def panels(
     lines = [subtitle] if isinstance(subtitle, str) else list(subtitle)
     head = alt.TitleParams(title, subtitle=[line for line in lines if line], fontSize=15)
     mode = {"each": "independent", "one": "shared"}[check_choice("legend", legend, ("each", "one"))]
-    scale = alt.ScaleResolveMap(color=mode, strokeDash=mode, fill="independent")
+    scale = alt.ScaleResolveMap(color=mode, strokeDash=mode, xOffset=mode, fill="independent")
     # given at once: each method of a chart copies all that is in it
     return alt.concat(*charts, columns=columns, title=head, resolve=alt.Resolve(scale=scale))
 

@@ -51,7 +51,7 @@ SETUPS = {
 _PRESETS = {
     "quick": dict(modulus=31, width=513, epochs=1000, share=0.8, seeds="0,1,2"),
     "small": dict(modulus=53, width=513, epochs=2000, share=0.8, seeds="0,1,2"),
-    "half": dict(modulus=113, width=513, epochs=2000, share=0.3, seeds="0"),
+    "half": dict(modulus=113, width=513, epochs=4000, share=0.3, seeds="0"),
     "paper": dict(modulus=113, width=2049, epochs=200_000, share=0.3, seeds="0"),
     "ci": dict(modulus=13, width=65, epochs=100, share=0.8, seeds="0"),
 }
@@ -69,11 +69,22 @@ _OF_FIGURE = {  # figure -> what it takes in place of the preset's
     "modular_extraction": dict(rhos="0.2,0.4,0.8", operations="add,sub,mul"),
     "modular_partition": dict(rhos="0.2,0.4"),
     "modular_tied": dict(),
-    "modular_transformer": dict(),
+    "modular_transformer": dict(width=128, heads=4, hidden=512, weight_decay=1.0, frequencies=20),
     "modular_phases": dict(),
 }
 # (figure, preset) -> what it takes in place of both
-_OF_BOTH = {}
+_OF_BOTH = {
+    ("modular_scaling", "quick"): dict(
+        modulus=23, epochs=1000, seeds="0", widths="5,9,17,33,65,129,257"
+    ),
+    ("modular_scaling", "half"): dict(epochs=2000),
+    ("modular_extraction", "quick"): dict(epochs=200),
+    ("modular_transformer", "quick"): dict(
+        width=64, hidden=256, lr=3e-3, weight_decay=3.0, epochs=400, frequencies=5
+    ),
+    ("modular_transformer", "small"): dict(lr=3e-3, weight_decay=3.0, frequencies=9),
+    ("modular_transformer", "ci"): dict(width=16, hidden=32, frequencies=3),
+}
 
 # %% ../../nbs/papers/16_modular.ipynb #cell05
 _DECAY = Rule("number", "be 0 or more and at most 1e9", lambda v: 0 <= v <= 1e9)
@@ -96,6 +107,9 @@ _RULES = {
     "epochs": count(1, 10**7),
     "activation": one_of(ACTIVATIONS),
     "activations": one_of(ACTIVATIONS, many=True),
+    "heads": count(1, 10**4),
+    "hidden": count(1, 10**9),
+    "frequencies": count(1, LARGEST_MODULUS),
     "optimizer": one_of(OPTIMIZERS),
     "schedule": one_of(SCHEDULES),
     "bias": Rule("whole number", "be 1 or 0", lambda v: v in (0, 1)),
@@ -155,6 +169,18 @@ def _check_pairs(p: Params):
             )
 
 
+def _check_transformer(p: Params):
+    "`ValueError` unless the heads share the width, and some frequencies are left out."
+    if "heads" in p and p.width % p.heads:
+        raise ValueError(f"width={p.width} must be divisible by heads={p.heads}")
+    most = (p.modulus - 1) // 2 - 1
+    if "frequencies" in p and p.frequencies > most:
+        raise ValueError(
+            f"frequencies={p.frequencies} of modulus={p.modulus} must be at most {most}, so that "
+            "one at least is left out"
+        )
+
+
 def _check_optimizer(p: Params):
     "`ValueError` where a step of AdamW or Muon would turn the sign of the weights."
     for decay in p.get("decays", [p.weight_decay]):
@@ -180,7 +206,16 @@ def needs(
 
 
 # what a notebook need not name to have
-_HIDDEN = ("operation", "activation", "optimizer", "lr", "schedule", "weight_decay", "bias", "share")
+_HIDDEN = (
+    "operation",
+    "activation",
+    "optimizer",
+    "lr",
+    "schedule",
+    "weight_decay",
+    "bias",
+    "share",
+)
 
 
 def training_times(
@@ -201,7 +236,9 @@ def _completed(figure: str, given: dict) -> dict:
     given = in_place_of(given, "seed", "seeds")
     varied = {one for several, one in _LISTS.items() if several in given}
     hidden = {k: own[k] for k in _HIDDEN if k not in given and k not in varied}
-    return hidden | {k: own.get(k) if v is None else v for k, v in given.items()} | dict(setup=setup)
+    return (
+        hidden | {k: own.get(k) if v is None else v for k, v in given.items()} | dict(setup=setup)
+    )
 
 
 def _check_all(p: Params):
@@ -211,6 +248,7 @@ def _check_all(p: Params):
     _check_pairs(p)
     _check_noise(p)
     _check_optimizer(p)
+    _check_transformer(p)
     check_fits(p, *needs(p, len(p.seeds)), "modulus widths width")
 
 

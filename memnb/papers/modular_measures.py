@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['freeze_first_layer', 'inside', 'modular_frame', 'group_accuracies', 'parts_frame', 'copies', 'views_of',
-           'extractions', 'phase_alignment', 'spectra_of']
+           'extractions', 'parts_of', 'filtered_answers', 'phase_frame', 'head_frame', 'label_head_frame',
+           'phase_alignment', 'spectra_of']
 
 # %% ../../nbs/papers/17_modular_measures.ipynb #cell02
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from copy import deepcopy
 
 import polars as pl
 import torch
@@ -21,12 +22,22 @@ from memnb.modular.fourier import (
     EXTRACT,
     ResidueView,
     alignment,
+    circle,
     extract,
     label_table,
     look,
     neuron_spectra,
     strict,
 )
+from memnb.modular.neurons import (
+    filter_head,
+    filtration,
+    keep_frequencies,
+    phase_errors,
+    top_frequencies,
+    with_activation,
+)
+from ..modular.partitions import correct
 from ..runs.run import Run
 from ..trainer.steps import Training
 
@@ -77,7 +88,6 @@ def modular_frame(runs: dict[tuple, Run], **constants) -> pl.DataFrame:
     part = pl.col("part").fill_null("network") if "part" in frame.columns else pl.lit("network")
     return frame.with_columns(part=part)
 
-
 # %% ../../nbs/papers/17_modular_measures.ipynb #grp1
 def group_accuracies(
     view: ResidueView,
@@ -85,7 +95,7 @@ def group_accuracies(
     train: NoisyDataset,
     test: NoisyDataset,
 ) -> list[dict]:
-    "Rows `group, target, accuracy`: labels as given of clean and noisy pairs, answers of test pairs."
+    "Rows `group, target, accuracy`: training labels as given, test pairs by the true answer."
     rows = []
     for group, those in (("clean", ~train.is_noisy), ("noisy", train.is_noisy)):
         if those.any():
@@ -174,6 +184,93 @@ def extractions(
             row = dict(view=name, method=method, knows=knows, accuracy=accuracy, share=share)
             rows.append(row | more)
     return pl.DataFrame(rows, infer_schema_length=None)
+
+# %% ../../nbs/papers/17_modular_measures.ipynb #parts1
+def parts_of(
+    views: dict[str, ResidueView],  # of `views_of`
+) -> dict[str, ResidueView]:
+    "The network, G and R, the frozen network and its G, and the network under other activations."
+    network = views["trained"]
+    filtered, rest = filtration(network)
+    turned = with_activation(network, "relu")
+    return {
+        "network": network,
+        "G": filtered,
+        "R": rest,
+        "network, frozen": views["frozen"],
+        "G, frozen": filtration(views["frozen"])[0],
+        "square": with_activation(network, "square"),
+        "min(s, 0)": with_activation(network, "reverse_relu"),
+        "max(-s, 0)": turned.with_weights(-network.u, -network.v, network.w, network.bias),
+    }
+
+
+def filtered_answers(net: ModularNet, operation: str, test: NoisyDataset) -> pl.DataFrame:
+    "A row `part, group, target, accuracy`: what G of a network answers on test pairs."
+    filtered = filtration(look(net, operation))[0]
+    accuracy = filtered.score(filtered.logits, test)
+    return pl.DataFrame([dict(part="G", group="test", target="true", accuracy=accuracy)])
+
+
+def phase_frame(
+    views: dict[str, ResidueView],  # by name
+) -> pl.DataFrame:
+    """Rows `view, squared error, add, sub`: how far the phases are from those of the operation.
+
+    The mean over neurons, in square radians, and the mean cosines of `alignment`. Views without
+    weights have no row.
+    """
+    rows = []
+    for name, view in views.items():
+        if view.u is not None:
+            error = phase_errors(view).square().mean().item()
+            rows.append({"view": name, "squared error": error} | alignment(view))
+    return pl.DataFrame(rows)
+
+# %% ../../nbs/papers/17_modular_measures.ipynb #une1
+def head_frame(
+    net: nn.Module,  # with a linear layer `unembed` over residues; left as it is
+    operation: str,
+    counts: Sequence[int],  # frequencies that are kept, each 1 or more
+    sets: dict[str, NoisyDataset],  # group -> examples with the labels that are compared
+    shuffle: int | None = None,  # seed of a random order of the residues, a control
+) -> pl.DataFrame:
+    """Rows `part, frequencies, group, accuracy`: of the network, and with so many frequencies kept.
+
+    `part` is `network`, where `frequencies` is null, or `kept`.
+    """
+    order = circle(net.p, operation)
+    if shuffle is not None:
+        g = torch.Generator().manual_seed(shuffle)
+        order = order[torch.randperm(len(order), generator=g)]
+    rows = []
+    for count in (None, *counts):
+        part = deepcopy(net)
+        if count is not None:
+            filter_head(part.unembed, order, count)
+        row = dict(part="kept" if count else "network", frequencies=count)
+        rows += [row | dict(group=name, accuracy=correct(part, d)) for name, d in sets.items()]
+    return pl.DataFrame(rows, schema_overrides=dict(frequencies=pl.Int64))
+
+
+def label_head_frame(
+    train: NoisyDataset,
+    operation: str,
+    counts: Sequence[int],
+    test: NoisyDataset,
+) -> pl.DataFrame:
+    "The same of the table of training labels, a control that learnt nothing."
+    view = label_table(train, operation)
+    answers = view.logits.flatten(0, 1).T
+    rows = []
+    for count in (None, *counts):
+        kept = answers
+        if count is not None:
+            kept = keep_frequencies(answers, top_frequencies(answers, count))
+        row = dict(part="kept" if count else "network", frequencies=count)
+        found = group_accuracies(view, kept.T.reshape(view.logits.shape), train, test)
+        rows += [row | dict(group=one["group"], accuracy=one["accuracy"]) for one in found]
+    return pl.DataFrame(rows, schema_overrides=dict(frequencies=pl.Int64))
 
 # %% ../../nbs/papers/17_modular_measures.ipynb #ph1
 def phase_alignment(

@@ -1,367 +1,262 @@
-"""Claims on modular arithmetic: each measure by hand, each on the experiment that must not bear it
-out, and on networks that do."""
-
-import math
-from dataclasses import replace
+"Claims on width, frequencies and transformers: each measure by hand, each on its control."
 
 import polars as pl
 import pytest
-import torch
-from modular_trainings import extractions, framed, pictured, prepare, summary, trained
+from modular_trainings import P, pairs, trained, views
 
-from memnb.lab.claims import Claim, judge
-from memnb.models.networks import build
-from memnb.modular.arithmetic import fit_modular
-from memnb.modular.fourier import EXTRACT, extract, look, strict
-from memnb.papers import modular as runs
+from memnb.lab.claims import judge
+from memnb.models import modular_transformer
+from memnb.modular import look
 from memnb.papers.modular_claims import (
-    COEXISTENCE,
-    DECAY,
     EXTRACTION,
+    FREQUENCIES,
     FROZEN_FIRST_LAYER,
     MODULAR_CLAIMS,
-    NO_DECAY,
-    NO_WRONG_LABELS,
-    NOISY_ONLY,
-    ORDER,
-    OURS,
-    PARTITION,
-    PERMUTED_MARKS,
-    RANDOM_NEURONS,
+    NARROW,
+    NOT_REPLACED,
+    ONE_ACTIVATION,
+    ONE_DECAY,
+    SCALING,
     SHUFFLED,
+    TRANSFORMER,
     UNTRAINED,
-    WIDTH,
-    half,
-    half_in_words,
     modular_verdicts,
 )
-
-COMMON = "modulus activation lr epochs share seeds"
-TAKEN = dict(
-    modular_coexistence=f"{COMMON} operation width weight_decay rhos",
-    modular_extraction=f"{COMMON} operations width weight_decay",
-    modular_width=f"{COMMON} operation widths decays",
-    modular_order=f"{COMMON} operation width weight_decay",
-    modular_partition=f"{COMMON} operation width weight_decay rhos dataset",
+from memnb.papers.modular_measures import (
+    extractions,
+    head_frame,
+    parts_frame,
+    parts_of,
+    phase_frame,
 )
+from memnb.trainer import fit
+
+OF_RATES = SCALING["rho"]
+G_CONTROL = "G in the place of R"
+REPLACED = ("square", "min(s, 0)", "max(-s, 0)")
 
 
-def params(figure: str, **given):
-    "The figure's parameters at the smallest size at which its claims hold: P=31."
-    common = dict(noise="wrong", noise_seed=0, preset="quick", out="", store="", rho=0.8)
-    absent = dict.fromkeys(TAKEN[figure].split())
-    return runs.modular_parameters(figure, **(absent | common | dict(seeds="0") | given))
-
-
-def tagged(frame: pl.DataFrame, rho: float) -> pl.DataFrame:
-    return frame.with_columns(rho=pl.lit(float(rho)), seed=pl.lit(0))
-
-
-def judged(figure: str, claim: Claim, frame: pl.DataFrame) -> list[str]:
-    return judge(figure, [claim], frame)["verdict"].to_list()
-
-
-# --- while noise is memorized
-
-
-def coexisting(p, rho: float) -> pl.DataFrame:
-    run, net = trained(p, rho, 0)
-    parts = [framed(run, rho=rho, seed=0), summary(p, rho, 0, net)]
-    return pl.concat(parts, how="diagonal")
-
-
-@pytest.fixture(scope="module")
-def coexistence():
-    return params("modular_coexistence", width=257)
-
-
-@pytest.fixture(scope="module")
-def memorizing(coexistence):
-    return coexisting(coexistence, 0.8)
-
-
-@pytest.fixture(scope="module")
-def sweep(coexistence, memorizing):
-    return {0.1: coexisting(coexistence, 0.1), 0.8: memorizing, 0.0: coexisting(coexistence, 0.0)}
-
-
-def with_projection(frame: pl.DataFrame, view, test, part: str = "extracted") -> pl.DataFrame:
-    "The frame with another view's projection in a part's place."
-    accuracy = view.score(extract(view, "projection")[0], test)
-    there = (pl.col("part") == part) & (pl.col("group") == "test")
-    return frame.with_columns(accuracy=pl.when(there).then(accuracy).otherwise("accuracy"))
-
-
-def test_a_network_memorizes_and_knows(memorizing):
-    for claim in COEXISTENCE[:4]:
-        assert judged("modular_coexistence", claim, memorizing) == ["holds"], claim.statement
-
-
-def test_little_noise_is_harmless(sweep):
-    frame = pl.concat([sweep[0.1], sweep[0.8]], how="diagonal")
-    assert judged("modular_coexistence", COEXISTENCE[4], frame) == ["holds"]
-
-
-def two_frozen(p, test) -> pl.DataFrame:
-    """Projections of pairs of networks with frozen first layers, which differ by their seeds alone.
-
-    Single networks differ by 0.1 and more: the mean of eight pairs is known to less than that.
-    """
-    rows = []
-    for seed in range(8):
-        for part, which in (("extracted", 2 * seed), ("extracted, frozen", 2 * seed + 1)):
-            view = look(trained(p, 0.8, which, frozen=True)[1], "add")
-            accuracy = view.score(extract(view, "projection")[0], test)
-            rows.append(dict(part=part, seed=seed, accuracy=accuracy))
-    same = dict(rho=0.8, epoch=p.epochs, group="test", target="true")
-    return pl.DataFrame(rows).with_columns(**{k: pl.lit(v) for k, v in same.items()})
-
-
-def coexistence_controls(p, sweep) -> dict[str, pl.DataFrame]:
-    noisy, test = sweep[0.8], prepare(p, 0.8)[2]
-    end = noisy["epoch"].max()
-    residues = look(trained(p, 0.8, 0)[1], "add", shuffle=0)
-    return {
-        UNTRAINED: noisy.filter(epoch=0).with_columns(epoch=pl.lit(end)),
-        SHUFFLED: with_projection(noisy, residues, test),
-        NO_WRONG_LABELS: sweep[0.0],
-        FROZEN_FIRST_LAYER: two_frozen(p, test),
-        NOISY_ONLY: pl.concat([noisy, coexisting(p, 0.9)], how="diagonal"),
-    }
-
-
-def test_claims_of_coexistence_fail_on_their_controls(coexistence, sweep):
-    controls = coexistence_controls(coexistence, sweep)
-    for claim in COEXISTENCE:
-        verdict = judged("modular_coexistence", claim, controls[claim.control])
-        assert verdict == ["does not hold"], claim.statement
-
-
-# --- extraction
-
-
-@pytest.fixture(scope="module")
-def extraction():
-    return params("modular_extraction", operations="add")
-
-
-@pytest.fixture(scope="module")
-def extracted(extraction):
-    return extractions(extraction, 0.8, 0, "add")
-
-
-def test_what_extraction_finds_in_a_trained_network(extracted):
-    verdict = modular_verdicts("modular_extraction", extracted)["verdict"].to_list()
-    assert [verdict[k] for k in (0, 1, 4, 5)] == ["holds"] * 4
-
-
-def in_its_place(frame: pl.DataFrame, view: str) -> pl.DataFrame:
-    "A control's rows in the place of the trained network's."
-    rest = frame.filter(pl.col("view") != "trained")
-    return pl.concat([rest, frame.filter(view=view).with_columns(view=pl.lit("trained"))])
-
-
-def second_frozen(p, frame: pl.DataFrame) -> pl.DataFrame:
-    "A network of another seed with a frozen first layer in the trained one's place."
-    _, held, test = prepare(p, 0.8, "add")
-    view = look(trained(p, 0.8, 1, frozen=True, operation="add")[1], "add")
-    got = {m: view.score(extract(view, m, held)[0], test) for m in EXTRACT}
-    got |= dict(network=view.score(view.logits, test), strict=view.score(strict(view)[0], test))
-    accuracies = pl.col("method").replace_strict(got, default=None)
-    replaced = pl.col("view") == "trained"
-    return frame.with_columns(accuracy=pl.when(replaced).then(accuracies).otherwise("accuracy"))
-
-
-def test_claims_of_extraction_fail_on_their_controls(extraction, extracted):
-    controls = {
-        SHUFFLED: in_its_place(extracted, "shuffled"),
-        UNTRAINED: in_its_place(extracted, "untrained"),
-        FROZEN_FIRST_LAYER: second_frozen(extraction, extracted),
-    }
-    for claim in EXTRACTION:
-        verdict = judged("modular_extraction", claim, controls[claim.control])
-        assert verdict == ["does not hold"], claim.statement
-
-
-def test_the_best_method_is_one_that_knows_the_group_only(extracted):
-    knows = extracted.filter(knows="the group").group_by("view").agg(pl.col("accuracy").max())
-    best = dict(knows.rows())
-    assert EXTRACTION[2].measure(extracted) == best["trained"] - best["frozen"]
-    assert EXTRACTION[3].measure(extracted) == best["trained"] - best["labels"]
-
-
-def test_each_operation_is_judged_by_itself(extracted):
-    other = extracted.with_columns(operation=pl.lit("sub"))
-    table = modular_verdicts("modular_extraction", pl.concat([extracted, other]))
-    assert len(table) == 2 * len(EXTRACTION)
-    assert [s.split(":")[0] for s in table["statement"]] == ["add"] * 7 + ["sub"] * 7
-    aligned = table.filter(pl.col("statement").str.ends_with("which operation it is"))
-    assert aligned["verdict"].to_list() == ["holds", "does not hold"]
+def verdicts(figure: str, claims, frame: pl.DataFrame) -> list[str]:
+    return judge(figure, claims, frame)["verdict"].to_list()
 
 
 # --- width
 
 
-def widths(decays: dict[float, float]) -> pl.DataFrame:
-    "Runs of two widths; key: the decay that is judged, value: the one that is trained with."
-    p = params("modular_width", rho=0.2, widths="33,257", decays="0,4")
-    parts = []
-    for judged_as, decay in decays.items():
-        for width in p.widths:
-            run = trained(p, 0.2, 0, width=width, weight_decay=decay)[0]
-            what = dict(rho=0.2, seed=0, width=width, weight_decay=float(judged_as))
-            parts.append(framed(run, **what))
-    return pl.concat(parts)
+def by_width(noisy: list, test: list, inside: list = (), **where) -> pl.DataFrame:
+    "Networks of widths 8, 16, 32, ... at the end of training."
+    rows = []
+    for part, group, accuracies in (
+        ("network", "noisy", noisy),
+        ("network", "test", test),
+        ("G", "test", inside),
+    ):
+        for k, accuracy in enumerate(accuracies):
+            row = dict(part=part, group=group, width=8 * 2**k, accuracy=accuracy)
+            rows.append(row | dict(target="true" if group == "test" else "given"))
+    same = dict(rho=0.4, seed=0, epoch=100.0, activation="relu", weight_decay=0.1) | where
+    return pl.DataFrame(rows).with_columns(**{k: pl.lit(v) for k, v in same.items()})
 
 
-def test_claims_of_width_hold_on_runs_and_fail_on_their_controls():
-    both = widths({0.0: 0.0, 4.0: 4.0})
-    end = both["epoch"].max()
+def test_double_descent_as_it_is_reported():
+    frame = by_width([0.2, 0.6, 1, 1], [0.3, 0.2, 0.1, 0.5], [0.1, 0.1, 0.3, 0.9])
+    table = judge("modular_scaling", OF_RATES, frame)
+    assert table["ours"].to_list() == pytest.approx([0.4, 0.6, 0.2])
+    assert table["verdict"].to_list() == ["holds"] * 3
+
+
+def test_the_narrow_half_alone_bears_nothing_out():
+    narrow = by_width([0.2, 0.6], [0.3, 0.2], [0.1, 0.1])
+    assert {claim.control for claim in OF_RATES} == {NARROW}
+    assert verdicts("modular_scaling", OF_RATES, narrow) == ["undecided"] * 3
+
+
+def test_wider_networks_that_are_worse_do_not_hold():
+    frame = by_width([0.2, 1, 1, 1], [0.3, 0.2, 0.1, 0.1], [0.3, 0.3, 0.2, 0.2])
+    assert verdicts("modular_scaling", OF_RATES, frame) == ["does not hold"] * 3
+
+
+def test_a_threshold_that_weight_decay_moves():
+    low = by_width([0.5, 1, 1], [0, 0, 0])
+    high = by_width([0.5, 0.8, 1], [0, 0, 0], weight_decay=1.0)
+    (claim,) = SCALING["weight_decay"]
+    assert claim.measure(pl.concat([low, high])) == 1
+    assert claim.control == ONE_DECAY
+    same = low.with_columns(weight_decay=pl.lit(1.0))
+    assert verdicts("modular_scaling", [claim], pl.concat([low, same])) == ["does not hold"]
+    unfitted = by_width([0.5, 0.6, 0.7], [0, 0, 0], weight_decay=1.0)
+    assert verdicts("modular_scaling", [claim], pl.concat([low, unfitted])) == ["undecided"]
+
+
+def test_ceilings():
+    rising = by_width([1, 1, 1], [0.1, 0.3, 0.6])
+    flat = [by_width([1, 1, 1], [0.1, 0.5, 0.5], activation=a) for a in ("square", "gelu")]
+    claims = SCALING["activation"]
+    assert verdicts("modular_scaling", claims, pl.concat([rising, *flat])) == ["holds"] * 3
+    assert {claim.control for claim in claims} == {ONE_ACTIVATION}
+    names = ("relu", "square", "gelu")
+    one = pl.concat([rising.with_columns(activation=pl.lit(a)) for a in names])
+    assert verdicts("modular_scaling", claims, one) == ["does not hold"] * 2 + ["holds"]
+    level = pl.concat([flat[0].with_columns(activation=pl.lit(a)) for a in names])
+    assert verdicts("modular_scaling", claims, level) == ["holds"] * 2 + ["does not hold"]
+
+
+# --- frequencies
+
+
+def answers(rho: float, at: dict, p: int = P) -> pl.DataFrame:
+    "The rows of `modular_extraction` that are of one network."
+    train, held, test = pairs(rho, p=p)
+    parts = parts_frame(parts_of(at), train, test).with_columns(chance=pl.lit(1 / p))
+    methods = extractions(at, held, test)
+    frame = pl.concat([parts, methods, phase_frame(at)], how="diagonal")
+    return frame.with_columns(rho=pl.lit(rho), seed=pl.lit(0), operation=pl.lit("add"))
+
+
+WIDE = dict(width=129)
+
+
+@pytest.fixture(scope="module")
+def at_forty():
+    return views(0.4, **WIDE)
+
+
+@pytest.fixture(scope="module")
+def frame(at_forty):
+    return answers(0.4, at_forty)
+
+
+def in_its_place(at: dict, name: str) -> pl.DataFrame:
+    "Another view in the place of the trained network."
+    return answers(0.4, at | dict(trained=at[name]))
+
+
+def test_what_frequencies_find_in_a_trained_network():
+    frame = answers(0.2, views(0.2, p=31, width=257, epochs=200), 31)
+    found = verdicts("modular_extraction", FREQUENCIES[:5], frame)
+    assert [found[k] for k in (0, 1, 4)] == ["holds"] * 3
+
+
+def test_claims_on_frequencies_fail_on_their_controls(at_forty, frame):
+    second = trained(pairs(0.4)[0], 1, frozen=True, **WIDE)
+    swapped = frame.with_columns(part=pl.col("part").replace({"G": "R", "R": "G"}))
+    network = frame.filter(part="network")
+    others = frame.filter(~pl.col("part").is_in(REPLACED))
+    put_back = pl.concat([others, *(network.with_columns(part=pl.lit(a)) for a in REPLACED)])
+    drawn = in_its_place(at_forty, "untrained")
     controls = {
-        NO_DECAY: widths({4.0: 0.0}),
-        DECAY: widths({0.0: 4.0}),
-        UNTRAINED: both.filter(epoch=0).with_columns(epoch=pl.lit(end)),
+        SHUFFLED: in_its_place(at_forty, "shuffled"),
+        UNTRAINED: pl.concat([drawn, drawn.with_columns(rho=pl.lit(0.8))]),
+        FROZEN_FIRST_LAYER: answers(0.4, at_forty | dict(trained=look(second, "add"))),
+        G_CONTROL: swapped,
+        NOT_REPLACED: put_back,
     }
-    assert judged("modular_width", WIDTH[0], both) == ["holds"]
-    for claim in WIDTH:
-        verdict = judged("modular_width", claim, controls[claim.control])
-        assert verdict == ["does not hold"], claim.statement
+    for claim in FREQUENCIES + EXTRACTION:
+        found = verdicts("modular_extraction", [claim], controls[claim.control])
+        assert set(found) == {"does not hold"}, claim.statement
 
 
-def test_one_width_is_no_comparison():
-    p = params("modular_width", preset="ci", rho=0.2, widths="33", decays="0,4")
-    run = trained(p, 0.2, 0, width=33, weight_decay=4.0)[0]
-    one = framed(run, rho=0.2, seed=0, width=33, weight_decay=4.0)
-    assert judged("modular_width", WIDTH[0], one) == ["undecided"]
+def test_the_lesser_of_gain_and_loss_under_another_activation():
+    rows = [
+        dict(part="network", group="noisy", accuracy=1.0),
+        dict(part="network", group="test", accuracy=0.2),
+        dict(part="square", group="noisy", accuracy=0.7),
+        dict(part="square", group="test", accuracy=0.3),
+    ]
+    f = pl.DataFrame(rows)
+    (claim,) = [c for c in FREQUENCIES if c.statement.startswith("With square")]
+    assert claim.measure(f) == pytest.approx(0.1)
 
 
-# --- the order of learning
+def test_each_operation_is_judged_by_itself(frame):
+    both = pl.concat([frame, frame.with_columns(operation=pl.lit("sub"))])
+    table = modular_verdicts("modular_extraction", both)
+    assert {s.split(":")[0] for s in table["statement"]} == {"add", "sub"}
+    aligned = table.filter(pl.col("statement").str.ends_with("which operation it is"))
+    assert aligned["verdict"].to_list() == ["holds", "does not hold"]
 
 
-def ordered(p, train) -> pl.DataFrame:
-    "A run on these marks of wrong labels, watched as the notebook does."
-    _, _, test = prepare(p, p.rho)
-    net = build(name="modular", p=p.modulus, width=p.width, activation=p.activation, seed=0)
-    watch = [runs.inside("add", train, test)]
-    how = dict(lr=p.lr, weight_decay=p.weight_decay, observe=watch, device="cpu")
-    run = fit_modular(net, train, p.epochs, test, **how)
-    parts = [framed(run, rho=p.rho, seed=0), tagged(runs.copies(train), p.rho)]
-    return pl.concat(parts, how="diagonal_relaxed")
-
-
-def permuted(train):
-    "The same labels, other examples marked as wrong: the true label of a marked one is unknown."
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(3))
-    marked = train.is_noisy[order]
-    return replace(train, clean=torch.where(marked, (train.y + 1) % train.n_classes, train.y))
-
-
-def test_claims_of_order_hold_on_a_run_and_fail_on_their_control():
-    p = params("modular_order", rho=0.2, epochs=200)
-    train = prepare(p, p.rho)[0]
-    frame, control = ordered(p, train), ordered(p, permuted(train))
-    for claim in ORDER:
-        assert claim.control == PERMUTED_MARKS
-        assert judged("modular_order", claim, frame) == ["holds"], claim.statement
-        assert judged("modular_order", claim, control) == ["does not hold"], claim.statement
-
-
-def test_half_is_the_first_epoch_of_the_networks_given_labels():
-    rows = dict(part="network", group="noisy", target="given", epoch=[0, 10, 20, 30])
-    f = pl.DataFrame(rows | dict(accuracy=[0.1, math.nan, 0.5, 0.9]))
-    other = f.with_columns(part=pl.lit("additive"), accuracy=pl.lit(1.0))
-    assert half(pl.concat([other, f.reverse()]), "noisy") == 20
-    assert math.isnan(half(f, "clean"))
-    assert math.isnan(half(f.filter(pl.col("accuracy") < 0.5), "noisy"))
-
-
-def test_labels_never_learnt_are_not_learnt_first():
-    rows = dict(part="network", target="given", group=["noisy", "clean"], epoch=10)
-    f = pl.DataFrame(rows | dict(accuracy=[0.9, 0.4], rho=0.2, seed=0))
-    assert judged("modular_order", ORDER[0], f) == ["undecided"]
-
-
-# --- the partition
-
-
-def parted(p, rho: float) -> list[dict]:
-    train, held, test = prepare(p, rho)
-    net = trained(p, rho, 0)[1]
-    rows = runs.partitions(net, train, held, test, 0)
-    for by, view in dict(projection=look(net, "add"), residues=look(net, "add", shuffle=0)).items():
-        rows.append(dict(by=by, accuracy=view.score(extract(view, "projection")[0], test)))
-    return rows
-
-
-def at_random(f: pl.DataFrame) -> pl.DataFrame:
-    "Neurons in random order in the place of every ranking."
-    rows = f.filter(by="random")
-    ranked = [rows.with_columns(by=pl.lit(by)) for by in ("coherence", "oracle")]
-    return pl.concat([f.filter(~pl.col("by").is_in(["coherence", "oracle"])), *ranked])
-
-
-def test_claims_of_the_partition_fail_on_their_controls():
-    p = params("modular_partition", rhos="0.8", width=257)
-    rows = [dict(task="modular", **row) for row in parted(p, 0.8)]
-    ci = params("modular_partition", preset="ci", rhos="0.3", rho=0.3, dataset="digits")
-    rows += [dict(task="ten classes", **row) for row in pictured(ci, 0.3, 10)]
-    f = tagged(pl.DataFrame(rows, infer_schema_length=None), 0.8)
-    residues = f.filter(by="residues").with_columns(by=pl.lit("projection"))
-    controls = {
-        RANDOM_NEURONS: at_random(f),
-        SHUFFLED: pl.concat([f.filter(pl.col("by") != "projection"), residues]),
+def test_methods_are_judged_where_they_were_compared(frame):
+    "At other noise rates there are parts and phases alone."
+    other = frame.filter(pl.col("method").is_null()).with_columns(rho=pl.lit(0.2))
+    table = modular_verdicts("modular_extraction", pl.concat([frame, other]))
+    counts = table.group_by("statement").agg(pl.len()).rows()
+    compared = {c.statement for c in EXTRACTION}
+    once = compared | {c.statement for c in FREQUENCIES if not c.each_rho}
+    assert dict(counts) == {
+        c.statement: 1 if c.statement in once else 2 for c in FREQUENCIES + EXTRACTION
     }
-    for claim in PARTITION:
-        verdict = judged("modular_partition", claim, controls[claim.control])
-        assert verdict == ["does not hold"], claim.statement
-    assert judged("modular_partition", PARTITION[1], f) == ["holds"]
+
+
+def test_one_rate_says_nothing_of_growth(frame):
+    statements = modular_verdicts("modular_extraction", frame)["statement"]
+    assert not any("grows with the noise" in s for s in statements)
+
+
+# --- the transformer
+
+
+def filtered(values: dict[str, tuple[float, float]], view: str = "trained") -> pl.DataFrame:
+    "Accuracy of each group before and after filtering."
+    rows = []
+    for group, (before, after) in values.items():
+        rows.append(dict(view=view, part="network", group=group, accuracy=before))
+        rows.append(dict(view=view, part="kept", group=group, accuracy=after))
+    return pl.DataFrame(rows).with_columns(rho=pl.lit(0.1), seed=pl.lit(0))
+
+
+def test_the_reported_numbers_bear_the_claims_out():
+    frame = filtered(dict(clean=(1, 0.981), noisy=(1, 0.368), test=(0.768, 0.878)))
+    table = judge("modular_transformer", TRANSFORMER, frame)
+    assert table["ours"].to_list() == pytest.approx([0.11, -0.632, -0.019])
+    assert table["verdict"].to_list() == ["holds"] * 3
+
+
+def test_claims_on_the_transformer_fail_on_their_controls():
+    train, _, test = pairs(0.1)
+    net = modular_transformer(P, 32, 2, 64)
+    fit(net, train, 300, times=[300], batch=None, optimizer="adamw", lr=3e-3, device="cpu")
+    sets = dict(clean=train.subset(~train.is_noisy), noisy=train.subset(train.is_noisy), test=test)
+    drawn = modular_transformer(P, 32, 2, 64)
+    found = {
+        SHUFFLED: head_frame(net, "add", [1], sets, shuffle=0),
+        UNTRAINED: head_frame(drawn, "add", [1], sets),
+    }
+    for claim in TRANSFORMER:
+        rows = found[claim.control].with_columns(
+            view=pl.lit("trained"), rho=pl.lit(0.1), seed=pl.lit(0)
+        )
+        assert verdicts("modular_transformer", [claim], rows) == ["does not hold"], claim.statement
 
 
 # --- the table
 
 
-def test_every_claim_says_that_its_definition_is_memnbs():
+def test_reported_values_stand_beside_ours():
     every = [c for claims in MODULAR_CLAIMS.values() for c in claims]
-    assert len(every) == 23
-    assert all(c.own for c in every)
-    assert any(c.paper == OURS for c in every)
-    assert [c for c in every if not c.each_rho] == [COEXISTENCE[4]]
-
-
-def test_noise_rate_0_is_left_out(sweep):
-    both = pl.concat([sweep[0.0], sweep[0.8]], how="diagonal")
-    alone = modular_verdicts("modular_coexistence", sweep[0.8])
-    assert modular_verdicts("modular_coexistence", both).equals(alone)
-    assert alone["verdict"][-1] == "not run"  # one rate is no comparison
+    assert all(c.paper for c in every)
+    assert len({(f, c.statement) for f, claims in MODULAR_CLAIMS.items() for c in claims}) == len(
+        every
+    )
 
 
 @pytest.mark.parametrize("figure", MODULAR_CLAIMS)
 def test_without_noise_there_is_no_verdict(figure):
-    columns = dict(rho=[0.0], seed=[0], operation=["add"])
+    columns = dict(rho=[0.0], seed=[0], operation=["add"], varied=["rho"])
     table = modular_verdicts(figure, pl.DataFrame(columns))
     assert set(table["verdict"].to_list() if len(table) else []) <= {"not run"}
 
 
-@pytest.mark.parametrize(
-    "halves, words",
-    [
-        ([10.0, 30.0, 20.0], "at epoch 20"),
-        ([10.0, 20.0], "at epoch 15"),
-        ([10.0, None, 20.0], "not within the run"),
-        ([None], "not within the run"),
-    ],
-)
-def test_when_half_of_a_group_is_given_in_words(halves, words):
-    rows = [
-        dict(
-            seed=seed,
-            part="network",
-            group="noisy",
-            target="given",
-            epoch=epoch,
-            accuracy=0.5 if at is not None and epoch >= at else 0.4,
-        )
-        for seed, at in enumerate(halves)
-        for epoch in (0.0, 10.0, 20.0, 30.0)
+def test_what_varies_is_judged_by_itself():
+    base = by_width([0.5, 1, 1], [0, 0, 0], [0, 0.1, 0.2])
+    high = by_width([0.5, 0.8, 1], [0, 0, 0], [0, 0.1, 0.2], weight_decay=1.0)
+    frame = pl.concat(
+        [
+            base.with_columns(varied=pl.lit("rho")),
+            pl.concat([base, high]).with_columns(varied=pl.lit("weight_decay")),
+        ]
+    )
+    table = modular_verdicts("modular_scaling", frame)
+    assert table["statement"].to_list() == [c.statement for c in OF_RATES] + [
+        SCALING["weight_decay"][0].statement
     ]
-    assert half_in_words(pl.DataFrame(rows), "noisy") == words

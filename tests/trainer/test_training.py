@@ -187,7 +187,7 @@ def test_parameters_are_those_of_the_plain_loop(how, optimizer, loop, epochs):
     assert not same(state(ours), state(net()))
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])  # muon: with the modular network
 def test_torchs_default_implementation_agrees(name):
     ours = net()
     theirs = net()
