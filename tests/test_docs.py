@@ -371,11 +371,11 @@ def test_claims_are_collected_and_replaced(tmp_path):
     claims = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(claims)
     result(tmp_path / "a" / "fig1" / "k", "fig1", "holds", preset="quick", dataset="digits")
-    result(tmp_path / "a" / "m" / "k", "modular_width", "holds", preset="quick", modulus=31)
+    result(tmp_path / "a" / "m" / "k", "modular_scaling", "holds", preset="quick", modulus=31)
     first = claims.collect([tmp_path / "a"], None)
     assert first.select("figure", "preset", "dataset", "verdict").rows() == [
         ("fig1", "quick", "digits", "holds"),
-        ("modular_width", "quick", "modulo 31", "holds"),
+        ("modular_scaling", "quick", "modulo 31", "holds"),
     ]
     result(tmp_path / "b" / "fig1" / "k", "fig1", "does not hold", preset="quick", dataset="digits")
     result(tmp_path / "b" / "fig1" / "l", "fig1", "undecided", preset="paper", dataset="mnist")
@@ -383,7 +383,7 @@ def test_claims_are_collected_and_replaced(tmp_path):
     assert sorted(again.select("figure", "preset", "verdict").rows()) == [
         ("fig1", "paper", "undecided"),
         ("fig1", "quick", "does not hold"),
-        ("modular_width", "quick", "holds"),
+        ("modular_scaling", "quick", "holds"),
     ]
 
 

@@ -36,7 +36,8 @@ NAMES = [
     *(f"latent_{n}" for n in ("interventions", "probes", "resist", "transfer")),
     *(f"localization_{n}" for n in ("atypical", "dropout", "gradients", "neurons")),
     *(f"localization_{n}" for n in ("retraining", "rewinding")),
-    *(f"modular_{n}" for n in ("coexistence", "extraction", "order", "partition", "width")),
+    *(f"modular_{n}" for n in ("extraction", "order", "partition", "phases", "scaling")),
+    *(f"modular_{n}" for n in ("tied", "transformer")),
 ]
 # One of each paper. Others run in the process of the tests, which saves a start of the libraries.
 IN_A_KERNEL = {"audit", "fig1", "latent_transfer", "localization_rewinding", "modular_order"}

@@ -149,7 +149,7 @@ def test_a_seed_is_one_that_every_generator_takes(name, value):
         ("latent_resist", dict(epochs=10_000, every=1), "epochs=10000"),
         ("localization_gradients", dict(width=100), "width=100.0"),
         ("localization_neurons", dict(epochs=10**5), "epochs=100000"),
-        ("modular_width", dict(widths="10000000"), r"widths=\[10000000\]"),
+        ("modular_scaling", dict(widths="10000000"), r"widths=\[10000000\]"),
         ("modular_order", dict(modulus=999_999), "modulus=999999"),
     ],
 )

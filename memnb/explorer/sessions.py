@@ -89,7 +89,7 @@ def _layers(p: Params) -> Course:
 
 
 def _sums(p: Params) -> Course:
-    "Full-batch training on arithmetic modulo a prime, as in `modular_coexistence`."
+    "Full-batch training on arithmetic modulo a prime, as in `modular_extraction`."
     share = p.share + HELD
     how = dict(noise=p.noise, seed=p.noise_seed)
     table, test = operation_table(p.modulus, p.operation, share, p.rho, **how)
@@ -99,7 +99,7 @@ def _sums(p: Params) -> Course:
         p=p.modulus,
         width=p.width,
         activation=p.activation,
-        bias=False,
+        bias=bool(p.bias),
         seed=p.seeds[0],
     )
     epochs = list(range(0, p.epochs + 1, max(1, p.epochs // 50)))
@@ -109,8 +109,8 @@ def _sums(p: Params) -> Course:
         p.epochs,
         test,
         batch=None,
-        optimizer="adamw",
-        schedule="cosine",
+        optimizer=p.optimizer,
+        schedule=p.schedule,
         lr=p.lr,
         weight_decay=p.weight_decay,
         times=epochs,
@@ -149,8 +149,10 @@ _DEFAULTS = {  # notebook -> its parameters that are not explored
         out="",
         store="",
     ),
-    "modular_coexistence": dict(
+    "modular_extraction": dict(
+        setup="paper",
         modulus=None,
+        optimizer=None,
         seed=None,
         activation=None,
         weight_decay=None,
@@ -202,11 +204,11 @@ def _for_latent_probes(values: dict) -> dict:
     )
 
 
-def _for_modular_coexistence(values: dict) -> dict:
+def _for_modular_extraction(values: dict) -> dict:
     return dict(
         rho=values["rho"],
         rhos=str(values["rho"]),
-        operation=values["dataset"],
+        operations=values["dataset"],
         noise=values["noise"],
         lr=values["lr"],
         width=values["width"],
@@ -244,13 +246,13 @@ SESSIONS = {
     ),
     "sums": SessionKind(
         title="Arithmetic modulo a prime",
-        notebook="modular_coexistence",
+        notebook="modular_extraction",
         begin=_sums,
         resolve=modular_parameters,
-        translate=_for_modular_coexistence,
-        rho=(0.0, 0.9, 0.8),
+        translate=_for_modular_extraction,
+        rho=(0.0, 0.9, 0.4),
         width=((33, 129, 513), 513),
-        lr=(1e-3, 0.03, 0.01),
+        lr=(3e-4, 0.01, 1e-3),
         dataset=tuple(OPERATIONS),
         noise="wrong",
     ),

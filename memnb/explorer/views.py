@@ -354,7 +354,7 @@ VIEWS = {
     "Probes": View(draw_probes),
     "Spectra": View(
         draw_spectra,
-        "modular_coexistence",
+        "modular_extraction",
         "Spectra belong to networks that do arithmetic modulo a prime.",
     ),
 }

@@ -222,6 +222,8 @@ def expect(
     Every case is stated, so an impossible one fails here.
     """
     cases = cases_of(over or dict(rho=p.rhos, seed=p.seeds))
+    if not cases:
+        return "expected: 0 runs"
     calls = (_call_of(experiment, case) for case in cases)
     first = next(calls)
     for _ in calls:

@@ -105,7 +105,7 @@ def test_unknown_kind(make, name):
 @EACH
 def test_unknown_preset(kind):
     with pytest.raises(
-        ValueError, match="preset='huge' is unknown; choose one of quick, small, paper, ci"
+        ValueError, match="preset='huge' is unknown; choose one of quick, small, (half, )?paper, ci"
     ):
         Session(kind, "huge")
 
@@ -391,7 +391,7 @@ def test_command_holds_what_is_explored(kind):
         == (v["rho"], v["lr"])
         == (s.p.rho if "rho" in s.p else s.p.rhos[0], s.p.lr)
     )
-    assert given["operation" if kind == "sums" else "dataset"] == s.values["dataset"]
+    assert given["operations" if kind == "sums" else "dataset"] == s.values["dataset"]
     assert given.get("seed", given.get("seeds")) == str(v["seed"])
     assert (
         given["widths"] == f"{v['width']},{v['width']}"
@@ -443,7 +443,7 @@ def test_a_path_with_a_space(tmp_path):
 OWN = {  # the rows of a notebook's frame that are about the network itself
     "two layers": {},
     "layers": dict(probe="model", layer="output"),
-    "sums": dict(part="network"),
+    "sums": dict(part="training"),
 }
 MEASURED = ("accuracy", "loss", "margin")
 

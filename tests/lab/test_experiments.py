@@ -430,6 +430,8 @@ def test_what_to_expect_grows_with_the_runs(tmp_path):
     assert "expected: 2 runs, about 20 s" in few
     assert "expected: 4 runs, about 40 s" in many
     assert "0 MB of disk" in expect(case(), training, seconds=lambda call: 10.0)
+    assert expect(case(), training, rho=[], seed=[0]) == "expected: 0 runs"
+    assert each(case(), training, rho=[], seed=[0]) == {}
 
 
 def test_seconds_are_measured():
