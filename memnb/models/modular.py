@@ -192,14 +192,12 @@ class FullBatch:
         s = torch.index_select(self.net.u, 0, part.a, out=part.sums)
         s += torch.index_select(self.net.v, 0, part.b, out=part.room)
         h = self.act.forward_(s, part.room)
-        z = self.logits[part.rows]
-        if self.net.readout.bias is None:
-            torch.mm(h, w, out=z)
-        else:
-            torch.addmm(self.net.readout.bias, h, w, out=z)
+        torch.mm(h, w, out=self.logits[part.rows])
 
     def _loss(self) -> tuple[Tensor, Tensor]:
         "The mean loss (), and its gradient (n, P) by the logits."
+        if self.net.readout.bias is not None:
+            self.logits += self.net.readout.bias
         log_p = self.logits.log_softmax(1)
         loss = -log_p.gather(1, self.y).mean()
         g = log_p.exp_().scatter_add_(1, self.y, self.less)
