@@ -43,8 +43,7 @@ NAMES = [
 IN_A_KERNEL = {"audit", "fig1"}
 FEWER = {  # where ci itself takes longer than it tells
     "modular_partition": dict(rhos=0.2),
-    "localization_atypical": dict(n=150),
-    "localization_dropout": dict(n=150),
+    **dict.fromkeys((n for n in NAMES if n.startswith("localization_")), dict(n=150)),
 }
 VERDICTS = {"holds", "does not hold", "undecided", "not run"}
 
