@@ -416,7 +416,8 @@ def pairs_of_ordinary_ones(columns):
     return pl.concat(parts)
 
 
-def taught_the_true_labels(f):
+@pytest.fixture(scope="module")
+def taught_the_true_labels(tied):
     "The other sparse networks trained on the true labels, and asked for the given ones."
     p = params(**MLP)
     data, test = prepare(p, p.rho)
@@ -427,7 +428,7 @@ def taught_the_true_labels(f):
         for group, mask in (("clean", ~data.is_noisy), ("noisy", data.is_noisy)):
             accuracy = right[mask].double().mean().item()
             rows.append(dict(cell=cell, mode="own", group=group, accuracy=accuracy))
-    rest = f.filter(~pl.col("cell").is_in(list(OTHERS)))
+    rest = tied.filter(~pl.col("cell").is_in(list(OTHERS)), epoch=40)
     taught = pl.DataFrame(rows).with_columns(rho=RHO, seed=0)
     return pl.concat([rest, taught], how="diagonal_relaxed")
 
@@ -439,11 +440,11 @@ def memory_on(f):
 
 
 @pytest.mark.parametrize("claim", DROPOUT, ids=lambda c: c.statement)
-def test_a_claim_about_dropout_fails_on_its_control(claim, tied):
+def test_a_claim_about_dropout_fails_on_its_control(claim, tied, taught_the_true_labels):
     end = tied.filter(epoch=40)
     control = {
         SAME_UNTRAINED: lambda: tied.filter(epoch=0),
-        TRUE: lambda: taught_the_true_labels(end),
+        TRUE: lambda: taught_the_true_labels,
         "a network without memory channels (p_gen 1)": lambda: as_main(end, "no memory"),
         "a network of which nearly all channels are memory (p_gen 0.02)": (
             lambda: as_main(end, "all memory")
