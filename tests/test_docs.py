@@ -5,6 +5,7 @@ import csv
 import importlib.util
 import inspect
 import json
+import posixpath
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -110,26 +111,22 @@ def test_every_notebook_and_module_has_a_page(site):
 
 
 def test_no_link_is_broken(html, site):
-    broken = []
-    for page, read in site.items():
-        for _, _, link in read.links:
-            url = urlsplit(link or "")
-            if url.scheme or url.netloc:
-                continue
-            target = (
-                ((html / page).parent / unquote(url.path)).resolve() if url.path else html / page
-            )
-            if target.is_dir():
-                target /= "index.html"
-            there = target.relative_to(html.resolve() if url.path else html).as_posix()
-            if (
-                not target.is_file()
-                or url.fragment
-                and there in site
-                and unquote(url.fragment) not in site[there].ids
-            ):
-                broken.append((page, link))
-    assert not broken
+    files = {p.relative_to(html).as_posix() for p in html.rglob("*") if p.is_file()}
+
+    def broken(page: str, link: str) -> bool:
+        url = urlsplit(link)
+        if url.scheme or url.netloc:
+            return False
+        target = page
+        if url.path:
+            target = posixpath.normpath(posixpath.join(posixpath.dirname(page), unquote(url.path)))
+        if target not in files:  # a folder
+            target = posixpath.normpath(f"{target}/index.html")
+        anchors = site[target].ids if target in site else [url.fragment]
+        return target not in files or url.fragment and unquote(url.fragment) not in anchors
+
+    links = {(page, link or "") for page, read in site.items() for _, _, link in read.links}
+    assert not [place for place in links if broken(*place)]
 
 
 def test_nothing_comes_from_elsewhere(html, site):

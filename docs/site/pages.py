@@ -14,12 +14,15 @@ import textwrap
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 # Browsers draw MathML themselves. latex2mathml writes it once, here, so that a page with formulas
 # needs no script.
+from jinja2 import BytecodeCache, Environment
 from latex2mathml.converter import convert
 from markdown.extensions.toc import slugify, unique
+from nbconvert.exporters import templateexporter
 
 ROOT = Path(__file__).parents[2]
 GROUPS = {
@@ -439,7 +442,22 @@ def _api_pages(folder: Path) -> list[str]:
     return list(modules)
 
 
+class CompiledTemplates(BytecodeCache):
+    "Templates of this process; nbconvert would compile its own anew for each notebook."
+
+    def __init__(self):
+        self.code = {}
+
+    def load_bytecode(self, bucket):
+        if bucket.key in self.code:
+            bucket.bytecode_from_string(self.code[bucket.key])
+
+    def dump_bytecode(self, bucket):
+        self.code[bucket.key] = bucket.bytecode_to_string()
+
+
 def on_config(config):
+    templateexporter.Environment = partial(Environment, bytecode_cache=CompiledTemplates())
     # two lines a notebook hide warnings
     logging.getLogger("mkdocs.plugins.mkdocs_jupyter").setLevel(logging.WARNING)
     logging.getLogger("mkdocs.mkdocs-jupyter").setLevel(logging.WARNING)
