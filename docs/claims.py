@@ -29,7 +29,7 @@ def read(folder: Path) -> pl.DataFrame:
     if p.get("mode", "exact") != "exact":
         what["model"] += f", {p['mode']} search"
     if "modulus" in p:
-        what |= dict(dataset=f"modulo {p['modulus']}", model="")
+        what |= dict(dataset=f"modulo {p['modulus']}", model="", epochs=p["epochs"])
     return pl.read_parquet((folder / "claims.parquet").read_bytes()).with_columns(
         **{k: pl.lit(v) for k, v in what.items()}
     )

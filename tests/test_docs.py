@@ -368,12 +368,15 @@ def test_claims_are_collected_and_replaced(tmp_path):
     claims = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(claims)
     result(tmp_path / "a" / "fig1" / "k", "fig1", "holds", preset="quick", dataset="digits")
-    result(tmp_path / "a" / "m" / "k", "modular_scaling", "holds", preset="quick", modulus=31)
+    result(
+        tmp_path / "a" / "m" / "k", "modular_scaling", "holds", preset="quick", modulus=31, epochs=9
+    )
     first = claims.collect([tmp_path / "a"], None)
     assert first.select("figure", "preset", "dataset", "verdict").rows() == [
         ("fig1", "quick", "digits", "holds"),
         ("modular_scaling", "quick", "modulo 31", "holds"),
     ]
+    assert first["epochs"].to_list() == [None, 9]
     result(tmp_path / "b" / "fig1" / "k", "fig1", "does not hold", preset="quick", dataset="digits")
     result(tmp_path / "b" / "fig1" / "l", "fig1", "undecided", preset="paper", dataset="mnist")
     again = claims.collect([tmp_path / "b"], first)

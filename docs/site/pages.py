@@ -313,7 +313,7 @@ def _every_claim(rows: list[dict], figure: Callable) -> str:
             f"**{r['verdict']}**",
             r.get("defined", ""),
             r["preset"],
-            r["dataset"],
+            f"{r['dataset']}, {r['epochs']} epochs" if r.get("epochs") else r["dataset"],
         ]
         for r in rows
     ]
