@@ -33,7 +33,8 @@ from .accounting import group_mask
 from ..models.evaluation import eager, evaluating, examples, parts, predict, predicted
 from ..models.structure import belongs, layer_groups, layer_state, put_back
 from ..runs.run import Run
-from ..trainer.steps import alone, check_outputs, triangle
+from ..trainer.optimizers import triangle
+from ..trainer.steps import alone, check_outputs
 from ..trainer.training import fit
 
 # %% ../../nbs/localization/02_rewinding.ipynb #cell05

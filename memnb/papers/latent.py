@@ -50,7 +50,8 @@ from memnb.probes.interventions import (
     transplant,
 )
 from ..runs.run import Run
-from ..trainer.steps import OPTIMIZERS, Training
+from ..trainer.optimizers import OPTIMIZERS
+from ..trainer.steps import Training
 
 # %% ../../nbs/papers/07_latent.ipynb #cell06
 _PAPER = dict(

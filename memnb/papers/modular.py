@@ -24,7 +24,7 @@ from memnb.lab.parameters import (
 )
 from ..models.modular import ACTIVATIONS
 from ..modular.arithmetic import LARGEST_MODULUS, OPERATIONS, check_modulus
-from ..trainer.steps import OPTIMIZERS, SCHEDULES
+from ..trainer.optimizers import OPTIMIZERS, SCHEDULES
 
 # %% ../../nbs/papers/16_modular.ipynb #cell04
 HELD = 0.1  # of all pairs: held out of training with labels as noisy

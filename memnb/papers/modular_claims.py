@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OURS', 'UNTRAINED', 'SHUFFLED', 'FROZEN_FIRST_LAYER', 'NARROW', 'ONE_DECAY', 'ONE_ACTIVATION', 'NOT_REPLACED',
-           'ONE_RATE', 'SQUARE_ACTIVATION', 'FITTED', 'CEILING', 'SCALING', 'FREQUENCIES', 'EXTRACTION', 'TRANSFORMER',
-           'MODULAR_CLAIMS', 'modular_verdicts']
+           'ONE_RATE', 'SQUARE_ACTIVATION', 'INTERPOLATES', 'CEILING', 'SCALING', 'FREQUENCIES', 'EXTRACTION',
+           'TRANSFORMER', 'MODULAR_CLAIMS', 'modular_verdicts']
 
 # %% ../../nbs/papers/22_modular_claims.ipynb #cell02
 import math
@@ -26,7 +26,7 @@ ONE_ACTIVATION = "one activation under three names"
 NOT_REPLACED = "the network as it is, nothing replaced"
 ONE_RATE = "one noise rate under two names"
 SQUARE_ACTIVATION = "a network trained with squares"
-FITTED = 0.99  # of the noisy labels: a network that interpolates
+INTERPOLATES = 0.99  # of the noisy labels as given: a network that fits them
 
 # %% ../../nbs/papers/22_modular_claims.ipynb #wid1
 def _ends(f: pl.DataFrame, group: str, part: str = "network", **where) -> dict[int, float]:
@@ -39,7 +39,7 @@ def _ends(f: pl.DataFrame, group: str, part: str = "network", **where) -> dict[i
 
 def _threshold(f: pl.DataFrame, **where) -> float:
     "The narrowest width that is fitted; NaN where none is."
-    fitted = [w for w, accuracy in _ends(f, "noisy", **where).items() if accuracy >= FITTED]
+    fitted = [w for w, accuracy in _ends(f, "noisy", **where).items() if accuracy >= INTERPOLATES]
     return min(fitted, default=math.nan)
 
 

@@ -7,16 +7,10 @@ __all__ = ['Diverged', 'OPTIMIZERS', 'SCHEDULES', 'Stack', 'Training', 'fit', 'f
            'train', 'train_stacked', 'why_not']
 
 # %% ../../nbs/trainer/00_trainer.ipynb #cell03
+from .optimizers import OPTIMIZERS, SCHEDULES, make_optimizer
 from .stacked import fit_stacked, train_stacked
 from .stacks import Stack, why_not
-from memnb.trainer.steps import (
-    OPTIMIZERS,
-    SCHEDULES,
-    Diverged,
-    Training,
-    make_optimizer,
-    pick_device,
-)
+from .steps import Diverged, Training, pick_device
 from .training import fit, train
 
 # %% ../../nbs/trainer/00_trainer.ipynb #cell04

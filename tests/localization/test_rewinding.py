@@ -30,7 +30,8 @@ from memnb.models.evaluation import predict
 from memnb.models.networks import build
 from memnb.models.structure import belongs, layer_groups, owners
 from memnb.runs.run import Run
-from memnb.trainer.steps import order, triangle
+from memnb.trainer.optimizers import triangle
+from memnb.trainer.steps import order
 from memnb.trainer.training import fit
 
 

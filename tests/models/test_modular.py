@@ -12,7 +12,7 @@ from memnb.models import ModularNet, build, modular_transformer
 from memnb.models.modular import ACTIVATIONS
 from memnb.modular import operation_table
 from memnb.trainer import fit, train
-from memnb.trainer.steps import make_optimizer
+from memnb.trainer.optimizers import make_optimizer
 
 P = 13
 ERF = np.vectorize(math.erf)

@@ -32,16 +32,9 @@ from memnb.models.evaluation import present_examples
 from memnb.models.networks import build
 from memnb.runs.run import Run, identity_of, load_run, save_run
 from memnb.trainer import training as trainer
+from memnb.trainer.optimizers import OPTIMIZERS, SCHEDULES, triangle
 from memnb.trainer.settings import expected_space
-from memnb.trainer.steps import (
-    OPTIMIZERS,
-    SCHEDULES,
-    Diverged,
-    order,
-    recorded_times,
-    steps_of,
-    triangle,
-)
+from memnb.trainer.steps import Diverged, order, recorded_times, steps_of
 
 fit = partial(trainer.fit, device="cpu")
 train = partial(trainer.train, device="cpu")
