@@ -86,7 +86,7 @@ _OF_FIGURE = {  # figure -> what it takes in place of the preset's
 _OF_BOTH = {
     ("modular_order", "quick"): dict(widths="17,129,513"),
     ("modular_order", "small"): dict(widths="17,257,1025"),
-    ("modular_order", "half"): dict(widths="33,513,2049"),
+    ("modular_order", "half"): dict(widths="33,513,2049", seeds="0,1,2"),
     ("modular_order", "paper"): dict(widths="33,513,2049"),
     ("modular_order", "ci"): dict(epochs=40, widths="3,17,65"),
     ("modular_phases", "quick"): dict(width=129, epochs=250),
@@ -94,7 +94,7 @@ _OF_BOTH = {
         width=257, epochs=400, rhos="0.05,0.1,0.2,0.3,0.5", shares="0.2,0.4,0.6,0.8"
     ),
     ("modular_phases", "half"): dict(
-        width=257, epochs=300, rhos="0.05,0.1,0.2,0.3,0.5", shares="0.2,0.3,0.4,0.6"
+        width=257, epochs=300, rhos="0.05,0.1,0.2,0.3,0.5", shares="0.2,0.3,0.4,0.6,0.8"
     ),
     ("modular_phases", "paper"): dict(
         width=513,

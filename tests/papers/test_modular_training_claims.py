@@ -18,20 +18,20 @@ from memnb.papers.modular import HELD, modular_parameters
 from memnb.papers.modular_measures import copies, inside, modular_frame
 from memnb.papers.modular_training_claims import (
     AFTER_A_STEP,
+    AT_THE_START,
     BASE,
-    FITTED,
     GROUPS_EXCHANGED,
-    NO_DECAY,
+    LABELS_FITTED,
     ORDER,
     PERMUTED_GAINS,
     PERMUTED_MARKS,
     PHASES,
     PICTURES,
-    RANDOM_NEURONS,
+    RANDOM_ORDER,
     REPORTED,
-    UNTRAINED,
     WIDEST,
     WIDTHS_EXCHANGED,
+    WITHOUT_DECAY,
     half,
     half_in_words,
 )
@@ -198,7 +198,7 @@ def test_claims_on_images_fail_on_their_controls(seen, fitted, images):
     controls = {
         AFTER_A_STEP: after_a_step(seen, images),
         GROUPS_EXCHANGED: swapped(seen, "group", "clean", "noisy"),
-        FITTED: fitted,
+        LABELS_FITTED: fitted,
     }
     for claim in PICTURES:
         verdict = set(verdicts([claim], controls[claim.control]))
@@ -350,10 +350,10 @@ def test_claims_on_phases_fail_on_their_controls(phases):
     shuffled = of_norm.with_columns(gain=pl.col("gain").shuffle(seed=0))
     elsewhere = phases.filter(rho=0.1).with_columns(kind=pl.lit("none"))
     controls = {
-        NO_DECAY: as_kind(phases, "no decay"),
+        WITHOUT_DECAY: as_kind(phases, "no decay"),
         BASE: as_kind(phases, "light decay"),
-        UNTRAINED: pl.concat([start, elsewhere]),
-        RANDOM_NEURONS: pl.concat([others, *same]),
+        AT_THE_START: pl.concat([start, elsewhere]),
+        RANDOM_ORDER: pl.concat([others, *same]),
         PERMUTED_GAINS: pl.concat([shuffled, elsewhere]),
     }
     for claim in PHASES:
