@@ -65,12 +65,22 @@ _WIDTHS = {
 _EVERY = dict(operation="add", noise="wrong")
 _OF_FIGURE = {  # figure -> what it takes in place of the preset's
     "modular_scaling": dict(rhos="0.2,0.8", activations="relu,square,gelu", decays="0.1,1"),
-    "modular_order": dict(),
+    "modular_order": dict(optimizer="adam", weight_decay=0.0, epochs=200),
     "modular_extraction": dict(rhos="0.2,0.4,0.8", operations="add,sub,mul"),
     "modular_partition": dict(rhos="0.2,0.4"),
     "modular_tied": dict(),
     "modular_transformer": dict(width=128, heads=4, hidden=512, weight_decay=1.0, frequencies=20),
-    "modular_phases": dict(),
+    "modular_phases": dict(
+        activation="square",
+        bias=0,
+        lr=1e-2,
+        schedule="cosine",
+        rhos="0.05,0.1,0.3",
+        shares="0.4,0.6,0.8",
+        decays="0,2,6",
+        dropout=0.8,
+        seeds="0",
+    ),
 }
 # (figure, preset) -> what it takes in place of both
 _OF_BOTH = {
@@ -84,10 +94,30 @@ _OF_BOTH = {
     ),
     ("modular_transformer", "small"): dict(lr=3e-3, weight_decay=3.0, frequencies=9),
     ("modular_transformer", "ci"): dict(width=16, hidden=32, frequencies=3),
+    ("modular_order", "quick"): dict(widths="17,129,513"),
+    ("modular_order", "small"): dict(widths="17,257,1025"),
+    ("modular_order", "half"): dict(widths="33,513,2049", seeds="0,1,2"),
+    ("modular_order", "paper"): dict(widths="33,513,2049"),
+    ("modular_order", "ci"): dict(epochs=40, widths="3,17,65"),
+    ("modular_phases", "quick"): dict(width=129, epochs=250),
+    ("modular_phases", "small"): dict(
+        width=257, epochs=400, rhos="0.05,0.1,0.2,0.3,0.5", shares="0.2,0.4,0.6,0.8"
+    ),
+    ("modular_phases", "half"): dict(
+        width=257, epochs=300, rhos="0.05,0.1,0.2,0.3,0.5", shares="0.2,0.3,0.4,0.6,0.8"
+    ),
+    ("modular_phases", "paper"): dict(
+        width=513,
+        epochs=2000,
+        rhos="0.05,0.1,0.2,0.3,0.4,0.5,0.6,0.8",
+        shares="0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8",
+    ),
+    ("modular_phases", "ci"): dict(width=33, epochs=30, rhos="0.1,0.3", shares="0.5,0.8"),
 }
 
 # %% ../../nbs/papers/16_modular.ipynb #cell05
 _DECAY = Rule("number", "be 0 or more and at most 1e9", lambda v: 0 <= v <= 1e9)
+_DROPOUT = Rule("number", "lie in [0, 1)", lambda v: 0 <= v < 1)
 _SHARE = Rule(
     "number",
     f"lie strictly between 0 and {1 - HELD}, as {HELD} of the pairs are held out and some must "
@@ -116,6 +146,7 @@ _RULES = {
     "share": _SHARE,
     "shares": many(_SHARE),
     "weight_decay": _DECAY,
+    "dropout": _DROPOUT,
     "decays": many(_DECAY),
 }
 _LISTS = {  # of numbers or names -> the single value that stands for the list

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from memnb.models import ModularNet, build, modular_transformer
+from memnb.models import ModularNet, RegularizedNet, build, modular_transformer
 from memnb.models.modular import ACTIVATIONS
 from memnb.modular import operation_table
 from memnb.trainer import fit, train
@@ -211,3 +211,45 @@ def test_a_transformer_that_cannot_be_made_is_refused():
         modular_transformer(P, 16, 3)
     with pytest.raises(ValueError, match="P="):
         modular_transformer(2)
+
+
+def test_a_regularized_network_answers_as_its_plain_one(table):
+    net = RegularizedNet(ModularNet(P, 40, "square", seed=1), dropout=0.5, batch_norm=True)
+    fit(net, table, 5, times=[5], optimizer="adamw", lr=0.01, batch=None, device="cpu", seed=0)
+    net.eval()
+
+    plain = net.plain()
+
+    torch.testing.assert_close(plain(table.x), net(table.x), rtol=1e-4, atol=1e-5)
+    assert plain.readout.bias is not net.net.readout.bias
+
+
+def test_batch_norm_in_the_plain_network_is_numpys(table):
+    net = RegularizedNet(ModularNet(P, 40, "relu", seed=1, bias=False), batch_norm=True)
+    torch.nn.init.normal_(net.norm.weight, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(net.norm.bias, generator=torch.Generator().manual_seed(1))
+    net(table.x)
+    u, v, w = (m.detach().double().numpy() for m in (net.net.u, net.net.v, net.net.w))
+    mean, var = (m.double().numpy() for m in (net.norm.running_mean, net.norm.running_var))
+    gamma, beta = (m.detach().double().numpy() for m in (net.norm.weight, net.norm.bias))
+    a, b = np.divmod(table.index.numpy(), P)
+    neurons = np.maximum(u[a] + v[b], 0)
+    logits = (gamma * (neurons - mean) / np.sqrt(var + 1e-5) + beta) @ w
+
+    np.testing.assert_allclose(net.plain()(table.x).detach(), logits, rtol=1e-3, atol=1e-4)
+
+
+def test_without_dropout_and_batch_norm_a_regularized_network_is_the_plain_one(table):
+    plain = ModularNet(P, 40, seed=1)
+    torch.testing.assert_close(RegularizedNet(plain)(table.x), plain(table.x))
+
+
+@pytest.mark.parametrize("dropout", [1.0, -0.1, math.nan])
+def test_a_share_of_dropout_out_of_range_is_refused(dropout):
+    with pytest.raises(ValueError, match=r"dropout=.*\[0, 1\)"):
+        RegularizedNet(ModularNet(P, 4), dropout)
+
+
+def test_only_a_modular_network_is_regularized():
+    with pytest.raises(TypeError, match="must be a ModularNet"):
+        RegularizedNet(torch.nn.Linear(2 * P, P))
