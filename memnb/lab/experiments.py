@@ -80,8 +80,6 @@ def _stack_of(call: partial) -> str | None:
         return None
     given = arguments_of(call)
     model = given["model"]
-    if hasattr(model, "full_batch_gradient") and given.get("batch", 128) is None:
-        return None  # its own gradient is faster than a stack's
     if why_not([model]) or sum(w.numel() for w in model.parameters()) > SMALL:
         return None
     own = ("model", "data", "test", "progress", *_OWN)
