@@ -160,6 +160,9 @@ def settings_of(
     return Settings(epochs, **{k: given[k] for k in given.keys() & names}, options=options)
 
 # %% ../../nbs/trainer/04_settings.ipynb #cell14
+_WORTH_SAYING = 100 * 2**20  # bytes
+
+
 def _activation_size(model: nn.Module, x: Tensor) -> int:
     "Numbers that the network's layers put out for inputs x."
     sizes = []
@@ -186,7 +189,7 @@ def expected_space(
     times: int,  # recorded times
     checkpoints: int,  # recorded times at which the parameters are kept
 ) -> str:
-    """The memory and disk that a run will need, in words.
+    """The memory and disk that a run will need, in words; none where both are below 100 MB.
 
     They follow from its parameters, data and record, and from one batch's activations.
     """
@@ -196,6 +199,8 @@ def expected_space(
     activations = _activation_size(model, data.x[:2])
     memory = 5 * weights + inputs + record + activations * size * 4
     disk = record + checkpoints * weights
+    if max(memory, disk) < _WORTH_SAYING:
+        return ""
     return (
         f"expected: {memory / 2**20:.0f} MB of memory beside torch's own, "
         f"{disk / 2**20:.0f} MB of disk if kept"
@@ -314,7 +319,9 @@ def prepare(
     if settings.progress:
         times = len(settings.times)
         checkpoints = len(settings.checkpoints)
-        print(expected_space(model, data, size, times, checkpoints))
+        message = expected_space(model, data, size, times, checkpoints)
+        if message:
+            print(message)
     recorder = Recorder(data, test, config=config)
     gradient = _own_gradient(model, data, size, settings)
     plan = Plan(settings, at, last, per_epoch, size, join, gradient)

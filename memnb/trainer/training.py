@@ -165,7 +165,7 @@ def train(
     config: dict | None = None,  # stored with the Run; JSON values
     # folder of an unfinished run; what it holds is not done again
     journal: str | Path | None = None,
-    progress: bool = False,  # a bar, and before it the expected memory and disk
+    progress: bool = False,  # a bar, and before it the expected memory and disk, if they are much
     **options,  # of a named optimizer: momentum, weight_decay, ...
 ) -> Iterator[Training]:
     """Train on the observed labels, and yield the `Training` at each recorded time.
