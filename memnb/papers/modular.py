@@ -79,11 +79,11 @@ _OF_FIGURE = {  # figure -> what it takes in place of the preset's
 _OF_BOTH = {
     ("modular_partition", "quick"): dict(modulus=23, widths="129,1025", epochs=500),
     ("modular_partition", "small"): dict(widths="129,1025", epochs=1000, dataset="mnist"),
-    ("modular_partition", "half"): dict(widths="129,1025", share=0.5, dataset="mnist"),
+    ("modular_partition", "half"): dict(widths="129,2049", share=0.5, dataset="mnist"),
     ("modular_partition", "paper"): dict(
         widths="513,4097", lr=1e-3, weight_decay=0.1, dataset="mnist"
     ),
-    ("modular_partition", "ci"): dict(widths="17,65"),
+    ("modular_partition", "ci"): dict(widths="17,65", operations="add,mul"),
     ("modular_tied", "quick"): dict(width=257),
 }
 PICTURES = 4000  # balanced training pictures of a data set, but digits, of which all are taken

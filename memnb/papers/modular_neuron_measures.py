@@ -227,7 +227,7 @@ def load_pictures(
         classes=range(10),
         n=None if digits else PICTURES,
         test_share=0.3322 if digits else None,
-        scale="symmetric",
+        scale="unit",
         seed=p.noise_seed,
     )
 

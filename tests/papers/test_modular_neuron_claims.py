@@ -348,7 +348,7 @@ def test_pictures_are_of_ten_classes(tmp_path):
     p = parameters("modular_partition")
     train, test = measures.load_pictures(p)
     assert train.n_classes == 10
-    assert (train.x.min(), train.x.max()) == (-1, 1)
+    assert (train.x.min(), train.x.max()) == (0, 1)
 
     file = tmp_path / "few.npz"
     y = np.arange(20) % 3
