@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OWN', 'RANDOM_NEURONS', 'UNTRAINED', 'THE_NETWORK', 'ALL_NEURONS', 'ONE_WIDTH', 'GROUP_ORDER', 'SYMMETRIC',
-           'ORDINARY', 'UNTIED', 'SHUFFLED', 'TOLD_APART', 'SHARES', 'NAMES', 'SCORES', 'STRENGTH_WINS', 'WIDER',
-           'ARITHMETIC', 'TEXT_CLAIMS', 'PARTITION', 'TIED', 'of_task']
+           'ORDINARY', 'UNTIED', 'SHUFFLED', 'TOLD_APART', 'BOTH_SHARES', 'TASKS', 'SCORE_NAMES', 'STRENGTH_WINS',
+           'WIDER', 'ARITHMETIC', 'TEXT_CLAIMS', 'PARTITION', 'TIED_FIRST_LAYER', 'of_task']
 
 # %% ../../nbs/papers/21_modular_neuron_claims.ipynb #nc02
 import math
@@ -94,26 +94,26 @@ TOLD_APART = (
     "the smaller of two differences, mean over shares kept: test accuracy of the highest neurons "
     "minus that of the lowest, accuracy on noisy labels of the lowest minus that of the highest"
 )
-SHARES = (
+BOTH_SHARES = (
     "gamma_G + gamma_R, the smallest shares of neurons within 0.01 of the best accuracy on test "
     "and noisy labels; infinite where they test no better, by 0.05, than as many random neurons"
 )
-NAMES = dict(
+TASKS = dict(
     add="addition",
     sub="subtraction",
     mul="multiplication",
     pictures="pictures of ten classes",
     text="texts",
 )
-SCORES = dict(strength="strength", ipr="IPR", coherence="coherence", oracle="the oracle")
+SCORE_NAMES = dict(strength="strength", ipr="IPR", coherence="coherence", oracle="the oracle")
 
 
 def _apart(task: str, by: str) -> Claim:
-    sets = f"the generalizing and the memorizing set by {SCORES[by]}"
+    sets = f"the generalizing and the memorizing set by {SCORE_NAMES[by]}"
     return Claim(
-        statement=f"{NAMES[task]}: {sets} do not meet",
+        statement=f"{TASKS[task]}: {sets} do not meet",
         paper=OWN if by == "coherence" else "gamma_G + gamma_R <= 1 where the network is large",
-        definition=SHARES,
+        definition=BOTH_SHARES,
         control=RANDOM_NEURONS,
         measure=partial(_both, task=task, by=by),
         at_most=1.0,
@@ -123,7 +123,7 @@ def _apart(task: str, by: str) -> Claim:
 
 def _correlated(task: str) -> Claim:
     return Claim(
-        statement=f"{NAMES[task]}: IPR and strength rank neurons alike",
+        statement=f"{TASKS[task]}: IPR and strength rank neurons alike",
         paper="they correlate for addition and subtraction",
         definition="Spearman's correlation over neurons",
         control=UNTRAINED,
@@ -135,7 +135,7 @@ def _correlated(task: str) -> Claim:
 
 def _limited(task: str) -> Claim:
     return Claim(
-        statement=f"{NAMES[task]}: filtration of the strongest neurons falls short of the whole",
+        statement=f"{TASKS[task]}: filtration of the strongest neurons falls short of the whole",
         paper="falls short of filtration of the whole network",
         definition=(
             "test accuracy of the whole network's filtration minus that of the strongest "
@@ -172,10 +172,10 @@ STRENGTH_WINS = [
 def _agnostic(task: str, by: str) -> list[Claim]:
     "Claims of a score on a task: it finds a better part, and halves that differ."
     paper = "this subnetwork improves generalization" if by == "strength" else OWN
-    part = f"the part by {SCORES[by]}"
+    part = f"the part by {SCORE_NAMES[by]}"
     return [
         Claim(
-            statement=f"{NAMES[task]}: {part} generalizes better than the network",
+            statement=f"{TASKS[task]}: {part} generalizes better than the network",
             paper=paper,
             definition=(
                 "its test accuracy minus the network's, as many neurons kept as agree best with "
@@ -200,7 +200,7 @@ def _agnostic(task: str, by: str) -> list[Claim]:
 
 def _not_enough(task: str, by: str) -> Claim:
     return Claim(
-        statement=f"{NAMES[task]}: no part by {SCORES[by]} answers as well as filtration",
+        statement=f"{TASKS[task]}: no part by {SCORE_NAMES[by]} answers as well as filtration",
         paper="the partition is limited",
         definition="test accuracy of the whole network's filtration minus the best of any part",
         control=SHUFFLED,
@@ -230,7 +230,7 @@ ARITHMETIC = [
     _correlated("add"),
     _correlated("sub"),
     *STRENGTH_WINS,
-    *(claim for by in SCORES for claim in _agnostic("add", by)),
+    *(claim for by in SCORE_NAMES for claim in _agnostic("add", by)),
     WIDER,
     _limited("add"),
     _limited("mul"),
@@ -287,7 +287,7 @@ def _told(f: pl.DataFrame) -> float:
     return _end(f, "test, mirror seen") - _end(f, "test, mirror unseen")
 
 # %% ../../nbs/papers/21_modular_neuron_claims.ipynb #nc17
-TIED = [
+TIED_FIRST_LAYER = [
     Claim(
         statement="With ordinary noise a tied network cannot fit all labels",
         paper="the network cannot fit all labels",

@@ -458,7 +458,7 @@ def with_rows(tied: dict, kind: tuple[str, str], rows: pl.DataFrame) -> pl.DataF
 
 def test_what_a_tied_network_fits(tied):
     frame = pl.concat(tied.values(), how="diagonal")
-    fits = [claims.TIED[i] for i in (0, 1, 4)]
+    fits = [claims.TIED_FIRST_LAYER[i] for i in (0, 1, 4)]
 
     assert judge("modular_tied", fits, frame)["verdict"].to_list() == ["holds"] * 3
 
@@ -468,7 +468,7 @@ def test_noisy_labels_that_are_given_up_are_counted_from_the_most():
     where = dict(part="network", group="noisy", layer="tied", noise="ordinary", seed=0, rho=0.2)
     f = pl.DataFrame([where | row for row in rows])
 
-    (row,) = judge("modular_tied", claims.TIED[2:3], f).to_dicts()
+    (row,) = judge("modular_tied", claims.TIED_FIRST_LAYER[2:3], f).to_dicts()
 
     assert row["ours"] == pytest.approx(0.3)
 
@@ -487,7 +487,7 @@ def test_claims_of_the_tied_layer_fail_on_their_controls(tied):
         ),
         claims.UNTIED: with_rows(tied, symmetric, tied["untied", "symmetric"]),
     }
-    for claim in claims.TIED:
+    for claim in claims.TIED_FIRST_LAYER:
         if claim.control == claims.UNTRAINED:
             kind = (
                 ordinary
