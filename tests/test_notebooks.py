@@ -43,7 +43,7 @@ NAMES = [
 # a start of the libraries in papermill and in a kernel.
 IN_A_KERNEL = {"audit", "fig1"}
 FEWER = {  # where ci itself takes longer than it tells
-    "modular_partition": dict(rhos=0.2),
+    "modular_partition": dict(operations="add"),
     **dict.fromkeys((n for n in NAMES if n.startswith("localization_")), dict(n=150)),
 }
 VERDICTS = {"holds", "does not hold", "undecided", "not run"}

@@ -35,7 +35,7 @@ from memnb.modular.partitions import (
     smallest_share,
     strength_on,
 )
-from .modular import PICTURES
+from .modular import MOST_PICTURES
 
 # %% ../../nbs/papers/20_modular_neuron_measures.ipynb #pn04
 def neuron_scores(
@@ -225,7 +225,7 @@ def load_pictures(
     return load(
         p.dataset,
         classes=range(10),
-        n=None if digits else PICTURES,
+        n=None if digits else MOST_PICTURES,
         test_share=0.3322 if digits else None,
         scale="unit",
         seed=p.noise_seed,

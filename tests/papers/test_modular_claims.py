@@ -17,9 +17,7 @@ from memnb.papers.modular_claims import (
     ONE_ACTIVATION,
     ONE_DECAY,
     SCALING,
-    SHUFFLED,
     TRANSFORMER,
-    UNTRAINED,
     modular_verdicts,
 )
 from memnb.papers.modular_measures import (
@@ -29,6 +27,7 @@ from memnb.papers.modular_measures import (
     parts_of,
     phase_frame,
 )
+from memnb.papers.modular_neuron_claims import SHUFFLED, UNTRAINED
 from memnb.trainer import fit
 
 OF_RATES = SCALING["rho"]
