@@ -25,9 +25,9 @@ from pathlib import Path
 
 import polars as pl
 
+from ..common.checks import refuse_unknown
 from ..common.code import code_of
 from ..common.files import Damaged, check_writable, local_path, put, set_aside, verify
-from .parameters import refuse_unknown
 
 # %% ../../nbs/lab/06_tasks.ipynb #cell06
 def declared(notebook: str | Path) -> dict[str, tuple[str, str, str]]:
