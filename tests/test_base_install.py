@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pages
 import pytest
+from tiny_tasks import notebook
 
 REPO = Path(__file__).parents[1]
 FACES = [
@@ -139,3 +140,31 @@ def test_a_name_that_needs_the_lab_says_what_is_missing(base):
 def test_memnb_alone_is_imported_at_once():
     code = "import memnb, sys; print('torch' in sys.modules, 'numpy' in sys.modules)"
     assert with_lab(code).stdout == "False False\n"
+
+
+# A task is run, with nothing in place of its notebook; then the shell reads what is there.
+RUN_AND_READ = """
+import sys
+from click.testing import CliRunner
+import memnb.lab.sweeps
+from memnb.lab import cli, execute, make_task, tasks
+
+tasks._RUN = ""
+assert execute(make_task(sys.argv[1]), sys.argv[2]).is_dir()
+for words in (["--help"], ["results", "tiny", "--root", sys.argv[2]]):
+    print(CliRunner().invoke(cli.main, words).output.split()[0])
+print([name for name in ("torch", "scipy", "sklearn", "altair") if name in sys.modules])
+"""
+
+
+def test_no_large_library_is_loaded_to_run_a_task_or_read_results(tmp_path):
+    "The process of the notebook loads what it needs; each worker of a sweep does without."
+    done = with_lab(RUN_AND_READ, str(notebook(tmp_path)), str(tmp_path / "root"))
+
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["Usage:", "Error:", "[]"]
+
+
+def test_charts_load_no_torch():
+    code = "import memnb.lab.layouts, sys; print('torch' in sys.modules)"
+    assert with_lab(code).stdout == "False\n"

@@ -9,8 +9,10 @@ __all__ = ['Damaged', 'check_choice', 'code_of', 'generator', 'local_path', 'mod
 # %% ../../nbs/common/00_common.ipynb #face3
 from .checks import check_choice, number, sizes, whole
 from .code import code_of, modules_of
+from .faces import names_on_request
 from .files import Damaged, local_path, publish, seal, verify
-from .rng import generator, seeded
+
+__getattr__ = names_on_request(__name__, {"rng": ("generator", "seeded")})
 
 # %% ../../nbs/common/00_common.ipynb #face4
 _all_ = [

@@ -13,11 +13,8 @@ from pathlib import Path
 
 import click
 import polars as pl
-import torch
 
 from ..common.files import local_path, write_whole
-from ..datasets.sources import data_root
-from .experiments import facts
 from .sweeps import results, sweep
 from .tasks import Failed, execute, failed, make_task
 
@@ -231,6 +228,12 @@ def _short_run() -> str:
 @main.command()
 def doctor():
     "Versions, devices, data that are there, disk, and a short run."
+    # torch takes seconds to import, and no other command needs it
+    import torch
+
+    from memnb.datasets.sources import data_root
+    from memnb.lab.experiments import facts
+
     for name, value in facts().items():
         click.echo(f"{name}: {value}")
     cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

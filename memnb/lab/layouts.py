@@ -12,13 +12,16 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from numbers import Real
+from typing import TYPE_CHECKING
 
 import altair as alt
 import polars as pl
-from torch import Tensor
 
 from ..common.checks import check_choice, shown
 from .charts import MOST_ROWS, check_type, curves
+
+if TYPE_CHECKING:  # torch takes seconds to import, and charts alone do without it
+    from torch import Tensor
 
 # %% ../../nbs/lab/02_layouts.ipynb #cell05
 _SHADES = ["#56B4E9", "#E69F00", "#CC79A7", "#F0E442"]
@@ -181,8 +184,14 @@ def facets(
     return charts
 
 # %% ../../nbs/lab/02_layouts.ipynb #cell13
+def _is_tensor(value) -> bool:
+    from torch import Tensor
+
+    return isinstance(value, Tensor)
+
+
 def picture_address(
-    picture: Tensor,  # (C, H, W), one or three channels, finite
+    picture: "Tensor",  # (C, H, W), one or three channels, finite
 ) -> str:
     """The picture as a data address of a PNG file; its values are stretched to the full range.
 
@@ -191,7 +200,7 @@ def picture_address(
     from PIL import Image
 
     drawable = (
-        isinstance(picture, Tensor)
+        _is_tensor(picture)
         and picture.ndim == 3
         and len(picture) in (1, 3)
         and picture.numel()
@@ -212,9 +221,9 @@ def picture_address(
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _check_pictures(x: Tensor, captions: Sequence[str], title: str, columns: int):
+def _check_pictures(x: "Tensor", captions: Sequence[str], title: str, columns: int):
     "`ValueError` unless these are pictures with as many captions."
-    if not isinstance(x, Tensor) or x.ndim not in (3, 4):
+    if not _is_tensor(x) or x.ndim not in (3, 4):
         raise ValueError(
             f"the pictures are {shown(tuple(getattr(x, 'shape', ())))}; they must be a tensor (k, "
             "C, H, W) or (k, H, W)"
@@ -229,7 +238,7 @@ def _check_pictures(x: Tensor, captions: Sequence[str], title: str, columns: int
 
 
 def pictures(
-    x: Tensor,  # (k, C, H, W), one or three channels, or (k, H, W); k at most 5,000
+    x: "Tensor",  # (k, C, H, W), one or three channels, or (k, H, W); k at most 5,000
     captions: Sequence[str],  # one a picture; may be empty
     title: str,
     columns: int = 10,  # 1 or more

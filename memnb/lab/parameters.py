@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'CASTS', 'SEED', 'RATE', 'DATASET', 'FILE', 'KIND_OF_NOISE', 'TRAINING_RULES', 'Rule', 'count', 'between',
-           'one_of', 'many', 'in_place_of', 'once', 'injected_names', 'refuse_unknown', 'kernel_cells', 'Params',
-           'resolve', 'Parameters', 'check_fits', 'check_source', 'size_of', 'setting']
+           'one_of', 'many', 'in_place_of', 'once', 'injected_names', 'kernel_cells', 'Params', 'resolve', 'Parameters',
+           'check_fits', 'check_source', 'size_of', 'setting']
 
 # %% ../../nbs/lab/04_parameters.ipynb #cell03
 import ast
-import difflib
 import math
 import numbers
 import os
@@ -24,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..common.checks import check_choice, check_memory, in_words, shown
+from ..common.checks import check_choice, check_memory, in_words, refuse_unknown, shown
 from ..common.files import local_path
 from ..datasets.label_noise import NOISE
 from ..datasets.sources import DATASETS, Source, source
@@ -196,17 +195,6 @@ def injected_names(cells: Sequence[str]) -> set[str]:
     ours = [c for c in cells if c.lstrip().startswith("# Parameters")]
     nodes = [n for c in ours for n in ast.parse(c).body if isinstance(n, ast.Assign)]
     return {t.id for n in nodes for t in n.targets if isinstance(t, ast.Name)}
-
-
-def refuse_unknown(
-    names,  # those that were given
-    valid: Sequence[str],  # those that are allowed
-):
-    "`ValueError` for a name that is not valid, with the nearest valid one and all of them."
-    for name in sorted(set(names) - set(valid)):
-        near = difflib.get_close_matches(name, valid, 1, 0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown parameter {name!r}; {hint}this notebook has {', '.join(valid)}")
 
 
 def kernel_cells() -> list[str]:

@@ -226,12 +226,14 @@ def _finish(waiting: dict, root: Path, bar: tqdm, after: Callable[[], None]):
     ended = Counter()
     try:
         while waiting:
-            for task in [t for t, future in waiting.items() if future.done()]:
+            finished = [t for t, future in waiting.items() if future.done()]
+            for task in finished:
                 ended[_outcome(task, root, waiting.pop(task))] += 1
                 bar.set_postfix(ended, refresh=False)
                 bar.update()
                 after()
-            time.sleep(0.05)
+            if not finished:
+                time.sleep(0.05)
     finally:
         for future in waiting.values():
             future.cancel()

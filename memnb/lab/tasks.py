@@ -25,9 +25,9 @@ from pathlib import Path
 
 import polars as pl
 
+from ..common.checks import refuse_unknown
 from ..common.code import code_of
 from ..common.files import Damaged, check_writable, local_path, put, set_aside, verify
-from .parameters import refuse_unknown
 
 # %% ../../nbs/lab/06_tasks.ipynb #cell06
 def declared(notebook: str | Path) -> dict[str, tuple[str, str, str]]:
@@ -176,8 +176,7 @@ class Failed(RuntimeError):
 
 
 # What the process runs: papermill on the notebook beside it, with the parameters of a file. It
-# imports nothing of memnb, whose torch would take seconds. The first lines end a process whose
-# owner has died (PR_SET_PDEATHSIG).
+# imports nothing of memnb. The first lines end a process whose owner has died (PR_SET_PDEATHSIG).
 _RUN = """import json, os, sys
 if sys.platform == "linux": import ctypes; ctypes.CDLL(None).prctl(1, 9)
 if os.getppid() != int(sys.argv[1]): sys.exit("its owner is gone")

@@ -38,11 +38,11 @@ QUICK = """import json, os, sys, time
 if sys.platform == "linux": import ctypes; ctypes.CDLL(None).prctl(1, 9)
 if os.getppid() != int(sys.argv[1]): sys.exit("its owner is gone")
 from pathlib import Path
-import polars as pl
 p = dict(rho=0.2, seed=0) | json.loads(Path("given.json").read_text())
 events = Path(p["name"])
 (events / f"begun-{p['rho']}-{p['seed']}-{os.getpid()}").touch()
 while not (events / f"go-{p['rho']}-{p['seed']}").exists(): time.sleep(0.01)
+import polars as pl
 folder = Path(p["out"]) / "tiny" / "k"
 folder.mkdir(parents=True)
 frame = pl.DataFrame(
@@ -56,9 +56,12 @@ def go(events: Path, rho, seed):
     (events / f"go-{rho}-{seed}").touch()
 
 
+IS_QUICK = f"from memnb.lab import tasks; tasks._RUN = {QUICK!r}\n"
+
+
 def begun(call: str) -> subprocess.Popen:
     "A process of its own in which a task is quick."
-    program = f"from memnb.lab import tasks; tasks._RUN = {QUICK!r}\n" + call
+    program = IS_QUICK + call
     return subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -398,18 +401,25 @@ def test_slurm_on_this_machine(tiny, tmp_path):
 
 
 def test_dask_with_a_worker_killed(tiny, tmp_path, events):
+    "Each of two workers is amid a task when the first one dies."
     distributed = pytest.importorskip("distributed")
     root = tmp_path / "root"
+    (tmp_path / "is_quick.py").write_text(IS_QUICK)
     killed = []
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        n_workers=2,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address=None,
+        preload=[str(tmp_path / "is_quick.py")],
     ) as cluster:
 
         def kill():
-            assert happens(lambda: list(events.glob("begun*")))
+            assert happens(lambda: len(list(events.glob("begun*"))) == 2)
             killed.append(cluster.workers[0].pid)
             os.kill(killed[0], signal.SIGKILL)
-            (events / "go").touch()
+            for seed in (0, 1):
+                go(events, 0.2, seed)
 
         thread = threading.Thread(target=kill, daemon=True)
         thread.start()
@@ -417,7 +427,7 @@ def test_dask_with_a_worker_killed(tiny, tmp_path, events):
             tiny,
             dict(seed=[0, 1]),
             root,
-            dict(name=f"wait {events}"),
+            dict(name=str(events)),
             jobs=2,
             dask=cluster.scheduler_address,
         )
@@ -428,7 +438,14 @@ def test_dask_with_a_worker_killed(tiny, tmp_path, events):
     assert none_left(root)
 
 
-def test_a_scheduler_that_does_not_answer(tiny, tmp_path):
+def test_a_scheduler_that_does_not_answer(tiny, tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    client = distributed.Client
+
+    def impatient(address, timeout):
+        return client(address, timeout=timeout / 20)
+
+    monkeypatch.setattr(distributed, "Client", impatient)
     with pytest.raises(OSError):
         sweep(tiny, dict(seed="0:2"), tmp_path / "root", dask="tcp://127.0.0.1:9")
 

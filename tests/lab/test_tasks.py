@@ -305,7 +305,7 @@ def test_one_that_is_killed_is_tried_again(tmp_path):
     """First the process that runs the notebook, then its kernel, as a machine kills them that runs
     out of memory.
     """
-    work = WORK.replace("folder =", KILLS + "folder =", 1)
+    work = WORK.replace("import polars", KILLS + "import polars")
     root = tmp_path / "root"
     folder = execute(
         make_task(notebook(tmp_path / "nb", work=work), dict(name=str(tmp_path))), root, threads=1
