@@ -236,10 +236,11 @@ def _check_pairs(p: Params):
     except ValueError as e:
         raise ValueError(f"modulus={p.modulus}: {e}") from e
     pairs = p.modulus**2
+    name = "shares" if "shares" in p else "share"
     for share in p.get("shares", [p.share]):
         if not HELD * pairs + 1 <= round((share + HELD) * pairs) < pairs:
             raise ValueError(
-                f"share={share} of {pairs} pairs leaves none to train on, or none to test on "
+                f"{name}={share} of {pairs} pairs leaves none to train on, or none to test on "
                 f"beside the {HELD} that are held out"
             )
 
@@ -304,7 +305,8 @@ def training_times(
 def _completed(figure: str, given: dict) -> dict:
     "What was given, completed by the set-up's, the preset's and the figure's values."
     preset = check_choice("preset", given.get("preset", "quick"), _PRESETS)
-    setup = check_choice("setup", given.get("setup") or "paper", SETUPS)
+    named = given.get("setup")
+    setup = "paper" if named is None else check_choice("setup", named, SETUPS)
     of_figure = _OF_FIGURE[check_choice("figure", figure, _OF_FIGURE)]
     own = _EVERY | dict(widths=_WIDTHS[preset]) | _PRESETS[preset] | SETUPS["paper"] | of_figure
     own |= _OF_BOTH.get((figure, preset), {})
