@@ -261,9 +261,9 @@ def _check_optimizer(p: Params):
     "`ValueError` where a step of AdamW or Muon would turn the sign of the weights."
     for decay in p.get("decays", [p.weight_decay]):
         if p.optimizer in ("adamw", "muon") and p.lr * decay >= 2:
-            name = "decays" if "decays" in p else "weight_decay"
+            names = " or ".join(k for k in ("weight_decay", "decays") if k in p)
             raise ValueError(
-                f"lr={p.lr:g} times {decay:g} of {name} must be below 2: each step multiplies "
+                f"lr={p.lr:g} times {decay:g} of {names} must be below 2: each step multiplies "
                 "the weights by 1 minus that"
             )
 
