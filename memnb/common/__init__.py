@@ -12,7 +12,9 @@ from .code import code_of, modules_of
 from .faces import names_on_request
 from .files import Damaged, local_path, publish, seal, verify
 
-__getattr__ = names_on_request(__name__, {"rng": ("generator", "seeded")})
+_NAMES = {"rng": ("generator", "seeded")}
+
+__getattr__ = names_on_request(__name__, _NAMES)
 
 # %% ../../nbs/common/00_common.ipynb #face4
 _all_ = [
