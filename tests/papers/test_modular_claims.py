@@ -139,9 +139,12 @@ def test_what_frequencies_find_in_a_trained_network():
 def test_claims_on_frequencies_fail_on_their_controls(at_forty, frame):
     second = trained(pairs(0.4)[0], 1, frozen=True, **WIDE)
     swapped = frame.with_columns(part=pl.col("part").replace({"G": "R", "R": "G"}))
-    network = frame.filter(part="network")
-    others = frame.filter(~pl.col("part").is_in(REPLACED))
-    put_back = pl.concat([others, *(network.with_columns(part=pl.lit(a)) for a in REPLACED)])
+    answers_some = pl.when(pl.col("group") == "test").then(0.2).otherwise("accuracy")
+    network = frame.filter(part="network").with_columns(accuracy=answers_some)
+    others = frame.filter(~pl.col("part").is_in([*REPLACED, "network"]))
+    put_back = pl.concat(
+        [others, network, *(network.with_columns(part=pl.lit(a)) for a in REPLACED)]
+    )
     drawn = in_its_place(at_forty, "untrained")
     controls = {
         SHUFFLED: in_its_place(at_forty, "shuffled"),
@@ -155,16 +158,35 @@ def test_claims_on_frequencies_fail_on_their_controls(at_forty, frame):
         assert set(found) == {"does not hold"}, claim.statement
 
 
-def test_the_lesser_of_gain_and_loss_under_another_activation():
+@pytest.mark.parametrize(
+    "noisy, test, measured, verdict",
+    [
+        (0.7, 0.3, 0.15, "holds"),  # noisy labels lost, test pairs gained
+        (0.98, 0.3, 0.02, "does not hold"),  # too few lost
+        (0.1, 0.1, -0.05, "does not hold"),  # test pairs lost, too
+    ],
+)
+def test_another_activation_by_hand(noisy, test, measured, verdict):
+    values = dict(network=(1.0, 0.2), square=(noisy, test))
     rows = [
-        dict(part="network", group="noisy", accuracy=1.0),
-        dict(part="network", group="test", accuracy=0.2),
-        dict(part="square", group="noisy", accuracy=0.7),
-        dict(part="square", group="test", accuracy=0.3),
+        dict(part=part, group=group, accuracy=accuracy, rho=0.2, seed=0)
+        for part, pair in values.items()
+        for group, accuracy in zip(("noisy", "test"), pair, strict=True)
     ]
-    f = pl.DataFrame(rows)
     (claim,) = [c for c in FREQUENCIES if c.statement.startswith("With square")]
-    assert claim.measure(f) == pytest.approx(0.1)
+    table = judge("modular_extraction", [claim], pl.DataFrame(rows))
+    assert table["ours"].item() == pytest.approx(measured)
+    assert table["verdict"].item() == verdict
+
+
+def test_networks_that_answer_no_test_pair_say_nothing_of_activations():
+    rows = [
+        dict(part=part, group=group, accuracy=accuracy, rho=0.2, seed=0)
+        for part in ("network", "square")
+        for group, accuracy in (("noisy", 1.0), ("test", 0.01))
+    ]
+    claims = [c for c in FREQUENCIES if c.statement.startswith("With square")]
+    assert verdicts("modular_extraction", claims, pl.DataFrame(rows)) == ["undecided"]
 
 
 def test_each_operation_is_judged_by_itself(frame):

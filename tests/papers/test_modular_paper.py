@@ -94,7 +94,11 @@ def test_a_single_seed_stands_for_several():
         ("modular_extraction", dict(seeds="0,-1"), "seeds='0,-1' must be 0 or more"),
         ("modular_scaling", dict(widths="0,3"), "widths='0,3' must be at least 1"),
         ("modular_scaling", dict(activations="relu,tanh"), "activations='relu,tanh' must be one"),
-        ("modular_scaling", dict(lr=1, decays="0,3"), "lr=1 times 3 of weight_decay or decays must be"),
+        (
+            "modular_scaling",
+            dict(lr=1, decays="0,3"),
+            "lr=1 times 3 of weight_decay or decays must be",
+        ),
         ("modular_scaling", dict(operation="mul", modulus=9), "9 is not prime"),
         ("modular_transformer", dict(rho=0), "rho=0 leaves modular_transformer without a wrong"),
         ("modular_transformer", dict(heads=3), "width=16 must be divisible by heads=3"),
