@@ -175,8 +175,16 @@ def _put_in_order(p: Params):
 # %% ../../nbs/papers/16_modular.ipynb #par1
 def _check_noise(p: Params):
     "`ValueError` unless there are wrong labels, and right ones."
-    if "rhos" not in p and p.rho == 0:
-        raise ValueError(f"rho=0 leaves {p.figure} without a wrong label: it must be above 0")
+    least = p.rho
+    if p.figure == "modular_phases":  # each of whose cells is of wrong labels
+        least = min(p.rhos)
+    pairs = round((min(p.get("shares", [p.share])) + HELD) * p.modulus**2)
+    is_needed = "rhos" not in p or p.figure == "modular_phases"
+    if is_needed and round(least * pairs) == 0:
+        raise ValueError(
+            f"rho={least:g} leaves {p.figure} without a wrong label: it must be above 0, and one "
+            f"at least of {pairs} labels"
+        )
     if p.figure == "modular_order" and p.rho == 1:
         raise ValueError(
             "rho=1 leaves no right label, and modular_order compares right and wrong ones: it must "
@@ -232,7 +240,11 @@ def needs(
     size = 3 * p.modulus * widest
     pairs = p.modulus**2
     trained = max(p.get("shares", [p.share])) * pairs
-    memory = 4 * (trained * 2 * widest + pairs * (10 * p.modulus + widest)) + 40 * size
+    inside = 2 * widest
+    if "hidden" in p:  # a transformer: its perceptron and its attention
+        size += 2 * widest * p.hidden + 4 * widest**2
+        inside = p.hidden + 3 * widest
+    memory = 4 * (trained * inside + pairs * (10 * p.modulus + widest)) + 40 * size
     return memory, runs * (4 * size + 900 * pairs)
 
 
@@ -280,7 +292,7 @@ def _check_all(p: Params):
     _check_noise(p)
     _check_optimizer(p)
     _check_transformer(p)
-    check_fits(p, *needs(p, len(p.seeds)), "modulus widths width")
+    check_fits(p, *needs(p, len(p.seeds)), "modulus widths width hidden")
 
 
 modular_parameters = Parameters(_PRESETS, _RULES, _completed, _check_all)
