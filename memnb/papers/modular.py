@@ -175,15 +175,14 @@ def _put_in_order(p: Params):
 # %% ../../nbs/papers/16_modular.ipynb #par1
 def _check_noise(p: Params):
     "`ValueError` unless there are wrong labels, and right ones."
-    least = p.rho
-    if p.figure == "modular_phases":  # each of whose cells is of wrong labels
-        least = min(p.rhos)
+    name = "rhos" if p.figure == "modular_phases" else "rho"
+    rates = p.rhos if name == "rhos" else [p.rho]
+    is_needed = name == "rhos" or "rhos" not in p
     pairs = round((min(p.get("shares", [p.share])) + HELD) * p.modulus**2)
-    is_needed = "rhos" not in p or p.figure == "modular_phases"
-    if is_needed and round(least * pairs) == 0:
+    if is_needed and round(min(rates) * pairs) == 0:
         raise ValueError(
-            f"rho={least:g} leaves {p.figure} without a wrong label: it must be above 0, and one "
-            f"at least of {pairs} labels"
+            f"{name}={','.join(f'{rate:g}' for rate in rates)} leaves {p.figure} without a wrong "
+            f"label: it must be above 0, and one at least of {pairs} labels (modulus={p.modulus})"
         )
     if p.figure == "modular_order" and p.rho == 1:
         raise ValueError(
@@ -200,10 +199,11 @@ def _check_pairs(p: Params):
     except ValueError as e:
         raise ValueError(f"modulus={p.modulus}: {e}") from e
     pairs = p.modulus**2
+    name = "shares" if "shares" in p else "share"
     for share in p.get("shares", [p.share]):
         if not HELD * pairs + 1 <= round((share + HELD) * pairs) < pairs:
             raise ValueError(
-                f"share={share} of {pairs} pairs leaves none to train on, or none to test on "
+                f"{name}={share} of {pairs} pairs leaves none to train on, or none to test on "
                 f"beside the {HELD} that are held out"
             )
 
@@ -272,7 +272,10 @@ def training_times(
 def _completed(figure: str, given: dict) -> dict:
     "What was given, completed by the set-up's, the preset's and the figure's values."
     preset = check_choice("preset", given.get("preset", "quick"), _PRESETS)
-    setup = check_choice("setup", given.get("setup") or "paper", SETUPS)
+    setup = given.get("setup")
+    if setup is None or isinstance(setup, str) and not setup:
+        setup = "paper"
+    check_choice("setup", setup, SETUPS)
     of_figure = _OF_FIGURE[check_choice("figure", figure, _OF_FIGURE)]
     own = _EVERY | dict(widths=_WIDTHS[preset]) | _PRESETS[preset] | SETUPS[setup] | of_figure
     own |= _OF_BOTH.get((figure, preset), {})
