@@ -80,7 +80,8 @@ def _stack_of(call: partial) -> str | None:
         return None
     given = arguments_of(call)
     model = given["model"]
-    if why_not([model]) or sum(w.numel() for w in model.parameters()) > SMALL:
+    size = sum(w.numel() for w in model.parameters())
+    if size > SMALL or why_not([model], given.get("optimizer", "sgd")):
         return None
     own = ("model", "data", "test", "progress", *_OWN)
     shared = {k: v for k, v in given.items() if k not in own}

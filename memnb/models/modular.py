@@ -110,18 +110,21 @@ class ModularNet(nn.Module):
         return self.readout(ACTIVATIONS[self.activation].of(sums))
 
     def grid(self) -> Tensor:
-        "Logits (P, P, P) of all pairs: row a, column b."
+        "Logits (P, P, P) of all pairs: row a, column b. `ValueError` where memory is too small."
+        size = self.p**3 * self.u.element_size()
+        check_memory(f"the logits of all pairs of P={self.p} take", size)
         return torch.stack([self._logits(row + self.v) for row in self.u])
 
     def full_batch_gradient(
         self,
         data: NoisyDataset,  # of `operation_table`
-    ) -> Callable[[], Tensor]:
+    ) -> Callable[[], Tensor] | None:
         """A function that sets the gradients of the mean cross-entropy over all of the data.
 
-        It returns the loss (), and gives what autograd gives, in less time: see `FullBatch`.
+        It returns the loss (), and gives what autograd gives, in less time: see `FullBatch`. None
+        where a hook, another `forward` or another last layer changes what the network computes.
         """
-        return FullBatch(self, data)
+        return FullBatch(self, data) if _is_plain(self) else None
 
 # %% ../../nbs/models/06_modular.ipynb #cell07
 def residues(
@@ -142,6 +145,26 @@ def residues(
     return tuple(pairs.argmax(2).T)
 
 # %% ../../nbs/models/06_modular.ipynb #cell08
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+def _is_plain(net: ModularNet) -> bool:
+    "Whether a network computes what `ModularNet` says, and nothing listens to its gradients."
+    changed = "forward" in vars(net) or any(
+        getattr(type(net), name) is not getattr(ModularNet, name) for name in ("forward", "_logits")
+    )
+    if changed or type(net.readout) is not nn.Linear:
+        return False
+    if any(getattr(m, kind) for m in net.modules() for kind in _HOOKS):
+        return False
+    parameters = list(net.parameters())
+    expected = {id(p) for p in (net.u, net.v, net.readout.weight, net.readout.bias)}
+    return {id(p) for p in parameters} <= expected and not any(
+        getattr(p, kind, None) for p in parameters for kind in _TENSOR_HOOKS
+    )
+
+
 @dataclass
 class _Part:
     "Some of the pairs, and room for what is computed of them."
@@ -154,18 +177,27 @@ class _Part:
 
 
 class FullBatch:
-    "The mean cross-entropy of a `ModularNet` over all of its data, with the gradients."
+    """The mean cross-entropy of a `ModularNet` over all of its data, with the gradients.
+
+    `ValueError` for data that are no pairs, and where the neurons' sums do not fit into memory.
+    """
 
     def __init__(self, net: ModularNet, data: NoisyDataset):
         a, b = residues(data, net.p)
         self.net = net
         self.n = len(data)
+        width = net.u.shape[1]
+        if not net.u.is_cuda:
+            check_memory(
+                f"the sums and logits of {self.n:,} pairs and width={width} take",
+                self.n * (width + net.p) * net.u.element_size(),
+            )
         self.act = ACTIVATIONS[net.activation]
         order = (a * net.p + b).argsort()
         self.y = data.y[order, None]
         self.less = net.u.new_full((self.n, 1), -1)
         self.logits = net.u.new_empty(self.n, net.p)
-        sums = net.u.new_empty(self.n, net.u.shape[1])
+        sums = net.u.new_empty(self.n, width)
         parts = list(order.tensor_split(-(-self.n // _pairs_at_once(net.u))))
         room = torch.empty_like(sums[: len(parts[0])])
         self.parts = []
@@ -177,7 +209,9 @@ class FullBatch:
     def __call__(self) -> Tensor:
         net = self.net
         for q in net.parameters():
-            if q.requires_grad:
+            if not q.requires_grad:
+                q.grad = None  # an optimizer would go by what is left of an earlier one
+            else:
                 q.grad = torch.zeros_like(q) if q.grad is None else q.grad.zero_()
         w = net.readout.weight.T.contiguous()  # so that each product finds its rows in order
         for part in self.parts:
@@ -320,5 +354,8 @@ def modular_transformer(
 
     `TypeError` or `ValueError` for sizes that do not fit each other, or do not fit into memory.
     """
+    p = whole("P", p, 3)
+    for name, size in (("width", width), ("heads", heads), ("hidden", hidden)):
+        whole(name, size, 1)
     what = f"a transformer of P={p}, width={width}, heads={heads}, hidden={hidden}"
     return made(what, lambda: ModularTransformer(p, width, heads, hidden), seed)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..common.checks import check_choice, check_memory, shown
 from ..common.rng import check_device, generator
 from ..datasets.label_noise import corrupt
-from ..datasets.noisy_datasets import NoisyDataset, share_of
+from ..datasets.noisy_datasets import NoisyDataset, check_data, share_of
 
 # %% ../../nbs/modular/01_arithmetic.ipynb #cell05
 OPERATIONS = {
@@ -86,15 +86,22 @@ def mirrored(
     """The data with wrong labels that keep the operation's law of exchange.
 
     For addition and multiplication (b, a) gets the wrong label of (a, b); for subtraction its
-    negative, as b - a is that of a - b. As many labels are wrong as rho says, or one more.
-    `ValueError` for another kind of noise than `wrong`, and for a rate out of range.
+    negative, as b - a is that of a - b; (a, a), which mirrors itself, gets any wrong label. As many
+    labels are wrong as rho says, or one more. `ValueError` for another kind of noise than `wrong`,
+    a rate out of range, an unknown operation, and data that are no table of it.
     """
+    check_data(data)
+    check_choice("operation", operation, OPERATIONS)
     if noise != "wrong":
         raise ValueError(f"noise={shown(noise)}: symmetric noise is of the kind wrong")
     share_of("rho", rho)
     p = data.n_classes
+    a = data.index // p
+    b = data.index % p
+    inside = int(data.index.max()) < p * p
+    if not inside or data.clean is None or not data.clean.equal(OPERATIONS[operation](a, b, p)):
+        raise ValueError(f"the clean labels are not those of {operation} modulo {p}")
     g = generator(seed)
-    a, b = data.index // p, data.index % p
     pair = torch.minimum(a, b) * p + torch.maximum(a, b)
     rank = torch.rand(p * p, generator=g, dtype=torch.float64)[pair]
     shift = torch.randint(1, p, (p * p,), generator=g)[pair]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'EXTRACT', 'primitive_root', 'circle', 'ResidueView', 'look', 'label_table', 'spectrum', 'participation',
-           'joint_power', 'dominant', 'neuron_spectra', 'keep_frequency', 'Method', 'extract', 'strict', 'alignment']
+           'joint_power', 'dominant', 'neuron_spectra', 'are_integers', 'check_frequencies', 'keep_frequency', 'Method',
+           'extract', 'strict', 'alignment']
 
 # %% ../../nbs/modular/02_fourier.ipynb #cell02
 from collections.abc import Callable
@@ -14,29 +15,29 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from ..common.checks import check_choice, seed_of, shown, whole
+from ..common.checks import check_choice, check_memory, seed_of, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.modular import ACTIVATIONS, ModularNet
-from .arithmetic import OPERATIONS, check_modulus
+from .arithmetic import LARGEST_MODULUS, OPERATIONS, check_modulus, is_prime
 
 # %% ../../nbs/modular/02_fourier.ipynb #cell05
 def primitive_root(p: int) -> int:
-    "The smallest g whose powers are all nonzero residues modulo the prime p."
-    p = whole("p", p, 3)
-    if any(p % k == 0 for k in range(2, int(p**0.5) + 1)):
+    "The smallest g whose powers are all nonzero residues modulo the prime p, at most a million."
+    p = whole("p", p, 3, LARGEST_MODULUS)
+    if not is_prime(p):
         raise ValueError(f"p={p} must be a prime number")
     return next(g for g in range(2, p) if len({pow(g, k, p) for k in range(1, p)}) == p - 1)
 
 
 def circle(
-    p: int,  # modulus, 2 or more
+    p: int,  # modulus, 3 or more
     operation: str,  # a key of `OPERATIONS`
 ) -> Tensor:
     """(q,) residues in the order of the group; q is P, or P - 1 for multiplication.
 
     `ValueError` as of `check_modulus`.
     """
-    p = whole("p", p, 2)
+    p = whole("P", p, 3, LARGEST_MODULUS)
     check_modulus(p, operation)
     if operation != "mul":
         return torch.arange(p)
@@ -44,6 +45,12 @@ def circle(
     return torch.tensor([pow(g, k, p) for k in range(p - 1)])
 
 # %% ../../nbs/modular/02_fourier.ipynb #cell08
+def _check_cube(q: int, like: Tensor):
+    "`ValueError` unless logits (q, q, q) of this type fit into memory."
+    if not like.is_cuda:
+        check_memory(f"logits of {q} x {q} pairs take", q**3 * like.element_size())
+
+
 @dataclass(eq=False)
 class ResidueView:
     "Weights and logits in an order of the residues."
@@ -139,7 +146,11 @@ class ResidueView:
         v: Tensor,  # (q, M)
         w: Tensor,  # (M, q)
     ) -> Tensor:
-        "Logits (q, q, q) of other weights in the same network, without a bias."
+        """Logits (q, q, q) of other weights in the same network, without a bias.
+
+        `ValueError` where they do not fit into memory.
+        """
+        _check_cube(len(u), u)
         act = ACTIVATIONS[self.activation].of
         return torch.stack([act(row + v) @ w for row in u])
 
@@ -194,6 +205,9 @@ def label_table(
         raise TypeError(f"the data are {shown(data)}; they must be a NoisyDataset")
     p = data.n_classes
     order = circle(p, operation).to(data.y.device)
+    if int(data.index.max()) >= p * p:
+        raise ValueError(f"the index spans up to {int(data.index.max())}; P={p} has {p * p} pairs")
+    check_memory(f"logits of {p} x {p} pairs take", 8 * p**3)  # with their copy in another order
     logits = torch.zeros(p * p, p, device=data.y.device)
     logits[data.index, data.y] = 1
     return ResidueView(p, operation, order, logits.view(p, p, p)[order][:, order][:, :, order])
@@ -221,9 +235,21 @@ def spectrum(weights: Tensor) -> Tensor:
     return power
 
 
+def _scaled(power: Tensor) -> Tensor:
+    """Spectra (K, M) times a power of 2 each, by which the largest but frequency 0 is near 1.
+
+    Their ratios keep every bit, and the squares of small ones do not vanish.
+    """
+    if len(power) < 2:
+        return power
+    largest = power[1:].amax(0)
+    scale = largest / torch.frexp(largest).mantissa
+    return power / torch.where(largest > 0, scale, 1)
+
+
 def participation(power: Tensor) -> Tensor:
     "(M,) inverse participation ratio, in [0, 1], of spectra (K, M) without frequency 0."
-    power = _matrix("power", power)[1:]
+    power = _scaled(_matrix("power", power))[1:]
     return power.square().sum(0) / power.sum(0).square().clamp_min(1e-30)
 
 
@@ -237,7 +263,7 @@ def joint_power(
     _check_view(view)
     if view.u is None:
         raise ValueError("this view has no weights, only logits")
-    parts = [spectrum(m) for m in (view.u, view.v, view.w.T)]
+    parts = [_scaled(spectrum(m)) for m in (view.u, view.v, view.w.T)]
     return sum(s / s[1:].sum(0).clamp_min(1e-30) for s in parts)
 
 
@@ -265,19 +291,37 @@ def neuron_spectra(
     return pl.DataFrame(rows)
 
 
+def are_integers(v: Tensor) -> bool:
+    "Whether a tensor holds whole numbers; truth values are none."
+    return not (v.is_floating_point() or v.is_complex() or v.dtype == torch.bool)
+
+
+def check_frequencies(
+    frequencies: Tensor,  # integers
+    most: int,  # the largest that there is
+):
+    "`ValueError` unless integers are frequencies of a circle."
+    if frequencies.numel() and not 0 <= int(frequencies.min()) <= int(frequencies.max()) <= most:
+        raise ValueError(
+            f"frequencies span {int(frequencies.min())} to {int(frequencies.max())}; they lie in "
+            f"[0, {most}]"
+        )
+
+
 def keep_frequency(
     weights: Tensor,  # (q, M)
-    k: Tensor | int,  # (M,) frequencies, or one for all columns, 0 or more
+    k: Tensor | int,  # (M,) frequencies, or one for all columns, 0 to q // 2
 ) -> Tensor:
     """(q, M) weights with nothing but the frequency k.
 
-    `ValueError` for frequencies of another shape, or that are no integers.
+    `ValueError` for frequencies of another shape, out of range, or that are no integers.
     """
-    _matrix("weights", weights)
+    most = len(_matrix("weights", weights)) // 2
     if not isinstance(k, Tensor):
-        k = whole("k", k, 0)
-    elif k.is_floating_point() or k.is_complex() or k.ndim and k.shape != weights.shape[1:]:
+        k = whole("k", k, 0, most)
+    elif not are_integers(k) or k.ndim and k.shape != weights.shape[1:]:
         raise ValueError(f"k={shown(k)} must be integers, one or {weights.shape[1]}")
+    check_frequencies(torch.as_tensor(k), most)
     if not weights.numel():
         return weights  # of no neuron at all, which MKL refuses
     z = torch.fft.rfft(weights, dim=0)

@@ -17,6 +17,8 @@ from ..common.checks import check_choice, shown, whole
 from ..models.modular import ACTIVATIONS, ModularNet
 from memnb.modular.fourier import (
     ResidueView,
+    are_integers,
+    check_frequencies,
     dominant,
     joint_power,
     keep_frequency,
@@ -59,10 +61,15 @@ def phase_errors(
     view: ResidueView,  # of `look`
     operation: str | None = None,  # add, sub or mul; default: the view's
 ) -> Tensor:
-    "(M,) how far each neuron's phases are from those of the operation, in [-pi, pi)."
-    check_choice("operation", operation or view.operation, ("add", "sub", "mul"))
+    """(M,) how far each neuron's phases are from those of the operation, in [-pi, pi).
+
+    `ValueError` for an unknown operation, and for a view without weights.
+    """
+    _check_weights(view)
+    operation = view.operation if operation is None else operation
+    check_choice("operation", operation, ("add", "sub", "mul"))
     a, b, c = phases(view)
-    off = a + (-b if (operation or view.operation) == "sub" else b) - c
+    off = a + (-b if operation == "sub" else b) - c
     return (off + torch.pi) % (2 * torch.pi) - torch.pi
 
 # %% ../../nbs/modular/03_neurons.ipynb #cell08
@@ -109,11 +116,41 @@ def keep_frequencies(
     weights: Tensor,  # (q, d)
     frequencies: Sequence[int] | Tensor,  # 0 to q // 2
 ) -> Tensor:
-    "(q, d) weights with nothing but these frequencies."
-    keep = torch.zeros(len(weights) // 2 + 1, 1, dtype=torch.bool, device=weights.device)
-    keep[torch.as_tensor(frequencies, device=weights.device)] = True
+    """(q, d) weights with nothing but these frequencies.
+
+    `TypeError` or `ValueError` for what are no frequencies of this circle.
+    """
+    if not isinstance(weights, Tensor) or weights.ndim != 2 or not weights.is_floating_point():
+        raise TypeError(
+            f"weights={shown(weights)} must be a floating-point tensor of two dimensions"
+        )
+    most = len(weights) // 2
+    if not hasattr(frequencies, "__iter__"):
+        raise TypeError(f"frequencies={shown(frequencies)} must be whole numbers in a row")
+    if not isinstance(frequencies, Tensor):
+        whole_numbers = [whole("a frequency", k, 0, most) for k in frequencies]
+        frequencies = torch.tensor(whole_numbers, dtype=torch.int64)
+    if not are_integers(frequencies) or frequencies.ndim != 1:
+        raise ValueError(f"frequencies={shown(frequencies)} must be integers in a row")
+    check_frequencies(frequencies, most)
+    keep = torch.zeros(most + 1, 1, dtype=torch.bool, device=weights.device)
+    keep[frequencies.to(weights.device)] = True
     z = torch.where(keep, torch.fft.rfft(weights, dim=0), 0)
     return torch.fft.irfft(z, n=len(weights), dim=0)
+
+
+def _check_head(head, order):
+    "`TypeError` or `ValueError` unless an order names outputs of a linear layer, once each."
+    if not isinstance(head, nn.Linear):
+        raise TypeError(f"the head is {shown(head)}; it must be a linear layer")
+    if not isinstance(order, Tensor) or not are_integers(order) or order.ndim != 1:
+        raise TypeError(f"order={shown(order)} must be a tensor of integers (q,), as of `circle`")
+    q = head.out_features
+    once = len(order) and len(order.unique()) == len(order)
+    if not once or not 0 <= int(order.min()) <= int(order.max()) < q:
+        raise ValueError(
+            f"order={order.tolist()[:12]} must name residues in [0, {q - 1}], once each"
+        )
 
 
 @torch.no_grad()
@@ -122,7 +159,12 @@ def filter_head(
     order: Tensor,  # (q,) residues in the order of the circle
     k: int,  # frequencies, 1 or more
 ) -> Tensor:
-    "Keep the strongest k frequencies of a last layer; they are returned."
+    """Keep the strongest k frequencies of a last layer's weights; they are returned.
+
+    Its bias and the weights of residues that are not in the order stay as they are. `TypeError` or
+    `ValueError` for another layer, and for an order that does not name its residues once each.
+    """
+    _check_head(head, order)
     weights = head.weight[order]
     strongest = top_frequencies(weights, k)
     head.weight[order] = keep_frequencies(weights, strongest)

@@ -262,6 +262,10 @@ def kept_curves(
     `TypeError` or `ValueError` for scores, shares or data that do not fit.
     """
     shares = _checked_shares(shares)
+    if not isinstance(sets, dict) or not sets:
+        raise TypeError(f"sets={shown(sets)} must be a dictionary of data sets, one at least")
+    for name, data in sets.items():
+        _check(data, f"the data of set {name!r}")
     layer = reader(model, next(iter(sets.values())).x, layer)
     _check_scores(scores, model.get_submodule(layer).in_features)
     order = scores.argsort(descending=not lowest, stable=True)
@@ -277,7 +281,17 @@ def smallest_share(
     curve: pl.DataFrame,  # of `kept_curves`, of one set
     within: float = 0.01,  # of the best accuracy, in [0, 1)
 ) -> float:
-    "The smallest share of neurons whose accuracy is within a margin of the best of the curve."
+    """The smallest share of neurons whose accuracy is within a margin of the best of the curve.
+
+    `TypeError` for what is no curve. `ValueError` for an empty one, one of several sets, and a
+    margin out of range.
+    """
+    if not isinstance(curve, pl.DataFrame) or not {"share", "set", "accuracy"} <= {*curve.columns}:
+        raise TypeError(f"curve={shown(curve)} must be a frame of `kept_curves`")
+    number("within", within, "lie in [0, 1)", lambda v: 0 <= v < 1)
+    names = curve["set"].unique().sort().to_list()
+    if len(names) != 1:
+        raise ValueError(f"the curve holds the sets {names}; it must be of one set")
     enough = curve["accuracy"].max() - within
     return curve.filter(pl.col("accuracy") >= enough)["share"].min()
 
@@ -290,11 +304,18 @@ def strength_on(
 ) -> Tensor:
     """(M,) float64, 0 or more: the most that each neuron adds to a logit, on these inputs.
 
-    For a network of residues `strength` says it for all inputs there could be.
+    For a network of residues `strength` says it for all inputs there could be. `ValueError` for a
+    layer that does not read one row of neurons an example.
     """
     _check(data)
     layer = reader(model, data.x, layer)
     most = 0
     for _, read in activations(model, data.x, [f"{layer}.input"]):
-        most = torch.maximum(read[f"{layer}.input"].abs().amax(0).double(), torch.as_tensor(most))
+        neurons = read[f"{layer}.input"]
+        if neurons.ndim != 2:
+            raise ValueError(
+                f"layer {layer!r} reads {tuple(neurons.shape)}; neurons of {len(neurons)} examples "
+                f"are asked for as ({len(neurons)}, M)"
+            )
+        most = torch.maximum(neurons.abs().amax(0).double(), torch.as_tensor(most))
     return most * model.get_submodule(layer).weight.detach().abs().amax(0).double()

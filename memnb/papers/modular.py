@@ -188,8 +188,15 @@ def _put_in_order(p: Params):
 # %% ../../nbs/papers/16_modular.ipynb #par1
 def _check_noise(p: Params):
     "`ValueError` unless there are wrong labels, and right ones."
-    if "rhos" not in p and p.rho == 0:
-        raise ValueError(f"rho=0 leaves {p.figure} without a wrong label: it must be above 0")
+    name = "rhos" if p.figure == "modular_phases" else "rho"
+    rates = p.rhos if name == "rhos" else [p.rho]
+    is_needed = name == "rhos" or "rhos" not in p
+    pairs = round((min(p.get("shares", [p.share])) + HELD) * p.modulus**2)
+    if is_needed and round(min(rates) * pairs) == 0:
+        raise ValueError(
+            f"{name}={','.join(f'{rate:g}' for rate in rates)} leaves {p.figure} without a wrong "
+            f"label: it must be above 0, and one at least of {pairs} labels (modulus={p.modulus})"
+        )
     if p.figure in ("modular_order", "modular_partition", "modular_tied") and p.rho == 1:
         raise ValueError(
             f"rho=1 leaves no right label, and {p.figure} compares right and wrong ones: it must "
@@ -277,7 +284,11 @@ def needs(
     size = 3 * p.modulus * widest
     pairs = p.modulus**2
     trained = max(p.get("shares", [p.share])) * pairs
-    memory = 4 * (trained * 2 * widest + pairs * (10 * p.modulus + widest)) + 40 * size
+    inside = 2 * widest
+    if "hidden" in p:  # a transformer: its perceptron and its attention
+        size += 2 * widest * p.hidden + 4 * widest**2
+        inside = p.hidden + 3 * widest
+    memory = 4 * (trained * inside + pairs * (10 * p.modulus + widest)) + 40 * size
     return memory, runs * (4 * size + 900 * pairs)
 
 
@@ -305,8 +316,10 @@ def training_times(
 def _completed(figure: str, given: dict) -> dict:
     "What was given, completed by the set-up's, the preset's and the figure's values."
     preset = check_choice("preset", given.get("preset", "quick"), _PRESETS)
-    named = given.get("setup")
-    setup = "paper" if named is None else check_choice("setup", named, SETUPS)
+    setup = given.get("setup")
+    if setup is None or isinstance(setup, str) and not setup:
+        setup = "paper"
+    check_choice("setup", setup, SETUPS)
     of_figure = _OF_FIGURE[check_choice("figure", figure, _OF_FIGURE)]
     own = _EVERY | dict(widths=_WIDTHS[preset]) | _PRESETS[preset] | SETUPS["paper"] | of_figure
     own |= _OF_BOTH.get((figure, preset), {})
@@ -332,7 +345,7 @@ def _check_all(p: Params):
         _check_tied(p)
     if p.figure == "modular_partition":
         _check_pictures(p)
-    check_fits(p, *needs(p, len(p.seeds)), "modulus widths width")
+    check_fits(p, *needs(p, len(p.seeds)), "modulus widths width hidden")
 
 
 modular_parameters = Parameters(_PRESETS, _RULES, _completed, _check_all)

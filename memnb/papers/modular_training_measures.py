@@ -9,7 +9,7 @@ __all__ = ['HIGH', 'LOW', 'PHASE_NAMES', 'luck', 'first_answers', 'starts', 'pha
 import polars as pl
 import torch
 
-from ..common.checks import check_choice
+from ..common.checks import check_choice, number
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import predict
 from ..runs.run import Run
@@ -65,8 +65,11 @@ def phase(
     """One of `PHASE_NAMES`.
 
     Where test pairs are answered: noisy labels are fitted, partly, or not. Where they are not:
-    noisy labels are fitted (memorization), or not all of them (forgetting).
+    noisy labels are fitted (memorization), or not all of them (forgetting). `TypeError` or
+    `ValueError` for what is no accuracy.
     """
+    for name, accuracy in (("noisy", noisy), ("test", test)):
+        number(name, accuracy, "lie in [0, 1]", lambda v: 0 <= v <= 1)
     if test < HIGH:
         return "memorization" if noisy >= HIGH else "forgetting"
     if noisy >= HIGH:
@@ -86,9 +89,14 @@ def final_accuracies(
     frame: pl.DataFrame,  # of `modular_frame`, any columns of cases
     by: list[str],  # columns of a case
 ) -> pl.DataFrame:
-    "One row a case: `clean` and `noisy` (labels as given) and `test`, accuracies at the end."
+    """One row a case: `clean` and `noisy` (labels as given) and `test`, accuracies at the end.
+
+    They are those of the network where `by` does not name the column `part`.
+    """
     for column in by:
         check_choice("column", column, frame.columns)
+    if "part" in frame.columns and "part" not in by:
+        frame = frame.filter(pl.col("part") == "network")
     ends = frame.filter(
         pl.col("epoch") == pl.col("epoch").max(),
         ((pl.col("target") == "given") & pl.col("group").is_in(["clean", "noisy"]))

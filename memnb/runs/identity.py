@@ -240,13 +240,23 @@ def _layer(look: _Look, name: str, m: nn.Module) -> list:
     return [name, look(type(m)), m.training, look(attributes), hooks, shapes]
 
 
+def _shared(model: nn.Module) -> list[list[str]]:
+    "Names that stand for one and the same parameter or buffer, a list each."
+    names = {}
+    for name, v in _tensors(model):
+        names.setdefault(id(v), []).append(name)
+    return [several for several in names.values() if len(several) > 1]
+
+
 def _network(look: _Look, model: nn.Module) -> list:
     "Every layer of a network, without the values of its parameters."
     lenient = _Look(strict=False)
     lenient.met = look.met
     lenient.libraries = look.libraries
     layers = model.named_modules(remove_duplicate=False)
-    return ["network", [_layer(lenient, name, m) for name, m in layers]]
+    described = ["network", [_layer(lenient, name, m) for name, m in layers]]
+    shared = _shared(model)
+    return [*described, shared] if shared else described
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

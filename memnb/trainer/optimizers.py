@@ -23,7 +23,7 @@ class Muon(torch.optim.Optimizer):
     """torch's Muon for the weight matrices of a network, AdamW for its other parameters.
 
     Muon's updates get the size of AdamW's, so that both take one rate. `ValueError` for a network
-    without a matrix.
+    without a matrix, and for a momentum out of range.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,  # of Muon, in [0, 1)
         fused: bool | None = None,  # of AdamW
     ):
+        number("momentum", momentum, "lie in [0, 1)", lambda v: 0 <= v < 1)
         parameters = list(parameters)
         matrices = [p for p in parameters if p.ndim == 2]
         others = [p for p in parameters if p.ndim != 2]
@@ -41,16 +42,25 @@ class Muon(torch.optim.Optimizer):
             shapes = ", ".join(str(tuple(p.shape)) for p in parameters)
             raise ValueError(f"the network has no weight matrix: its parameters are {shapes}")
         both = dict(lr=lr, weight_decay=weight_decay)
+        super().__init__(parameters, both)
         self.parts = [
             torch.optim.Muon(matrices, momentum=momentum, adjust_lr_fn="match_rms_adamw", **both)
         ]
         if others:
             self.parts.append(torch.optim.AdamW(others, fused=fused, **both))
-        super().__init__(parameters, both)
         self._join()
 
     def _join(self):
         self.param_groups = [g for part in self.parts for g in part.param_groups]
+
+    def __getstate__(self) -> dict:
+        return super().__getstate__() | dict(parts=self.parts)
+
+    def add_param_group(self, param_group: dict):
+        "`ValueError`: both take all of their parameters when they are made."
+        if hasattr(self, "parts"):
+            raise ValueError("Muon takes no further parameters: give it all of them at once")
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
@@ -145,6 +155,8 @@ def make_optimizer(
     lr = number("lr", lr, "be above 0, and finite", lambda v: 0 < v < math.inf)
     if not parameters:
         raise ValueError("the network has no parameters to train")
+    if missing := [k for k, v in options.items() if isinstance(v, float) and math.isnan(v)]:
+        raise ValueError(f"{optimizer} does not take {missing[0]}=nan: it must be a number")
     make = OPTIMIZERS[check_choice("optimizer", optimizer, OPTIMIZERS)]
     if not options.get("foreach"):
         options = dict(fused=all(p.is_floating_point() for p in parameters)) | options

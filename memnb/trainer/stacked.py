@@ -368,7 +368,7 @@ def train_stacked(
     test: Sequence[NoisyDataset] | None = None,  # one a network, all of one size
     times: Sequence[float] | None = None,  # recorded times, as in `train`
     *,
-    optimizer: str = "sgd",  # a key of `OPTIMIZERS`
+    optimizer: str = "sgd",  # a key of `OPTIMIZERS` but muon
     lr: float | Sequence[float] = 0.01,  # one for all, or one a network
     batch: int | None = 128,  # examples a step; None: all of them
     clip: float | None | Sequence[float | None] = None,  # one for all, or one a network
@@ -387,7 +387,7 @@ def train_stacked(
     what cannot be used, before any work.
     """
     observe = check_functions("observe", observe)
-    if why := why_not(models):
+    if why := why_not(models, optimizer):
         raise ValueError(f"the networks cannot be stacked: {why}")
     count = len(models)
     device = pick_device(device)
@@ -452,7 +452,7 @@ def fit_stacked(
         ("folder", "journal"),
         "one place cannot keep many runs; save each with memnb.runs.save_run",
     )
-    if why := why_not(models):
+    if why := why_not(models, options.get("optimizer", "sgd")):
         warnings.warn(f"the networks are trained one by one: {why}", stacklevel=2)
         return _fit_each(models, data, epochs, test, **dict(config=None) | options)
     members = None

@@ -54,6 +54,7 @@ def _flattens_inside(layers: list[nn.Module]) -> bool:
 
 def why_not(
     models: Sequence[nn.Module],  # one or more
+    optimizer: str = "sgd",  # a key of `OPTIMIZERS`
 ) -> str:
     """Why these networks cannot be stacked, in words; empty if they can.
 
@@ -63,6 +64,8 @@ def why_not(
         raise TypeError(f"models={shown(models)} must be a list of networks, one at least")
     if strange := [m for m in models if not isinstance(m, nn.Module)]:
         raise TypeError(f"models hold {shown(strange[0])}; they must be torch.nn.Modules")
+    if optimizer == "muon":
+        return "muon steps each weight matrix as a whole, and a stack holds those of all networks"
     networks = [_leaves(m) for m in models]
     layers = [layer for network in networks for layer in network]
     names = sorted({type(v).__name__ for v in layers if type(v) not in (nn.Linear, *_PLAIN)})

@@ -284,8 +284,10 @@ def costs(
 
     model = deepcopy(model)
     looks = dict(each_step=[now])
-    if hasattr(model, "full_batch_gradient") and batch == len(data) and not options.get("backward"):
-        model.full_batch_gradient = _after(now, model.full_batch_gradient)
+    whole = batch == len(data) and not options.get("backward") and not options.get("autocast")
+    make = getattr(model, "full_batch_gradient", None) if whole else None
+    if make and make(data):
+        model.full_batch_gradient = _after(now, make)
         looks = {}
     going = train(
         model,

@@ -307,6 +307,14 @@ def test_networks_of_a_stack_are_as_if_each_trained_alone():
         torch.testing.assert_close(run.loss, alone.loss, rtol=1e-4, atol=1e-5)
 
 
+def test_networks_under_muon_are_trained_alone(monkeypatch):
+    monkeypatch.setattr(experiments, "_make_together", None)
+    together = each(
+        case(rhos=[0.1]), lambda rho, seed: partial(training(rho, seed), optimizer="muon")
+    )
+    assert len(together) == 2
+
+
 @pytest.mark.parametrize(
     "other",
     [

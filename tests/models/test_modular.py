@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from memnb.models.modular import ACTIVATIONS
 from memnb.modular import operation_table
 from memnb.trainer import fit, train
 from memnb.trainer.optimizers import make_optimizer
+from memnb.trainer.training import costs
 
 P = 13
 ERF = np.vectorize(math.erf)
@@ -253,3 +255,121 @@ def test_a_share_of_dropout_out_of_range_is_refused(dropout):
 def test_only_a_modular_network_is_regularized():
     with pytest.raises(TypeError, match="must be a ModularNet"):
         RegularizedNet(torch.nn.Linear(2 * P, P))
+
+
+def moved(table, change, by_autograd):
+    "First-layer weights (P, M) after 5 steps on all examples."
+    net = change(ModularNet(P, 6))
+    each_step = [lambda s: None] if by_autograd else []
+    fit(net, table, 5, optimizer="adam", lr=1e-2, batch=None, each_step=each_step)
+    return net.state_dict()["u"]
+
+
+class Tripled(ModularNet):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+def subclassed(net):
+    net.__class__ = Tripled
+    return net
+
+
+def halved_by_a_hook(net):
+    net.readout.register_forward_pre_hook(lambda layer, inputs: (inputs[0] / 2,))
+    return net
+
+
+def with_a_hook_on_a_gradient(net):
+    net.u.register_hook(lambda g: -g)
+    return net
+
+
+def with_another_head(net):
+    head = torch.nn.Sequential(net.readout, torch.nn.Tanh())
+    net.readout = head
+    return net
+
+
+def with_a_normalized_head(net):
+    torch.nn.utils.parametrizations.weight_norm(net.readout)
+    return net
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        subclassed,
+        halved_by_a_hook,
+        with_a_hook_on_a_gradient,
+        with_another_head,
+        with_a_normalized_head,
+    ],
+)
+def test_a_changed_network_is_trained_by_autograd(table, change):
+    assert moved(table, change, False).equal(moved(table, change, True))
+
+
+def test_a_frozen_layer_is_not_moved_by_the_gradient_it_had_before(table):
+    net = ModularNet(P, 6)
+    F.cross_entropy(net(table.x), table.y).backward()
+    net.u.requires_grad_(False)
+    before = net.u.clone()
+    fit(net, table, 3, optimizer="adamw", lr=1e-2, batch=None)
+    assert net.u.equal(before)
+
+
+def test_sums_that_do_not_fit_are_refused_before_they_are_made(table, monkeypatch):
+    net = ModularNet(P, 2**16)
+    needed = len(table) * (2**16 + P) * 4
+    monkeypatch.setattr("memnb.common.checks.free_memory", lambda: needed - 1.0)
+    with pytest.raises(ValueError, match="width=65536 take about .* of memory"):
+        net.full_batch_gradient(table)
+    monkeypatch.setattr("memnb.common.checks.free_memory", lambda: P**3 * 4 - 1.0)
+    with pytest.raises(ValueError, match="the logits of all pairs of P=13 take"):
+        net.grid()
+
+
+@pytest.mark.parametrize("name", ["width", "heads", "hidden"])
+def test_a_size_of_a_transformer_that_is_no_number_is_a_type_error(name):
+    with pytest.raises(TypeError, match=f"{name}=True must be a whole number"):
+        modular_transformer(P, **{name: True})
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))])
+def test_a_copy_of_muon_with_its_network_goes_on_alike(table, again):
+    net = ModularNet(P, 6)
+    optimizer = make_optimizer("muon", net.parameters(), 1e-2, {})
+    net.full_batch_gradient(table)()
+    optimizer.step()
+    other, its_optimizer = again((net, optimizer))
+    for one, o in ((net, optimizer), (other, its_optimizer)):
+        for group in o.param_groups:
+            group["lr"] = 0.1
+        one.full_batch_gradient(table)()
+        o.step()
+    assert all(a.equal(b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+
+
+def test_muon_takes_no_parameters_later():
+    net = ModularNet(P, 6)
+    optimizer = make_optimizer("muon", [net.u, net.v], 1e-2, {})
+    with pytest.raises(ValueError, match="no further parameters"):
+        optimizer.add_param_group(dict(params=[net.readout.weight]))
+
+
+@pytest.mark.parametrize("momentum", [1.0, 1.5, -0.1])
+def test_momentum_of_muon_out_of_range(momentum):
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\)"):
+        make_optimizer("muon", ModularNet(P, 6).parameters(), 1e-2, dict(momentum=momentum))
+
+
+@pytest.mark.parametrize("name", ["momentum", "weight_decay"])
+def test_an_option_that_is_nan_is_refused(name):
+    with pytest.raises(ValueError, match=f"sgd does not take {name}=nan"):
+        make_optimizer("sgd", ModularNet(P, 6).parameters(), 1e-2, {name: math.nan})
+
+
+def test_a_step_with_another_precision_is_timed(table):
+    step, _ = costs(ModularNet(P, 6), table, batch=None, autocast=torch.bfloat16)
+    assert 0 < step < 10

@@ -20,6 +20,7 @@ from memnb.modular.arithmetic import (
     OPERATIONS,
     check_modulus,
     is_prime,
+    mirrored,
     operation_table,
 )
 from memnb.trainer import fit
@@ -310,6 +311,22 @@ def test_symmetric_noise_is_evenly_wrong():
     counts = np.bincount(wrong, minlength=11)
     assert counts[0] == 0
     assert counts[1:].min() > 0.8 * counts[1:].mean()
+
+
+@pytest.mark.parametrize(
+    "operation, data, says",
+    [
+        ("div", lambda table: table, "operation='div'.*add, sub, mul"),
+        ("sub", lambda table: table, "the clean labels are not those of sub modulo 7"),
+        ("add", lambda table: replace(table, index=table.index + 49), "not those of add"),
+        ("add", lambda table: replace(table, clean=None), "not those of add"),
+        ("add", lambda table: table.x, "must be a NoisyDataset"),
+    ],
+)
+def test_only_a_table_of_the_operation_is_mirrored(operation, data, says):
+    table, _ = operation_table(7)
+    with pytest.raises(ValueError, match=says):
+        mirrored(data(table), operation, 0.3)
 
 
 def test_symmetric_noise_is_of_one_kind():

@@ -1066,3 +1066,31 @@ def test_wrong_products_know_right_ones(seed):
     assert got["add"] > 0.25
     assert got["add"] > abs(got["sub"]) + 0.15
     assert all(abs(a) < 0.2 for v in mixed for a in alignment(v).values())
+
+
+def test_a_large_modulus_is_refused_before_any_work(monkeypatch):
+    with pytest.raises(ValueError, match="p=1000000007 must be 3 to 1000000"):
+        primitive_root(10**9 + 7)
+    with pytest.raises(ValueError, match="P=1000000007 must be 3 to 1000000"):
+        circle(10**9 + 7, "add")
+    monkeypatch.setattr("memnb.common.checks.free_memory", lambda: 4.0 * 211**3 - 1)
+    with pytest.raises(ValueError, match="logits of 211 x 211 pairs take"):
+        look(network(211), "add")
+    data = NoisyDataset(torch.zeros(2, 1), torch.tensor([0, 1]), n_classes=211)
+    with pytest.raises(ValueError, match="logits of 211 x 211 pairs take"):
+        label_table(data, "add")
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e-14, 1e9])
+def test_spectra_do_not_go_by_the_size_of_the_weights(size):
+    view = look(network(13), "add")
+    other = view.with_weights(view.u * size, view.v, view.w * size)
+    close(participation(spectrum(other.u.float())), participation(spectrum(view.u.float())))
+    close(joint_power(other), joint_power(view))
+
+
+@pytest.mark.parametrize("k", [-1, 7, [1, 7], [-1, 1], [True, True]])
+def test_a_frequency_that_is_not_there(k):
+    k = torch.tensor(k) if isinstance(k, list) else k
+    with pytest.raises(ValueError, match="0 to 6|lie in .0, 6.|must be integers"):
+        keep_frequency(torch.ones(13, 2), k)

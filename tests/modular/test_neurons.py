@@ -228,3 +228,49 @@ def test_what_is_no_view_or_network_is_refused():
         phase_errors(look(ModularNet(P, 3), "add"), "div")
     with pytest.raises(ValueError, match="activation"):
         with_activation(look(ModularNet(P, 3), "add"), "tanh")
+
+
+@pytest.mark.parametrize(
+    "frequencies, error",
+    [
+        ([-1], ValueError),
+        ([P // 2 + 1], ValueError),
+        ([1.5], ValueError),
+        ([True], TypeError),
+        (torch.tensor([True] * (P // 2 + 1)), ValueError),
+        (torch.tensor([[1, 2]]), ValueError),
+        (None, TypeError),
+    ],
+)
+def test_frequencies_that_are_not_there(frequencies, error):
+    with pytest.raises(error, match="frequenc"):
+        keep_frequencies(torch.ones(P, 2), frequencies)
+
+
+def test_no_frequency_leaves_nothing():
+    assert keep_frequencies(torch.ones(P, 2), []).equal(torch.zeros(P, 2))
+
+
+@pytest.mark.parametrize(
+    "order, error",
+    [
+        (torch.arange(P + 1), ValueError),
+        (-torch.arange(P), ValueError),
+        (torch.zeros(P).long(), ValueError),
+        (torch.arange(P).float(), TypeError),
+        (list(range(P)), TypeError),
+    ],
+)
+def test_an_order_of_no_residues_changes_no_head(order, error):
+    head = torch.nn.Linear(3, P)
+    before = head.weight.clone()
+    with pytest.raises(error, match="order="):
+        filter_head(head, order, 2)
+    assert head.weight.equal(before)
+    with pytest.raises(TypeError, match="must be a linear layer"):
+        filter_head(torch.nn.LayerNorm(P), torch.arange(P), 2)
+
+
+def test_phases_without_neurons_have_no_error():
+    with pytest.raises(TypeError, match="must be a ResidueView"):
+        phase_errors(ModularNet(P, 3))

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 
+import polars as pl
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,7 +21,7 @@ from memnb.datasets.label_noise import corrupt
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.localization.tied_dropout import TiedDropout
 from memnb.models.evaluation import examples
-from memnb.models.modular import ACTIVATIONS
+from memnb.models.modular import ACTIVATIONS, modular_transformer
 from memnb.models.networks import ModularNet, TwoLayerReLU, build, mlp
 from memnb.modular.arithmetic import operation_table
 from memnb.modular.partitions import (
@@ -29,9 +30,12 @@ from memnb.modular.partitions import (
     coherence,
     correct,
     importance,
+    kept_curves,
     partition,
     reader,
     signals,
+    smallest_share,
+    strength_on,
 )
 from memnb.trainer import fit
 
@@ -1109,3 +1113,48 @@ def test_coherent_neurons_fit_right_labels_rather_than_wrong_ones(seed):
     whole = fitted(None)
     assert right > wrong + 0.4
     assert min(whole) > 0.99
+
+
+def test_curves_by_hand():
+    net = ModularNet(5, 6, seed=1).double()
+    data = pairs()
+    scores = torch.tensor([3.0, 1, 6, 2, 5, 4])
+    curve = kept_curves(net, scores, dict(a=data, b=data), shares=[0.5, 1], lowest=True)
+    for share, keep in ((0.5, [0, 1, 3]), (1, range(6))):
+        part = copy.deepcopy(net)
+        with torch.no_grad():
+            for neuron in set(range(6)) - set(keep):
+                part.readout.weight[:, neuron] = 0
+            right = (part(data.x).argmax(1) == data.y).double().mean().item()
+        assert curve.filter(share=share)["accuracy"].to_list() == [right, right]
+
+
+@pytest.mark.parametrize("sets", [{}, [1], dict(a=1)])
+def test_curves_need_sets(sets):
+    with pytest.raises(TypeError, match="must be a (dictionary of data sets|NoisyDataset)"):
+        kept_curves(ModularNet(5, 6), torch.arange(6.0), sets)
+
+
+def test_the_smallest_share_is_of_one_curve():
+    curve = pl.DataFrame(dict(share=[0.1, 0.5, 1.0], set=["a"] * 3, accuracy=[0.2, 0.895, 0.9]))
+    assert smallest_share(curve) == 0.5
+    assert smallest_share(curve, 0) == 1.0
+    with pytest.raises(ValueError, match="the sets .'a', 'b'."):
+        smallest_share(pl.concat([curve, curve.with_columns(set=pl.lit("b"))]))
+    with pytest.raises(ValueError, match="holds the sets"):
+        smallest_share(curve.head(0))
+    for within in (-0.1, 1, math.nan):
+        with pytest.raises(ValueError, match="within=.* must lie in"):
+            smallest_share(curve, within)
+    with pytest.raises(TypeError, match="must be a frame of `kept_curves`"):
+        smallest_share(curve.drop("share"))
+
+
+def test_strength_on_examples_by_hand():
+    net = ModularNet(5, 6, "gelu", seed=1).double()
+    data = pairs()
+    neurons = F.gelu(data.x @ torch.cat([net.u, net.v])).detach()
+    most = neurons.abs().max(0).values * net.w.detach().abs().max(1).values
+    close(strength_on(net, data), most)
+    with pytest.raises(ValueError, match=r"layer 'embed' reads \(22, 2, 5\)"):
+        strength_on(modular_transformer(5, 8, 2, 6).double(), data, "embed")

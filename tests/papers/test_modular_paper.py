@@ -100,6 +100,7 @@ def test_a_single_seed_stands_for_several():
             "lr=1 times 3 of weight_decay or decays must be",
         ),
         ("modular_scaling", dict(operation="mul", modulus=9), "9 is not prime"),
+        ("modular_transformer", dict(rho=0.001), "rho=0.001 leaves .* one at least of 152 labels"),
         ("modular_transformer", dict(rho=0), "rho=0 leaves modular_transformer without a wrong"),
         ("modular_transformer", dict(heads=3), "width=16 must be divisible by heads=3"),
         ("modular_transformer", dict(frequencies=6), "frequencies=6 of modulus=13 .* at most 5"),
@@ -133,3 +134,11 @@ def test_times_start_at_0_and_end_at_the_last_epoch():
     assert times == sorted(set(times))
     assert len(times) <= 41
     assert training_times(1) == [0, 1]
+
+
+def test_a_transformer_is_refused_from_the_size_of_its_perceptron():
+    with pytest.raises(ValueError, match="hidden=1000000000: this takes about .* of memory"):
+        params("modular_transformer", hidden=10**9)
+    p = params("modular_transformer", width=64, hidden=256)
+    weights = 2 * 64 * 256 + 4 * 64**2 + 3 * 13 * 64  # the perceptron's, the attention's, the rest
+    assert needs(p, 1)[0] > 10 * 4 * weights

@@ -253,6 +253,24 @@ def test_a_phase_is_told_by_noisy_labels_and_test_pairs(noisy, test, name):
     assert name in PHASE_NAMES
 
 
+@pytest.mark.parametrize("value", [math.nan, 1.5, -0.1])
+def test_what_is_no_accuracy_has_no_phase(value):
+    with pytest.raises(ValueError, match=r"test=.* must lie in \[0, 1\]"):
+        phase(0.5, value)
+    with pytest.raises(ValueError, match=r"noisy=.* must lie in \[0, 1\]"):
+        phase(value, 0.5)
+    with pytest.raises(TypeError, match="noisy=None"):
+        phase(None, 0.5)
+
+
+def test_final_accuracies_are_the_networks():
+    row = dict(group="test", target="true", epoch=2, kind="a")
+    rows = [row | dict(part="network", accuracy=0.4), row | dict(part="G", accuracy=0.9)]
+    assert final_accuracies(pl.DataFrame(rows), ["kind"])["test"].to_list() == [0.4]
+    each = final_accuracies(pl.DataFrame(rows), ["part"])
+    assert dict(each.select("part", "test").iter_rows()) == dict(network=0.4, G=0.9)
+
+
 def test_final_accuracies_are_those_of_the_last_epoch():
     rows = [
         dict(kind="a", group="clean", target="given", epoch=1, accuracy=0.1),
@@ -370,6 +388,9 @@ def test_claims_on_phases_fail_on_their_controls(phases):
         ("modular_phases", dict(dropout=1.0, rho=0.1), r"dropout=1.0 must lie in \[0, 1\)"),
         ("modular_phases", dict(shares="0.5,0.95", rho=0.1), "shares=.*strictly between 0 and 0.9"),
         ("modular_phases", dict(decays="-1", rho=0.1), "decays=.*0 or more"),
+        ("modular_phases", dict(rho=0), "rhos=0,.* leaves modular_phases without a wrong"),
+        ("modular_phases", dict(rho=0.1, rhos="0,0.3"), "rhos=0,0.1,0.3 leaves"),
+        ("modular_phases", dict(rho=0.1, shares="1e-9"), "shares=1e-09 of 961 pairs"),
         ("modular_order", dict(rho=1), "rho=1 leaves no right label"),
         ("modular_order", dict(rho=0), "rho=0 leaves modular_order without a wrong label"),
         ("modular_order", dict(optimizer="lion", rho=0.3), "sgd, adam, adamw"),

@@ -301,6 +301,27 @@ def test_an_architecture_is_layers_settings_modes_and_hooks(change):
     assert architecture(Net()) == architecture(Net()) != architecture(changed(change))
 
 
+class Pair(nn.Module):
+    def __init__(self, tied):
+        super().__init__()
+        self.a = nn.Linear(3, 3, bias=False)
+        self.b = nn.Linear(3, 3, bias=False)
+        self.b.load_state_dict(self.a.state_dict())
+        if tied:
+            self.b.weight = self.a.weight
+
+
+def test_a_shared_parameter_is_not_two_that_are_equal_at_the_start():
+    torch.manual_seed(0)
+    tied = Pair(True)
+    torch.manual_seed(0)
+    apart = Pair(False)
+    assert start_of(tied) == start_of(apart)
+    assert architecture(tied) != architecture(apart)
+    assert architecture(tied) == architecture(Pair(True))
+    assert architecture(apart) == architecture(Pair(False))
+
+
 def test_a_start_is_every_number():
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     prints = {start_of(model)}

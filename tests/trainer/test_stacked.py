@@ -526,6 +526,19 @@ def test_why_not_together():
     assert why_not([net(act=nn.LeakyReLU(0.1)) for _ in range(2)]) == ""
 
 
+def test_muon_steps_a_whole_matrix_so_its_networks_are_trained_one_by_one():
+    how = dict(optimizer="muon", lr=0.01, batch=None)
+    together = nets(2)
+    alone = nets(2)
+    with pytest.raises(ValueError, match="cannot be stacked: muon steps each weight matrix"):
+        train_stacked(together, sets(2), 3, **how)
+    with pytest.warns(UserWarning, match="one by one: muon steps each weight matrix as a whole"):
+        fit_stacked(together, sets(2), 3, **how)
+    for model, data in zip(alone, sets(2), strict=True):
+        fit(model, data, 3, **how)
+    assert all(same(state(a), state(b)) for a, b in zip(together, alone, strict=True))
+
+
 @pytest.mark.parametrize("name", STRANGE)
 def test_what_cannot_be_stacked_is_trained_one_by_one(name):
     make, _ = STRANGE[name]
