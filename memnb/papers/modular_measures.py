@@ -24,6 +24,7 @@ from memnb.modular.fourier import (
     alignment,
     circle,
     extract,
+    joint_power,
     label_table,
     look,
     neuron_spectra,
@@ -189,7 +190,7 @@ def extractions(
 def parts_of(
     views: dict[str, ResidueView],  # of `views_of`
 ) -> dict[str, ResidueView]:
-    "The network, G and R, the frozen network and its G, and the network under other activations."
+    "The network, G and R, the frozen network, G of the controls, and other activations."
     network = views["trained"]
     filtered, rest = filtration(network)
     turned = with_activation(network, "relu")
@@ -198,7 +199,9 @@ def parts_of(
         "G": filtered,
         "R": rest,
         "network, frozen": views["frozen"],
-        "G, frozen": filtration(views["frozen"])[0],
+        **{
+            f"G, {name}": filtration(views[name])[0] for name in ("frozen", "shuffled", "untrained")
+        },
         "square": with_activation(network, "square"),
         "min(s, 0)": with_activation(network, "reverse_relu"),
         "max(-s, 0)": turned.with_weights(-network.u, -network.v, network.w, network.bias),
@@ -215,16 +218,18 @@ def filtered_answers(net: ModularNet, operation: str, test: NoisyDataset) -> pl.
 def phase_frame(
     views: dict[str, ResidueView],  # by name
 ) -> pl.DataFrame:
-    """Rows `view, squared error, add, sub`: how far the phases are from those of the operation.
+    """Rows `view, wave, squared error, add, sub`: how much of a wave neurons are, and its phases.
 
-    The mean over neurons, in square radians, and the mean cosines of `alignment`. Views without
-    weights have no row.
+    `wave` is the share of a neuron's joint power at its strongest frequency, the error is in square
+    radians, both means over neurons; then the mean cosines of `alignment`. Views without weights
+    have no row.
     """
     rows = []
     for name, view in views.items():
         if view.u is not None:
             error = phase_errors(view).square().mean().item()
-            rows.append({"view": name, "squared error": error} | alignment(view))
+            wave = joint_power(view)[1:].amax(0).mean().item() / 3  # of u, v and w
+            rows.append({"view": name, "wave": wave, "squared error": error} | alignment(view))
     return pl.DataFrame(rows)
 
 # %% ../../nbs/papers/17_modular_measures.ipynb #une1

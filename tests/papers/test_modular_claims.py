@@ -10,6 +10,7 @@ from memnb.modular import look
 from memnb.papers.modular_claims import (
     EXTRACTION,
     FREQUENCIES,
+    FROZEN_EMBEDDING,
     FROZEN_FIRST_LAYER,
     MODULAR_CLAIMS,
     NARROW,
@@ -76,10 +77,11 @@ def test_wider_networks_that_are_worse_do_not_hold():
 
 
 def test_a_threshold_that_weight_decay_moves():
-    low = by_width([0.5, 1, 1], [0, 0, 0])
-    high = by_width([0.5, 0.8, 1], [0, 0, 0], weight_decay=1.0)
+    "From 12 neurons, half a doubling above 8, to 24: read off between the widths."
+    low = by_width([0.98, 1, 1], [0, 0, 0])
+    high = by_width([0.5, 0.98, 1], [0, 0, 0], weight_decay=1.0)
     (claim,) = SCALING["weight_decay"]
-    assert claim.measure(pl.concat([low, high])) == 1
+    assert claim.measure(pl.concat([low, high])) == pytest.approx(1)
     assert claim.control == ONE_DECAY
     same = low.with_columns(weight_decay=pl.lit(1.0))
     assert verdicts("modular_scaling", [claim], pl.concat([low, same])) == ["does not hold"]
@@ -227,10 +229,22 @@ def filtered(values: dict[str, tuple[float, float]], view: str = "trained") -> p
 
 
 def test_the_reported_numbers_bear_the_claims_out():
-    frame = filtered(dict(clean=(1, 0.981), noisy=(1, 0.368), test=(0.768, 0.878)))
+    frame = pl.concat(
+        [
+            filtered(dict(clean=(1, 0.981), noisy=(1, 0.368), test=(0.768, 0.878))),
+            filtered(dict(test=(0.5, 0.4)), "frozen"),
+        ]
+    )
     table = judge("modular_transformer", TRANSFORMER, frame)
-    assert table["ours"].to_list() == pytest.approx([0.11, -0.632, -0.019])
-    assert table["verdict"].to_list() == ["holds"] * 3
+    assert table["ours"].to_list() == pytest.approx([0.11, -0.632, -0.019, 0.478])
+    assert table["verdict"].to_list() == ["holds"] * 4
+
+
+def with_frozen_embedding(train, seed: int):
+    net = modular_transformer(P, 32, 2, 64, seed)
+    net.embed.requires_grad_(False)
+    fit(net, train, 100, times=[100], batch=None, optimizer="adamw", lr=3e-3, device="cpu")
+    return net
 
 
 def test_claims_on_the_transformer_fail_on_their_controls():
@@ -239,14 +253,18 @@ def test_claims_on_the_transformer_fail_on_their_controls():
     fit(net, train, 300, times=[300], batch=None, optimizer="adamw", lr=3e-3, device="cpu")
     sets = dict(clean=train.subset(~train.is_noisy), noisy=train.subset(train.is_noisy), test=test)
     drawn = modular_transformer(P, 32, 2, 64)
+    frozen = [with_frozen_embedding(train, seed) for seed in (0, 1)]
+    first, second = (head_frame(one, "add", [1], sets) for one in frozen)
+    pair = [second.with_columns(view=pl.lit("trained")), first.with_columns(view=pl.lit("frozen"))]
     found = {
         SHUFFLED: head_frame(net, "add", [1], sets, shuffle=0),
         UNTRAINED: head_frame(drawn, "add", [1], sets),
+        FROZEN_EMBEDDING: pl.concat(pair),
     }
     for claim in TRANSFORMER:
-        rows = found[claim.control].with_columns(
-            view=pl.lit("trained"), rho=pl.lit(0.1), seed=pl.lit(0)
-        )
+        rows = found[claim.control].with_columns(rho=pl.lit(0.1), seed=pl.lit(0))
+        if "view" not in rows.columns:
+            rows = rows.with_columns(view=pl.lit("trained"))
         assert verdicts("modular_transformer", [claim], rows) == ["does not hold"], claim.statement
 
 

@@ -79,7 +79,13 @@ def test_parts_of_a_network_by_numpy(at_forty):
         "max(-s, 0)": np.maximum(-sums, 0) @ w + bias,
     }
     parts = parts_of(at_forty)
-    assert set(parts) == {*by_hand, "G", "R", "G, frozen", "network, frozen"}
+    assert set(parts) == {
+        *by_hand,
+        "G",
+        "R",
+        "network, frozen",
+        *(f"G, {control}" for control in ("frozen", "shuffled", "untrained")),
+    }
     for name, logits in by_hand.items():
         assert np.allclose(parts[name].logits.numpy(), logits, atol=1e-4), name
     both = parts["G"].u + parts["R"].u
@@ -90,7 +96,7 @@ def test_parts_are_a_frame(at_forty):
     train, _, test = pairs(0.4)
     frame = parts_frame(parts_of(at_forty), train, test)
     assert frame.columns == ["part", "group", "target", "accuracy"]
-    assert len(frame) == 8 * 3
+    assert len(frame) == 10 * 3
     network = frame.filter(part="network", group="noisy")["accuracy"].item()
     assert (
         network
@@ -143,6 +149,7 @@ def test_phases_that_stand_where_addition_needs_them_have_no_error():
         net.readout.weight.copy_(torch.tensor(np.cos(at + a + b + off)))
     frame = phase_frame(dict(made=look(net, "add")))
     row = frame.row(0, named=True)
+    assert row["wave"] == pytest.approx(1, rel=1e-4)
     assert row["squared error"] == pytest.approx(off**2, rel=1e-3)
     assert row["add"] == pytest.approx(math.cos(off), rel=1e-4)
 
