@@ -286,11 +286,11 @@ def smallest_share(
     `TypeError` for what is no curve. `ValueError` for an empty one, one of several sets, and a
     margin out of range.
     """
-    if not isinstance(curve, pl.DataFrame) or not {"share", "set", "accuracy"} <= {*curve.columns}:
+    if not isinstance(curve, pl.DataFrame) or not {"share", "accuracy"} <= {*curve.columns}:
         raise TypeError(f"curve={shown(curve)} must be a frame of `kept_curves`")
     number("within", within, "lie in [0, 1)", lambda v: 0 <= v < 1)
-    names = curve["set"].unique().sort().to_list()
-    if len(names) != 1:
+    names = curve["set"].unique().sort().to_list() if "set" in curve.columns else [""]
+    if len(names) != 1 or curve.is_empty():
         raise ValueError(f"the curve holds the sets {names}; it must be of one set")
     enough = curve["accuracy"].max() - within
     return curve.filter(pl.col("accuracy") >= enough)["share"].min()

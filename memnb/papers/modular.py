@@ -91,6 +91,7 @@ _OF_BOTH = {
         modulus=23, epochs=1000, seeds="0", widths="5,9,17,33,65,129,257"
     ),
     ("modular_scaling", "half"): dict(epochs=2000),
+    ("modular_scaling", "ci"): dict(epochs=400),
     ("modular_extraction", "quick"): dict(epochs=200),
     ("modular_transformer", "quick"): dict(
         width=64, hidden=256, lr=3e-3, weight_decay=3.0, epochs=400, frequencies=5
