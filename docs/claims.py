@@ -15,7 +15,7 @@ from memnb.common.files import Damaged, verify
 
 CSV = Path(__file__).with_name("claims.csv")
 KEY = ["figure", "preset", "dataset", "model"]
-FLOATS = dict.fromkeys(("rho", "ours", "low", "high"), pl.Float64)
+NUMBERS = dict.fromkeys(("rho", "ours", "low", "high"), pl.Float64) | dict(epochs=pl.Int64)
 
 
 def read(folder: Path) -> pl.DataFrame:
@@ -44,13 +44,13 @@ def collect(folders: list[Path], stored: pl.DataFrame | None) -> pl.DataFrame:
     frames = [f for f in [stored] if f is not None]
     for new in map(read, by_age):
         frames = [f.join(new, on=KEY, how="anti") for f in frames] + [new]
-    return pl.concat(frames, how="diagonal").sort(KEY, maintain_order=True)
+    return pl.concat(frames, how="diagonal_relaxed").sort(KEY, maintain_order=True)
 
 
 if __name__ == "__main__":
     folders = [Path(a) for a in sys.argv[1:]]
     if not folders:
         sys.exit(__doc__)
-    claims = collect(folders, pl.read_csv(CSV, schema_overrides=FLOATS) if CSV.exists() else None)
+    claims = collect(folders, pl.read_csv(CSV, schema_overrides=NUMBERS) if CSV.exists() else None)
     claims.with_columns(pl.col("^(ours|low|high)$").round_sig_figs(4)).write_csv(CSV)
     print(f"{len(claims)} claims of {claims['figure'].n_unique()} figures in {CSV}")
