@@ -181,7 +181,7 @@ def _agnostic(task: str, by: str) -> list[Claim]:
             paper=paper,
             definition=(
                 "its test accuracy minus the network's, as many neurons kept as agree best with "
-                "held-out noisy labels"
+                "held-out labels as given"
             ),
             control=RANDOM_NEURONS,
             measure=partial(_gain, task=task, by=by),

@@ -160,7 +160,7 @@ def _tested(f: pl.DataFrame, by: str, share: float) -> float:
 def chosen_gain(f: pl.DataFrame, by: str) -> float:
     """Test accuracy of the highest neurons minus that of all of them.
 
-    As many are kept as agree with most held-out noisy labels: no true label has a say in it.
+    As many are kept as agree with most held-out labels as given: no true label has a say in it.
     """
     held = curve_of(f, by, "highest", "held")
     test = curve_of(f, by, "highest", "test")["accuracy"]
