@@ -302,7 +302,7 @@ TIED_FIRST_LAYER = [
         own=True,
     ),
     Claim(
-        statement="... fits as many as can be counted",
+        statement="... and fits as many as the count allows",
         paper=NOT_REPORTED,
         definition="accuracy on all training labels over the highest share that f(a, b) = f(b, a) "
         "allows",

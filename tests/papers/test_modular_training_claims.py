@@ -416,3 +416,27 @@ def test_bad_parameters_are_refused(figure, given, message):
     names = dict.fromkeys(f"modulus epochs lr seeds {taken[figure]}".split())
     with pytest.raises(ValueError, match=message):
         modular_parameters(figure, **(names | given), noise="wrong", noise_seed=0, preset="quick")
+
+
+def order_parameters(**given):
+    absent = dict.fromkeys(["modulus", "widths", "epochs", "dataset", "seeds", "optimizer"])
+    common = dict(rho=0.3, noise="wrong", noise_seed=0)
+    return modular_parameters("modular_order", **absent | common | given)
+
+
+@pytest.mark.parametrize("preset", ["quick", "small", "half", "paper", "ci"])
+def test_larger_presets_take_the_papers_images(preset):
+    p = order_parameters(preset=preset)
+
+    assert p.dataset == ("digits" if preset in ("quick", "ci") else "mnist")
+    assert order_parameters(preset=preset, dataset="cifar10").dataset == "cifar10"
+
+
+def test_what_a_figure_does_not_use_is_not_among_its_parameters():
+    lists = dict.fromkeys(["modulus", "width", "epochs", "shares", "decays", "rhos", "seeds"])
+    p = modular_parameters(
+        "modular_phases", **lists, rho=0.1, noise="wrong", noise_seed=0, preset="ci"
+    )
+
+    assert not {"setup", "share", "weight_decay"} & set(p)
+    assert "width" not in order_parameters(preset="ci")
