@@ -2,7 +2,8 @@
 
 The tables lie in folders of results. A figure's claims at a preset, a data set and a network
 replace those that were there; of several results the newest counts. A search for critical units
-that is not exact stands beside the exact one, with its mode behind the network's name.
+that is not exact stands beside the exact one, with its mode behind the network's name; pictures
+other than digits stand behind the modulus.
 """
 
 import json
@@ -30,6 +31,8 @@ def read(folder: Path) -> pl.DataFrame:
         what["model"] += f", {p['mode']} search"
     if "modulus" in p:
         what |= dict(dataset=f"modulo {p['modulus']}", model="", epochs=p["epochs"])
+        if p.get("dataset", "digits") != "digits":  # the pictures that stand beside arithmetic
+            what["dataset"] += f", {Path(p['dataset']).stem}"
     return pl.read_parquet((folder / "claims.parquet").read_bytes()).with_columns(
         **{k: pl.lit(v) for k, v in what.items()}
     )

@@ -385,6 +385,11 @@ def test_claims_are_collected_and_replaced(tmp_path):
         ("fig1", "quick", "does not hold"),
         ("modular_scaling", "quick", "holds"),
     ]
+    modular = dict(preset="quick", modulus=31, epochs=9)
+    for name in ("digits", "mnist"):
+        result(tmp_path / "c" / name / "k", "modular_order", "holds", **modular, dataset=name)
+    apart = claims.collect([tmp_path / "c"], first).filter(figure="modular_order")
+    assert apart["dataset"].to_list() == ["modulo 31", "modulo 31, mnist"]
 
 
 def test_an_inexact_search_does_not_replace_the_exact_one(tmp_path):

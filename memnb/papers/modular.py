@@ -99,9 +99,9 @@ _OF_BOTH = {
     ("modular_transformer", "small"): dict(lr=3e-3, weight_decay=3.0, frequencies=9),
     ("modular_transformer", "ci"): dict(width=16, hidden=32, frequencies=3),
     ("modular_order", "quick"): dict(widths="17,129,513"),
-    ("modular_order", "small"): dict(widths="17,257,1025"),
-    ("modular_order", "half"): dict(widths="33,513,2049", seeds="0,1,2"),
-    ("modular_order", "paper"): dict(widths="33,513,2049"),
+    ("modular_order", "small"): dict(widths="17,257,1025", dataset="mnist"),
+    ("modular_order", "half"): dict(widths="33,513,2049", seeds="0,1,2", dataset="mnist"),
+    ("modular_order", "paper"): dict(widths="33,513,2049", dataset="mnist"),
     ("modular_order", "ci"): dict(epochs=40, widths="3,17,65"),
     ("modular_phases", "quick"): dict(width=129, epochs=250),
     ("modular_phases", "small"): dict(
@@ -281,10 +281,10 @@ def needs(
     runs: float,  # networks that are kept
 ) -> tuple[float, float]:
     "Bytes of memory and disk that so many networks take at least."
-    widest = max(p.get("widths", [p.width]))
+    widest = max(p.get("widths") or [p.width])
     size = 3 * p.modulus * widest
     pairs = p.modulus**2
-    trained = max(p.get("shares", [p.share])) * pairs
+    trained = max(p.get("shares") or [p.share]) * pairs
     inside = 2 * widest
     if "hidden" in p:  # a transformer: its perceptron and its attention
         size += 2 * widest * p.hidden + 4 * widest**2
@@ -304,6 +304,11 @@ _HIDDEN = (
     "bias",
     "share",
 )
+
+_UNUSED = {  # figure -> what it has from the set-up or a list, and does not use
+    "modular_order": ("width",),
+    "modular_phases": ("setup", "share", "weight_decay"),
+}
 
 
 def training_times(
@@ -347,6 +352,8 @@ def _check_all(p: Params):
     if p.figure == "modular_partition":
         _check_pictures(p)
     check_fits(p, *needs(p, len(p.seeds)), "modulus widths width hidden")
+    for name in _UNUSED.get(p.figure, ()):
+        del p[name]
 
 
 modular_parameters = Parameters(_PRESETS, _RULES, _completed, _check_all)

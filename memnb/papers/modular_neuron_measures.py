@@ -114,16 +114,19 @@ def curve_of(
     return f.filter(part=part, by=by, end=end, group=group).sort("share")
 
 
+def _share_as_good(curve: pl.DataFrame) -> float:
+    "The smallest share that does as well as any; NaN without a curve."
+    return smallest_share(curve.rename(dict(group="set"))) if len(curve) else math.nan
+
+
 def generalizing_share(f: pl.DataFrame, by: str) -> float:
     "gamma_G: the smallest share of the highest neurons that tests best; NaN without a curve."
-    curve = curve_of(f, by, "highest", "test")
-    return smallest_share(curve) if len(curve) else math.nan
+    return _share_as_good(curve_of(f, by, "highest", "test"))
 
 
 def memorizing_share(f: pl.DataFrame, by: str) -> float:
     "gamma_R: the smallest share of the lowest neurons that gives most noisy labels; NaN without."
-    curve = curve_of(f, by, "lowest", "noisy")
-    return smallest_share(curve) if len(curve) else math.nan
+    return _share_as_good(curve_of(f, by, "lowest", "noisy"))
 
 
 def best_test(f: pl.DataFrame, by: str) -> float:
@@ -157,7 +160,7 @@ def _tested(f: pl.DataFrame, by: str, share: float) -> float:
 def chosen_gain(f: pl.DataFrame, by: str) -> float:
     """Test accuracy of the highest neurons minus that of all of them.
 
-    As many are kept as agree with most held-out noisy labels: no true label has a say in it.
+    As many are kept as agree with most held-out labels as given: no true label has a say in it.
     """
     held = curve_of(f, by, "highest", "held")
     test = curve_of(f, by, "highest", "test")["accuracy"]

@@ -310,8 +310,9 @@ def neurons_of(net) -> pl.DataFrame:
     return pl.DataFrame(columns).with_columns(part=pl.lit("neuron"))
 
 
-def pruned(net, train, test) -> pl.DataFrame:
-    sets = dict(clean=train.subset(~train.is_noisy), noisy=train.subset(train.is_noisy), test=test)
+def pruned(net, train, held, test) -> pl.DataFrame:
+    sets = dict(clean=train.subset(~train.is_noisy), noisy=train.subset(train.is_noisy))
+    sets |= dict(held=held, test=test)
     random = torch.rand(129, generator=torch.Generator().manual_seed(0))
     ipr = purity(look(net, "add"))
     shares = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -327,7 +328,7 @@ def pruned(net, train, test) -> pl.DataFrame:
 def phases():
     "The easiest cell of the diagrams, and the pruned network, of one seed."
     table, test = operation_table(31, "add", 0.9, 0.05, noise="wrong", seed=0)
-    train, _ = table.split(HELD / 0.9, 0)
+    train, held = table.split(HELD / 0.9, 0)
     (case,) = cases_of(dict(rho=[0.05], seed=[0]))
     parts = []
     for kind in DECAYS:
@@ -337,7 +338,7 @@ def phases():
         parts.append(neurons_of(net).with_columns(**of_kind))
         if kind == "light decay":
             here = dict(rho=pl.lit(0.1), seed=pl.lit(0))
-            parts.append(pruned(net, train, test).with_columns(**here))
+            parts.append(pruned(net, train, held, test).with_columns(**here))
     return pl.concat(parts, how="diagonal_relaxed")
 
 
@@ -348,6 +349,20 @@ def test_the_phases_are_there(phases):
     for claim in PHASES:
         if claim.statement not in NOT_HERE:
             assert verdicts([claim], phases) == ["holds"], claim.statement
+
+
+def test_how_many_neurons_are_pruned_is_told_by_held_out_labels():
+    (claim,) = [c for c in PHASES if c.statement == "... and raises test accuracy"]
+    curves = dict(held=[0.2, 0.6, 0.5, 0.4], test=[0.9, 0.7, 0.8, 0.5], noisy=[0.0, 0.1, 0.5, 1.0])
+    rows = [
+        dict(part="pruned", which="highest", group=group, kept=kept, accuracy=accuracy)
+        for group, curve in curves.items()
+        for kept, accuracy in zip((0.25, 0.5, 0.75, 1.0), curve, strict=True)
+    ]
+    frame = pl.DataFrame(rows).reverse()
+
+    assert claim.measure(frame) == pytest.approx(0.7 - 0.5)
+    assert math.isnan(claim.measure(frame.filter(pl.col("group") != "held")))
 
 
 def as_kind(frame: pl.DataFrame, kind: str) -> pl.DataFrame:
@@ -401,3 +416,27 @@ def test_bad_parameters_are_refused(figure, given, message):
     names = dict.fromkeys(f"modulus epochs lr seeds {taken[figure]}".split())
     with pytest.raises(ValueError, match=message):
         modular_parameters(figure, **(names | given), noise="wrong", noise_seed=0, preset="quick")
+
+
+def order_parameters(**given):
+    absent = dict.fromkeys(["modulus", "widths", "epochs", "dataset", "seeds", "optimizer"])
+    common = dict(rho=0.3, noise="wrong", noise_seed=0)
+    return modular_parameters("modular_order", **absent | common | given)
+
+
+@pytest.mark.parametrize("preset", ["quick", "small", "half", "paper", "ci"])
+def test_larger_presets_take_the_papers_images(preset):
+    p = order_parameters(preset=preset)
+
+    assert p.dataset == ("digits" if preset in ("quick", "ci") else "mnist")
+    assert order_parameters(preset=preset, dataset="cifar10").dataset == "cifar10"
+
+
+def test_what_a_figure_does_not_use_is_not_among_its_parameters():
+    lists = dict.fromkeys(["modulus", "width", "epochs", "shares", "decays", "rhos", "seeds"])
+    p = modular_parameters(
+        "modular_phases", **lists, rho=0.1, noise="wrong", noise_seed=0, preset="ci"
+    )
+
+    assert not {"setup", "share", "weight_decay"} & set(p)
+    assert "width" not in order_parameters(preset="ci")
