@@ -62,6 +62,19 @@ PAPERS = {
         eprint="2605.18022",
         archivePrefix="arXiv",
     ),
+    "corrupted_arithmetic": _entry(
+        "inproceedings",
+        "doshi2024grok",
+        title=(
+            "To grok or not to grok: Disentangling generalization and memorization on corrupted "
+            "algorithmic datasets"
+        ),
+        author="Doshi, Darshil and Das, Aritra and He, Tianyu and Gromov, Andrey",
+        year="2024",
+        eprint="2310.13061",
+        archivePrefix="arXiv",
+        **_ICLR,
+    ),
     "masc": _entry(
         "misc",
         "ketha2025decoding",
@@ -175,12 +188,14 @@ _BASED_ON = {
     ),
     "modular": (
         "extract",
-        "modular_coexistence",
         "modular_extraction",
-        "modular_width",
+        "modular_scaling",
         "modular_order",
         "modular_partition",
+        "modular_tied",
+        "modular_transformer",
     ),
+    "corrupted_arithmetic": ("modular_phases",),
     "rkc": (
         "gradient_flow",
         "integrate",

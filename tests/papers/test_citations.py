@@ -37,7 +37,8 @@ def test_each_has_a_key_of_its_own():
         ("masc", "masc"),
         ("fig3", "relu"),
         ("tied_dropout", "localization"),
-        ("modular_width", "modular"),
+        ("modular_scaling", "modular"),
+        ("modular_phases", "corrupted_arithmetic"),
         ("gradient_flow", "rkc"),
     ],
 )
