@@ -194,8 +194,10 @@ class ClassShapes:
             raise ValueError("no activations were added")
         if self.live is not None:
             return self
-        self.x = torch.cat([x for x, _ in self.parts]) if self.parts else None
-        self.y = torch.cat([y for _, y in self.parts]) if self.parts else None
+        self.x, self.y = self.parts[0] if len(self.parts) == 1 else (None, None)
+        if len(self.parts) > 1:
+            self.x = torch.cat([x for x, _ in self.parts])
+            self.y = torch.cat([y for _, y in self.parts])
         self.parts = []
         if self.moments is None:
             self._sort()
@@ -290,6 +292,13 @@ class ClassShapes:
         rows = self.rows[c] if self.is_flat(c) else self.rows[c].T
         image = product(q.to(rows.dtype), rows).double()
         return image @ image.T
+
+    def held(self, c: int, q: Tensor) -> Tensor:
+        "(w,) float64: the energy of class c along each of the vectors q (w, k), v S v^T."
+        if self.moments is not None:
+            return (q @ self.small(c) * q).sum(1)
+        rows = self.rows[c] if self.is_flat(c) else self.rows[c].T
+        return product(q, rows.double()).square().sum(1)
 
     def wide(self, v: Tensor) -> Tensor:
         "Vectors (k, live columns) in all d columns."

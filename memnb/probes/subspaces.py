@@ -57,12 +57,24 @@ def _few(s: Tensor, share: float, tol: float) -> tuple[Tensor, Tensor] | None:
     return None
 
 # %% ../../nbs/probes/02_subspaces.ipynb #cell12
+_EPS = torch.finfo(torch.float32).eps
+
+
 def _alike(values: Tensor, m: int) -> slice:
     "The eigenvalues (k,) around the m-th, and those that an error may have exchanged with it."
-    error = torch.finfo(torch.float32).eps * values[0]
+    error = _EPS * values[0]
     same = ((values - values[m - 1]).abs() <= 64 * error).nonzero()[:, 0].tolist()
     side = max(16, len(values) // 24)
     return slice(max(0, min(m - side, same[0])), max(m + side, same[-1] + 1))
+
+
+def _measured_sums(shapes: ClassShapes, c: int, vectors: Tensor) -> Tensor:
+    """(w,) float64: the share of the energy that the first 1, 2, ... vectors (w, k) span.
+
+    It is that of the eigenvectors but for an error of second order, at most float32's own.
+    """
+    q = torch.linalg.qr(vectors.double().T)[0].T
+    return shapes.held(c, q).cumsum(0) / shapes.energy[c]
 
 
 def _single(shapes: ClassShapes, c: int, share: float) -> tuple[Tensor, Tensor, int] | None:
@@ -80,10 +92,15 @@ def _single(shapes: ClassShapes, c: int, share: float) -> tuple[Tensor, Tensor, 
         return None
     values = values.flip(0).clamp_min(0).double()
     vectors = vectors.T.flip(0)
-    doubt = 16 * torch.finfo(torch.float32).eps
-    if ((values.cumsum(0) - share).abs() <= doubt).any():
-        values = torch.linalg.eigvalsh(shapes.small(c) / shapes.energy[c]).flip(0).clamp_min(0)
     m = _fewest(values, share)
+    doubtful = ((values.cumsum(0) - share).abs() <= 16 * _EPS).nonzero()[:, 0]
+    if len(doubtful):
+        last = int(doubtful[-1]) + 1
+        sums = _measured_sums(shapes, c, vectors[:last])
+        m = int((sums <= share).sum()) + 1
+        if ((sums - share).abs() <= _EPS).any():
+            values = torch.linalg.eigvalsh(shapes.small(c) / shapes.energy[c]).flip(0).clamp_min(0)
+            m = _fewest(values, share)
     near = _alike(values, m)
     if near.stop - near.start > max(32, len(values) // 2):
         return None
