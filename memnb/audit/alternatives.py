@@ -58,7 +58,7 @@ def early_learning_regularization(
         raise ValueError(f"weight={weight} must be 0 or more, momentum={momentum} lie in [0, 1)")
     backward = partial(
         _early_learning,
-        targets=torch.zeros(len(data), data.n_classes, device=data.x.device),
+        targets=torch.zeros(len(data), data.n_classes, device=data.device),
         weight=weight,
         momentum=momentum,
     )
@@ -139,9 +139,9 @@ def hidden_unit_layers(model: nn.Module, data: NoisyDataset) -> list[str]:
 
 def _with_tied_dropout(make: Callable, data: NoisyDataset, epochs: float, how: dict) -> Callable:
     "Logits of a network trained with example-tied dropout, its memory dropped."
-    net = make().to(data.x.device)
+    net = make().to(data.device)
     tied = TiedDropout(net, hidden_unit_layers(net, data))
-    fit(net, data, epochs, times=[epochs], device=data.x.device, **how)
+    fit(net, data, epochs, times=[epochs], device=data.device, **how)
 
     def logits(x: Tensor) -> Tensor:
         with tied.using("drop"), examples(None):
@@ -155,7 +155,7 @@ def _retrained(
 ) -> Callable:
     "Logits of a network trained with another loss."
     net = make()
-    fit(net, data, epochs, times=[epochs], device=data.x.device, backward=backward, **how)
+    fit(net, data, epochs, times=[epochs], device=data.device, backward=backward, **how)
     return partial(predict, net)
 
 # %% ../../nbs/audit/04_alternatives.ipynb #cell15
@@ -181,7 +181,7 @@ def _row(
         row = dict(remedy=remedy, accuracy=accuracy, low=low, high=high)
         if test is not None:
             best = nets[hits.mean(1).argmax()]
-            prediction = predicted(best(test.x.to(held.x.device))).cpu()
+            prediction = predicted(best(test.x.to(held.device))).cpu()
             row["test"] = (prediction == test.y.cpu()).double().mean().item()
     return row | dict(epochs=float(epochs) if remedy in _TRAINED else 0.0)
 
@@ -219,7 +219,7 @@ def remedies(
         silenced = silence_suspects(model, data, rows)
         candidates["without the suspects' units"] = [partial(predict, silenced)]
     if run is not None and len(run.checkpoints) > 1:
-        stopped = [run.at(t, deepcopy(model)).to(data.x.device) for t in sorted(run.checkpoints)]
+        stopped = [run.at(t, deepcopy(model)).to(data.device) for t in sorted(run.checkpoints)]
         candidates["early stop, class vectors as head"] = [
             partial(predict, transfer(net, data, head=head)) for net in stopped
         ]

@@ -144,7 +144,7 @@ def check_held(data: NoisyDataset, held: NoisyDataset, noise: Noise | None = Non
         raise ValueError(
             f"the noise is that of {len(noise.matrix)} classes; the data have {data.n_classes}"
         )
-    held = replace(held.to(data.x.device), x=held.x.to(data.x))
+    held = replace(held.to(data.device), x=held.x.to(data.x))
     some = torch.linspace(0, len(held) - 1, 20).long()
     if sum(bool((data.x == x).flatten(1).all(1).any()) for x in held.x[some]) > 10:
         raise ValueError(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..common.checks import names_of, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import compiled, eager, evaluating, examples
+from ..models.outputs import answer
 from ..models.structure import belongs, owners
 from ..trainer.steps import Training, check_outputs, loss_of
 
@@ -126,7 +127,7 @@ def account(
     with evaluating(model), eager(model), torch.enable_grad():
         for rows in torch.arange(len(data), device=data.y.device).split(batch):
             with examples(data.index[rows]):
-                logits = model(data.x[rows])
+                logits = answer(model, data.x[rows])
             losses = loss_of(logits, data.y[rows], "none") / len(data)
             _add_gradients(noisy, free, (losses * mask[rows]).sum())
             _add_gradients(clean, free, (losses * ~mask[rows]).sum())

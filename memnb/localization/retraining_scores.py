@@ -57,7 +57,7 @@ def _forgetting(
     hits = []
 
     def observe(s):
-        device = s.data.x.device
+        device = s.data.device
         logits = predict(s.model, first.x.to(device), index=first.index.to(device))
         hits.append(predicted(logits).to(first.y.device) == first.y)
 

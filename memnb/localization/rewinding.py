@@ -28,9 +28,11 @@ from memnb.common.checks import (
     shown,
     whole,
 )
+from ..datasets.inputs import Inputs
 from ..datasets.noisy_datasets import NoisyDataset
 from .accounting import group_mask
 from ..models.evaluation import eager, evaluating, examples, parts, predict, predicted
+from ..models.outputs import answer
 from ..models.structure import belongs, layer_groups, layer_state, put_back
 from ..runs.run import Run
 from ..trainer.optimizers import triangle
@@ -77,7 +79,7 @@ def _own(m: nn.Module, recurse: bool = True) -> set[int]:
 class _Prefix:
     "Outputs of the modules of one pass over a batch, to be replayed while a layer changes."
 
-    def __init__(self, model: nn.Module, x: Tensor):
+    def __init__(self, model: nn.Module, x: Tensor | Inputs):
         self.events = []  # (module, whether it is entered or left), in order
         self.out = {}  # module -> its output, and the output's version
         self.read = {}  # module -> version of what it read
@@ -92,7 +94,7 @@ class _Prefix:
             handles.append(m.register_forward_hook(self._leave, with_kwargs=True))
         try:
             with _Reads(lambda: len(self.events)) as reads, eager(model):
-                self.logits = model(x)
+                self.logits = answer(model, x)
         finally:
             for h in handles:
                 h.remove()
@@ -180,9 +182,9 @@ def _reestimate(model: nn.Module, data: NoisyDataset, batch: int):
             m.reset_running_stats()
             m.train()
             m.momentum = None
-        for rows in torch.arange(len(data), device=data.x.device).tensor_split(count):
+        for rows in torch.arange(len(data), device=data.device).tensor_split(count):
             with examples(data.index[rows]):
-                model(data.x[rows])
+                answer(model, data.x[rows])
     for m, momentum in zip(norms, momenta, strict=True):
         m.momentum = momentum
 
@@ -207,7 +209,7 @@ def _trained(run: Run, data: NoisyDataset, layers, mask, model) -> _Trained:
     run.check(data)
     if not run.checkpoints:
         raise ValueError("this run kept no checkpoints: train with checkpoints=[...]")
-    net = run.at(max(run.checkpoints), model).to(data.x.device)
+    net = run.at(max(run.checkpoints), model).to(data.device)
     check_outputs(net, data)
     if layers is None:
         layers = layer_groups(net)
@@ -303,7 +305,7 @@ def _rewound(
                     with _replaying(prefix.before(layer)) if cache else nullcontext():
                         for time in times:
                             put(layer, time)
-                            logits = prefix.logits if cache and time == last else net(x)
+                            logits = prefix.logits if cache and time == last else answer(net, x)
                             hits[layer, time].append(predicted(logits) == y)
                     put(layer, last)
                     bar.update()
@@ -341,7 +343,7 @@ def _fresh(net: nn.Module, run: Run, data: NoisyDataset, layer: str) -> nn.Modul
     for p in anew.parameters():
         p.requires_grad_(id(p) in own)
     with examples(None):
-        used = anew(data.x[:2]).requires_grad
+        used = answer(anew, data.x[:2]).requires_grad
     if not used:
         raise ValueError(f"layer {layer!r} is never used, so it cannot be trained")
     return anew.train()
@@ -400,7 +402,7 @@ def retrain(
             f"there are {sorted(run.checkpoints)}"
         )
     trained = _trained(run, data, layers, mask, model)
-    recipe = _recipe(options, device=data.x.device, times=range(epochs + 1))
+    recipe = _recipe(options, device=data.device, times=range(epochs + 1))
 
     def accuracies(s) -> list[dict]:
         hits = predicted(predict(s.model, data.x, index=data.index)) == data.y

@@ -139,7 +139,7 @@ def mislabel_scores(
     """
     run.check(data)
     if model is None and run.checkpoints and "model" in run.config and not run.config.get("what"):
-        model = run.at(max(run.checkpoints)).to(data.x.device)
+        model = run.at(max(run.checkpoints)).to(data.device)
     if model is not None:
         data = data.to(device_of(model))
     columns = dict(

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ..common.checks import check_choice, names_of
+from ..datasets.inputs import Inputs, on_each
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import evaluating, examples
 from ..models.layers import activations, channel_dim, edit, first_tensor
+from ..models.outputs import answer, fed, logits_of, outputs_of, weight_type
 from ..models.structure import graphed
 from ..trainer.steps import check_outputs
 
@@ -69,7 +71,7 @@ def _recorder(name: str, calls: list[_Call]):
     return before, after
 
 
-def _calls(model: nn.Module, x: Tensor) -> tuple[list[_Call], object]:
+def _calls(model: nn.Module, x: Tensor | Inputs) -> tuple[list[_Call], object]:
     "The calls of one forward pass in their order, and the node of the network's output."
     calls = []
     handles = []
@@ -80,7 +82,7 @@ def _calls(model: nn.Module, x: Tensor) -> tuple[list[_Call], object]:
                 handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
                 handles.append(module.register_forward_hook(after))
         with graphed(model), examples(None):
-            out = model(x.clone())
+            out = logits_of(outputs_of(model, on_each(fed(model, x), Tensor.clone)), len(x))
     finally:
         for handle in handles:
             handle.remove()
@@ -210,8 +212,7 @@ class Masked:
         self.data = data
         self.sites = []
         self.units = 0
-        parameters = [p for p in model.parameters() if p.is_floating_point()]
-        self.dtype = parameters[0].dtype if parameters else data.x.dtype
+        self.dtype = weight_type(model) or torch.get_default_dtype()
         for layer, place in places.items():
             dim = channel_dim(modules.get(layer, nn.Identity()), outputs[place])
             stop = self.units + outputs[place].shape[dim]
@@ -220,7 +221,7 @@ class Masked:
 
     def ones(self) -> Tensor:
         "(units,) the mask of the intact network."
-        return torch.ones(self.units, dtype=self.dtype, device=self.data.x.device)
+        return torch.ones(self.units, dtype=self.dtype, device=self.data.device)
 
     def names(self) -> tuple[list[str], list[int]]:
         "Layer and channel of each unit."
@@ -251,11 +252,11 @@ class Masked:
 
     def __call__(
         self,
-        x: Tensor,  # (b, ...)
+        x: Tensor | Inputs,  # (b, ...)
         mask: Tensor,  # (b, units), or (1, units) for all inputs
         index: Tensor | None = None,  # (b,) of the examples, for layers that depend on them
     ) -> Tensor:
         "(b, K) logits."
         self.mask = mask
         with examples(index):
-            return self.model(x)
+            return answer(self.model, x)

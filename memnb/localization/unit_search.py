@@ -24,6 +24,7 @@ from ..datasets.noisy_datasets import NoisyDataset
 from .unit_masks import Masked
 from ..models.evaluation import evaluating, examples, predicted
 from ..models.layers import activations, edit
+from ..models.outputs import answer
 from ..trainer.steps import loss_of
 
 # %% ../../nbs/localization/04_unit_search.ipynb #3d714dbf
@@ -77,7 +78,7 @@ def _whole_numbers(model: nn.Module, x: Tensor) -> tuple[list[Tensor], list[str]
                 if isinstance(m, (nn.Embedding, nn.EmbeddingBag)):
                     handles.append(m.register_forward_hook(note(name)))
             with examples(None), edit(model, {}):
-                model(x)
+                answer(model, x)
         finally:
             for handle in handles:
                 handle.remove()

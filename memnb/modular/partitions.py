@@ -19,6 +19,7 @@ from ..common.checks import number, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import evaluating, examples, parts, predict, predicted
 from ..models.layers import activations, edit, linear_layers
+from ..models.outputs import answer
 from ..trainer.steps import check_network, loss_of
 
 # %% ../../nbs/modular/04_partitions.ipynb #cell05
@@ -84,7 +85,7 @@ def signals(
             torch.enable_grad(),
             edit(model, {f"{layer}.input": read, layer: cut}),
         ):
-            loss = loss_of(model(x), y[i], "sum")
+            loss = loss_of(answer(model, x), y[i], "sum")
         if seen["h"].ndim != 2 or len(seen["h"]) != len(x):
             raise ValueError(
                 f"layer {layer!r} reads {tuple(seen['h'].shape)}; neurons of {len(x)} examples are "

@@ -115,7 +115,7 @@ def snapshot_gradients(
     parts = []
     for epoch in epochs:
         net = run.at(epoch)
-        rows = account(net.to(data.x.device), data, layer_groups(net))
+        rows = account(net.to(data.device), data, layer_groups(net))
         parts.append(rows.with_columns(time=pl.lit(epoch)))
     return pl.concat(parts)
 

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..common.checks import check_choice, number, shown, whole
+from ..datasets.inputs import Inputs
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import examples
 from ..models.layers import activations, edit, linear_layers
+from ..models.outputs import fed, outputs_of
 from .classifiers import PROBES, Probe
 from .over_training import collect, probe_model
 from ..trainer.steps import Training, check_network, check_outputs
@@ -132,7 +134,7 @@ class _Enough(Exception):
 
 def read_until(
     model: nn.Module,  # left as it is
-    x: Tensor,  # (n, ...)
+    x: Tensor | Inputs,  # (n, ...)
     layer: str,  # its name
 ) -> Tensor:
     """The activation of a layer for inputs x (n, ...), with its gradient.
@@ -140,8 +142,8 @@ def read_until(
     The forward pass ends there. `RuntimeError` for a layer that is never called.
     """
     check_network(model)
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x={shown(x)} must be a tensor of inputs (n, ...)")
+    if not isinstance(x, (Tensor, Inputs)):
+        raise TypeError(f"x={shown(x)} must be a tensor of inputs (n, ...), or Inputs")
     if not isinstance(layer, str):
         raise TypeError(f"layer={shown(layer)} must be the name of a layer")
 
@@ -153,7 +155,7 @@ def read_until(
 
     try:
         with edit(model, {layer: stop}):
-            model(x)
+            outputs_of(model, fed(model, x))
     except _Enough:
         return activation[0]
     raise RuntimeError(f"layer {layer!r} is never called")

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from ..common.checks import check_choice, names_of, number, shown, whole
+from ..datasets.inputs import Inputs, alike, batch_of, described
 from ..datasets.noisy_datasets import NoisyDataset
-from ..models.evaluation import examples, predicted
-from ..models.layers import activations, layer_names, linear_layers
+from ..models.evaluation import examples, inputs_of, predicted
+from ..models.layers import activations, first_tensor, layer_names, linear_layers
 from ..models.structure import hidden_groups
 from .classifiers import PROBES, Probe
 from .geometry import ClassShapes
@@ -68,24 +69,23 @@ def _targets(data: NoisyDataset, test: NoisyDataset | None, groups: Sequence[str
 
 def default_layers(
     model: nn.Module,  # left as it is
-    x: Tensor,  # inputs (n, ...), of which two are tried
+    x: Tensor | Inputs,  # inputs (n, ...), of which two are tried
 ) -> list[str]:
     """`input`, and what each linear layer reads if that is anything else.
 
-    In an MLP these are the hidden layers after their activation. `TypeError` for what is no network
+    In an MLP these are the hidden layers after their activation. Inputs that are no floats, such as
+    token ids, have no geometry, and are left out. `TypeError` for what is no network
     or no tensor.
     """
     check_network(model)
-    if not isinstance(x, Tensor) or not x.ndim:
-        raise TypeError(f"x={shown(x)} must be a tensor of inputs (n, ...)")
+    x = inputs_of(x)
+    given = first_tensor(batch_of(x[:2]))
+    first = ["input"] if given.is_floating_point() else []
     names = list(dict.fromkeys(["input", *linear_layers(model, x[:2]).values()]))
     with examples(None):
         ((_, got),) = activations(model, x[:2], names)
-    inputs = x[:2].flatten(1)
-    layers = [n for n in names if n == "input" or not torch.equal(got[n].flatten(1), inputs)]
-    if len(layers) > 1:
-        return layers
-    return list(dict.fromkeys(["input", *hidden_groups(model, x)]))
+    inner = [n for n in names[1:] if not torch.equal(got[n].flatten(1), got["input"].flatten(1))]
+    return first + (inner or [n for n in hidden_groups(model, x) if n != "input"])
 
 # %% ../../nbs/probes/04_over_training.ipynb #cell07
 def check_probe_data(data, what: str = "the data"):
@@ -130,10 +130,12 @@ def check_probe_test(data: NoisyDataset, test: NoisyDataset | None) -> NoisyData
         return None
     if not isinstance(test, NoisyDataset):
         raise TypeError(f"the test set is {shown(test)}; it must be a NoisyDataset, or None")
-    kinds = [f"{tuple(d.x.shape[1:])} and {d.x.dtype}" for d in (test, data)]
-    if kinds[0] != kinds[1]:
-        raise ValueError(f"the test inputs have shape {kinds[0]}, the training inputs {kinds[1]}")
-    return test.to(data.x.device)
+    if not alike(data.x, test.x):
+        raise ValueError(
+            f"the test inputs are {described(test.x)}, the training inputs {described(data.x)}; "
+            "they must be alike"
+        )
+    return test.to(data.device)
 
 # %% ../../nbs/probes/04_over_training.ipynb #cell08
 def collect(
@@ -391,7 +393,7 @@ def probe(
         raise ValueError(f"no checkpoints at {missing}; there are {sorted(run.checkpoints)}")
     rows = []
     for t in times:
-        net = run.at(t, model).to(data.x.device)
+        net = run.at(t, model).to(data.device)
         looked = probe_model(
             net, data, test, layers, probes, groups, batch=batch, warn=t == times[0]
         )

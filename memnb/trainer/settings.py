@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.checks import check_among_times, check_choice, number, seed_of, shown, whole
+from ..datasets.inputs import alike, described
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import eager, examples, predict
 from ..models.layers import first_tensor
@@ -65,14 +66,11 @@ def check_test(
             raise TypeError(f"the {what} data are {shown(d)}; they must be a NoisyDataset")
     if test is None:
         return
-    shape, test_shape = (tuple(d.x.shape[1:]) for d in (data, test))
-    if test_shape != shape or test.n_classes != data.n_classes:
+    if not alike(data.x, test.x) or test.n_classes != data.n_classes:
         raise ValueError(
-            f"test examples have shape {test_shape} and {test.n_classes} classes, training "
-            f"examples {shape} and {data.n_classes}"
+            f"test examples are {described(test.x)} of {test.n_classes} classes, training examples "
+            f"{described(data.x)} of {data.n_classes}; they must be alike"
         )
-    if test.x.dtype != data.x.dtype:
-        raise ValueError(f"test examples are {test.x.dtype}, training examples {data.x.dtype}")
 
 # %% ../../nbs/trainer/04_settings.ipynb #cell06p2
 def check_functions(what: str, value) -> list[Callable]:
@@ -191,11 +189,12 @@ def expected_space(
 ) -> str:
     """The memory and disk that a run will need, in words; none where both are below 100 MB.
 
-    They follow from its parameters, data and record, and from one batch's activations.
+    They follow from its parameters, data and record, and from one batch's activations. `Inputs` are
+    counted as read when they are needed.
     """
     weights = sum(p.numel() * p.element_size() for p in model.state_dict().values())
     record = times * len(data) * 10
-    inputs = data.x.numel() * data.x.element_size()
+    inputs = data.x.numel() * data.x.element_size() if isinstance(data.x, Tensor) else 0
     activations = _activation_size(model, data.x[:2])
     memory = 5 * weights + inputs + record + activations * size * 4
     disk = record + checkpoints * weights

@@ -20,8 +20,10 @@ from torch.nn import functional as F
 
 from ..common.checks import check_memory, number, seed_of, shown, whole
 from ..common.rng import seeded
+from ..datasets.inputs import Inputs, batch_of, described, tensors_in
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import device_of, eager, evaluating, examples
+from ..models.outputs import answer, fed, logits_of, outputs_of
 from ..runs.recorder import Recorder
 from ..runs.run import Run
 
@@ -146,16 +148,16 @@ def loss_of(
     return F.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype), reduction=reduction)
 
 
-def _logits(s: Training, x: Tensor, cast) -> Tensor:
+def _logits(s: Training, x: Tensor | Inputs, cast) -> Tensor:
     "(b, K) outputs in training mode; `ValueError` where they are not one row an example."
     with cast:
-        out = s.model(x)
-    if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(x):
+        logits = answer(s.model, x)
+    if logits.ndim != 2 or len(logits) != len(x):
         raise ValueError(
-            f"in training mode the model gives {shown(out)} for {len(x)} inputs; it must give a "
+            f"in training mode the model gives {shown(logits)} for {len(x)} inputs; it must give a "
             f"tensor ({len(x)}, {s.data.n_classes})"
         )
-    return out
+    return logits
 
 
 def take_step(
@@ -168,12 +170,11 @@ def take_step(
 ):
     "Take one optimizer step on a batch. `ValueError` for outputs that are not one row an example."
     s.batch = rows
-    x, y, index = (v.index_select(0, rows) for v in (s.data.x, s.data.y, s.data.index))
+    x = s.data.x[rows] if isinstance(s.data.x, Inputs) else s.data.x.index_select(0, rows)
+    y, index = (v.index_select(0, rows) for v in (s.data.y, s.data.index))
     with examples(index):
         s.logits = _logits(s, x, cast)
-        half = s.logits.dtype in (torch.bfloat16, torch.float16)
-        logits = s.logits.float() if half else s.logits
-        loss = loss_of(logits, y, "none" if backward else "mean")
+        loss = loss_of(s.logits, y, "none" if backward else "mean")
         s.optimizer.zero_grad()
         if backward:
             backward(s, loss)
@@ -271,6 +272,17 @@ def _reads(model: nn.Module) -> str:
     return "it has no weight matrix"
 
 
+def _say_cast(read, given):
+    "Warn where the inputs, as they are read, have more digits than the network is given."
+    for before, after in zip(tensors_in(read), tensors_in(given), strict=True):
+        if before.dtype.itemsize > after.dtype.itemsize:
+            warnings.warn(
+                f"the inputs are {before.dtype}, the network's weights {after.dtype}; inputs are "
+                "cast to that, batch by batch",
+                stacklevel=4,
+            )
+
+
 def check_outputs(
     model: nn.Module,  # any network
     data: NoisyDataset,  # training set
@@ -289,12 +301,16 @@ def check_outputs(
     data = data.to(device_of(model))
     x = data.x[:2]
     k = data.n_classes
+    batch = fed(model, x)
+    _say_cast(batch_of(x), batch)
     try:
         with examples(None), evaluating(model):
-            logits = model(x)
+            out = outputs_of(model, batch)
     except Exception as e:  # whatever a stranger's network says
-        inputs = f"inputs of shape {tuple(x.shape[1:])} and {x.dtype}"
-        raise ValueError(f"the model does not take {inputs}; {_reads(model)}: {e}") from e
+        raise ValueError(
+            f"the model does not take inputs {described(batch)}; {_reads(model)}: {e}"
+        ) from e
+    logits = logits_of(out, len(x))
     _check_logits(logits, len(x), k)
     return data
 
@@ -329,10 +345,10 @@ def own_config(
 def alone(model: nn.Module, data: NoisyDataset) -> str:
     "Why the network, in its present modes, cannot be trained on one example; empty if it can."
     buffers = [(b, b.clone()) for b in model.buffers()]
-    device = data.x.device
+    device = data.device
     try:
         with seeded(0, device), examples(data.index[:1]), torch.no_grad(), eager(model):
-            loss_of(model(data.x[:1]), data.y[:1])
+            loss_of(answer(model, data.x[:1]), data.y[:1])
     except Exception as e:
         return str(e).splitlines()[0] if str(e) else type(e).__name__
     finally:

@@ -83,7 +83,7 @@ def _advance(s: Training, plan: Plan, cast, good: dict | None, bar: tqdm):
             s.time = s.step / plan.per_epoch
             bar.update()
             continue
-        rows = order(len(s.data), epoch, settings.seed).to(s.data.x.device)
+        rows = order(len(s.data), epoch, settings.seed).to(s.data.device)
         parts = batches(rows, plan.size, plan.join)
         before = epoch * plan.per_epoch  # steps
         for i in range(s.step - before, min(plan.per_epoch, goal - before)):
@@ -94,7 +94,7 @@ def _advance(s: Training, plan: Plan, cast, good: dict | None, bar: tqdm):
 
 def _loop(s: Training, plan: Plan, journal: Journal | None) -> Iterator[Training]:
     settings = plan.settings
-    device = s.data.x.device
+    device = s.data.device
     cast = torch.autocast(device.type, settings.autocast) if settings.autocast else nullcontext()
     good = None  # the state at the last recorded time
     rng = settings.seed
@@ -298,7 +298,7 @@ def costs(
         lr=1e-6,
         batch=batch,
         observe=observe,
-        device=data.x.device,
+        device=data.device,
         **looks,
         **options,
     )

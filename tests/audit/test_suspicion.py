@@ -588,7 +588,6 @@ def test_models_that_cannot_classify_the_data(act):
         (lambda: line(3, 63), (1, 8, 8)),
         (lambda: nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 3)), (1, 8, 8)),
         (lambda: build(**VIT), (1, 16, 16)),
-        (lambda: line(dtype=torch.float64), (1, 8, 8)),
         (lambda: resnet18(num_classes=3), (1, 8, 8)),
     ],
 )
@@ -596,9 +595,7 @@ def test_inputs_that_the_model_does_not_take_are_told_with_their_shape(model, sh
     for act in (check_model, audit, estimate_noise):
         with pytest.raises(
             ValueError,
-            match="^the model does not take inputs of shape "
-            + re.escape(f"{shape} and torch.float32; ")
-            + ".",
+            match="^the model does not take inputs " + re.escape(f"{shape} float32; ") + ".",
         ) as e:
             act(model(), clusters(shape=shape))
         assert isinstance(e.value.__cause__, RuntimeError)
@@ -614,10 +611,15 @@ class Gives(nn.Module):
         return self.what(self.fc(x.flatten(1)))
 
 
-@pytest.mark.parametrize("what", [lambda z: (z, z), lambda z: dict(logits=z)])
-def test_outputs_that_are_no_tensors(what):
-    with pytest.raises(ValueError):
-        audit(Gives(what), clusters())
+@pytest.mark.parametrize(
+    "what", [lambda z: (z, z[:, :1]), lambda z: dict(loss=z.mean(), logits=z), lambda z: [z]]
+)
+def test_logits_in_a_tuple_or_a_dictionary_are_found(what):
+    data = clusters()
+    net = Gives(what)
+    plain = Gives(lambda z: z)
+    plain.load_state_dict(net.state_dict())
+    assert audit(net, data).equals(audit(plain, data))
 
 
 @pytest.mark.parametrize(
@@ -634,7 +636,7 @@ def test_networks_that_refuse_inputs_in_other_ways(model, shape):
         check_model(model(), clusters(n=12, shape=shape))
     except ValueError as e:
         message = str(e)
-    if message is None or f"inputs of shape {shape}" not in message:
+    if message is None or f"inputs {shape}" not in message:
         raise ValueError(f"the shape is not named: {message}")
 
 
@@ -752,7 +754,7 @@ def test_a_run_with_a_model_that_does_not_fit():
     for model, says in (
         (line(5), r"\(2, 5\)"),
         (nn.Flatten(), "no parameters"),
-        (line(3, 7), r"shape \(1, 8, 8\)"),
+        (line(3, 7), r"inputs \(1, 8, 8\)"),
     ):
         with pytest.raises(ValueError, match=says):
             audit(trained()[0], clusters(), model)

@@ -182,7 +182,7 @@ def test_rho_and_confusion_against_a_loop():
     "fields, says",
     [
         (dict(x=torch.zeros(0, 1), y=torch.zeros(0).long()), "0 were given"),
-        (dict(x=torch.zeros(2, 1).long()), "int64.*float"),
+        (dict(x=torch.zeros(2, 1).bool()), "bool.*floats or integers"),
         (dict(x=torch.tensor([[0.0], [torch.nan]])), "finite"),
         (dict(y=torch.tensor([0, 1, 0])), r"\(3,\).*\(2,\)"),
         (dict(y=torch.tensor([0.0, 1.0])), "float32.*integer"),

@@ -677,7 +677,6 @@ class Broken(nn.Module):
     [
         (lambda: small(d=7), {}, ValueError, r"\(6,\).*float32.*\(8, 7\)"),
         (small, dict(x=torch.randn(90, 2, 6)), ValueError, r"\(2, 6\)|gives \(2, 2, 3\)"),
-        (small, dict(x=torch.randn(90, 6).double()), ValueError, "float64.*float32"),
         (lambda: small(k=4), {}, ValueError, r"gives \(2, 4\).*3 classes need \(2, 3\)"),
         (lambda: spoilt(small(), torch.nan), {}, ValueError, "parameter 0.weight holds NaN"),
         (
@@ -709,7 +708,7 @@ def test_networks_and_inputs_that_do_not_fit(look, net, change, error, says):
         (
             dict(test=clusters(d=5)[1]),
             ValueError,
-            r"test inputs have shape \(5,\).*training inputs \(6,\)",
+            r"test inputs are \(5,\).*training inputs \(6,\)",
         ),
         (dict(layers="input"), TypeError, "layers='input' must be a list of names"),
         (dict(layers=[0]), TypeError, "layers holds 0"),

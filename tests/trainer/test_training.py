@@ -1279,9 +1279,9 @@ def test_a_finished_run_without_checkpoints_cannot_fill_a_network(tmp_path):
         (dict(autocast="bfloat16"), "must be a torch.dtype"),
         (
             dict(test=NoisyDataset(torch.zeros(4, 5), torch.arange(4) % 3, n_classes=3)),
-            r"shape \(5,\) and 3 classes",
+            r"\(5,\) float32 of 3 classes",
         ),
-        (dict(test=noisy(k=4)), "and 4 classes, training examples .* and 3"),
+        (dict(test=noisy(k=4)), "of 4 classes, training examples .* of 3"),
     ],
 )
 def test_what_cannot_be_trained_with(how, says):
