@@ -192,9 +192,11 @@ def repair(
     def repaired(layer: str, probe: str) -> nn.Module:
         return transfer(model, data, None if layer == last else layer, probe, head)
 
-    with examples(None):
-        networks = [model, *(repaired(*candidate) for candidate in candidates)]
-    hits = torch.stack([_held_out_hits(net, held, noise) for net in networks]).cpu()
+    rows = [_held_out_hits(model, held, noise)]
+    for candidate in candidates:  # one at a time, as a network may be large
+        with examples(None):
+            rows.append(_held_out_hits(repaired(*candidate), held, noise))
+    hits = torch.stack(rows).cpu()
     check_possible(hits[0], "the network")
     accuracies = [possible(accuracy_of(row)) for row in hits]
     # no gain is larger than what may be missing, and no loss than what there may be

@@ -131,7 +131,8 @@ def account(
             losses = loss_of(logits, data.y[rows], "none") / len(data)
             _add_gradients(noisy, free, (losses * mask[rows]).sum())
             _add_gradients(clean, free, (losses * ~mask[rows]).sum())
-    return pl.DataFrame(_report(noisy, {k: noisy[k] + clean[k] for k in noisy}, members))
+    rows = _report(noisy, {k: noisy[k] + clean[k] for k in noisy}, members)
+    return pl.DataFrame(rows, infer_schema_length=None)
 
 
 def _add_gradients(total: Gradients, free: dict[str, nn.Parameter], loss: Tensor):

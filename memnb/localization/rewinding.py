@@ -270,9 +270,11 @@ def rewind(
             raise ValueError(
                 f"statistics cannot be re-estimated from batches of one example: {why}"
             )
-        return pl.DataFrame(_reestimated(trained, times, batch, progress))
+        rows = _reestimated(trained, times, batch, progress)
+        return pl.DataFrame(rows, infer_schema_length=None)
     buffers = convention == "buffers"
-    return pl.DataFrame(_rewound(trained, times, batch, buffers, cache, progress))
+    rows = _rewound(trained, times, batch, buffers, cache, progress)
+    return pl.DataFrame(rows, infer_schema_length=None)
 
 # %% ../../nbs/localization/02_rewinding.ipynb #cell11
 def _bar(total: int, progress: bool) -> tqdm:

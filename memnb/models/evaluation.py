@@ -68,12 +68,15 @@ def eager(
     replicated = [m for m in model.modules() if isinstance(m, nn.DataParallel)]
     devices = [m.device_ids for m in replicated]
     stance = torch.compiler.set_stance("force_eager") if compiled(model) else nullcontext()
+    fast = torch.backends.mha.get_fastpath_enabled()  # transformer layers that skip their parts
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         for m in replicated:
             m.device_ids = m.device_ids[:1]
         with stance:
             yield model
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for m, ids in zip(replicated, devices, strict=True):
             m.device_ids = ids
 

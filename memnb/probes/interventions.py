@@ -42,7 +42,9 @@ def find_head(model: nn.Module, data: NoisyDataset, head: str | None = None) -> 
         )
     with examples(None):
         ((logits, got),) = activations(model, data.x[:2], [name])
-    if got[name].shape[-1] != k or head is None and not torch.equal(got[name], logits):
+    gives_logits = torch.equal(got[name].to(logits), logits)
+    fits = got[name].shape[-1] in ((1, 2) if k == 2 else (k,))
+    if not fits or head is None and not gives_logits:
         raise ValueError(
             f"{name!r} gives {tuple(got[name].shape)} and does not give the {k} logits; "
             f"name the linear layer before the softmax by head= (there are {there})"
@@ -184,12 +186,22 @@ def transfer(
         cut.head.training = model.training
         return cut
     name, reads = find_head(model, data, head)
-    new = linear_head(fit_probe(model, data, reads, probe, batch))
     copy = deepcopy(model)
-    put_head(copy, name, new)
+    put_head(copy, name, linear_head(fit_probe(model, data, reads, probe, batch)))
     return copy
 
 # %% ../../nbs/probes/05_interventions.ipynb #cell11
+def _one_logit(head: nn.Linear) -> nn.Linear:
+    "The layer (d -> 1) whose output is how far class 1 is ahead of class 0."
+    one = nn.utils.skip_init(
+        nn.Linear, head.in_features, 1, device=head.weight.device, dtype=head.weight.dtype
+    )
+    one.weight.data = head.weight.data[1:] - head.weight.data[:1]
+    bias = head.weight.new_zeros(2) if head.bias is None else head.bias.data
+    one.bias.data = bias[1:] - bias[:1]
+    return one
+
+
 @torch.no_grad()
 def put_head(
     model: nn.Module,  # changed in place
@@ -198,7 +210,8 @@ def put_head(
 ):
     """Give the model's layer `name` the numbers of `new`, in place.
 
-    A bias is added only where it is needed. `TypeError` or `ValueError` unless both are linear
+    A layer of one logit for two classes gets the difference of the two. A bias is added only where
+    it is needed. `TypeError` or `ValueError` unless both are linear
     layers of the same size; `ValueError` where other layers would change with it.
     """
     modules = model.named_modules() if isinstance(model, nn.Module) else ()
@@ -210,6 +223,8 @@ def put_head(
     if not isinstance(new, nn.Linear):
         raise TypeError(f"the new layer is {shown(new)}; it must be a torch.nn.Linear")
     old = layers[name]
+    if len(old.weight) == 1 and len(new.weight) == 2:
+        new = _one_logit(new)
     if old.weight.shape != new.weight.shape:
         raise ValueError(
             f"{name!r} has weights {tuple(old.weight.shape)}, "

@@ -817,11 +817,12 @@ def test_a_head_behind_which_a_softmax_comes_must_be_named():
     } == {"head.weight", "head.bias"}
 
 
-def test_a_network_of_one_logit_is_refused():
-    with pytest.raises(ValueError, match=r"\(2, 1\).*2 logits"):
-        repair(
-            nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 1)), *small(k=2)
-        )
+def test_a_network_of_one_logit_is_repaired_like_one_of_two():
+    data, held = small(k=2)
+    body = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU())
+    two = repair(nn.Sequential(body, nn.Linear(4, 2)), data, held)
+    one = repair(nn.Sequential(body, nn.Linear(4, 1)), data, held)
+    assert one.table["accuracy"][1:].to_list() == pytest.approx(two.table["accuracy"][1:].to_list())
 
 
 @pytest.mark.parametrize("remedy", [repair, remedies])

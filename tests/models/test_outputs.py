@@ -1,0 +1,262 @@
+"Any network is asked in one way, and its logits are found wherever they are."
+
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import get_model
+
+from memnb.datasets import NoisyDataset, corrupt, in_memory
+from memnb.localization import account, rewind
+from memnb.models import Classifier, answer, hidden_groups, logits_of, predict
+from memnb.probes import probe_model, transfer
+from memnb.trainer import fit
+
+Z = torch.tensor([[1.0, 2, 3], [4, 5, 6]])
+LOSS = torch.tensor(0.5)
+
+
+@dataclass
+class Given:
+    loss: torch.Tensor
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+
+Named = namedtuple("Named", "logits aux")
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        Z,
+        (LOSS, Z),
+        [Z, (LOSS, LOSS)],
+        {"loss": LOSS, "logits": Z, "hidden": Z + 1},
+        OrderedDict(score=Z, length=torch.tensor([1, 2])),
+        Given(LOSS, Z, Z + 1),
+        Named(Z, Z + 1),
+    ],
+)
+def test_where_the_logits_are(out):
+    assert torch.equal(logits_of(out, 2), Z)
+
+
+def test_one_number_an_example_is_a_column():
+    assert logits_of(torch.tensor([1.0, -1]), 2).tolist() == [[1.0], [-1.0]]
+
+
+def test_half_precision_comes_out_as_float32():
+    assert logits_of(Z.to(torch.bfloat16), 2).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "out, error, says",
+    [
+        ({"coarse": Z, "fine": Z}, ValueError, "coarse, fine.*output='coarse'"),
+        ({"loss": LOSS}, TypeError, "with loss; it must give"),
+        ("word", TypeError, "'word'"),
+        (None, TypeError, "None"),
+        ((LOSS, LOSS), TypeError, "tensor of logits"),
+    ],
+)
+def test_where_there_are_none(out, error, says):
+    with pytest.raises(error, match=says):
+        logits_of(out, 2)
+
+
+class Several(nn.Module):
+    def forward(self, x):
+        return {"coarse": x[:, :2], "fine": (x, x + 1)}
+
+
+@pytest.mark.parametrize(
+    "output, expected", [("coarse", Z[:, :2]), (lambda out: out["fine"][1], Z + 1)]
+)
+def test_the_part_that_is_named(output, expected):
+    assert torch.equal(answer(Classifier(Several(), output), Z), expected)
+
+
+def test_a_part_that_is_not_there():
+    with pytest.raises(ValueError, match="output='logits' is not there.*coarse.*fine"):
+        answer(Classifier(Several(), "logits"), Z)
+
+
+def test_floats_take_the_type_of_the_weights():
+    net = nn.Linear(3, 2)
+    assert torch.allclose(answer(net, Z.double()), net(Z))
+    assert torch.allclose(answer(net.double(), Z), net(Z.double()))
+
+
+# --- whole networks: what can be asked of one can be asked of all
+
+K = 3
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(60, 12)
+        self.rnn = nn.LSTM(12, 12, batch_first=True)
+        self.out = nn.Linear(12, K)
+
+    def forward(self, x):
+        states, _ = self.rnn(self.words(x))
+        return self.out(states[:, -1]), states
+
+
+class Bag(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bag = nn.EmbeddingBag(60, 12)
+        self.hidden = nn.Linear(12, 12)
+        self.out = nn.Linear(12, K)
+
+    def forward(self, x):
+        return self.out(self.hidden(self.bag(x)).relu())
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(60, 12)
+        layer = nn.TransformerEncoderLayer(12, 2, 24, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.out = nn.Linear(12, K)
+
+    def forward(self, input_ids, attention_mask):
+        padded = attention_mask == 0
+        states = self.encoder(self.words(input_ids), src_key_padding_mask=padded)
+        return {"logits": self.out(states.mean(1)), "states": states}
+
+
+def bert():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=60,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_labels=K,
+        max_position_embeddings=16,
+    )
+    return transformers.BertForSequenceClassification(config)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(60, 8)
+        self.out = nn.Linear(12, K)
+
+    def forward(self, ids, numbers):
+        return self.out(torch.cat([self.words(ids).mean(1), numbers], 1))
+
+
+def _noisy(x, y):
+    return corrupt(NoisyDataset(x, y, y, n_classes=K), 0.2, "wrong")
+
+
+def pictures(n=40, size=32):
+    g = torch.Generator().manual_seed(0)
+    y = torch.randint(0, K, (n,), generator=g)
+    return _noisy(torch.rand(n, 3, size, size, generator=g) + 0.3 * y[:, None, None, None], y)
+
+
+def words(form, n=40):
+    g = torch.Generator().manual_seed(0)
+    y = torch.randint(0, K, (n,), generator=g)
+    ids = torch.randint(1, 60, (n, 10), generator=g)
+    ids[:, :4] = 15 * y[:, None] + torch.randint(1, 15, (n, 4), generator=g)
+    mask = (torch.arange(10) < torch.randint(5, 11, (n, 1), generator=g)).long()
+    ids = ids * mask
+    forms = dict(
+        ids=ids,
+        named=in_memory({"input_ids": ids, "attention_mask": mask}),
+        pair=in_memory((ids, torch.randn(n, 4, generator=g))),
+    )
+    return _noisy(forms[form], y)
+
+
+def vision(name, **how):
+    return lambda: get_model(name, weights=None, num_classes=K, **how)
+
+
+NETWORKS = dict(
+    resnet18=(vision("resnet18"), pictures),
+    densenet121=(vision("densenet121"), pictures),
+    vit_b_16=(vision("vit_b_16", image_size=32), pictures),
+    swin_t=(vision("swin_t"), pictures),
+    convnext_tiny=(vision("convnext_tiny"), pictures),
+    mobilenet_v3_small=(vision("mobilenet_v3_small"), pictures),
+    googlenet=(vision("googlenet", init_weights=False), lambda: pictures(size=64)),
+    lstm=(Recurrent, lambda: words("ids")),
+    bag=(Bag, lambda: words("ids")),
+    encoder=(Encoder, lambda: words("named")),
+    bert=(bert, lambda: words("named")),
+    two_inputs=(TwoInputs, lambda: words("pair")),
+    parallel=(lambda: nn.DataParallel(vision("resnet18")()), pictures),
+    compiled=(lambda: torch.compile(Recurrent(), backend="eager"), lambda: words("ids")),
+    bfloat16=(lambda: vision("resnet18")().to(torch.bfloat16), pictures),
+)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_layers_probes_and_heads_of_any_network(name):
+    torch.manual_seed(0)
+    make, of = NETWORKS[name]
+    net = make()
+    data = of()
+    hidden = hidden_groups(net, data.x)
+    rows = probe_model(net, data, layers=hidden[-2:], probes=["velpic"], groups=["clean"])
+    better = transfer(net, data)
+    assert len(hidden) >= 1
+    assert {row["layer"] for row in rows} == {"output", *hidden[-2:]}
+    assert predict(better, data.x).shape == (len(data), K)
+    assert account(net, data)["parameters"].sum() >= 2 * sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["googlenet", "lstm", "encoder", "bert", "two_inputs"])
+def test_training_and_rewinding_of_any_network(name):
+    torch.manual_seed(0)
+    make, of = NETWORKS[name]
+    net = make()
+    data = of()
+    run = fit(net, data, 2, lr=0.01, batch=16, checkpoints=[0, 2], device="cpu")
+    rows = rewind(run, data, model=net)
+    assert run.prediction.shape[1] == len(data)
+    assert rows["time"].n_unique() == 2
+
+
+def test_training_on_several_inputs_against_a_plain_loop():
+    torch.manual_seed(0)
+    net = Encoder()
+    data = words("named")
+    plain = Encoder()
+    plain.load_state_dict(net.state_dict())
+    batch = data.x.batch()
+    sgd = torch.optim.SGD(plain.parameters(), lr=0.1)
+    for _ in range(3):
+        sgd.zero_grad()
+        nn.functional.cross_entropy(plain(**batch)["logits"], data.y).backward()
+        sgd.step()
+    fit(net, data, 3, lr=0.1, batch=None, device="cpu")
+    for a, b in zip(net.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_a_head_of_one_logit_answers_as_one_of_two():
+    g = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 2, (80,), generator=g)
+    data = NoisyDataset(torch.randn(80, 6, generator=g) + y[:, None], y)
+    two = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    one = nn.Sequential(two[0], nn.ReLU(), nn.Linear(8, 1))
+    logits = predict(transfer(two, data), data.x)
+    assert torch.allclose(
+        predict(transfer(one, data), data.x)[:, 0], logits[:, 1] - logits[:, 0], atol=1e-5
+    )
