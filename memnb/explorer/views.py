@@ -15,9 +15,10 @@ import altair as alt
 import polars as pl
 
 from ..common.checks import whole
+from ..common.pictures import picture_address
 from .sessions import Session, check_moment, curves_of, numbers
 from ..lab.charts import COLORS, curves, dots, heat
-from ..lab.layouts import panels, picture_address
+from ..lab.layouts import panels
 from ..modular.fourier import alignment, extract, look, neuron_spectra
 from ..probes.over_training import probe_model
 from ..toy import trajectories

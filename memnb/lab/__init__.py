@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['accuracies', 'Claim', 'Failed', 'Params', 'Task', 'curves', 'dots', 'each', 'execute', 'expect', 'facets', 'gather',
            'figure', 'grid', 'heat', 'judge', 'keep', 'level', 'live', 'live_figure', 'main', 'make_task', 'overlay',
-           'panels', 'picture_address', 'pictures', 'plan', 'pool', 'regions', 'results', 'setting', 'resolve', 'show',
-           'sweep', 'task_table', 'thin', 'use_theme', 'values_of']
+           'panels', 'pictures', 'plan', 'pool', 'regions', 'results', 'setting', 'resolve', 'show', 'sweep',
+           'task_table', 'thin', 'use_theme', 'values_of']
 
 # %% ../../nbs/lab/00_lab.ipynb #cell04
 from ..common.faces import names_on_request
@@ -19,7 +19,6 @@ _NAMES = {
         "live",
         "overlay",
         "panels",
-        "picture_address",
         "pictures",
         "regions",
     ),
@@ -69,7 +68,6 @@ _all_ = [
     "make_task",
     "overlay",
     "panels",
-    "picture_address",
     "pictures",
     "plan",
     "pool",

@@ -6,8 +6,8 @@
 __all__ = ['MODELS', 'Classifier', 'ModularNet', 'RegularizedNet', 'TwoLayer', 'TwoLayerReLU', 'activations', 'alexnet', 'answer',
            'belongs', 'build', 'capture', 'channel_dim', 'clean_first', 'cnn', 'compiled', 'device_of', 'eager', 'edit',
            'evaluating', 'examples', 'hidden_groups', 'layer_groups', 'layer_names', 'layer_state', 'linear_layers',
-           'logits_of', 'mlp', 'modular_transformer', 'owners', 'parts', 'predict', 'predicted', 'present_examples',
-           'put_back', 'resnet50', 'resnet9', 'two_layer', 'vit']
+           'mlp', 'modular_transformer', 'owners', 'parts', 'predict', 'predicted', 'present_examples', 'put_back',
+           'resnet50', 'resnet9', 'two_layer', 'vit']
 
 # %% ../../nbs/models/00_models.ipynb #cell03
 from memnb.models.evaluation import (
@@ -32,7 +32,7 @@ from memnb.models.networks import (
     mlp,
     two_layer,
 )
-from .outputs import Classifier, answer, logits_of
+from .outputs import Classifier, answer
 from memnb.models.structure import (
     belongs,
     hidden_groups,
@@ -71,7 +71,6 @@ _all_ = [
     "layer_names",
     "layer_state",
     "linear_layers",
-    "logits_of",
     "mlp",
     "modular_transformer",
     "owners",

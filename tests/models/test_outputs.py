@@ -10,7 +10,8 @@ from torchvision.models import get_model
 
 from memnb.datasets import NoisyDataset, corrupt, in_memory
 from memnb.localization import account, rewind
-from memnb.models import Classifier, answer, hidden_groups, logits_of, predict
+from memnb.models import Classifier, answer, hidden_groups, predict
+from memnb.models.outputs import logits_of
 from memnb.probes import probe_model, transfer
 from memnb.trainer import fit
 

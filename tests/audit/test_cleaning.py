@@ -1,0 +1,208 @@
+"What is done about each label, and what is handed on."
+
+from dataclasses import replace
+from functools import cache
+
+import polars as pl
+import pytest
+import torch
+
+from memnb.audit import audit, cleaned, copy_tree, decide, estimate_noise, write_report
+from memnb.audit.cleaning import cleaned_rows
+from memnb.audit.report import by_class, confusions, looks, page, verdict
+from memnb.datasets import NoisyDataset, Scaled, corrupt, in_memory, load
+from memnb.models import build
+from memnb.trainer import fit
+
+WORDS = ("zero", "one", "two", "<three>", "four", "five", "six", "seven", "eight", "nine")
+
+
+@cache
+def audited():
+    digits = load("digits", n=500, test_share=0)[0]
+    names = [f"{WORDS[y]}/{i:03}.png" for i, y in enumerate(digits.y.tolist())]
+    data = corrupt(replace(digits, names=names, classes=WORDS), 0.2, "wrong")
+    net = build("mlp", shape=(1, 8, 8), widths=(64, 64))
+    fit(net, data, 30, times=[30], lr=0.1, batch=32, device="cpu")
+    return audit(net, data), data, estimate_noise(net, data)
+
+
+def test_the_most_suspicious_share_is_acted_on():
+    found, data, _ = audited()
+    rows = decide(found, data, 0.1, sure=0.4)
+    acted = rows.filter(pl.col("action") != "keep")
+    expected = found.sort("rank").head(50)
+    assert acted["row"].to_list() == expected["row"].to_list()
+    for row, old in zip(acted.iter_rows(named=True), expected.iter_rows(named=True), strict=True):
+        sure = old["sure"] >= 0.4 and old["suggested"] != old["label"]
+        assert row["action"] == ("relabel" if sure else "drop")
+        assert row["given"] == WORDS[old["label"]]
+        assert row["suggested"] == WORDS[old["suggested"]]
+        assert row["name"] == data.names[old["row"]]
+
+
+def test_an_estimate_stands_for_its_lower_end():
+    found, data, noise = audited()
+    acted = decide(found, data, noise)["action"] != "keep"
+    assert acted.sum() == round(noise.low * len(data))
+
+
+def test_cleaned_data_are_better_and_keep_their_names():
+    found, data, _ = audited()
+    decisions = decide(found, data, 0.2)
+    better = cleaned(data, decisions)
+    table = cleaned_rows(decisions)
+    assert better.rho < 0.1 < data.rho
+    assert len(better) == len(data) - (decisions["action"] == "drop").sum()
+    assert better.names.tolist() == table["name"].to_list()
+    assert [WORDS[y] for y in better.y.tolist()] == table["label"].to_list()
+    left = decisions.filter(pl.col("action") != "drop")["row"].sort().to_list()
+    assert torch.equal(better.x, data.x[left])
+
+
+def test_a_part_of_the_data_keeps_row_and_index_apart():
+    found, data, _ = audited()
+    part = data.subset(torch.arange(499, -1, -1))
+    found = audit(build("mlp", shape=(1, 8, 8), widths=(8,)), part)
+    decisions = decide(found, part, 0.1)
+    names = {i: name for i, name in zip(data.index.tolist(), data.names.tolist(), strict=True)}
+    assert all(names[i] == name for i, name in decisions.select("index", "name").iter_rows())
+    left = cleaned(part, decisions)
+    assert set(left.names) == set(cleaned_rows(decisions)["name"])
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda d: d.head(10), "one decision for each of the 500"),
+        (lambda d: d.drop("action"), "lack action"),
+        (lambda d: d.with_columns(action=pl.lit("burn")), "'burn' is unknown.*keep, relabel, drop"),
+        (
+            lambda d: d.with_columns(suggested=pl.lit("ten"), action=pl.lit("relabel")),
+            "'ten' is no class",
+        ),
+    ],
+)
+def test_decisions_that_do_not_fit(change, says):
+    found, data, _ = audited()
+    with pytest.raises(ValueError, match=says):
+        cleaned(data, change(decide(found, data, 0.1)))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, "half", None])
+def test_a_share_that_is_none(share):
+    found, data, _ = audited()
+    with pytest.raises((ValueError, TypeError), match="share"):
+        decide(found, data, share)
+
+
+def test_an_audit_of_other_data():
+    found, data, _ = audited()
+    with pytest.raises(ValueError, match="500 rows, the data 100"):
+        decide(found, data.subset(torch.arange(100)), 0.1)
+
+
+# --- a copied folder
+
+
+def folder_of(tmp_path, names):
+    for name in names:
+        file = tmp_path / "mine" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(name.encode())
+    return tmp_path / "mine"
+
+
+def three(actions=("relabel", "keep", "drop")):
+    return pl.DataFrame(
+        dict(
+            row=[0, 1, 2],
+            index=[0, 1, 2],
+            name=["cat/1.png", "dog/1.png", "dog/deep/2.png"],
+            given=["cat", "dog", "dog"],
+            suggested=["dog", "dog", "cat"],
+            action=actions,
+        )
+    )
+
+
+def test_a_picture_with_a_new_label_overwrites_no_other(tmp_path):
+    source = folder_of(tmp_path, three()["name"])
+    copy_tree(source, three(("relabel", "keep", "relabel")), tmp_path / "new")
+    files = {
+        str(f.relative_to(tmp_path / "new")): f.read_bytes()
+        for f in tmp_path.rglob("new/*/**/*.png")
+    }
+    assert files == {
+        "dog/1 (was cat).png": b"cat/1.png",
+        "dog/1.png": b"dog/1.png",
+        "cat/deep/2 (was dog).png": b"dog/deep/2.png",
+    }
+
+
+def test_a_copy_is_whole_or_not_there(tmp_path):
+    source = folder_of(tmp_path, ["cat/1.png"])
+    with pytest.raises(FileNotFoundError, match="1 of 2 pictures are not in .*dog/1.png"):
+        copy_tree(source, three(), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "new").mkdir()
+    with pytest.raises(FileExistsError, match="new is there already"):
+        copy_tree(source, three(), tmp_path / "new")
+
+
+# --- the report
+
+
+def test_the_files_of_a_report(tmp_path):
+    found, data, noise = audited()
+    folder = write_report(tmp_path / "report", found, data, noise)
+    suspects = pl.read_csv(folder / "suspects.csv")
+    left = pl.read_csv(folder / "cleaned.csv")
+    assert suspects["rank"].to_list() == list(range(1, 501))
+    assert suspects.columns[:5] == ["rank", "name", "index", "given", "suggested"]
+    assert left["label"].to_list() == [
+        WORDS[y] for y in cleaned(data, decide(found, data, noise)).y
+    ]
+
+
+def test_a_page_needs_no_other_file_and_runs_nothing(tmp_path):
+    found, data, noise = audited()
+    html = page(decide(found, data, noise), data, noise, title="<script>alert(1)</script>")
+    assert "http:" not in html
+    assert "https:" not in html
+    assert 'src="data:image/png' in html
+    assert "<script" not in html
+    assert "&lt;three&gt;" in html
+    assert "<three>" not in html
+
+
+def test_a_report_is_not_overwritten(tmp_path):
+    found, data, noise = audited()
+    (tmp_path / "report").mkdir()
+    with pytest.raises(FileExistsError, match="report is there already"):
+        write_report(tmp_path / "report", found, data, noise)
+
+
+def test_counts_of_classes_and_mistakes_by_hand():
+    rows = pl.concat([three(), three(("relabel", "drop", "keep"))])
+    assert by_class(rows).rows() == [("cat", 2, 2, 0, 0), ("dog", 4, 0, 2, 2)]
+    assert confusions(rows).rows() == [("dog", "cat", 2), ("cat", "dog", 1)]
+
+
+def test_how_examples_look():
+    bytes_ = in_memory(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), Scaled())
+    ids = in_memory({"ids": torch.arange(30).view(3, 10)})
+    y = torch.tensor([0, 1, 0])
+    assert looks(NoisyDataset(bytes_, y), 0)[0] == "picture"
+    assert looks(NoisyDataset(ids, y), 1) == ("text", "10, 11, 12, 13, 14, 15, 16, 17, ...")
+    assert looks(NoisyDataset(ids, y, names=["a", "b", "c"]), 1) == ("text", "b")
+    assert looks(NoisyDataset(ids, y), 1, show=lambda row: f"row {row}") == ("text", "row 1")
+
+
+def test_a_weak_network_is_named():
+    _, _, noise = audited()
+    weak = replace(noise, agreement=0.5, left_out=0.93)
+    assert any("less well than plain probes" in line for line in verdict(weak, 500))
+    assert any("less well" in line for line in verdict(noise, 500)) is False
+    poor = replace(noise, left_out=0.4, rate=0.2)
+    assert any("difficult example" in line for line in verdict(poor, 500))
