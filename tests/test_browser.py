@@ -220,6 +220,15 @@ def drag(page: Page, name: str, by: float):
     page.mouse.up()
 
 
+def run_all(page: Page):
+    "Run the notebook that is open, once its title is seen."
+    page.locator(".jp-Notebook .jp-MarkdownOutput h1").wait_for()
+    idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")
+    idle.wait_for(state="attached")
+    page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+    page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
+
+
 @pytest.fixture(scope="module")
 def lab(browser, tmp_path_factory):
     "The explorer in JupyterLab; a training takes long, and each control begins another."
@@ -228,11 +237,7 @@ def lab(browser, tmp_path_factory):
     may = ["clipboard-read", "clipboard-write"]
     page = "/lab/tree/explore.ipynb"
     with served(LAB, folder) as at, opened(browser, at, page, permissions=may) as page:
-        page.locator(".jp-Notebook .jp-MarkdownOutput h1").wait_for()
-        idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]")
-        idle.wait_for(state="attached")
-        page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
-        page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
+        run_all(page)
         drawn(page)
         yield page
 
@@ -402,3 +407,45 @@ def test_leafing_through_an_audit(audited):
 
     drag(audited, "sure at least", 0.9)
     expect(images).to_have_count(2)
+
+
+REVIEW = """
+from memnb.audit import Review, audit
+from memnb.datasets import corrupt, load
+from memnb.explorer import Reviewer
+from memnb.models import build
+from memnb.trainer import fit
+
+data = corrupt(load("digits", n=200, test_share=0)[0], 0.2, "wrong")
+net = build("mlp", shape=(1, 8, 8), widths=(16,))
+fit(net, data, 10, times=[10], lr=0.1, batch=32)
+Reviewer(Review(audit(net, data), data, 0.2, "decisions.csv"), data)
+"""
+
+
+def test_labels_are_reviewed_with_keys(browser, tmp_path):
+    cells = [nbformat.v4.new_markdown_cell("# Review"), nbformat.v4.new_code_cell(REVIEW)]
+    nb = nbformat.v4.new_notebook(cells=cells)
+    nb.metadata["kernelspec"] = dict(name="python3", display_name="python3", language="python")
+    nbformat.write(nb, tmp_path / "review.ipynb")
+    with served(LAB, tmp_path) as at, opened(browser, at, "/lab/tree/review.ipynb") as page:
+        run_all(page)
+        box = page.locator(".memnb-review")
+        box.locator("img.memnb-example").wait_for()
+        first = box.locator(".memnb-name").inner_text()
+
+        box.click(position=dict(x=400, y=20))
+        page.keyboard.press("a")
+        expect(box.locator(".memnb-name")).not_to_have_text(first)
+        second = box.locator(".memnb-name").inner_text()
+        page.keyboard.press("k")
+        expect(box.locator(".memnb-name")).not_to_have_text(second)
+        page.keyboard.press("u")
+        expect(box.locator(".memnb-name")).to_have_text(second)
+        click(page, r"drop \(d\)")
+        expect(box.locator(".memnb-status")).to_have_text(re.compile("^2 labels were wrong; about"))
+        page.screenshot(path=os.environ.get("MEMNB_SHOT", tmp_path / "review.png"))
+
+    lines = (tmp_path / "decisions.csv").read_text().splitlines()
+    assert [line.split(",")[1] for line in lines[1:]] == [first, second]
+    assert lines[2].split(",")[4] == "drop"

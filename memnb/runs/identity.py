@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 import memnb
+from ..datasets.noisy_datasets import NoisyDataset
 
 # %% ../../nbs/runs/03_identity.ipynb #cell05
 class Unknown(ValueError):
@@ -304,6 +305,7 @@ _BUILTINS = (
 # (types, how a value of them is described): the first that fits counts
 _KINDS = (
     (Tensor, lambda look, v: _tensor(v)),
+    (NoisyDataset, lambda look, v: ["data", v.digest, look([v.name, v.names, v.classes])]),
     (nn.Module, _whole_network),
     (torch.optim.Optimizer, _optimizer),
     (np.ndarray, _array),
