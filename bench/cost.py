@@ -12,17 +12,15 @@ alone have 64 + 1,024 inputs, where the network has as many weights as one of th
 """
 
 import json
-import re
-import resource
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -62,15 +60,29 @@ CASES = {
 }
 
 
-def _peak(anew: bool = False) -> float:
-    "Bytes that this process has taken at most; `anew`: from now on, where the system can do that."
-    if anew:
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-    try:
-        return 1024 * float(re.search(r"VmHWM: +(\d+)", Path("/proc/self/status").read_text())[1])
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+class Memory:
+    "Within it a thread looks every 10 ms at what the process takes."
+
+    def __enter__(self):
+        self.process = psutil.Process()
+        self.before = self.most = self.process.memory_info().rss
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._look, daemon=True)
+        self.thread.start()
+        return self
+
+    def _look(self):
+        while not self.over.wait(0.01):
+            self.most = max(self.most, self.process.memory_info().rss)
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.thread.join()
+
+    @property
+    def more(self) -> int:
+        "Bytes at most, beyond those before."
+        return self.most - self.before
 
 
 def measured(name: str, n: int) -> dict[str, float]:
@@ -81,17 +93,17 @@ def measured(name: str, n: int) -> dict[str, float]:
     data = NoisyDataset(x, torch.randint(10, (n,), generator=g), None, n_classes=10)
     net = case.make().eval()
     audit(net, data.subset(torch.arange(64)))  # what is loaded and compiled at the first call
-    before = _peak(anew=True)
     took = []
-    for call in (
-        lambda: predict(net, x, batch_for(x)),
-        lambda: audit(net, data),
-        lambda: predict(net, x, batch_for(x)),
-    ):
-        start = time.perf_counter()
-        call()
-        took.append(time.perf_counter() - start)
-    return dict(forward=(took[0] + took[2]) / 2, audit=took[1], memory=_peak() - before)
+    with Memory() as memory:
+        for call in (
+            lambda: predict(net, x, batch_for(x)),
+            lambda: audit(net, data),
+            lambda: predict(net, x, batch_for(x)),
+        ):
+            start = time.perf_counter()
+            call()
+            took.append(time.perf_counter() - start)
+    return dict(forward=(took[0] + took[2]) / 2, audit=took[1], memory=memory.more)
 
 
 def in_its_own_process(name: str, n: int) -> dict[str, float]:

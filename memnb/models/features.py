@@ -207,8 +207,11 @@ class _Reader:
                 self.batch |= dict.fromkeys(keys)
                 return
             for key in keys:
-                small = _mean_place(value) if self.means else value
-                self.batch[key] = self.pools[key](small.detach())
+                whole = (_mean_place(value) if self.means else value).detach()
+                small = self.pools[key](whole)
+                shared = small.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
+                # a later layer may change its input in place
+                self.batch[key] = small.clone() if shared else small
 
         return pooled
 
