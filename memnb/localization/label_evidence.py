@@ -25,6 +25,7 @@ from ..models.evaluation import eager, evaluating, examples
 from memnb.models.features import (
     MEMORY,
     Features,
+    Given,
     average_maps,
     fold,
     layer_features,
@@ -54,21 +55,8 @@ def _probed(value: Tensor) -> Tensor:
     return fold(value.flatten(1), _NUMBERS)
 
 
-class _Given:
-    "A tensor (n, ...) that is at hand, read like `Features`."
-
-    def __init__(self, x: Tensor, pool: Callable[[Tensor], Tensor] = torch.Tensor.flatten):
-        self.x = x
-        self.pool = pool
-        self.shape = (len(x), self.rows(slice(0, 1)).shape[1])
-
-    def rows(self, rows: slice) -> Tensor:
-        x = self.x[rows]
-        return self.pool(x if x.is_floating_point() else x.float())
-
-
 def _label_scores(
-    features: Features | _Given, data: NoisyDataset, probes: Sequence[str]
+    features: Features | Given, data: NoisyDataset, probes: Sequence[str]
 ) -> dict[str, Tensor]:
     "Probe -> scores (n, K), from two passes over the features in blocks."
     blocks = row_blocks(*features.shape)
@@ -212,13 +200,13 @@ def representation(
     return [names[i] for i in places.tolist()]
 
 # %% ../../nbs/localization/06_label_evidence.ipynb #b6db1762
-def _mean(features: Features | _Given) -> Tensor:
+def _mean(features: Features | Given) -> Tensor:
     "(d,) float64."
     blocks = row_blocks(*features.shape)
     return sum(features.rows(rows).double().sum(0) for rows in blocks) / features.shape[0]
 
 
-def _linear_design(features: Features | _Given) -> Callable[[slice], Tensor]:
+def _linear_design(features: Features | Given) -> Callable[[slice], Tensor]:
     "Rows -> (b, d + 1) float64: centred activations (n, d), each of length 1, and a one."
     mean = _mean(features)
 
@@ -230,7 +218,7 @@ def _linear_design(features: Features | _Given) -> Callable[[slice], Tensor]:
 
 
 def _curved_design(
-    features: Features | _Given, columns: int = 1024, seed: int = 0
+    features: Features | Given, columns: int = 1024, seed: int = 0
 ) -> Callable[[slice], Tensor]:
     """Rows -> (b, columns) float64: random Fourier features of activations (n, d).
 
@@ -269,11 +257,11 @@ def leave_one_out_ridge(
     h)_i at it, so that nothing is fitted anew (Allen 1974). Minus infinity for a class without
     examples.
     """
-    return _left_out(_Given(x, lambda rows: rows.flatten(1)), y, n_classes, curved, ridge)
+    return _left_out(Given(x, lambda rows: rows.flatten(1)), y, n_classes, curved, ridge)
 
 
 def _left_out(
-    features: Features | _Given, y: Tensor, n_classes: int, curved: bool, ridge: float = 1.0
+    features: Features | Given, y: Tensor, n_classes: int, curved: bool, ridge: float = 1.0
 ) -> Tensor:
     "See `leave_one_out_ridge`; two passes over the features in blocks."
     targets = F.one_hot(y, n_classes).double()
@@ -377,7 +365,7 @@ class _Question:
             self.model, x, pools, self.batch, self.data.index, **options
         ) as features:
             features |= {
-                key: _Given(x, _probed if key[1] == "scores" else _pixels)
+                key: Given(x, _probed if key[1] == "scores" else _pixels)
                 for key in keys
                 if key in own
             }
@@ -387,7 +375,7 @@ class _Question:
                 answers[kind][layer] = self._answer(features.pop((layer, kind)), layer, kind)
         return answers
 
-    def _answer(self, features: Features | _Given, layer: str, kind: str):
+    def _answer(self, features: Features | Given, layer: str, kind: str):
         data = self.data
         if kind == "scores":
             return _label_scores(features, data, self.probes)
