@@ -372,7 +372,9 @@ class _Question:
             there = [key for key in keys if key in features]
             bar = tqdm(there, "probes", unit="layer", mininterval=0.5, disable=not self.progress)
             for layer, kind in bar:
-                answers[kind][layer] = self._answer(features.pop((layer, kind)), layer, kind)
+                kept = features.pop((layer, kind))
+                answers[kind][layer] = self._answer(kept, layer, kind)
+                kept.close()
         return answers
 
     def _answer(self, features: Features | Given, layer: str, kind: str):

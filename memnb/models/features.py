@@ -8,7 +8,6 @@ __all__ = ['MEMORY', 'Pool', 'row_blocks', 'batch_for', 'average_maps', 'fold', 
 
 # %% ../../nbs/models/07_features.ipynb #feat03
 import errno
-import math
 import shutil
 import tempfile
 import warnings
@@ -103,7 +102,7 @@ class Features:
         if kind == "half":
             self.values = torch.empty(self.shape, dtype=torch.float16, device=self.device)
         else:
-            self.file = _scratch(2 * n * self.shape[1])
+            self.file = _scratch()
 
     def add(self, block: Tensor):
         "Add rows (b, d) behind those that are there."
@@ -151,12 +150,16 @@ def _full(why: str) -> OSError:
     )
 
 
-def _scratch(size: int):
-    "A file without a name for so many bytes. `OSError` where they are not free."
+def _scratch():
+    "A file without a name, which is gone when it is closed, or with the process."
+    return tempfile.TemporaryFile(prefix="memnb-")
+
+
+def _check_disk(size: int):
+    "`OSError` unless so many bytes are free for temporary files."
     free = shutil.disk_usage(tempfile.gettempdir()).free
     if size > free:
         raise _full(f"they take {in_words(size)}, and {in_words(free)} are free")
-    return tempfile.TemporaryFile(prefix="memnb-")
 
 
 def _write(file, values: np.ndarray):
@@ -183,6 +186,9 @@ class Given:
         "(b, d) features of these rows; integers become float32."
         x = self.x[rows]
         return self.pool(x if x.is_floating_point() else x.float())
+
+    def close(self):
+        "Nothing: the tensor is whose it was."
 
 # %% ../../nbs/models/07_features.ipynb #feat11
 Pool = Callable[[Tensor], Tensor]  # (b, ...) activations to (b, d) features
@@ -259,6 +265,8 @@ class _Reader:
 
     def _begin(self, read: dict):
         kind = storage_kind(self.n, read.values(), self.memory)
+        if kind == "file":
+            _check_disk(sum(2 * self.n * value.shape[1] for value in read.values()))
         for key, value in read.items():
             self.features[key] = Features(value, self.n, kind)
 
