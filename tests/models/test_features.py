@@ -274,6 +274,50 @@ def test_tokens_whose_number_varies_are_averaged():
     torch.testing.assert_close(read, expected)
 
 
+class Layouts(nn.Module):
+    "Channels first and last, of sequences, pictures and volumes."
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv1d(5, 6, 3)
+        self.conv3 = nn.Conv3d(5, 6, 1)
+        self.norm = nn.LayerNorm(5)
+        self.turned = nn.Sequential(nn.Linear(5, 6), nn.Identity())
+
+    def forward(self, x):  # (n, 5, 4, 3, 2)
+        self.conv1(x.flatten(2))
+        self.conv3(x)
+        last = self.norm(x.movedim(1, -1).flatten(1, 2))  # (n, 12, 2, 5)
+        self.turned(last.flatten(1, 2))  # (n, 24, 6)
+        return x
+
+
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        ("conv1", (22, 6)),
+        ("conv1.input", (24, 5)),
+        ("conv3", (6, 12, 2)),
+        ("conv3.input", (5, 12, 2)),
+        ("norm", (5, 12, 2)),
+        ("norm.input", (5, 12, 2)),
+        ("turned", (24, 6)),
+        ("turned.0.input", (24, 5)),
+        ("turned.input", (24, 5)),
+        ("input", (5, 12, 2)),
+    ],
+)
+def test_pools_get_tokens_and_maps(layer, shape):
+    got = []
+
+    def pool(value):
+        got.append(tuple(value.shape[1:]))
+        return value.flatten(1)
+
+    with layer_features(Layouts(), torch.randn(3, 5, 4, 3, 2), {(layer, "a"): pool}):
+        assert got == [shape]
+
+
 class Odd(nn.Module):
     "A layer that is called twice, one that gives numbers of words, and one that is never called."
 
