@@ -35,5 +35,11 @@ parser.add_argument(
     action="store_true",
     help="print a list of {name, ratio, goal, deviation} and nothing else",
 )
+parser.add_argument(
+    "--cost", action="store_true", help="audit: its time in forward passes, and its memory"
+)
 args = parser.parse_args()
-report(importlib.import_module(f"bench.{args.name}").run(args.quick, args.full), args.json)
+if args.cost and args.name != "audit":
+    parser.error("--cost goes with audit")
+module = "cost" if args.cost else args.name
+report(importlib.import_module(f"bench.{module}").run(args.quick, args.full), args.json)

@@ -18,6 +18,7 @@ from .suspicion import trained_model
 from ..common.checks import number
 from ..datasets.noisy_datasets import NoisyDataset
 from ..localization.label_evidence import layer_evidence, mean_evidence, representation
+from ..models.features import MEMORY
 from ..runs.run import Run
 
 # %% ../../nbs/audit/02_noise_rate.ipynb #cell05
@@ -228,6 +229,11 @@ def estimate_noise(
     # to probe; default: the input, which no label has shaped, or the output of an embedding
     layers: Sequence[str] | None = None,
     level: float = 0.9,  # of the interval, in (0, 1)
+    *,
+    # of `layer_evidence`, where known; the layers named, or the first, are taken from it
+    by_layer: dict[str, Tensor] | None = None,
+    memory: float = MEMORY,  # bytes of features in memory; more lie in a temporary file
+    progress: bool = False,  # whether bars show progress and an estimate
 ) -> Noise:
     """The noise in the labels that a network was trained on: rate, cautious interval, transitions.
 
@@ -237,6 +243,9 @@ def estimate_noise(
     run, model, data = trained_model(subject, data, model)
     if layers is None:
         layers = representation(model, data.x)[:1]
-    noise = noise_of(mean_evidence(layer_evidence(model, data, layers)), data.y, level)
+    if by_layer is None or any(layer not in by_layer for layer in layers):
+        by_layer = layer_evidence(model, data, layers, memory=memory, progress=progress)
+    e = mean_evidence({layer: by_layer[layer] for layer in layers})
+    noise = noise_of(e, data.y, level)
     predictions = run.prediction[-1].to(data.y.device)
     return replace(noise, agreement=(predictions == data.y).double().mean().item())

@@ -16,18 +16,18 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from ..common.checks import names_of, shown, whole
+from ..common.checks import check_choice, names_of, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
 from memnb.localization.label_evidence import (
     evidence,
-    layer_evidence,
-    layer_scores,
+    layer_opinions,
     level_rare_classes,
     mean_evidence,
     other_class_lead,
 )
 from ..localization.scores import mislabel_scores
 from ..models.evaluation import predict
+from ..models.features import MEMORY, batch_for
 from ..runs.recorder import Recorder
 from ..runs.run import Run
 from ..trainer.steps import check_network, check_outputs
@@ -179,7 +179,7 @@ def snapshot(model: nn.Module, data: NoisyDataset) -> Run:
     "A run of one recorded time: the network as it is."
     recorder = Recorder(data)
     recorder.at(0)
-    recorder.log(data.index, predict(model, data.x, index=data.index))
+    recorder.log(data.index, predict(model, data.x, batch_for(data.x), data.index))
     return recorder.run()
 
 
@@ -281,7 +281,15 @@ def audit(
     layers: Sequence[str] | None = None,
     # further scores (n,) by name, higher where a label is more suspicious, beside the others
     more: dict[str, Tensor] | None = None,
-    k: int = 30,  # neighbours of the prediction depth
+    # neighbours of `prediction_depth`; default: that column is left out, as its time grows with
+    # the square of the number of examples
+    k: int | None = None,
+    *,
+    probes: Sequence[str] = _PROBES,  # that know the label: of velpic, masc and cosine, or none
+    probe_scores: dict[tuple[str, str], Tensor] | None = None,  # of `layer_scores`, where known
+    by_layer: dict[str, Tensor] | None = None,  # of `layer_evidence`, where known
+    memory: float = MEMORY,  # bytes of features in memory; more lie in a temporary file
+    progress: bool = False,  # whether bars show progress and an estimate
 ) -> pl.DataFrame:
     """One row a training example: all of `mislabel_scores` that can be had, and
 
@@ -289,22 +297,30 @@ def audit(
       example;
     - `sure`: how far it is ahead of the next class: 0 for a tie, about 1 where nothing speaks
       against it;
-    - `velpic, masc, cosine`: what three probes that know the example's label suggest;
+    - `velpic, masc, cosine`: what three probes that know the example's label suggest (`probes`);
     - `suspicion` in (0, 1] and `rank`, 1 for the most suspicious label.
 
-    `ValueError` where network and data do not belong together.
+    The network sees the data once, and once more where there is no run; time grows with n. What is
+    kept beside the data and the activations of a batch are `memory` bytes at most, 8 n K for each
+    layer and probe, and moments, 8 (512^2 K + 3 2048^2) bytes at most. `ValueError` where network
+    and data do not belong together, `OSError` where the disk is full.
     """
-    k = whole("k", k, 1)
+    k = None if k is None else whole("k", k, 1)
+    probes = [check_choice("probe", name, _PROBES) for name in names_of("probes", probes)]
     more = _checked_more(more, len(data))
     layers = None if layers is None else names_of("layers", layers)
     run, model, data = trained_model(subject, data, model)
-    probe_scores = layer_scores(model, data, layers)
-    by_layer = layer_evidence(model, data, layers)
+    known = dict(scores=probe_scores, evidence=by_layer)
+    kinds = [kind for kind, values in known.items() if values is None]
+    options = dict(kinds=kinds, memory=memory, progress=progress)
+    opinions = layer_opinions(model, data, layers, probes, **options)
+    probe_scores = opinions[0] if probe_scores is None else probe_scores
+    by_layer = by_layer or opinions[1]
     frame = mislabel_scores(
         run,
         data,
         model,
-        k=min(k, len(data) - 1),
+        k=None if k is None else min(k, len(data) - 1),
         layers=layers,
         probe_scores=probe_scores,
         by_layer=by_layer,
@@ -321,7 +337,7 @@ def audit(
     rounded = suspicion.numpy().round(8)  # what differs by rounding alone is a tie
     return frame.with_columns(
         pl.Series("suggested", e.argmax(1).tolist()),
-        *(pl.Series(name, evidence(probe_scores, name).argmax(1).tolist()) for name in _PROBES),
+        *(pl.Series(name, evidence(probe_scores, name).argmax(1).tolist()) for name in probes),
         pl.Series("sure", (first - second).tolist()),
         pl.Series("suspicion", rankdata(rounded) / len(frame)),
     ).with_columns(rank=pl.col("suspicion").rank("ordinal", descending=True).cast(pl.Int64))

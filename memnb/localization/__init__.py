@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Accounting', 'Masked', 'SparseChannels', 'StandardDropout', 'TiedDropout', 'account', 'by_mode', 'critical_units',
-           'detection', 'layer_evidence', 'layer_scores', 'leave_out_memorization', 'mislabel_scores',
+           'detection', 'layer_evidence', 'layer_opinions', 'layer_scores', 'leave_out_memorization', 'mislabel_scores',
            'prediction_depth', 'remembered', 'retrain', 'rewind', 'second_split_forgetting', 'unit_layers']
 
 # %% ../../nbs/localization/00_localization.ipynb #cell03
 from .accounting import Accounting, account
-from .label_evidence import layer_evidence, layer_scores
+from .label_evidence import layer_evidence, layer_opinions, layer_scores
 from .retraining_scores import leave_out_memorization, second_split_forgetting
 from .rewinding import retrain, rewind
 from .scores import detection, mislabel_scores, prediction_depth
@@ -35,6 +35,7 @@ _all_ = [
     "critical_units",
     "detection",
     "layer_evidence",
+    "layer_opinions",
     "layer_scores",
     "leave_out_memorization",
     "mislabel_scores",

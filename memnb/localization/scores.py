@@ -12,20 +12,19 @@ import polars as pl
 import torch
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..datasets.noisy_datasets import NoisyDataset
 from memnb.localization.label_evidence import (
-    average_maps,
-    layer_evidence,
-    layer_scores,
+    layer_opinions,
     level_rare_classes,
     mean_evidence,
     other_class_lead,
 )
 from ..models.evaluation import device_of, predict, predicted
-from ..models.layers import activations
+from ..models.features import MEMORY, average_maps, layer_features
 from ..models.structure import hidden_groups
 from ..runs.run import Run
 from ..trainer.steps import check_outputs
@@ -36,18 +35,15 @@ def _majority_label(
     y: Tensor,  # (n,) labels
     k: int,  # neighbours
     n_classes: int,
-    batch: int = 512,
 ) -> Tensor:
     "(n,) the most frequent label among each example's k nearest others."
+    e = e.double()
     e = e - e.mean(0)  # far from zero, distances lose their digits
-    one_hot = F.one_hot(y, n_classes)
-    votes = []
-    for rows in torch.arange(len(e), device=e.device).split(batch):
-        distance = torch.cdist(e[rows], e, compute_mode="donot_use_mm_for_euclid_dist")
-        distance[torch.arange(len(rows)), rows] = torch.inf
-        nearest = distance.topk(k, largest=False).indices
-        votes.append(one_hot[nearest].sum(1).argmax(1))
-    return torch.cat(votes)
+    neighbours = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(e.cpu().numpy())
+    nearest = torch.from_numpy(neighbours.kneighbors(return_distance=False)).to(y.device)
+    return torch.cat(
+        [F.one_hot(y[part], n_classes).sum(1).argmax(1) for part in nearest.split(4096)]
+    )
 
 
 @torch.no_grad()
@@ -62,7 +58,8 @@ def prediction_depth(
     """(n,) int64 layers before the one from which on all agree with the network's prediction.
 
     It is 0 where the first layer already decides, and the number of layers where the last does not
-    agree. `ValueError` for too many neighbours, or no layer.
+    agree. Neighbours are scikit-learn's, of all pairs: time grows with the square of n.
+    `ValueError` for too many neighbours, or no layer.
     """
     if not 1 <= k < len(data):
         raise ValueError(f"k={k} neighbours need more than {k} examples; there are {len(data)}")
@@ -73,10 +70,11 @@ def prediction_depth(
         layers = list(dict.fromkeys(["input", *hidden_groups(model, data.x, head=True)]))
     final = predicted(predict(model, data.x, batch, data.index))
     agree = []
-    for layer in layers:
-        outputs = activations(model, data.x, [layer], batch, data.index)
-        e = torch.cat([average_maps(output[layer]) for _, output in outputs])
-        agree.append(_majority_label(e, data.y, k, data.n_classes) == final)
+    pools = {(layer, "depth"): average_maps for layer in layers}
+    with layer_features(model, data.x, pools, batch, data.index) as features:
+        for layer in layers:
+            e = features.pop((layer, "depth")).rows(slice(0, len(data)))
+            agree.append(_majority_label(e, data.y, k, data.n_classes) == final)
     return len(layers) - torch.stack(agree).flip(0).long().cumprod(0).sum(0)
 
 # %% ../../nbs/localization/07_scores.ipynb #89a23628
@@ -107,6 +105,19 @@ def _of_history(run: Run) -> dict[str, list]:
     return scores
 
 
+def _of_layers(
+    data: NoisyDataset, probe_scores: dict[tuple[str, str], Tensor], by_layer: dict[str, Tensor]
+) -> dict[str, list]:
+    "Scores of the probes; no disagreement where none was asked."
+    scores = {}
+    if probe_scores:
+        disagree = torch.stack([s.argmax(1) != data.y for s in probe_scores.values()])
+        scores["probe_disagreement"] = disagree.double().mean(0).tolist()
+    lead = other_class_lead(level_rare_classes(mean_evidence(by_layer), data.y), data.y)
+    scores["probe_margin"] = lead.tolist()
+    return scores
+
+
 def _of_units(units: pl.DataFrame) -> pl.DataFrame:
     "Columns `row, critical_units`: minus the number of units, of each example that was searched."
     return (
@@ -124,12 +135,16 @@ def mislabel_scores(
     model: nn.Module | None = None,
     units: pl.DataFrame | None = None,  # of `critical_units`
     *,
-    k: int = 30,  # neighbours of the prediction depth
+    # neighbours of the prediction depth; default: it is left out, as its time grows with the square
+    # of the number of examples
+    k: int | None = None,
     # default: for depth and disagreement the input and `hidden_groups`, for the depth with the
     # head; for the probe margin `representation`
     layers: Sequence[str] | None = None,
     probe_scores: dict[tuple[str, str], Tensor] | None = None,  # of `layer_scores`, where known
     by_layer: dict[str, Tensor] | None = None,  # of `layer_evidence`, where known
+    memory: float = MEMORY,  # bytes of features in memory; more lie in a temporary file
+    progress: bool = False,  # whether bars show progress and an estimate
 ) -> pl.DataFrame:
     """One row an example: `row, index, label, noisy` and the `SCORES` that the run allows.
 
@@ -150,16 +165,19 @@ def mislabel_scores(
     )
     columns |= _of_history(run)
     if model is not None:
+        kinds = [
+            kind
+            for kind, known in dict(scores=probe_scores, evidence=by_layer).items()
+            if known is None
+        ]
+        options = dict(kinds=kinds, memory=memory, progress=progress)
+        opinions = layer_opinions(model, data, layers, **options)
         if probe_scores is None:
-            probe_scores = layer_scores(model, data, layers)
-        if by_layer is None:
-            by_layer = layer_evidence(model, data, layers)
-        disagree = torch.stack([s.argmax(1) != data.y for s in probe_scores.values()])
-        depth = prediction_depth(model, data, layers, k)
-        lead = other_class_lead(level_rare_classes(mean_evidence(by_layer), data.y), data.y)
-        columns["prediction_depth"] = depth.double().tolist()
-        columns["probe_disagreement"] = disagree.double().mean(0).tolist()
-        columns["probe_margin"] = lead.tolist()
+            probe_scores = opinions[0]
+        if k is not None:
+            depth = prediction_depth(model, data, layers, k).double()
+            columns["prediction_depth"] = depth.tolist()
+        columns |= _of_layers(data, probe_scores, by_layer or opinions[1])
     frame = pl.DataFrame(columns)
     if units is None:
         return frame

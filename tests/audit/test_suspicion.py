@@ -67,7 +67,8 @@ from memnb.trainer import training as trainer
 fit = partial(trainer.fit, device="cpu")
 ALWAYS = ["row", "index", "label", "noisy"]
 HISTORY = ["learning_time", "forgetting", "margin", "loss"]
-OF_NETWORK = ["final_loss", "prediction_depth", "probe_disagreement", "probe_margin"]
+OF_NETWORK = ["final_loss", "probe_disagreement", "probe_margin"]
+WITH_DEPTH = ["final_loss", "prediction_depth", "probe_disagreement", "probe_margin"]
 SUGGESTIONS = ["suggested", "velpic", "masc", "cosine", "sure", "suspicion", "rank"]
 PROBED = ("velpic", "masc", "cosine")
 
@@ -931,7 +932,7 @@ def pooled(v: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def test_feature_maps_are_averaged_over_blocks():
-    "64 channels of 8 x 8 numbers, 64 * 64 = 4096; a map that is small enough stays as it is."
+    "64 channels of 2 x 2 numbers, 256 of at most 512; a map that is small enough stays as it is."
     net = nn.Sequential(
         nn.Conv2d(1, 64, 3, padding=1),
         nn.ReLU(),
@@ -947,7 +948,9 @@ def test_feature_maps_are_averaged_over_blocks():
     for (layer, probe), s in scores.items():
         e = of[layer].numpy()
         close(
-            s, probe_by_hand(pooled(e, 8, 8) if layer == "0" else e, data.y.numpy(), 3, probe), 1e-8
+            s,
+            probe_by_hand(e if layer == "input" else pooled(e, 2, 2), data.y.numpy(), 3, probe),
+            1e-8,
         )
 
 
@@ -979,24 +982,24 @@ def widths(monkeypatch, channels, shape) -> int:
 @pytest.mark.parametrize(
     "channels, shape, many",
     [
-        (1, (1, 64, 64), 4096),
-        (1, (1, 65, 65), 4096),
-        (1, (1, 100, 8), 800),
-        (3, (1, 40, 40), 3 * 36 * 36),
-        (64, (1, 32, 32), 4096),
-        (64, (1, 8, 8), 4096),
-        (16, (1, 64, 8), 16 * 16 * 8),
-        (256, (1, 12, 12), 4096),
-        (512, (1, 2, 2), 2048),
+        (1, (1, 22, 22), 22 * 22),
+        (1, (1, 64, 64), 22 * 22),
+        (1, (1, 150, 4), 22 * 4),
+        (3, (1, 40, 40), 3 * 13 * 13),
+        (32, (1, 32, 32), 512),
+        (32, (1, 4, 4), 512),
+        (16, (1, 64, 4), 16 * 5 * 4),
+        (128, (1, 12, 12), 512),
+        (512, (1, 2, 2), 512),
     ],
 )
-def test_feature_maps_have_at_most_4096_numbers(monkeypatch, channels, shape, many):
-    assert widths(monkeypatch, channels, shape) == many <= 4096
+def test_feature_maps_have_at_most_512_numbers(monkeypatch, channels, shape, many):
+    assert widths(monkeypatch, channels, shape) == many <= 512
 
 
-@pytest.mark.parametrize("channels, shape", [(257, (1, 4, 4)), (512, (1, 7, 7)), (2048, (1, 7, 7))])
-def test_feature_maps_of_many_channels_have_at_most_4096_numbers(monkeypatch, channels, shape):
-    assert widths(monkeypatch, channels, shape) <= 4096
+@pytest.mark.parametrize("channels, shape", [(129, (1, 4, 4)), (513, (1, 7, 7)), (2048, (1, 7, 7))])
+def test_feature_maps_of_many_channels_have_at_most_512_numbers(monkeypatch, channels, shape):
+    assert widths(monkeypatch, channels, shape) <= 512
 
 
 def tables(values, n: int, k: int):
@@ -1123,12 +1126,16 @@ def test_a_label_has_no_part_in_what_is_said_of_its_example():
         )
 
 
+def rows_of(n: int, size: int) -> list[slice]:
+    return [slice(i, i + size) for i in range(0, n, size)]
+
+
 def test_many_examples_in_parts(monkeypatch):
     g = torch.Generator().manual_seed(4)
     x = torch.randn(50, 6, generator=g)
     y = torch.randint(3, (50,), generator=g)
     whole = leave_one_out_ridge(x, y, 3), leave_one_out_ridge(x, y, 3, curved=True)
-    monkeypatch.setattr(label_evidence, "_ROWS", 7)
+    monkeypatch.setattr(label_evidence, "row_blocks", lambda n, d: rows_of(n, 7))
     for a, b in zip(
         whole,
         (leave_one_out_ridge(x, y, 3), leave_one_out_ridge(x, y, 3, curved=True)),
@@ -1339,7 +1346,7 @@ def test_a_single_recorded_time_has_no_history():
         run = fit(net, data, 8, lr=0.05, batch=16, times=times, config=dict(model=MLP))
         assert len(run.time) == 1
         f = mislabel_scores(run, data, net, k=5)
-        assert f.columns == ALWAYS + OF_NETWORK
+        assert f.columns == ALWAYS + WITH_DEPTH
         assert f["final_loss"].to_list() == run.loss[0].double().tolist()
         assert mislabel_scores(replace(run, checkpoints={}), data).columns == [
             *ALWAYS,
@@ -1349,11 +1356,11 @@ def test_a_single_recorded_time_has_no_history():
 
 def test_two_recorded_times_are_a_history():
     run = fit(build(**MLP), clusters(), 4, times=[0, 4], config=dict(model=MLP))
-    assert mislabel_scores(run, clusters(), k=5).columns == ALWAYS + HISTORY + OF_NETWORK
+    assert mislabel_scores(run, clusters(), k=5).columns == ALWAYS + HISTORY + WITH_DEPTH
 
 
 def test_every_new_column_is_one_of_the_scores():
-    assert set(HISTORY + OF_NETWORK) <= set(SCORES)
+    assert set(HISTORY + WITH_DEPTH) <= set(SCORES)
 
 
 # --- the audit
@@ -1364,7 +1371,7 @@ def test_an_audit_of_a_run_has_all_scores_and_one_row_an_example(name):
     run, net = trained(name)
     data = clusters()
     f = audit(run, data, k=5)
-    assert f.columns == ALWAYS + HISTORY + OF_NETWORK + SUGGESTIONS
+    assert f.columns == ALWAYS + HISTORY + WITH_DEPTH + SUGGESTIONS
     assert f.select(f.columns[:12]).equals(mislabel_scores(run, data, net, k=5))
     assert [f[c].dtype for c in SUGGESTIONS] == [pl.Int64] * 4 + [pl.Float64] * 2 + [pl.Int64]
     assert f["row"].to_list() == list(range(60))
@@ -1396,7 +1403,7 @@ def test_a_run_of_one_time_is_audited_as_the_network_alone():
 def test_suggestions_by_hand(layers):
     net = trained("mlp", torch.float64)[1]
     data = clusters(dtype=torch.float64)
-    f = audit(net, data, layers=layers)
+    f = audit(net, data, layers=layers, k=30)
     of = acts(net, data, layers)
     for probe in PROBED:
         e = evidence_by_hand(
@@ -1548,7 +1555,7 @@ def test_clean_labels_are_never_looked_at():
 def test_neighbours_are_reduced_for_tiny_data(n):
     net = trained()[1]
     data = clusters().subset(torch.arange(n))
-    f = audit(net, data)
+    f = audit(net, data, k=30)
     assert f["prediction_depth"].to_list() == prediction_depth(net, data, k=min(30, n - 1)).tolist()
     assert sorted(f["rank"]) == list(range(1, n + 1))
     assert f["sure"].is_finite().all()
@@ -1623,7 +1630,7 @@ def test_a_plain_row_of_convolutions():
         nn.Flatten(),
         nn.Linear(100, 3),
     ).double()
-    data = clusters(n=18, shape=(3, 32, 32), dtype=torch.float64)
+    data = clusters(n=18, shape=(3, 12, 12), dtype=torch.float64)
     scores = layer_scores(net, data)
     assert list(dict.fromkeys(layer for layer, _ in scores)) == ["input", "0", "1"]
     of = acts(net, data, ["0", "1", "input"])
@@ -1652,7 +1659,7 @@ def test_a_residual_network_of_torchvision():
             close(
                 s,
                 probe_by_hand(
-                    pooled(of[layer], 8, 8) if layer == "conv1" else of[layer],
+                    pooled(of[layer], 2, 2) if of[layer][0].size > 512 else of[layer],
                     data.y.numpy(),
                     3,
                     probe,

@@ -40,7 +40,7 @@ FROM = {
     rewinding: ["retrain", "rewind"],
     unit_masks: ["Masked", "unit_layers"],
     unit_search: ["critical_units"],
-    label_evidence: ["layer_evidence", "layer_scores"],
+    label_evidence: ["layer_evidence", "layer_opinions", "layer_scores"],
     tied: ["SparseChannels", "StandardDropout", "TiedDropout", "by_mode", "remembered"],
     scores: ["detection", "mislabel_scores", "prediction_depth"],
     retraining_scores: ["leave_out_memorization", "second_split_forgetting"],
