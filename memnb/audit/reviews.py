@@ -193,7 +193,9 @@ class Review:
         "Chances of the labels, and the order in which to look at them."
         rows = np.array(list(self.answers), dtype=int)
         wrong = np.array([action != "keep" for action, _ in self.answers.values()], dtype=bool)
-        self.chance = posterior_chance(self.features, self.belief, rows, wrong) if len(rows) else self.belief
+        self.chance = (
+            posterior_chance(self.features, self.belief, rows, wrong) if len(rows) else self.belief
+        )
         self.order = np.argsort(-self.chance, kind="stable").tolist()
 
     def _save(self):

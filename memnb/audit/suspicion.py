@@ -162,9 +162,10 @@ def check_model(model: nn.Module, data: NoisyDataset) -> NoisyDataset:
         kind = type(model).__name__
         raise ValueError(f"{kind} has no parameters, so there is nothing that it learnt")
     if held.device.type == "cpu" and held.dtype in (torch.float16, torch.bfloat16):
-        raise ValueError(
+        warnings.warn(
             f"the model is in half precision ({held.dtype}), which is slow and coarse on a CPU; "
-            "give model.float()"
+            "model.float() is not",
+            stacklevel=4,
         )
     data = check_outputs(model, data)
     labels = data.y.unique()

@@ -20,6 +20,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from tqdm import tqdm
 
 from ..common.checks import check_choice
+from ..datasets.inputs import Inputs, tensors_in
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import eager, evaluating, examples
 from memnb.models.features import (
@@ -32,6 +33,7 @@ from memnb.models.features import (
     row_blocks,
 )
 from ..models.layers import first_tensor, layer_names
+from ..models.outputs import fed, outputs_of
 from ..models.structure import hidden_groups
 from ..probes.classifiers import PROBES
 from ..probes.geometry import ClassShapes
@@ -128,18 +130,19 @@ def _weight_layers(model: nn.Module) -> dict[str, nn.Module]:
 class _LayerInputs:
     "What the layers of a network read in one pass over two inputs."
 
-    def __init__(self, model: nn.Module, x: Tensor):
-        self.x = x[:2]
+    def __init__(self, model: nn.Module, x: Tensor | Inputs):
+        self.x = fed(model, x[:2])
+        self.n = min(2, len(x))
         self.calls = Counter()
         self.values = {}  # layer -> (2, d), in the order of the calls
         self.embedded = False  # whether an embedding reads the network's inputs
         layers = _weight_layers(model).items()
         handles = [m.register_forward_pre_hook(self._of(k), with_kwargs=True) for k, m in layers]
         tables = [m for m in model.modules() if isinstance(m, _EMBEDDINGS)]
-        handles += [m.register_forward_pre_hook(self._look_up) for m in tables]
+        handles += [m.register_forward_pre_hook(self._look_up, with_kwargs=True) for m in tables]
         try:
             with evaluating(model), eager(model), examples(None):
-                model(self.x)
+                outputs_of(model, self.x)
         finally:
             for handle in handles:
                 handle.remove()
@@ -150,14 +153,22 @@ class _LayerInputs:
             value = first_tensor([args, kwargs])
             if value is None or not value.is_floating_point():
                 return
-            if value.ndim > 1 and len(value) == len(self.x):
+            if value.ndim > 1 and len(value) == self.n:
                 self.values[name] = value.detach().flatten(1).clone()
 
         return before
 
-    def _look_up(self, module, args):
-        if args[0].shape == self.x.shape and bool((args[0] == self.x).all()):
+    def _look_up(self, module, args, kwargs):
+        read = first_tensor([args, kwargs])
+        if any(read.shape == v.shape and bool((read == v).all()) for v in tensors_in(self.x)):
             self.embedded = True
+
+    @property
+    def given(self) -> Tensor | None:
+        "What `input` means: the first tensor of the inputs, where it holds no numbers of words."
+        first = first_tensor(self.x)
+        usable = first.is_floating_point() or not self.embedded and isinstance(self.x, Tensor)
+        return first if usable else None
 
 
 _WORDS = "the inputs are numbers of words, which an embedding reads, and none is near another"
@@ -175,7 +186,7 @@ def _warn_of_repeats(inputs: _LayerInputs):
 
 def representation(
     model: nn.Module,  # left as it is
-    x: Tensor,  # (n, ...) inputs, of which two are looked at
+    x: Tensor | Inputs,  # (n, ...) inputs, of which two are looked at
     most: int = 8,  # names, evenly spaced over the network where there are more
 ) -> list[str]:
     """`input`, and what each layer with weights reads, `name.input`, in the order of the calls.
@@ -184,16 +195,18 @@ def representation(
     The logits are never among them. What several layers read is named once. A layer that is called
     twice is left out. So are inputs that an embedding reads, which are numbers of words: none of
     these is near another. A warning says what is left out; inputs stay where there is nothing else.
+    Of several inputs the first one is meant.
     """
     inputs = _LayerInputs(model, x)
     _warn_of_repeats(inputs)
+    first = first_tensor(inputs.x)
     names = ["input"]
-    seen = [inputs.x.flatten(1)]
+    seen = [first.flatten(1)]
     for name, value in inputs.values.items():
         if inputs.calls[name] == 1 and not any(torch.equal(value, other) for other in seen):
             names.append(f"{name}.input")
             seen.append(value)
-    if inputs.embedded and len(names) > 1:
+    if (inputs.given is None or inputs.embedded) and len(names) > 1:
         warnings.warn(f"{_WORDS}; they are left out", stacklevel=2)
         names = names[1:]
     places = torch.linspace(0, len(names) - 1, min(most, len(names))).round().long()
@@ -336,7 +349,11 @@ def _pixels(x: Tensor) -> Tensor:
     return fold(x.flatten(1), _PIXELS)
 
 # %% ../../nbs/localization/06_label_evidence.ipynb #q2
-_POOLS = dict(scores=_probed, evidence=_averaged)
+def _pool_of(layer: str, kind: str) -> Callable[[Tensor], Tensor]:
+    "What makes features of a layer's activations, for scores or for evidence."
+    if kind == "scores":
+        return _probed
+    return _pixels if layer == "input" else _averaged
 
 
 @dataclass
@@ -353,22 +370,16 @@ class _Question:
 
     def answers(self) -> dict[str, dict]:
         "Scores or evidence -> layer -> what the probes say, from one pass through the network."
-        own = {("input", "evidence")}  # the data's inputs, not what a module may give
-        if "input" not in layer_names(self.model):
-            own.add(("input", "scores"))
         keys = [(layer, kind) for kind, layers in self.layers.items() for layer in layers]
-        pools = {key: _POOLS[key[1]] for key in keys if key not in own}
+        own = self._at_hand()
+        pools = {key: _pool_of(*key) for key in keys if key not in own}
         x = self.data.x
         options = dict(memory=self.memory, progress=self.progress)
         answers = {kind: {} for kind in self.layers}
         with layer_features(
             self.model, x, pools, self.batch, self.data.index, **options
         ) as features:
-            features |= {
-                key: Given(x, _probed if key[1] == "scores" else _pixels)
-                for key in keys
-                if key in own
-            }
+            features |= {key: Given(x, _pool_of(*key)) for key in keys if key in own}
             there = [key for key in keys if key in features]
             bar = tqdm(there, "probes", unit="layer", mininterval=0.5, disable=not self.progress)
             for layer, kind in bar:
@@ -377,6 +388,15 @@ class _Question:
                 kept.close()
         return answers
 
+    def _at_hand(self) -> set[tuple[str, str]]:
+        "What needs no pass: the data's inputs, where they are one tensor."
+        if isinstance(self.data.x, Inputs):
+            return set()
+        at_hand = {("input", "evidence")}  # also where a module is called input
+        if "input" not in layer_names(self.model):
+            at_hand.add(("input", "scores"))
+        return at_hand
+
     def _answer(self, features: Features | Given, layer: str, kind: str):
         data = self.data
         if kind == "scores":
@@ -384,10 +404,11 @@ class _Question:
         return _left_out(features, data.y, data.n_classes, curved=layer == "input")
 
 # %% ../../nbs/localization/06_label_evidence.ipynb #q3
-def _scored_layers(model: nn.Module, x: Tensor) -> list[str]:
+def _scored_layers(model: nn.Module, x: Tensor | Inputs) -> list[str]:
     "The input, unless it is numbers of words, and `hidden_groups`."
     hidden = hidden_groups(model, x)
-    if hidden and _LayerInputs(model, x).embedded:
+    inputs = _LayerInputs(model, x)
+    if hidden and (inputs.given is None or inputs.embedded):
         return hidden
     return list(dict.fromkeys(["input", *hidden]))
 

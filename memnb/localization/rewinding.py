@@ -299,7 +299,7 @@ def _rewound(
             state[k].copy_(run.checkpoints[time][k])
 
     batches = zip(parts(data.x, batch, data.index), data.y.split(batch), strict=True)
-    with torch.no_grad(), _bar(steps, progress) as bar:
+    with torch.no_grad(), eager(net), _bar(steps, progress) as bar:
         for (x, known), y in batches:
             with known:
                 prefix = _Prefix(net, x) if cache else None

@@ -26,7 +26,7 @@ from memnb.datasets.loading import load
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.localization import rewinding
 from memnb.localization.rewinding import CONVENTIONS, _reestimate, _replaying, retrain, rewind
-from memnb.models.evaluation import predict
+from memnb.models.evaluation import eager, predict
 from memnb.models.networks import build
 from memnb.models.structure import belongs, layer_groups, owners
 from memnb.runs.run import Run
@@ -631,7 +631,9 @@ def odd(make, *caches) -> list[pl.DataFrame]:
     layers = [*dict.fromkeys([*owners(nets[0]), *layer_groups(nets[0])])]
 
     def z(layer, t):
-        return predict(mixed(nets[1], run, layer, t), data.x, 13)[:, 0].double()
+        net = mixed(nets[1], run, layer, t)
+        with eager(net):  # torch's short cut through a transformer rounds otherwise
+            return predict(net, data.x, 13)[:, 0].double()
 
     found = [
         rewind(run, data, layers, [1, 0], batch=13, model=nets[0], cache=cache) for cache in caches
