@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['AUDIT_NETWORKS', 'Browser', 'Explorer', 'NOISE_KINDS', 'Panel', 'Reviewer', 'SESSIONS', 'Session', 'SessionKind',
            'Stage', 'Transport', 'VIEWS', 'View', 'audit_data', 'audit_network', 'audit_parameters', 'audit_seconds',
-           'audit_settings', 'curves_of', 'explore', 'export', 'gallery', 'load_weights', 'numbers', 'pictured',
-           'precision_chart', 'ranked', 'remedy_chart', 'unjudged']
+           'audit_settings', 'curves_of', 'explore', 'export', 'gallery', 'numbers', 'pictured', 'precision_chart',
+           'ranked', 'remedy_chart', 'unjudged']
 
 # %% ../../nbs/explorer/00_explorer.ipynb #cell04
 from ..common.faces import names_on_request
@@ -24,7 +24,6 @@ _NAMES = {
         "audit_seconds",
         "audit_settings",
         "export",
-        "load_weights",
         "unjudged",
     ),
     "audit_gallery": (
@@ -64,7 +63,6 @@ _all_ = [
     "explore",
     "export",
     "gallery",
-    "load_weights",
     "numbers",
     "pictured",
     "precision_chart",

@@ -6,10 +6,11 @@
 __all__ = ['MODELS', 'Classifier', 'ModularNet', 'RegularizedNet', 'TwoLayer', 'TwoLayerReLU', 'activations', 'alexnet', 'answer',
            'belongs', 'build', 'capture', 'channel_dim', 'clean_first', 'cnn', 'compiled', 'device_of', 'eager', 'edit',
            'evaluating', 'examples', 'hidden_groups', 'layer_groups', 'layer_names', 'layer_state', 'linear_layers',
-           'mlp', 'modular_transformer', 'owners', 'parts', 'predict', 'predicted', 'present_examples', 'put_back',
-           'resnet50', 'resnet9', 'two_layer', 'vit']
+           'load_weights', 'mlp', 'modular_transformer', 'owners', 'parts', 'predict', 'predicted', 'present_examples',
+           'put_back', 'resnet50', 'resnet9', 'two_layer', 'vit']
 
 # %% ../../nbs/models/00_models.ipynb #cell03
+from .checkpoints import load_weights
 from memnb.models.evaluation import (
     compiled,
     device_of,
@@ -71,6 +72,7 @@ _all_ = [
     "layer_names",
     "layer_state",
     "linear_layers",
+    "load_weights",
     "mlp",
     "modular_transformer",
     "owners",

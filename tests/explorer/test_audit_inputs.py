@@ -44,10 +44,10 @@ from memnb.explorer.audit_inputs import (
     audit_seconds,
     audit_settings,
     export,
-    load_weights,
 )
 from memnb.lab.experiments import each, expect
 from memnb.lab.parameters import Params
+from memnb.models.checkpoints import load_weights
 from memnb.models.networks import build
 from memnb.runs.run import Run
 from memnb.trainer import fit
@@ -887,10 +887,9 @@ def test_whatever_else_is_refused_by_name(tmp_path, kind):
         (small(widths=(6,)).state_dict(), "size mismatch for fc1.0.weight"),
         (small(n_classes=4).state_dict(), "size mismatch for out.weight"),
         ({}, "Missing key"),
-        (dict(model=small().state_dict(), epoch=3), 'Unexpected key.*"model"'),
         (small(name="cnn", channels=[3]).state_dict(), 'Unexpected key.*"block1.0.weight"'),
     ],
-    ids=["width", "classes", "nothing", "wrapped", "cnn"],
+    ids=["width", "classes", "nothing", "cnn"],
 )
 def test_weights_of_another_network_are_refused(tmp_path, state, says):
     path = tmp_path / "w.pt"

@@ -1,0 +1,110 @@
+"Weights are found inside whatever wraps them, and nothing in their file is run."
+
+import pytest
+import torch
+from torch import nn
+
+from memnb.models.checkpoints import load_weights, read_weights
+
+
+def small(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+
+
+def prefixed(state, prefix):
+    return {prefix + name: v for name, v in state.items()}
+
+
+WRAPPED = {
+    "state_dict": lambda s: {"state_dict": s, "epoch": 3, "optimizer": {"lr": 0.1}},
+    "model_state_dict": lambda s: {"model_state_dict": s, "loss": 0.5},
+    "nested": lambda s: {"model": {"state_dict": s, "arch": "small"}},
+    "parallel": lambda s: prefixed(s, "module."),
+    "compiled": lambda s: prefixed(s, "_orig_mod."),
+    "lightning": lambda s: {"state_dict": prefixed(s, "model."), "hyper_parameters": {"lr": 1.0}},
+    "all of them": lambda s: {"state_dict": prefixed(s, "module._orig_mod.model.")},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_weights_are_unwrapped_and_that_is_said(tmp_path, wrap):
+    net = small(1)
+    torch.save(wrap(small(0).state_dict()), tmp_path / "w.pt")
+    with pytest.warns(UserWarning, match="w.pt: (the weights lie under|9 names)"):
+        load_weights(net, tmp_path / "w.pt")
+    for name, v in small(0).state_dict().items():
+        assert torch.equal(net.state_dict()[name], v)
+    assert not net.training
+
+
+@pytest.mark.filterwarnings("error")
+def test_plain_weights_are_taken_in_silence(tmp_path):
+    torch.save(small(0).state_dict(), tmp_path / "w.pt")
+    load_weights(small(1), tmp_path / "w.pt")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_wrapped_network_takes_plain_weights(tmp_path):
+    torch.save(small(0).state_dict(), tmp_path / "w.pt")
+    net = nn.DataParallel(torch.compile(small(1), backend="eager"))
+    load_weights(net, tmp_path / "w.pt")
+    inner = net.module._orig_mod
+    assert torch.equal(inner[0].weight, small(0)[0].weight)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_network_with_a_part_called_model_is_left_alone(tmp_path):
+    def made(seed):
+        torch.manual_seed(seed)
+        net = nn.Module()
+        net.model = nn.Linear(2, 2)
+        net.head = nn.Linear(2, 2)
+        return net
+
+    torch.save(made(0).state_dict(), tmp_path / "w.pt")
+    net = load_weights(made(1), tmp_path / "w.pt")
+    assert torch.equal(net.model.weight, made(0).model.weight)
+
+
+def test_safetensors(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file(small(0).state_dict(), tmp_path / "w.safetensors")
+    net = load_weights(small(1), tmp_path / "w.safetensors")
+    assert torch.equal(net[0].weight, small(0)[0].weight)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "held, says",
+    [
+        ({"state_dict": {"other": torch.zeros(1)}}, "does not fit Sequential: .*Missing key"),
+        ({"state_dict": {"0.weight": torch.zeros(2, 2)}}, "does not fit Sequential"),
+        ([1, 2], "holds a list that is no state dict"),
+        ({1: torch.zeros(1)}, "no state dict"),
+        ({"epoch": 3}, "does not fit Sequential"),
+    ],
+)
+def test_files_that_do_not_fit(tmp_path, held, says):
+    torch.save(held, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=f"(?s){says}"):
+        load_weights(small(), tmp_path / "w.pt")
+
+
+def test_nothing_is_run(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (tmp_path.joinpath("sprung").touch, ())
+
+    torch.save({"state_dict": Trap()}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="which could run anything"):
+        read_weights(tmp_path / "w.pt")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_truncated_file(tmp_path):
+    torch.save(small().state_dict(), tmp_path / "w.pt")
+    whole = (tmp_path / "w.pt").read_bytes()
+    (tmp_path / "w.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="is not a whole file of weights"):
+        read_weights(tmp_path / "w.pt")
