@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 import torch
@@ -20,11 +20,12 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from ..common.checks import check_choice, check_memory, number, seed_of, shown, whole
+from ..datasets.inputs import Inputs, batch_of, tensors_in
 from ..datasets.noisy_datasets import NoisyDataset
 from .unit_masks import Masked
 from ..models.evaluation import evaluating, examples, predicted
 from ..models.layers import activations, edit
-from ..models.outputs import answer
+from ..models.outputs import fed, outputs_of
 from ..trainer.steps import loss_of
 
 # %% ../../nbs/localization/04_unit_search.ipynb #3d714dbf
@@ -34,11 +35,11 @@ _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 class _WholeNumbers(TorchDispatchMode):
     "Follows what is computed from the inputs alone, and keeps what of it becomes whole numbers."
 
-    def __init__(self, x: Tensor):
+    def __init__(self, batch):
         super().__init__()
-        self.held = [x]  # so that no storage is given to another tensor meanwhile
+        self.held = list(tensors_in(batch))  # so that no storage is given to another tensor
         self.cast = []
-        self.known = {x.untyped_storage().data_ptr()}
+        self.known = {x.untyped_storage().data_ptr() for x in self.held}
 
     def comes_from_inputs(self, value: Tensor) -> bool:
         return value.untyped_storage().data_ptr() in self.known
@@ -60,11 +61,12 @@ class _WholeNumbers(TorchDispatchMode):
             self.cast.append(value)
 
 
-def _whole_numbers(model: nn.Module, x: Tensor) -> tuple[list[Tensor], list[str]]:
+def _whole_numbers(model: nn.Module, x: Tensor | Inputs) -> tuple[list[Tensor], list[str]]:
     "The whole numbers that a network makes of its inputs, and the embeddings that read its inputs."
     tables = []
     handles = []
-    with evaluating(model), _WholeNumbers(x) as mode:
+    batch = fed(model, x)
+    with evaluating(model), _WholeNumbers(batch) as mode:
 
         def note(name: str):
             def look(module, args, out):
@@ -78,7 +80,7 @@ def _whole_numbers(model: nn.Module, x: Tensor) -> tuple[list[Tensor], list[str]
                 if isinstance(m, (nn.Embedding, nn.EmbeddingBag)):
                     handles.append(m.register_forward_hook(note(name)))
             with examples(None), edit(model, {}):
-                answer(model, x)
+                outputs_of(model, batch)
         finally:
             for handle in handles:
                 handle.remove()
@@ -90,12 +92,19 @@ class _Case:
     "One example under search."
 
     row: int
-    x: Tensor  # (copies, ...) the example with noise
+    x: Tensor | Inputs  # (copies, ...) the example with noise
     added: dict[str, Tensor]  # embedding -> (copies, ...) noise in its output
     mask: Tensor  # (units,) 1.0 on, 0.0 off
     off: list[int] = field(default_factory=list)  # units switched off so far, in order
     outcome: str = "open"  # then flipped, kept or misclassified
     accuracy: float | None = None  # of other training examples under the last mask
+
+
+def _together(parts: list[Tensor] | list[Inputs]) -> Tensor | Inputs:
+    "The copies of several examples below each other."
+    if isinstance(parts[0], Inputs):
+        return replace(parts[0], rows=torch.cat([x.rows for x in parts]))
+    return torch.cat(parts)
 
 
 def _root_mean_square(v: Tensor) -> Tensor:
@@ -119,12 +128,11 @@ class _Noise:
         self.seed = seed
         x = net.data.x
         cast, tables = _whole_numbers(net.model, x[:64])
-        self.numbers = torch.ones(x.shape[1:], dtype=torch.bool, device=x.device)
         self.embeddings = {}
-        if cast or not x.is_floating_point():
-            self.numbers = (x != x.round()).any(0) if x.is_floating_point() else ~self.numbers
-            if self.numbers.any() and self._changes(x[:64], cast):
-                self.numbers = torch.zeros_like(self.numbers)
+        if not cast and isinstance(x, Tensor) and x.is_floating_point():
+            self.numbers = torch.ones(x.shape[1:], dtype=torch.bool, device=x.device)
+        else:
+            self.numbers = self._fractions(cast)
             self.embeddings = {name: self._of_embedding(name) for name in tables}
         self.sd = size * _root_mean_square(x[:, self.numbers]) if self.numbers.any() else 0.0
         self.added = {}  # embedding -> noise of the present batch
@@ -135,17 +143,27 @@ class _Noise:
                 stacklevel=3,
             )
 
+    def _fractions(self, cast: list[Tensor]) -> Tensor:
+        "Which of an example's numbers are no whole ones: none of integers, or of several inputs."
+        x = self.net.data.x
+        if isinstance(x, Inputs) or not x.is_floating_point():
+            return torch.zeros((), dtype=torch.bool)
+        numbers = (x != x.round()).any(0)
+        if numbers.any() and self._changes(x[:64], numbers, cast):
+            return torch.zeros_like(numbers)
+        return numbers
+
     def place(self) -> str:
         "Where noise is added: `input`, names of embeddings, both, or nowhere."
         places = ["input"] if self.numbers.any() else []
         places += self.embeddings
         return ", ".join(places) if places and self.size else "nowhere"
 
-    def _changes(self, x: Tensor, cast: list[Tensor]) -> bool:
+    def _changes(self, x: Tensor, numbers: Tensor, cast: list[Tensor]) -> bool:
         "Whether the whole numbers depend on the inputs' numbers: large changes of these show it."
         g = torch.Generator().manual_seed(self.seed)
-        change = torch.randn(x.shape, generator=g, dtype=x.dtype).to(x.device) * self.numbers
-        changed = x + 3 * _root_mean_square(x[:, self.numbers]) * change
+        change = torch.randn(x.shape, generator=g, dtype=x.dtype).to(x.device) * numbers
+        changed = x + 3 * _root_mean_square(x[:, numbers]) * change
         try:
             other, _ = _whole_numbers(self.net.model, changed)
         except Exception:  # an embedding has no row for it
@@ -168,14 +186,17 @@ class _Noise:
         "An example with its own noise in its inputs and in the outputs of embeddings."
         data = self.net.data
         g = torch.Generator().manual_seed((self.seed * 1_000_003 + int(data.index[row])) % 2**63)
-        x = data.x[row].expand(copies, *data.x.shape[1:])
+        if isinstance(data.x, Inputs):
+            x = data.x[[row] * copies]
+        else:
+            x = data.x[row].expand(copies, *data.x.shape[1:])
         if self.numbers.any():
             drawn = torch.randn(x.shape, generator=g, dtype=x.dtype).to(x.device)
             x = x + self.sd * (drawn if self.numbers.all() else drawn * self.numbers)
         added = {}
         for name, noise in self.embeddings.items():
             drawn = torch.randn((copies, *noise.shape), generator=g, dtype=self.net.dtype)
-            added[name] = noise.sd * drawn.to(x.device)
+            added[name] = noise.sd * drawn.to(data.device)
         return _Case(row, x, added, self.net.ones())
 
     @contextmanager
@@ -276,7 +297,7 @@ class _Search:
         copies = self.copies
         rows = torch.tensor([case.row for case in cases], device=data.y.device)
         masks = torch.stack([case.mask for case in cases]).requires_grad_()
-        x = torch.cat([case.x for case in cases])
+        x = _together([case.x for case in cases])
         index = data.index[rows].repeat_interleave(copies)
         with self.noise.adding(cases):
             logits = self.net(x, masks.repeat_interleave(copies, 0), index)
@@ -406,6 +427,15 @@ def _rows_of(rows, n: int) -> list[int]:
     return rows
 
 # %% ../../nbs/localization/04_unit_search.ipynb #cell15
+def _in_memory(data: NoisyDataset) -> NoisyDataset:
+    "The data with their inputs in memory where they are one tensor, such as pictures."
+    one = batch_of(data.x[:1]) if isinstance(data.x, Inputs) else None
+    if not isinstance(one, Tensor):
+        return data
+    check_memory("the inputs of the data take", 2 * len(data) * one.numel() * one.element_size())
+    return replace(data, x=data.x.batch())
+
+
 def critical_units(
     model: nn.Module,  # trained; left as it is
     data: NoisyDataset,  # the training set
@@ -442,12 +472,12 @@ def critical_units(
     if reference is not None:
         reference = whole("reference", reference, 0 if mode == "shared" else 1)
     seed = seed_of(seed)
-    net = Masked(model, data, layers, where)
+    net = Masked(model, _in_memory(data), layers, where)
     rows = _rows_of(rows, len(net.data))
     together = min(batch, len(rows))
     check_memory(
         f"copies={copies} of {together} examples need",
-        8 * together * copies * net.data.x[0].numel(),
+        8 * together * copies * sum(v.numel() for v in tensors_in(batch_of(net.data.x[:1]))),
     )
     added = _Noise(net, noise, seed)
     with (

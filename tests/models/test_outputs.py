@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torchvision.models import get_model
 
+from memnb.audit import audit, estimate_noise
 from memnb.datasets import NoisyDataset, corrupt, in_memory
-from memnb.localization import account, rewind
+from memnb.localization import account, critical_units, rewind
 from memnb.models import Classifier, answer, hidden_groups, predict
 from memnb.models.outputs import logits_of
 from memnb.probes import probe_model, transfer
@@ -219,6 +220,33 @@ def test_layers_probes_and_heads_of_any_network(name):
     assert {row["layer"] for row in rows} == {"output", *hidden[-2:]}
     assert predict(better, data.x).shape == (len(data), K)
     assert account(net, data)["parameters"].sum() >= 2 * sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_audit_of_any_network(name):
+    torch.manual_seed(0)
+    make, of = NETWORKS[name]
+    net = make()
+    data = of()
+    found = audit(net, data)
+    assert found["rank"].sort().to_list() == list(range(1, len(data) + 1))
+    assert found["sure"].is_finite().all()
+    assert 0 <= estimate_noise(net, data).rate <= 1
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["resnet18", "encoder", "bert"])
+def test_units_of_any_network(name):
+    torch.manual_seed(0)
+    make, of = NETWORKS[name]
+    net = make()
+    data = of()
+    fit(net, data, 2, lr=0.01, batch=16, device="cpu")
+    rows = critical_units(net, data, [0, 1], check=0, most=3)
+    place = "input" if name == "resnet18" else rows["noise"][0]
+    assert rows["row"].to_list() == [0, 1]
+    assert place in ("input", "words", "bert.embeddings.word_embeddings")
 
 
 @pytest.mark.filterwarnings("ignore")
