@@ -280,6 +280,9 @@ _SMALL = 1024  # numbers of an activation that is used whole
 _SIDE = 2  # of what larger maps are averaged down to
 
 
+_RIDGE = 0.3  # of the linear probes, in units of the mean eigenvalue
+
+
 def _averaged(value: Tensor) -> Tensor:
     """(n, d) activations.
 
@@ -309,8 +312,9 @@ def layer_evidence(
     """Layer -> (n, K) float64: what probes predict that were fitted without the example.
 
     See `leave_one_out_ridge`. The input's probe is curved: nothing in it knows a label, and a
-    network is there because planes do not do. Those of the other layers are linear; maps of more
-    than 1,024 numbers are averaged down to 2 x 2. `ValueError` for no layer.
+    network is there because planes do not do. Those of the other layers are linear, with a ridge of
+    0.3 mean eigenvalues; maps of more than 1,024 numbers are averaged down to 2 x 2. `ValueError`
+    for no layer.
     """
     if layers is not None and not layers:
         raise ValueError("layers=[] names no layer to probe")
@@ -322,7 +326,8 @@ def layer_evidence(
         else:
             outputs = activations(model, data.x, [layer], batch, data.index)
             e = torch.cat([_averaged(output[layer]) for _, output in outputs])
-        by_layer[layer] = leave_one_out_ridge(e, data.y, data.n_classes, curved=layer == "input")
+        ridge = 1.0 if layer == "input" else _RIDGE
+        by_layer[layer] = leave_one_out_ridge(e, data.y, data.n_classes, layer == "input", ridge)
     return by_layer
 
 
