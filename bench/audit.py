@@ -129,7 +129,7 @@ def trained(
             probabilities[i].append(predict(s.model, held[i].x).softmax(1))
         return []
 
-    how = dict(times=range(0, epochs + 1, max(1, epochs // 50)), observe=[look], **case.how)
+    how = dict(times=range(0, epochs + 1, max(1, epochs // 50)), observe=[look]) | case.how
     if case.stacked:
         runs = fit_stacked(nets, data, epochs, seed=[seed] * len(nets), **how)
     else:
