@@ -8,8 +8,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from cleanlab.filter import find_label_issues
-from cleanlab.rank import get_label_quality_scores
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 from torch import nn
 
@@ -166,11 +164,13 @@ def test_the_network_stays_as_it_is(digits):
 
 
 def test_cleanlab_takes_the_probabilities_of_one_network(digits):
+    cleanlab_filter = pytest.importorskip("cleanlab.filter")
+    cleanlab_rank = pytest.importorskip("cleanlab.rank")
     _, net, data = digits
     p = out_of_sample_probabilities(net, data).numpy()
-    quality = get_label_quality_scores(data.y.numpy(), p)
+    quality = cleanlab_rank.get_label_quality_scores(data.y.numpy(), p)
     assert roc_auc_score(data.is_noisy, -quality) > 0.97
-    issues = find_label_issues(data.y.numpy(), p)
+    issues = cleanlab_filter.find_label_issues(data.y.numpy(), p)
     wrong = data.is_noisy.numpy()
     assert wrong[issues].mean() > 0.85
     assert issues[wrong].mean() > 0.75
