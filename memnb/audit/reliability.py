@@ -66,6 +66,12 @@ class Reliability:
                 f"only {self.left_out:.0%} without having seen them. What it predicts for its "
                 "training examples says nothing about their labels."
             )
+        if self.left_out - self.network > 0.1:
+            out.append(
+                "The network gives fewer of the labels than probes of its layers do: it is not yet "
+                "trained, and its history tells little. Train it longer, or audit the network "
+                "without its run."
+            )
         if self.rare:
             out.append(
                 f"{self.rare} classes have fewer than 5 labels each, too few to judge theirs."

@@ -262,22 +262,22 @@ def history_weight(
     e: Tensor,  # (n, K) evidence
     y: Tensor,  # (n,) given labels
 ) -> float:
-    """What the training history is worth beside the evidence, in [0, 1].
+    """What the training history is worth beside the evidence, in [0, 1.5].
 
     A wrong label is learnt late as far as the examples like it have other labels. Where the
     evidence suggests class a and the label is b, the odds are those of the label a to the label b
     among all such examples; their mean logarithm, over the labels that the evidence doubts, counts
-    from 2.2 (nothing) to 3.2 (all). Labels that are wrong in one direction are learnt with the
+    from 2.2 (nothing) to 3.7 (all). Labels that are wrong in one direction are learnt with the
     right ones: the odds are small, and the history is misleading.
     """
     k = e.shape[1]
     suggested = e.argmax(1)
     doubted = suggested != y
     if not doubted.any():
-        return 1.0
+        return 1.5
     counts = torch.bincount(suggested * k + y, minlength=k * k).view(k, k).double()
     odds = counts[suggested, suggested].clamp_min(1) / counts[suggested, y].clamp_min(1)
-    return min(1.0, max(0.0, odds[doubted].log().mean().item() - 2.2))
+    return min(1.5, max(0.0, odds[doubted].log().mean().item() - 2.2))
 
 # %% ../../nbs/audit/01_suspicion.ipynb #weigh10
 def bounded_margin(
@@ -303,12 +303,14 @@ def suspicion_of(
 ) -> Tensor:
     """(n,) float64: how far another class is ahead, and what the history adds.
 
-    Each is brought to mean 0 and standard deviation 1. A run of one time has no history.
+    The history is the sum of bounded margin and mean loss, and counts by `history_weight`. Each of
+    them is brought to mean 0 and standard deviation 1. A run of one time has no history.
     """
     suspicion = _standard(other_class_lead(e, y).cpu())
     if len(run.time) == 1:
         return suspicion
-    return suspicion + history_weight(e, y) * _standard(bounded_margin(run))
+    history = _standard(bounded_margin(run)) + _standard(run.loss.double().mean(0))
+    return suspicion + history_weight(e, y) * _standard(history)
 
 # %% ../../nbs/audit/01_suspicion.ipynb #cell11
 _OWN = (

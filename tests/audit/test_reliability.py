@@ -96,6 +96,7 @@ def test_labels_that_the_inputs_do_not_tell():
         (dict(network=0.8, left_out=0.62), ["look alike"]),
         (dict(network=1.0, left_out=0.75), ["memorized"]),
         (dict(network=0.5, left_out=0.2), ["scaled", "Do not use it", "memorized"]),
+        (dict(network=0.75, left_out=0.9), ["not yet trained"]),
         (dict(network=0.95, left_out=0.9, rare=2), ["2 classes"]),
     ],
 )
