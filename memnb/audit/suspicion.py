@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['from_arrays', 'check_model', 'snapshot', 'trained_model', 'agreed_evidence', 'suggestions', 'history_weight',
-           'bounded_margin', 'suspicion_of', 'audit']
+           'bounded_margin', 'learnt', 'suspicion_of', 'audit']
 
 # %% ../../nbs/audit/01_suspicion.ipynb #cell02
 import warnings
@@ -296,6 +296,21 @@ def _standard(v: Tensor) -> Tensor:
     return (v - v.mean()) / v.std().clamp_min(max(1e-12, 1e-6 * v.abs().max().item()))
 
 
+def learnt(
+    e: Tensor,  # (n, K) evidence
+    y: Tensor,  # (n,) given labels
+    predictions: Tensor,  # (n,) classes that the network says
+) -> float:
+    """Whether the network has learnt what its layers know, from 0 (no) to 1.
+
+    It has where it gives as many of the labels as the evidence does that has not seen them. 0 means
+    ten in a hundred fewer.
+    """
+    network = (predictions.cpu() == y.cpu()).double().mean().item()
+    left_out = (e.argmax(1) == y).double().mean().item()
+    return min(1.0, max(0.0, 1 - 10 * (left_out - network)))
+
+
 def suspicion_of(
     e: Tensor,  # (n, K) evidence, of `level_rare_classes`
     y: Tensor,  # (n,) given labels
@@ -303,14 +318,16 @@ def suspicion_of(
 ) -> Tensor:
     """(n,) float64: how far another class is ahead, and what the history adds.
 
-    The history is the sum of bounded margin and mean loss, and counts by `history_weight`. Each of
-    them is brought to mean 0 and standard deviation 1. A run of one time has no history.
+    The history is the sum of bounded margin and mean loss. It counts by `history_weight`, and by
+    `learnt`: that of a network that was hardly trained tells little. Each score is brought to mean
+    0 and standard deviation 1. A run of one time has no history.
     """
     suspicion = _standard(other_class_lead(e, y).cpu())
     if len(run.time) == 1:
         return suspicion
     history = _standard(bounded_margin(run)) + _standard(run.loss.double().mean(0))
-    return suspicion + history_weight(e, y) * _standard(history)
+    weight = history_weight(e, y) * learnt(e, y, run.prediction[-1])
+    return suspicion + weight * _standard(history)
 
 # %% ../../nbs/audit/01_suspicion.ipynb #cell11
 _OWN = (

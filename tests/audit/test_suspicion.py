@@ -38,6 +38,7 @@ from memnb.audit.suspicion import (
     check_model,
     from_arrays,
     history_weight,
+    learnt,
     snapshot,
     suggestions,
     trained_model,
@@ -132,7 +133,7 @@ def digits(rho=0.2, noise="wrong", seed=0, n=None) -> NoisyDataset:
 
 
 @cache
-def learnt(rho=0.2, noise="wrong", seed=0, n=None, epochs=15) -> tuple[Run, nn.Module]:
+def trained_on_digits(rho=0.2, noise="wrong", seed=0, n=None, epochs=15) -> tuple[Run, nn.Module]:
     how = dict(name="mlp", shape=[1, 8, 8], widths=[32], seed=seed)
     net = build(**how)
     return fit(
@@ -797,7 +798,7 @@ def test_a_network_whose_outputs_are_not_finite_is_refused():
 
 
 def test_another_order_of_classes_is_noticed():
-    _, net = learnt(0, n=400, epochs=8)
+    _, net = trained_on_digits(0, n=400, epochs=8)
     data = digits(0, n=400)
     moved = replace(data, y=(data.y + 3) % 10, clean=(data.clean + 3) % 10)
     with pytest.warns(
@@ -1486,6 +1487,24 @@ def test_a_class_without_examples_stays_impossible_where_layers_disagree():
     assert got[:, :2].isfinite().all()
 
 
+@pytest.mark.parametrize("right, expected", [(100, 1), (80, 1), (75, 0.5), (70, 0), (10, 0)])
+def test_a_network_that_knows_less_than_its_layers_has_not_learnt(right, expected):
+    y = torch.arange(100) % 2
+    e = F.one_hot(torch.where(torch.arange(100) < 80, y, 1 - y), 2).double()
+    predictions = torch.where(torch.arange(100) < right, y, 1 - y).to(torch.int16)
+    assert learnt(e, y, predictions) == pytest.approx(expected)
+
+
+def test_the_history_of_a_network_that_was_hardly_trained_does_no_harm():
+    data = digits(0.1, "wrong", n=900)
+    net = build("mlp", shape=(1, 8, 8), widths=(32,))
+    run = fit(net, data, 6, lr=0.05, batch=128)
+    noisy = data.is_noisy.numpy()
+    area = roc_auc_score(noisy, audit(run, data, net)["suspicion"])
+    assert roc_auc_score(noisy, run.loss.mean(0)) < 0.9
+    assert area > roc_auc_score(noisy, audit(net, data)["suspicion"]) - 0.001
+
+
 def test_the_bounded_margin_against_a_loop():
     run = trained()[0]
     by_hand = [
@@ -1527,7 +1546,9 @@ def test_the_history_counts_less_where_labels_are_wrong_in_one_direction(noise, 
 @pytest.mark.parametrize("case", ["run", "network", "digits", "digits alone"])
 def test_suspicion_is_the_rank_of_a_weighted_sum_and_rank_orders_by_it(case):
     (run, net), data = (
-        (learnt(n=200, epochs=10), digits(n=200)) if "digits" in case else (trained(), clusters())
+        (trained_on_digits(n=200, epochs=10), digits(n=200))
+        if "digits" in case
+        else (trained(), clusters())
     )
     with_history = case in ("run", "digits")
     f = audit(run if with_history else net, data)
@@ -1544,7 +1565,9 @@ def test_suspicion_is_the_rank_of_a_weighted_sum_and_rank_orders_by_it(case):
         margin = run.margin.double()
         bounded = -(margin / (1 + margin.abs())).mean(0).numpy()
         history = standard(bounded) + standard(run.loss.double().mean(0).numpy())
-        total = total + weight_by_hand(e.tolist(), y.tolist()) * standard(history)
+        ahead = (e.argmax(1) == y).mean() - (run.prediction[-1].numpy() == y).mean()
+        weight = weight_by_hand(e.tolist(), y.tolist()) * min(1, max(0, 1 - 10 * ahead))
+        total = total + weight * standard(history)
     close(f["suspicion"], ranks_by_hand(np.round(total, 10).tolist()), 1e-6)
     close(f["suspicion"].sum(), (n + 1) / 2)
     assert f["suspicion"].min() > 0
@@ -1902,7 +1925,7 @@ def test_given_labels_without_a_class_of_the_clean_ones():
 
 
 def test_wrong_labels_of_digits_are_found_by_run_and_by_network():
-    run, net = learnt()
+    run, net = trained_on_digits()
     data = digits()
     for f, least in ((audit(run, data), 0.95), (audit(net, data), 0.93)):
         assert roc_auc_score(data.is_noisy, f["suspicion"]) > least
