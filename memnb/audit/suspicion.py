@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['from_arrays', 'check_model', 'snapshot', 'trained_model', 'agreed_evidence', 'suggestions', 'history_weight',
-           'bounded_margin', 'learnt', 'suspicion_of', 'audit']
+           'bounded_margin', 'learnt', 'unmemorized', 'suspicion_of', 'audit']
 
 # %% ../../nbs/audit/01_suspicion.ipynb #cell02
 import warnings
@@ -311,6 +311,23 @@ def learnt(
     return min(1.0, max(0.0, 1 - 10 * (left_out - network)))
 
 
+def unmemorized(
+    e: Tensor,  # (n, K) evidence
+    y: Tensor,  # (n,) given labels
+    predictions: Tensor,  # (n,) classes that the network says
+) -> float:
+    """How far the network has not memorized the labels that the evidence doubts, in [0, 1].
+
+    1 where it gives a tenth of them or fewer, 0 from four tenths. What such a network says of its
+    own training examples is nearly as good as of new ones.
+    """
+    doubted = (e.argmax(1) != y).cpu()
+    if not doubted.any():
+        return 0.0
+    given = (predictions.cpu() == y.cpu())[doubted].double().mean().item()
+    return min(1.0, max(0.0, (0.4 - given) / 0.3))
+
+
 def suspicion_of(
     e: Tensor,  # (n, K) evidence, of `level_rare_classes`
     y: Tensor,  # (n,) given labels
@@ -318,16 +335,17 @@ def suspicion_of(
 ) -> Tensor:
     """(n,) float64: how far another class is ahead, and what the history adds.
 
-    The history is the sum of bounded margin and mean loss. It counts by `history_weight`, and by
-    `learnt`: that of a network that was hardly trained tells little. Each score is brought to mean
-    0 and standard deviation 1. A run of one time has no history.
+    The history is the sum of bounded margin and mean loss. It counts by `history_weight`, or by
+    `unmemorized` where that is more, times `learnt`: that of a network that was hardly trained
+    tells little. Each score is brought to mean 0 and standard deviation 1. A run of one time has no
+    history.
     """
     suspicion = _standard(other_class_lead(e, y).cpu())
     if len(run.time) == 1:
         return suspicion
     history = _standard(bounded_margin(run)) + _standard(run.loss.double().mean(0))
-    weight = history_weight(e, y) * learnt(e, y, run.prediction[-1])
-    return suspicion + weight * _standard(history)
+    weight = max(history_weight(e, y), unmemorized(e, y, run.prediction[-1]))
+    return suspicion + weight * learnt(e, y, run.prediction[-1]) * _standard(history)
 
 # %% ../../nbs/audit/01_suspicion.ipynb #cell11
 _OWN = (

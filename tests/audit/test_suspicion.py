@@ -42,6 +42,7 @@ from memnb.audit.suspicion import (
     snapshot,
     suggestions,
     trained_model,
+    unmemorized,
 )
 from memnb.common import rng
 from memnb.datasets.label_noise import corrupt
@@ -1495,6 +1496,20 @@ def test_a_network_that_knows_less_than_its_layers_has_not_learnt(right, expecte
     assert learnt(e, y, predictions) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("given, expected", [(0, 1), (2, 1), (5, 0.5), (8, 0), (20, 0)])
+def test_labels_that_are_doubted_and_not_given_are_not_memorized(given, expected):
+    "Twenty of a hundred labels are doubted."
+    y = torch.arange(100) % 2
+    e = F.one_hot(torch.where(torch.arange(100) < 80, y, 1 - y), 2).double()
+    predictions = torch.where(torch.arange(100) < 80 + given, y, 1 - y)
+    assert unmemorized(e, y, predictions) == pytest.approx(expected)
+
+
+def test_without_doubts_nothing_is_said_of_memorizing():
+    y = torch.arange(6) % 3
+    assert unmemorized(F.one_hot(y, 3).double(), y, y) == 0
+
+
 def test_the_history_of_a_network_that_was_hardly_trained_does_no_harm():
     data = digits(0.1, "wrong", n=900)
     net = build("mlp", shape=(1, 8, 8), widths=(32,))
@@ -1566,7 +1581,10 @@ def test_suspicion_is_the_rank_of_a_weighted_sum_and_rank_orders_by_it(case):
         bounded = -(margin / (1 + margin.abs())).mean(0).numpy()
         history = standard(bounded) + standard(run.loss.double().mean(0).numpy())
         ahead = (e.argmax(1) == y).mean() - (run.prediction[-1].numpy() == y).mean()
-        weight = weight_by_hand(e.tolist(), y.tolist()) * min(1, max(0, 1 - 10 * ahead))
+        doubted = e.argmax(1) != y
+        given = (run.prediction[-1].numpy() == y)[doubted].mean()
+        weight = max(weight_by_hand(e.tolist(), y.tolist()), min(1, max(0, (0.4 - given) / 0.3)))
+        weight = weight * min(1, max(0, 1 - 10 * ahead))
         total = total + weight * standard(history)
     close(f["suspicion"], ranks_by_hand(np.round(total, 10).tolist()), 1e-6)
     close(f["suspicion"].sum(), (n + 1) / 2)
