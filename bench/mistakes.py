@@ -264,10 +264,13 @@ def own_suspects(most: int = 20) -> str:
     names = texts["category"].unique().sort().to_list()
     case = CASES["banking77"]
     runs, nets, _ = trained(case, [data], 0, case.epochs)
-    lines = [str(reliability(runs[0], data, nets[0]))]
-    for r in audit(runs[0], data, nets[0]).sort("rank").head(most).iter_rows(named=True):
-        text = " ".join(texts["text"][r["index"]].split())
-        lines.append(f"{names[r['label']]} -> {names[r['alternative']]}: {text}")
+    by_layer = layer_evidence(nets[0], data)
+    e = level_rare_classes(agreed_evidence(by_layer, data.y), data.y)
+    other = suggestions(e, data.y)[1]
+    lines = [str(reliability(runs[0], data, nets[0], by_layer=by_layer))]
+    for i in suspicion_of(e, data.y, runs[0]).argsort(descending=True)[:most].tolist():
+        text = " ".join(texts["text"][int(data.index[i])].split())
+        lines.append(f"{names[data.y[i]]} -> {names[other[i]]}: {text}")
     return "\n".join(lines)
 
 
