@@ -14,6 +14,7 @@ NAMES = (
     "explore",
     "sweep",
     "audit",
+    "mistakes",
     "coverage",
     "choose",
 )

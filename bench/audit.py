@@ -11,9 +11,10 @@ Classes are as large as each other, or fall from the first to the last by a fact
 Of CIFAR-10 there are only 1,000 examples, for a small ResNet and at one rate of two kinds of noise:
 six such networks cannot be trained at once, and take as long as all the others.
 The seeds (20 and up) are none of those on which the audit was made (`python -m bench choose`).
+Mistakes that people made, natural pictures in number and text are in `python -m bench mistakes`.
 
 Everything is written to `bench/results/audit.csv` (not with `--quick`), one row a setting and
-method:
+method, and to `audit.part.csv` meanwhile, from which a run that was stopped goes on:
 
 - `auc`: the chance that a wrong label is ranked above a right one;
 - `precision`: share of wrong labels among as many most suspicious ones as are wrong;
@@ -129,7 +130,7 @@ def trained(
             probabilities[i].append(predict(s.model, held[i].x).softmax(1))
         return []
 
-    how = dict(times=range(0, epochs + 1, max(1, epochs // 50)), observe=[look], **case.how)
+    how = dict(times=range(0, epochs + 1, max(1, epochs // 50)), observe=[look]) | case.how
     if case.stacked:
         runs = fit_stacked(nets, data, epochs, seed=[seed] * len(nets), **how)
     else:
@@ -204,30 +205,47 @@ def judged(
     )
 
 
-def compare(quick: bool) -> pl.DataFrame:
-    "One row a data set, ratio, kind and rate of noise, seed and method."
+def _write(rows: list[dict], path: Path):
+    frame = pl.DataFrame(rows, infer_schema_length=None)
+    write_whole(path, lambda f: frame.write_csv(f, float_precision=4))
+
+
+def _comparison(name: str, ratio: float, seed: int, settings: list[tuple], quick: bool):
+    "One row a kind and rate of noise and a method."
+    case = CASES[name]
+    clean = source(name, ratio, seed)
+    epochs = 30 if quick else case.epochs
+    data = [corrupt(clean, rho, kind, seed) for kind, rho in settings]
+    runs, nets, _ = trained(case, data, seed, epochs)
+    folds = out_of_sample(case, data, seed, epochs)
     rows = []
-    for name, ratio, seed, kinds, rates in tqdm(QUICK if quick else PLAN, "audit"):
-        case = CASES[name]
-        clean = source(name, ratio, seed)
-        epochs = 30 if quick else case.epochs
-        settings = list(product(kinds, rates))
-        data = [corrupt(clean, rho, kind, seed) for kind, rho in settings]
-        runs, nets, _ = trained(case, data, seed, epochs)
-        folds = out_of_sample(case, data, seed, epochs)
-        for (kind, rho), d, run, net, p in zip(settings, data, runs, nets, folds, strict=True):
-            for (method, cost), (suspicion, suggested) in answers(run, net, d, p).items():
-                setting = dict(
-                    data=name, ratio=ratio, noise=kind, rho=rho, seed=seed, method=method, cost=cost
-                )
-                rows.append(setting | judged(d, suspicion, suggested))
-        if not quick:
-            write_whole(
-                RESULTS,
-                lambda f: pl.DataFrame(rows, infer_schema_length=None).write_csv(
-                    f, float_precision=4
-                ),
+    for (kind, rho), d, run, net, p in zip(settings, data, runs, nets, folds, strict=True):
+        for (method, cost), (suspicion, suggested) in answers(run, net, d, p).items():
+            setting = dict(
+                data=name, ratio=ratio, noise=kind, rho=rho, seed=seed, method=method, cost=cost
             )
+            rows.append(setting | judged(d, suspicion, suggested))
+    return rows
+
+
+def compare(quick: bool) -> pl.DataFrame:
+    """One row a data set, ratio, kind and rate of noise, seed and method.
+
+    They are written to `audit.part.csv` as they come. Whoever starts again goes on where that ends;
+    once all is there it becomes `audit.csv`.
+    """
+    part = RESULTS.with_suffix(".part.csv")
+    rows = pl.read_csv(part).to_dicts() if part.exists() and not quick else []
+    done = {(r["data"], r["ratio"], r["seed"], r["noise"], r["rho"]) for r in rows}
+    for name, ratio, seed, kinds, rates in tqdm(QUICK if quick else PLAN, "audit"):
+        settings = [s for s in product(kinds, rates) if (name, ratio, seed, *s) not in done]
+        if settings:
+            rows += _comparison(name, ratio, seed, settings, quick)
+        if settings and not quick:
+            _write(rows, part)
+    if not quick:
+        _write(rows, RESULTS)
+        part.unlink(missing_ok=True)
     return pl.DataFrame(rows, infer_schema_length=None)
 
 

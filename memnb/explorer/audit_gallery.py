@@ -18,7 +18,8 @@ from ..lab.charts import COLORS, curves
 from ..lab.layouts import pictures
 
 # %% ../../nbs/explorer/06_audit_gallery.ipynb #cell06
-_CLASSES = ("label", "suggested", "velpic", "masc", "cosine")  # columns that hold classes
+# columns that hold classes
+_CLASSES = ("label", "predicted", "suggested", "alternative", "velpic", "masc", "cosine")
 
 
 def _check_names(names: Sequence, frame: pl.DataFrame, columns: Sequence[str]):

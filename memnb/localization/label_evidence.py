@@ -327,6 +327,9 @@ _WIDEST = 2048  # columns of a ridge, whose cost grows with their square
 _PIXELS = 4096
 
 
+_RIDGE = 0.3  # of the linear probes, in units of the mean eigenvalue
+
+
 def _averaged(value: Tensor) -> Tensor:
     """(n, d) activations of at most 2,048 numbers.
 
@@ -401,7 +404,9 @@ class _Question:
         data = self.data
         if kind == "scores":
             return _label_scores(features, data, self.probes)
-        return _left_out(features, data.y, data.n_classes, curved=layer == "input")
+        curved = layer == "input"
+        ridge = 1.0 if curved else _RIDGE
+        return _left_out(features, data.y, data.n_classes, curved, ridge)
 
 # %% ../../nbs/localization/06_label_evidence.ipynb #q3
 def _scored_layers(model: nn.Module, x: Tensor | Inputs) -> list[str]:
@@ -484,8 +489,9 @@ def layer_evidence(
     """Layer -> (n, K) float64: what probes predict that were fitted without the example.
 
     See `leave_one_out_ridge`. The input's probe is curved: nothing in it knows a label, and a
-    network is there because planes do not do. Those of the other layers are linear; maps of more
-    than 1,024 numbers are averaged down to 2 x 2. `ValueError` for no layer.
+    network is there because planes do not do. Those of the other layers are linear, with a ridge of
+    0.3 mean eigenvalues; maps of more than 1,024 numbers are averaged down to 2 x 2. `ValueError`
+    for no layer.
     """
     options = dict(kinds=["evidence"], memory=memory, progress=progress)
     return layer_opinions(model, data, layers, batch=batch, **options)[1]

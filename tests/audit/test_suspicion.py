@@ -33,12 +33,17 @@ from memnb.audit.noise_rate import (
     transitions,
 )
 from memnb.audit.suspicion import (
+    agreed_evidence,
     audit,
+    bounded_margin,
     check_model,
     from_arrays,
     history_weight,
+    learnt,
     snapshot,
+    suggestions,
     trained_model,
+    unmemorized,
 )
 from memnb.common import rng
 from memnb.datasets.label_noise import corrupt
@@ -68,9 +73,11 @@ from memnb.trainer import training as trainer
 fit = partial(trainer.fit, device="cpu")
 ALWAYS = ["row", "index", "label", "noisy"]
 HISTORY = ["learning_time", "forgetting", "margin", "loss"]
+CLASSES = ["predicted", "suggested", "alternative", "velpic", "masc", "cosine"]
+SUGGESTIONS = [*CLASSES, "sure", "suspicion", "rank"]
+RIDGE = 0.3  # of the linear probes of an audit
 OF_NETWORK = ["final_loss", "probe_disagreement", "probe_margin"]
 WITH_DEPTH = ["final_loss", "prediction_depth", "probe_disagreement", "probe_margin"]
-SUGGESTIONS = ["suggested", "velpic", "masc", "cosine", "sure", "suspicion", "rank"]
 PROBED = ("velpic", "masc", "cosine")
 
 
@@ -129,7 +136,7 @@ def digits(rho=0.2, noise="wrong", seed=0, n=None) -> NoisyDataset:
 
 
 @cache
-def learnt(rho=0.2, noise="wrong", seed=0, n=None, epochs=15) -> tuple[Run, nn.Module]:
+def trained_on_digits(rho=0.2, noise="wrong", seed=0, n=None, epochs=15) -> tuple[Run, nn.Module]:
     how = dict(name="mlp", shape=[1, 8, 8], widths=[32], seed=seed)
     net = build(**how)
     return fit(
@@ -236,6 +243,20 @@ def levelled_by_hand(e, y) -> np.ndarray:
             others = [e[j, c] for j in range(len(e)) if j != i and y[j] == c]
             out[i, c] = e[i, c] / math.sqrt(max(0.1, sum(others) / len(others) if others else 0))
     return out
+
+
+def agreed_by_hand(parts: dict[str, np.ndarray], y: np.ndarray) -> np.ndarray:
+    "Layers by the square of their doubts' rank correlation with the mean rank of the others'."
+    doubts = {
+        k: ranks_by_hand(np.round(lead_of_others(torch.tensor(e), torch.tensor(y)), 8).tolist())
+        for k, e in parts.items()
+    }
+    weights = {}
+    for k in parts:
+        others = np.mean([v for j, v in doubts.items() if j != k], 0)
+        r = np.corrcoef(doubts[k], others)[0, 1] if len(parts) > 1 else 1.0
+        weights[k] = (2 if k == "input" else 1) * max(0.01, r) ** 2
+    return sum(weights[k] * parts[k] for k in parts) / sum(weights.values())
 
 
 def lead_of_others(e, y) -> list[float]:
@@ -778,7 +799,7 @@ def test_a_network_whose_outputs_are_not_finite_is_refused():
 
 
 def test_another_order_of_classes_is_noticed():
-    _, net = learnt(0, n=400, epochs=8)
+    _, net = trained_on_digits(0, n=400, epochs=8)
     data = digits(0, n=400)
     moved = replace(data, y=(data.y + 3) % 10, clean=(data.clean + 3) % 10)
     with pytest.warns(
@@ -1244,7 +1265,7 @@ def test_evidence_of_chosen_layers_by_hand(layers):
     of = acts(net, data, layers)
     assert list(got) == layers
     for layer in layers:
-        close(got[layer], left_out_by_hand(of[layer].numpy(), data.y.numpy(), 3), 1e-7)
+        close(got[layer], left_out_by_hand(of[layer].numpy(), data.y.numpy(), 3, RIDGE), 1e-7)
     close(mean_evidence(got), sum(got.values()) / len(layers))
 
 
@@ -1267,7 +1288,7 @@ def test_maps_are_averaged_to_two_by_two():
     maps = acts(net, data, ["1"])["1"]
     close(
         layer_evidence(net, data, ["1"])["1"],
-        left_out_by_hand(pooled(maps.numpy(), 2, 2), data.y.numpy(), 3),
+        left_out_by_hand(pooled(maps.numpy(), 2, 2), data.y.numpy(), 3, RIDGE),
         1e-7,
     )
 
@@ -1311,7 +1332,8 @@ def test_probe_margin_by_hand(layers):
     run, net = trained("mlp", torch.float64)
     data = clusters(dtype=torch.float64)
     parts = [
-        left_out_by_hand(v.numpy(), data.y.numpy(), 3) for v in acts(net, data, layers).values()
+        left_out_by_hand(v.numpy(), data.y.numpy(), 3, RIDGE)
+        for v in acts(net, data, layers).values()
     ]
     close(
         mislabel_scores(run, data, net, k=5, layers=layers)["probe_margin"],
@@ -1372,7 +1394,7 @@ def test_an_audit_of_a_run_has_all_scores_and_one_row_an_example(name):
     f = audit(run, data, k=5)
     assert f.columns == ALWAYS + HISTORY + WITH_DEPTH + SUGGESTIONS
     assert f.select(f.columns[:12]).equals(mislabel_scores(run, data, net, k=5))
-    assert [f[c].dtype for c in SUGGESTIONS] == [pl.Int64] * 4 + [pl.Float64] * 2 + [pl.Int64]
+    assert [f[c].dtype for c in SUGGESTIONS] == [pl.Int64] * 6 + [pl.Float64] * 2 + [pl.Int64]
     assert f["row"].to_list() == list(range(60))
     assert f["index"].to_list() == data.index.tolist()
     assert f["label"].to_list() == data.y.tolist()
@@ -1409,24 +1431,111 @@ def test_suggestions_by_hand(layers):
             [probe_by_hand(v.numpy(), data.y.numpy(), 3, probe) for v in of.values()]
         )
         assert f[probe].to_list() == e.argmax(1).tolist(), probe
-    e = np.mean([left_out_by_hand(v.numpy(), data.y.numpy(), 3) for v in of.values()], 0)
+    y = data.y.numpy()
+    e = agreed_by_hand({k: left_out_by_hand(v.numpy(), y, 3, RIDGE) for k, v in of.items()}, y)
     e = levelled_by_hand(e, data.y)
-    assert f["suggested"].to_list() == e.argmax(1).tolist()
+    others = np.where(np.eye(3)[y] == 1, -np.inf, e)
+    assert f["alternative"].to_list() == others.argmax(1).tolist()
+    near = others.max(1) - e[np.arange(60), y] > -0.1
+    assert f["suggested"].to_list() == np.where(near, others.argmax(1), y).tolist()
     close(f["sure"], np.sort(e, 1)[:, -1] - np.sort(e, 1)[:, -2], 1e-7)
     assert f["prediction_depth"].to_list() == prediction_depth(net, data, layers).tolist()
 
 
-def test_probe_margin_and_sure_agree():
-    f = audit(trained()[0], clusters())
-    for label, says, margin, sure in f.select(
-        "label", "suggested", "probe_margin", "sure"
-    ).iter_rows():
-        # another class than the suggested one is no further ahead
-        assert margin == pytest.approx(-sure) if label == says else margin >= sure - 1e-12
+@pytest.mark.parametrize("behind, suggested", [(0.09, 2), (0.11, 1), (-0.5, 2)])
+def test_a_class_that_is_nearly_as_likely_as_the_label_is_suggested(behind, suggested):
+    e = torch.tensor([[0.0, 0.5, 0.5 - behind]], dtype=torch.float64)
+    got, alternative = suggestions(e, torch.tensor([1]))
+    assert got.tolist() == [suggested]
+    assert alternative.tolist() == [2]
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_predictions_are_the_networks_own(name):
+    run, net = trained(name)
+    data = clusters()
+    logits = acts(net, data, [NETS[name][1][-1]])[NETS[name][1][-1]]
+    assert audit(run, data)["predicted"].to_list() == logits.argmax(1).tolist()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_layers_are_weighted_by_their_agreement_against_a_loop(seed):
+    g = torch.Generator().manual_seed(seed)
+    y = torch.randint(3, (40,), generator=g)
+    shared = torch.randn(40, 3, generator=g, dtype=torch.float64)
+    by_layer = {
+        name: shared + noise * torch.randn(40, 3, generator=g, dtype=torch.float64)
+        for name, noise in dict(input=0.5, a=0.1, b=2.0, c=30.0).items()
+    }
+    plain = {name: e.numpy() for name, e in by_layer.items()}
+    close(agreed_evidence(by_layer, y), agreed_by_hand(plain, y.numpy()))
+
+
+def test_a_layer_that_contradicts_the_others_hardly_counts():
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(300) % 3
+    e = F.one_hot(y, 3) + 0.5 * torch.randn(300, 3, generator=g, dtype=torch.float64)
+    three = dict(a=e, b=e + 0.1, c=e.flip(0))
+    assert (agreed_evidence(three, y) - e).abs().max() < 0.15
+
+
+@pytest.mark.parametrize("layers", [["a"], ["input"], ["input", "a"]])
+def test_layers_that_say_nothing_are_no_error(layers):
+    e = torch.full((6, 3), 0.5, dtype=torch.float64)
+    y = torch.arange(6) % 3
+    close(agreed_evidence(dict.fromkeys(layers, e), y), e)
+
+
+def test_a_class_without_examples_stays_impossible_where_layers_disagree():
+    e = torch.eye(3, dtype=torch.float64)[[0, 1, 0, 1]]
+    e[:, 2] = -torch.inf
+    got = agreed_evidence(dict(input=e, a=e.flip(0)), torch.tensor([0, 1, 1, 0]))
+    assert got[:, 2].tolist() == [-math.inf] * 4
+    assert got[:, :2].isfinite().all()
+
+
+@pytest.mark.parametrize("right, expected", [(100, 1), (80, 1), (75, 0.5), (70, 0), (10, 0)])
+def test_a_network_that_knows_less_than_its_layers_has_not_learnt(right, expected):
+    y = torch.arange(100) % 2
+    e = F.one_hot(torch.where(torch.arange(100) < 80, y, 1 - y), 2).double()
+    predictions = torch.where(torch.arange(100) < right, y, 1 - y).to(torch.int16)
+    assert learnt(e, y, predictions) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("given, expected", [(0, 1), (2, 1), (5, 0.5), (8, 0), (20, 0)])
+def test_labels_that_are_doubted_and_not_given_are_not_memorized(given, expected):
+    "Twenty of a hundred labels are doubted."
+    y = torch.arange(100) % 2
+    e = F.one_hot(torch.where(torch.arange(100) < 80, y, 1 - y), 2).double()
+    predictions = torch.where(torch.arange(100) < 80 + given, y, 1 - y)
+    assert unmemorized(e, y, predictions) == pytest.approx(expected)
+
+
+def test_without_doubts_nothing_is_said_of_memorizing():
+    y = torch.arange(6) % 3
+    assert unmemorized(F.one_hot(y, 3).double(), y, y) == 0
+
+
+def test_the_history_of_a_network_that_was_hardly_trained_does_no_harm():
+    data = digits(0.1, "wrong", n=900)
+    net = build("mlp", shape=(1, 8, 8), widths=(32,))
+    run = fit(net, data, 6, lr=0.05, batch=128)
+    noisy = data.is_noisy.numpy()
+    area = roc_auc_score(noisy, audit(run, data, net)["suspicion"])
+    assert roc_auc_score(noisy, run.loss.mean(0)) < 0.9
+    assert area > roc_auc_score(noisy, audit(net, data)["suspicion"]) - 0.001
+
+
+def test_the_bounded_margin_against_a_loop():
+    run = trained()[0]
+    by_hand = [
+        -sum(m / (1 + abs(m)) for m in margins) / len(margins) for margins in run.margin.T.tolist()
+    ]
+    close(bounded_margin(run), by_hand)
 
 
 def weight_by_hand(e: list[list[float]], y: list[int]) -> float:
-    "Mean logarithm of the odds, over doubted labels, from 1.5 to 4.5."
+    "Mean logarithm of the odds, over doubted labels, from 2.2 to 3.7."
     suggested = [row.index(max(row)) for row in e]
     logs = []
     for a, b in zip(suggested, y, strict=True):
@@ -1436,8 +1545,8 @@ def weight_by_hand(e: list[list[float]], y: list[int]) -> float:
             )
             logs.append(math.log(max(1, right) / wrong))
     if not logs:
-        return 1.0
-    return min(1.0, max(0.0, (sum(logs) / len(logs) - 1.5) / 3))
+        return 1.5
+    return min(1.5, max(0.0, sum(logs) / len(logs) - 2.2))
 
 
 @given(LABELLED)
@@ -1458,25 +1567,31 @@ def test_the_history_counts_less_where_labels_are_wrong_in_one_direction(noise, 
 @pytest.mark.parametrize("case", ["run", "network", "digits", "digits alone"])
 def test_suspicion_is_the_rank_of_a_weighted_sum_and_rank_orders_by_it(case):
     (run, net), data = (
-        (learnt(n=200, epochs=10), digits(n=200)) if "digits" in case else (trained(), clusters())
+        (trained_on_digits(n=200, epochs=10), digits(n=200))
+        if "digits" in case
+        else (trained(), clusters())
     )
     with_history = case in ("run", "digits")
     f = audit(run if with_history else net, data)
     n = len(data)
-    standard = {
-        c: (f[c].to_numpy() - f[c].mean()) / f[c].std()
-        for c in ("loss", "probe_margin")
-        if c in f.columns
-    }
-    total = standard["probe_margin"]
+    y = data.y.numpy()
+    parts = {k: v.numpy() for k, v in layer_evidence(net, data).items()}
+    e = levelled_by_hand(agreed_by_hand(parts, y), data.y)
+
+    def standard(v) -> np.ndarray:
+        return (np.array(v) - np.mean(v)) / np.std(v, ddof=1)
+
+    total = standard(lead_of_others(e, data.y))
     if with_history:
-        total = (
-            total
-            + history_weight(
-                level_rare_classes(mean_evidence(layer_evidence(net, data)), data.y), data.y
-            )
-            * standard["loss"]
-        )
+        margin = run.margin.double()
+        bounded = -(margin / (1 + margin.abs())).mean(0).numpy()
+        history = standard(bounded) + standard(run.loss.double().mean(0).numpy())
+        ahead = (e.argmax(1) == y).mean() - (run.prediction[-1].numpy() == y).mean()
+        doubted = e.argmax(1) != y
+        given = (run.prediction[-1].numpy() == y)[doubted].mean()
+        weight = max(weight_by_hand(e.tolist(), y.tolist()), min(1, max(0, (0.4 - given) / 0.3)))
+        weight = weight * min(1, max(0, 1 - 10 * ahead))
+        total = total + weight * standard(history)
     close(f["suspicion"], ranks_by_hand(np.round(total, 10).tolist()), 1e-6)
     close(f["suspicion"].sum(), (n + 1) / 2)
     assert f["suspicion"].min() > 0
@@ -1834,7 +1949,7 @@ def test_given_labels_without_a_class_of_the_clean_ones():
 
 
 def test_wrong_labels_of_digits_are_found_by_run_and_by_network():
-    run, net = learnt()
+    run, net = trained_on_digits()
     data = digits()
     for f, least in ((audit(run, data), 0.95), (audit(net, data), 0.93)):
         assert roc_auc_score(data.is_noisy, f["suspicion"]) > least

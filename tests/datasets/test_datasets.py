@@ -23,7 +23,7 @@ from memnb.common import checks
 from memnb.common.files import write_whole
 from memnb.datasets import sources as arrays
 from memnb.datasets.label_noise import NOISE, corrupt
-from memnb.datasets.loading import load
+from memnb.datasets.loading import human_labels, load
 from memnb.datasets.noisy_datasets import NoisyDataset, from_torch
 from memnb.datasets.sources import data_root
 
@@ -549,6 +549,126 @@ def test_tiny_imagenet_that_is_not_there_or_broken(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="n99"):
         load("tiny_imagenet")
     assert not (tmp_path / "tiny_imagenet.npz").exists()
+
+
+# --- loading: labels that people gave
+
+PEOPLE = dict(
+    aggregate="aggre_label",
+    worst="worse_label",
+    random1="random_label1",
+    random2="random_label2",
+    random3="random_label3",
+)
+
+
+def human(root, true=None, **changes) -> dict[str, np.ndarray]:
+    "A small cifar10.npz of 24 pictures in 3 classes, and people's labels of it, as written."
+    true = np.arange(24, dtype=np.uint8) % 3 if true is None else true
+    rng = np.random.default_rng(0)
+    given = {key: rng.integers(0, 3, 24).astype(np.uint8) for key in PEOPLE.values()}
+    arrays = dict(clean_label=true) | given | changes
+    root.mkdir(exist_ok=True)
+    x = np.arange(24 * 12, dtype=np.uint8).reshape(24, 2, 2, 3)
+    np.savez(root / "cifar10.npz", x_train=x, y_train=true, x_test=x, y_test=true)
+    np.savez(root / "cifar10n.npz", **{k: v for k, v in arrays.items() if v is not None})
+    return arrays
+
+
+@pytest.mark.parametrize("labels", PEOPLE)
+def test_people_labels_are_observed_and_the_true_ones_stay_beside_them(tmp_path, labels):
+    arrays = human(tmp_path)
+    train, test = load("cifar10", labels=labels, root=tmp_path)
+    assert train.y.tolist() == arrays[PEOPLE[labels]].tolist()
+    assert train.clean.tolist() == arrays["clean_label"].tolist()
+    assert test.y.tolist() == test.clean.tolist() == arrays["clean_label"].tolist()
+
+
+def test_without_a_word_the_labels_are_the_true_ones(tmp_path):
+    human(tmp_path)
+    assert load("cifar10", root=tmp_path)[0].rho == 0
+
+
+def test_a_subset_with_people_labels_has_the_same_pictures_as_one_with_true_labels(tmp_path):
+    arrays = human(tmp_path)
+    true = load("cifar10", n=9, seed=3, root=tmp_path)[0]
+    train = load("cifar10", n=9, seed=3, labels="worst", root=tmp_path)[0]
+    assert torch.equal(train.x, true.x)
+    assert torch.bincount(train.clean).tolist() == [3, 3, 3]
+    assert train.y.tolist() == arrays["worse_label"][train.index.numpy()].tolist()
+
+
+@pytest.mark.parametrize("n", [None, 4])
+def test_pictures_that_people_took_for_a_class_not_chosen_are_left_out(tmp_path, n):
+    arrays = human(tmp_path)
+    inside = np.isin(arrays["clean_label"], (2, 0))
+    rows = np.flatnonzero(inside & np.isin(arrays["worse_label"], (2, 0)))
+    left_out = inside.sum() - len(rows)
+    assert 0 < left_out < inside.sum()
+    with pytest.warns(
+        UserWarning, match=rf"^{left_out} of the 16 .* classes \[2, 0\] are left out"
+    ):
+        train, test = load("cifar10", (2, 0), n, labels="worst", root=tmp_path)
+    assert len(test) == inside.sum()
+    assert set(train.index.tolist()) <= set(rows.tolist())
+    if n is None:
+        assert train.index.tolist() == rows.tolist()
+    else:
+        assert torch.bincount(train.clean).tolist() == [2, 2]
+    place = {2: 0, 0: 1}
+    at = train.index.numpy()
+    assert train.y.tolist() == [place[v] for v in arrays["worse_label"][at].tolist()]
+    assert train.clean.tolist() == [place[v] for v in arrays["clean_label"][at].tolist()]
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "own.npz"])
+def test_people_labelled_no_other_data_set(tmp_path, name):
+    human(tmp_path)
+    with pytest.raises(ValueError, match=f"labels of cifar10; '{name}' has none$"):
+        load(name, labels="worst", root=tmp_path)
+
+
+def test_unknown_sets_of_people_labels(tmp_path):
+    with pytest.raises(ValueError, match="aggregate, worst, random1, random2, random3"):
+        load("cifar10", labels="worse", root=tmp_path)
+
+
+def test_where_people_labels_are_looked_for(tmp_path):
+    human(tmp_path)
+    (tmp_path / "cifar10n.npz").unlink()
+    with pytest.raises(FileNotFoundError) as e:
+        load("cifar10", labels="worst", root=tmp_path)
+    for part in (str(tmp_path / "cifar10n.npz"), "clean_label", *PEOPLE.values()):
+        assert part in str(e.value)
+
+
+TRUE = np.arange(24, dtype=np.uint8) % 3
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        (dict(clean_label=TRUE[::-1]), "damaged or in another order: 16 of its 24 clean labels"),
+        (dict(clean_label=TRUE[:23]), r"clean_label is uint8 of shape \(23,\)"),
+        (dict(worse_label=TRUE.astype(float)), "worse_label is float64"),
+        (dict(worse_label=TRUE + 7), r"worse_label holds \[7, 8, 9\], which are no classes"),
+        (dict(worse_label=None), "lacks worse_label"),
+    ],
+)
+def test_files_of_people_labels_that_do_not_fit(tmp_path, changes, says):
+    human(tmp_path, **changes)
+    with pytest.raises(ValueError, match=says):
+        load("cifar10", labels="worst", root=tmp_path)
+
+
+@pytest.mark.parametrize("labels, rho", [("aggregate", 0.0903), ("worst", 0.4021)])
+def test_the_real_people_labels_are_as_wrong_as_published(labels, rho):
+    if not (USERS_DATA and Path(USERS_DATA, "cifar10n.npz").is_file()):
+        pytest.skip("$MEMNB_DATA holds no cifar10n.npz")
+    with np.load(Path(USERS_DATA, "cifar10.npz")) as z:
+        true = z["y_train"].reshape(-1)
+    wrong = human_labels(labels, true, root=USERS_DATA) != true
+    assert wrong.mean() == pytest.approx(rho, abs=5e-4)
 
 
 # --- published scores
