@@ -7,9 +7,10 @@ __all__ = ['SUFFIXES', 'Files', 'files_of', 'Head', 'FileReader', 'from_folder']
 
 # %% ../../nbs/datasets/11_folders.ipynb #fo03
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -128,40 +129,29 @@ def files_of(
 
 # %% ../../nbs/datasets/11_folders.ipynb #fo07
 _WORKERS = min(8, os.cpu_count() or 1)
+_LARGE = 100 * 100  # pixels; what is smaller is read in less time than a thread needs to be called
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
 class Head:
-    "What the head of a picture's file states."
+    "What a picture's file is."
 
-    height: int = 0
-    width: int = 0
+    size: tuple[int, int] = (0, 0)  # height and width
     grey: bool = True
     damage: str = ""  # what is wrong with the file
 
 
-def _head(path: Path) -> Head:
+def _decoded(path: str, shape: Shape | None) -> tuple[Head, Tensor | None]:
+    "What a file is, and the picture, unless the file is damaged or only its head is asked for."
     try:
         with Image.open(path) as image:
-            is_grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
-            return Head(image.height, image.width, is_grey)
+            grey = image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
+            head = Head((image.height, image.width), grey)
+            return head, None if shape is None else as_bytes(image, shape)
     except _DAMAGE as e:
-        return Head(damage=_first_line(e, path))
-
-
-def _first_line(error: Exception, path: Path) -> str:
-    text = str(error).replace(repr(str(path)), "").replace(str(path), "")
-    return f"{type(error).__name__}: {' '.join(text.split())[:80]}"
-
-
-def _decoded(path: Path, shape: Shape) -> Tensor | str:
-    "The picture, or what is wrong with its file."
-    try:
-        with Image.open(path) as image:
-            return as_bytes(image, shape)
-    except _DAMAGE as e:
-        return _first_line(e, path)
+        text = str(e).replace(repr(path), "").replace(path, "")
+        return Head(damage=f"{type(e).__name__}: {' '.join(text.split())[:80]}"), None
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,33 +161,32 @@ class FileReader:
     root: Path
     names: Sequence[str]  # (n,) from the root on
     shape: Shape
+    workers: int = 1  # threads
 
-    def each(self, rows: Sequence[int]) -> Iterator[Tensor | str]:
-        "The pictures, in order, or what is wrong with a file."
+    def each(self, rows: Sequence[int]) -> Iterator[tuple[Head, Tensor | None]]:
+        "What the files are, in order, and the pictures of those that are whole."
         paths = [os.path.join(self.root, self.names[i]) for i in rows]
         decode = partial(_decoded, shape=self.shape)
-        if len(paths) < 2 * _WORKERS or _WORKERS == 1:
+        if len(paths) < 2 * self.workers or self.workers == 1:
             yield from map(decode, paths)
             return
-        with ThreadPoolExecutor(_WORKERS) as pool:
+        with ThreadPoolExecutor(self.workers) as pool:
             yield from pool.map(decode, paths)
 
     def __call__(self, rows: Tensor) -> Tensor:
         "The batch of these pictures. `ValueError` for a file that is damaged, or gone, since."
         rows = rows.tolist()
-        pictures = list(self.each(rows))
-        for row, picture in zip(rows, pictures, strict=True):
-            if isinstance(picture, str):
-                raise ValueError(f"{self.names[row]} in {self.root} cannot be read: {picture}")
+        pictures = []
+        for row, (head, picture) in zip(rows, self.each(rows), strict=True):
+            if head.damage:
+                raise ValueError(f"{self.names[row]} in {self.root} cannot be read: {head.damage}")
+            pictures.append(picture)
         return torch.stack(pictures)
 
 # %% ../../nbs/datasets/11_folders.ipynb #fo08
-def _one_size(headers: list[Head]) -> tuple[int, int]:
-    "The size of all. `ValueError` with the sizes there are."
-    counts = {}
-    for h in headers:
-        if not h.damage:
-            counts[h.height, h.width] = counts.get((h.height, h.width), 0) + 1
+def _check_sizes(heads: Sequence[Head]):
+    "`ValueError`, with the sizes there are, for pictures of several."
+    counts = Counter(h.size for h in heads)
     if len(counts) > 1:
         common = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:3]
         sizes = ", ".join(f"{n} of {h} x {w}" for (h, w), n in common)
@@ -205,7 +194,6 @@ def _one_size(headers: list[Head]) -> tuple[int, int]:
             f"pictures are of {len(counts)} sizes: {sizes}{' ...' * (len(counts) > 3)}; give "
             "size=, to which they are resized and cropped, as the network was trained"
         )
-    return next(iter(counts), (1, 1))
 
 
 def _check_damaged(damaged: dict[int, str], names: list[str], skip: bool):
@@ -221,32 +209,27 @@ def _check_damaged(damaged: dict[int, str], names: list[str], skip: bool):
     caution(f"{what}; they are left out")
 
 
-def _bar(values, n: int, what: str, progress: bool):
-    return tqdm(values, total=n, desc=what, unit="file", delay=2, disable=not progress)
+def _first(files: Files) -> Head:
+    "The first file that is a picture, whose size and channels others are expected to have."
+    paths = (os.path.join(files.root, name) for name in files.names)
+    heads = (_decoded(path, None)[0] for path in paths)
+    return next((h for h in heads if not h.damage), Head((1, 1)))
 
 
-def _headers(files: Files, progress: bool) -> list[Head]:
-    paths = [os.path.join(files.root, name) for name in files.names]
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        return list(_bar(pool.map(_head, paths), len(paths), "headers", progress))
-
-
-def _checked(reader: FileReader, rows: list[int], keep: bool, progress: bool):
-    "The pictures (n, C, H, W), where they are kept, and what is wrong with files, by row."
-    channels = reader.shape.channels
-    shape = (len(rows) if keep else 0, channels, *reader.shape.size)
+def _checked(reader: FileReader, keep: bool, progress: bool) -> tuple[list[Head], Tensor]:
+    "What all files are, and the pictures (n, C, H, W), where they are kept."
+    n = len(reader.names)
+    shape = (n if keep else 0, reader.shape.channels, *reader.shape.size)
     pictures = torch.empty(shape, dtype=torch.uint8)
-    damaged = {}
-    with _bar(None, len(rows), "pictures", progress) as bar:
-        for start in range(0, len(rows), 1024):
-            part = rows[start : start + 1024]
-            for k, picture in enumerate(reader.each(part)):
-                if isinstance(picture, str):
-                    damaged[part[k]] = picture
-                elif keep:
-                    pictures[start + k] = picture
-            bar.update(len(part))
-    return pictures, damaged
+    heads = []
+    with tqdm(total=n, desc="files", unit="file", delay=2, disable=not progress) as bar:
+        for start in range(0, n, 1024):
+            for head, picture in reader.each(range(start, min(n, start + 1024))):
+                if keep and not head.damage and picture.shape == pictures.shape[1:]:
+                    pictures[len(heads)] = picture
+                heads.append(head)
+            bar.update(len(heads) - start)
+    return heads, pictures
 
 # %% ../../nbs/datasets/11_folders.ipynb #fo10
 def from_folder(
@@ -276,27 +259,30 @@ def from_folder(
             raise ValueError(f"resize={shown(resize)} needs size=, to which pictures are cropped")
         resize = whole("resize", resize, max(size), 16_384)
     files = files_of(path, classes)
-    headers = _headers(files, progress)
-    damaged = {i: h.damage for i, h in enumerate(headers) if h.damage}
+    first = _first(files)
+    is_grey = first.grey if grey is None else bool(grey)
+    workers = _WORKERS if first.size[0] * first.size[1] >= _LARGE else 1
+    shape = Shape(size or first.size, resize, is_grey)
+    reader = FileReader(files.root, files.names, shape, workers)
+    keep = fits(f"{len(files.names):,} pictures", reader.shape.numbers * len(files.names), memory)
+    heads, pictures = _checked(reader, keep, progress)
+    damaged = {i: h.damage for i, h in enumerate(heads) if h.damage}
+    _check_damaged(damaged, files.names, skip_damaged)
+    rows = [i for i in range(len(heads)) if i not in damaged]
     if size is None:
-        size = _one_size(headers)
-    if grey is None:
-        grey = all(h.grey for h in headers)
-    shape = Shape(size, resize, bool(grey))
-    reader = FileReader(files.root, files.names, shape)
-    prepare = ScaledBytes(scaling(mean, std, shape.channels))
-    rows = [i for i in range(len(files.names)) if i not in damaged]
-    needed = len(rows) * shape.channels * size[0] * size[1]
-    keep = fits(f"{len(rows):,} pictures", needed, memory)
-    pictures, broken = _checked(reader, rows, keep, progress)
-    _check_damaged(dict(sorted((damaged | broken).items())), files.names, skip_damaged)
-    left = torch.tensor([k for k, row in enumerate(rows) if row not in broken])
-    index = torch.tensor(rows)[left]
-    x = in_memory(pictures, prepare)[left] if keep else Inputs(reader, index, prepare)
-    return _dataset(files, x, index).to(device)
+        _check_sizes([heads[i] for i in rows])
+    if grey is None and is_grey and not all(h.grey for h in heads):
+        reader = replace(reader, shape=replace(reader.shape, grey=False))
+        keep = fits(f"{len(rows):,} pictures", reader.shape.numbers * len(heads), memory)
+        _, pictures = _checked(reader, keep, progress)
+    prepare = ScaledBytes(scaling(mean, std, reader.shape.channels))
+    x = in_memory(pictures, prepare) if keep else Inputs(reader, torch.arange(len(heads)), prepare)
+    return _dataset(files, x, torch.tensor(rows)).to(device)
 
 
 def _dataset(files: Files, x: Inputs, index: Tensor) -> NoisyDataset:
+    "The files of this index, with their names and labels."
     names = [files.names[i] for i in index.tolist()]
     y = torch.tensor(files.labels)[index]
-    return NoisyDataset(x, y, index=index, name=files.root.name, names=names, classes=files.classes)
+    name = files.root.resolve().name
+    return NoisyDataset(x[index], y, index=index, name=name, names=names, classes=files.classes)

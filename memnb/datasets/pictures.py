@@ -33,6 +33,11 @@ class Shape:
         "1 or 3."
         return 1 if self.grey else 3
 
+    @property
+    def numbers(self) -> int:
+        "Bytes of a picture, whose size must be known."
+        return self.channels * self.size[0] * self.size[1]
+
 
 def picture_size(size) -> tuple[int, int] | None:
     "Height and width. `TypeError` or `ValueError` unless they are 1 to 16,384."

@@ -14,7 +14,6 @@ from torchvision.datasets import ImageFolder
 
 from memnb.datasets import folders
 from memnb.datasets.folders import from_folder
-from memnb.datasets.inputs import tensors_in
 
 rng = np.random.default_rng(0)
 
@@ -133,10 +132,12 @@ def test_a_file_that_is_gone_later_is_named(pets):
 def test_threads_keep_the_order(tmp_path, monkeypatch):
     for i in range(40):
         save(tmp_path / "ab"[i % 2] / f"{i:02}.png", (4, 4))
-    one = from_folder(tmp_path, memory=0)
-    alone = torch.cat(list(tensors_in([part.batch() for part in one.x.split(1)])))
+    alone = from_folder(tmp_path, memory=0)
+    monkeypatch.setattr(folders, "_LARGE", 0)
     monkeypatch.setattr(folders, "_WORKERS", 4)
-    assert torch.equal(one.x.batch(), alone)
+    together = from_folder(tmp_path, memory=0)
+    assert together.x.read.workers == 4
+    assert torch.equal(together.x.batch(), alone.x.batch())
 
 
 # --- damaged files
