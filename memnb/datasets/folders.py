@@ -26,7 +26,14 @@ from .inputs import Inputs, caution, in_memory
 from .labels import checked_classes, first_few
 from .noisy_datasets import NoisyDataset
 from .own_items import MEMORY, fits
-from .pictures import ScaledBytes, Shape, as_bytes, picture_size, scaling
+from memnb.datasets.pictures import (
+    ScaledBytes,
+    Shape,
+    as_bytes,
+    picture_size,
+    say_unit_range,
+    scaling,
+)
 
 # %% ../../nbs/datasets/11_folders.ipynb #fo05
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -276,6 +283,8 @@ def from_folder(
         keep = fits(f"{len(rows):,} pictures", reader.shape.numbers * len(heads), memory)
         _, pictures = _checked(reader, keep, progress)
     prepare = ScaledBytes(scaling(mean, std, reader.shape.channels))
+    if mean is None and std is None:
+        say_unit_range()
     x = in_memory(pictures, prepare) if keep else Inputs(reader, torch.arange(len(heads)), prepare)
     return _dataset(files, x, torch.tensor(rows)).to(device)
 

@@ -82,9 +82,10 @@ class Inputs:
         batch = batch if self.prepare is None else self.prepare(batch)
         for v in tensors_in(batch):
             if v.is_floating_point() and not v.isfinite().all():
-                some = self.rows[:3].tolist()
+                broken = ~v.isfinite().reshape(len(v), -1).all(1).cpu()
+                some = (self.rows[broken] if len(v) == len(self) else self.rows)[:3].tolist()
                 raise ValueError(
-                    f"the inputs of examples {some}{' ...' * (len(self) > 3)} hold NaN or "
+                    f"the inputs of examples {some}{' ...' * (int(broken.sum()) > 3)} hold NaN or "
                     "infinity; they must be finite"
                 )
         return batch

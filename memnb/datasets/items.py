@@ -71,7 +71,9 @@ def plain_label(value, i: int):
     elif isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and value == value:
-        raise ValueError(f"the label of item {i} is {value}; it must be one integer, or a word")
+        if not value.is_integer():
+            raise ValueError(f"the label of item {i} is {value}; it must be one integer, or a word")
+        return int(value)
     return value
 
 

@@ -94,7 +94,10 @@ def _check_inputs(x: Tensor | Inputs):
     if x.dtype == torch.bool or x.is_complex():
         raise ValueError(f"inputs have dtype {x.dtype}; they must be floats or integers")
     if x.is_floating_point() and not x.isfinite().all():
-        raise ValueError("inputs hold NaN or infinity; they must be finite")
+        row = int((~x.isfinite().reshape(len(x), -1).all(1)).nonzero()[0])
+        raise ValueError(
+            f"inputs hold NaN or infinity, first in example {row}; they must be finite"
+        )
 
 
 def _words(what: str, values, n: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from ..common.checks import shown
 from .inputs import Inputs, caution, in_memory, tensors_in
 from .labels import coded
 from .noisy_datasets import NoisyDataset
-from .pictures import ScaledBytes, channels_first, scaling
+from .pictures import ScaledBytes, channels_first, say_unit_range, scaling
 
 # %% ../../nbs/datasets/08_own_arrays.ipynb #oa05
 _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64}  # torch has few operations on these
@@ -66,6 +66,8 @@ def as_inputs(
                 raise
         value = _stacked(value, what)
     try:
+        if np.ma.is_masked(value):
+            raise TypeError("some of them are masked")
         array = value if isinstance(value, Tensor) else np.asarray(value)
         if isinstance(array, np.ndarray) and array.dtype.kind not in "fiub":
             raise TypeError(f"their type is {array.dtype}")
@@ -116,10 +118,7 @@ def of_network(
         raise ValueError("inputs of bytes must be (n, ...), one row an example")
     first = has_bytes[0]
     if not normalised:
-        caution(
-            f"inputs are bytes {tuple(first.shape[1:])}: the network reads them divided by 255; "
-            "if it was trained with a mean subtracted, give mean and std"
-        )
+        say_unit_range()
     return in_memory(batch, ScaledBytes(scaling(mean, std, first.shape[1])))
 
 

@@ -26,6 +26,7 @@ from torch.utils.data import (
     Subset,
     SubsetRandomSampler,
     default_collate,
+    default_convert,
 )
 from tqdm import tqdm
 
@@ -35,7 +36,7 @@ from .inputs import Inputs, caution, in_memory, tensors_in
 from .items import Reader, label_place, plain_label, without_label
 from .labels import coded
 from .noisy_datasets import MOST_CLASSES, NoisyDataset
-from .pictures import ScaledBytes, Shape, picture_size, scaling
+from .pictures import ScaledBytes, Shape, picture_size, say_unit_range, scaling
 
 # %% ../../nbs/datasets/10_own_items.ipynb #oi11
 MEMORY = 2 * 2**30  # bytes of inputs that are kept
@@ -43,6 +44,8 @@ MEMORY = 2 * 2**30  # bytes of inputs that are kept
 
 def _unwrapped(dataset, collate_fn: Callable | None):
     "Data set and collate function of a loader; a subset where its sampler names one."
+    if isinstance(dataset, NoisyDataset):
+        raise ValueError(f"this is a data set of memnb already: {dataset}")
     loader = dataset if isinstance(dataset, DataLoader) else None
     dataset = dataset if loader is None else loader.dataset
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
@@ -51,7 +54,7 @@ def _unwrapped(dataset, collate_fn: Callable | None):
             "torch data set with __len__ and __getitem__, such as list(dataset)"
         )
     if loader is not None:
-        if collate_fn is None and loader.collate_fn is not default_collate:
+        if collate_fn is None and loader.collate_fn not in (default_collate, default_convert):
             collate_fn = loader.collate_fn
         sampler = loader.sampler
         if isinstance(sampler, SubsetRandomSampler):
@@ -212,6 +215,10 @@ def _label_list(reader: Reader, items: list | None, n: int, progress: bool) -> l
         except (KeyError, IndexError, TypeError) as e:
             raise ValueError(f"item {i} is {shown(item)}; it has no {reader.label!r}") from e
 
+    first = reader.item(0)[reader.label]
+    first = first.tolist() if isinstance(first, (Tensor, np.ndarray, np.generic)) else first
+    if isinstance(first, float) and first == first:
+        caution("labels are floats: whole ones are read as integers")
     known = _whole_of(source, _labels_in)
     if known is None and items is None and hasattr(source, "column_names"):
         known = list(source[reader.label])
@@ -246,6 +253,8 @@ def _prepare(first, mean, std):
     parts = list(tensors_in(first))
     has_bytes = [v for v in parts if v.dtype == torch.uint8]
     if has_bytes:
+        if mean is None and std is None:
+            say_unit_range()
         return ScaledBytes(
             scaling(mean, std, has_bytes[0].shape[1] if has_bytes[0].ndim > 1 else 1)
         )

@@ -45,7 +45,7 @@ def _read(place: str | Path) -> pl.DataFrame:
     try:
         if suffix in (".parquet", ".pq"):
             return pl.read_parquet(path)
-        return pl.read_csv(
+        frame = pl.read_csv(
             path,
             separator=_separator(path),
             null_values=_NULLS,
@@ -53,7 +53,22 @@ def _read(place: str | Path) -> pl.DataFrame:
             try_parse_dates=True,
         )
     except (pl.exceptions.PolarsError, UnicodeError, OverflowError) as e:
-        raise ValueError(f"table={str(path)!r} cannot be read: {str(e).splitlines()[0]}") from e
+        why = str(e).splitlines()[0]
+        if "utf-8" in why.lower():
+            why += "; save it as UTF-8, or read it with pandas and its encoding, and give the frame"
+        raise ValueError(f"table={str(path)!r} cannot be read: {why}") from e
+    return _decimal_points(frame.rename(lambda name: name.strip()))
+
+
+def _decimal_points(frame: pl.DataFrame) -> pl.DataFrame:
+    "Columns of numbers with a decimal comma as numbers, which a warning names."
+    words = [name for name in frame.columns if frame[name].dtype == pl.String]
+    words = [c for c in words if frame[c].str.contains(",", literal=True).any()]
+    commas = [c for c in words if frame[c].str.contains(r"^\s*[-+]?\d+(,\d+)?\s*$").all()]
+    if commas:
+        caution(f"columns {first_few(commas)} have decimal commas: read as numbers")
+    numbers = pl.col(commas).str.strip_chars().str.replace(",", ".").cast(pl.Float64)
+    return frame.with_columns(numbers) if commas else frame
 
 
 def _from_pandas(table) -> pl.DataFrame:
@@ -350,9 +365,12 @@ def from_table(
     those that are, and for columns that are neither numbers, dates nor categories.
     """
     frame, names = _frame(table)
+    if not isinstance(standardize, bool):
+        raise TypeError(f"standardize={shown(standardize)} must be True or False")
+    label = str(label) if isinstance(label, int) else label
     drop = [drop] if isinstance(drop, str) else names_of("drop", drop)
     true = [clean] if isinstance(clean, str) else []
-    _check_there([label], frame, "there is no column for label=")
+    _check_there([label], frame, "there is no column for the label,")
     _check_there([*true, *drop, *([] if rows is None else [rows])], frame, "there are no columns")
     if frame.height == 0:
         raise ValueError("the table has no rows; a data set needs at least one example")

@@ -51,7 +51,7 @@ def test_bytes_are_scaled_on_the_way_into_the_network():
 
 
 def test_bytes_without_a_mean_are_said():
-    with pytest.warns(UserWarning, match="divided by 255; if it was trained with a mean"):
+    with pytest.warns(UserWarning, match="divided by 255, and no mean is subtracted"):
         data = from_arrays(np.full((2, 6), 255, dtype=np.uint8), [0, 1])
     assert data.x.batch().tolist() == [[1] * 6] * 2
 
@@ -68,6 +68,14 @@ def test_channels_last_are_moved_and_said(shape, read):
 def test_floats_are_normalised_where_a_mean_is_given():
     data = from_arrays(torch.ones(2, 3, 2, 2), [0, 1], mean=0.5, std=0.25)
     assert data.x.batch().unique().tolist() == [2]
+
+
+def test_broken_examples_are_named_when_they_are_read():
+    x = np.ones((9, 2), dtype=np.float32)
+    x[[4, 7], 1] = np.nan
+    data = from_arrays(dict(a=x, b=x), [0, 1, 0] * 3)
+    with pytest.raises(ValueError, match=r"inputs of examples \[4, 7\] hold NaN"):
+        data.x.batch()
 
 
 def test_several_inputs_go_in_by_name_or_in_order():
@@ -93,7 +101,8 @@ def test_several_inputs_go_in_by_name_or_in_order():
         (np.zeros(3), "inputs have shape (3,)"),
         (np.zeros((4, 2)), "inputs have shape (4, 2); 3 labels need (3, ...)"),
         (dict(a=np.zeros((3, 1)), b=np.zeros((2, 1))), "inputs have shape (2, 1); 3 labels"),
-        (np.full((3, 2), np.nan), "NaN or infinity"),
+        (np.array([[1, 2], [3, np.nan], [np.inf, 6]]), "NaN or infinity, first in example 1"),
+        (np.ma.masked_equal(np.arange(6).reshape(3, 2), 3), "some of them are masked"),
         (np.zeros((3, 2), dtype=complex), "they must be numbers"),
         (np.full((3, 2), 2**64 - 1, dtype=np.uint64), "below 2**63"),
     ],

@@ -24,8 +24,10 @@ from torchvision.datasets import ImageFolder
 
 from memnb.datasets.inputs import Inputs
 from memnb.datasets.items import padded
+from memnb.datasets.own_arrays import from_arrays
 from memnb.datasets.own_items import from_huggingface, from_torch
 
+pytestmark = pytest.mark.filterwarnings("ignore:bytes are divided by 255")
 X = torch.rand(6, 3)
 Y = torch.tensor([0, 2, 1, 1, 0, 2])
 
@@ -126,6 +128,7 @@ def test_places_and_keys_can_be_given():
         ([], {}, "the torch data set is empty"),
         ({"a": 1}, {}, "no items to be counted"),
         (iter([]), {}, "no items to be counted"),
+        (from_arrays(X, Y), {}, "this is a data set of memnb already"),
     ],
 )
 def test_items_that_cannot_be_read(items, more, says):
@@ -152,6 +155,12 @@ def test_parts_without_numbers_are_left_out_and_said():
     with pytest.warns(UserWarning, match="the network does not get 'id'"):
         data = from_torch(items)
     assert list(data.x[:1].batch()) == ["x", "z"]
+
+
+def test_whole_labels_that_are_floats_are_integers_and_said():
+    with pytest.warns(UserWarning, match="labels are floats: whole ones are read as integers"):
+        data = from_torch(TensorDataset(X, Y.double()))
+    assert torch.equal(data.y, Y)
 
 
 def test_types_stay():
@@ -229,6 +238,10 @@ def test_a_loader_gives_its_data_set_in_order():
     with pytest.warns(UserWarning, match="the loader shuffles"):
         data = from_torch(loader)
     assert torch.equal(data.x, X)
+
+
+def test_a_loader_without_batches():
+    assert torch.equal(from_torch(DataLoader(TensorDataset(X, Y), batch_size=None)).x, X)
 
 
 def test_a_loader_of_some_items_gives_these():

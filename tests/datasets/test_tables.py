@@ -223,6 +223,7 @@ def test_classes_in_the_order_of_the_networks_outputs():
         (flats().clear(), {}, "the table has no rows"),
         (pd.DataFrame([[1, 2, "a"]], columns=["x", "x", "price"]), {}, "columns must differ; 'x'"),
         (np.zeros((3, 2)), {}, "table is ndarray (3, 2); it must be a frame of pandas or polars"),
+        (flats(), dict(standardize="no"), "standardize='no' must be True or False"),
         (flats(), dict(like=3), "like=3 must be a data set that from_table gave"),
         ("nothing.csv", {}, "is not there"),
         (".", {}, "is a folder"),
@@ -238,6 +239,19 @@ def test_too_many_categories_are_refused_with_their_number():
     table = pl.DataFrame({"street": [f"{i // 6}" for i in range(720)], "y": ["a", "b"] * 360})
     with pytest.raises(ValueError, match=r"'street' has 120 categories, 120 of them in 5 rows"):
         from_table(table.cast(pl.String), label="y")
+
+
+def test_decimal_commas_are_read_and_said(tmp_path):
+    (tmp_path / "t.csv").write_text("a; b;y\n1,5;x,y;u\n-2;z;v\n;z;v\n")
+    with pytest.warns(UserWarning, match="columns 'a' have decimal commas: read as numbers"):
+        data = from_table(tmp_path / "t.csv", label="y", standardize=False, drop="b")
+    assert data.x[:2, 0].tolist() == [1.5, -2]
+
+
+def test_another_encoding_is_refused_with_a_way_out(tmp_path):
+    (tmp_path / "t.csv").write_text("größe,y\n1,ü\n2,v\n", encoding="latin-1")
+    with pytest.raises(ValueError, match="save it as UTF-8, or read it with pandas"):
+        from_table(tmp_path / "t.csv", label="y")
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2,3\n4,5,6,7\n", "a,y\n"])
