@@ -33,6 +33,15 @@ def _separator(path: Path) -> str:
     return max(",;\t|", key=outside.count)
 
 
+def _read_csv(path: Path) -> pl.DataFrame:
+    "The columns' types are those of the first rows, or of all where later rows differ."
+    options = dict(separator=_separator(path), null_values=_NULLS, try_parse_dates=True)
+    try:
+        return pl.read_csv(path, infer_schema_length=10_000, **options)
+    except pl.exceptions.ComputeError:
+        return pl.read_csv(path, infer_schema_length=None, **options)
+
+
 def _read(place: str | Path) -> pl.DataFrame:
     "A CSV or parquet file. `OSError` or `ValueError` for what is none."
     path = local_path("table", place)
@@ -45,13 +54,7 @@ def _read(place: str | Path) -> pl.DataFrame:
     try:
         if suffix in (".parquet", ".pq"):
             return pl.read_parquet(path)
-        frame = pl.read_csv(
-            path,
-            separator=_separator(path),
-            null_values=_NULLS,
-            infer_schema_length=None,
-            try_parse_dates=True,
-        )
+        frame = _read_csv(path)
     except (pl.exceptions.PolarsError, UnicodeError, OverflowError) as e:
         why = str(e).splitlines()[0]
         if "utf-8" in why.lower():

@@ -248,6 +248,14 @@ def test_decimal_commas_are_read_and_said(tmp_path):
     assert data.x[:2, 0].tolist() == [1.5, -2]
 
 
+@pytest.mark.parametrize("last, feature", [("0.5", "a"), ("x", "a=x")])
+def test_a_type_that_only_a_late_row_tells(tmp_path, last, feature):
+    rows = [f"{i % 7},{'uv'[i % 2]}" for i in range(12_000)] + [f"{last},u"] * 5
+    (tmp_path / "t.csv").write_text("\n".join(["a,y", *rows]))
+    data = from_table(tmp_path / "t.csv", label="y", standardize=False)
+    assert data.x[-1, data.columns.names.index(feature)] == (0.5 if last == "0.5" else 1)
+
+
 def test_another_encoding_is_refused_with_a_way_out(tmp_path):
     (tmp_path / "t.csv").write_text("größe,y\n1,ü\n2,v\n", encoding="latin-1")
     with pytest.raises(ValueError, match="save it as UTF-8, or read it with pandas"):
