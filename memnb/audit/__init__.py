@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LabelAuditor', 'Noise', 'Reliability', 'Repair', 'Review', 'audit', 'cleaned', 'copy_tree', 'decide',
-           'early_learning_regularization', 'estimate_noise', 'from_arrays', 'generalized_cross_entropy',
+           'early_learning_regularization', 'estimate_noise', 'generalized_cross_entropy',
            'out_of_sample_probabilities', 'reliability', 'remedies', 'repair', 'silence_suspects', 'write_report']
 
 # %% ../../nbs/audit/00_audit.ipynb #face3
@@ -21,7 +21,7 @@ from .reliability import Reliability, out_of_sample_probabilities, reliability
 from .repairs import Repair, repair
 from .report import write_report
 from .reviews import Review
-from .suspicion import audit, from_arrays
+from .suspicion import audit
 
 # %% ../../nbs/audit/00_audit.ipynb #face4
 _all_ = [
@@ -36,7 +36,6 @@ _all_ = [
     "decide",
     "early_learning_regularization",
     "estimate_noise",
-    "from_arrays",
     "generalized_cross_entropy",
     "out_of_sample_probabilities",
     "reliability",

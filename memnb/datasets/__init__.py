@@ -4,14 +4,21 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'HUMAN_LABELS', 'Inputs', 'NOISE', 'SCALES', 'NoisyDataset', 'Scaled', 'Source', 'c_scores', 'corrupt',
-           'from_torch', 'in_memory', 'load', 'read', 'source']
+           'duplicates', 'from_arrays', 'from_folder', 'from_huggingface', 'from_table', 'from_torch', 'in_memory',
+           'load', 'padded', 'read', 'source']
 
 # %% ../../nbs/datasets/00_datasets.ipynb #face3
+from .duplicates import duplicates
+from .folders import from_folder
 from .inputs import Inputs, Scaled, in_memory
+from .items import padded
 from .label_noise import NOISE, corrupt
 from .loading import HUMAN_LABELS, SCALES, c_scores, load
-from .noisy_datasets import NoisyDataset, from_torch
+from .noisy_datasets import NoisyDataset
+from .own_arrays import from_arrays
+from .own_items import from_huggingface, from_torch
 from .sources import DATASETS, Source, read, source
+from .tables import from_table
 
 # %% ../../nbs/datasets/00_datasets.ipynb #face4
 _all_ = [
@@ -25,9 +32,15 @@ _all_ = [
     "Source",
     "c_scores",
     "corrupt",
+    "duplicates",
+    "from_arrays",
+    "from_folder",
+    "from_huggingface",
+    "from_table",
     "from_torch",
     "in_memory",
     "load",
+    "padded",
     "read",
     "source",
 ]

@@ -20,13 +20,14 @@ from torch import nn
 
 from ..audit.noise_rate import Noise
 from ..audit.repairs import Repair, check_held, check_possible, unbiased_hits
-from ..audit.suspicion import check_model, from_arrays
+from ..audit.suspicion import check_model
 from ..common.checks import check_choice
 from ..common.files import add
 from ..common.rng import seeded
 from ..datasets.label_noise import corrupt
 from ..datasets.loading import SCALES, load, scaled
 from ..datasets.noisy_datasets import MOST_CLASSES, NoisyDataset
+from ..datasets.own_arrays import from_arrays
 from ..datasets.sources import read_arrays
 from ..lab.experiments import arguments_of
 from memnb.lab.parameters import (
@@ -201,14 +202,14 @@ def _own(p: Params) -> tuple[NoisyDataset, NoisyDataset | None, list]:
     names = arrays["names"].reshape(-1) if "names" in arrays else None
     if p.weights and names is None and not p.classes:
         _check_codes(path, labels)
-    data, names = from_arrays(x, labels, clean, p.classes, names)
+    data = from_arrays(x, labels, clean, p.classes, names)
     if p.rho:
         right = data.y if data.clean is None else data.clean
         data = corrupt(replace(data, clean=right), p.rho, p.noise, p.seed)
     rows = torch.arange(len(data))
     m = arrays["y_train"].size
     held = data.subset(rows[m:]) if m < len(data) else None
-    return data.subset(rows[:m]), held, names
+    return data.subset(rows[:m]), held, list(data.classes)
 
 # %% ../../nbs/explorer/05_audit_inputs.ipynb #cell13
 def audit_data(

@@ -429,6 +429,8 @@ def _rows_of(rows, n: int) -> list[int]:
 # %% ../../nbs/localization/04_unit_search.ipynb #cell15
 def _in_memory(data: NoisyDataset) -> NoisyDataset:
     "The data with their inputs in memory where they are one tensor, such as pictures."
+    if not isinstance(data, NoisyDataset):
+        return data  # which is refused later
     one = batch_of(data.x[:1]) if isinstance(data.x, Inputs) else None
     if not isinstance(one, Tensor):
         return data

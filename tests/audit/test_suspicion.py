@@ -37,7 +37,6 @@ from memnb.audit.suspicion import (
     audit,
     bounded_margin,
     check_model,
-    from_arrays,
     history_weight,
     learnt,
     snapshot,
@@ -49,6 +48,7 @@ from memnb.common import rng
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
 from memnb.datasets.noisy_datasets import NoisyDataset
+from memnb.datasets.own_arrays import from_arrays
 from memnb.localization import label_evidence
 from memnb.localization.label_evidence import (
     evidence,
@@ -280,38 +280,6 @@ def close(a, b, rel=1e-9):
 # --- data as they come
 
 
-def test_words_become_classes_in_order():
-    x = torch.rand(4, 3)
-    data, names = from_arrays(x, ["owl", "cat", "owl", "dog"])
-    assert names == ["cat", "dog", "owl"]
-    assert data.y.tolist() == [2, 0, 2, 1]
-    assert data.n_classes == 3
-    assert data.clean is None
-    assert torch.equal(data.x, x)
-    assert data.index.tolist() == [0, 1, 2, 3]
-    assert data.y.dtype == torch.int64
-
-
-@pytest.mark.parametrize(
-    "labels, names",
-    [
-        ([7, 3, 9, 3], [3, 7, 9]),
-        ([-5, 100, -5, 0], [-5, 0, 100]),
-        (np.array([2, 1, 2, 1], dtype=np.uint8), [1, 2]),
-        (torch.tensor([4, 4, 8, 6]), [4, 6, 8]),
-        ([b"b", b"a", b"b", b"a"], [b"a", b"b"]),
-        ([True, False, True, True], [False, True]),
-        (np.array([[3], [1], [1], [3]]), [1, 3]),
-        (("b", "", "b", "é"), ["", "b", "é"]),
-    ],
-)
-def test_labels_with_gaps_bytes_and_columns(labels, names):
-    data, got = from_arrays(np.zeros((4, 2)), labels)
-    assert got == names
-    assert [names[i] for i in data.y.tolist()] == np.asarray(labels).reshape(-1).tolist()
-    assert data.n_classes == len(names)
-
-
 LABELS = st.one_of(
     st.lists(st.integers(-3, 12), min_size=1, max_size=12),
     st.lists(st.sampled_from(["a", "b", "ab", "ß", "10", "9"]), min_size=1, max_size=12),
@@ -322,237 +290,6 @@ def in_order(labels: list) -> list:
     "Numbers by value, then words by the alphabet."
     numbers = [v for v in set(labels) if str(v).isdigit() or str(v)[:1] == "-"]
     return sorted(numbers, key=int) + sorted(set(labels) - set(numbers))
-
-
-@given(LABELS, st.randoms())
-@settings(max_examples=40, deadline=None)
-def test_names_give_the_labels_back(labels, chance):
-    clean = [chance.choice(labels) for _ in labels]
-    data, names = from_arrays(np.zeros((len(labels), 1)), labels, clean)
-    assert names == in_order(labels)
-    assert data.n_classes == max(2, len(names))
-    assert [names[i] for i in data.y.tolist()] == labels
-    assert [names[i] for i in data.clean.tolist()] == clean
-
-
-def test_numbers_written_as_words_are_in_the_order_of_their_values():
-    data, names = from_arrays(torch.rand(4, 2), ["10", "2", "a", "1"])
-    assert names == ["1", "2", "10", "a"]
-    assert data.y.tolist() == [2, 1, 3, 0]
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["owl", "cat", "emu", "dog"],
-        np.array(["owl", "cat", "emu", "dog"]),
-        ("owl", "cat", "emu", "dog"),
-    ],
-)
-def test_words_are_coded_in_the_order_of_the_networks_outputs(names):
-    data, got = from_arrays(
-        torch.rand(3, 2), ["cat", "owl", "dog"], ["owl", "owl", "emu"], names=names
-    )
-    assert got == ["owl", "cat", "emu", "dog"]
-    assert data.n_classes == 4
-    assert data.y.tolist() == [1, 0, 3]
-    assert data.clean.tolist() == [0, 0, 2]
-
-
-def test_names_may_be_numbers():
-    data, names = from_arrays(torch.rand(3, 2), [7, 3, 7], names=[7, 3, 5])
-    assert names == [7, 3, 5]
-    assert data.y.tolist() == [0, 1, 0]
-    assert data.n_classes == 3
-
-
-def test_numbers_of_outputs_can_be_given_their_names():
-    data, names = from_arrays(torch.rand(3, 2), [2, 0, 2], n_classes=3, names=["a", "b", "c"])
-    assert names == ["a", "b", "c"]
-    assert data.y.tolist() == [2, 0, 2]
-
-
-@pytest.mark.parametrize("labels", [["b", "a", "b"], ["10", "2", "2"], [b"b", b"a", b"b"]])
-def test_words_need_the_order_of_the_networks_outputs(labels):
-    with pytest.raises(
-        ValueError,
-        match=r"which of 3 outputs stands for which cannot be known; "
-        r"give names=\[...\] in the order",
-    ):
-        from_arrays(torch.rand(3, 2), labels, n_classes=3)
-
-
-@pytest.mark.parametrize(
-    "labels, names, says",
-    [
-        (["a", "b", "c"], ["a", "b"], "labels 'c' are not among the names 'a', 'b'"),
-        (
-            ["a", "b", "c"],
-            ["A", "B", "C"],
-            "labels 'a', 'b', 'c' are not among the names 'A', 'B', 'C'",
-        ),
-        ([b"a", b"b", b"a"], ["a", "b"], "labels b'a', b'b' are not among the names 'a', 'b'"),
-        ([0, 1, 9], [0, 1, 2], "labels 9 are not among the names 0, 1, 2"),
-        (
-            [0, 1, 3],
-            ["a", "b", "c"],
-            "observed labels span 0 to 3; with 3 classes they lie in [0, 2]",
-        ),
-        (["a", "b", "a"], ["a", "b", "a"], "names must differ; 'a' occurs more than once"),
-        (["a", "b", "a"], ["a"], "names=['a'] must be two or more words or whole numbers"),
-        (
-            ["a", "b", "a"],
-            ["a", None],
-            "names=['a', None] must be two or more words or whole numbers",
-        ),
-        (["a", "b", "a"], "ab", "names='ab' is one word; a list of the classes' names is wanted"),
-    ],
-)
-def test_names_that_do_not_fit(labels, names, says):
-    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
-        from_arrays(torch.rand(3, 2), labels, names=names)
-
-
-def test_as_many_names_as_outputs():
-    with pytest.raises(ValueError, match="^there are 2 names for n_classes=3 outputs$"):
-        from_arrays(torch.rand(2, 2), ["a", "b"], n_classes=3, names=["a", "b"])
-
-
-def test_clean_labels_may_have_classes_that_the_given_ones_lack_and_the_other_way_round():
-    data, names = from_arrays(torch.rand(3, 2), ["b", "b", "d"], ["a", "b", "c"])
-    assert names == ["a", "b", "c", "d"]
-    assert data.y.tolist() == [1, 1, 3]
-    assert data.clean.tolist() == [0, 1, 2]
-    assert data.n_classes == 4
-
-
-@pytest.mark.parametrize(
-    "labels, clean",
-    [
-        ([4, 2, 2], None),
-        ([4, 2, 2], [0, 2, 4]),
-        ([0, 0, 0], None),
-        (np.array([4, 0, 1], dtype=np.uint8), torch.tensor([4, 3, 1])),
-    ],
-)
-def test_numbers_keep_their_meaning_where_the_outputs_are_given(labels, clean):
-    data, names = from_arrays(torch.rand(3, 2), labels, clean, n_classes=5)
-    assert names == [0, 1, 2, 3, 4]
-    assert data.n_classes == 5
-    assert data.y.tolist() == list(labels)
-    assert data.clean is None if clean is None else data.clean.tolist() == list(clean)
-
-
-def test_a_single_word_still_makes_two_classes():
-    assert from_arrays(torch.rand(2, 2), ["a", "a"])[0].n_classes == 2
-
-
-@pytest.mark.parametrize(
-    "x, dtype",
-    [
-        (np.zeros((2, 3)), torch.float64),
-        (np.zeros((2, 3), dtype=np.float32), torch.float32),
-        (np.array([[1, 2], [3, 4]], dtype=np.uint8), torch.float32),
-        ([[1, 2], [3, 4]], torch.float32),
-        (torch.zeros(2, 1, dtype=torch.float16), torch.float16),
-        (torch.tensor([[True], [False]]), torch.float32),
-    ],
-)
-def test_inputs_become_floats_and_floats_stay(x, dtype):
-    data, _ = from_arrays(x, [0, 1])
-    assert data.x.dtype == dtype
-    assert torch.equal(data.x, torch.as_tensor(x).to(dtype))
-
-
-@pytest.mark.parametrize(
-    "labels, clean, more, says",
-    [
-        (
-            [0.0, 1.0, 2.0],
-            None,
-            {},
-            "labels have dtype float64; they must be whole numbers or words",
-        ),
-        (
-            [0, 1, 2],
-            np.array([0, 1, 2], dtype=np.float32),
-            {},
-            "labels have dtype float32; they must be whole numbers or words",
-        ),
-        (
-            [0.0, 1.0, 2.0],
-            None,
-            dict(n_classes=3),
-            "labels have dtype float64; they must be whole numbers or words",
-        ),
-        ([1j, 2, 3], None, {}, "labels have dtype complex128; they must be whole numbers or words"),
-        (
-            ["a", None, "b"],
-            None,
-            {},
-            "labels have dtype object; they must be whole numbers or words",
-        ),
-        (
-            [0, 1, 3],
-            None,
-            dict(n_classes=3),
-            "observed labels span 0 to 3; with 3 classes they lie in [0, 2]",
-        ),
-        (
-            [0, 1, -1],
-            None,
-            dict(n_classes=3),
-            "observed labels span -1 to 1; with 3 classes they lie in [0, 2]",
-        ),
-        (
-            [0, 1, 2],
-            [0, 1, 3],
-            dict(n_classes=3),
-            "clean labels span 0 to 3; with 3 classes they lie in [0, 2]",
-        ),
-        ([0, 1], None, {}, "y, the observed labels, has shape (2,); 3 inputs need (3,)"),
-        ([0, 1, 1], [0, 1], {}, "clean, the true labels, has shape (2,); 3 inputs need (3,)"),
-        (
-            np.eye(3, dtype=int),
-            None,
-            {},
-            "y, the observed labels, has shape (9,); 3 inputs need (3,)",
-        ),
-    ],
-)
-def test_labels_that_do_not_fit(labels, clean, more, says):
-    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
-        from_arrays(torch.rand(3, 2), labels, clean, **more)
-
-
-def test_only_five_of_many_labels_are_named():
-    with pytest.raises(
-        ValueError,
-        match=re.escape("labels 'c', 'd', 'e', 'f', 'g' ... are not among the names 'a', 'b'"),
-    ):
-        from_arrays(torch.rand(8, 2), list("hgfedcba"), names=["a", "b"])
-
-
-@pytest.mark.parametrize(
-    "words",
-    [np.array(["b", "a"], dtype=object), np.array(["b", "a"], dtype=np.dtypes.StringDType())],
-)
-def test_words_in_other_arrays(words):
-    assert from_arrays(torch.rand(2, 2), words)[1] == ["a", "b"]
-
-
-def test_given_numbers_and_clean_words_do_not_fit():
-    with pytest.raises(ValueError):
-        from_arrays(torch.rand(2, 2), [0, 1], ["cat", "dog"])
-
-
-def test_names_of_unsigned_labels_are_whole():
-    assert all(
-        type(v) is int
-        for v in from_arrays(torch.rand(2, 2), np.array([1, 2], dtype=np.uint64), np.array([1, 2]))[
-            1
-        ]
-    )
 
 
 # --- a model and its data
@@ -1930,7 +1667,8 @@ def test_one_wrong_word_is_found_and_named_right():
             for w in words
         ]
     )
-    data, names = from_arrays(x, ["cat", *words[1:]], words)
+    data = from_arrays(x, ["cat", *words[1:]], words)
+    names = list(data.classes)
     f = audit(nn.Linear(6, 3), data, layers=["input"])
     assert [names[i] for i in f["suggested"]] == [names[i] for i in f["cosine"]] == words
     assert f["rank"][0] == 1
@@ -1938,7 +1676,8 @@ def test_one_wrong_word_is_found_and_named_right():
 
 
 def test_given_labels_without_a_class_of_the_clean_ones():
-    data, names = from_arrays(clusters().x, ["a", "b"] * 30, ["a", "c"] * 30)
+    data = from_arrays(clusters().x, ["a", "b"] * 30, ["a", "c"] * 30)
+    names = list(data.classes)
     f = audit(line(3), data)
     assert names == ["a", "b", "c"]
     assert set(f["suggested"]) <= {0, 1}
@@ -2298,30 +2037,6 @@ def test_a_fifth_of_wrong_labels_is_estimated_and_lies_in_the_interval(noise, se
     if noise == "pair":
         assert off.argmax(1).tolist() == [*range(1, 10), 0]
         assert (off.sum(1) - off.amax(1)).mean() < 0.05
-
-
-@pytest.mark.parametrize("names", [{"b": 1, "a": 0}, {"a", "b"}])
-def test_names_without_an_order_are_refused(names):
-    with pytest.raises(TypeError, match="names are .* in the order of the network's outputs"):
-        from_arrays(torch.zeros(3, 2), ["b", "a", "b"], names=names)
-
-
-@pytest.mark.parametrize(
-    "labels, says",
-    [
-        (["a", float("nan"), "b"], "nan among words"),
-        (np.array([2**64 - 1, 1, 0], "uint64"), "2..63"),
-    ],
-)
-def test_labels_that_numpy_would_rewrite_are_refused(labels, says):
-    with pytest.raises(ValueError, match=says):
-        from_arrays(torch.zeros(3, 2), labels)
-
-
-@pytest.mark.parametrize("n_classes", [10**9, "3", 1])
-def test_numbers_of_classes_out_of_range(n_classes):
-    with pytest.raises((TypeError, ValueError), match="n_classes="):
-        from_arrays(torch.zeros(3, 2), [0, 1, 0], n_classes=n_classes)
 
 
 def test_the_noise_rate_of_words_is_not_read_from_their_numbers():

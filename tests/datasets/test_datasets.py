@@ -24,7 +24,8 @@ from memnb.common.files import write_whole
 from memnb.datasets import sources as arrays
 from memnb.datasets.label_noise import NOISE, corrupt
 from memnb.datasets.loading import human_labels, load
-from memnb.datasets.noisy_datasets import NoisyDataset, from_torch
+from memnb.datasets.noisy_datasets import NoisyDataset
+from memnb.datasets.own_items import from_torch
 from memnb.datasets.sources import data_root
 
 USERS_DATA = os.environ.get("MEMNB_DATA")

@@ -76,7 +76,7 @@ def test_scales_that_are_none(how):
 def test_numbers_that_are_none_are_refused_when_they_are_read():
     x = in_memory((torch.tensor([[0.0], [torch.nan], [1.0]]),))
     x[[0, 2]].batch()
-    with pytest.raises(ValueError, match=r"examples \[1, 2\] hold NaN"):
+    with pytest.raises(ValueError, match=r"examples \[1\] hold NaN"):
         x[1:].batch()
 
 

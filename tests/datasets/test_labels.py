@@ -1,0 +1,244 @@
+"Labels of every form become numbers of classes, or are refused by their row."
+
+import re
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memnb.datasets.labels import coded
+
+WORDS = ["owl", "cat", "owl", "dog"]
+
+
+def test_words_become_classes_in_order():
+    got = coded(WORDS)
+    assert got.classes == ("cat", "dog", "owl")
+    assert got.y.tolist() == [2, 0, 2, 1]
+    assert got.y.dtype == torch.int64
+    assert got.clean is None
+
+
+@pytest.mark.parametrize(
+    "labels, classes",
+    [
+        ([7, 3, 9, 3], ("3", "7", "9")),
+        ([-5, 100, -5, 0], ("-5", "0", "100")),
+        (np.array([2, 1, 2, 1], dtype=np.uint8), ("1", "2")),
+        (torch.tensor([4, 4, 8, 6]), ("4", "6", "8")),
+        ([b"b", b"a", b"b", b"a"], ("a", "b")),
+        ([True, False, True, True], ("False", "True")),
+        (np.array([[3], [1], [1], [3]]), ("1", "3")),
+        (("b", "", "b", "é"), ("", "b", "é")),
+        (["10", "2", "a", "1"], ("1", "2", "10", "a")),
+        (np.array(WORDS, dtype=object), ("cat", "dog", "owl")),
+        (np.array(WORDS, dtype=np.dtypes.StringDType()), ("cat", "dog", "owl")),
+        (pd.Series(WORDS, index=[9, 9, 1, 0]), ("cat", "dog", "owl")),
+        (pd.Series(WORDS, dtype="category"), ("cat", "dog", "owl")),
+        (pd.Categorical(WORDS), ("cat", "dog", "owl")),
+        (pd.Series([4, 2, 4, 4], dtype="Int64"), ("2", "4")),
+        (pl.Series(WORDS), ("cat", "dog", "owl")),
+        (pl.Series(WORDS, dtype=pl.Categorical), ("cat", "dog", "owl")),
+        (pl.Series(WORDS, dtype=pl.Enum(["owl", "dog", "cat", "emu"])), ("cat", "dog", "owl")),
+        ([[7], [3], [9], [3]], ("3", "7", "9")),
+        ([["a"], ["b"], ["a"], ["a"]], ("a", "b")),
+    ],
+)
+def test_columns_of_any_library_give_their_labels_back(labels, classes):
+    got = coded(labels)
+    flat = np.asarray(labels).reshape(-1).tolist()
+    words = [v.decode() if isinstance(v, bytes) else str(v) for v in flat]
+    assert got.classes == classes
+    assert [classes[i] for i in got.y.tolist()] == words
+
+
+LABELS = st.one_of(
+    st.lists(st.integers(-3, 12), min_size=2, max_size=12),
+    st.lists(st.sampled_from(["a", "b", "ab", "ß", "10", "9"]), min_size=2, max_size=12),
+).filter(lambda labels: len(set(labels)) > 1)
+
+
+def in_order(labels: list) -> list:
+    "Numbers by value, then words by the alphabet."
+    numbers = [v for v in set(labels) if str(v).isdigit() or str(v)[:1] == "-"]
+    return sorted(numbers, key=int) + sorted(set(labels) - set(numbers))
+
+
+@given(LABELS, st.randoms())
+@settings(max_examples=40, deadline=None)
+def test_classes_give_the_labels_back(labels, chance):
+    clean = [chance.choice(labels) for _ in labels]
+    got = coded(labels, clean)
+    assert list(got.classes) == list(map(str, in_order(labels)))
+    assert [got.classes[i] for i in got.y.tolist()] == list(map(str, labels))
+    assert [got.classes[i] for i in got.clean.tolist()] == list(map(str, clean))
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, pl.Series])
+def test_words_are_coded_in_the_order_of_the_networks_outputs(kind):
+    classes = kind(["owl", "cat", "emu", "dog"])
+    got = coded(["cat", "owl", "dog"], ["owl", "owl", "emu"], classes=classes)
+    assert got.classes == ("owl", "cat", "emu", "dog")
+    assert got.y.tolist() == [1, 0, 3]
+    assert got.clean.tolist() == [0, 0, 2]
+
+
+@pytest.mark.parametrize("classes", [[7, 3, 5], ["7", "3", "5"]])
+def test_numbers_are_found_among_the_classes_by_value(classes):
+    got = coded([7, 3, 7], classes=classes)
+    assert got.classes == ("7", "3", "5")
+    assert got.y.tolist() == [0, 1, 0]
+
+
+def test_numbers_of_outputs_can_be_given_their_names():
+    got = coded([2, 0, 2], n_classes=3, classes=["a", "b", "c"])
+    assert got.classes == ("a", "b", "c")
+    assert got.y.tolist() == [2, 0, 2]
+
+
+def test_truth_values_are_found_among_words():
+    assert coded([True, False], classes=["True", "False"]).y.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("labels", [["b", "a", "b"], ["10", "2", "2"], [b"b", b"a", b"b"]])
+def test_words_need_the_order_of_the_networks_outputs(labels):
+    with pytest.raises(
+        ValueError,
+        match=r"which of 3 outputs stands for which cannot be known; "
+        r"give classes=\[...\] in the order",
+    ):
+        coded(labels, n_classes=3)
+
+
+@pytest.mark.parametrize("dtype", [int, float, bool])
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, list, pd.DataFrame])
+def test_one_hot_rows_are_decoded_and_said(kind, dtype):
+    rows = np.eye(3)[[2, 0, 2, 0]].astype(dtype).tolist()
+    with pytest.warns(UserWarning, match=r"labels \(4, 3\) are one-hot"):
+        got = coded(kind(rows))
+    assert got.y.tolist() == [2, 0, 2, 0]
+    assert got.classes == ("0", "1", "2")
+
+
+def test_one_hot_columns_are_the_classes():
+    with pytest.warns(UserWarning, match="one-hot"):
+        got = coded(np.eye(2, dtype=int), classes=["dog", "cat"])
+    assert got.classes == ("dog", "cat")
+    assert got.y.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "labels, says",
+    [
+        (["a", None, "b"], "None at row 1: 1 of 3 are missing"),
+        ([0.0, float("nan"), 1.0], "nan at row 1"),
+        (["a", float("nan"), "b"], "nan at row 1"),
+        (np.array([0.0, np.nan, np.nan, 1]), "nan at row 1, nan at row 2"),
+        (np.array(["a", np.nan], dtype=object), "nan at row 1"),
+        (pd.Series(["a", None, "b"]), "at row 1"),
+        (pd.Series(["a", None, "b"], dtype="category"), "nan at row 1"),
+        (pd.Series([1, pd.NA, 0], dtype="Int64"), "<NA> at row 1"),
+        (pd.Series(pd.to_datetime(["2020-01-01", None])), "NaT at row 1"),
+        (pl.Series(["a", None, "b"]), "None at row 1"),
+        (pl.Series([1, None, 0]), "None at row 1"),
+        (torch.tensor([0, torch.nan]), "nan at row 1"),
+        ([None] * 9, "None at row 0, None at row 1, None at row 2 ...: 9 of 9"),
+    ],
+)
+def test_missing_labels_are_named_with_their_rows(labels, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        coded(labels)
+
+
+@pytest.mark.parametrize(
+    "labels, says",
+    [
+        ([[0], [1, 2], [0]], "the label of row 1 in labels is [1, 2]"),
+        ([["a", "b"], ["a"], ["b"]], "the label of row 0 in labels is ['a', 'b']"),
+        ([["a"], [], ["b"]], "the label of row 1 in labels is []"),
+        ([0, [1, 2], 0], "the label of row 1 in labels is [1, 2]"),
+        ([{0}, {1}], "the label of row 0 in labels is {0}"),
+        ([["a", "b"], ["b", "c"]], "the label of row 0 is ['a', 'b']"),
+        (np.array([[1, 0, 0], [0, 1, 1]]), "row 1 is [0, 1, 1]"),
+        (np.array([[1, 0, 0], [0, 0, 0]]), "row 1 is [0, 0, 0]"),
+        (np.array([[0.2, 0.8], [0.5, 0.5]]), "row 0 is [0.2, 0.8]"),
+        (pl.Series([[0], [1, 2]]), "the label of row 1 in labels is [1, 2]"),
+    ],
+)
+def test_several_labels_of_a_row_are_refused(labels, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        coded(labels)
+
+
+@pytest.mark.parametrize(
+    "labels, more, says",
+    [
+        ([0.0, 1.0], {}, "labels have dtype float64; they must be whole numbers or words"),
+        (["a", 3, "b"], {}, "labels hold 3 among words; they must be all words"),
+        (["a", "b", "c"], dict(classes=["a", "b"]), "labels 'c' are not among the classes"),
+        (["a", "b"], dict(classes=["A", "B"]), "labels 'a', 'b' are not among the classes"),
+        ([0, 1, 9], dict(classes=[0, 1, 2]), "labels 9 are not among the classes 0, 1, 2"),
+        ([0, 3], dict(classes=["a", "b", "c"]), "the observed label of row 1 is 3; with 3"),
+        ([0, -1], dict(n_classes=3), "the observed label of row 1 is -1; with 3"),
+        (["a", "b"], dict(classes=["a", "b", "a"]), "classes must differ; 'a' occurs more"),
+        (["a", "b"], dict(classes=["a"]), "classes=['a'] must be two or more"),
+        (["a", "b"], dict(classes=["a", None]), "must be two or more words or whole numbers"),
+        (["a", "b"], dict(classes="ab"), "classes='ab' is one word"),
+        (["a"], dict(classes=["a", "b"], n_classes=3), "2 classes for n_classes=3 outputs"),
+        ([0, 1], dict(clean=["cat", "dog"]), "both must be whole numbers or both words"),
+        ([0, 1], dict(clean=[0, 3], n_classes=3), "the clean label of row 1 is 3"),
+        (["a", "a"], {}, "all 2 labels are 'a'; a network tells two classes or more apart"),
+        ([], {}, "labels are empty"),
+        (list("hgfedcba"), dict(classes=["a", "b"]), "labels 'c', 'd', 'e', 'f', 'g' ..."),
+        (np.array([2**64 - 1, 1], "uint64"), {}, "whole numbers must be below 2**63"),
+        (np.zeros((2, 2, 2)), {}, "labels have shape (2, 2, 2)"),
+    ],
+)
+def test_labels_that_do_not_fit(labels, more, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        coded(labels, **more)
+
+
+@pytest.mark.parametrize("classes", [{"b": 1, "a": 0}, {"a", "b"}])
+def test_classes_without_an_order_are_refused(classes):
+    with pytest.raises(TypeError, match="classes are .* in the order of the network's outputs"):
+        coded(["b", "a", "b"], classes=classes)
+
+
+@pytest.mark.parametrize("labels", [None, "abc", 3, {"a": 1}, torch])
+def test_what_is_no_list_of_labels_is_refused(labels):
+    with pytest.raises(TypeError, match="labels=.*there must be one for each input"):
+        coded(labels)
+
+
+@pytest.mark.parametrize("n_classes", [10**9, "3", 1])
+def test_numbers_of_classes_out_of_range(n_classes):
+    with pytest.raises((TypeError, ValueError), match="n_classes="):
+        coded([0, 1, 0], n_classes=n_classes)
+
+
+def test_clean_labels_may_have_classes_that_the_given_ones_lack_and_the_other_way_round():
+    got = coded(["b", "b", "d"], ["a", "b", "c"])
+    assert got.classes == ("a", "b", "c", "d")
+    assert got.y.tolist() == [1, 1, 3]
+    assert got.clean.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "labels, clean",
+    [
+        ([4, 2, 2], None),
+        ([4, 2, 2], [0, 2, 4]),
+        ([0, 0, 0], None),
+        (np.array([4, 0, 1], dtype=np.uint8), torch.tensor([4, 3, 1])),
+    ],
+)
+def test_numbers_keep_their_meaning_where_the_outputs_are_given(labels, clean):
+    got = coded(labels, clean, n_classes=5)
+    assert got.classes == tuple("01234")
+    assert got.y.tolist() == list(labels)
+    assert got.clean is None if clean is None else got.clean.tolist() == list(clean)

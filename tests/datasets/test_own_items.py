@@ -1,0 +1,405 @@
+"Items of torch and of Hugging Face become a data set, or are refused by their number."
+
+import importlib.util
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    random_split,
+)
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from memnb.datasets.inputs import Inputs
+from memnb.datasets.items import padded
+from memnb.datasets.own_arrays import from_arrays
+from memnb.datasets.own_items import from_huggingface, from_torch
+
+pytestmark = pytest.mark.filterwarnings("ignore:bytes are divided by 255")
+X = torch.rand(6, 3)
+Y = torch.tensor([0, 2, 1, 1, 0, 2])
+
+
+def pairs(x=X, y=Y) -> list:
+    return list(zip(x, y.tolist(), strict=True))
+
+
+def texts(n=6) -> list[dict]:
+    "Token ids of n different lengths."
+    return [{"input_ids": list(range(1, 2 + i)), "label": i % 2} for i in range(n)]
+
+
+class Counted(Dataset):
+    "Counts how often its items are read."
+
+    def __init__(self, items: list, **attributes):
+        self.items = items
+        self.reads = 0
+        self.__dict__.update(attributes)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i: int):
+        self.reads += 1
+        return self.items[i]
+
+
+# --- items of every form
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        pairs(),
+        TensorDataset(X, Y),
+        [{"x": x, "label": y} for x, y in pairs()],
+        [{"x": x, "target": y} for x, y in pairs()],
+        [{"y": torch.tensor(y), "x": x} for x, y in pairs()],
+        [(x.numpy(), np.int64(y)) for x, y in pairs()],
+        [[x.tolist(), torch.tensor([y])] for x, y in pairs()],
+        [(x, torch.nn.functional.one_hot(torch.tensor(y), 3)) for x, y in pairs()],
+    ],
+)
+@pytest.mark.filterwarnings("ignore:labels .* are one-hot")
+def test_one_input_goes_in_alone(items):
+    data = from_torch(items)
+    assert torch.allclose(data.x, X)
+    assert data.x.dtype == torch.float32
+    assert torch.equal(data.y, Y)
+    assert data.classes == ("0", "1", "2")
+    assert data.names.tolist() == list("012345")
+
+
+def test_several_inputs_go_in_by_key_or_in_order():
+    by_key = from_torch([{"a": x, "b": 2 * x, "labels": y} for x, y in pairs()])
+    in_order = from_torch(TensorDataset(X, 2 * X, Y))
+    assert by_key.x[2:4].batch()["b"].equal(2 * X[2:4])
+    assert in_order.x[[5]].batch()[1].equal(2 * X[[5]])
+    assert torch.equal(in_order.y, Y)
+
+
+def test_what_comes_after_the_label_is_left_out_and_said():
+    with pytest.warns(UserWarning, match="later ones are left out"):
+        data = from_torch(TensorDataset(X, Y, torch.ones(6)))
+    assert torch.equal(data.x, X)
+
+
+def test_places_and_keys_can_be_given():
+    weighted = [(y, x, 2 * x) for x, y in pairs()]
+    named = [{"name": "a", "one": x, "two": 2 * x, "class": y} for x, y in pairs()]
+    assert torch.equal(from_torch(weighted, label=0, input=2).x, 2 * X)
+    assert torch.equal(from_torch(named, label="class", input="two").x, 2 * X)
+    assert list(from_torch(named, label="class", input=["two", "one"]).x[:1].batch()) == [
+        "two",
+        "one",
+    ]
+
+
+@pytest.mark.parametrize(
+    "items, more, says",
+    [
+        ([(X[0], 0, 1)] * 2, {}, "say by label= which place, 0 to 2"),
+        ([{"a": X[0], "b": 0}] * 2, {}, "items have 'a', 'b'; say which is the label by label="),
+        ([{"a": X[0], "label": 0}] * 2, dict(label="class"), "items have 'a', 'label'; say"),
+        ([{"a": X[0], "b": X[0], "label": 0}] * 2, dict(input="c"), "there are 'a', 'b', 'label'"),
+        ([(X[0], 0)] * 2, dict(input=7), "input=7 is not there; there are 2 parts"),
+        ([X[0]] * 2, {}, "item 0 is a Tensor; it must be a pair (input, label)"),
+        ([(X[0], 0.5)] * 2, {}, "the label of item 0 is 0.5"),
+        ([(X[0], 0), (X[0], None)], {}, "None at row 1"),
+        ([(X[0], 0), (X[0], [0, 1])], {}, "the label of row 1 in labels is [0, 1]"),
+        ([(X[0], 0), (X[0, :2], 1)], {}, "item 0 has (3,) torch.float32, item 1 (2,)"),
+        ([("a text", 0)] * 2, {}, "the input of item 0 is 'a text'; it must be a tensor"),
+        ([{"text": "a", "label": 0}] * 2, {}, "the input of item 0 is 'a'"),
+        ([{"text": "a", "id": "b", "label": 0}] * 2, {}, "'text', 'id', which are no numbers"),
+        ([(X[0], 0)] * 2, {}, "all 2 labels are 0; a network tells two classes"),
+        ([], {}, "the torch data set is empty"),
+        ({"a": 1}, {}, "no items to be counted"),
+        (iter([]), {}, "no items to be counted"),
+        (from_arrays(X, Y), {}, "this is a data set of memnb already"),
+    ],
+)
+def test_items_that_cannot_be_read(items, more, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        from_torch(items, **more)
+
+
+def test_an_item_that_raises_is_named():
+    class Broken(Dataset):
+        def __len__(self):
+            return 20
+
+        def __getitem__(self, i):
+            if i == 11:
+                raise KeyError("gone")
+            return X[0], i % 2
+
+    with pytest.raises(ValueError, match="item 11 cannot be read: KeyError: 'gone'"):
+        from_torch(Broken())
+
+
+def test_parts_without_numbers_are_left_out_and_said():
+    items = [{"id": "a", "x": x, "z": x, "label": y} for x, y in pairs()]
+    with pytest.warns(UserWarning, match="the network does not get 'id'"):
+        data = from_torch(items)
+    assert list(data.x[:1].batch()) == ["x", "z"]
+
+
+def test_whole_labels_that_are_floats_are_integers_and_said():
+    with pytest.warns(UserWarning, match="labels are floats: whole ones are read as integers"):
+        data = from_torch(TensorDataset(X, Y.double()))
+    assert torch.equal(data.y, Y)
+
+
+def test_types_stay():
+    ids = torch.arange(12).view(6, 2)
+    assert from_torch(TensorDataset(ids, Y)).x.dtype == torch.int64
+    assert from_torch(TensorDataset(X.double(), Y)).x.dtype == torch.float64
+
+
+# --- pictures
+
+
+def picture(i: int, size=(6, 5)) -> Image.Image:
+    return Image.fromarray(np.full((*size, 3), i, dtype=np.uint8))
+
+
+def test_pictures_of_pil_become_bytes_and_are_scaled():
+    data = from_torch([(picture(51 * i), i % 2) for i in range(6)], mean=0.5, std=0.5)
+    expected = torch.stack([transforms.ToTensor()(picture(51 * i)) for i in range(6)])
+    assert data.x.read(torch.tensor([1])).dtype == torch.uint8
+    assert torch.allclose(data.x.batch(), (expected - 0.5) / 0.5, atol=1e-6)
+
+
+def test_pictures_of_different_sizes_are_named_and_can_be_resized():
+    items = [(picture(i, (6 + i, 8)), i % 2) for i in range(4)]
+    with pytest.raises(ValueError, match=r"item 0 has \(3, 6, 8\).* item 1 \(3, 7, 8\).*size="):
+        from_torch(items)
+    assert from_torch(items, size=4).x.batch().shape == (4, 3, 4, 4)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for i in range(8):
+        file = tmp_path / "pets" / ("cat", "dog")[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture(30 * i).save(file)
+    return tmp_path / "pets"
+
+
+def test_an_image_folder_brings_files_and_classes(folder):
+    dataset = ImageFolder(folder, transforms.ToTensor())
+    data = from_torch(dataset)
+    part = from_torch(Subset(dataset, [5, 0]))
+    assert data.names.tolist() == [f"cat/{i}.png" for i in (0, 2, 4, 6)] + [
+        f"dog/{i}.png" for i in (1, 3, 5, 7)
+    ]
+    assert data.classes == part.classes == ("cat", "dog")
+    assert part.names.tolist() == ["dog/3.png", "cat/0.png"]
+    assert torch.equal(part.x, data.x[[5, 0]])
+
+
+def test_random_augmentation_is_refused_and_no_generator_moves(folder):
+    augment = transforms.Compose([transforms.RandomResizedCrop(4), transforms.ToTensor()])
+    noise = np.random.default_rng(0).integers(0, 256, (8, 9, 9, 3), dtype=np.uint8)
+    for file, values in zip(sorted(folder.rglob("*.png")), noise, strict=True):
+        Image.fromarray(values).save(file)
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="differs from reading to reading.*its evaluation"):
+        from_torch(ImageFolder(folder, augment))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- subsets, loaders, collate functions
+
+
+def test_parts_and_joined_data_sets():
+    whole = TensorDataset(X, Y)
+    part, _ = random_split(whole, [4, 2], torch.Generator().manual_seed(0))
+    rows = list(part.indices)
+    assert torch.equal(from_torch(part, n_classes=3).x, X[rows])
+    assert torch.equal(from_torch(ConcatDataset([whole, part])).y, torch.cat([Y, Y[rows]]))
+
+
+def test_a_loader_gives_its_data_set_in_order():
+    loader = DataLoader(TensorDataset(X, Y), batch_size=4, shuffle=True, drop_last=True)
+    with pytest.warns(UserWarning, match="the loader shuffles"):
+        data = from_torch(loader)
+    assert torch.equal(data.x, X)
+
+
+def test_a_loader_without_batches():
+    assert torch.equal(from_torch(DataLoader(TensorDataset(X, Y), batch_size=None)).x, X)
+
+
+def test_a_loader_of_some_items_gives_these():
+    sampler = SubsetRandomSampler([4, 1, 3])
+    data = from_torch(DataLoader(TensorDataset(X, Y), sampler=sampler))
+    assert torch.equal(data.x, X[[1, 3, 4]])
+
+
+def test_a_stream_is_refused():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(pairs())
+
+    for stream in (Stream(), DataLoader(Stream())):
+        with pytest.raises(ValueError, match="a Stream has no items to be counted"):
+            from_torch(stream)
+
+
+def test_texts_of_different_lengths_need_a_collate_function():
+    with pytest.raises(ValueError, match=r"item 0 has \(1,\).*item 1 \(2,\).*such as padded"):
+        from_torch(texts())
+    data = from_torch(texts(), collate_fn=padded)
+    batch = data.x[[0, 2]].batch()
+    assert batch["input_ids"].tolist() == [[1, 0, 0], [1, 2, 3]]
+    assert batch["attention_mask"].tolist() == [[1, 0, 0], [1, 1, 1]]
+    assert "label" not in batch
+
+
+def test_a_loaders_collate_function_is_kept():
+    def collate(items):
+        ids, lengths, labels = [], [], []
+        for x, y in items:
+            ids.append(x[:2])
+            lengths.append(2)
+            labels.append(y)
+        return torch.stack(ids), torch.tensor(lengths), torch.tensor(labels)
+
+    data = from_torch(DataLoader(TensorDataset(X, Y), collate_fn=collate))
+    x, lengths = data.x[:3].batch()
+    assert torch.equal(x, X[:3, :2])
+    assert lengths.tolist() == [2, 2, 2]
+
+
+def test_a_label_in_front_is_taken_out_of_the_batch():
+    def collate(items):
+        return torch.tensor([y for y, _ in items]), torch.stack([x for _, x in items]), None
+
+    data = from_torch([(y, x) for x, y in pairs()], label=0, collate_fn=collate, input=1)
+    assert torch.equal(data.x.batch(), X)
+
+
+def test_errors_of_a_collate_function_name_the_items():
+    def collate(items):
+        return torch.stack([torch.tensor(item["input_ids"]) for item in items])
+
+    with pytest.raises(ValueError, match=r"cannot join items \[0, 1, 2, 3, 4, 5\]: RuntimeError"):
+        from_torch(texts(), collate_fn=collate)
+
+
+# --- reading: once, or whenever it is needed
+
+
+def test_what_fits_is_read_once_and_the_rest_when_needed():
+    kept = Counted(pairs())
+    data = from_torch(kept)
+    before = kept.reads
+    assert torch.equal(data.x, X)
+    assert kept.reads == before
+    read = Counted(pairs())
+    with pytest.warns(UserWarning, match=r"more than memory=0 MB: they are read"):
+        late = from_torch(read, memory=0)
+    before = read.reads
+    assert torch.equal(late.x[[1, 4]].batch(), X[[1, 4]])
+    assert read.reads == before + 2
+    assert late.digest == data.digest
+
+
+@pytest.mark.filterwarnings("ignore:.*more than memory")
+def test_labels_that_a_data_set_lists_are_not_read_from_items():
+    listing = Counted(pairs() * 20, targets=Y.repeat(20))
+    plain = Counted(pairs() * 20)
+    assert torch.equal(from_torch(listing, memory=0).y, from_torch(plain, memory=0).y)
+    assert listing.reads < 40 < 120 < plain.reads
+
+
+def test_listed_labels_that_are_not_those_of_the_items_are_not_taken():
+    data = from_torch(Counted(pairs(), targets=[1] * 6))
+    assert torch.equal(data.y, Y)
+
+
+# --- Hugging Face
+
+
+class Rows(list):
+    "As much of a `datasets.Dataset` as is used."
+
+    def __init__(self, rows, names=None):
+        super().__init__(rows)
+        self.column_names = list(rows[0]) if rows else []
+        self.features = {"label": type("ClassLabel", (), {"names": names})}
+
+    def __getitem__(self, at):
+        return [row[at] for row in self] if isinstance(at, str) else super().__getitem__(at)
+
+
+def mails() -> Rows:
+    rows = [{"idx": 40 + i, "text": "hi", **row} for i, row in enumerate(texts())]
+    return Rows(rows, ["ham", "spam"])
+
+
+def test_rows_bring_names_and_classes():
+    with pytest.warns(UserWarning, match="the network does not get text"):
+        data = from_huggingface(mails(), collate_fn=padded)
+    assert data.classes == ("ham", "spam")
+    assert data.names.tolist() == [str(40 + i) for i in range(6)]
+    assert set(data.x[:2].batch()) == {"input_ids", "attention_mask"}
+
+
+def test_one_column_goes_in_alone():
+    rows = Rows([{"pixels": x.tolist(), "label": y % 2} for x, y in pairs()], ["cat", "dog"])
+    data = from_huggingface(rows)
+    assert torch.allclose(data.x, X)
+    assert data.y.tolist() == [y % 2 for y in Y.tolist()]
+
+
+@pytest.mark.parametrize(
+    "rows, more, says",
+    [
+        (mails(), dict(label="intent"), "no column 'intent'; there are idx, text, input_ids"),
+        (mails(), dict(inputs=["tokens"]), "no column 'tokens'; there are idx, text"),
+        (dict(train=mails()), {}, "this holds the splits 'train'; give one of them"),
+        (Rows([]), {}, "no column 'label'"),
+        (iter(mails()), {}, "a list_iterator has no columns"),
+        (Rows([dict(x=1.0, label=-1)] * 3, ["a", "b"]), {}, "label of row 0 is -1: 3 of 3 rows"),
+    ],
+)
+def test_rows_that_cannot_be_read(rows, more, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        from_huggingface(rows, **more)
+
+
+@pytest.mark.skipif(
+    getattr(importlib.util.find_spec("datasets"), "origin", None) is None,
+    reason="Hugging Face's datasets are not installed",
+)
+def test_a_data_set_of_hugging_face():
+    import datasets as hf
+
+    rows = hf.Dataset.from_list(texts()).cast_column("label", hf.ClassLabel(names=["ham", "spam"]))
+    data = from_huggingface(rows, collate_fn=padded)
+    late = from_huggingface(rows, collate_fn=padded, memory=0)
+    assert data.classes == ("ham", "spam")
+    assert data.digest == late.digest
+    assert isinstance(data.x, Inputs)
+
+
+def test_nothing_is_said_where_nothing_is_done():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        from_torch(TensorDataset(X, Y))
+        from_torch(DataLoader(TensorDataset(X, Y)))

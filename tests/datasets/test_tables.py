@@ -1,0 +1,285 @@
+"Tables become a data set with named features, or are refused by the column's name."
+
+import datetime as dt
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from memnb.datasets.tables import from_table
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* columns of numbers are standardised")
+
+rng = np.random.default_rng(0)
+N = 60
+FLATS = {
+    "rooms": rng.integers(1, 6, N).tolist(),
+    "rent": rng.normal(900, 200, N).tolist(),
+    "heating": rng.choice(["gas", "oil", "wood"], N).tolist(),
+    "lift": (rng.random(N) < 0.5).tolist(),
+    "price": rng.choice(["low", "high"], N).tolist(),
+}
+
+
+def flats(**columns) -> pl.DataFrame:
+    return pl.DataFrame({**FLATS, **columns})
+
+
+def written(folder: Path, kind: str):
+    "The same table, as people have it."
+    path = folder / f"flats.{kind.removeprefix('semicolon ')}"
+    if kind == "csv":
+        flats().write_csv(path)
+    elif kind == "semicolon csv":
+        flats().write_csv(path, separator=";")
+    elif kind == "tsv":
+        flats().write_csv(path, separator="\t")
+    elif kind == "parquet":
+        flats().write_parquet(path)
+    else:
+        return {
+            "pandas": lambda: pd.DataFrame(FLATS),
+            "categorical": lambda: pd.DataFrame(FLATS).astype({"heating": "category"}),
+            "nullable": lambda: pd.DataFrame(FLATS).astype({"rooms": "Int64", "lift": "boolean"}),
+            "lazy": lambda: flats().lazy(),
+            "polars": flats,
+        }[kind]()
+    return str(path)
+
+
+KINDS = ["csv", "semicolon csv", "tsv", "parquet", "pandas", "categorical", "nullable", "lazy"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "polars"])
+def test_features_are_those_of_scikit_learn(tmp_path, kind):
+    data = from_table(written(tmp_path, kind), label="price")
+    numbers = np.stack([np.array(FLATS[c], dtype=float) for c in ("rooms", "rent", "lift")], 1)
+    rooms, rent, lift = StandardScaler().fit_transform(numbers).T
+    heating = OneHotEncoder(sparse_output=False).fit_transform(np.array(FLATS["heating"])[:, None])
+    expected = np.column_stack([rooms, rent, heating, lift])
+    assert data.columns.names == (
+        *("rooms", "rent"),
+        *(f"heating={c}" for c in ("gas", "oil", "wood")),
+        "lift",
+    )
+    assert np.allclose(data.x, expected, atol=1e-5)
+    assert data.x.dtype == torch.float32
+    assert data.classes == ("high", "low")
+    assert [data.classes[i] for i in data.y.tolist()] == FLATS["price"]
+    assert data.names.tolist() == list(map(str, range(N)))
+
+
+def test_standardising_is_said_and_can_be_left():
+    with pytest.warns(UserWarning, match="3 columns of numbers are standardised"):
+        from_table(flats(), label="price")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = from_table(flats(), label="price", standardize=False)
+    assert data.x[:, 1].tolist() == pytest.approx(FLATS["rent"], rel=1e-6)
+
+
+def test_a_test_table_is_read_like_the_training_table():
+    train = from_table(flats(), label="price")
+    rows = [5, 2, 41]
+    test = from_table(flats()[rows], label="price", like=train)
+    assert torch.equal(test.x, train.x[rows])
+    assert torch.equal(test.y, train.y[rows])
+    assert test.columns is train.columns
+    assert train.split(0.5)[0].columns is train.columns
+
+
+def test_numbers_as_labels_stay_those_of_the_training_table():
+    train = from_table(flats(price=[3, 7, 9] * 20), label="price")
+    test = from_table(flats(price=[9] * N), label="price", like=train)
+    assert train.classes == ("3", "7", "9")
+    assert set(test.y.tolist()) == {2}
+
+
+def test_what_the_training_table_had_not_is_said():
+    train = from_table(flats(), label="price")
+    new = flats(heating=["sun"] * N, rent=[None, *FLATS["rent"][1:]])
+    with pytest.warns(UserWarning) as said:
+        test = from_table(new, label="price", like=train)
+    texts = " ".join(str(w.message) for w in said)
+    assert "column 'heating' has 'sun' in 60 rows, which the training table had not" in texts
+    assert "column 'rent' lacks 1 numbers, and lacked none" in texts
+    assert test.x[:, 2:5].sum() == 0
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_missing_numbers_get_the_median_and_a_column_that_says_so(missing):
+    rent = [missing, missing, *FLATS["rent"][2:]]
+    with pytest.warns(UserWarning, match="column 'rent' lacks 2 of 60 numbers: the median"):
+        data = from_table(flats(rent=rent), label="price", standardize=False)
+    at = data.columns.names.index("rent")
+    assert data.columns.names[at + 1] == "rent (missing)"
+    assert data.x[:2, at].tolist() == pytest.approx([np.median(rent[2:])] * 2)
+    assert data.x[:, at + 1].tolist() == [1, 1] + [0] * (N - 2)
+
+
+def test_missing_words_are_a_category():
+    data = from_table(flats(heating=[None] * 6 + FLATS["heating"][6:]), label="price")
+    at = data.columns.names.index("heating=(missing)")
+    assert data.x[:, at].tolist() == [1] * 6 + [0] * (N - 6)
+
+
+def test_rare_categories_are_one_and_said():
+    heating = ["coal", "coal", "peat", *FLATS["heating"][3:]]
+    with pytest.warns(UserWarning, match="2 categories of fewer than 5 rows are one, '.other.'"):
+        data = from_table(flats(heating=heating), label="price")
+    at = data.columns.names.index("heating=(other)")
+    assert data.x[:, at].tolist() == [1] * 3 + [0] * (N - 3)
+    assert (data.x[:, at - 3 : at + 1].sum(1) == 1).all()
+
+
+def test_columns_that_never_change_are_left_out_and_said():
+    table = flats(year=[2020] * N, town=["Bonn"] * N, nothing=[None] * N)
+    with pytest.warns(UserWarning, match="columns 'year', 'town', 'nothing' are the same in each"):
+        data = from_table(table, label="price")
+    assert data.x.shape[1] == 6
+
+
+@pytest.mark.parametrize("kind", ["date", "time", "pandas"])
+def test_dates_are_read_in_days_and_said(kind):
+    dates = [dt.date(2020, 1, 1) + dt.timedelta(days=3 * i) for i in range(N)]
+    if kind == "time":
+        dates = [dt.datetime(d.year, d.month, d.day, 12) for d in dates]
+    table = flats(since=dates) if kind != "pandas" else pd.DataFrame(FLATS)
+    if kind == "pandas":
+        table["since"] = pd.to_datetime(dates)
+    with pytest.warns(UserWarning, match="columns 'since' are read in days"):
+        data = from_table(table, label="price", standardize=False)
+    days = data.x[:, data.columns.names.index("since")]
+    assert days.diff().unique().tolist() == [3]
+    assert int(days[0]) == (dt.date(2020, 1, 1) - dt.date(1970, 1, 1)).days
+
+
+def test_numbers_that_count_the_rows_are_doubted():
+    with pytest.warns(UserWarning, match=r"column 'id' counts the rows.*drop=\['id'\]"):
+        from_table(flats(id=range(100, 100 + N)), label="price")
+
+
+# --- names of rows, labels
+
+
+def test_rows_are_named_by_a_column_or_by_the_index(tmp_path):
+    names = [f"flat {i}" for i in range(N)]
+    frame = pd.DataFrame(FLATS, index=names)
+    frame.to_csv(tmp_path / "flats.csv")
+    by_column = from_table(flats(name=names), label="price", rows="name")
+    for data in (
+        by_column,
+        from_table(frame, "price"),
+        from_table(tmp_path / "flats.csv", "price"),
+    ):
+        assert data.names.tolist() == names
+        assert data.x.shape[1] == 6
+        part = data.split(0.3)[1]
+        assert part.names.tolist() == [names[i] for i in part.index.tolist()]
+
+
+def test_true_labels_may_be_a_column_or_a_list():
+    true = FLATS["price"][::-1]
+    by_column = from_table(flats(true=true), label="price", clean="true")
+    by_list = from_table(flats(), label="price", clean=true)
+    for data in (by_column, by_list):
+        assert [data.classes[i] for i in data.clean.tolist()] == true
+        assert data.x.shape[1] == 6
+
+
+def test_whole_labels_that_are_written_as_floats():
+    data = from_table(flats(price=[0.0, 1.0] * 30), label="price")
+    assert data.classes == ("0", "1")
+
+
+def test_classes_in_the_order_of_the_networks_outputs():
+    data = from_table(flats(), label="price", classes=["low", "mid", "high"])
+    assert data.n_classes == 3
+    assert [data.classes[i] for i in data.y.tolist()] == FLATS["price"]
+
+
+@pytest.mark.parametrize(
+    "table, more, says",
+    [
+        (flats(), dict(label="cost"), "'cost'; the table has the columns rooms, rent, heating"),
+        (flats(), dict(drop=["lif"]), "there are no columns 'lif'; the table has the columns"),
+        (flats(), dict(clean="true"), "there are no columns 'true'"),
+        (flats(), dict(rows="name"), "there are no columns 'name'"),
+        (flats(price=[None] * 2 + ["a"] * 58), {}, "None at row 0, None at row 1: 2 of 60"),
+        (flats(price=[None, 1.0] * 30), {}, "None at row 0"),
+        (flats(price=["a"] * N), {}, "all 60 labels are 'a'"),
+        (flats(), dict(classes=["low", "mid"]), "labels 'high' are not among the classes"),
+        (flats(rent=[float("inf")] * N), {}, "column 'rent' holds inf at row 0"),
+        (flats(rent=[1e300 * i for i in range(N)]), dict(standardize=False), "too large"),
+        (flats(name=[f"flat {i}" for i in range(N)]), {}, "60 different words in 60 rows"),
+        (flats(rooms=[[1]] * N), {}, "column 'rooms' holds List"),
+        (flats().select("price"), {}, "no column is left"),
+        (flats().clear(), {}, "the table has no rows"),
+        (pd.DataFrame([[1, 2, "a"]], columns=["x", "x", "price"]), {}, "columns must differ; 'x'"),
+        (np.zeros((3, 2)), {}, "table is ndarray (3, 2); it must be a frame of pandas or polars"),
+        (flats(), dict(standardize="no"), "standardize='no' must be True or False"),
+        (flats(), dict(like=3), "like=3 must be a data set that from_table gave"),
+        ("nothing.csv", {}, "is not there"),
+        (".", {}, "is a folder"),
+        (__file__, {}, "is no .csv, .tsv or .parquet"),
+    ],
+)
+def test_tables_that_cannot_be_read(table, more, says):
+    with pytest.raises((TypeError, ValueError, OSError), match=re.escape(says)):
+        from_table(table, **{"label": "price", **more})
+
+
+def test_too_many_categories_are_refused_with_their_number():
+    table = pl.DataFrame({"street": [f"{i // 6}" for i in range(720)], "y": ["a", "b"] * 360})
+    with pytest.raises(ValueError, match=r"'street' has 120 categories, 120 of them in 5 rows"):
+        from_table(table.cast(pl.String), label="y")
+
+
+def test_decimal_commas_are_read_and_said(tmp_path):
+    (tmp_path / "t.csv").write_text("a; b;y\n1,5;x,y;u\n-2;z;v\n;z;v\n")
+    with pytest.warns(UserWarning, match="columns 'a' have decimal commas: read as numbers"):
+        data = from_table(tmp_path / "t.csv", label="y", standardize=False, drop="b")
+    assert data.x[:2, 0].tolist() == [1.5, -2]
+
+
+@pytest.mark.parametrize("last, feature", [("0.5", "a"), ("x", "a=x")])
+def test_a_type_that_only_a_late_row_tells(tmp_path, last, feature):
+    rows = [f"{i % 7},{'uv'[i % 2]}" for i in range(12_000)] + [f"{last},u"] * 5
+    (tmp_path / "t.csv").write_text("\n".join(["a,y", *rows]))
+    data = from_table(tmp_path / "t.csv", label="y", standardize=False)
+    assert data.x[-1, data.columns.names.index(feature)] == (0.5 if last == "0.5" else 1)
+
+
+def test_another_encoding_is_refused_with_a_way_out(tmp_path):
+    (tmp_path / "t.csv").write_text("größe,y\n1,ü\n2,v\n", encoding="latin-1")
+    with pytest.raises(ValueError, match="save it as UTF-8, or read it with pandas"):
+        from_table(tmp_path / "t.csv", label="y")
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2,3\n4,5,6,7\n", "a,y\n"])
+def test_files_that_are_no_tables(tmp_path, text):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(ValueError, match="cannot be read|no rows|no column"):
+        from_table(tmp_path / "t.csv", label="y")
+
+
+def test_a_damaged_parquet_file(tmp_path):
+    flats().write_parquet(tmp_path / "t.parquet")
+    whole = (tmp_path / "t.parquet").read_bytes()
+    (tmp_path / "t.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="t.parquet' cannot be read"):
+        from_table(tmp_path / "t.parquet", label="price")
+
+
+def test_missing_values_of_a_file(tmp_path):
+    (tmp_path / "t.csv").write_text("rooms,kind,y\n1,a,u\nNA,b,v\n3,,u\n4,a,v\n")
+    with pytest.warns(UserWarning, match="column 'rooms' lacks 1 of 4"):
+        data = from_table(tmp_path / "t.csv", label="y")
+    assert data.columns.names[:2] == ("rooms", "rooms (missing)")
+    assert "kind=(missing)" in data.columns.names
