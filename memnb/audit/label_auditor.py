@@ -7,6 +7,7 @@ __all__ = ['out_of_fold', 'LabelAuditor']
 
 # %% ../../nbs/audit/09_label_auditor.ipynb #es03
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -19,7 +20,7 @@ from sklearn.preprocessing import LabelEncoder, StandardScaler
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from .cleaning import cleaned, decide
+from .cleaning import class_names, cleaned, decide
 from .noise_rate import noise_of
 from ..common.checks import seed_of, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
@@ -85,12 +86,18 @@ class LabelAuditor(BaseEstimator):
         self.folds = folds
         self.seed = seed
 
-    def fit(self, X, y) -> "LabelAuditor":
-        """Audit the labels y (n,) of the rows X.
+    def fit(self, X, y=None) -> "LabelAuditor":
+        """Audit the labels y (n,) of the rows X, or those of a `NoisyDataset`, whose names stay.
 
         `ValueError` for fewer than two classes, a missing label, or a classifier without
         `predict_proba`.
         """
+        data = X if isinstance(X, NoisyDataset) else None
+        if data is not None:
+            X = data.x.numpy() if isinstance(data.x, Tensor) else None
+            y = np.array(class_names(data))[data.y.numpy()]
+            if X is None:
+                raise ValueError("the data are read from files; give a table, or audit a network")
         folds = whole("folds", self.folds, 2)
         seed = seed_of(self.seed)
         codes = self._codes(y)
@@ -104,6 +111,12 @@ class LabelAuditor(BaseEstimator):
             raise ValueError(f"X has {n} rows, y {len(codes)} labels; there must be one a row")
         self.probabilities_ = out_of_fold(estimator, X, codes, folds, seed)
         self._combine(_numbers(X), torch.from_numpy(codes))
+        if data is not None:
+            names = [str(name) for name in self.classes_]
+            self.data_ = replace(
+                data, y=torch.from_numpy(codes), clean=None, n_classes=len(names), classes=names
+            )
+            self.audit_ = self.audit_.with_columns(index=pl.Series(data.index.tolist()))
         return self
 
     def _codes(self, y) -> np.ndarray:

@@ -19,9 +19,8 @@ from .noise_rate import Noise
 from ..common.checks import whole
 from ..common.files import local_path, publish
 from ..common.pictures import picture_address
-from ..datasets.inputs import Inputs
+from ..datasets.inputs import stored
 from ..datasets.noisy_datasets import NoisyDataset
-from ..models.layers import first_tensor
 
 # %% ../../nbs/audit/06_report.ipynb #re05
 def looks(
@@ -34,14 +33,13 @@ def looks(
         view = show(row)
         is_picture = isinstance(view, torch.Tensor)
         return ("picture", picture_address(view)) if is_picture else ("text", str(view))
-    x = data.x[row : row + 1]
-    stored = first_tensor(x.read(x.rows) if isinstance(x, Inputs) else x)
-    if stored.ndim == 4 and stored.shape[1] in (1, 3):
-        return "picture", picture_address(stored[0])
+    x = stored(data.x[row : row + 1])
+    if x.ndim == 4 and x.shape[1] in (1, 3):
+        return "picture", picture_address(x[0])
     if data.names is not None:
         return "text", str(data.names[row])
-    numbers = ", ".join(f"{v:.3g}" for v in stored[0].flatten()[:8].tolist())
-    return "text", numbers + (", ..." if stored[0].numel() > 8 else "")
+    numbers = ", ".join(f"{v:.3g}" for v in x[0].flatten()[:8].tolist())
+    return "text", numbers + (", ..." if x[0].numel() > 8 else "")
 
 # %% ../../nbs/audit/06_report.ipynb #re08
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['AUDIT_NETWORKS', 'Browser', 'Explorer', 'NOISE_KINDS', 'Panel', 'Reviewer', 'SESSIONS', 'Session', 'SessionKind',
-           'Stage', 'Transport', 'VIEWS', 'View', 'audit_data', 'audit_network', 'audit_parameters', 'audit_seconds',
-           'audit_settings', 'curves_of', 'explore', 'export', 'gallery', 'numbers', 'pictured', 'precision_chart',
-           'ranked', 'remedy_chart', 'unjudged']
+           'Stage', 'Transport', 'VIEWS', 'View', 'audit_data', 'audit_network', 'audit_parameters', 'audit_report',
+           'audit_seconds', 'audit_settings', 'curves_of', 'explore', 'export', 'gallery', 'numbers', 'pictured',
+           'precision_chart', 'ranked', 'remedy_chart', 'unjudged']
 
 # %% ../../nbs/explorer/00_explorer.ipynb #cell04
 from ..common.faces import names_on_request
@@ -35,6 +35,7 @@ _NAMES = {
         "remedy_chart",
     ),
     "reviewer": ("Reviewer",),
+    "audit_reports": ("audit_report",),
 }
 
 __getattr__ = names_on_request(__name__, _NAMES)
@@ -57,6 +58,7 @@ _all_ = [
     "audit_data",
     "audit_network",
     "audit_parameters",
+    "audit_report",
     "audit_seconds",
     "audit_settings",
     "curves_of",

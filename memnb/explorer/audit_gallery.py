@@ -12,6 +12,7 @@ import altair as alt
 import ipywidgets as widgets
 import polars as pl
 
+from ..datasets.inputs import described, stored
 from ..datasets.noisy_datasets import NoisyDataset
 from .widgets import chart_widget
 from ..lab.charts import COLORS, curves
@@ -53,7 +54,8 @@ def ranked(
 # %% ../../nbs/explorer/06_audit_gallery.ipynb #cell10
 def pictured(data: NoisyDataset) -> bool:
     "Whether the inputs are pictures: (H, W), (1, H, W) or (3, H, W)."
-    return data.x.ndim == 3 or data.x.ndim == 4 and data.x.shape[1] in (1, 3)
+    one = stored(data.x[:1])
+    return one.ndim == 3 or one.ndim == 4 and one.shape[1] in (1, 3)
 
 
 def gallery(
@@ -69,8 +71,7 @@ def gallery(
     """
     if not pictured(data):
         raise ValueError(
-            f"inputs of shape {tuple(data.x.shape[1:])} are no pictures; "
-            "they are (H, W), (1, H, W) or (3, H, W)"
+            f"inputs {described(data.x)} are no pictures; they are (H, W), (1, H, W) or (3, H, W)"
         )
     names = list(range(data.n_classes) if names is None else names)
     _check_names(names, audited, ("label", "suggested"))
@@ -78,7 +79,8 @@ def gallery(
         f"{names[given]} → {names[suggested]}" if given != suggested else f"{names[given]}"
         for given, suggested in audited.select("label", "suggested").iter_rows()
     ]
-    return pictures(data.x[audited["row"].to_list()].float().cpu(), captions, title, columns)
+    x = stored(data.x[audited["row"].to_list()])
+    return pictures(x.float().cpu(), captions, title, columns)
 
 # %% ../../nbs/explorer/06_audit_gallery.ipynb #cell13
 def precision(

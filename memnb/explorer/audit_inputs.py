@@ -24,14 +24,16 @@ from ..audit.suspicion import check_model
 from ..common.checks import check_choice
 from ..common.files import add
 from ..common.rng import seeded
+from ..datasets.folders import from_folder
+from ..datasets.inputs import batch_of
 from ..datasets.label_noise import corrupt
 from ..datasets.loading import SCALES, load, scaled
 from ..datasets.noisy_datasets import MOST_CLASSES, NoisyDataset
 from ..datasets.own_arrays import from_arrays
-from ..datasets.sources import read_arrays
+from ..datasets.sources import DATASETS, read_arrays
+from ..datasets.tables import from_table
 from ..lab.experiments import arguments_of
 from memnb.lab.parameters import (
-    DATASET,
     FILE,
     KIND_OF_NOISE,
     SEED,
@@ -62,8 +64,30 @@ _NAMED = dict(
     paper=dict(rho=0.2),
     ci=dict(rho=0.2, n=400),
 )
+_FILES = (".npz", ".csv", ".parquet")
+_TABLES = (".csv", ".parquet", ".tsv")
+
+
+def _is_data(name: str) -> bool:
+    if name in DATASETS or name.endswith(_FILES) and FILE.test(name):
+        return True
+    return bool(name) and FILE.test(name) and Path(name).expanduser().is_dir()
+
+
 _RULES = {
-    "data": DATASET,
+    "data": Rule(
+        "text",
+        f"be one of {', '.join(DATASETS)}, a {', '.join(_FILES)} file, or a folder with one folder "
+        "of pictures a class, of this machine",
+        _is_data,
+    ),
+    "label": Rule("text", optional=True),
+    "rows": Rule("text", optional=True),
+    "drop": Rule("list of texts", optional=True),
+    "size": replace(count(1, 16_384), optional=True),
+    "mean": Rule("list of numbers", optional=True),
+    "std": Rule("list of numbers", "hold numbers above 0", lambda v: v > 0, optional=True),
+    "report": Rule("text"),
     "weights": FILE,
     "model": Rule("text"),
     "scale": one_of((*SCALES, "none")),
@@ -98,7 +122,7 @@ def _completed(figure: str, given: dict) -> dict:
     preset = check_choice("preset", given.get("preset", "quick"), _PRESETS)
     weights = given.get("weights")
     given = given | dict(weights="" if weights is None else weights)
-    if str(given.get("data")).endswith(".npz"):
+    if given.get("data") is not None and str(given["data"]) not in DATASETS:
         return given
     named = {k: v for k, v in _NAMED[preset].items() if given.get(k) is None}
     return given | named
@@ -107,6 +131,10 @@ def _completed(figure: str, given: dict) -> dict:
 def _check_model(p: Params):
     "`ValueError` for a network that neither memnb nor torchvision has."
     check_choice("model", p.model, (*AUDIT_NETWORKS, *_torchvision()))
+    if p.data.endswith(_TABLES) and p.get("label") is None:
+        raise ValueError(f"data={p.data} is a table; label= names its column of labels")
+    if p.get("report") and Path(p.report).expanduser().exists():
+        raise FileExistsError(f"report={p.report} is there already; give another folder")
 
 
 audit_parameters = Parameters(_PRESETS, _RULES, _completed, _check_model)
@@ -187,8 +215,29 @@ def _note(p: Params, path: Path):
 
 
 def _own(p: Params) -> tuple[NoisyDataset, NoisyDataset | None, list]:
-    "Training and held-out data of a `.npz` file, and the names of its classes."
+    "Training and held-out data of one's own, and the names of the classes."
     path = Path(p.data).expanduser()
+    if path.is_dir():
+        data = from_folder(path, p.get("size"), p.get("mean"), p.get("std"))
+    elif path.suffix in _TABLES:
+        _note(p, path)
+        drop = p.get("drop") or ()
+        data = from_table(path, p.label, drop=drop, n_classes=p.classes, rows=p.get("rows"))
+    else:
+        return _of_arrays(p, path)
+    return _made_wrong(p, data), None, list(data.classes)
+
+
+def _made_wrong(p: Params, data: NoisyDataset) -> NoisyDataset:
+    "The data, some labels of which are made wrong where `rho` asks for it."
+    if not p.rho:
+        return data
+    right = data.y if data.clean is None else data.clean
+    return corrupt(replace(data, clean=right), p.rho, p.noise, p.seed)
+
+
+def _of_arrays(p: Params, path: Path) -> tuple[NoisyDataset, NoisyDataset | None, list]:
+    "Training and held-out data of a `.npz` file, and the names of its classes."
     arrays = _read(path)
     _note(p, path)
     splits = _check(path, arrays)
@@ -202,10 +251,7 @@ def _own(p: Params) -> tuple[NoisyDataset, NoisyDataset | None, list]:
     names = arrays["names"].reshape(-1) if "names" in arrays else None
     if p.weights and names is None and not p.classes:
         _check_codes(path, labels)
-    data = from_arrays(x, labels, clean, p.classes, names)
-    if p.rho:
-        right = data.y if data.clean is None else data.clean
-        data = corrupt(replace(data, clean=right), p.rho, p.noise, p.seed)
+    data = _made_wrong(p, from_arrays(x, labels, clean, p.classes, names))
     rows = torch.arange(len(data))
     m = arrays["y_train"].size
     held = data.subset(rows[m:]) if m < len(data) else None
@@ -214,6 +260,7 @@ def _own(p: Params) -> tuple[NoisyDataset, NoisyDataset | None, list]:
 # %% ../../nbs/explorer/05_audit_inputs.ipynb #cell13
 def audit_data(
     p: Params,  # of `audit_parameters`
+    hold_out: bool = True,  # whether a part of data that come without one is held out
 ) -> tuple[NoisyDataset, NoisyDataset | None, NoisyDataset | None, list]:
     """Training data, data held out, test data, and the classes' names.
 
@@ -224,9 +271,9 @@ def audit_data(
     weights = Path(p.weights).expanduser()
     if p.weights and weights.is_file():
         _note(p, weights)
-    if str(p.data).endswith(".npz"):
+    if p.data not in DATASETS:
         data, held, names = _own(p)
-        if held is None and not p.weights:
+        if held is None and not p.weights and hold_out:
             data, held = data.split(p.held, p.seed)
         return data, held, None, names
     source, test = load(p.data, n=p.n, scale=p.scale, seed=p.seed)
@@ -246,7 +293,7 @@ def audit_network(
     if p.model in AUDIT_NETWORKS:
         args = dict(
             name=p.model,
-            shape=list(data.x.shape[1:]),
+            shape=list(batch_of(data.x[:1]).shape[1:]),
             n_classes=data.n_classes,
             seed=seed,
             **AUDIT_NETWORKS[p.model],

@@ -264,8 +264,8 @@ BAD = (
     + [
         (
             dict(data=v),
-            f"data={v!r} must be one of {', '.join(DATASETS)} "
-            "or a path to a .npz file of this machine",
+            f"data={v!r} must be one of {', '.join(DATASETS)}, a .npz, .csv, .parquet file, "
+            "or a folder with one folder of pictures a class, of this machine",
         )
         for v in ("imagenet", "own.npy", "own.npz.gz", "")
     ]
@@ -1190,7 +1190,7 @@ def test_pictures_of_one_value_can_be_drawn():
 
 @pytest.mark.parametrize("shape", [(12,), (2, 4, 4), (4, 4, 3), (1, 2, 4, 4)], ids=str)
 def test_inputs_that_are_no_pictures_are_not_drawn(shape):
-    says = f"inputs of shape {shape} are no pictures; they are (H, W), (1, H, W) or (3, H, W)"
+    says = f"inputs {shape} float32 are no pictures; they are (H, W), (1, H, W) or (3, H, W)"
     with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
         gallery(table(), data_of(shape=shape))
 

@@ -1,0 +1,117 @@
+"From a folder, a table or a file of arrays to a report, in one call or one command."
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from memnb.explorer.audit_reports import audit_report
+from memnb.lab.cli import main
+from memnb.models import build
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+COLORS = dict(blue=(30, 40, 200), green=(20, 180, 40), red=(200, 30, 40))
+
+
+def folder_of_pictures(path, n=20):
+    "One folder a colour; the first picture of each shows the next colour."
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(COLORS):
+        (path / name).mkdir(parents=True)
+        for j in range(n):
+            shown = list(COLORS.values())[(i + (j == 0)) % 3]
+            pixels = np.clip(np.array(shown) + rng.normal(0, 15, (8, 8, 3)), 0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(path / name / f"{j:02}.png")
+    return path
+
+
+def table(path, n=150):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, n)
+    given = np.where(np.arange(n) < 15, 1 - truth, truth)
+    frame = pl.DataFrame(
+        dict(
+            id=[f"customer {i}" for i in range(n)],
+            age=40 + 20 * truth + rng.normal(0, 4, n),
+            city=np.array(["Rome", "Oslo"])[truth],
+            plan=np.array(["basic", "pro"])[given],
+        )
+    )
+    frame.write_csv(path)
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["audit", *map(str, arguments)])
+
+
+def test_a_folder_from_the_shell(tmp_path):
+    source = folder_of_pictures(tmp_path / "colors")
+    done = run(
+        source, "--model", "mlp", "--epochs", 20, "--out", tmp_path / "r", "--copy", tmp_path / "c"
+    )
+    suspects = pl.read_csv(tmp_path / "r" / "suspects.csv")
+    assert done.exit_code == 0, done.output
+    assert set(suspects["name"][:3]) == {f"{name}/00.png" for name in COLORS}
+    assert f"the report is {tmp_path / 'r' / 'report.html'}" in done.output
+    copied = {f.name for f in (tmp_path / "c").rglob("*.png")}
+    left = pl.read_csv(tmp_path / "r" / "cleaned.csv")
+    assert len(left) == sum(1 for _ in (tmp_path / "c").rglob("*.png"))
+    assert copied
+
+
+def test_weights_of_a_trained_network(tmp_path):
+    source = folder_of_pictures(tmp_path / "colors")
+    net = build("mlp", shape=(3, 8, 8), widths=[100, 100], n_classes=3)
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "w.pt")
+    lines = list(
+        audit_report(source, tmp_path / "r", tmp_path / "w.pt", model="mlp", progress=False)
+    )
+    assert not any("trained for" in line for line in lines)
+    assert len(pl.read_csv(tmp_path / "r" / "suspects.csv")) == 60
+
+
+def test_a_table_from_the_shell(tmp_path):
+    file = table(tmp_path / "customers.csv")
+    done = run(file, "--label", "plan", "--rows", "id", "--epochs", 20, "--out", tmp_path / "r")
+    suspects = pl.read_csv(tmp_path / "r" / "suspects.csv")
+    wrong = {f"customer {i}" for i in range(15)}
+    assert done.exit_code == 0, done.output
+    assert len(wrong & set(suspects["name"][:15])) >= 13
+    assert set(suspects["given"]) == {"basic", "pro"}
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["nothing"], "be one of digits"),
+        (["customers.csv"], "label= names its column of labels"),
+        (["customers.csv", "--label", "plam"], "columns id, age, city, plan"),
+        (["customers.csv", "--label", "plan", "--drop", "nonesuch"], "nonesuch"),
+        (["customers.csv", "--label", "plan", "--copy", "c"], "a cleaned copy is made of a folder"),
+        (["colors", "--model", "resnet19"], "model='resnet19' is unknown"),
+        (["colors", "--std", "0,1,1"], "above 0"),
+        (["colors", "--size", "0"], "size"),
+        (["colors", "--weights", "none.pt"], "none.pt"),
+        (["empty"], "empty"),
+    ],
+)
+def test_what_is_refused_before_any_work(tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    folder_of_pictures(tmp_path / "colors", 3)
+    table(tmp_path / "customers.csv")
+    (tmp_path / "empty").mkdir()
+    done = run(*arguments, "--epochs", 1, "--out", "r")
+    assert done.exit_code == 1
+    assert says in done.output
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_report_that_is_there_is_left_alone(tmp_path):
+    (tmp_path / "r").mkdir()
+    done = run("digits", "--out", tmp_path / "r")
+    assert done.exit_code == 1
+    assert "is there already" in done.output
+    assert list((tmp_path / "r").iterdir()) == []
