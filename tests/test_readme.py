@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from sklearn.neighbors import NearestCentroid
 from torch import nn
 
@@ -31,29 +32,92 @@ MAP = [
 ]
 
 
-def test_a_network_and_data_of_ones_own(tmp_path, monkeypatch):
-    weights_and_file, *_ = BLOCKS
+def block(begins: str) -> str:
+    "The one block of the README that holds a line."
+    (found,) = [b for b in BLOCKS if begins in b]
+    return found
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_of_images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
-    y = np.arange(120) % 10
-    x = (rng.integers(0, 60, (120, 32, 32, 3)) + 19 * y[:, None, None, None]).astype(np.uint8)
-    given = np.where(np.arange(120) < 12, (y + 1) % 10, y)
-    np.savez("my.npz", x_train=x[:90], y_train=given[:90], x_test=x[90:], y_test=given[90:])
+    for i, name in enumerate(("cat", "dog")):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for j in range(30):
+            pixels = rng.integers(0, 90, (32, 32, 3)) + 120 * ((i + (j < 3)) % 2)
+            Image.fromarray(pixels.astype(np.uint8)).save(f"pets/{name}/{j}.png")
     torch.manual_seed(0)
-    torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), "my.pt")
+    torch.save(torchvision.models.resnet18(num_classes=2).state_dict(), "resnet18.pt")
+    code = block("from_folder(")
     names = {}
-    exec(weights_and_file, names)
-    assert len(weights_and_file.strip().splitlines()) <= 12
-    assert names["ranking"]["rank"].to_list() == list(range(1, 91))
-    assert names["ranking"]["suggested"].is_between(0, 9).all()
-    assert names["better"].model(names["data"].x[:2]).shape == (2, 10)
+    exec(code, names)
+    assert len(code.strip().splitlines()) <= 10
+    assert (tmp_path / "pets-report" / "report.html").exists()
+    assert names["data"].names[0] == "cat/0.png"
+    assert len(names["better"]) <= 60
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, 150)
+    plans = np.array(["basic", "pro"])[np.where(np.arange(150) < 10, 1 - truth, truth)]
+    ages = (30 + 20 * truth + rng.normal(0, 5, 150)).round()
+    customers = [f"c{i}" for i in range(150)]
+    pl.DataFrame(dict(id=customers, age=ages, plan=plans)).write_csv("customers.csv")
+    code = block("from_table(")
+    names = {}
+    exec(code, names)
+    assert len(code.strip().splitlines()) <= 10
+    suspects = pl.read_csv("plans-report/suspects.csv")
+    assert len(set(suspects["name"][:10]) & set(customers[:10])) >= 8
+    assert names["better"].classes == ("basic", "pro")
+
+
+class Words(nn.Module):
+    "A classifier of texts that takes token ids and their mask."
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(40, 8)
+        self.out = nn.Linear(8, 2)
+
+    def forward(self, input_ids, attention_mask):
+        mask = attention_mask[..., None]
+        return {"logits": self.out((self.words(input_ids) * mask).sum(1) / mask.sum(1))}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_text_classifier(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, 80)
+    ids = [(1 + 19 * t + rng.integers(0, 19, rng.integers(3, 9))).tolist() for t in truth]
+    labels = [("card", "refund")[t] for t in np.where(np.arange(80) < 6, 1 - truth, truth)]
+    rows = [{"input_ids": i, "label": y} for i, y in zip(ids, labels, strict=True)]
+    names = dict(rows=rows, texts=[f"question {i}" for i in range(80)], model=Words())
+    code = block("collate_fn=padded")
+    exec(code, names)
+    assert len(code.strip().splitlines()) <= 10
+    suspects = pl.read_csv("text-report/suspects.csv")
+    assert set(suspects["given"]) == {"card", "refund"}
+    assert suspects["name"][0].startswith("question ")
+    names["noise"] = 0.1
+    exec(block("Reviewer(review, data)"), names)
+    assert len(names["better"]) == 80
 
 
 def test_the_example_runs():
-    _, own, flow, inside = BLOCKS
-    names = dict(
-        my_dataset=torch.utils.data.TensorDataset(torch.rand(200, 3, 4), torch.arange(200) % 2)
-    )
+    own = block("partition(net, data, held)")
+    flow = block("gradient_flow(")
+    inside = block("TiedDropout(net")
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(200) % 2
+    x = torch.rand(200, 3, 4, generator=g) + y[:, None, None]
+    names = dict(my_dataset=torch.utils.data.TensorDataset(x, y))
     exec(flow, names)
     assert names["run"].frame().shape[0] == 3 * 4
     assert names["run"].rows.shape[0] == 3 * 3
@@ -67,10 +131,7 @@ def test_the_example_runs():
     assert mine["data"].clean is None
     assert len(mine["ranking"]) == 160
     assert mine["noise"].matrix.shape == (2, 2)
-    assert mine["better"].model(mine["data"].x).shape == (
-        160,
-        2,
-    )
+    assert mine["better"].model(mine["data"].x).shape == (160, 2)
     names["suspects"] = names["data"].is_noisy
     exec(inside, names)
     assert len(names["run"].time) == 21

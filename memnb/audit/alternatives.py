@@ -16,6 +16,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
+from .cleaning import cleaned, decide
 from .noise_rate import Noise, estimate_noise
 from .repairs import accuracy_of, check_held, cross_fitted, possible, unbiased_hits
 from .suspicion import audit, check_model
@@ -151,15 +152,16 @@ def _with_tied_dropout(make: Callable, data: NoisyDataset, epochs: float, how: d
 
 
 def _retrained(
-    make: Callable, data: NoisyDataset, epochs: float, backward: Callable, how: dict
+    make: Callable, data: NoisyDataset, epochs: float, backward: Callable | None, how: dict
 ) -> Callable:
-    "Logits of a network trained with another loss."
+    "Logits of a network trained with another loss, or on other labels."
     net = make()
     fit(net, data, epochs, times=[epochs], device=data.device, backward=backward, **how)
     return partial(predict, net)
 
 # %% ../../nbs/audit/04_alternatives.ipynb #cell15
 _TRAINED = (
+    "trained on cleaned labels",
     "tied dropout, memory dropped",
     "generalized cross-entropy",
     "early-learning regularization",
@@ -196,7 +198,7 @@ def remedies(
     *,
     noise: Noise | None = None,  # default: `estimate_noise`
     test: NoisyDataset | None = None,  # whose labels are right, to check the estimates
-    suspects: int = 30,  # examples whose critical units are looked for; 0: none
+    suspects: int = 30,  # learnt examples whose critical units are looked for; 0: none
     head: str | None = None,  # the last linear layer, if it cannot be found
     **how,  # of `fit`, for new trainings: lr, batch, ...
 ) -> pl.DataFrame:
@@ -214,8 +216,12 @@ def remedies(
     held = check_held(data, held, noise)
     noise = noise or estimate_noise(model, data)
     candidates = _of_weights(model, data, head)
+    found = None
+    if make is not None or suspects:
+        found = audit(model if run is None else run, data, model, probes=())
     if suspects and hidden_unit_layers(model, data):
-        rows = torch.tensor(audit(model, data).sort("rank")["row"][:suspects].to_list())
+        learnt = found.filter(pl.col("predicted") == pl.col("label")).sort("rank")
+        rows = torch.tensor(learnt["row"][:suspects].to_list(), dtype=torch.int64)
         silenced = silence_suspects(model, data, rows)
         candidates["without the suspects' units"] = [partial(predict, silenced)]
     if run is not None and len(run.checkpoints) > 1:
@@ -224,7 +230,8 @@ def remedies(
             partial(predict, transfer(net, data, head=head)) for net in stopped
         ]
     if make is not None:
-        candidates |= _of_new_training(make, data, epochs, how)
+        better = cleaned(data, decide(found, data, noise))
+        candidates |= _of_new_training(make, data, better, epochs, how)
     return pl.DataFrame(
         [_row(name, nets, held, noise, test, epochs) for name, nets in candidates.items() if nets],
         infer_schema_length=None,
@@ -248,12 +255,13 @@ def _of_weights(
 
 
 def _of_new_training(
-    make: Callable, data: NoisyDataset, epochs: float, how: dict
+    make: Callable, data: NoisyDataset, better: NoisyDataset, epochs: float, how: dict
 ) -> dict[str, list[Callable]]:
     "Networks that are trained anew."
-    tied, generalized, early = _TRAINED
+    anew, tied, generalized, early = _TRAINED
     has_units = hidden_unit_layers(make(), data)
     return {
+        anew: [_retrained(make, better, epochs, None, how)],
         tied: [_with_tied_dropout(make, data, epochs, how)] if has_units else [],
         generalized: [_retrained(make, data, epochs, generalized_cross_entropy(), how)],
         early: [_retrained(make, data, epochs, early_learning_regularization(data), how)],

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.checks import number, shown, whole
+from ..datasets.duplicates import digests
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import evaluating, examples, parts, predict, predicted
 from ..models.layers import activations, edit, linear_layers
@@ -174,8 +175,7 @@ def _check_held(data: NoisyDataset, held: NoisyDataset | None):
 
 def _named(data: NoisyDataset) -> set[tuple[int, bytes]]:
     "Index and input of each example."
-    pairs = zip(data.index.tolist(), data.x.cpu(), strict=True)
-    return {(i, x.numpy().tobytes()) for i, x in pairs}
+    return set(zip(data.index.tolist(), digests(data.x), strict=True))
 
 
 def _checked_shares(shares) -> list[float]:
