@@ -15,6 +15,7 @@ NAMES = (
     "sweep",
     "audit",
     "mistakes",
+    "reviews",
     "coverage",
     "choose",
 )
