@@ -18,12 +18,12 @@ from torch import Tensor
 from memnb.audit.class_directions import (
     MOST_PASSES,
     LongestDirections,
-    Wanted,
+    WantedImages,
     add_images,
-    less,
+    minus_mean,
     unit_rows,
 )
-from .feature_passes import Block, float_type, passes, pieces_of, sum_of
+from .feature_passes import RowBlock, float_type, passes, pieces_of, sum_of
 from ..common.checks import check_memory, number, shown, whole
 from ..models.features import row_blocks
 
@@ -106,7 +106,7 @@ class _Fit:
     dtype: type  # of products
     count: np.ndarray  # (K,) examples
     mean: np.ndarray | None = None  # (d,) of all rows
-    wanted: Wanted | None = None  # of the directions
+    wanted: WantedImages | None = None  # of the directions
     root: np.ndarray | None = None  # (d + 1, d + 1) of Cholesky
     weights: np.ndarray | None = None  # (d + 1, K) of the ridge
     leverage: np.ndarray | None = None  # (n,)
@@ -115,18 +115,18 @@ class _Fit:
     probes: dict[str, np.ndarray] = field(default_factory=dict)  # (d + 1, K)
 
 
-def _design(block: Block) -> tuple[np.ndarray, np.ndarray]:
+def _design(block: RowBlock) -> tuple[np.ndarray, np.ndarray]:
     "(b, d + 1) centred rows of length 1, and a one; (b,) what they were divided by."
     n, d = block.x.shape
     z = np.empty((n, d + 1), block.x.dtype)
     z[:, -1] = 1
-    centred = less(block.x, block.known.mean, z[:, :-1])
+    centred = minus_mean(block.x, block.known.mean, z[:, :-1])
     length = np.maximum(np.sqrt(np.einsum("ij,ij->i", centred, centred)), 1e-12)
     centred /= length[:, None]
     return z, length.astype(np.float64)
 
 # %% ../../nbs/audit/10_features.ipynb #fa15
-def _add_means(block: Block, sums: dict) -> dict:
+def _add_means(block: RowBlock, sums: dict) -> dict:
     k = block.known.k
     x = block.x.astype(np.float64, copy=False)
     largest = np.maximum(x.max(1), -x.min(1))  # NaN stays NaN
@@ -140,7 +140,7 @@ def _add_means(block: Block, sums: dict) -> dict:
     return dict(largest=largest)
 
 
-def _add_moments(block: Block, sums: dict):
+def _add_moments(block: RowBlock, sums: dict):
     z, _ = _design(block)
     width = z.shape[1]
     gram = sum_of(sums, "gram", width, width)
@@ -150,7 +150,7 @@ def _add_moments(block: Block, sums: dict):
         targets[c] += z[rows].sum(0, dtype=np.float64)
 
 
-def _leave_out(block: Block, sums: dict) -> dict:
+def _leave_out(block: RowBlock, sums: dict) -> dict:
     "Leverages, and left-out predictions for the given labels."
     z, _ = _design(block)
     root = torch.from_numpy(block.known.root)
@@ -167,7 +167,7 @@ def _level(mean: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(mean, 0.1))
 
 
-def _best_two(block: Block, scores: np.ndarray) -> dict:
+def _best_two(block: RowBlock, scores: np.ndarray) -> dict:
     "From predictions (b, K) of the ridge, which are overwritten, what the evidence suggests."
     fit = block.known
     y = block.y
@@ -186,7 +186,7 @@ def _best_two(block: Block, scores: np.ndarray) -> dict:
     return dict(suggested=best, sure=first - second, lead=lead)
 
 
-def _add_scores(block: Block, sums: dict) -> dict:
+def _add_scores(block: RowBlock, sums: dict) -> dict:
     fit = block.known
     z, length = _design(block)
     scores = z @ fit.weights
@@ -275,7 +275,7 @@ def _first_pass(run: Callable, data: _Data) -> tuple[_Fit, LongestDirections]:
     means = sums["total"] / np.maximum(fit.count, 1)[:, None]
     fit.probes["cosine"] = _against_mean(unit_rows(means), fit)
     longest = LongestDirections(means, fit.count, sums["energy"], fit.dtype)
-    fit.wanted = Wanted(means, longest.ends, longest.open)
+    fit.wanted = WantedImages(means, longest.ends, longest.open)
     return fit, longest
 
 
@@ -382,11 +382,11 @@ def audit_features(
     columns `given, instead`, names of examples `name`. MASC is left out: the second moments of all
     classes would take 8 K d^2 bytes.
 
-    The features are read four times, and up to nine times more where a class has no direction that
+    The features are read four times, and up to ten times more where a class has no direction that
     is clearly the longest. 2 n d^2 + 6 n d K operations are products in float32; in float64 where
     features are float64 or n is at most 4 (d + 1). Beside the features, 24 d^2 + 464 K d + 150 n
-    bytes and `memory` are needed at most. A memory map is read from its file, which the workers of
-    a client must see; arrays in memory are sent to them once.
+    bytes and `memory` are needed at most, in a worker of a client up to twice as much. A memory map
+    is read from its file, which the workers must see; arrays in memory are sent to them once.
 
     `TypeError` or `ValueError`, before any work, for features or labels that do not fit, or too
     little memory; after the first pass for rows that are not finite, which are named.
