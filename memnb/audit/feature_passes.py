@@ -306,33 +306,47 @@ class _Cluster:
     def __call__(
         self, title: str, kernels: list[Callable], known: object = None
     ) -> tuple[dict, dict]:
-        from distributed import as_completed
-
         before = len(self.futures)
         known = self._keep(known, broadcast=True)
-        tasks = [self._submit(*part, kernels, known) for part in self.parts]
-        self.futures += tasks
-        size = {task.key: len(part.y) for task, (_, part) in zip(tasks, self.parts, strict=True)}
-        level = tasks
-        while len(level) > 1:
-            groups = [level[i : i + _FAN] for i in range(0, len(level), _FAN)]
-            level = [self.client.submit(_added, *group, pure=False) for group in groups]
-            self.futures += level
-        with _bar(title, self.n, self.progress) as bar:
-            for task in as_completed(tasks):
-                if task.status != "finished":
-                    task.result()  # raises what was raised there
-                bar.update(size[task.key])
-        result = level[0].result()
+        waiting = {}  # task -> rows
+        for values, part in self.parts:
+            waiting[self._submit(values, part, kernels, known)] = len(part.y)
+        self.futures.append(self._sum_of(list(waiting)))
+        self._watch(waiting, title)
+        result = self.futures[-1].result()
         self._forget(before)
         return result
 
+    def _sum_of(self, results: list):
+        "The future of the sum. Adding comes first, so that few results wait for it."
+        how = dict(pure=False, priority=1)
+        while len(results) > 1:
+            groups = [results[i : i + _FAN] for i in range(0, len(results), _FAN)]
+            results = [self.client.submit(_added, *group, **how) for group in groups]
+        return results[0]
+
+    def _watch(self, waiting: dict, title: str):
+        "Wait for tasks, and let go of each as it ends; raise what one of them raised."
+        from distributed import as_completed
+
+        try:
+            with _bar(title, self.n, self.progress) as bar:
+                for task in as_completed(list(waiting)):
+                    if task.status != "finished":
+                        task.result()
+                    bar.update(waiting.pop(task))
+        finally:
+            for task in waiting:
+                task.release()
+
     def _forget(self, first: int):
-        self.client.cancel(self.futures[first:], force=True)
+        "Let go of the futures from this one on; the scheduler gives up what only they need."
+        for future in self.futures[first:]:
+            future.release()
         del self.futures[first:]
 
     def close(self):
-        "Take back what is on the cluster, or still to be done there."
+        "Leave nothing on the cluster, neither arrays nor what was still to be done."
         self.parts = []
         self._forget(0)
 
@@ -349,9 +363,9 @@ def passes(
     """A function that makes a pass: `(title, functions, known) -> (sums, says)`.
 
     Each function takes a `RowBlock` and the sums, to which it adds (`sum_of`). It may give arrays
-    (b,) by name; `says` has them for all rows, (n,). On a cluster it must be a function of a module that the
-    workers have. Nothing is left there afterwards. `TypeError` for another client, `ImportError`
-    without dask.
+    (b,) by name; `says` has them for all rows, (n,). On a cluster it must be a function of a module
+    that the workers have. Nothing is left there afterwards. `TypeError` for another client,
+    `ImportError` without dask.
     """
     if client is None:
         yield _Here(pieces, y, size, progress)
@@ -360,8 +374,10 @@ def passes(
         from distributed import Client
     except ImportError:
         raise ImportError("dask is not installed: pip install -e '.[dask]'") from None
-    if not isinstance(client, Client):
-        raise TypeError(f"client={shown(client)} must be a dask.distributed.Client, or None")
+    if not isinstance(client, Client) or client.asynchronous:
+        raise TypeError(
+            f"client={shown(client)} must be a dask.distributed.Client that is not asynchronous"
+        )
     cluster = _Cluster(y, size, progress, client)
     try:
         cluster.share(pieces)
