@@ -143,11 +143,15 @@ def minus_mean(
     out: np.ndarray | None = None,  # (b, d) of the precision of x
 ) -> np.ndarray:
     "(b, d) x - mean, in the precision of x, but as if the mean had not been rounded."
-    near = mean.astype(x.dtype)
-    out = np.subtract(x, near, out=out)
+    out = np.subtract(x, mean.astype(x.dtype), out=out)
     if x.dtype != np.float64:
-        out -= (mean - near).astype(x.dtype)
+        out -= _lost(mean, x.dtype)
     return out
+
+
+def _lost(v: np.ndarray, dtype: type) -> np.ndarray:
+    "What rounding takes off v."
+    return (v - v.astype(dtype)).astype(dtype)
 
 
 @dataclass
@@ -157,6 +161,17 @@ class WantedImages:
     means: np.ndarray  # (K, d) float64, of the classes
     ends: np.ndarray  # (K, 2, d) vectors whose images are wanted
     open: np.ndarray  # (K,) classes whose images are wanted
+    _rounded: tuple | None = None  # means in the precision of rows, and what that takes off
+
+    def about_means(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        "(b, d) rows x about the means of their classes y (b,), as by `minus_mean`."
+        if self._rounded is None or self._rounded[0].dtype != x.dtype:
+            self._rounded = (self.means.astype(x.dtype), _lost(self.means, x.dtype))
+        near, lost = self._rounded
+        x = x - near[y]
+        if x.dtype != np.float64:
+            x -= lost[y]
+        return x
 
 
 def add_images(
@@ -169,7 +184,8 @@ def add_images(
     if not wanted.open[block.y].any():
         return
     ends = wanted.ends.astype(block.x.dtype)
+    about = wanted.about_means(block.x, block.y)
     for c, rows in block.spans:
         if wanted.open[c]:
-            x = minus_mean(block.x[rows], wanted.means[c])
-            images[c] += (x @ ends[c].T).T @ x
+            x = about[rows]
+            images[c] += (ends[c] @ x.T) @ x

@@ -47,7 +47,11 @@ def _array_of_labels(y, n: int) -> np.ndarray:
             )
         return given.astype(str)
     if given.dtype.kind not in "iubU":
-        raise ValueError(f"labels have dtype {given.dtype}; they must be whole numbers or words")
+        missing = np.flatnonzero(given != given)
+        where = f", and are missing in rows {_rows_of(missing)}" if len(missing) else ""
+        raise ValueError(
+            f"labels have dtype {given.dtype}{where}; they must be whole numbers or words"
+        )
     return given
 
 
@@ -288,7 +292,7 @@ def _solve(fit: _Fit, gram: np.ndarray, targets: np.ndarray, ridge: float = 1.0)
     root = torch.linalg.cholesky(gram)
     weights = torch.cholesky_solve(torch.from_numpy(targets).T, root).numpy()
     fit.root = root.numpy().astype(fit.dtype)
-    fit.weights = np.ascontiguousarray(weights.astype(fit.dtype))
+    fit.weights = np.asfortranarray(weights.astype(fit.dtype))  # columns are read one by one
 
 
 def _passes(run: Callable, data: _Data) -> dict[str, np.ndarray]:
