@@ -18,6 +18,7 @@ NAMES = (
     "reviews",
     "coverage",
     "choose",
+    "features",
 )
 
 parser = argparse.ArgumentParser(
@@ -30,7 +31,7 @@ parser.add_argument(
 parser.add_argument(
     "--full",
     action="store_true",
-    help="flow: compare whole curves with 300,000 plain epochs (minutes)",
+    help="flow: compare whole curves with 300,000 plain epochs (minutes); features: through dask",
 )
 parser.add_argument(
     "--json",

@@ -84,12 +84,12 @@ from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.localization.label_evidence import (
     evidence,
     layer_scores,
-    leave_one_out_ridge,
     level_rare_classes,
     mean_evidence,
     other_class_lead,
     representation,
 )
+from memnb.localization.left_out_ridge import leave_one_out_ridge
 from memnb.models.layers import activations
 from memnb.models.networks import build
 from memnb.runs.run import Run

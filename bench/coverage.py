@@ -19,7 +19,7 @@ from bench.audit import KINDS, source
 from memnb.audit.noise_rate import Noise, noise_of
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.noisy_datasets import NoisyDataset
-from memnb.localization.label_evidence import leave_one_out_ridge
+from memnb.localization.left_out_ridge import leave_one_out_ridge
 
 SETTINGS = [("wrong", 0.0), *product(KINDS, (0.05, 0.1, 0.2, 0.4))]
 

@@ -24,11 +24,8 @@ from .cleaning import class_names, cleaned, decide
 from .noise_rate import noise_of
 from ..common.checks import seed_of, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
-from memnb.localization.label_evidence import (
-    leave_one_out_ridge,
-    level_rare_classes,
-    other_class_lead,
-)
+from ..localization.label_evidence import level_rare_classes, other_class_lead
+from ..localization.left_out_ridge import leave_one_out_ridge
 
 # %% ../../nbs/audit/09_label_auditor.ipynb #es05
 def _standard(v: Tensor) -> Tensor:

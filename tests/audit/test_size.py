@@ -19,9 +19,9 @@ from memnb.localization.label_evidence import (
     layer_evidence,
     layer_opinions,
     layer_scores,
-    leave_one_out_ridge,
     representation,
 )
+from memnb.localization.left_out_ridge import leave_one_out_ridge
 from memnb.models.networks import build
 from memnb.trainer.training import fit
 

@@ -54,12 +54,12 @@ from memnb.localization.label_evidence import (
     evidence,
     layer_evidence,
     layer_scores,
-    leave_one_out_ridge,
     level_rare_classes,
     mean_evidence,
     other_class_lead,
     representation,
 )
+from memnb.localization.left_out_ridge import leave_one_out_ridge
 from memnb.localization.scores import SCORES, detection, mislabel_scores, prediction_depth
 from memnb.localization.tied_dropout import TiedDropout
 from memnb.models.evaluation import examples
