@@ -146,7 +146,7 @@ def test_an_interruption_of_the_probes_leaves_nothing_behind(scratch, monkeypatc
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(label_evidence, "_left_out", interrupt)
+    monkeypatch.setattr(label_evidence, "left_out_predictions", interrupt)
     files = open_files()
     with pytest.raises(KeyboardInterrupt):
         audit(net, digits(), memory=0)
