@@ -17,6 +17,7 @@ import torch
 from .noise_rate import Noise
 from ..common.checks import number, shown
 from ..common.files import local_path, publish
+from ..datasets.inputs import caution
 from ..datasets.noisy_datasets import NoisyDataset, check_data
 
 # %% ../../nbs/audit/05_cleaning.ipynb #cl05
@@ -37,36 +38,35 @@ def example_names(data: NoisyDataset) -> list[str]:
 def decide(
     audited: pl.DataFrame,  # of `audit`
     data: NoisyDataset,  # what was audited
-    share: float | Noise,  # of the labels to act on, in [0, 1]; of a `Noise` its lower end
-    sure: float = 0.5,  # how far a suggestion must be ahead to replace a label, 0 to about 1
+    # of the labels to act on, in [0, 1]; of a `Noise` its rate, of which the lower end is dropped
+    share: float | Noise,
+    # how far a suggestion must be ahead of the next class to replace a label, 0 to about 1
+    sure: float = 0.5,
 ) -> pl.DataFrame:
     """One row an example, the most suspicious first, with what is to be done.
 
     Columns: `rank, name, index, given, suggested, sure, suspicion, action, row`, with the names of
-    examples and classes. `action` is keep, relabel (with `suggested`) or drop. `ValueError` where
-    frame and data do not belong together.
+    examples and classes. `action` is keep, relabel (with `suggested`) or drop. A warning says where
+    nothing is to be done. `ValueError` where frame and data do not belong together.
     """
     check_data(data)
-    share = number(
-        "share",
-        share.low if isinstance(share, Noise) else share,
-        "lie in [0, 1]",
-        lambda v: 0 <= v <= 1,
-    )
+    if isinstance(share, Noise):
+        most, surely = share.rate, share.low
+    else:
+        most = surely = number("share", share, "lie in [0, 1]", lambda v: 0 <= v <= 1)
     if len(audited) != len(data):
         raise ValueError(f"the audit has {len(audited)} rows, the data {len(data)} examples")
     classes = pl.Series(class_names(data))
     rows = audited.sort("rank")
-    acted = pl.col("rank") <= round(share * len(data))
     doubted = pl.col("suggested") != pl.col("label")
     action = (
-        pl.when(acted & doubted & (pl.col("sure") >= sure))
+        pl.when((pl.col("rank") <= round(most * len(data))) & doubted & (pl.col("sure") >= sure))
         .then(pl.lit("relabel"))
-        .when(acted)
+        .when(pl.col("rank") <= round(surely * len(data)))
         .then(pl.lit("drop"))
         .otherwise(pl.lit("keep"))
     )
-    return rows.select(
+    decided = rows.select(
         "rank",
         pl.Series("name", example_names(data))[rows["row"]],
         "index",
@@ -77,6 +77,12 @@ def decide(
         action.alias("action"),
         "row",
     )
+    if most and (decided["action"] == "keep").all():
+        caution(
+            "no label is changed or dropped: no suggestion is sure enough, and the estimated noise "
+            "reaches down to none; give share=, or decide in a Review"
+        )
+    return decided
 
 # %% ../../nbs/audit/05_cleaning.ipynb #cl08
 def _check_decisions(decisions: pl.DataFrame, data: NoisyDataset):

@@ -51,13 +51,17 @@ class _Pair:
     count: int
 
 
-def verdict(noise: Noise, n: int) -> list[str]:
+def verdict(
+    noise: Noise,
+    n: int,  # labels
+    looked: bool = False,  # whether somebody looked at them already
+) -> list[str]:
     "What the estimate says of n labels, and how far to trust it, in sentences."
     lines = [
         f"Between {noise.low:.1%} and {noise.high:.1%} of the {n:,} labels are wrong, about "
         f"{round(noise.rate * n):,} of them. (The interval is cautious, at 90%.)"
     ]
-    if noise.low < 0.01:
+    if noise.low < 0.01 and not looked:
         lines.append("They may all be right: look at the first few of the list.")
     if noise.agreement is not None and noise.left_out is not None:
         lines.append(
@@ -121,6 +125,7 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .card img { width: 100%; image-rendering: pixelated; border-radius: 3px; }
 .text { background: #f6f6f6; padding: .4rem; border-radius: 3px; }
 .given { color: #666; text-decoration: line-through; } .new { font-weight: 600; color: #0072b2; }
+.perhaps { color: #0072b2; }
 .small { color: #666; }
 table { border-collapse: collapse; } td, th { padding: .2rem .7rem; text-align: right; }
 th { border-bottom: 1px solid #999; } td:first-child, th:first-child { text-align: left; }
@@ -133,15 +138,20 @@ td.word, th.word { text-align: left; } .matrix td { padding: .2rem .4rem; font-s
 {{ relabelled }} get the suggested label, {{ dropped }} are dropped.</p>
 {% for line in verdict %}<p>{{ line }}</p>{% endfor %}
 <h2>The most suspicious labels</h2>
-<p class="small">Given label, struck out, and the suggested one. The whole list is in
-<code>suspects.csv</code>, the cleaned labels in <code>cleaned.csv</code>.</p>
+<p class="small">Given label and suggested one; the given label is struck out where it is changed
+or its example dropped. The whole list is in <code>suspects.csv</code>, the cleaned labels in
+<code>cleaned.csv</code>.</p>
 <div class="cards{{ '' if pictures else ' wide' }}">
 {% for c in cards %}<div class="card">
 {% if c.kind == "picture" %}<img src="{{ c.view }}" alt="{{ c.name }}">
 {% else %}<div class="text">{{ c.view }}</div>{% endif %}
-<span class="labels"><span class="given">{{ c.given }}</span>
-<span class="new">{{ c.suggested }}</span></span><br>
-<span class="small">{{ c.rank }}. {{ c.name }} &middot; {{ c.action }}</span></div>
+<span class="labels">
+<span class="{{ 'kept' if c.action == 'keep' else 'given' }}">{{ c.given }}</span>
+{% if c.suggested != c.given %}{% if c.action == 'relabel' %}
+<span class="new">{{ c.suggested }}</span>{% else %}
+<span class="perhaps">{{ c.suggested }}?</span>{% endif %}{% endif %}</span><br>
+<span class="small">{{ c.rank }}. {{ '' if c.view == c.name else c.name }} &middot;
+{{ c.action }}</span></div>
 {% endfor %}</div>
 <h2>Which class is taken for which</h2>
 {% if pairs %}<p class="small">Among the labels that are acted on, the {{ pairs|length }} most
@@ -168,10 +178,13 @@ column's label.</p>
 <h2>How far to trust this</h2>
 <ul><li>The rank is the surest part: a label near the top is more likely wrong than one below it.
 A suggestion is less sure than the rank.</li>
-<li>Only the labels of the estimate's lower end are acted on, so some wrong labels are left.</li>
+{% if by_hand %}<li>The labels were decided by hand.</li>{% else %}
+<li>Only labels whose suggestion is clear are changed, and only those
+of the estimate's lower end are dropped, so some wrong labels are left.</li>{% endif %}
 <li>Labels that are wrong in the same way again and again are the hardest to find. Where a class is
 rare or its examples are unusual, look before you change a label.</li>
-<li>Nothing here is known to be true: no right label was used.</li></ul>
+{% if not by_hand %}<li>Nothing here is known to be true: no right label was used.</li>{% endif %}
+</ul>
 </body></html>
 """
 
@@ -187,6 +200,7 @@ def page(
     top: int = 60,  # suspects that are shown, 1 or more
     *,
     show: Callable | None = None,  # of `looks`
+    by_hand: bool = False,  # whether the decisions are a person's
 ) -> str:
     "The report as one page of HTML, which needs no other file."
     top = whole("top", top, 1)
@@ -204,7 +218,8 @@ def page(
         acted=f"{int((actions != 'keep').sum()):,}",
         relabelled=f"{int((actions == 'relabel').sum()):,}",
         dropped=f"{int((actions == 'drop').sum()):,}",
-        verdict=verdict(noise, len(data)),
+        verdict=verdict(noise, len(data), by_hand),
+        by_hand=by_hand,
         cards=cards,
         pictures=bool(cards) and cards[0]["kind"] == "picture",
         pairs=pairs,
@@ -228,7 +243,8 @@ def write_report(
     data: NoisyDataset,  # what was audited
     noise: Noise,  # of `estimate_noise`
     *,
-    decisions: pl.DataFrame | None = None,  # default: `decide(audited, data, noise)`
+    # what a person decided, such as in a `Review`; default: `decide(audited, data, noise)`
+    decisions: pl.DataFrame | None = None,
     **how,  # of `page`: title, top, show
 ) -> Path:
     """The folder, in which `report.html`, `suspects.csv` and `cleaned.csv` are written.
@@ -236,9 +252,10 @@ def write_report(
     `FileExistsError` for a folder that is there already; errors of `decide` and `page`.
     """
     folder = check_report(folder)
+    by_hand = decisions is not None
     if decisions is None:
         decisions = decide(audited, data, noise)
-    html = page(decisions, data, noise, **how)
+    html = page(decisions, data, noise, by_hand=by_hand, **how)
 
     def write(part: Path):
         (part / "report.html").write_text(html, encoding="utf-8")

@@ -203,6 +203,32 @@ def _check_sizes(heads: Sequence[Head]):
         )
 
 
+def _checked_resize(resize, size: tuple[int, int] | None) -> int | tuple[int, int] | None:
+    "`ValueError` unless pictures are resized to no less than what is cropped."
+    if resize is None:
+        return None
+    if size is None:
+        raise ValueError(f"resize={shown(resize)} needs size=, to which pictures are cropped")
+    if not isinstance(resize, (list, tuple)):
+        return whole("resize", resize, max(size), 16_384)
+    both = picture_size(resize)
+    if both[0] < size[0] or both[1] < size[1]:
+        raise ValueError(f"resize={shown(resize)} must be at least size={size}")
+    return both
+
+
+def _say_crop(heads: Sequence[Head], size: tuple[int, int]):
+    "Warn where pictures lose their sides, because they have other proportions."
+    height, width = size
+    lose = sum(abs(h.size[0] * width - h.size[1] * height) > max(h.size) for h in heads)
+    if lose:
+        caution(
+            f"{lose} of {len(heads)} pictures have other proportions than {height} x {width}: they "
+            f"are resized to cover it, and their sides are cropped; resize={size} squashes them "
+            "instead, as torchvision's Resize((height, width)) does"
+        )
+
+
 def _check_damaged(damaged: dict[int, str], names: list[str], skip: bool):
     "`ValueError` for damaged files; a warning with their count where they are skipped."
     if not damaged:
@@ -248,7 +274,8 @@ def from_folder(
     classes: Sequence | None = None,  # (K,) in the order of the outputs; default: by the alphabet
     skip_damaged: bool = False,  # leave out files that cannot be read
     *,
-    resize: int | None = None,  # the shorter side before the crop, `size` or more; default: `size`
+    # before the crop, the shorter side, or (height, width); `size` or more; default: to cover it
+    resize: int | tuple[int, int] | None = None,
     grey: bool | None = None,  # one channel; default: where all files have one
     memory: float = HELD_IN_MEMORY,  # bytes; more is read from the files whenever it is needed
     device: str = "cpu",
@@ -261,10 +288,7 @@ def from_folder(
     """
     size = picture_size(size)
     device = check_device(device)
-    if resize is not None:
-        if size is None:
-            raise ValueError(f"resize={shown(resize)} needs size=, to which pictures are cropped")
-        resize = whole("resize", resize, max(size), 16_384)
+    resize = _checked_resize(resize, size)
     files = files_of(path, classes)
     first = _first(files)
     is_grey = first.grey if grey is None else bool(grey)
@@ -278,6 +302,8 @@ def from_folder(
     rows = [i for i in range(len(heads)) if i not in damaged]
     if size is None:
         _check_sizes([heads[i] for i in rows])
+    elif resize is None:
+        _say_crop([heads[i] for i in rows], size)
     if grey is None and is_grey and not all(h.grey for h in heads):
         reader = replace(reader, shape=replace(reader.shape, grey=False))
         keep = fits(f"{len(rows):,} pictures", reader.shape.numbers * len(heads), memory)

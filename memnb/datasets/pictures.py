@@ -25,7 +25,8 @@ class Shape:
     "What all pictures are brought to."
 
     size: tuple[int, int] | None = None  # height and width; None: as they are
-    resize: int | None = None  # the shorter side before the crop; None: as small as covers `size`
+    # before the crop, the shorter side, or (height, width); None: as small as covers `size`
+    resize: int | tuple[int, int] | None = None
     grey: bool = False  # one channel in place of three
 
     @property
@@ -76,7 +77,9 @@ def as_bytes(
 
 def _cropped(image: Image.Image, shape: Shape) -> Image.Image:
     height, width = shape.size
-    if shape.resize or height == width:
+    if isinstance(shape.resize, tuple):
+        image = functional.resize(image, list(shape.resize))
+    elif shape.resize or height == width:
         image = functional.resize(image, [shape.resize or height])
     else:
         ratio = max(height / image.height, width / image.width)

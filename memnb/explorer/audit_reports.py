@@ -6,25 +6,41 @@
 __all__ = ['audit_report']
 
 # %% ../../nbs/explorer/08_audit_reports.ipynb #ar03
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..audit.cleaning import copy_tree, decide
 from ..audit.noise_rate import estimate_noise
 from ..audit.report import check_report, verdict, write_report
 from ..audit.suspicion import audit
+from ..datasets.tables import read_table
 from memnb.explorer.audit_inputs import (
+    TABLES,
     audit_data,
     audit_network,
     audit_parameters,
     audit_settings,
 )
+from ..lab.parameters import Params
 from ..models.checkpoints import load_weights
 from ..trainer.training import fit
 
-_NAMES = ("label", "rows", "drop", "size", "mean", "std", "model", "classes", "epochs", "lr")
-_REST = ("batch", "seed", "rho", "noise", "n", "held", "top")
+_NAMES = ("label", "rows", "drop", "size", "resize", "mean", "std", "model", "classes", "epochs")
+_REST = ("lr", "batch", "seed", "rho", "noise", "n", "held", "top")
 _OF_PICTURES = dict(model="resnet9", epochs=30, lr=0.05)  # where no weights are given
+
+
+def _rows_of(p: Params) -> Callable | None:
+    "How a row of a table looks; None for anything else."
+    if not p.data.endswith(TABLES):
+        return None
+    table = read_table(p.data)
+
+    def show(row: int) -> str:
+        values = table.row(row, named=True).items()
+        return ", ".join(f"{name}: {value}" for name, value in values if name != p.label)
+
+    return show
 
 
 def audit_report(
@@ -34,6 +50,7 @@ def audit_report(
     *,
     tree: str | Path | None = None,  # folder for a cleaned copy of a folder of pictures
     top: int = 60,  # suspects on the page, 1 or more
+    skip_damaged: bool = False,  # leave out pictures that cannot be read
     progress: bool = True,  # whether bars show progress and an estimate
     **given,  # parameters of the audit notebook: model, label, size, mean, std, ...
 ) -> Iterator[str]:
@@ -51,7 +68,7 @@ def audit_report(
         check_report(tree)
         if not Path(p.data).expanduser().is_dir():
             raise ValueError(f"a cleaned copy is made of a folder of pictures; data={p.data}")
-    train, held, _, _ = audit_data(p, hold_out=False)
+    train, held, _, _ = audit_data(p, hold_out=False, skip_damaged=skip_damaged)
     if held is not None:
         yield f"{len(train)} examples are audited; {len(held)} were held out of training"
     net, _ = audit_network(p, train, p.seed)
@@ -63,10 +80,9 @@ def audit_report(
         subject = fit(net, train, p.epochs, **how)
     found = audit(subject, train, net, progress=progress)
     noise = estimate_noise(subject, train, net)
-    decisions = decide(found, train, noise)
-    write_report(out, found, train, noise, decisions=decisions, top=top)
+    write_report(out, found, train, noise, top=top, show=_rows_of(p))
     yield from verdict(noise, len(train))
     yield f"the report is {out / 'report.html'}"
     if tree is not None:
-        copy_tree(p.data, decisions, tree)
+        copy_tree(p.data, decide(found, train, noise), tree)
         yield f"a cleaned copy of the pictures is in {tree}"

@@ -217,6 +217,7 @@ _AUDIT_OPTIONS = (
     click.option("--rows", help="Column that names a table's rows."),
     click.option("--drop", help="Columns of a table that are left out, as id,notes."),
     click.option("--size", help="Height and width of a folder's pictures."),
+    click.option("--resize", help="To these before the crop, as 256, or 32,32 to squash."),
     click.option("--mean", help="Of each channel in [0, 1], as 0.5,0.5,0.5."),
     click.option("--std", help="Of each channel, as 0.2,0.2,0.2."),
     click.option("--classes", help="Outputs of the network."),
@@ -240,13 +241,14 @@ def _options(command):
     "--out", required=True, help="Folder of the report, which must not be there yet.", metavar="DIR"
 )
 @click.option("--copy", "tree", metavar="DIR", help="Also copy a folder of pictures, cleaned.")
+@click.option("--skip-damaged", is_flag=True, help="Leave out pictures that cannot be read.")
 @click.option("--top", default=60, show_default=True, help="Suspects on the page.")
-def audit_(data: str, out: str, tree: str | None, top: int, **given):
+def audit_(data: str, out: str, tree: str | None, **given):
     "Which labels of DATA are wrong? Writes a report, the list and the cleaned labels."
     # the networks take seconds to import, and no other command needs them
     from memnb.explorer.audit_reports import audit_report
 
-    for line in audit_report(data, out, tree=tree, top=top, **given):
+    for line in audit_report(data, out, tree=tree, **given):
         click.echo(line)
 
 # %% ../../nbs/lab/08_cli.ipynb #cell17

@@ -41,10 +41,34 @@ def test_the_most_suspicious_share_is_acted_on():
         assert row["name"] == data.names[old["row"]]
 
 
-def test_an_estimate_stands_for_its_lower_end():
+def test_an_estimate_relabels_to_its_rate_and_drops_to_its_lower_end():
     found, data, noise = audited()
-    acted = decide(found, data, noise)["action"] != "keep"
-    assert acted.sum() == round(noise.low * len(data))
+    rows = decide(found, data, noise, sure=0.5)
+    rate = round(noise.rate * len(data))
+    low = round(noise.low * len(data))
+    sure = (rows["sure"] >= 0.5) & (rows["suggested"] != rows["given"])
+    expected = [
+        "relabel" if rank <= rate and is_sure else "drop" if rank <= low else "keep"
+        for rank, is_sure in zip(rows["rank"], sure, strict=True)
+    ]
+    assert rows["action"].to_list() == expected
+    assert {"relabel", "drop", "keep"} == set(expected)
+
+
+def test_nothing_to_be_done_is_said():
+    found, data, noise = audited()
+    with pytest.warns(UserWarning, match="no label is changed or dropped"):
+        decide(found, data, replace(noise, low=0.0), sure=100)
+
+
+def test_what_is_kept_is_not_struck_out():
+    found, data, noise = audited()
+    decisions = decide(found, data, noise)
+    struck = page(decisions, data, noise, top=500).count('<span class="given">')
+    by_hand = page(decisions, data, noise, by_hand=True)
+    assert struck == (decisions["action"] != "keep").sum()
+    assert "The labels were decided by hand." in by_hand
+    assert "no right label was used" not in by_hand
 
 
 def test_cleaned_data_are_better_and_keep_their_names():
