@@ -74,12 +74,12 @@ def _read(place: str | Path, rows: str | None) -> pl.DataFrame:
         if "utf-8" in why.lower():
             why += "; save it as UTF-8, or read it with pandas and its encoding, and give the frame"
         raise ValueError(f"table={str(path)!r} cannot be read: {why}") from e
-    return _decimal_points(frame.rename(lambda name: name.strip()))
+    return _decimal_points(frame.rename(lambda name: name.strip()), rows)
 
 
-def _decimal_points(frame: pl.DataFrame) -> pl.DataFrame:
+def _decimal_points(frame: pl.DataFrame, rows: str | None) -> pl.DataFrame:
     "Columns of numbers with a decimal comma as numbers, which a warning names."
-    words = [name for name in frame.columns if frame[name].dtype == pl.String]
+    words = [c for c in frame.columns if frame[c].dtype == pl.String and c != rows]
     words = [c for c in words if frame[c].str.contains(",", literal=True).any()]
     commas = [c for c in words if frame[c].str.contains(r"^\s*[-+]?\d+(,\d+)?\s*$").all()]
     if commas:
@@ -397,6 +397,7 @@ def from_table(
     Warnings say what is done to which column. `ValueError` for a column that is not there, with
     those that are, and for columns that are neither numbers, dates nor categories.
     """
+    rows = str(rows) if isinstance(rows, int) else rows
     frame, names = _frame(table, rows)
     if not isinstance(standardize, bool):
         raise TypeError(f"standardize={shown(standardize)} must be True or False")

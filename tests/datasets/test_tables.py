@@ -290,6 +290,8 @@ def test_names_of_rows_keep_their_zeros(tmp_path):
     (tmp_path / "t.csv").write_text("\n".join(["id,a,y", *lines]))
     data = from_table(tmp_path / "t.csv", label="y", rows="id")
     assert data.names[:2].tolist() == ["0000", "0001"]
+    (tmp_path / "t.csv").write_text("id;a;y\n1,1;3;u\n1,10;4;v\n")
+    assert from_table(tmp_path / "t.csv", label="y", rows="id").names.tolist() == ["1,1", "1,10"]
 
 
 def test_a_file_whose_columns_have_one_name(tmp_path):
