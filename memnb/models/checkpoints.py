@@ -102,7 +102,7 @@ def unwrapped(
     for prefix in _PREFIXES:
         bare = {name.removeprefix(prefix): v for name, v in state.items()}
         if set(bare) == set(own) and all(name.startswith(prefix) for name in state):
-            return bare, "; ".join([*said, f"{prefix!r} is taken off {len(bare)} names"])
+            return bare, "; ".join([*said, f"{len(bare)} names lose {prefix!r}"])
     by_bare = {}
     for name in own:
         by_bare.setdefault(_bare(name), name)

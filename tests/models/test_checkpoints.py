@@ -124,7 +124,7 @@ def test_a_wrapped_network_whose_parts_are_called_like_wrappers(tmp_path):
     model, other = (nn.ModuleDict(dict(model=nn.Linear(3, 4), net=nn.Linear(3, 4))) for _ in "ab")
     wrapped = {f"module.{name}": v for name, v in other.state_dict().items()}
     torch.save(wrapped, tmp_path / "w.pt")
-    with pytest.warns(UserWarning, match="'module.' is taken off 4 names"):
+    with pytest.warns(UserWarning, match="4 names lose 'module.'"):
         load_weights(model, tmp_path / "w.pt")
     assert torch.equal(model["net"].weight, other["net"].weight)
     assert torch.equal(model["model"].weight, other["model"].weight)
