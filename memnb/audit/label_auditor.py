@@ -176,5 +176,6 @@ class LabelAuditor(BaseEstimator):
         self.fit(X, y)
         left = cleaned(self.data_, self.decisions())
         rows = left.index.numpy()
-        kept = X.iloc[rows] if hasattr(X, "iloc") else np.asarray(X)[rows]
+        table = X if hasattr(X, "shape") else np.asarray(X)
+        kept = X.iloc[rows] if hasattr(X, "iloc") else table[rows]
         return kept, self.classes_[left.y.numpy()]

@@ -14,7 +14,7 @@ import polars as pl
 import torch
 from jinja2 import Environment
 
-from .cleaning import class_names, cleaned_rows, decide
+from .cleaning import check_decisions, class_names, cleaned_rows, decide
 from .noise_rate import Noise
 from ..common.checks import whole
 from ..common.files import local_path, publish
@@ -249,12 +249,14 @@ def write_report(
 ) -> Path:
     """The folder, in which `report.html`, `suspects.csv` and `cleaned.csv` are written.
 
-    `FileExistsError` for a folder that is there already; errors of `decide` and `page`.
+    `FileExistsError` for a folder that is there already, `ValueError` for a frame or decisions
+    about other data; errors of `page`.
     """
     folder = check_report(folder)
     by_hand = decisions is not None
     if decisions is None:
         decisions = decide(audited, data, noise)
+    check_decisions(decisions, data)
     html = page(decisions, data, noise, by_hand=by_hand, **how)
 
     def write(part: Path):

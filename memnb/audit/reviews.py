@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 
 from .cleaning import ACTIONS, class_names, decide
 from .noise_rate import Noise
-from ..common.checks import check_choice, shown, whole
+from ..common.checks import check_choice, number, shown, whole
 from ..common.files import local_path, write_whole
 from ..datasets.noisy_datasets import NoisyDataset
 
@@ -97,6 +97,7 @@ class Review:
         self.rows = decide(audited, data, 0.0).sort("row")
         self.classes = class_names(data)
         rate = noise.rate if isinstance(noise, Noise) else noise
+        rate = number("noise", rate, "lie in [0, 1]", lambda v: 0 <= v <= 1)
         by_row = audited.sort("row")
         self.features = _features(by_row, data.n_classes)
         least = 1 / (2 * len(data))
@@ -218,7 +219,7 @@ class Review:
         if tuple(frame.columns) != _COLUMNS:
             raise ValueError(f"{self.file} has columns {frame.columns}; decisions have {_COLUMNS}")
         for line in frame.iter_rows(named=True):
-            row = int(line["row"]) if line["row"].isdigit() else len(self.rows)
+            row = int(line["row"]) if (line["row"] or "").isdigit() else len(self.rows)
             known = self.rows.row(row, named=True) if row < len(self.rows) else {}
             if any(str(known.get(key)) != line[key] for key in ("index", "name", "given")):
                 raise ValueError(

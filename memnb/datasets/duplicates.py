@@ -6,7 +6,7 @@
 __all__ = ['digests', 'duplicates']
 
 # %% ../../nbs/datasets/13_duplicates.ipynb #du03
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 
 import torch
@@ -19,8 +19,9 @@ from .noisy_datasets import NoisyDataset, check_data
 def _digest(example) -> bytes:
     "16 bytes for the tensors of an example."
     h = blake2b(digest_size=16)
-    for v in tensors_in(example):
-        h.update(repr((tuple(v.shape), v.dtype)).encode())
+    named = sorted(example.items()) if isinstance(example, Mapping) else [("", example)]
+    for name, v in ((name, v) for name, part in named for v in tensors_in(part)):
+        h.update(repr((name, tuple(v.shape), v.dtype)).encode())
         v = v + 0 if v.is_floating_point() else v  # -0 is 0
         h.update(v.contiguous().reshape(-1).view(torch.uint8).numpy())
     return h.digest()

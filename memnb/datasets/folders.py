@@ -85,6 +85,15 @@ def _class_folders(path: Path) -> list[str]:
     return folders
 
 
+def _is_text(name: str) -> bool:
+    "Whether a file's name can be written in UTF-8."
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @dataclass
 class Files:
     "Pictures on the disk."
@@ -111,7 +120,7 @@ def files_of(
         raise ValueError(
             f"folders {first_few(strange)} are not among the classes {first_few(order)}"
         )
-    files = Files(root, [], [], order)
+    files = Files(root.absolute(), [], [], order)
     others = []
     for folder in folders:
         below = list(_below(root / folder))
@@ -125,6 +134,11 @@ def files_of(
             )
         files.names += [f.relative_to(root).as_posix() for f in pictures]
         files.labels += [order.index(folder)] * len(pictures)
+    if unreadable := [ascii(f) for f in files.names if not _is_text(f)]:
+        raise ValueError(
+            f"the names of {len(unreadable)} files are not UTF-8, such as {unreadable[0]}: they "
+            "cannot be written into a list; rename them"
+        )
     if others:
         caution(f"{len(others)} files are no pictures: {first_few(others)}")
     if len(order) < 2 or not files.names:

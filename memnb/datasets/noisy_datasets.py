@@ -185,7 +185,7 @@ class NoisyDataset(Dataset):
 
     def __getitem__(self, i):
         if isinstance(self.x, Inputs):
-            x = on_each(self.x[i : i + 1].batch(), lambda v: v[0])
+            x = on_each(self.x[[i]].batch(), lambda v: v[0])
         else:
             x = self.x[i]
         return x, self.y[i], self.index[i]

@@ -205,8 +205,15 @@ def _readable(reader: Reader) -> Reader:
     return replace(reader, inputs=inputs)
 
 
+_COMPARED = 200  # items, whose labels are compared with those that a data set lists
+
+
 def _label_list(reader: Reader, items: list | None, n: int, progress: bool) -> list:
-    "The n labels: those that the data set lists, or of one pass over the items."
+    """The n labels, of the items themselves.
+
+    Where items are not in memory, those that the data set lists, if some items have the same: a
+    wrapper with noisy labels may list the true ones.
+    """
     source = reader.source
 
     def label_of(item, i: int):
@@ -219,22 +226,25 @@ def _label_list(reader: Reader, items: list | None, n: int, progress: bool) -> l
     first = first.tolist() if isinstance(first, (Tensor, np.ndarray, np.generic)) else first
     if isinstance(first, float) and first == first:
         caution("labels are floats: whole ones are read as integers")
+    if items is not None:
+        return [label_of(item, i) for i, item in enumerate(items)]
     known = _whole_of(source, _labels_in)
-    if known is None and items is None and hasattr(source, "column_names"):
+    if known is None and hasattr(source, "column_names"):
         known = list(source[reader.label])
     if known is not None:
-        some = {0, n // 2, n - 1}
+        some = np.linspace(0, n - 1, min(n, _COMPARED), dtype=int).tolist()
         right = [plain_label(known[i], i) == label_of(reader.item(i), i) for i in some]
         if all(right):
             return [plain_label(v, i) for i, v in enumerate(known)]
-    if items is not None:
-        return [label_of(item, i) for i, item in enumerate(items)]
     bar = tqdm(range(n), desc="labels", delay=2, disable=not progress)
     return [label_of(reader.item(i), i) for i in bar]
 
 
 def _classes(labels: list, clean, n_classes: int | None, classes, named: list | None):
     "`n_classes` and `classes`: as given, as the data set says, or all numbers up to the largest."
+    are_words = all(isinstance(v, str) for v in labels)
+    if are_words and classes is None and n_classes is None and set(labels) <= set(named or ()):
+        return None, named
     if classes is not None or not all(isinstance(v, (int, np.integer)) for v in labels):
         return n_classes, classes
     if n_classes is None and any(isinstance(v, bool) for v in labels):

@@ -119,12 +119,19 @@ def scaling(
     channels: int,  # of the inputs
     peak: float = 255.0,  # the stored value that becomes 1
 ) -> Scaled:
-    "(x / peak - mean) / std. `ValueError` for numbers that do not fit the channels."
-    return Scaled(
-        peak,
-        _per_channel("mean", 0.0 if mean is None else mean, channels),
-        _per_channel("std", 1.0 if std is None else std, channels),
-    )
+    """(x / peak - mean) / std.
+
+    `ValueError` for numbers that do not fit the channels, or are those of bytes that nobody scaled.
+    """
+    means = _per_channel("mean", 0.0 if mean is None else mean, channels)
+    stds = _per_channel("std", 1.0 if std is None else std, channels)
+    for what, numbers in (("mean", means), ("std", stds)):
+        if peak > 1 and max(numbers) > 1:
+            raise ValueError(
+                f"{what}={shown(numbers)} is not of values in [0, 1]: bytes are divided by "
+                f"{peak:g} first, so divide it by {peak:g} too"
+            )
+    return Scaled(peak, means, stds)
 
 
 def say_unit_range():

@@ -33,16 +33,29 @@ def _separator(path: Path) -> str:
     return max(",;\t|", key=outside.count)
 
 
-def _read_csv(path: Path) -> pl.DataFrame:
-    "The columns' types are those of the first rows, or of all where later rows differ."
+def _read_csv(path: Path, rows: str | None) -> pl.DataFrame:
+    """The columns' types are those of the first rows, or of all where later rows differ.
+
+    The column that names the rows is text: 00123 stays 00123.
+    """
     options = dict(separator=_separator(path), null_values=_NULLS, try_parse_dates=True)
+    if rows is not None:
+        options["schema_overrides"] = {rows: pl.String}
     try:
         return pl.read_csv(path, infer_schema_length=10_000, **options)
     except pl.exceptions.ComputeError:
         return pl.read_csv(path, infer_schema_length=None, **options)
 
 
-def read_table(place: str | Path) -> pl.DataFrame:
+def _check_header(frame: pl.DataFrame):
+    "`ValueError` for columns of one name, which polars numbers."
+    for column in frame.columns:
+        name, twice, number = column.rpartition("_duplicated_")
+        if twice and number.isdigit() and name in frame.columns:
+            raise ValueError(f"columns must differ; {name!r} occurs more than once")
+
+
+def read_table(place: str | Path, rows: str | None = None) -> pl.DataFrame:
     "A CSV or parquet file. `OSError` or `ValueError` for what is none."
     path = local_path("table", place)
     if not path.is_file():
@@ -54,18 +67,19 @@ def read_table(place: str | Path) -> pl.DataFrame:
     try:
         if suffix in (".parquet", ".pq"):
             return pl.read_parquet(path)
-        frame = _read_csv(path)
+        frame = _read_csv(path, rows)
+        _check_header(frame)
     except (pl.exceptions.PolarsError, UnicodeError, OverflowError) as e:
         why = str(e).splitlines()[0]
         if "utf-8" in why.lower():
             why += "; save it as UTF-8, or read it with pandas and its encoding, and give the frame"
         raise ValueError(f"table={str(path)!r} cannot be read: {why}") from e
-    return _decimal_points(frame.rename(lambda name: name.strip()))
+    return _decimal_points(frame.rename(lambda name: name.strip()), rows)
 
 
-def _decimal_points(frame: pl.DataFrame) -> pl.DataFrame:
+def _decimal_points(frame: pl.DataFrame, rows: str | None) -> pl.DataFrame:
     "Columns of numbers with a decimal comma as numbers, which a warning names."
-    words = [name for name in frame.columns if frame[name].dtype == pl.String]
+    words = [c for c in frame.columns if frame[c].dtype == pl.String and c != rows]
     words = [c for c in words if frame[c].str.contains(",", literal=True).any()]
     commas = [c for c in words if frame[c].str.contains(r"^\s*[-+]?\d+(,\d+)?\s*$").all()]
     if commas:
@@ -96,10 +110,10 @@ def _from_pandas(table) -> pl.DataFrame:
     return pl.DataFrame(series)
 
 
-def _frame(table) -> tuple[pl.DataFrame, list | None]:
+def _frame(table, rows: str | None = None) -> tuple[pl.DataFrame, list | None]:
     "A table as a frame of polars, and the names of its rows where it has some."
     if isinstance(table, (str, Path)):
-        frame = read_table(table)
+        frame = read_table(table, rows)
         if frame.columns and frame.columns[0] == "" and frame[""].n_unique() == frame.height:
             return frame.drop(""), frame[""].to_list()  # as pandas writes its index
         return frame, None
@@ -171,6 +185,20 @@ class Column:
         return (codes[:, None] == np.arange(len(place))).astype(np.float32)
 
 # %% ../../nbs/datasets/12_tables.ipynb #ta08
+def _numbers_in_words(series: pl.Series) -> pl.Series:
+    "Words that are numbers. `ValueError` for others, in a column that has numbers elsewhere."
+    words = series.cast(pl.String)
+    numbers = words.cast(pl.Float64, strict=False)
+    strange = np.flatnonzero((numbers.is_null() & words.is_not_null()).to_numpy())
+    if len(strange):
+        row = int(strange[0])
+        raise ValueError(
+            f"column {series.name!r} holds {words[row]!r} at row {row}; the training table has "
+            "numbers or dates there"
+        )
+    return numbers
+
+
 def numbers_of(series: pl.Series) -> np.ndarray:
     "(n,) float64, NaN where there is none; dates in days. `ValueError` for infinity, with its row."
     kind = series.dtype
@@ -180,6 +208,8 @@ def numbers_of(series: pl.Series) -> np.ndarray:
         series = series.dt.total_microseconds().cast(pl.Float64) / 86_400e6
     elif kind == pl.Time:
         series = series.cast(pl.Int64).cast(pl.Float64) / 86_400e9
+    elif kind in (pl.String, pl.Categorical, pl.Enum):
+        series = _numbers_in_words(series)
     values = series.cast(pl.Float64).fill_null(float("nan")).to_numpy()
     infinite = np.flatnonzero(np.isinf(values))
     if len(infinite):
@@ -367,7 +397,8 @@ def from_table(
     Warnings say what is done to which column. `ValueError` for a column that is not there, with
     those that are, and for columns that are neither numbers, dates nor categories.
     """
-    frame, names = _frame(table)
+    rows = str(rows) if isinstance(rows, int) else rows
+    frame, names = _frame(table, rows)
     if not isinstance(standardize, bool):
         raise TypeError(f"standardize={shown(standardize)} must be True or False")
     label = str(label) if isinstance(label, int) else label

@@ -13,6 +13,7 @@ from ..audit.cleaning import copy_tree, decide
 from ..audit.noise_rate import estimate_noise
 from ..audit.report import check_report, verdict, write_report
 from ..audit.suspicion import audit
+from ..datasets.sources import DATASETS
 from ..datasets.tables import read_table
 from memnb.explorer.audit_inputs import (
     TABLES,
@@ -43,6 +44,24 @@ def _rows_of(p: Params) -> Callable | None:
     return show
 
 
+_OF_TABLES = ("label", "rows", "drop", "classes")
+
+
+def _check_given(data: str, out: str | Path, tree: str | Path | None, given: dict):
+    "`ValueError` for data that could be two things, and for what would be left out in silence."
+    path = Path(data).expanduser()
+    if str(data) in DATASETS and path.exists():
+        raise ValueError(
+            f"data={data!r} is the name of a data set, and of something here; ./{data} is the "
+            "latter"
+        )
+    unused = [name for name in _OF_TABLES if given.get(name) is not None]
+    if path.is_dir() and unused:
+        raise ValueError(f"{', '.join(unused)} are for tables and arrays; {data} is a folder")
+    if tree is not None and Path(tree).absolute() == Path(out).absolute():
+        raise ValueError(f"report and cleaned copy are both to be in {out}; give two folders")
+
+
 def audit_report(
     data: str,  # a folder of pictures, a table, a `.npz` file, or the name of a data set
     out: str | Path,  # folder of the report, which must not be there yet
@@ -58,6 +77,7 @@ def audit_report(
 
     `ValueError` or `OSError` before any work, for parameters, data or weights that do not fit.
     """
+    _check_given(data, out, tree, given)
     filled = dict.fromkeys((*_NAMES, *_REST)) | given
     if Path(data).expanduser().is_dir() and not weights:
         filled |= {k: v for k, v in _OF_PICTURES.items() if filled[k] is None}

@@ -49,7 +49,11 @@ export default { render({ model, el }) {
     box.onkeydown = (event) => {
         if (event.ctrlKey || event.metaKey || event.altKey || event.target === choose) { return; }
         const action = { a: "accept", k: "keep", d: "drop", u: "undo" }[event.key];
-        const name = /^[0-9]$/.test(event.key) && model.get("classes")[Number(event.key)];
+        const classes = model.get("classes");
+        const digit = /^[0-9]$/;
+        const own = classes.some((c) => digit.test(c));  // classes that are called by digits
+        const at = own ? classes.indexOf(event.key) : Number(event.key);
+        const name = digit.test(event.key) && classes[at];
         if (action) { send(action); }
         if (name) { send("choose", name); }
         if (action || name) { event.preventDefault(); event.stopPropagation(); }

@@ -6,6 +6,7 @@
 __all__ = ['read_weights', 'unwrapped', 'load_weights']
 
 # %% ../../nbs/models/09_checkpoints.ipynb #ck03
+import copy
 import pickle
 import warnings
 import zipfile
@@ -98,6 +99,10 @@ def unwrapped(
     own = list(model.state_dict())
     if set(state) == set(own):
         return state, "; ".join(said)
+    for prefix in _PREFIXES:
+        bare = {name.removeprefix(prefix): v for name, v in state.items()}
+        if set(bare) == set(own) and all(name.startswith(prefix) for name in state):
+            return bare, "; ".join([*said, f"{len(bare)} names lose {prefix!r}"])
     by_bare = {}
     for name in own:
         by_bare.setdefault(_bare(name), name)
@@ -121,7 +126,10 @@ def load_weights(
     or weights that do not fit the model.
     """
     state, said = unwrapped(read_weights(path), model)
+    shapes = {name: v.shape for name, v in model.state_dict().items() if isinstance(v, Tensor)}
     try:
+        if shapes != {name: v.shape for name, v in state.items() if isinstance(v, Tensor)}:
+            copy.deepcopy(model).load_state_dict(state)  # what does not fit leaves the model alone
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as e:
         raise ValueError(f"{path} does not fit {type(model).__name__}: {e}") from e

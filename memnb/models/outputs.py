@@ -83,6 +83,8 @@ def logits_of(
         raise TypeError(f"the model gives {shown(out)}{parts}; it must give a tensor of logits")
     if out.shape == (n,):
         out = out[:, None]
+    elif n == 1 and out.ndim < 2:
+        out = out.reshape(1, -1)  # a network that squeezes what it gives
     return out.float() if out.dtype in (torch.float16, torch.bfloat16) else out
 
 

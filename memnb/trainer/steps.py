@@ -11,7 +11,7 @@ __all__ = ['order', 'recorded_times', 'times_of', 'steps_of', 'copied', 'Trainin
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..common.checks import check_memory, number, seed_of, shown, whole
 from ..common.rng import seeded
-from ..datasets.inputs import Inputs, batch_of, described, tensors_in
+from ..datasets.inputs import Inputs, batch_of, described, in_memory, on_each, tensors_in
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import device_of, eager, evaluating, examples
 from ..models.outputs import answer, fed, logits_of, outputs_of
@@ -287,7 +287,7 @@ def check_outputs(
     model: nn.Module,  # any network
     data: NoisyDataset,  # training set
 ) -> NoisyDataset:
-    """The data, on the model's device.
+    """The data, on the model's device; of a network that changes its inputs in place, as `Inputs`.
 
     `TypeError` unless these are a network and a data set. `ValueError` unless the network's
     parameters are finite, it takes such inputs, and it gives finite logits, one for each of the
@@ -303,15 +303,18 @@ def check_outputs(
     k = data.n_classes
     batch = fed(model, x)
     _say_cast(batch_of(x), batch)
+    trial = on_each(batch, Tensor.clone)
     try:
         with examples(None), evaluating(model):
-            out = outputs_of(model, batch)
+            out = outputs_of(model, trial)
     except Exception as e:  # whatever a stranger's network says
         raise ValueError(
             f"the model does not take inputs {described(batch)}; {_reads(model)}: {e}"
         ) from e
     logits = logits_of(out, len(x))
     _check_logits(logits, len(x), k)
+    if isinstance(x, Tensor) and not torch.equal(trial, batch):
+        data = replace(data, x=in_memory(data.x))  # batches are copies, which it may change
     return data
 
 

@@ -230,3 +230,53 @@ def test_a_weak_network_is_named():
     assert any("less well" in line for line in verdict(noise, 500)) is False
     poor = replace(noise, left_out=0.4, rate=0.2)
     assert any("difficult example" in line for line in verdict(poor, 500))
+
+
+def test_an_audit_of_other_data_is_refused(tmp_path):
+    found, data, noise = audited()
+    order = torch.arange(499, -1, -1)
+    other = replace(data.subset(order), index=torch.arange(500))
+    elsewhere = replace(data, index=data.index + 1)
+    for strange in (other, elsewhere):
+        with pytest.raises(ValueError, match="the audit is about other data: at row 0"):
+            decide(found, strange, 0.1)
+        with pytest.raises(ValueError, match="the decisions are about other data: row 0"):
+            cleaned(strange, decide(found, data, 0.1))
+        with pytest.raises(ValueError, match="about other data"):
+            write_report(tmp_path / "r", found, strange, noise, decisions=decide(found, data, 0.1))
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_audit_that_lists_an_example_twice_is_refused():
+    found, data, _ = audited()
+    twice = pl.concat([found.head(499), found.head(1)])
+    with pytest.raises(ValueError, match="about other data: at row 1"):
+        decide(twice, data, 0.1)
+
+
+def test_nothing_left():
+    found, data, _ = audited()
+    with pytest.raises(ValueError, match="drop every example"):
+        cleaned(data, decide(found, data, 1.0, sure=9.0))
+
+
+def test_no_picture_of_a_copy_takes_the_place_of_another(tmp_path):
+    names = ["dog/1 (was cat).png", "cat/1.png", "dog/1.png"]
+    for name in names:
+        (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pets" / name).write_text(name)
+    rows = pl.DataFrame(
+        dict(
+            row=range(3),
+            name=["cat/1.png", "dog/1 (was cat).png", "dog/1.png"],
+            index=range(3),
+            given=["cat", "dog", "dog"],
+            suggested=["dog", "dog", "dog"],
+            action=["relabel", "keep", "keep"],
+        )
+    )
+    copy_tree(tmp_path / "pets", rows, tmp_path / "clean")
+    copies = {p.name: p.read_text() for p in (tmp_path / "clean" / "dog").iterdir()}
+    assert sorted(copies.values()) == sorted(names)
+    assert copies["1 (was cat).png"] == "dog/1 (was cat).png"
+    assert copies["1 (was cat) 2.png"] == "cat/1.png"

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
+from scipy.sparse import csr_matrix
 from sklearn.base import clone
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_breast_cancer, load_digits, make_classification
@@ -136,3 +138,13 @@ def test_what_cannot_be_audited(change, says):
     y = change.pop("y", np.arange(20) % 2)
     with pytest.raises(ValueError, match=says):
         LabelAuditor(**change).fit(X, y)
+
+
+@pytest.mark.parametrize("form", [csr_matrix, pl.DataFrame, np.asarray])
+def test_rows_that_are_left_keep_the_form_of_the_table(form):
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    X = rng.normal(size=(60, 4)) + 4 * np.eye(3, 4)[y]
+    kept, labels = LabelAuditor(LogisticRegression()).fit_resample(form(X), y)
+    assert type(kept) is type(form(X))
+    assert kept.shape == (len(labels), 4)

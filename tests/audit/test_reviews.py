@@ -183,3 +183,16 @@ def test_an_audit_without_history_and_names_with_commas(tmp_path):
     again = Review(few, named, 0.2, tmp_path / "d.csv")
     assert again.answers == review.answers
     assert pl.read_csv(tmp_path / "d.csv")["name"][0].endswith('", b')
+
+
+@pytest.mark.parametrize("noise", ["0.1", 2.0, float("nan"), -0.1])
+def test_rates_that_are_none(noise):
+    found, data = audited()
+    with pytest.raises((TypeError, ValueError), match="noise="):
+        Review(found, data, noise)
+
+
+def test_a_file_with_an_empty_line_of_decisions(tmp_path):
+    (tmp_path / "d.csv").write_text("row,index,name,given,action,label\n,,,,,\n")
+    with pytest.raises(ValueError, match="about other data"):
+        begun(tmp_path / "d.csv")

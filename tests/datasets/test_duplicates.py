@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from memnb.datasets.duplicates import duplicates
+from memnb.datasets.inputs import in_memory
 from memnb.datasets.items import padded
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.datasets.own_arrays import from_arrays
@@ -54,3 +55,13 @@ def test_inputs_of_another_form_cannot_be_compared():
         duplicates(data(torch.zeros(2, 3)), data(torch.zeros(2, 4)))
     with pytest.raises(ValueError, match="the first data are a list"):
         duplicates([], data(torch.zeros(2, 4)))
+
+
+def test_dictionaries_are_compared_by_their_keys():
+    one, zero = torch.ones(4, 2), torch.zeros(4, 2)
+    y = torch.tensor([0, 1, 0, 1])
+    a = NoisyDataset(in_memory({"ids": one, "mask": zero}), y)
+    turned = NoisyDataset(in_memory({"mask": zero, "ids": one}), y)
+    swapped = NoisyDataset(in_memory({"mask": one, "ids": zero}), y)
+    assert duplicates(a, turned).all()
+    assert not duplicates(a, swapped).any()

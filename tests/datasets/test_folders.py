@@ -302,6 +302,8 @@ def test_a_folder_that_may_not_be_read(pets, monkeypatch):
         (dict(resize=9), "resize=9 needs size="),
         (dict(size=9, resize=8), "resize=8"),
         (dict(mean=(1, 2), std=1), "mean has 2 numbers; the inputs have 3 channels"),
+        (dict(mean=(125, 122, 113), std=1), "is not of values in [0, 1]"),
+        (dict(mean=0.5, std=63), "std=(63.0,) is not of values in [0, 1]"),
         (dict(memory=-1), "memory=-1"),
         (dict(device="moon"), "device='moon'"),
         (dict(classes="cat"), "classes='cat' is one word"),
@@ -316,3 +318,16 @@ def test_options_that_do_not_fit(pets, more, says):
 def test_what_is_no_path(path):
     with pytest.raises(ValueError, match="path="):
         from_folder(path)
+
+
+def test_pictures_are_found_from_another_place(pets, monkeypatch):
+    monkeypatch.chdir(pets.parent)
+    data = from_folder("pets", memory=0)
+    monkeypatch.chdir("/")
+    assert data.x[:1].batch().shape == (1, 3, 9, 8)
+
+
+def test_names_that_no_list_can_hold(pets):
+    shutil.copy(pets / "cat/b.png", os.fsencode(pets / "cat") + b"/\xff.png")
+    with pytest.raises(ValueError, match="names of 1 files are not UTF-8"):
+        from_folder(pets)

@@ -321,10 +321,10 @@ def test_what_fits_is_read_once_and_the_rest_when_needed():
 
 @pytest.mark.filterwarnings("ignore:.*more than memory")
 def test_labels_that_a_data_set_lists_are_not_read_from_items():
-    listing = Counted(pairs() * 20, targets=Y.repeat(20))
-    plain = Counted(pairs() * 20)
+    listing = Counted(pairs() * 200, targets=Y.repeat(200))
+    plain = Counted(pairs() * 200)
     assert torch.equal(from_torch(listing, memory=0).y, from_torch(plain, memory=0).y)
-    assert listing.reads < 40 < 120 < plain.reads
+    assert listing.reads < 300 < 1200 < plain.reads
 
 
 def test_listed_labels_that_are_not_those_of_the_items_are_not_taken():
@@ -403,3 +403,28 @@ def test_nothing_is_said_where_nothing_is_done():
         warnings.simplefilter("error")
         from_torch(TensorDataset(X, Y))
         from_torch(DataLoader(TensorDataset(X, Y)))
+
+
+@pytest.mark.filterwarnings("ignore:.*more than memory")
+@pytest.mark.parametrize("memory", [0, 1e9])
+def test_labels_are_those_of_the_items_where_the_data_set_lists_the_true_ones(memory):
+    given = Y.repeat(50)
+    given[30:60] = (given[30:60] + 1) % 3  # the first, the middle and the last are right
+    wrapper = Counted(pairs(X.repeat(50, 1), given), targets=Y.repeat(50))
+    data = from_torch(wrapper, memory=memory, progress=False)
+    assert torch.equal(data.y, given)
+
+
+def test_words_have_the_order_of_the_data_sets_own_classes():
+    items = [(x, ("cat", "ant")[i % 2]) for i, x in enumerate(X)]
+    data = from_torch(Counted(items, classes=["dog", "cat", "ant"]))
+    assert data.classes == ("dog", "cat", "ant")
+    assert data.y.tolist() == [1, 2] * 3
+
+
+@pytest.mark.filterwarnings("ignore:.*more than memory")
+def test_the_last_example_by_minus_one():
+    data = from_torch(pairs(), memory=0)
+    x, y, index = data[-1]
+    assert torch.equal(x, X[-1])
+    assert (y, index) == (Y[-1], 5)

@@ -283,3 +283,25 @@ def test_missing_values_of_a_file(tmp_path):
         data = from_table(tmp_path / "t.csv", label="y")
     assert data.columns.names[:2] == ("rooms", "rooms (missing)")
     assert "kind=(missing)" in data.columns.names
+
+
+def test_names_of_rows_keep_their_zeros(tmp_path):
+    lines = [f"{i:04d},{i * i},{'uv'[i % 2]}" for i in range(30)]
+    (tmp_path / "t.csv").write_text("\n".join(["id,a,y", *lines]))
+    data = from_table(tmp_path / "t.csv", label="y", rows="id")
+    assert data.names[:2].tolist() == ["0000", "0001"]
+    (tmp_path / "t.csv").write_text("id;a;y\n1,1;3;u\n1,10;4;v\n")
+    assert from_table(tmp_path / "t.csv", label="y", rows="id").names.tolist() == ["1,1", "1,10"]
+
+
+def test_a_file_whose_columns_have_one_name(tmp_path):
+    (tmp_path / "t.csv").write_text("a,y,y\n1,u,u\n2,v,v\n4,u,u\n")
+    with pytest.raises(ValueError, match="'y' occurs more than once"):
+        from_table(tmp_path / "t.csv", label="y")
+
+
+def test_words_where_the_training_table_has_numbers():
+    training = from_table(flats(), label="price")
+    rents = pl.Series(["900.5"] * 5 + ["on request"] + ["800"] * (N - 6))
+    with pytest.raises(ValueError, match="column 'rent' holds 'on request' at row 5"):
+        from_table(flats().with_columns(rent=rents), label="price", like=training)

@@ -115,3 +115,15 @@ def test_a_report_that_is_there_is_left_alone(tmp_path):
     assert done.exit_code == 1
     assert "is there already" in done.output
     assert list((tmp_path / "r").iterdir()) == []
+
+
+def test_what_could_be_meant_in_two_ways(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder_of_pictures(tmp_path / "mnist")
+    with pytest.raises(ValueError, match="./mnist is the latter"):
+        next(audit_report("mnist", "out"))
+    with pytest.raises(ValueError, match="classes are for tables and arrays"):
+        next(audit_report("./mnist", "out", classes="5"))
+    with pytest.raises(ValueError, match="give two folders"):
+        next(audit_report("./mnist", "out", tree=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

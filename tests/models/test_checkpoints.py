@@ -108,3 +108,23 @@ def test_a_truncated_file(tmp_path):
     (tmp_path / "w.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="is not a whole file of weights"):
         read_weights(tmp_path / "w.pt")
+
+
+def test_weights_that_are_refused_leave_the_model_as_it_was(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    before = {name: v.clone() for name, v in model.state_dict().items()}
+    other = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3))
+    torch.save(other.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="does not fit"):
+        load_weights(model, tmp_path / "w.pt")
+    assert all(torch.equal(v, before[name]) for name, v in model.state_dict().items())
+
+
+def test_a_wrapped_network_whose_parts_are_called_like_wrappers(tmp_path):
+    model, other = (nn.ModuleDict(dict(model=nn.Linear(3, 4), net=nn.Linear(3, 4))) for _ in "ab")
+    wrapped = {f"module.{name}": v for name, v in other.state_dict().items()}
+    torch.save(wrapped, tmp_path / "w.pt")
+    with pytest.warns(UserWarning, match="4 names lose 'module.'"):
+        load_weights(model, tmp_path / "w.pt")
+    assert torch.equal(model["net"].weight, other["net"].weight)
+    assert torch.equal(model["model"].weight, other["model"].weight)

@@ -289,3 +289,36 @@ def test_a_head_of_one_logit_answers_as_one_of_two():
     assert torch.allclose(
         predict(transfer(one, data), data.x)[:, 0], logits[:, 1] - logits[:, 0], atol=1e-5
     )
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_network_that_squeezes_its_answer(k):
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, k))
+    squeezed = Classifier(net, output=torch.squeeze)
+    x = torch.randn(9, 6)
+    assert torch.equal(predict(squeezed, x, batch=4), predict(net, x, batch=4))
+
+
+class _InPlace(nn.Module):
+    "Normalises its inputs where they lie."
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, x):
+        return self.body(x.sub_(0.5).mul_(2))
+
+
+def test_a_network_that_changes_its_inputs_leaves_the_data_as_they_are():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(90, 6, generator=g)
+    y = torch.arange(90) % 3
+    net = _InPlace()
+    given = x.clone()
+    found = audit(net, NoisyDataset(x, y))
+    noise = estimate_noise(net, NoisyDataset(x, y))
+    assert torch.equal(x, given)
+    expected = net(given.clone()).argmax(1)
+    assert found["predicted"].to_list() == expected.tolist()
+    assert noise.agreement == (expected == y).double().mean().item()
