@@ -53,6 +53,23 @@ def test_files_are_those_of_an_image_folder_in_its_order(pets):
     assert data.name == "pets"
 
 
+def test_pictures_are_squashed_as_by_torchvision(tmp_path):
+    for name in ("a/1.png", "b/2.png"):
+        save(tmp_path / name, size=(20, 13))
+    data = from_folder(tmp_path, 6, resize=(6, 6))
+    theirs = ImageFolder(
+        tmp_path, transforms.Compose([transforms.Resize((6, 6)), transforms.ToTensor()])
+    )
+    assert torch.allclose(data.x.batch(), torch.stack([x for x, _ in theirs]), atol=1e-6)
+
+
+def test_sides_that_are_cropped_are_said(tmp_path):
+    save(tmp_path / "a" / "1.png", size=(20, 13))
+    save(tmp_path / "b" / "2.png", size=(20, 20))
+    with pytest.warns(UserWarning, match="1 of 2 pictures have other proportions than 6 x 6"):
+        from_folder(tmp_path, 6)
+
+
 @pytest.mark.parametrize("resize, size", [(None, 6), (12, 6), (7, 7), (256, 224)])
 def test_pictures_are_resized_and_cropped_as_by_torchvision(tmp_path, resize, size):
     for i, shape in enumerate([(20, 31), (33, 14), (9, 9)]):
@@ -300,6 +317,7 @@ def test_a_folder_that_may_not_be_read(pets, monkeypatch):
         (dict(size="big"), "size='big'"),
         (dict(size=(1, 2, 3)), "must be one number, or (height, width)"),
         (dict(resize=9), "resize=9 needs size="),
+        (dict(size=9, resize=(9, 8)), "resize=(9, 8) must be at least"),
         (dict(size=9, resize=8), "resize=8"),
         (dict(mean=(1, 2), std=1), "mean has 2 numbers; the inputs have 3 channels"),
         (dict(mean=(125, 122, 113), std=1), "is not of values in [0, 1]"),
