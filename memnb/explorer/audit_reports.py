@@ -26,7 +26,18 @@ from ..lab.parameters import Params
 from ..models.checkpoints import load_weights
 from ..trainer.training import fit
 
-_NAMES = ("label", "rows", "drop", "size", "resize", "mean", "std", "model", "classes", "epochs")
+_PARAMETERS = (
+    "label",
+    "rows",
+    "drop",
+    "size",
+    "resize",
+    "mean",
+    "std",
+    "model",
+    "classes",
+    "epochs",
+)
 _REST = ("lr", "batch", "seed", "rho", "noise", "n", "held", "top")
 _OF_PICTURES = dict(model="resnet9", epochs=30, lr=0.05)  # where no weights are given
 
@@ -78,7 +89,7 @@ def audit_report(
     `ValueError` or `OSError` before any work, for parameters, data or weights that do not fit.
     """
     _check_given(data, out, tree, given)
-    filled = dict.fromkeys((*_NAMES, *_REST)) | given
+    filled = dict.fromkeys((*_PARAMETERS, *_REST)) | given
     if Path(data).expanduser().is_dir() and not weights:
         filled |= {k: v for k, v in _OF_PICTURES.items() if filled[k] is None}
     filled |= dict(data=str(data), weights=weights, scale="unit", preset="quick")
