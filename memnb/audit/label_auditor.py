@@ -22,16 +22,13 @@ from torch import Tensor
 
 from .cleaning import class_names, cleaned, decide
 from .noise_rate import noise_of
+from .suspicion import standard_score
 from ..common.checks import seed_of, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
 from ..localization.label_evidence import level_rare_classes, other_class_lead
 from ..localization.left_out_ridge import leave_one_out_ridge
 
 # %% ../../nbs/audit/09_label_auditor.ipynb #es05
-def _standard(v: Tensor) -> Tensor:
-    return (v - v.mean()) / v.std().clamp_min(1e-12)
-
-
 def _numbers(X) -> np.ndarray | None:
     "(n, d) float64 of a table, its columns standardized; None unless all are finite numbers."
     try:
@@ -134,13 +131,13 @@ class LabelAuditor(BaseEstimator):
         "Both opinions, and the frame that follows from them."
         p = torch.from_numpy(self.probabilities_).double()
         k = len(self.classes_)
-        suspicion = _standard(other_class_lead(p.clamp_min(1e-3).log(), y))
+        suspicion = standard_score(other_class_lead(p.clamp_min(1e-3).log(), y))
         evidence = p
         self.opinions_ = ["out of fold"]
         if x is not None:
             ridge = leave_one_out_ridge(torch.from_numpy(x), y, k, curved=True)
             ridge = level_rare_classes(ridge, y)
-            suspicion = suspicion + _standard(other_class_lead(ridge, y))
+            suspicion = suspicion + standard_score(other_class_lead(ridge, y))
             evidence = (p + ridge) / 2
             self.opinions_.append("left-out ridge")
         self.noise_ = noise_of(evidence, y)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_model', 'snapshot', 'trained_model', 'agreed_evidence', 'suggestions', 'history_weight', 'bounded_margin',
-           'learnt', 'unmemorized', 'suspicion_of', 'audit']
+           'standard_score', 'learnt', 'unmemorized', 'suspicion_of', 'audit']
 
 # %% ../../nbs/audit/01_suspicion.ipynb #cell02
 import warnings
@@ -174,8 +174,10 @@ def bounded_margin(
     return -(m / (1 + m.abs())).mean(0)
 
 
-def _standard(v: Tensor) -> Tensor:
-    "Mean 0 and standard deviation 1; about 0 where nothing but rounding varies."
+def standard_score(
+    v: Tensor,  # (n,) scores
+) -> Tensor:
+    "(n,) scores of mean 0 and standard deviation 1; about 0 where nothing but rounding varies."
     return (v - v.mean()) / v.std().clamp_min(max(1e-12, 1e-6 * v.abs().max().item()))
 
 
@@ -223,12 +225,12 @@ def suspicion_of(
     tells little. Each score is brought to mean 0 and standard deviation 1. A run of one time has no
     history.
     """
-    suspicion = _standard(other_class_lead(e, y).cpu())
+    suspicion = standard_score(other_class_lead(e, y).cpu())
     if len(run.time) == 1:
         return suspicion
-    history = _standard(bounded_margin(run)) + _standard(run.loss.double().mean(0))
+    history = standard_score(bounded_margin(run)) + standard_score(run.loss.double().mean(0))
     weight = max(history_weight(e, y), unmemorized(e, y, run.prediction[-1]))
-    return suspicion + weight * learnt(e, y, run.prediction[-1]) * _standard(history)
+    return suspicion + weight * learnt(e, y, run.prediction[-1]) * standard_score(history)
 
 # %% ../../nbs/audit/01_suspicion.ipynb #cell11
 _OWN = (
