@@ -18,8 +18,8 @@ ridge were ahead of both (one seed each, 4,000 pictures). What to make of that w
 digits and MNIST alone (seeds 0 to 5), now with two more inputs and another kind of noise that are
 nearer to natural pictures: MNIST moved by up to three pixels (`moved`), and beside a second picture
 that says nothing (`beside`), where the input knows less than the network; and labels that look like
-the picture (`alike`), by a poor classifier. The aim was to be nowhere more than 0.003 below the
-best of loss, area under the margin and evidence. Chosen were:
+the picture, by a poor classifier (`imitate_mistakes`). The aim was to be nowhere more than 0.003
+below the best of loss, area under the margin and evidence. Chosen were:
 
 - the ridge of the linear probes, 0.3 mean eigenvalues (0.01 to 3 were tried, and to average them,
   and the one whose doubts agree best with the history);
@@ -70,7 +70,6 @@ from itertools import product
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
@@ -79,6 +78,7 @@ from tqdm import tqdm
 from bench import row
 from bench.audit import CASES, KINDS, source, trained
 from memnb.audit.suspicion import agreed_evidence, bounded_margin, history_weight
+from memnb.datasets.imitated_mistakes import imitate_mistakes
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.localization.label_evidence import (
@@ -123,27 +123,6 @@ def beside(data: NoisyDataset, seed: int) -> NoisyDataset:
     g = torch.Generator().manual_seed(seed)
     x = torch.cat([data.x, 0.8 * data.x[torch.randperm(len(data), generator=g)]], 3)
     return NoisyDataset(x, data.y, data.clean, data.index, data.n_classes, data.name)
-
-
-def alike(data: NoisyDataset, rho: float, seed: int) -> NoisyDataset:
-    """A share rho of labels wrong where a classifier fitted to 120 examples doubts them, in favour
-    of classes that it takes them for."""
-    rng = np.random.default_rng(seed)
-    n = len(data)
-    x = data.x.flatten(1).numpy()
-    y = data.clean.numpy()
-    some = rng.choice(n, 120, replace=False)
-    poor = LogisticRegression(C=0.05, max_iter=300).fit(x[some], y[some])
-    p = np.full((n, data.n_classes), 1e-9)
-    p[:, poor.classes_] = poor.predict_proba(x)
-    doubt = rng.gumbel(size=n) - np.log(p[np.arange(n), y])
-    p[np.arange(n), y] = 0
-    labels = y.copy()
-    for i in np.argsort(-doubt)[: round(rho * n)]:
-        labels[i] = rng.choice(data.n_classes, p=p[i] / p[i].sum())
-    return NoisyDataset(
-        data.x, torch.from_numpy(labels), data.clean, data.index, data.n_classes, data.name
-    )
 
 
 def standard(v: Tensor) -> Tensor:
@@ -202,7 +181,7 @@ def areas(run: Run, net, data: NoisyDataset) -> dict[str, float]:
 def noisy(clean: NoisyDataset, seed: int, changed: bool) -> list[NoisyDataset]:
     "The settings' noise; of changed pictures also labels that look like them."
     data = [corrupt(clean, rho, kind, seed) for kind, rho in product(KINDS, (0.1, 0.4))]
-    return data + [alike(clean, rho, seed) for rho in (0.1, 0.4)] if changed else data
+    return data + [imitate_mistakes(clean, rho, seed) for rho in (0.1, 0.4)] if changed else data
 
 
 def run(quick: bool, full: bool) -> list[dict]:
