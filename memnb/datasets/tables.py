@@ -137,6 +137,13 @@ _OTHER = "(other)"
 _MISSING = "(missing)"
 
 
+def _holds(kind: pl.DataType) -> str:
+    "What a column of this type holds, in words; words may be numbers."
+    if kind in (pl.Date, pl.Datetime):
+        return "dates"
+    return "durations" if kind == pl.Duration else "times of day" if kind == pl.Time else "numbers"
+
+
 @dataclass(frozen=True)
 class Column:
     "How a column becomes features."
@@ -148,6 +155,7 @@ class Column:
     flagged: bool = False  # whether a second feature says that the number is missing
     varies: bool = True  # whether the number itself is a feature
     categories: tuple[str, ...] | None = None  # of words; None: numbers
+    holds: str = "numbers"  # what is read as numbers: these, dates, times of day or durations
 
     @property
     def features(self) -> list[str]:
@@ -160,6 +168,7 @@ class Column:
         "(n, features) float32. A warning counts what the training table had not."
         if self.categories is not None:
             return self._words(series)
+        self._check_kind(series)
         values = numbers_of(series)
         missing = np.isnan(values)
         if missing.any() and not self.flagged:
@@ -171,6 +180,15 @@ class Column:
         parts = [scaled] * self.varies + [missing] * self.flagged
         with np.errstate(over="ignore"):  # `Columns.read` refuses what is too large
             return np.stack(parts, 1).astype(np.float32)
+
+    def _check_kind(self, series: pl.Series):
+        "`ValueError` for dates where the training table has numbers, and the like."
+        known = series.drop_nulls()
+        if len(known) and _holds(series.dtype) != self.holds:
+            raise ValueError(
+                f"column {self.name!r} holds {series.dtype}, such as {str(known[0])!r}; the "
+                f"training table has {self.holds} there"
+            )
 
     def _words(self, series: pl.Series) -> np.ndarray:
         place = {c: i for i, c in enumerate(self.categories)}
@@ -194,7 +212,7 @@ def _numbers_in_words(series: pl.Series) -> pl.Series:
         row = int(strange[0])
         raise ValueError(
             f"column {series.name!r} holds {words[row]!r} at row {row}; the training table has "
-            "numbers or dates there"
+            "numbers there"
         )
     return numbers
 
@@ -283,7 +301,8 @@ def _learnt_numbers(series: pl.Series, standardize: bool) -> Column | None:
             "out"
         )
     mean, std = (float(filled.mean()), spread) if standardize and varies else (0.0, 1.0)
-    return Column(series.name, fill, mean, std, flagged=bool(missing.any()), varies=varies)
+    how = dict(flagged=bool(missing.any()), varies=varies, holds=_holds(series.dtype))
+    return Column(series.name, fill, mean, std, **how)
 
 
 def learn_column(

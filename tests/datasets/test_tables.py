@@ -305,3 +305,42 @@ def test_words_where_the_training_table_has_numbers():
     rents = pl.Series(["900.5"] * 5 + ["on request"] + ["800"] * (N - 6))
     with pytest.raises(ValueError, match="column 'rent' holds 'on request' at row 5"):
         from_table(flats().with_columns(rent=rents), label="price", like=training)
+
+
+DAY = dt.date(2021, 3, 1)
+
+
+@pytest.mark.parametrize(
+    "training, other, says",
+    [
+        (DAY, 18687, "holds Int64, such as '18687'; the training table has dates there"),
+        (DAY, "2021-03-01", "holds String, such as '2021-03-01'; the training table has dates"),
+        (DAY, dt.time(3), "holds Time, such as '03:00:00'; the training table has dates there"),
+        (DAY, dt.timedelta(3), "such as '3 days, 0:00:00'; the training table has dates there"),
+        (18687, DAY, "holds Date, such as '2021-03-01'; the training table has numbers there"),
+        (dt.time(3), 0.5, "holds Float64, such as '0.5'; the training table has times of day"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:columns:UserWarning")
+def test_dates_and_numbers_are_not_taken_for_each_other(training, other, says):
+    later = {dt.date: dt.date(2022, 1, 1), int: 18700, dt.time: dt.time(5)}[type(training)]
+    train = pl.DataFrame(dict(when=[training, later], y=[0, 1]))
+    like = from_table(train, label="y")
+    with pytest.raises(ValueError, match=re.escape(says)):
+        from_table(pl.DataFrame(dict(when=[other, other], y=[0, 1])), label="y", like=like)
+
+
+def test_dates_and_moments_are_read_alike():
+    days = pl.Series([DAY, DAY + dt.timedelta(10)])
+    like = from_table(pl.DataFrame(dict(when=days, y=[0, 1])), label="y")
+    moments = days.cast(pl.Datetime("ms"))
+    test = from_table(pl.DataFrame(dict(when=moments, y=[0, 1])), label="y", like=like)
+    assert torch.equal(test.x, like.x)
+
+
+def test_a_column_of_dates_that_are_all_missing_gets_the_median():
+    days = [DAY, DAY + dt.timedelta(10), None]
+    like = from_table(pl.DataFrame(dict(when=days, y=[0, 1, 1])), label="y")
+    nothing = pl.Series("when", [None, None], dtype=pl.String)
+    test = from_table(pl.DataFrame([nothing, pl.Series("y", [0, 1])]), label="y", like=like)
+    assert test.x.tolist() == [like.x[2].tolist()] * 2
