@@ -28,6 +28,7 @@ from memnb.localization.label_evidence import (
 from ..localization.scores import mislabel_scores
 from ..models.evaluation import predict
 from ..models.features import MEMORY, batch_for
+from ..models.layers import check_layers
 from ..runs.recorder import Recorder
 from ..runs.run import Run
 from ..trainer.steps import check_network, check_outputs
@@ -39,6 +40,7 @@ def check_model(model: nn.Module, data: NoisyDataset) -> NoisyDataset:
     `ValueError` for a model that cannot classify them, other errors as of `check_outputs`.
     """
     check_network(model)
+    check_layers(model)
     held = next(model.parameters(), None)
     if held is None:
         kind = type(model).__name__

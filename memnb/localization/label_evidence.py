@@ -33,7 +33,7 @@ from memnb.models.features import (
     layer_features,
     row_blocks,
 )
-from ..models.layers import first_tensor, layer_names
+from ..models.layers import check_layers, first_tensor, layer_names
 from ..models.outputs import fed, outputs_of
 from ..models.structure import hidden_groups
 from ..probes.classifiers import PROBES
@@ -120,7 +120,7 @@ def _weight_layers(model: nn.Module) -> dict[str, nn.Module]:
 
     return {
         name: module
-        for name, module in model.named_modules()
+        for name, module in check_layers(model).named_modules()
         if name
         and "parametrizations" not in name.split(".")
         and has_weights(module)

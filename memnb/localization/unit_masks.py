@@ -19,7 +19,7 @@ from ..common.checks import check_choice, names_of
 from ..datasets.inputs import Inputs, on_each
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import evaluating, examples
-from ..models.layers import activations, channel_dim, edit, first_tensor
+from ..models.layers import activations, channel_dim, check_layers, edit, first_tensor
 from ..models.outputs import answer, fed, logits_of, outputs_of, weight_type
 from ..models.structure import graphed
 from ..trainer.steps import check_outputs
@@ -76,7 +76,7 @@ def _calls(model: nn.Module, x: Tensor | Inputs) -> tuple[list[_Call], object]:
     calls = []
     handles = []
     try:
-        for name, module in model.named_modules():
+        for name, module in check_layers(model).named_modules():
             if name and _is_leaf(module):
                 before, after = _recorder(name, calls)
                 handles.append(module.register_forward_pre_hook(before, with_kwargs=True))

@@ -30,6 +30,14 @@ def _unpacked(path: Path) -> int:
         return sum(member.file_size for member in archive.infolist())
 
 
+def _is_program(path: Path) -> bool:
+    "Whether a file holds a program of torch.jit, with its code."
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
+
+
 _HINT = 'Where you trust it, save its weights alone: torch.save(model.state_dict(), "weights.pt")'
 
 
@@ -43,6 +51,12 @@ def read_weights(
     path = local_path("weights", path)
     if path.is_file():
         check_memory(f"the weights in {path} take", _unpacked(path))
+        if _is_program(path):
+            raise ValueError(
+                f"{path} holds a program of torch.jit, which could run anything. Where you trust "
+                "it, save its weights alone: torch.save(torch.jit.load(path).state_dict(), "
+                '"weights.pt")'
+            )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

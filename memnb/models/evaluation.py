@@ -42,8 +42,9 @@ def evaluating(
     model: nn.Module,  # any network
 ):
     "Evaluation mode without gradients; afterwards each module's own mode comes back."
-    modes = [(m, m.training) for m in network(model).modules()]
-    model.eval()
+    modes = [(m, m.training) for m in network(model).modules() if hasattr(m, "training")]
+    if hasattr(model, "training"):  # a frozen program of torch.jit is always in evaluation mode
+        model.eval()
     try:
         with torch.no_grad():
             yield model
