@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..common.checks import shown
-from .inputs import Inputs, caution, in_memory, tensors_in
+from ..common.checks import caution, shown
+from .inputs import Inputs, in_memory, tensors_in
 from .labels import coded
 from .noisy_datasets import NoisyDataset
 from memnb.datasets.pictures import (

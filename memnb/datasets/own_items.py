@@ -30,9 +30,9 @@ from torch.utils.data import (
 )
 from tqdm import tqdm
 
-from ..common.checks import free_memory, in_words, number, shown
+from ..common.checks import caution, free_memory, in_words, number, shown
 from ..common.rng import check_device
-from .inputs import Inputs, caution, in_memory, tensors_in
+from .inputs import Inputs, in_memory, tensors_in
 from .items import Reader, label_place, plain_label, without_label
 from .labels import coded
 from .noisy_datasets import MOST_CLASSES, NoisyDataset

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional
 
-from ..common.checks import shown, whole
-from .inputs import Scaled, caution, on_each, tensors_in
+from ..common.checks import caution, shown, whole
+from .inputs import Scaled, on_each, tensors_in
 
 # %% ../../nbs/datasets/07_pictures.ipynb #pi05
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from ..common.checks import check_memory, names_of, shown
+from ..common.checks import caution, check_memory, names_of, shown
 from ..common.files import local_path
-from .inputs import caution
 from .labels import coded, first_few
 from .noisy_datasets import NoisyDataset
 

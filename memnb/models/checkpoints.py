@@ -8,14 +8,13 @@ __all__ = ['read_weights', 'unwrapped', 'load_weights']
 # %% ../../nbs/models/09_checkpoints.ipynb #ck03
 import copy
 import pickle
-import warnings
 import zipfile
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..common.checks import check_memory, shown
+from ..common.checks import caution, check_memory, shown
 from ..common.files import local_path
 
 # %% ../../nbs/models/09_checkpoints.ipynb #ck05
@@ -148,5 +147,5 @@ def load_weights(
     except (RuntimeError, TypeError, AttributeError) as e:
         raise ValueError(f"{path} does not fit {type(model).__name__}: {e}") from e
     if said:
-        warnings.warn(f"{Path(path).name}: {said}", stacklevel=2)
+        caution(f"{Path(path).name}: {said}")
     return model.eval()

@@ -183,14 +183,20 @@ def activations(
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Yield `(outputs, {layer: activation})` of one batch after the other, in evaluation mode.
 
-    `RuntimeError` for a layer that is never called, or twice; `ValueError` for one whose
+    `RuntimeError` for a layer that is not called in each pass, or twice; `ValueError` for one whose
     activation's first dimension does not count the examples.
     """
+    end = 0
     for part, known in parts(x, batch, index):
+        start, end = end, end + len(part)
         with known, evaluating(model), capture(model, layers) as got:
             out = answer(model, part)
         if missing := [n for n in layers if n not in got]:
-            raise RuntimeError(f"layers {', '.join(missing)} are never called in a pass")
+            raise RuntimeError(
+                f"layers {', '.join(missing)} are not called in the pass over examples {start} to "
+                f"{end - 1}: the network never uses them, or only in a branch that depends on the "
+                "data; name other layers by layers="
+            )
         for name, value in got.items():
             if value.ndim == 0 or len(value) != len(part):
                 raise ValueError(

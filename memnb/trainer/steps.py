@@ -9,7 +9,6 @@ __all__ = ['order', 'recorded_times', 'times_of', 'steps_of', 'copied', 'Trainin
 
 # %% ../../nbs/trainer/02_steps.ipynb #cell03
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..common.checks import check_memory, number, seed_of, shown, whole
+from ..common.checks import caution, check_memory, number, seed_of, shown, whole
 from ..common.rng import seeded
 from ..datasets.inputs import Inputs, batch_of, described, in_memory, on_each, tensors_in
 from ..datasets.noisy_datasets import NoisyDataset
@@ -276,10 +275,9 @@ def _say_cast(read, given):
     "Warn where the inputs, as they are read, have more digits than the network is given."
     for before, after in zip(tensors_in(read), tensors_in(given), strict=True):
         if before.dtype.itemsize > after.dtype.itemsize:
-            warnings.warn(
+            caution(
                 f"the inputs are {before.dtype}, the network's weights {after.dtype}; inputs are "
-                "cast to that, batch by batch",
-                stacklevel=4,
+                "cast to that, batch by batch"
             )
 
 
@@ -375,10 +373,9 @@ def joins(
         return False
     if size == 1 or len(data) == 1:
         raise ValueError(f"batches of one example cannot be trained on ({why}); give two or more")
-    warnings.warn(
+    caution(
         f"the last of the batches would hold one example, which cannot be trained on ({why}); it "
-        f"is joined with the batch before, of {size}",
-        stacklevel=4,
+        f"is joined with the batch before, of {size}"
     )
     return True
 
