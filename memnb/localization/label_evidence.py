@@ -117,14 +117,15 @@ def _weight_layers(model: nn.Module) -> dict[str, nn.Module]:
             own += [getattr(module, name) for name in module.parametrizations]
         return any(p.ndim > 1 for p in own)
 
-    return {
-        name: module
-        for name, module in check_layers(model).named_modules()
-        if name
-        and "parametrizations" not in name.split(".")
-        and has_weights(module)
-        and not isinstance(module, _EMBEDDINGS)
-    }
+    with evaluating(model):  # in training mode, to read a weight may change it (spectral norm)
+        return {
+            name: module
+            for name, module in check_layers(model).named_modules()
+            if name
+            and "parametrizations" not in name.split(".")
+            and has_weights(module)
+            and not isinstance(module, _EMBEDDINGS)
+        }
 
 
 class _LayerInputs:

@@ -281,6 +281,26 @@ def _say_cast(read, given):
             )
 
 
+def _random_states(device: torch.device) -> list[Tensor]:
+    "The states of the generators that a network on this device draws from."
+    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *cuda]
+
+
+def _tried(model: nn.Module, batch):
+    "What the network gives for a batch. A warning where it draws random numbers for that."
+    with examples(None), evaluating(model):
+        before = _random_states(device_of(model))
+        out = outputs_of(model, batch)
+        after = _random_states(device_of(model))
+    if not all(map(torch.equal, before, after)):
+        caution(
+            "the network draws random numbers in evaluation mode, as dropout does that is always "
+            "on: what is said of it holds for one draw"
+        )
+    return out
+
+
 def check_outputs(
     model: nn.Module,  # any network
     data: NoisyDataset,  # training set
@@ -303,8 +323,7 @@ def check_outputs(
     _say_cast(batch_of(x), batch)
     trial = on_each(batch, Tensor.clone)
     try:
-        with examples(None), evaluating(model):
-            out = outputs_of(model, trial)
+        out = _tried(model, trial)
     except Exception as e:  # whatever a stranger's network says
         raise ValueError(
             f"the model does not take inputs {described(batch)}; {_reads(model)}: {e}"
