@@ -23,7 +23,7 @@ from torch import Tensor
 from .cleaning import class_names, cleaned, decide
 from .noise_rate import noise_of
 from .suspicion import standard_score
-from ..common.checks import seed_of, shown, whole
+from ..common.checks import caution, seed_of, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
 from ..localization.label_evidence import level_rare_classes, other_class_lead
 from ..localization.left_out_ridge import leave_one_out_ridge
@@ -51,10 +51,7 @@ def out_of_fold(
     counts = np.bincount(codes)
     rare = int((counts < folds).sum())
     if rare:
-        warnings.warn(
-            f"{rare} classes have fewer than {folds} rows, so some folds know nothing of them",
-            stacklevel=4,
-        )
+        caution(f"{rare} classes have fewer than {folds} rows, so some folds know nothing of them")
     split = StratifiedKFold(min(folds, counts.max()), shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")

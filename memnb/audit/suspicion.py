@@ -7,7 +7,6 @@ __all__ = ['check_model', 'snapshot', 'trained_model', 'agreed_evidence', 'sugge
            'standard_score', 'learnt', 'unmemorized', 'suspicion_of', 'audit']
 
 # %% ../../nbs/audit/01_suspicion.ipynb #cell02
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from ..common.checks import check_choice, names_of, shown, whole
+from ..common.checks import caution, check_choice, names_of, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
 from memnb.localization.label_evidence import (
     evidence,
@@ -28,6 +27,7 @@ from memnb.localization.label_evidence import (
 from ..localization.scores import mislabel_scores
 from ..models.evaluation import predict
 from ..models.features import MEMORY, batch_for
+from ..models.layers import check_layers
 from ..runs.recorder import Recorder
 from ..runs.run import Run
 from ..trainer.steps import check_network, check_outputs
@@ -39,15 +39,15 @@ def check_model(model: nn.Module, data: NoisyDataset) -> NoisyDataset:
     `ValueError` for a model that cannot classify them, other errors as of `check_outputs`.
     """
     check_network(model)
+    check_layers(model)
     held = next(model.parameters(), None)
     if held is None:
         kind = type(model).__name__
         raise ValueError(f"{kind} has no parameters, so there is nothing that it learnt")
     if held.device.type == "cpu" and held.dtype in (torch.float16, torch.bfloat16):
-        warnings.warn(
+        caution(
             f"the model is in half precision ({held.dtype}), which is slow and coarse on a CPU; "
-            "model.float() is not",
-            stacklevel=4,
+            "model.float() is not"
         )
     data = check_outputs(model, data)
     labels = data.y.unique()
@@ -74,11 +74,10 @@ def _check_order(prediction: Tensor, data: NoisyDataset):
     now = counts.diag().sum().item() / len(data)
     best = counts[rows, columns].sum().item() / len(data)
     if best > 0.6 and best - now > 0.3:
-        warnings.warn(
+        caution(
             f"the network agrees with {now:.1%} of the labels, and would with {best:.1%} "
             "if its outputs stood for the classes in another order; give the data their classes "
-            "in the network's order",
-            stacklevel=4,
+            "in the network's order"
         )
 
 

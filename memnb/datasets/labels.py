@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..common.checks import shown, whole
-from .inputs import caution
+from ..common.checks import caution, shown, whole
 from .noisy_datasets import MOST_CLASSES
 
 # %% ../../nbs/datasets/06_labels.ipynb #la05

@@ -30,13 +30,20 @@ from torch.utils.data import (
 )
 from tqdm import tqdm
 
-from ..common.checks import free_memory, in_words, number, shown
+from ..common.checks import caution, free_memory, in_words, number, shown
 from ..common.rng import check_device
-from .inputs import Inputs, caution, in_memory, tensors_in
+from .inputs import Inputs, in_memory, tensors_in
 from .items import Reader, label_place, plain_label, without_label
 from .labels import coded
 from .noisy_datasets import MOST_CLASSES, NoisyDataset
-from .pictures import ScaledBytes, Shape, picture_size, say_unit_range, scaling
+from memnb.datasets.pictures import (
+    ScaledBytes,
+    Shape,
+    picture_size,
+    pixels_in,
+    say_unit_range,
+    scaling,
+)
 
 # %% ../../nbs/datasets/10_own_items.ipynb #oi11
 HELD_IN_MEMORY = 2 * 2**30  # bytes of inputs that are kept
@@ -260,8 +267,7 @@ def _classes(labels: list, clean, n_classes: int | None, classes, named: list | 
 
 def _prepare(first, mean, std):
     "What scales the bytes of a batch; None where there are none."
-    parts = list(tensors_in(first))
-    has_bytes = [v for v in parts if v.dtype == torch.uint8]
+    has_bytes = pixels_in(first)
     if has_bytes:
         if mean is None and std is None:
             say_unit_range()

@@ -14,7 +14,7 @@ from ..audit.noise_rate import estimate_noise
 from ..audit.report import check_report, verdict, write_report
 from ..audit.suspicion import audit
 from ..datasets.sources import DATASETS
-from ..datasets.tables import read_table
+from ..datasets.table_files import read_table
 from memnb.explorer.audit_inputs import (
     TABLES,
     audit_data,
@@ -46,7 +46,7 @@ def _rows_of(p: Params) -> Callable | None:
     "How a row of a table looks; None for anything else."
     if not p.data.endswith(TABLES):
         return None
-    table = read_table(p.data)
+    table = read_table(p.data, [name for name in (p.label, p.get("rows")) if name])
 
     def show(row: int) -> str:
         values = table.row(row, named=True).items()

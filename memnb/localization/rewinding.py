@@ -32,6 +32,7 @@ from ..datasets.inputs import Inputs
 from ..datasets.noisy_datasets import NoisyDataset
 from .accounting import group_mask
 from ..models.evaluation import eager, evaluating, examples, parts, predict, predicted
+from ..models.layers import check_layers
 from ..models.outputs import answer
 from ..models.structure import belongs, layer_groups, layer_state, put_back
 from ..runs.run import Run
@@ -84,7 +85,7 @@ class _Prefix:
         self.out = {}  # module -> its output, and the output's version
         self.read = {}  # module -> version of what it read
         self.calls = Counter()
-        self.layers = dict(model.named_modules(remove_duplicate=False))
+        self.layers = dict(check_layers(model).named_modules(remove_duplicate=False))
         modules = list(model.modules())
         # a hook that changes the output would change it twice
         hooked = {m for m in modules if m._forward_hooks}

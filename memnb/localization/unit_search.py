@@ -6,7 +6,6 @@
 __all__ = ['SEARCH_MODES', 'critical_units']
 
 # %% ../../nbs/localization/04_unit_search.ipynb #cell02
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
-from ..common.checks import check_choice, check_memory, number, seed_of, shown, whole
+from ..common.checks import caution, check_choice, check_memory, number, seed_of, shown, whole
 from ..datasets.inputs import Inputs, batch_of, tensors_in
 from ..datasets.noisy_datasets import NoisyDataset
 from .unit_masks import Masked
@@ -137,10 +136,9 @@ class _Noise:
         self.sd = size * _root_mean_square(x[:, self.numbers]) if self.numbers.any() else 0.0
         self.added = {}  # embedding -> noise of the present batch
         if size and self.place() != "input":
-            warnings.warn(
+            caution(
                 "the network makes whole numbers of its inputs, to which no noise can be added; "
-                f"noise is added to: {self.place()}",
-                stacklevel=3,
+                f"noise is added to: {self.place()}"
             )
 
     def _fractions(self, cast: list[Tensor]) -> Tensor:

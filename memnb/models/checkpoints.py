@@ -8,14 +8,13 @@ __all__ = ['read_weights', 'unwrapped', 'load_weights']
 # %% ../../nbs/models/09_checkpoints.ipynb #ck03
 import copy
 import pickle
-import warnings
 import zipfile
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..common.checks import check_memory, shown
+from ..common.checks import caution, check_memory, shown
 from ..common.files import local_path
 
 # %% ../../nbs/models/09_checkpoints.ipynb #ck05
@@ -28,6 +27,14 @@ def _unpacked(path: Path) -> int:
         return path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         return sum(member.file_size for member in archive.infolist())
+
+
+def _is_program(path: Path) -> bool:
+    "Whether a file holds a program of torch.jit, with its code."
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
 
 
 _HINT = 'Where you trust it, save its weights alone: torch.save(model.state_dict(), "weights.pt")'
@@ -43,6 +50,12 @@ def read_weights(
     path = local_path("weights", path)
     if path.is_file():
         check_memory(f"the weights in {path} take", _unpacked(path))
+        if _is_program(path):
+            raise ValueError(
+                f"{path} holds a program of torch.jit, which could run anything. Where you trust "
+                "it, save its weights alone: torch.save(torch.jit.load(path).state_dict(), "
+                '"weights.pt")'
+            )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -134,5 +147,5 @@ def load_weights(
     except (RuntimeError, TypeError, AttributeError) as e:
         raise ValueError(f"{path} does not fit {type(model).__name__}: {e}") from e
     if said:
-        warnings.warn(f"{Path(path).name}: {said}", stacklevel=2)
+        caution(f"{Path(path).name}: {said}")
     return model.eval()

@@ -32,6 +32,7 @@ from memnb.audit.noise_rate import (
     noise_of,
     transitions,
 )
+from memnb.audit.reliability import reliability
 from memnb.audit.suspicion import (
     agreed_evidence,
     audit,
@@ -338,6 +339,16 @@ def test_models_that_cannot_classify_the_data(act):
     for model, of, says in cases:
         with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
             act(model, of)
+
+
+@pytest.mark.parametrize("act", [check_model, audit, estimate_noise, reliability])
+@pytest.mark.parametrize(
+    "program", [torch.jit.script, partial(torch.jit.trace, example_inputs=torch.zeros(2, 1, 8, 8))]
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_program_of_torch_jit_is_refused_with_a_way_out(act, program):
+    with pytest.raises(TypeError, match="give the torch.nn.Module that it was made from"):
+        act(program(line(3)), clusters())
 
 
 @pytest.mark.parametrize(

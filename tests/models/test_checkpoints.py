@@ -128,3 +128,10 @@ def test_a_wrapped_network_whose_parts_are_called_like_wrappers(tmp_path):
         load_weights(model, tmp_path / "w.pt")
     assert torch.equal(model["net"].weight, other["net"].weight)
     assert torch.equal(model["model"].weight, other["model"].weight)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_program_of_torch_jit_is_named(tmp_path):
+    torch.jit.script(nn.Linear(3, 2)).save(tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"holds a program of torch.jit, .*torch.jit.load\(path\)"):
+        read_weights(tmp_path / "w.pt")
