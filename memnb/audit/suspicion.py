@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_model', 'snapshot', 'trained_model', 'agreed_evidence', 'suggestions', 'history_weight', 'bounded_margin',
-           'standard_score', 'learnt', 'unmemorized', 'suspicion_of', 'audit']
+           'time_weights', 'standard_score', 'learnt', 'unmemorized', 'suspicion_of', 'audit']
 
 # %% ../../nbs/audit/01_suspicion.ipynb #cell02
 from collections.abc import Sequence
@@ -163,14 +163,40 @@ def history_weight(
 
 # %% ../../nbs/audit/01_suspicion.ipynb #weigh10
 def bounded_margin(
-    run: Run,  # with its history
+    run: Run,  # with its history of T recorded times
+    weights: Tensor | None = None,  # (T,) of the times, with sum 1; default: equal ones
 ) -> Tensor:
     """(n,) float64 in (-1, 1): minus the mean over the recorded times of m / (1 + |m|).
 
     The margin m is the label's logit less the largest other one. Higher is more suspicious.
     """
     m = run.margin.double()
-    return -(m / (1 + m.abs())).mean(0)
+    return -_mean_over_times(m / (1 + m.abs()), weights)
+
+
+def _mean_over_times(v: Tensor, weights: Tensor | None) -> Tensor:
+    return v.mean(0) if weights is None else weights @ v
+
+
+def time_weights(
+    e: Tensor,  # (n, K) evidence
+    y: Tensor,  # (n,) given labels
+    run: Run,  # with its history of T recorded times
+) -> Tensor:
+    """(T,) float64 with sum 1: how far each recorded time agrees with the evidence.
+
+    It is the eighth power of the correlation between the ranks of the losses and those of
+    `other_class_lead`. A network that memorizes agrees most before it does so, another one at its
+    end.
+    """
+    doubts = rankdata(other_class_lead(e, y).cpu().numpy().round(8))
+    agreement = torch.zeros(len(run.time), dtype=torch.float64)
+    for t, losses in enumerate(run.loss):
+        ranks = rankdata(losses.cpu().numpy())
+        if ranks.std() > 0 and doubts.std() > 0:
+            agreement[t] = max(0.0, np.corrcoef(ranks, doubts)[0, 1]) ** 8
+    total = agreement.sum()
+    return agreement / total if total > 0 else torch.full_like(agreement, 1 / len(agreement))
 
 
 def standard_score(
@@ -200,16 +226,14 @@ def unmemorized(
     y: Tensor,  # (n,) given labels
     predictions: Tensor,  # (n,) classes that the network says
 ) -> float:
-    """How far the network has not memorized the labels that the evidence doubts, in [0, 1].
+    """How far the network has not memorized the labels that the evidence doubts most, in [0, 1].
 
-    1 where it gives a tenth of them or fewer, 0 from four tenths. What such a network says of its
-    own training examples is nearly as good as of new ones.
+    1 where it gives none of the twentieth that is doubted most, 0 where it gives a tenth of these.
+    What such a network says of its own training examples is nearly as good as of new ones.
     """
-    doubted = (e.argmax(1) != y).cpu()
-    if not doubted.any():
-        return 0.0
-    given = (predictions.cpu() == y.cpu())[doubted].double().mean().item()
-    return min(1.0, max(0.0, (0.4 - given) / 0.3))
+    most = other_class_lead(e, y).topk(max(1, round(len(y) / 20))).indices.cpu()
+    given = (predictions.cpu() == y.cpu())[most].double().mean().item()
+    return max(0.0, 1 - 10 * given)
 
 
 def suspicion_of(
@@ -219,16 +243,18 @@ def suspicion_of(
 ) -> Tensor:
     """(n,) float64: how far another class is ahead, and what the history adds.
 
-    The history is the sum of bounded margin and mean loss. It counts by `history_weight`, or by
-    `unmemorized` where that is more, times `learnt`: that of a network that was hardly trained
-    tells little. Each score is brought to mean 0 and standard deviation 1. A run of one time has no
-    history.
+    The history is the sum of bounded margin and mean loss, both by `time_weights`. It counts by
+    `history_weight`, or by twice `unmemorized` where that is more, times `learnt`: that of a
+    network that was hardly trained tells little. Each score is brought to mean 0 and standard
+    deviation 1. A run of one time has no history.
     """
     suspicion = standard_score(other_class_lead(e, y).cpu())
     if len(run.time) == 1:
         return suspicion
-    history = standard_score(bounded_margin(run)) + standard_score(run.loss.double().mean(0))
-    weight = max(history_weight(e, y), unmemorized(e, y, run.prediction[-1]))
+    times = time_weights(e, y, run)
+    loss = _mean_over_times(run.loss.double(), times)
+    history = standard_score(bounded_margin(run, times)) + standard_score(loss)
+    weight = max(history_weight(e, y), 2 * unmemorized(e, y, run.prediction[-1]))
     return suspicion + weight * learnt(e, y, run.prediction[-1]) * standard_score(history)
 
 # %% ../../nbs/audit/01_suspicion.ipynb #cell11
