@@ -413,6 +413,7 @@ def test_stored_claims_are_those_of_the_notebooks():
         "index",
         "explore",
         "audit",
+        "four_lenses",
     }
     assert set(stored["figure"]) == figures
     assert set(stored.filter(preset="quick")["figure"]) == figures
