@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Subject', 'Lens', 'as_it_is', 'dynamics', 'early_stopping', 'gradients', 'rewinding', 'critical', 'tied', 'masc',
-           'velpic', 'neurons', 'compared', 'by_layer', 'same_answers']
+           'velpic', 'neurons', 'compared', 'shares_by_layer', 'same_answers']
 
 # %% ../../nbs/papers/25_lenses.ipynb #ln02
 from collections import Counter
@@ -308,7 +308,7 @@ def compared(
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def by_layer(
+def shares_by_layer(
     lenses: Iterable[Lens],
 ) -> pl.DataFrame:
     "Rows `lens, layer, share` of the lenses that say how much of the memory each layer has."

@@ -13,7 +13,6 @@ from memnb.papers.lens_inputs import lenses_parameters, made_texts, text_network
 from memnb.papers.lenses import (
     Subject,
     as_it_is,
-    by_layer,
     compared,
     critical,
     dynamics,
@@ -23,6 +22,7 @@ from memnb.papers.lenses import (
     neurons,
     rewinding,
     same_answers,
+    shares_by_layer,
     tied,
     velpic,
 )
@@ -124,7 +124,7 @@ def test_shares_of_the_layers_add_up(learnt):
     for lens in lenses:
         assert sum(lens.layers.values()) == pytest.approx(1)
         assert set(lens.layers) <= {"fc1", "fc2", "out"}
-    assert set(by_layer(lenses)["lens"]) == {"gradients", "rewinding", "critical units"}
+    assert set(shares_by_layer(lenses)["lens"]) == {"gradients", "rewinding", "critical units"}
 
 
 def scores(net, data, by: str) -> torch.Tensor:
