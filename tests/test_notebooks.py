@@ -17,6 +17,7 @@ from cells import prepared, run
 from IPython.display import Markdown
 
 from memnb.explorer import audit_parameters
+from memnb.papers.human_noise import human_parameters
 from memnb.papers.latent import latent_parameters
 from memnb.papers.lens_inputs import lenses_parameters
 from memnb.papers.localization import localization_parameters
@@ -25,6 +26,7 @@ from memnb.papers.relu import relu_parameters
 
 PARAMETERS = dict(
     audit=audit_parameters,
+    human=human_parameters,
     relu=relu_parameters,
     latent=latent_parameters,
     localization=localization_parameters,
@@ -35,6 +37,7 @@ NBS = Path(__file__).parents[1] / "nbs"
 NAMES = [
     "audit",
     "four_lenses",
+    "human_noise",
     *(f"fig{i}" for i in range(1, 7)),
     *(f"latent_{n}" for n in ("interventions", "probes", "resist", "transfer")),
     *(f"localization_{n}" for n in ("atypical", "dropout", "gradients", "neurons")),
@@ -47,7 +50,7 @@ NAMES = [
 IN_A_KERNEL = {"audit", "fig1"}
 FEWER = {  # where ci itself takes longer than it tells
     "modular_partition": dict(operations="add"),
-    **dict.fromkeys((n for n in NAMES if n.startswith("localization_")), dict(n=150)),
+    **dict.fromkeys((n for n in NAMES if n.startswith(("localization_", "human_"))), dict(n=150)),
 }
 VERDICTS = {"holds", "does not hold", "undecided", "not run"}
 
