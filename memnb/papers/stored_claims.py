@@ -281,9 +281,8 @@ def merge(
     here = here.join(new.select(ids), on=ids, how="anti", nulls_equal=True)
     whole = pl.concat([other, new, here], how="diagonal_relaxed").sort(SETTING, maintain_order=True)
     notes = [
-        f"{figure}, {', '.join(filter(None, more))}: {n} claims are kept as stored, judged over more seeds"
-        for *setting_of, n in kept.group_by(SETTING, maintain_order=True).len().rows()
-        for figure, *more in [setting_of]
+        f"{', '.join(filter(None, words))}: {n} claims are kept as stored, judged over more seeds"
+        for *words, n in kept.group_by(SETTING, maintain_order=True).len().rows()
     ]
     return whole, notes
 
