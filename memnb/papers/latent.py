@@ -69,6 +69,7 @@ _PRESETS = {
     "quick": _PAPER
     | dict(dataset="digits", widths="32,64,128,128", epochs=100, stop_at=None, lr=0.02, every=10),
     "small": _PAPER | dict(n=4000, rhos="0.4,0.8", epochs=70, stop_at=None, lr=0.01, every=10),
+    "half": _PAPER | dict(rhos="0.4,0.8", seeds="0", epochs=60, stop_at=None, lr=4e-3),
     "paper": _PAPER,
     "ci": _PAPER
     | dict(

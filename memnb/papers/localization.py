@@ -92,6 +92,7 @@ _PRESETS = {
         cells="0.2,0.4,0.6",
         shares="0.2",
     ),
+    "half": _PAPER | dict(width=0.5, seeds="0", rhos="0.1,0.5", cells="0.2,0.4", shares="0.2"),
     "paper": _PAPER,
     "ci": _PAPER
     | dict(
