@@ -11,7 +11,11 @@ import polars as pl
 from ..lab.claims import judge, not_run
 from .latent_claims import LATENT_CLAIMS, latent_verdicts
 from .localization import published_counts
-from .localization_claims import LOCALIZATION_CLAIMS, localization_verdicts
+from memnb.papers.localization_claims import (
+    LOCALIZATION_CLAIMS,
+    localization_verdicts,
+    table1_data,
+)
 from .modular_claims import MODULAR_CLAIMS, modular_verdicts
 from .modular_neuron_claims import PARTITION, TEXT_CLAIMS, TIED_FIRST_LAYER
 from .modular_training_claims import ORDER, PHASES, PICTURES
@@ -21,7 +25,7 @@ from .relu_claims import RELU_CLAIMS
 def _of_localization(figure: str, frame: pl.DataFrame, p: dict) -> pl.DataFrame:
     if figure == "localization_atypical":
         return localization_verdicts(figure, frame, 0.0, counts=published_counts())
-    ran = p["dataset"] if p["preset"] == "paper" else ""
+    ran = table1_data(p) if figure == "localization_dropout" else ""
     return localization_verdicts(figure, frame, p["rho"], ran)
 
 
