@@ -199,11 +199,12 @@ def _joint_verdict(part: pl.DataFrame) -> str:
     return ", ".join(f"{v} at {kinds[v]}" for v in order)
 
 
-def _most_seeds(part: pl.DataFrame) -> int | None:
-    "Over how many seeds a claim was judged, at most."
+def _most_seeds(part: pl.DataFrame) -> str:
+    "Over how many seeds a claim was judged, at most; empty where that is not known."
     if "seeds" not in part.columns:
-        return None
-    return part["seeds"].str.extract(r"of (\d+)$").cast(pl.Int64).max()
+        return ""
+    most = part["seeds"].str.extract(r"of (\d+)$").cast(pl.Int64).max()
+    return "" if most is None else str(most)
 
 
 def one_row_a_claim(
