@@ -305,12 +305,14 @@ def claims(root: Path, where, output, wide, update):
     "The verdict on each claim, over all seeds and noise rates."
     from memnb.papers.stored_claims import gathered, one_row_a_claim, stored_results, together
 
-    frame = results(None, root, "claims")  # which refuses a folder without any
     if wide:
+        frame = results(None, root, "claims")
         columns = ["figure", "statement", "rho", "paper", "ours", "seeds", "verdict", "key"]
         frame = frame.select(c for c in columns if c in frame.columns)
     else:
         found = stored_results(root)
+        if not found:
+            raise ValueError(f"there are no results of any notebook in {root}")
         if update:
             _update(update, found)
             return

@@ -213,7 +213,7 @@ def _hours(line: Line, tasks: Sequence[Task], records: list[dict]) -> float:
     took = [
         r["wall_seconds"] * r.get("threads", 1) / 3600
         for r in records
-        if r.get("parameters") in known and r.get("wall_seconds")
+        if r.get("parameters") in known and r.get("wall_seconds") is not None
     ]
     return sum(took) / len(took) if took else line.cpu_hours
 
