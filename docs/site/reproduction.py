@@ -32,6 +32,12 @@ SLUGS = {
     "localization": ("reproduction-localization", localization_parameters),
     "modular": ("reproduction-modular", modular_parameters),
 }
+TITLES = {
+    "reproduction-relu": "ReLU dynamics",
+    "reproduction-latent": "Latent generalization",
+    "reproduction-localization": "Localization",
+    "reproduction-modular": "Modular arithmetic",
+}
 
 
 def _of_figure(name: str) -> tuple:
@@ -204,10 +210,18 @@ def _cost(line: Line, done: int) -> str:
     return f"{time}, {line.memory_gb:g} GB" + (f"; needs {', '.join(beside)}" if beside else "")
 
 
+def in_order(names: list[str]) -> list[str]:
+    "Figures and tables, each once, by kind and number."
+    parts = {name: name.rpartition(" ") for name in names}
+    return sorted(
+        parts, key=lambda n: (parts[n][0], int(parts[n][2]) if parts[n][2].isdigit() else 0, n)
+    )
+
+
 def coverage(lines: list[Line], claims: list[dict]) -> str:
     "A table: for each figure, what was run and what was not, with what it would cost."
     rows = []
-    for shows in dict.fromkeys(name for line in lines for name in line.shows):
+    for shows in in_order([name for line in lines for name in line.shows]):
         mine = [line for line in lines if shows in line.shows]
         ran, left = [], []
         for line in mine:
@@ -254,7 +268,7 @@ def paper_page(
         name = notebook.stem
         mine = [line for line in lines if line.notebook == notebook]
         own = [row for row in claims if row["figure"] == name]
-        shows = ", ".join(dict.fromkeys(s for line in mine for s in line.shows))
+        shows = ", ".join(in_order([s for line in mine for s in line.shows]))
         title = titles.get(name, name)
         parts += [
             f"## {title} {{ #{name} }}",
@@ -306,10 +320,10 @@ def overview(lines: list[Line], claims: list[dict]) -> str:
                 f"<a href='{page}.html'>{html.escape(paper)}</a>",
                 *(str(counts[verdict]) for verdict in VERDICTS),
                 str(len(at_size)),
-                f"{hours_in_words(one)}; all seeds {hours_in_words(everything)}",
+                f"one seed: {hours_in_words(one)}, all: {hours_in_words(everything)}",
             ]
         )
-    head = ["paper", *VERDICTS.values(), "judged at the paper's size", "CPU time of one seed more"]
+    head = ["paper", *VERDICTS.values(), "at the paper's size", "CPU time of what is left"]
     text += _table(head, rows) + "\n\n"
     text += (
         "`memnb reproduce --list` says what is left on this machine, and "
@@ -331,6 +345,5 @@ def pages(root: Path, lines: list[Line], titles: dict) -> dict[str, tuple[str, s
     for paper in dict.fromkeys(line.paper for line in lines):
         mine = [line for line in lines if line.paper == paper]
         page, _ = _of_figure(next(line.notebook.stem for line in mine if line.notebook))
-        title = page.partition("-")[2].capitalize()
-        made[f"{page}.md"] = (title, paper_page(paper, mine, claims, figures, titles))
+        made[f"{page}.md"] = (TITLES[page], paper_page(paper, mine, claims, figures, titles))
     return made

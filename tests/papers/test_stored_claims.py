@@ -1,6 +1,7 @@
 "Stored claims: judged over seeds and rates, with one writer, and nothing lost silently."
 
 import json
+import os
 
 import polars as pl
 import pytest
@@ -66,8 +67,6 @@ def test_of_two_results_of_one_seed_and_rate_the_newest_counts_once(tmp_path):
     result(tmp_path / "fig4" / "new", rhos=[0.1, 0.2], code="b" * 16)
     result(tmp_path / "fig4" / "old", rhos=[0.2, 0.4], code="a" * 16)
     new, old = (tmp_path / "fig4" / k / "claims.parquet" for k in ("new", "old"))
-    import os
-
     os.utime(old, (1e9, 1e9))
     os.utime(new, (2e9, 2e9))
     (group,) = together(stored_results(tmp_path))
@@ -142,6 +141,41 @@ def test_a_statement_that_a_figure_has_no_more_is_gone_and_other_settings_stay()
     stored = pl.DataFrame([a_claim(statement="gone"), a_claim(preset="paper", statement="gone")])
     whole, _ = merge(stored, pl.DataFrame([a_claim()]))
     assert whole.select("preset", "statement").rows() == [("paper", "gone"), ("quick", "s")]
+
+
+def test_what_is_stored_beside_each_other(tmp_path):
+    "Figures, presets, data and kinds of search; of one setting the newest counts."
+    one = pl.DataFrame([dict(statement="s", rho=0.2, ours=0.123456, verdict="holds")])
+    modular = dict(preset="quick", modulus=31, epochs=9)
+    search = dict(preset="quick", dataset="digits", model="resnet9")
+    given = {
+        "a": ("fig1", dict(preset="quick", dataset="digits")),
+        "b": ("fig1", dict(preset="paper", dataset="mnist")),
+        "c": ("modular_order", modular | dict(dataset="digits")),
+        "d": ("modular_order", modular | dict(dataset="mnist")),
+        "e": ("localization_neurons", search | dict(mode="exact")),
+        "f": ("localization_neurons", search | dict(mode="hybrid")),
+    }
+    for name, (figure, p) in given.items():
+        claims = one.with_columns(figure=pl.lit(figure))
+        result(tmp_path / "r" / figure / name, figure, claims=claims, **p)
+    file = tmp_path / "c.csv"
+
+    update_claims(file, stored_results(tmp_path / "r"))
+    claims = one.with_columns(figure=pl.lit("fig1"), verdict=pl.lit("undecided"))
+    result(tmp_path / "s" / "fig1" / "k", "fig1", claims=claims, preset="quick", dataset="digits")
+    update_claims(file, stored_results(tmp_path / "s"))
+
+    stored = read_claims(file)
+    assert stored.select("figure", "preset", "dataset", "model", "epochs", "verdict").rows() == [
+        ("fig1", "paper", "mnist", "", None, "holds"),
+        ("fig1", "quick", "digits", "", None, "undecided"),
+        ("localization_neurons", "quick", "digits", "resnet9", None, "holds"),
+        ("localization_neurons", "quick", "digits", "resnet9, hybrid search", None, "holds"),
+        ("modular_order", "quick", "modulo 31", "", 9, "holds"),
+        ("modular_order", "quick", "modulo 31, mnist", "", 9, "holds"),
+    ]
+    assert set(stored["ours"]) == {0.1235}
 
 
 def test_two_claims_with_one_statement_both_stay(tmp_path):
