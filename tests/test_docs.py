@@ -17,7 +17,7 @@ import reproduction
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
-from memnb.papers.reproduction import read_table
+from memnb.papers.reproduction import read_reproduction
 
 ROOT = Path(__file__).parents[1]
 
@@ -292,7 +292,7 @@ def claims_of(place: Path, *rows: dict):
 
 
 def page_of_fig2(place: Path) -> str:
-    lines = [x for x in read_table(ROOT / "docs/reproduce.csv") if "Fig. 2" in x.shows]
+    lines = [x for x in read_reproduction(ROOT / "docs/reproduce.csv") if "Fig. 2" in x.shows]
     lines = [line for line in lines if line.paper.startswith("On the Learning")]
     made = reproduction.pages(place, lines, dict(fig2="Figure 2"))
     assert made["reproduction-relu.md"][0] == "ReLU dynamics"
@@ -300,7 +300,7 @@ def page_of_fig2(place: Path) -> str:
 
 
 def test_reproduction_without_claims(tmp_path):
-    lines = read_table(ROOT / "docs/reproduce.csv")
+    lines = read_reproduction(ROOT / "docs/reproduce.csv")
     made = reproduction.pages(tmp_path, lines, {})
     assert len(made) == 5
     assert "No claims stored yet" in made["reproduction.md"][1]
@@ -342,7 +342,7 @@ def test_the_table_of_what_to_run_expects_the_settings_that_are_stored():
     stored = reproduction.read_rows(ROOT / "docs" / "claims.csv")
     quick = [
         line
-        for line in read_table(ROOT / "docs/reproduce.csv")
+        for line in read_reproduction(ROOT / "docs/reproduce.csv")
         if line.notebook and line.values.get("preset", "quick") == "quick"
     ]
     for line in quick:

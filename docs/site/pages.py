@@ -23,7 +23,7 @@ from latex2mathml.converter import convert
 from markdown.extensions.toc import slugify, unique
 from nbconvert.exporters import templateexporter
 
-from memnb.papers.reproduction import read_table
+from memnb.papers.reproduction import read_reproduction
 
 ROOT = Path(__file__).parents[2]
 GROUPS = {
@@ -376,7 +376,7 @@ def assemble(src: Path) -> list:
 
 def _reproduction_pages(src: Path, titles: dict[Path, str]) -> list[dict]:
     "Writes what was found of each paper; its part of the navigation."
-    lines = read_table(ROOT / "docs/reproduce.csv")
+    lines = read_reproduction(ROOT / "docs/reproduce.csv")
     made = reproduction.pages(ROOT, lines, {path.stem: title for path, title in titles.items()})
     for name, (_, text) in made.items():
         (src / name).write_text(formulas(text, name))

@@ -176,10 +176,10 @@ def _say_list(cells: list, lines: list, budget: str | None):
 @_pool_options
 def reproduce_(listed, budget, only, table, claims, *, root, slurm, **options):
     "Run what the four papers show. Started again, it does the rest."
-    from memnb.papers.reproduction import cells_of, read_table, reproduce, selected
+    from memnb.papers.reproduction import cells_of, read_reproduction, reproduce, selected
 
     table = _table_file(table)
-    lines = selected(read_table(table), only)
+    lines = selected(read_reproduction(table), only)
     if listed:
         _say_list(cells_of(lines, root, options["device"]), lines, budget)
         return

@@ -25,12 +25,12 @@ from memnb.papers.reproduction import (
     hours_in_words,
     missing_data,
     overview,
-    read_table,
+    read_reproduction,
     reproduce,
     seconds_of,
     selected,
+    that_fit,
     wanted,
-    within,
 )
 from memnb.papers.stored_claims import read_claims
 
@@ -67,7 +67,9 @@ def states(cells) -> list[str]:
 def run(file: Path, **options):
     "Where the table stands after it was run in the folder above it."
     place = file.parents[1]
-    cells, finished = reproduce(read_table(file), place / "root", place / "claims.csv", **options)
+    cells, finished = reproduce(
+        read_reproduction(file), place / "root", place / "claims.csv", **options
+    )
     assert finished
     return cells
 
@@ -86,7 +88,7 @@ def say(*words, code=0) -> str:
 
 @pytest.fixture(scope="module")
 def lines() -> list[Line]:
-    return read_table(TABLE)
+    return read_reproduction(TABLE)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +169,7 @@ def test_a_bad_line_is_named_before_any_work(tiny, tmp_path, change, says, monke
     monkeypatch.setattr(tasks, "_run", never)
     file = write(tmp_path, row(), row() | change)
     with pytest.raises(ValueError, match=says):
-        read_table(file)
+        read_reproduction(file)
     assert f"Error: {file}" in say("--table", file, "--root", tmp_path / "root", code=1)
     assert not (tmp_path / "root").exists()
 
@@ -175,15 +177,15 @@ def test_a_bad_line_is_named_before_any_work(tiny, tmp_path, change, says, monke
 def test_all_bad_lines_are_named_at_once(tiny, tmp_path):
     file = write(tmp_path, row(notebook="a.ipynb"), row(), row(parameters="b=1"))
     with pytest.raises(ValueError, match="(?s)line 2 .*a.ipynb.*line 4 .*unknown parameter 'b'"):
-        read_table(file)
+        read_reproduction(file)
 
 
 def test_no_table(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no table"):
-        read_table(tmp_path / "none.csv")
+        read_reproduction(tmp_path / "none.csv")
     (tmp_path / "t.csv").write_text("paper,shows\n")
     with pytest.raises(ValueError, match="lacks the columns notebook, parameters"):
-        read_table(tmp_path / "t.csv")
+        read_reproduction(tmp_path / "t.csv")
 
 
 # --- what to run
@@ -214,16 +216,16 @@ def test_what_is_done_failed_or_lacks_something_is_not_wanted_unless_asked_for()
 
 def test_a_budget_takes_what_fits():
     cells = wanted([cell(n, h, round=r) for n, h in (("a", 3), ("b", 1)) for r in (0, 1)])
-    assert names(within(cells, 4.5)) == [("b", 0), ("a", 0)]
-    assert names(within(cells, 5.0)) == [("b", 0), ("a", 0), ("b", 1)]
-    assert within([], 1.0) == []
+    assert names(that_fit(cells, 4.5)) == [("b", 0), ("a", 0)]
+    assert names(that_fit(cells, 5.0)) == [("b", 0), ("a", 0), ("b", 1)]
+    assert that_fit([], 1.0) == []
 
 
 def test_a_budget_that_fits_nothing_names_the_cheapest(tiny, tmp_path, monkeypatch):
     with pytest.raises(
-        ValueError, match="fits nothing that is left; the cheapest is b: x, about 1"
+        ValueError, match="fits nothing that is left; the cheapest is b: x, about 60 min"
     ):
-        within(wanted([cell("a", 3), cell("b", 1)]), 0.5)
+        that_fit(wanted([cell("a", 3), cell("b", 1)]), 0.5)
     monkeypatch.setattr(tasks, "_run", never)
     file = write(tmp_path, row(cpu_hours=100), row("Fig. 2", "rho=0.3", cpu_hours=50))
     text = say("--table", file, "--root", tmp_path / "root", "--budget", "1m", code=1)
@@ -320,7 +322,7 @@ def test_what_another_version_made_is_kept_and_marked(tiny, tmp_path, count, mon
 def test_time_is_measured_on_other_seeds(tiny, tmp_path, count):
     run(write(tmp_path, row(seeds="0:1", cpu_hours=5)))
     file = write(tmp_path, row(seeds="0:2", cpu_hours=5), row("Fig. 2", "rho=0.3", cpu_hours=7))
-    cells = cells_of(read_table(file), tmp_path / "root")
+    cells = cells_of(read_reproduction(file), tmp_path / "root")
     assert [c.cpu_hours < 0.1 for c in cells] == [True, True, False, False]
 
 
@@ -335,7 +337,7 @@ def test_a_full_disk_leaves_a_state_that_goes_on(tiny, tmp_path, monkeypatch):
         m.setattr(tasks, "_run", full)
         with pytest.raises(OSError, match="No space left"):
             run(file)
-    after = states(cells_of(read_table(file), tmp_path / "root"))
+    after = states(cells_of(read_reproduction(file), tmp_path / "root"))
     assert after[:2] == ["done", "not run"]
     assert "failed" not in after
     monkeypatch.setattr(tasks, "_run", quick())
@@ -379,7 +381,7 @@ def test_list(tiny, tmp_path, count):
     file = write(tmp_path, row(), row("Fig. 2", "rho=0.3", cpu_hours=7), drawing)
     text = say("--table", file, "--root", tmp_path / "root", "--list")
     assert all(words in text for words in ("2 done", "2 not run", "7 h", "drawing", "1.02 MB"))
-    shown = overview(cells_of(read_table(file), tmp_path / "root"), read_table(file))
+    shown = overview(cells_of(read_reproduction(file), tmp_path / "root"), read_reproduction(file))
     assert [r["seeds"] for r in shown] == [2, 2, 2]
     text = say("--table", file, "--root", tmp_path / "root", "--list", "--budget", "30d")
     assert "7 h  Fig. 2: tiny rho=0.3 seed=0" in text
@@ -414,7 +416,7 @@ def test_ended_and_started_again_it_goes_on(tmp_path, how):
     assert process.returncode == (-9 if how == signal.SIGKILL else 130)
     assert how == signal.SIGKILL or "The same command does the rest" in text
     assert none_left(root)
-    assert states(cells_of(read_table(file), root)) == ["done", "not run"]
+    assert states(cells_of(read_reproduction(file), root)) == ["done", "not run"]
     (place / "go").touch()
     before = first[0].stat().st_mtime_ns
     process = start(file, root)
