@@ -37,7 +37,7 @@ figures: .venv/lab
 	    papermill $$f .cache/figures/$$(basename $$f) -p out .cache/figures || exit 1; done
 	find .cache/figures -name '*.png' -exec python -c "import sys; from pathlib import Path; from PIL import Image; \
 	    [Image.open(f).convert('RGB').quantize(128, dither=0).save('docs/figures/' + Path(f).name, optimize=True) for f in sys.argv[1:]]" {} +
-	python docs/claims.py .cache/figures
+	memnb claims --root .cache/figures --update docs/claims.csv
 
 # The experiment notebooks as they are committed: run at their defaults, outputs kept. A widget, tagged `live`, is nothing without its kernel.
 TIDY := --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags=live --ClearMetadataPreprocessor.enabled=True \

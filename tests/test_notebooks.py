@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 from cells import prepared, run
 from IPython.display import Markdown
+from polars.testing import assert_frame_equal
 
 from memnb.explorer import audit_parameters
 from memnb.papers.human_noise import human_parameters
@@ -23,6 +24,7 @@ from memnb.papers.lens_inputs import lenses_parameters
 from memnb.papers.localization import localization_parameters
 from memnb.papers.modular import modular_parameters
 from memnb.papers.relu import relu_parameters
+from memnb.papers.verdicts import verdicts
 
 PARAMETERS = dict(
     audit=audit_parameters,
@@ -163,6 +165,15 @@ def test_runs_at_preset_ci_and_keeps_its_results(name, executed, out):
     if name not in ("audit", "four_lenses"):  # which judge nothing
         assert set(pl.read_parquet(folder / "claims.parquet")["verdict"]) <= VERDICTS
         assert "does not hold" in text or "**holds**" in text
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"audit"}))
+def test_claims_can_be_judged_again_from_the_stored_frame(name, executed, out):
+    executed(name)
+    (folder,) = (out / "results" / name).iterdir()
+    frame, claims = (pl.read_parquet(folder / f"{k}.parquet") for k in ("frame", "claims"))
+    p = json.loads((folder / "params.json").read_text())["parameters"]
+    assert_frame_equal(verdicts(name, frame, p), claims)
 
 
 def test_figures_share_the_whole_run(executed):
