@@ -305,9 +305,11 @@ def audit(
     probe_scores: dict[tuple[str, str], Tensor] | None = None,  # of `layer_scores`, where known
     by_layer: dict[str, Tensor] | None = None,  # of `layer_evidence`, where known
     memory: float = MEMORY,  # bytes of features in memory; more lie in a temporary file
-    progress: bool = False,  # whether bars show progress and an estimate
+    progress: bool | None = None,  # bars with an estimate; None: where it takes seconds
 ) -> pl.DataFrame:
-    """One row a training example: all of `mislabel_scores` that can be had, and
+    """One row a training example, in the order of the data; `.sort("rank")` is the ranked list.
+
+    All of `mislabel_scores` that can be had, and
 
     - `predicted`: what the network itself says;
     - `suggested`: the label that probes suggest which were fitted without the example

@@ -34,7 +34,7 @@ from ..common.checks import caution, free_memory, in_words, number, shown
 from ..common.rng import check_device
 from .inputs import Inputs, in_memory, tensors_in
 from .items import Reader, label_place, plain_label, without_label
-from .labels import coded
+from .labels import coded, first_few
 from .noisy_datasets import MOST_CLASSES, NoisyDataset
 from memnb.datasets.pictures import (
     ScaledBytes,
@@ -126,11 +126,31 @@ def _files_in(dataset) -> list | None:
     return [p[len(root) :].lstrip("/\\").replace("\\", "/") if inside else p for p in paths]
 
 
+def _numbered_names(dataset) -> list | None:
+    "Names of the classes by their numbers, where `class_to_idx` gives each of 0 to K - 1 one name."
+    numbers = getattr(dataset, "class_to_idx", None)
+    if not isinstance(numbers, Mapping) or not all(isinstance(v, int) for v in numbers.values()):
+        return None
+    in_order = sorted(numbers, key=numbers.get)
+    return in_order if [numbers[name] for name in in_order] == list(range(len(numbers))) else None
+
+
 def _classes_in(dataset) -> list | None:
-    "Names of the classes that a data set lists."
-    while isinstance(dataset, (Subset, ConcatDataset)):
-        dataset = dataset.dataset if isinstance(dataset, Subset) else dataset.datasets[0]
-    names = getattr(dataset, "classes", None)
+    """Names of the classes that a data set lists, in the order of their numbers.
+
+    `ValueError` for data sets that were joined and list others.
+    """
+    if isinstance(dataset, Subset):
+        return _classes_in(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        first, *others = map(_classes_in, dataset.datasets)
+        if strange := next((names for names in others if names != first), None):
+            raise ValueError(
+                f"the data sets that are joined number their classes in different ways: "
+                f"{first_few(first or [])} and {first_few(strange)}; join them with one order"
+            )
+        return first
+    names = _numbered_names(dataset) or getattr(dataset, "classes", None)
     if not isinstance(names, (list, tuple)) or len(set(map(str, names))) < max(2, len(names)):
         return None
     return [str(v) for v in names]

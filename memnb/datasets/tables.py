@@ -281,6 +281,30 @@ def _labels(table, frame: pl.DataFrame, label: str, clean, n_classes, classes) -
     return coded(given, true, n_classes, classes)
 
 
+def _is_binary(series: pl.Series) -> bool:
+    "Whether a column holds noughts and ones, or yes and no, and both."
+    if not (series.dtype.is_numeric() or series.dtype == pl.Boolean) or series.null_count():
+        return False
+    return set(series.unique().cast(pl.Float64)) == {0.0, 1.0}
+
+
+def _say_one_hot(frame: pl.DataFrame, label: str, left_out: Sequence[str]):
+    "Warn where the label is one of several columns with exactly one 1 a row: they tell it."
+    if not _is_binary(frame[label]):
+        return
+    stem = label.rstrip("0123456789") if label[-1].isdigit() else label[: label.rfind("_") + 1]
+    others = [c for c in frame.columns if c not in (label, *left_out) and _is_binary(frame[c])]
+    for group in (others, [c for c in others if stem and c.startswith(stem)]):
+        columns = [label, *group]
+        if group and (frame.select(pl.sum_horizontal(columns)).to_series() == 1).all():
+            caution(
+                f"columns {first_few(columns)} hold one 1 a row, like the one-hot columns of one "
+                f"label, so the features tell {label!r}; make one column of them, or give "
+                f"drop={group}"
+            )
+            return
+
+
 def _columns_like(like) -> Columns:
     columns = getattr(like, "columns", None)
     if not isinstance(like, NoisyDataset) or not isinstance(columns, Columns):
@@ -322,6 +346,7 @@ def from_table(
         classes = like.classes if classes is None and n_classes is None else classes
     found = _labels(table, frame, label, clean, n_classes, classes)
     names = names if rows is None else frame[rows].to_list()
+    _say_one_hot(frame, label, [*true, *drop])
     features = frame.drop([label, *true, *drop, *([] if rows is None else [rows])], strict=False)
     if like is None:
         columns = _learnt(features, label, standardize)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
-from tqdm import tqdm
 
 from ..common.checks import caution, check_choice
+from ..common.progress import progress_bar
 from ..datasets.inputs import Inputs, tensors_in
 from ..datasets.noisy_datasets import NoisyDataset
 from .left_out_ridge import left_out_predictions
@@ -264,7 +264,7 @@ class _Question:
     probes: Sequence[str]  # of the scores
     batch: int | None
     memory: float
-    progress: bool
+    progress: bool | None
 
     def answers(self) -> dict[str, dict]:
         "Scores or evidence -> layer -> what the probes say, from one pass through the network."
@@ -279,7 +279,7 @@ class _Question:
         ) as features:
             features |= {key: Given(x, _pool_of(*key)) for key in keys if key in own}
             there = [key for key in keys if key in features]
-            bar = tqdm(there, "probes", unit="layer", mininterval=0.5, disable=not self.progress)
+            bar = progress_bar(there, progress=self.progress, desc="probes", unit="layer")
             for layer, kind in bar:
                 kept = features.pop((layer, kind))
                 answers[kind][layer] = self._answer(kept, layer, kind)
@@ -325,7 +325,7 @@ def layer_opinions(
     *,
     kinds: Sequence[str] = ("scores", "evidence"),
     memory: float = MEMORY,  # bytes of features in memory; more lie in a temporary file
-    progress: bool = False,  # whether bars show progress and an estimate
+    progress: bool | None = None,  # bars with an estimate; None: where it takes seconds
 ) -> tuple[dict[tuple[str, str], Tensor], dict[str, Tensor]]:
     """What `layer_scores` and `layer_evidence` give, from one pass through the network.
 
@@ -379,7 +379,7 @@ def layer_evidence(
     batch: int | None = None,  # examples at a time, 1 or more; default: by their size
     *,
     memory: float = MEMORY,  # bytes of features in memory; more lie in a temporary file
-    progress: bool = False,  # whether bars show progress and an estimate
+    progress: bool | None = None,  # bars with an estimate; None: where it takes seconds
 ) -> dict[str, Tensor]:
     """Layer -> (n, K) float64: what probes predict that were fitted without the example.
 

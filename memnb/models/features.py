@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ..common.checks import caution, in_words, number, shown
+from ..common.progress import progress_bar
 from ..datasets.inputs import Inputs, batch_of, tensors_in
 from .evaluation import evaluating, inputs_of, parts
 from .layers import channel_dim, edit
@@ -373,7 +373,7 @@ class _Pass:
     batch: int
     index: Tensor | None
     memory: float
-    progress: bool
+    progress: bool | None
 
     def features(self) -> _Reader:
         "The features of all layers. What a pass that is broken off had kept is given back."
@@ -396,12 +396,8 @@ class _Pass:
         reader = _Reader(self.model, self.pools, len(self.x), self.memory, means)
         try:
             with (
-                tqdm(
-                    total=len(self.x),
-                    desc="layers",
-                    unit="example",
-                    mininterval=0.5,
-                    disable=not self.progress,
+                progress_bar(
+                    progress=self.progress, total=len(self.x), desc="layers", unit="example"
                 ) as bar,
                 edit(self.model, {layer: reader.look(layer) for layer, _ in self.pools}),
                 evaluating(self.model),
@@ -429,7 +425,7 @@ def layer_features(
     index: Tensor | None = None,  # (n,) of training examples, for layers that depend on it
     *,
     memory: float = MEMORY,  # bytes of features in memory; more lie in a temporary file
-    progress: bool = False,  # whether a bar shows progress and an estimate
+    progress: bool | None = None,  # a bar with an estimate; None: where it takes seconds
 ) -> Iterator[dict[tuple[str, str], Features]]:
     """Within it, the features of all layers, from one pass in evaluation mode; afterwards none.
 

@@ -22,7 +22,7 @@ from ..common.rng import seeded
 from ..datasets.inputs import Inputs, batch_of, described, in_memory, on_each, tensors_in
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import device_of, eager, evaluating, examples
-from ..models.outputs import answer, fed, logits_of, outputs_of
+from ..models.outputs import OWN_OUTPUT, answer, fed, logits_of, outputs_of
 from ..runs.recorder import Recorder
 from ..runs.run import Run
 
@@ -340,7 +340,10 @@ def _check_logits(logits, n: int, k: int):
     fits = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == n
     if not fits or logits.shape[1] not in ((1, 2) if k == 2 else (k,)):
         what = shown(logits) if not isinstance(logits, Tensor) else tuple(logits.shape)
-        raise ValueError(f"the model gives {what} for {n} inputs; {k} classes need ({n}, {k})")
+        remedy = "" if isinstance(logits, Tensor) and logits.ndim == 2 else f": {OWN_OUTPUT}"
+        raise ValueError(
+            f"the model gives {what} for {n} inputs; {k} classes need ({n}, {k}){remedy}"
+        )
     if not logits.is_floating_point():
         raise ValueError(f"the model gives {logits.dtype}; logits must be floating point")
     if not logits.isfinite().all():

@@ -426,3 +426,16 @@ def test_dates_that_are_written_in_several_ways_are_words(tmp_path):
     place = saved(tmp_path, "d,y\n2020-01-01,u\n01/02/2020,v\n2020-01-01,u\n")
     names = from_table(place, label="y").columns.names
     assert names == ("d=01/02/2020", "d=2020-01-01")
+
+
+@pytest.mark.parametrize("names", [("is_cat", "is_dog", "is_owl"), ("a", "b", "c")])
+def test_a_label_that_is_one_of_one_hot_columns_is_said(names):
+    kinds = np.eye(3, dtype=int)[np.arange(12) % 3]
+    columns = dict(zip(names, kinds.T.tolist(), strict=True))
+    table = pl.DataFrame(dict(size=range(12), **columns)).with_columns(pl.col("size") * 1.5)
+    with pytest.warns(UserWarning, match="hold one 1 a row, like the one-hot columns of one label"):
+        from_table(table, label=names[0])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        from_table(table, label=names[0], drop=names[1:])
+    assert not any("one-hot" in str(w.message) for w in caught)
