@@ -37,17 +37,17 @@ figures: .venv/lab
 	for f in 1 2 3 4 5 6; do \
 	    case $$f in [1-6]) rates="-p rhos $(RATES)";; *) rates=;; esac; \
 	    papermill nbs/fig$$f.ipynb .cache/figures/fig$$f.ipynb -p out .cache/figures $$rates || exit 1; done
-	for f in nbs/latent_*.ipynb nbs/localization_*.ipynb nbs/modular_*.ipynb nbs/audit.ipynb nbs/four_lenses.ipynb; do \
+	for f in nbs/latent_*.ipynb nbs/localization_*.ipynb nbs/human_noise.ipynb nbs/modular_*.ipynb nbs/audit.ipynb nbs/four_lenses.ipynb; do \
 	    papermill $$f .cache/figures/$$(basename $$f) -p out .cache/figures || exit 1; done
 	find .cache/figures -name '*.png' -exec python -c "import sys; from pathlib import Path; from PIL import Image; \
 	    [Image.open(f).convert('RGB').quantize(128, dither=0).save('docs/figures/' + Path(f).name, optimize=True) for f in sys.argv[1:]]" {} +
-	python docs/claims.py .cache/figures
+	memnb claims --root .cache/figures --update docs/claims.csv
 
 # The experiment notebooks as they are committed: run at their defaults, outputs kept. A widget, tagged `live`, is nothing without its kernel.
 TIDY := --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_all_outputs_tags=live --ClearMetadataPreprocessor.enabled=True \
     --ClearMetadataPreprocessor.clear_cell_metadata=False --ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec
 notebooks: .venv/dev
-	for f in nbs/fig?.ipynb nbs/latent_*.ipynb nbs/localization_*.ipynb nbs/modular_*.ipynb nbs/audit.ipynb nbs/four_lenses.ipynb; do \
+	for f in nbs/fig?.ipynb nbs/latent_*.ipynb nbs/localization_*.ipynb nbs/human_noise.ipynb nbs/modular_*.ipynb nbs/audit.ipynb nbs/four_lenses.ipynb; do \
 	    papermill $$f $$f && jupyter nbconvert --log-level ERROR --coalesce-streams $(TIDY) --to notebook --inplace $$f || exit 1; done
 	python tests/lessons.py --write
 	nbdev_clean

@@ -15,16 +15,20 @@ import polars as pl
 import pytest
 from cells import prepared, run
 from IPython.display import Markdown
+from polars.testing import assert_frame_equal
 
 from memnb.explorer import audit_parameters
+from memnb.papers.human_noise import human_parameters
 from memnb.papers.latent import latent_parameters
 from memnb.papers.lens_inputs import lenses_parameters
 from memnb.papers.localization import localization_parameters
 from memnb.papers.modular import modular_parameters
 from memnb.papers.relu import relu_parameters
+from memnb.papers.verdicts import verdicts
 
 PARAMETERS = dict(
     audit=audit_parameters,
+    human=human_parameters,
     relu=relu_parameters,
     latent=latent_parameters,
     localization=localization_parameters,
@@ -35,6 +39,7 @@ NBS = Path(__file__).parents[1] / "nbs"
 NAMES = [
     "audit",
     "four_lenses",
+    "human_noise",
     *(f"fig{i}" for i in range(1, 7)),
     *(f"latent_{n}" for n in ("interventions", "probes", "resist", "transfer")),
     *(f"localization_{n}" for n in ("atypical", "dropout", "gradients", "neurons")),
@@ -47,7 +52,7 @@ NAMES = [
 IN_A_KERNEL = {"audit", "fig1"}
 FEWER = {  # where ci itself takes longer than it tells
     "modular_partition": dict(operations="add"),
-    **dict.fromkeys((n for n in NAMES if n.startswith("localization_")), dict(n=150)),
+    **dict.fromkeys((n for n in NAMES if n.startswith(("localization_", "human_"))), dict(n=150)),
 }
 VERDICTS = {"holds", "does not hold", "undecided", "not run"}
 
@@ -160,6 +165,15 @@ def test_runs_at_preset_ci_and_keeps_its_results(name, executed, out):
     if name not in ("audit", "four_lenses"):  # which judge nothing
         assert set(pl.read_parquet(folder / "claims.parquet")["verdict"]) <= VERDICTS
         assert "does not hold" in text or "**holds**" in text
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"audit"}))
+def test_claims_can_be_judged_again_from_the_stored_frame(name, executed, out):
+    executed(name)
+    (folder,) = (out / "results" / name).iterdir()
+    frame, claims = (pl.read_parquet(folder / f"{k}.parquet") for k in ("frame", "claims"))
+    p = json.loads((folder / "params.json").read_text())["parameters"]
+    assert_frame_equal(verdicts(name, frame, p), claims)
 
 
 def test_figures_share_the_whole_run(executed):

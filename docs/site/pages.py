@@ -12,7 +12,6 @@ import posixpath
 import re
 import shutil
 import unicodedata
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from types import FunctionType
 
 # Browsers draw MathML themselves. latex2mathml writes it once, here, so that a page with formulas
 # needs no script.
+import reproduction
 from jinja2 import BytecodeCache, Environment
 from latex2mathml.converter import convert
 from markdown.extensions.toc import slugify, unique
@@ -27,18 +27,14 @@ from nbconvert.exporters import templateexporter
 from nbdev.showdoc import BasicMarkdownRenderer
 from torch import Tensor
 
+from memnb.papers.reproduction import read_reproduction
+
 ROOT = Path(__file__).parents[2]
 GROUPS = {
     "ReLU dynamics": "fig[0-9]*",
     "Latent generalization": "latent_*",
     "Localization": "localization_*",
     "Modular arithmetic": "modular_*",
-}
-VERDICTS = {
-    "holds": "held",
-    "does not hold": "not held",
-    "undecided": "undecided",
-    "not run": "not run",
 }
 log = logging.getLogger("mkdocs.hooks.pages")  # below "mkdocs": --strict counts its warnings
 
@@ -223,58 +219,6 @@ def table(head: list[str], rows: list[list]) -> str:
     )
 
 
-def measured(row: dict) -> str:
-    "What was measured, with its interval where there is one."
-    return f"{row['ours']} ({row['low']} to {row['high']})" if row.get("low") else row["ours"]
-
-
-def reproduction(claims: Path, pages: set[str]) -> str:
-    "The stored claims as a page: how many of each figure held, then each of them."
-    text = "# Reproduction\n\nWhat the papers say, and what was found here.\n\n"
-    if not claims.exists():
-        return text + "No claims stored yet.\n"
-    rows = list(csv.DictReader(claims.read_text().splitlines()))
-
-    def figure(name: str) -> str:
-        return f"[{name}](nbs/{name}.ipynb)" if f"nbs/{name}.ipynb" in pages else name
-
-    text += _verdicts(rows, figure) + "\n\n## Every claim\n\n" + _every_claim(rows, figure) + "\n"
-    return formulas(text, "docs/claims.csv")
-
-
-def _verdicts(rows: list[dict], figure: Callable) -> str:
-    "A table: how many claims of each figure have each verdict."
-    counts = Counter(
-        (r["figure"], r["preset"], VERDICTS.get(r["verdict"], r["verdict"])) for r in rows
-    )
-    kinds = [*VERDICTS.values(), *sorted({k[2] for k in counts} - set(VERDICTS.values()))]
-    lines = [
-        [figure(f), p, *(counts[f, p, v] for v in kinds)]
-        for f, p in dict.fromkeys((r["figure"], r["preset"]) for r in rows)
-    ]
-    return table(["figure", "preset", *kinds], lines)
-
-
-def _every_claim(rows: list[dict], figure: Callable) -> str:
-    "A table with a line a claim."
-    head = "figure", "statement", "noise rate", "paper", "ours", "verdict", "defined by"
-    lines = [
-        [
-            figure(r["figure"]),
-            r["statement"],
-            r["rho"],
-            r["paper"],
-            measured(r),
-            f"**{r['verdict']}**",
-            r.get("defined", ""),
-            r["preset"],
-            f"{r['dataset']}, {r['epochs']} epochs" if r.get("epochs") else r["dataset"],
-        ]
-        for r in rows
-    ]
-    return table([*head, "preset", "data"], lines)
-
-
 COSTS = {1: "one network", 4: "five on four fifths"}
 
 
@@ -358,7 +302,6 @@ def assemble(src: Path) -> list:
     shutil.copytree(ROOT / "docs/figures", src / "docs/figures")
     shutil.copy(ROOT / "docs/site/extra.css", src / "site")
     (src / "comparison.md").write_text(comparison(ROOT / "bench/results/audit.csv"))
-    (src / "reproduction.md").write_text(reproduction(ROOT / "docs/claims.csv", pages))
     titles = {}
     for path, place in at.items():
         titles[path], nb = notebook(path, pages)
@@ -367,6 +310,7 @@ def assemble(src: Path) -> list:
         if path.stem == "index":
             titles[path] = "Overview"
     modules = _api_pages(src / "api")
+    found = _reproduction_pages(src, titles)
 
     def part(paths):
         return [{titles[p]: at[p]} for p in paths]
@@ -382,8 +326,17 @@ def assemble(src: Path) -> list:
         {"Notebooks": [*part(others), *({g: part(group)} for g, group in papers.items())]},
         {"Library": [{name: part(group)} for name, group in folders.items()]},
         {"API": [{"Modules": "api/index.md"}, *({name: group} for name, group in parts.items())]},
-        {"Reproduction": [{"Claims": "reproduction.md"}, {"Wrong labels found": "comparison.md"}]},
+        {"Reproduction": [*found, {"Wrong labels found": "comparison.md"}]},
     ]
+
+
+def _reproduction_pages(src: Path, titles: dict[Path, str]) -> list[dict]:
+    "Writes what was found of each paper; its part of the navigation."
+    lines = read_reproduction(ROOT / "docs/reproduce.csv")
+    made = reproduction.pages(ROOT, lines, {path.stem: title for path, title in titles.items()})
+    for name, (_, text) in made.items():
+        (src / name).write_text(formulas(text, name))
+    return [{title: name} for name, (title, _) in made.items()]
 
 
 def _api_pages(folder: Path) -> list[str]:
