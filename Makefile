@@ -4,7 +4,7 @@ BIN := .venv/bin
 RATES := 0.05,0.1,0.2,0.3,0.4
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: fig2 test docs figures notebooks lab voila clean
+.PHONY: fig2 test docs site figures notebooks lab voila clean
 
 fig2: .venv/lab
 	papermill nbs/fig2.ipynb out.ipynb -p rho 0.3
@@ -13,10 +13,14 @@ fig2: .venv/lab
 test: .venv/dev
 	.ci/checks
 
-# The site, readable without a network: open .cache/site/html/index.html.
+# The site, readable without a network: open .cache/site/html/index.html. Its search needs `make site`.
 docs: .venv/dev
 	mkdir -p .cache/site/src
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
+# The site with its search, served to this machine alone.
+site: docs
+	python -m http.server 8000 --bind 127.0.0.1 --directory .cache/site/html
 
 lab: .venv/lab
 	jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb
