@@ -17,6 +17,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import polars as pl
+
 from ..common.checks import check_choice, free_memory, in_words
 from ..common.files import check_writable, local_path
 from ..datasets.sources import data_root
@@ -389,6 +391,16 @@ def _say_plan(chosen: Sequence[Cell], left: Sequence[Cell]):
     )
 
 
+def _judge(claims: str | Path, folder: Path):
+    "Put the claims of a notebook's results into the table; what could not be, in words."
+    try:
+        notes = update_claims(claims, stored_results(folder))
+    except (ValueError, pl.exceptions.PolarsError) as e:
+        notes = [f"the claims of {folder.name} cannot be judged: {e}"]
+    for note in notes:
+        print(note)
+
+
 def reproduce(
     lines: Sequence[Line],  # of `read_reproduction`
     root: str | Path,  # folder of results
@@ -417,12 +429,12 @@ def reproduce(
     check_writable("root", root)
     for folder in {cell.task.folder(root).parent for cell in chosen}:
         sweep_up(folder)
-    for note in update_claims(claims, stored_results(*_folders(lines, root))):
-        print(note)
+    for folder in _folders(lines, root):
+        _judge(claims, folder)
 
     def after(task: Task):
         if not failed(task.folder(root)).exists():
-            update_claims(claims, stored_results(task.folder(root).parent))
+            _judge(claims, task.folder(root).parent)
 
     tasks = list({cell.task.key: cell.task for cell in chosen}.values())
     until = dict(until=time.time() + limit) if limit else {}

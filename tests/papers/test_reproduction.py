@@ -344,6 +344,15 @@ def test_a_full_disk_leaves_a_state_that_goes_on(tiny, tmp_path, monkeypatch):
     assert states(run(file)) == ["done"] * 3
 
 
+def test_claims_that_cannot_be_judged_stop_nothing(tiny, tmp_path, count, monkeypatch, capsys):
+    def refuse(*_):
+        raise ValueError("no rate")
+
+    monkeypatch.setattr(reproduction, "update_claims", refuse)
+    assert states(run(write(tmp_path, row()))) == ["done"] * 2
+    assert "the claims of tiny cannot be judged: no rate" in capsys.readouterr().out
+
+
 def test_a_device_that_is_not_here(tiny, tmp_path, monkeypatch):
     import torch
 
