@@ -172,11 +172,13 @@ class _Noise:
     def _of_embedding(self, name: str) -> _EmbeddingNoise:
         total = 0.0
         count = 0
+        shape = ()  # of the longest text
         data = self.net.data
         for _, outputs in activations(self.net.model, data.x, [name], index=data.index):
             total = total + outputs[name].double().square().sum()
             count += outputs[name].numel()
-            shape = outputs[name].shape[1:]
+            here = outputs[name].shape[1:]
+            shape = tuple(map(max, shape, here)) if shape else tuple(here)
         sd = self.size * (total / count).sqrt().to(self.net.dtype)
         return _EmbeddingNoise(sd, shape)
 
@@ -211,7 +213,13 @@ class _Noise:
         "Within it embeddings heed `adding`."
 
         def adds(name: str):
-            return lambda value: value + self.added[name] if name in self.added else None
+            def add(value: Tensor):
+                if name not in self.added:
+                    return None
+                # a batch is as long as its longest text
+                return value + self.added[name][tuple(map(slice, value.shape))]
+
+            return add
 
         with edit(self.net.model, {name: adds(name) for name in self.embeddings}):
             yield self
