@@ -18,8 +18,8 @@ ridge were ahead of both (one seed each, 4,000 pictures). What to make of that w
 digits and MNIST alone (seeds 0 to 5), now with two more inputs and another kind of noise that are
 nearer to natural pictures: MNIST moved by up to three pixels (`moved`), and beside a second picture
 that says nothing (`beside`), where the input knows less than the network; and labels that look like
-the picture (`alike`), by a poor classifier. The aim was to be nowhere more than 0.003 below the
-best of loss, area under the margin and evidence. Chosen were:
+the picture, by a poor classifier (`imitate_mistakes`). The aim was to be nowhere more than 0.003
+below the best of loss, area under the margin and evidence. Chosen were:
 
 - the ridge of the linear probes, 0.3 mean eigenvalues (0.01 to 3 were tried, and to average them,
   and the one whose doubts agree best with the history);
@@ -50,6 +50,23 @@ smallest worst loss (0.012, as the history of such a network still harms under p
 `bench/mistakes.py` two settings (worst and random1 of seed 0) and banking77 had been looked at with
 the rules before, and nothing else.
 
+The third round began with two things that had been seen: random1 of seed 0 was still 0.0032 below
+the area under the margin, and the final loss of the augmented networks was ahead of everything, on
+labels that people gave. Digits and MNIST (seeds 0 to 2) were trained once more, with perceptrons as
+they are, with perceptrons and small ResNets whose pictures were moved in training, and with labels
+at 0.1 and 0.4 of three kinds. Of 16 rules the one chosen weighs recorded times by the eighth power
+of their agreement with the evidence (`time_weights`; 4 and 16 were tried, and the last time alone)
+and counts the history twice as much where a network has not memorized. This was frozen on 29
+November 2026 at 21:42 UTC. Then random1 (seed 1) and aggregate (seed 0) were looked at. The first
+was 0.011 above its best part; in the second the history did not count at all and the audit was
+0.011 below the area under the margin: `unmemorized` asked whether the network gives labels that
+the evidence doubts, and most of those are right where few are wrong. Now it asks for the twentieth
+that the evidence doubts most (2, 3 and 5 in a hundred, and three bounds, were tried on digits and
+MNIST). There the whole is 0.0010 above the best part in the mean of 42 settings, and 0.0074 below
+it in the worst; with the rules of the second round it was 0.0002 and 0.025. This was frozen at
+21:46 UTC. Of `bench/mistakes.py` four settings of CIFAR-10 had been looked at (worst and random1 of
+seed 0, random1 of seed 1, aggregate of seed 0), and banking77 with the rules before.
+
 Those of the noise rate's interval, while looking at the same data, at the raw inputs of CIFAR-10,
 at two classes of MNIST, 97 to 3, and at tables of clusters, all with seeds from 0 to 6. Its numbers
 (half of the cases, a least scale of 0.12) are round ones that were not tuned.
@@ -70,7 +87,6 @@ from itertools import product
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
@@ -79,6 +95,7 @@ from tqdm import tqdm
 from bench import row
 from bench.audit import CASES, KINDS, source, trained
 from memnb.audit.suspicion import agreed_evidence, bounded_margin, history_weight
+from memnb.datasets.imitated_mistakes import imitate_mistakes
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.localization.label_evidence import (
@@ -123,27 +140,6 @@ def beside(data: NoisyDataset, seed: int) -> NoisyDataset:
     g = torch.Generator().manual_seed(seed)
     x = torch.cat([data.x, 0.8 * data.x[torch.randperm(len(data), generator=g)]], 3)
     return NoisyDataset(x, data.y, data.clean, data.index, data.n_classes, data.name)
-
-
-def alike(data: NoisyDataset, rho: float, seed: int) -> NoisyDataset:
-    """A share rho of labels wrong where a classifier fitted to 120 examples doubts them, in favour
-    of classes that it takes them for."""
-    rng = np.random.default_rng(seed)
-    n = len(data)
-    x = data.x.flatten(1).numpy()
-    y = data.clean.numpy()
-    some = rng.choice(n, 120, replace=False)
-    poor = LogisticRegression(C=0.05, max_iter=300).fit(x[some], y[some])
-    p = np.full((n, data.n_classes), 1e-9)
-    p[:, poor.classes_] = poor.predict_proba(x)
-    doubt = rng.gumbel(size=n) - np.log(p[np.arange(n), y])
-    p[np.arange(n), y] = 0
-    labels = y.copy()
-    for i in np.argsort(-doubt)[: round(rho * n)]:
-        labels[i] = rng.choice(data.n_classes, p=p[i] / p[i].sum())
-    return NoisyDataset(
-        data.x, torch.from_numpy(labels), data.clean, data.index, data.n_classes, data.name
-    )
 
 
 def standard(v: Tensor) -> Tensor:
@@ -202,7 +198,7 @@ def areas(run: Run, net, data: NoisyDataset) -> dict[str, float]:
 def noisy(clean: NoisyDataset, seed: int, changed: bool) -> list[NoisyDataset]:
     "The settings' noise; of changed pictures also labels that look like them."
     data = [corrupt(clean, rho, kind, seed) for kind, rho in product(KINDS, (0.1, 0.4))]
-    return data + [alike(clean, rho, seed) for rho in (0.1, 0.4)] if changed else data
+    return data + [imitate_mistakes(clean, rho, seed) for rho in (0.1, 0.4)] if changed else data
 
 
 def run(quick: bool, full: bool) -> list[dict]:

@@ -1,6 +1,5 @@
 "The site is built as by `make docs`, and read as a browser without a network would."
 
-import ast
 import csv
 import importlib
 import inspect
@@ -17,6 +16,7 @@ import reproduction
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
+from memnb.localization import TiedDropout
 from memnb.papers.reproduction import read_reproduction
 
 ROOT = Path(__file__).parents[1]
@@ -179,7 +179,6 @@ def test_api_shows_fields_parameters_and_methods(html):
     text = re.sub(r"<[^>]+>", "", (html / "api/localization.tied_dropout.html").read_text())
     for part in (
         "# share of channels that are always on, in (0, 1]",
-        "@contextmanager",
         "TiedDropout.using",
         "TiedDropout.remove",
     ):
@@ -390,18 +389,11 @@ def test_comparison(tmp_path):
     assert "| digits | 20 to 1 | wrong | 0.1 | 0.650 | 0.500 |" in text
 
 
-def test_signature():
-    source = (
-        '@dataclass\nclass A:\n    "Doc."\n    x: int  # a\n'
-        "    def __init__(self, a,  # b\n        c):\n        # why\n        self.a = a\n"
-        "def f(a): return a\n"
-    )
-    cls, f = ast.parse(source).body
-    assert (
-        pages.signature(source, cls)
-        == "@dataclass\nclass A:\n    x: int  # a\n    def __init__(self, a,  # b\n        c):"
-    )
-    assert pages.signature(source, f) == "def f(a):"
+def test_a_definition_has_the_comments_on_its_parameters():
+    text = pages.definition(TiedDropout)
+    assert text.startswith("```python\nclass TiedDropout(\n")
+    assert "p_gen:float=0.4, # share of channels that are always on, in (0, 1]" in text
+    assert "Example-tied dropout at named layers" in text
 
 
 def test_stored_claims_are_those_of_the_notebooks():
@@ -410,6 +402,7 @@ def test_stored_claims_are_those_of_the_notebooks():
         "index",
         "explore",
         "audit",
+        "four_lenses",
     }
     assert set(stored["figure"]) == figures
     assert set(stored.filter(preset="quick")["figure"]) == figures

@@ -359,6 +359,7 @@ def _options(command):
 @click.option("--copy", "tree", metavar="DIR", help="Also copy a folder of pictures, cleaned.")
 @click.option("--skip-damaged", is_flag=True, help="Leave out pictures that cannot be read.")
 @click.option("--top", default=60, show_default=True, help="Suspects on the page.")
+@click.option("--title", default="", help="Of the page; by default the data's name.")
 def audit_(data: str, out: str, tree: str | None, **given):
     "Which labels of DATA are wrong? Writes a report, the list and the cleaned labels."
     # the networks take seconds to import, and no other command needs them

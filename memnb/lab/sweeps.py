@@ -13,7 +13,6 @@ import json
 import math
 import os
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from pathlib import Path
 import polars as pl
 from tqdm import tqdm
 
+from ..common.checks import caution
 from ..common.files import Damaged, check_writable, local_path, publish, verify
 from memnb.lab.tasks import (
     Failed,
@@ -76,10 +76,7 @@ def grid(
     ]
     tasks = list({t.key: t for t in points}.values())
     if len(tasks) < len(points):
-        warnings.warn(
-            f"{len(points) - len(tasks)} points of the grid are there twice; each is run once",
-            stacklevel=2,
-        )
+        caution(f"{len(points) - len(tasks)} points of the grid are there twice; each is run once")
     return tasks
 
 # %% ../../nbs/lab/07_sweeps.ipynb #cell13
@@ -332,9 +329,7 @@ def _frame(place: Path, name: str) -> pl.DataFrame | None:
         if name in verify(place):
             return pl.read_parquet((place / name).read_bytes())
     except (Damaged, OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as e:
-        warnings.warn(
-            f"{place} is damaged and left out ({e}); a sweep makes it again", stacklevel=3
-        )
+        caution(f"{place} is damaged and left out ({e}); a sweep makes it again")
     return None
 
 

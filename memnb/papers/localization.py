@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LOCALIZATION_NETWORKS', 'localization_parameters', 'ATTACHMENTS', 'localization_network', 'checkpoint_epochs',
            'localization_settings', 'check_groups', 'check_atypical', 'attach', 'check_masks', 'memory_modes',
-           'seen_and_unseen', 'memorization_scores', 'published_counts', 'localization_subtitle', 'analysis_seconds',
-           'marked']
+           'seen_and_unseen', 'memorization_scores', 'scores_file', 'published_counts', 'localization_subtitle',
+           'analysis_seconds', 'marked']
 
 # %% ../../nbs/papers/10_localization.ipynb #cell02
 import math
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -68,6 +69,7 @@ _PAPER = dict(
     examples=1000,
     cells="0.1,0.2,0.3,0.4,0.5,0.6",
     shares="0.1,0.2",
+    scores="published",
 )
 _PRESETS = {
     "quick": _PAPER
@@ -80,6 +82,7 @@ _PRESETS = {
         examples=80,
         cells="0.2,0.4,0.6",
         shares="0.2",
+        scores="",
     ),
     "small": _PAPER
     | dict(
@@ -91,6 +94,7 @@ _PRESETS = {
         examples=200,
         cells="0.2,0.4,0.6",
         shares="0.2",
+        scores="",
     ),
     "half": _PAPER | dict(width=0.5, seeds="0", rhos="0.1,0.5", cells="0.2,0.4", shares="0.2"),
     "paper": _PAPER,
@@ -106,6 +110,7 @@ _PRESETS = {
         examples=10,
         cells="0.4",
         shares="0.2",
+        scores="",
     ),
 }
 LOCALIZATION_NETWORKS = ("resnet9", "resnet50", "vit", "mlp", "cnn")
@@ -147,8 +152,8 @@ def _check_values(p: Params):
             f"epochs={p.epochs} has no epoch between 30 and 40% of the training, at which the "
             "layers are compared; 3, 5, 6, 8 and more have"
         )
-    if p.get("scores") and not local_path("scores", p.scores).is_file():
-        raise FileNotFoundError(f"scores={shown(p.scores)}: there is no such file")
+    if p.get("scores"):
+        scores_file(p.scores, p.dataset)
 
 
 def _completed(figure: str, given: dict) -> dict:
@@ -356,12 +361,49 @@ def memorization_scores(data: NoisyDataset, **options) -> Tensor:
     seen, unseen = seen_and_unseen(data, **options)
     return seen - unseen
 
+# %% ../../nbs/papers/10_localization.ipynb #cell10p0
+_SCORED = ("mnist", "cifar10")
+
+
+def _published(name: str) -> Path:
+    "Where the published C-scores of a data set lie in the data root."
+    return data_root() / f"{name}-cscores-orig-order.npz"
+
+
+def scores_file(
+    scores: str,  # a path to a `.npz` file, or `published`
+    dataset: str,  # its name
+) -> Path:
+    """The file of C-scores.
+
+    `ValueError` for a data set without published ones, `FileNotFoundError` for a file that is not
+    there.
+    """
+    if scores != "published":
+        path = local_path("scores", scores)
+        if not path.is_file():
+            raise FileNotFoundError(f"scores={shown(scores)}: there is no such file")
+        return path
+    if dataset not in _SCORED:
+        raise ValueError(
+            f"scores='published' are those of {' and '.join(_SCORED)}; dataset={shown(dataset)} "
+            "has none: leave scores empty to have them estimated"
+        )
+    path = _published(dataset)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"scores='published' needs the file {path}, which is not there. It holds scores and "
+            f"labels, each (N,), in the order of {dataset}; leave scores empty to have them "
+            "estimated"
+        )
+    return path
+
 # %% ../../nbs/papers/10_localization.ipynb #cell10p1
 def published_counts(threshold: float = 0.5) -> dict[str, int]:
     "Data set -> examples whose published C-score is below a threshold, where the file is there."
-    files = {k: data_root() / f"{k}-cscores-orig-order.npz" for k in ("mnist", "cifar10")}
     counts = {}
-    for name, path in files.items():
+    for name in _SCORED:
+        path = _published(name)
         if path.is_file():
             with np.load(path, allow_pickle=False) as z:
                 counts[name] = int((z["scores"] < threshold).sum())

@@ -38,12 +38,14 @@ def _by_seed_and_group(rows: pl.DataFrame) -> Iterator[tuple[dict, pl.DataFrame]
 
 def units_needed(
     seen: pl.DataFrame,  # columns group, seed, outcome, units; a row an example
+    most: int | None = None,  # units up to which shares are given; default: the most of an example
 ) -> pl.DataFrame:
     "`units, group, seed, share`: the share of examples that flip with at most so many units off."
     shares = []
+    most = int(seen["units"].max()) if most is None else most
     for which, examples in _by_seed_and_group(seen):
         flipped = examples["outcome"] == "flipped"
-        for k in range(int(seen["units"].max()) + 1):
+        for k in range(most + 1):
             share = float(((examples["units"] <= k) & flipped).mean())
             shares.append(dict(units=k, **which, share=share))
     return pl.DataFrame(shares)

@@ -75,6 +75,14 @@ def test_units_needed(seen):
         assert r["share"] == sum(flipped) / len(rows)
 
 
+def test_units_needed_up_to_a_number(seen):
+    few = units_needed(seen, most=3)
+    many = units_needed(seen, most=9)
+    assert few.rows() == units_needed(seen).filter(pl.col("units") <= 3).rows()
+    assert many["units"].max() == 9
+    assert many.filter(units=9)["share"].to_list() == many.filter(units=6)["share"].to_list()
+
+
 def test_accuracy_left(seen):
     shares = accuracy_left(seen)
 

@@ -105,14 +105,17 @@ def test_a_given_value_wins_over_the_presets():
 )
 def test_every_preset_settles(preset, more):
     p = params(preset=preset, **more)
-    for k, v in runs.localization_parameters.presets[preset].items():
+    stated = runs.localization_parameters.presets[preset]
+    for k, v in stated.items():
+        if k == "scores":  # of one notebook alone, and of a file
+            continue
         assert p[k] == (
             [float(i) for i in v.split(",")]
             if isinstance(v, str) and runs.localization_parameters.rules[k].kind.startswith("list")
             else v
         )
     assert p.figure == "figure"
-    assert p.n == runs.localization_parameters.presets[preset].get("n")
+    assert p.n == stated.get("n")
     assert p.test_share == (0.3322 if p.dataset == "digits" else None)
     assert p.model in runs.LOCALIZATION_NETWORKS
     assert all(isinstance(p[k], list) and p[k] for k in ("rhos", "seeds", "cells", "shares"))
@@ -694,6 +697,37 @@ def test_published_c_scores_are_counted(tmp_path, monkeypatch):
     np.savez(tmp_path / "mnist-cscores-orig-order.npz", scores=scores, labels=np.zeros(4, int))
     assert runs.published_counts() == {"mnist": 2}
     assert runs.published_counts(0.3) == {"mnist": 1}
+
+
+def test_published_c_scores_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMNB_DATA", str(tmp_path))
+    path = tmp_path / "mnist-cscores-orig-order.npz"
+    path.touch()
+    assert runs.scores_file("published", "mnist") == path
+    assert runs.scores_file(str(path), "digits") == path
+
+
+@pytest.mark.parametrize(
+    "dataset, error, says",
+    [
+        ("digits", ValueError, "those of mnist and cifar10; dataset='digits' has none"),
+        ("cifar10", FileNotFoundError, "cifar10-cscores-orig-order.npz, which is not there"),
+    ],
+)
+def test_c_scores_that_are_not_there_are_asked_for_at_once(
+    dataset, error, says, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MEMNB_DATA", str(tmp_path))
+    with pytest.raises(error, match=says):
+        runs.scores_file("published", dataset)
+    if dataset == "digits":  # for the other one its pictures are asked for, too
+        with pytest.raises(error, match=says):
+            params(threshold=0.5, scores="published")
+
+
+@pytest.mark.parametrize("preset, scores", dict(quick="", small="", paper="published").items())
+def test_which_c_scores_a_preset_takes(preset, scores):
+    assert runs.localization_parameters.presets[preset]["scores"] == scores
 
 
 def test_a_pictures_subtitle_says_data_and_size():
