@@ -149,7 +149,10 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     heads = "".join(f"<th>{name}</th>" for name in head)
     body = "".join(
         "<tr>"
-        + "".join(f"<td data-head='{h}'>{cell}</td>" for h, cell in zip(head, row, strict=True))
+        + "".join(
+            f"<td data-head='{html.escape(h)}'>{cell}</td>"
+            for h, cell in zip(head, row, strict=True)
+        )
         + "</tr>"
         for row in rows
     )

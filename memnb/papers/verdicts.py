@@ -29,6 +29,11 @@ def _of_localization(figure: str, frame: pl.DataFrame, p: dict) -> pl.DataFrame:
     return localization_verdicts(figure, frame, p["rho"], ran)
 
 
+def _of_transformer(figure: str, frame: pl.DataFrame, p: dict) -> pl.DataFrame:
+    kept = pl.col("frequencies")  # claims are about one number of them, charts show all
+    return modular_verdicts(figure, frame.filter(kept.is_null() | (kept == p["frequencies"])))
+
+
 def _of_order(figure: str, frame: pl.DataFrame, p: dict) -> pl.DataFrame:
     parts = dict(pairs=ORDER, pictures=PICTURES)
     return pl.concat([judge(figure, claims, frame.filter(task=t)) for t, claims in parts.items()])
@@ -48,6 +53,7 @@ _JUDGES = {  # figure -> (figure, frame, parameters) -> its claims table
     **{k: lambda f, frame, p: latent_verdicts(f, frame) for k in LATENT_CLAIMS},
     **dict.fromkeys(LOCALIZATION_CLAIMS, _of_localization),
     **{k: lambda f, frame, p: modular_verdicts(f, frame) for k in MODULAR_CLAIMS},
+    "modular_transformer": _of_transformer,
     "modular_order": _of_order,
     "modular_partition": _of_partition,
     "modular_phases": lambda f, frame, p: judge(f, PHASES, frame),
