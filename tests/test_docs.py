@@ -1,10 +1,8 @@
 "The site is built as by `make docs`, and read as a browser without a network would."
 
-import ast
 import csv
-import importlib.util
+import importlib
 import inspect
-import json
 import posixpath
 import re
 from html.parser import HTMLParser
@@ -14,10 +12,12 @@ from urllib.parse import unquote, urlsplit
 import pages
 import polars as pl
 import pytest
+import reproduction
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
-from memnb.common.files import seal
+from memnb.localization import TiedDropout
+from memnb.papers.reproduction import read_reproduction
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,6 +92,7 @@ def test_every_notebook_and_module_has_a_page(site):
         "index",
         "CHANGELOG",
         "reproduction",
+        *(f"reproduction-{paper}" for paper in ("relu", "latent", "localization", "modular")),
         "comparison",
         "api/index",
         *NOTEBOOKS,
@@ -178,7 +179,6 @@ def test_api_shows_fields_parameters_and_methods(html):
     text = re.sub(r"<[^>]+>", "", (html / "api/localization.tied_dropout.html").read_text())
     for part in (
         "# share of channels that are always on, in (0, 1]",
-        "@contextmanager",
         "TiedDropout.using",
         "TiedDropout.remove",
     ):
@@ -278,26 +278,75 @@ def test_links():
     assert pages.links(tags, "README.md", on) == tags.replace("ipynb", "html")
 
 
-def test_reproduction(tmp_path):
-    assert "No claims stored yet" in pages.reproduction(tmp_path / "claims.csv", set())
-    about = dict(paper="1, about", seeds="1 of 1", definition="", control="", defined="paper")
-    first = dict(figure="fig1", statement="|a| is $\\rho$", rho=0.2, ours=0.9, low=0.8, high=1.0)
-    rows = [
-        first | dict(verdict="holds", preset="quick", dataset="digits"),
-        dict(figure="fig1", statement="b", verdict="not run", preset="quick", dataset="digits"),
-        dict(figure="odd", statement="c", rho=0.1, ours=1, verdict="undecided", preset="paper"),
-    ]
-    with open(tmp_path / "claims.csv", "w", newline="") as f:
-        writer = csv.DictWriter(f, [*about, *first, "verdict", "preset", "dataset"])
+def claims_of(place: Path, *rows: dict):
+    "A repository's table of claims."
+    about = dict(figure="fig2", statement="|a| < b", rho=0.2, paper="1, about", seeds="3 of 3")
+    about |= dict(definition="how", preset="quick", dataset="digits", model="", changed="")
+    about |= dict(ours=0.9, low=0.8, high=1.0, verdict="holds", date="2026-01-31", version="0.2.0")
+    (place / "docs").mkdir(parents=True)
+    with (place / "docs" / "claims.csv").open("w", newline="") as f:
+        writer = csv.DictWriter(f, about)
         writer.writeheader()
         writer.writerows(about | row for row in rows)
 
-    text = pages.reproduction(tmp_path / "claims.csv", {"nbs/fig1.ipynb"})
 
-    assert "| [fig1](nbs/fig1.ipynb) | quick | 1 | 0 | 0 | 1 |" in text
-    assert "| odd | paper | 0 | 0 | 1 | 0 |" in text
-    assert r"| [fig1](nbs/fig1.ipynb) | \|a\| is <span><math" in text
-    assert "| 0.9 (0.8 to 1.0) | **holds** | paper | quick | digits |" in text
+def page_of_fig2(place: Path) -> str:
+    lines = [x for x in read_reproduction(ROOT / "docs/reproduce.csv") if "Fig. 2" in x.shows]
+    lines = [line for line in lines if line.paper.startswith("On the Learning")]
+    made = reproduction.pages(place, lines, dict(fig2="Figure 2"))
+    assert made["reproduction-relu.md"][0] == "ReLU dynamics"
+    return made["reproduction-relu.md"][1]
+
+
+def test_reproduction_without_claims(tmp_path):
+    lines = read_reproduction(ROOT / "docs/reproduce.csv")
+    made = reproduction.pages(tmp_path, lines, {})
+    assert len(made) == 5
+    assert "No claims stored yet" in made["reproduction.md"][1]
+    assert "Nothing was run yet" in made["reproduction-relu.md"][1]
+
+
+def test_reproduction_of_a_figure(tmp_path):
+    claims_of(
+        tmp_path, dict(rho=0.1), dict(verdict="does not hold", low="", high="", ours=0.123456)
+    )
+    text = page_of_fig2(tmp_path)
+    assert "## Figure 2 { #fig2 }" in text
+    assert "Found at preset quick, digits, 3 seeds, 2026-01-31, 0.2.0" in text
+    assert "<span title='how'>|a| &lt; b</span>" in text
+    assert "<span class='rate'>0.1</span> 0.9 (0.8 to 1) <b class='held'>holds</b><br>" in text
+    assert "<span class='rate'>0.2</span> 0.123 <b class='not-held'>does not hold</b>" in text
+
+
+def test_the_largest_size_comes_first_and_others_are_folded(tmp_path):
+    claims_of(tmp_path, {}, dict(preset="paper", dataset="mnist", seeds="1 of 1"))
+    text = page_of_fig2(tmp_path)
+    assert "Found at preset paper, mnist, 1 seed" in text
+    assert "<details><summary>preset quick, digits, 3 seeds" in text
+
+
+def test_what_was_run_and_what_more_would_cost(tmp_path):
+    rates = [dict(rho=rho, preset="paper", dataset="mnist", seeds="2 of 2") for rho in
+             (0.05, 0.1, 0.2, 0.3, 0.4)]  # fmt: skip
+    claims_of(tmp_path, *rates, dict(rho=0.1))  # at `quick` one rate of five
+    text = page_of_fig2(tmp_path)
+    ran, left = re.findall(r"<td data-head='(?:run|not run[^']*)'>(.*?)</td>", text)
+    assert ran == "<code>preset=paper; rhos=0.05,0.1,0.2,0.3,0.4</code>, 2 seeds"
+    assert "preset=quick; rhos=0.05,0.1,0.2,0.3,0.4</code>: 3 of 3 seeds, 72 s each, 0.5 GB" in left
+    assert "preset=paper; rhos=0.05,0.1,0.2,0.3,0.4</code>: 3 of 5 seeds, 18 min each" in left
+
+
+def test_the_table_of_what_to_run_expects_the_settings_that_are_stored():
+    "What `make figures` stored is what the lines at preset `quick` are about."
+    stored = reproduction.read_rows(ROOT / "docs" / "claims.csv")
+    quick = [
+        line
+        for line in read_reproduction(ROOT / "docs/reproduce.csv")
+        if line.notebook and line.values.get("preset", "quick") == "quick"
+    ]
+    for line in quick:
+        own = [row for row in stored if row["figure"] == line.notebook.stem]
+        assert reproduction.seeds_run(line, own) > 0, line.name()
 
 
 def test_comparison(tmp_path):
@@ -340,71 +389,11 @@ def test_comparison(tmp_path):
     assert "| digits | 20 to 1 | wrong | 0.1 | 0.650 | 0.500 |" in text
 
 
-def test_signature():
-    source = (
-        '@dataclass\nclass A:\n    "Doc."\n    x: int  # a\n'
-        "    def __init__(self, a,  # b\n        c):\n        # why\n        self.a = a\n"
-        "def f(a): return a\n"
-    )
-    cls, f = ast.parse(source).body
-    assert (
-        pages.signature(source, cls)
-        == "@dataclass\nclass A:\n    x: int  # a\n    def __init__(self, a,  # b\n        c):"
-    )
-    assert pages.signature(source, f) == "def f(a):"
-
-
-def result(folder, figure: str, verdict: str, **parameters):
-    folder.mkdir(parents=True)
-    (folder / "params.json").write_text(json.dumps(dict(parameters=parameters)))
-    pl.DataFrame(
-        dict(figure=[figure], statement=["s"], rho=[0.2], ours=[0.123456], verdict=[verdict])
-    ).write_parquet(folder / "claims.parquet")
-    seal(folder)
-
-
-def test_claims_are_collected_and_replaced(tmp_path):
-    spec = importlib.util.spec_from_file_location("claims", ROOT / "docs" / "claims.py")
-    claims = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(claims)
-    result(tmp_path / "a" / "fig1" / "k", "fig1", "holds", preset="quick", dataset="digits")
-    result(
-        tmp_path / "a" / "m" / "k", "modular_scaling", "holds", preset="quick", modulus=31, epochs=9
-    )
-    first = claims.collect([tmp_path / "a"], None)
-    assert first.select("figure", "preset", "dataset", "verdict").rows() == [
-        ("fig1", "quick", "digits", "holds"),
-        ("modular_scaling", "quick", "modulo 31", "holds"),
-    ]
-    assert first["epochs"].to_list() == [None, 9]
-    result(tmp_path / "b" / "fig1" / "k", "fig1", "does not hold", preset="quick", dataset="digits")
-    result(tmp_path / "b" / "fig1" / "l", "fig1", "undecided", preset="paper", dataset="mnist")
-    again = claims.collect([tmp_path / "b"], first)
-    assert sorted(again.select("figure", "preset", "verdict").rows()) == [
-        ("fig1", "paper", "undecided"),
-        ("fig1", "quick", "does not hold"),
-        ("modular_scaling", "quick", "holds"),
-    ]
-    modular = dict(preset="quick", modulus=31, epochs=9)
-    for name in ("digits", "mnist"):
-        result(tmp_path / "c" / name / "k", "modular_order", "holds", **modular, dataset=name)
-    apart = claims.collect([tmp_path / "c"], first).filter(figure="modular_order")
-    assert apart["dataset"].to_list() == ["modulo 31", "modulo 31, mnist"]
-
-
-def test_an_inexact_search_does_not_replace_the_exact_one(tmp_path):
-    spec = importlib.util.spec_from_file_location("claims", ROOT / "docs" / "claims.py")
-    claims = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(claims)
-    same = dict(figure="localization_neurons", preset="quick", dataset="digits", model="resnet9")
-    for mode, verdict in dict(exact="holds", hybrid="does not hold").items():
-        result(tmp_path / mode / "k", verdict=verdict, **same | dict(mode=mode))
-    exact = claims.collect([tmp_path / "exact"], None)
-    both = claims.collect([tmp_path / "hybrid"], exact)
-    assert both.select("model", "verdict").rows() == [
-        ("resnet9", "holds"),
-        ("resnet9, hybrid search", "does not hold"),
-    ]
+def test_a_definition_has_the_comments_on_its_parameters():
+    text = pages.definition(TiedDropout)
+    assert text.startswith("```python\nclass TiedDropout(\n")
+    assert "p_gen:float=0.4, # share of channels that are always on, in (0, 1]" in text
+    assert "Example-tied dropout at named layers" in text
 
 
 def test_stored_claims_are_those_of_the_notebooks():
@@ -413,7 +402,8 @@ def test_stored_claims_are_those_of_the_notebooks():
         "index",
         "explore",
         "audit",
+        "four_lenses",
     }
     assert set(stored["figure"]) == figures
     assert set(stored.filter(preset="quick")["figure"]) == figures
-    assert set(stored["verdict"]) <= set(pages.VERDICTS)
+    assert set(stored["verdict"]) <= set(reproduction.VERDICTS)

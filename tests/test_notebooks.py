@@ -15,13 +15,16 @@ import polars as pl
 import pytest
 from cells import prepared, run
 from IPython.display import Markdown
+from polars.testing import assert_frame_equal
 
 from memnb.explorer import audit_parameters
 from memnb.papers.human_noise import human_parameters
 from memnb.papers.latent import latent_parameters
+from memnb.papers.lens_inputs import lenses_parameters
 from memnb.papers.localization import localization_parameters
 from memnb.papers.modular import modular_parameters
 from memnb.papers.relu import relu_parameters
+from memnb.papers.verdicts import verdicts
 
 PARAMETERS = dict(
     audit=audit_parameters,
@@ -30,10 +33,12 @@ PARAMETERS = dict(
     latent=latent_parameters,
     localization=localization_parameters,
     modular=modular_parameters,
+    lenses=lenses_parameters,
 )
 NBS = Path(__file__).parents[1] / "nbs"
 NAMES = [
     "audit",
+    "four_lenses",
     "human_noise",
     *(f"fig{i}" for i in range(1, 7)),
     *(f"latent_{n}" for n in ("interventions", "probes", "resist", "transfer")),
@@ -130,9 +135,9 @@ def declared(name: str) -> dict:
     return {n.target.id: ast.literal_eval(n.value) for n in ast.parse(cell.source).body}
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"audit", "fig4"}))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"audit", "fig4", "four_lenses"}))
 def test_a_sweep_over_seeds_works_for_every_notebook(name):
-    "As `memnb sweep nbs/latent_probes.ipynb -g seed 0:3`; fig4 draws nothing, audit has one seed."
+    "As `memnb sweep nbs/latent_probes.ipynb -g seed 0:3`; fig4 draws nothing, two have one seed."
     (of_paper,) = [PARAMETERS[k] for k in PARAMETERS if name.startswith(k.replace("relu", "fig"))]
     plain = declared(name)
     assert {"seed", "seeds"} <= plain.keys()
@@ -157,9 +162,18 @@ def test_runs_at_preset_ci_and_keeps_its_results(name, executed, out):
     assert record["parameters"]["preset"] == "ci"
     assert (folder / f"{name}.png").stat().st_size > 10_000
     assert picture
-    if name != "audit":  # which judges nothing
+    if name not in ("audit", "four_lenses"):  # which judge nothing
         assert set(pl.read_parquet(folder / "claims.parquet")["verdict"]) <= VERDICTS
         assert "does not hold" in text or "**holds**" in text
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"audit"}))
+def test_claims_can_be_judged_again_from_the_stored_frame(name, executed, out):
+    executed(name)
+    (folder,) = (out / "results" / name).iterdir()
+    frame, claims = (pl.read_parquet(folder / f"{k}.parquet") for k in ("frame", "claims"))
+    p = json.loads((folder / "params.json").read_text())["parameters"]
+    assert_frame_equal(verdicts(name, frame, p), claims)
 
 
 def test_figures_share_the_whole_run(executed):

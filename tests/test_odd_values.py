@@ -12,6 +12,7 @@ import pytest
 
 from memnb.explorer import audit_parameters
 from memnb.papers.latent import latent_parameters
+from memnb.papers.lens_inputs import lenses_parameters
 from memnb.papers.localization import localization_parameters
 from memnb.papers.modular import modular_parameters
 from memnb.papers.relu import relu_parameters
@@ -23,6 +24,7 @@ PARAMETERS = dict(
     localization=localization_parameters,
     modular=modular_parameters,
     audit=audit_parameters,
+    four=lenses_parameters,
 )
 NOTEBOOKS = sorted(p for p in NBS.glob("*.ipynb") if p.stem.startswith(tuple(PARAMETERS)))
 TIMES = 8  # odd values that each parameter is given, drawn anew for each

@@ -3,26 +3,31 @@
 They come from README, notebooks, docstrings and claims.
 """
 
-import ast
 import csv
+import importlib
+import inspect
 import json
 import logging
 import posixpath
 import re
 import shutil
-import textwrap
 import unicodedata
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import FunctionType
 
 # Browsers draw MathML themselves. latex2mathml writes it once, here, so that a page with formulas
 # needs no script.
+import reproduction
 from jinja2 import BytecodeCache, Environment
 from latex2mathml.converter import convert
 from markdown.extensions.toc import slugify, unique
 from nbconvert.exporters import templateexporter
+from nbdev.showdoc import BasicMarkdownRenderer
+from torch import Tensor
+
+from memnb.papers.reproduction import read_reproduction
 
 ROOT = Path(__file__).parents[2]
 GROUPS = {
@@ -30,12 +35,6 @@ GROUPS = {
     "Latent generalization": "latent_*",
     "Localization": "localization_*",
     "Modular arithmetic": "modular_*",
-}
-VERDICTS = {
-    "holds": "held",
-    "does not hold": "not held",
-    "undecided": "undecided",
-    "not run": "not run",
 }
 log = logging.getLogger("mkdocs.hooks.pages")  # below "mkdocs": --strict counts its warnings
 
@@ -152,32 +151,16 @@ def notebook(path: Path, pages: set[str]) -> tuple[str, dict]:
     return next((re.sub(r"[`*]", "", h[1]) for h in heads if h), path.stem), nb
 
 
-def _lines(source: str, start: int, node: ast.AST) -> str:
-    "The source from a line up to a node, less comments before it."
-    lines = source.splitlines()[start - 1 : node.lineno]
-    lines[-1] = lines[-1].encode()[: node.col_offset].decode()
-    while not lines[-1].strip() or lines[-1].strip().startswith("#"):
-        lines.pop()
-    return "\n".join(line.rstrip() for line in lines)
+def definition(thing: Callable) -> str:
+    """Signature with the comments on its parameters, and docstring, as nbdev shows them.
 
-
-def signature(source: str, node: ast.FunctionDef | ast.ClassDef) -> str:
-    """A definition as it is written, with the comments on its parameters.
-
-    Of a class these are its fields and `__init__`.
+    Of a property it is the docstring alone.
     """
-    text = _lines(
-        source, min([node.lineno, *(d.lineno for d in node.decorator_list)]), node.body[0]
-    )
-    if isinstance(node, ast.ClassDef):
-        fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
-        text = "\n".join(
-            [text, *("\n".join(source.splitlines()[n.lineno - 1 : n.end_lineno]) for n in fields)]
-        )
-        text += "".join(
-            "\n" + signature(source, n) for n in node.body if getattr(n, "name", "") == "__init__"
-        )
-    return text
+    if isinstance(thing, property):
+        return inspect.getdoc(thing)
+    text = BasicMarkdownRenderer(thing)._repr_markdown_()
+    text = text[text.index("```python") :]
+    return text.replace("\ndef ", "\nclass ", 1) if inspect.isclass(thing) else text
 
 
 def dotted(file: Path) -> str:
@@ -186,76 +169,44 @@ def dotted(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _value(tree: ast.Module, name: str, default):
-    "What a module assigns to a name."
-    values = (
-        ast.literal_eval(n.value)
-        for n in tree.body
-        if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == name
-    )
-    return next(values, default)
-
-
-def origins(tree: ast.Module, package: list[str]) -> dict[str, str]:
-    "Names that a module hands on -> the module of memnb that they come from."
-    origin_of = {}
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.level:
-            above = package[: len(package) + 1 - node.level]
-            origin_of |= {a.name: ".".join([*above, node.module or ""]) for a in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module.startswith("memnb."):
-            origin_of |= {a.name: node.module.removeprefix("memnb.") for a in node.names}
-    for module, names in _value(tree, "_NAMES", {}).items():  # they come when they are asked for
-        origin_of |= dict.fromkeys(names, ".".join([*package, module]))
-    return origin_of
-
-
-def _defines(module: str, name: str) -> bool:
-    "Whether a module of memnb has a function or a class of that name."
-    file = ROOT / "memnb" / f"{module.replace('.', '/')}.py"
-    body = ast.parse(file.read_text()).body
-    return any(getattr(n, "name", "") == name for n in body)
+def _methods(cls: type) -> dict[str, Callable]:
+    "Documented public methods and properties, also those of a private base of the same module."
+    bases = [b for b in reversed(cls.__mro__) if b.__module__ == cls.__module__]
+    found = {}
+    for base in bases:
+        if base is cls or base.__name__.startswith("_"):
+            found |= {k: v for k, v in vars(base).items() if not k.startswith("_")}
+    found = {k: getattr(v, "__func__", v) for k, v in found.items()}
+    kinds = (FunctionType, property)
+    return {k: v for k, v in found.items() if isinstance(v, kinds) and inspect.getdoc(v)}
 
 
 def api(module: Path) -> tuple[str, str]:
-    """What a module says of itself in a line, and its page: each documented name of `__all__`,
-    read from the source."""
-    source, full = module.read_text(), dotted(module)
-    tree = ast.parse(source)
-    defined = {n.name: n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
-    package = full.split(".") if module.stem == "__init__" else full.split(".")[:-1]
-    origin, names = origins(tree, package), _value(tree, "__all__", [])
-    about = ast.get_docstring(tree) or ""
+    "What a module says of itself in a line, and its page: each documented name of `__all__`."
+    full = dotted(module)
+    there = importlib.import_module(f"memnb.{full}")
+    vars(there).setdefault("Tensor", Tensor)  # some modules import it for annotations alone
+    about = inspect.getdoc(there) or ""
     text = [f"# memnb.{full}", about]
-    if lesson := re.search(r"File to edit: (?:\.\./)+(nbs/\S+\.ipynb)", source):
+    if lesson := re.search(r"File to edit: (?:\.\./)+(nbs/\S+\.ipynb)", module.read_text()):
         text.append(f"Lesson: [{full}](../{lesson[1]})")
 
-    def entry(level, name, node, inside):
-        doc = ast.get_docstring(node)
-        if doc:
-            text.extend(
-                [
-                    f"{'#' * level} `{name}` {{ #{name} }}",
-                    f"```python\n{textwrap.dedent(signature(source, node))}\n```",
-                    doc,
-                ]
-            )
-        for n in inside:  # the public methods, also those of a private base class
-            if isinstance(n, ast.FunctionDef) and not n.name.startswith("_"):
-                entry(level + 1, f"{name}.{n.name}", n, [])
+    def entry(level: int, name: str, thing: Callable):
+        text.append(f"{'#' * level} `{name}` {{ #{name} }}")
+        text.append(definition(thing))
 
-    for name in names:
-        if name in origin and _defines(origin[name], name):
-            text.append(f"- [`{name}`]({origin[name]}.md#{name}) of `memnb.{origin[name]}`")
-        elif isinstance(node := defined.get(name), ast.ClassDef):
-            bases = [
-                defined[b.id]
-                for b in node.bases
-                if isinstance(b, ast.Name) and b.id.startswith("_") and b.id in defined
-            ]
-            entry(2, name, node, [n for c in [*bases, node] for n in c.body])
-        elif node:
-            entry(2, name, node, [])
+    for name in there.__all__:
+        thing = getattr(there, name)
+        is_documented = inspect.isclass(thing) or inspect.isfunction(thing)
+        if not is_documented or not thing.__doc__ or thing.__doc__.startswith(f"{name}("):
+            continue  # a dataclass without a docstring has one that dataclasses wrote
+        origin = thing.__module__.removeprefix("memnb.")
+        if origin != full:
+            text.append(f"- [`{name}`]({origin}.md#{name}) of `memnb.{origin}`")
+            continue
+        entry(2, name, thing)
+        for method, function in _methods(thing).items() if inspect.isclass(thing) else ():
+            entry(3, f"{name}.{method}", function)
     return about.split("\n")[0], formulas("\n\n".join(text) + "\n", f"memnb.{full}")
 
 
@@ -266,58 +217,6 @@ def table(head: list[str], rows: list[list]) -> str:
     return "\n".join(
         "| " + " | ".join(map(cell, r)) + " |" for r in [head, ["---"] * len(head), *rows]
     )
-
-
-def measured(row: dict) -> str:
-    "What was measured, with its interval where there is one."
-    return f"{row['ours']} ({row['low']} to {row['high']})" if row.get("low") else row["ours"]
-
-
-def reproduction(claims: Path, pages: set[str]) -> str:
-    "The stored claims as a page: how many of each figure held, then each of them."
-    text = "# Reproduction\n\nWhat the papers say, and what was found here.\n\n"
-    if not claims.exists():
-        return text + "No claims stored yet.\n"
-    rows = list(csv.DictReader(claims.read_text().splitlines()))
-
-    def figure(name: str) -> str:
-        return f"[{name}](nbs/{name}.ipynb)" if f"nbs/{name}.ipynb" in pages else name
-
-    text += _verdicts(rows, figure) + "\n\n## Every claim\n\n" + _every_claim(rows, figure) + "\n"
-    return formulas(text, "docs/claims.csv")
-
-
-def _verdicts(rows: list[dict], figure: Callable) -> str:
-    "A table: how many claims of each figure have each verdict."
-    counts = Counter(
-        (r["figure"], r["preset"], VERDICTS.get(r["verdict"], r["verdict"])) for r in rows
-    )
-    kinds = [*VERDICTS.values(), *sorted({k[2] for k in counts} - set(VERDICTS.values()))]
-    lines = [
-        [figure(f), p, *(counts[f, p, v] for v in kinds)]
-        for f, p in dict.fromkeys((r["figure"], r["preset"]) for r in rows)
-    ]
-    return table(["figure", "preset", *kinds], lines)
-
-
-def _every_claim(rows: list[dict], figure: Callable) -> str:
-    "A table with a line a claim."
-    head = "figure", "statement", "noise rate", "paper", "ours", "verdict", "defined by"
-    lines = [
-        [
-            figure(r["figure"]),
-            r["statement"],
-            r["rho"],
-            r["paper"],
-            measured(r),
-            f"**{r['verdict']}**",
-            r.get("defined", ""),
-            r["preset"],
-            f"{r['dataset']}, {r['epochs']} epochs" if r.get("epochs") else r["dataset"],
-        ]
-        for r in rows
-    ]
-    return table([*head, "preset", "data"], lines)
 
 
 COSTS = {1: "one network", 4: "five on four fifths"}
@@ -403,7 +302,6 @@ def assemble(src: Path) -> list:
     shutil.copytree(ROOT / "docs/figures", src / "docs/figures")
     shutil.copy(ROOT / "docs/site/extra.css", src / "site")
     (src / "comparison.md").write_text(comparison(ROOT / "bench/results/audit.csv"))
-    (src / "reproduction.md").write_text(reproduction(ROOT / "docs/claims.csv", pages))
     titles = {}
     for path, place in at.items():
         titles[path], nb = notebook(path, pages)
@@ -412,6 +310,7 @@ def assemble(src: Path) -> list:
         if path.stem == "index":
             titles[path] = "Overview"
     modules = _api_pages(src / "api")
+    found = _reproduction_pages(src, titles)
 
     def part(paths):
         return [{titles[p]: at[p]} for p in paths]
@@ -427,14 +326,23 @@ def assemble(src: Path) -> list:
         {"Notebooks": [*part(others), *({g: part(group)} for g, group in papers.items())]},
         {"Library": [{name: part(group)} for name, group in folders.items()]},
         {"API": [{"Modules": "api/index.md"}, *({name: group} for name, group in parts.items())]},
-        {"Reproduction": [{"Claims": "reproduction.md"}, {"Wrong labels found": "comparison.md"}]},
+        {"Reproduction": [*found, {"Wrong labels found": "comparison.md"}]},
     ]
+
+
+def _reproduction_pages(src: Path, titles: dict[Path, str]) -> list[dict]:
+    "Writes what was found of each paper; its part of the navigation."
+    lines = read_reproduction(ROOT / "docs/reproduce.csv")
+    made = reproduction.pages(ROOT, lines, {path.stem: title for path, title in titles.items()})
+    for name, (_, text) in made.items():
+        (src / name).write_text(formulas(text, name))
+    return [{title: name} for name, (title, _) in made.items()]
 
 
 def _api_pages(folder: Path) -> list[str]:
     "Writes a page for each module, and an index of them; the modules' names."
-    modules = {dotted(f): api(f) for f in sorted((ROOT / "memnb").rglob("*.py"))}
-    modules = {name: page for name, page in modules.items() if name and name != "_modidx"}
+    files = {dotted(f): f for f in sorted((ROOT / "memnb").rglob("*.py"))}
+    modules = {name: api(f) for name, f in files.items() if name not in ("", "_modidx")}
     for name, (_, text) in modules.items():
         (folder / f"{name}.md").write_text(text)
     rows = [[f"[`memnb.{m}`]({m}.md)", about] for m, (about, _) in modules.items()]

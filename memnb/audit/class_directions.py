@@ -6,12 +6,12 @@
 __all__ = ['MOST_PASSES', 'unit_rows', 'LongestDirections', 'minus_mean', 'WantedImages', 'add_images']
 
 # %% ../../nbs/audit/11_class_directions.ipynb #cd03
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 
 from .feature_passes import RowBlock, sum_of
+from ..common.checks import caution
 
 # %% ../../nbs/audit/11_class_directions.ipynb #fa13
 MOST_PASSES = 12  # for the directions
@@ -129,11 +129,10 @@ class LongestDirections:
 
     def _warn(self, classes: np.ndarray):
         if classes.any():
-            warnings.warn(
+            caution(
                 f"the longest directions of {classes.sum()} of {len(classes)} classes are not "
                 f"certain after {MOST_PASSES} passes: others are about as long; column velpic may "
-                "differ from an exact VeLPIC there",
-                stacklevel=6,
+                "differ from an exact VeLPIC there"
             )
 
 # %% ../../nbs/audit/11_class_directions.ipynb #cd05

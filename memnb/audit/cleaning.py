@@ -16,9 +16,8 @@ import polars as pl
 import torch
 
 from .noise_rate import Noise
-from ..common.checks import number, shown
+from ..common.checks import caution, number, shown
 from ..common.files import local_path, publish
-from ..datasets.inputs import caution
 from ..datasets.noisy_datasets import NoisyDataset, check_data
 
 # %% ../../nbs/audit/05_cleaning.ipynb #cl05

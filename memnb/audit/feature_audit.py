@@ -377,7 +377,7 @@ def audit_features(
     classes: Sequence | None = None,  # (K,) names; default, for words: in the alphabet's order
     client=None,  # dask.distributed.Client that does the work; default: this process
     memory: float = _MEMORY,  # bytes of a block and what is computed of it, in each worker
-    progress: bool = False,  # whether bars show progress and an estimate for each pass
+    progress: bool | None = None,  # whether bars show progress and an estimate for each pass
 ) -> pl.DataFrame:
     """One row an example: `row, label, suggested, sure, velpic, cosine, suspicion, rank`.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..common.checks import shown
+from ..common.progress import progress_bar
 
 # %% ../../nbs/audit/10_feature_passes.ipynb #fa05
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ _FAN = 4  # results that a task adds up
 class _Here:
     "Passes in this process."
 
-    def __init__(self, pieces: list, y: np.ndarray, size: int, progress: bool):
+    def __init__(self, pieces: list, y: np.ndarray, size: int, progress: bool | None):
         self.parts = []
         start = 0
         for values in pieces:
@@ -225,8 +226,8 @@ class _Chunk:
         return self.length
 
 
-def _bar(title: str, n: int, progress: bool) -> tqdm:
-    return tqdm(total=n, desc=title, unit="row", mininterval=0.5, disable=not progress)
+def _bar(title: str, n: int, progress: bool | None) -> tqdm:
+    return progress_bar(progress=progress, total=n, desc=title, unit="row")
 
 
 def _chunks(values) -> list[_Chunk]:
@@ -257,7 +258,7 @@ def _on_disk(values):
 class _Cluster:
     "Passes on a cluster of dask: a task for each partition, and tasks that add up."
 
-    def __init__(self, y: np.ndarray, size: int, progress: bool, client):
+    def __init__(self, y: np.ndarray, size: int, progress: bool | None, client):
         self.client = client
         self.size = size
         self.progress = progress
@@ -358,7 +359,7 @@ def passes(
     size: int = 4096,  # rows of a block, 1 or more
     *,
     client=None,  # dask.distributed.Client; default: this process
-    progress: bool = False,  # whether bars show progress and an estimate
+    progress: bool | None = None,  # whether bars show progress and an estimate
 ) -> Iterator[Callable]:
     """A function that makes a pass: `(title, functions, known) -> (sums, says)`.
 

@@ -7,6 +7,7 @@ __all__ = ['out_of_fold', 'LabelAuditor']
 
 # %% ../../nbs/audit/09_label_auditor.ipynb #es03
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -16,14 +17,15 @@ from scipy.stats import rankdata
 from sklearn.base import BaseEstimator, clone
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.preprocessing import LabelEncoder, StandardScaler
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from .cleaning import class_names, cleaned, decide
 from .noise_rate import noise_of
 from .suspicion import standard_score
-from ..common.checks import seed_of, shown, whole
+from ..common.checks import caution, seed_of, shown, whole
+from ..datasets.labels import label_values
 from ..datasets.noisy_datasets import NoisyDataset
 from ..localization.label_evidence import level_rare_classes, other_class_lead
 from ..localization.left_out_ridge import leave_one_out_ridge
@@ -40,6 +42,17 @@ def _numbers(X) -> np.ndarray | None:
     return StandardScaler().fit_transform(values)
 
 
+def _labels(y) -> np.ndarray:
+    "(n,) labels: whole numbers, also written as floats, yes and no, or words."
+    with suppress(ValueError):  # of lists of different lengths, which are refused below
+        given = np.asarray(y)
+        is_column = given.ndim == 1 or given.shape[1:] == (1,)
+        if is_column and given.dtype.kind == "f" and (given == np.round(given)).all():
+            return given.reshape(-1)
+    values, _ = label_values(y, "labels")
+    return np.char.decode(values, errors="replace") if values.dtype.kind == "S" else values
+
+
 def out_of_fold(
     estimator,  # a scikit-learn classifier with `predict_proba`, left as it is
     X,  # n rows, whatever it takes
@@ -49,12 +62,14 @@ def out_of_fold(
 ) -> np.ndarray:
     "(n, K) probabilities of classifiers that were fitted without the row."
     counts = np.bincount(codes)
+    if counts.max() < 2:
+        raise ValueError(
+            f"there are {len(counts)} classes of one row each; a class is learnt from other rows "
+            "with its label"
+        )
     rare = int((counts < folds).sum())
     if rare:
-        warnings.warn(
-            f"{rare} classes have fewer than {folds} rows, so some folds know nothing of them",
-            stacklevel=4,
-        )
+        caution(f"{rare} classes have fewer than {folds} rows, so some folds know nothing of them")
     split = StratifiedKFold(min(folds, counts.max()), shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")
@@ -81,20 +96,23 @@ class LabelAuditor(BaseEstimator):
         self.seed = seed
 
     def fit(self, X, y=None) -> "LabelAuditor":
-        """Audit the labels y (n,) of the rows X, or those of a `NoisyDataset`, whose names stay.
+        """Audit the labels y of the rows X, or those of a `NoisyDataset`, whose names stay.
 
-        `ValueError` for fewer than two classes, a missing label, or a classifier without
+        Labels are numbers or words (n,), a column (n, 1), or one-hot (n, K). `ValueError` for fewer
+        than two classes, a missing label, numbers among words, or a classifier without
         `predict_proba`.
         """
         data = X if isinstance(X, NoisyDataset) else None
         if data is not None:
             X = data.x.numpy() if isinstance(data.x, Tensor) else None
-            y = np.array(class_names(data))[data.y.numpy()]
+            y = data.y.numpy()
             if X is None:
                 raise ValueError("the data are read from files; give a table, or audit a network")
         folds = whole("folds", self.folds, 2)
         seed = seed_of(self.seed)
         codes = self._codes(y)
+        if data is not None:
+            self.classes_ = np.array(class_names(data))[self.classes_]
         estimator = self.estimator
         if estimator is None:
             estimator = RandomForestClassifier(random_state=seed)
@@ -114,18 +132,11 @@ class LabelAuditor(BaseEstimator):
         return self
 
     def _codes(self, y) -> np.ndarray:
-        values = np.asarray(y)
-        if values.ndim != 1:
-            raise ValueError(f"y has shape {values.shape}; labels are one a row, (n,)")
-        missing = pl.Series(list(values), strict=False).is_null().to_numpy() | (values != values)
-        if missing.any():
-            rows = np.flatnonzero(missing)[:5].tolist()
-            raise ValueError(f"{int(missing.sum())} labels are missing, in rows {rows}")
-        encoder = LabelEncoder().fit(values)
-        self.classes_ = encoder.classes_
+        values = _labels(y)
+        self.classes_, codes = np.unique(values, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"all labels are {self.classes_[0]!r}; it takes two classes")
-        return encoder.transform(values).astype(np.int64)
+            raise ValueError(f"all labels are {self.classes_.tolist()[0]!r}; it takes two classes")
+        return codes.astype(np.int64)
 
     def _combine(self, x: np.ndarray | None, y: Tensor):
         "Both opinions, and the frame that follows from them."

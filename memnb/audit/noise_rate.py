@@ -22,6 +22,9 @@ from ..models.features import MEMORY
 from ..runs.run import Run
 
 # %% ../../nbs/audit/02_noise_rate.ipynb #cell05
+_LOOK = "Look at suspects from the top of the list (`Review`), which counts the wrong ones better."
+
+
 @dataclass(frozen=True, eq=False)
 class Noise:
     "An estimate of the label noise in a training set."
@@ -46,16 +49,23 @@ class Noise:
 
     @property
     def caveat(self) -> str:
-        "Why the estimate is unreliable; empty where it is reliable."
+        "Why the estimate is unreliable, and what to do; empty where it is reliable."
         if (self.low, self.high) == (0, 1):
             return (
                 "The inputs do not tell the classes apart, or there are too few examples of one, "
-                "so nothing is known of the labels."
+                "so nothing is known of the labels. Name layers=[...] behind which they are told "
+                "apart, or count: look at 50 labels drawn at random."
             )
         if self.high - self.low > 0.25:
             return (
                 "The inputs tell the classes apart so poorly that wrong labels and difficult "
-                "examples look alike: the interval is wide."
+                "examples look alike: the interval is wide, and the rate may be far too high. "
+                f"{_LOOK} Until then act on the lower end alone."
+            )
+        if self.left_out is not None and 1 - self.left_out > 2 * max(self.rate, 0.05):
+            return (
+                f"Probes that never saw the label give only {self.left_out:.0%} of them, so most "
+                f"that are in doubt are difficult, not wrong, and the rate may be too high. {_LOOK}"
             )
         return ""
 
@@ -233,7 +243,7 @@ def estimate_noise(
     # of `layer_evidence`, where known; the layers named, or the first, are taken from it
     by_layer: dict[str, Tensor] | None = None,
     memory: float = MEMORY,  # bytes of features in memory; more lie in a temporary file
-    progress: bool = False,  # whether bars show progress and an estimate
+    progress: bool | None = None,  # bars with an estimate; None: where it takes seconds
 ) -> Noise:
     """The noise in the labels that a network was trained on: rate, cautious interval, transitions.
 

@@ -13,9 +13,10 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
+from .noise_rate import noise_of
 from .suspicion import agreed_evidence, trained_model
 from ..datasets.noisy_datasets import NoisyDataset
-from ..localization.label_evidence import layer_evidence, level_rare_classes
+from ..localization.label_evidence import layer_evidence, level_rare_classes, mean_evidence
 from ..runs.run import Run
 
 # %% ../../nbs/audit/08_reliability.ipynb #trust2
@@ -33,11 +34,20 @@ class Reliability:
     left_out: float  # share that the evidence predicts without having seen them
     chance: float  # share that it would predict if it knew only how large the classes are
     rare: int  # classes with fewer than 5 given labels, but at least one
+    # shares of the labels that are likely wrong, the low and the high end; None where unknown
+    wrong: tuple[float, float] | None = None
 
     @property
     def kappa(self) -> float:
         "Agreement of the evidence beyond chance, at most 1 (Cohen's)."
         return (self.left_out - self.chance) / (1 - self.chance) if self.chance < 1 else 0.0
+
+    @property
+    def most_right(self) -> float:
+        "The largest share of the doubted labels that may be wrong, in [0, 1]; 1 where unknown."
+        if self.wrong is None or self.left_out >= 1:
+            return 1.0
+        return min(1.0, self.wrong[1] / (1 - self.left_out))
 
     @property
     def caveats(self) -> list[str]:
@@ -49,17 +59,7 @@ class Reliability:
                 "Check that the inputs are scaled as in its training and that its outputs are in "
                 "the order of the classes; train it longer, or expect many wrong labels."
             )
-        if self.kappa < 0.2:
-            out.append(
-                "Its layers hardly tell the classes apart, so the rank is little better than "
-                "chance. Do not use it."
-            )
-        elif self.kappa < 0.6:
-            out.append(
-                f"Without having seen a label, its layers give only {self.left_out:.0%} of them. "
-                "Wrong labels and difficult examples look alike: look at the suspects, and do not "
-                "drop or relabel them unseen."
-            )
+        out += self._of_the_rank()
         if self.network - self.left_out > 0.2:
             out.append(
                 f"The network has memorized: it gives {self.network:.0%} of the labels, its layers "
@@ -78,11 +78,38 @@ class Reliability:
             )
         return out
 
+    def _of_the_rank(self) -> list[str]:
+        "What speaks against the rank."
+        out = []
+        if self.kappa < 0.2:
+            out.append(
+                "Its layers hardly tell the classes apart, so the rank is little better than "
+                "chance. Do not use it."
+            )
+        elif self.kappa < 0.6:
+            out.append(
+                f"Without having seen a label, its layers give only {self.left_out:.0%} of them. "
+                "Wrong labels and difficult examples look alike: look at the suspects, and do not "
+                "drop or relabel them unseen."
+            )
+        if self.most_right < 0.6:
+            out.append(
+                f"The rank is weak: its layers doubt {1 - self.left_out:.0%} of the labels, and at "
+                f"most {self.wrong[1]:.0%} are likely wrong, so {1 - self.most_right:.0%} of the "
+                "suspects or more have right labels. Look at each before you act on it."
+            )
+        return out
+
     def __str__(self) -> str:
         text = (
             f"The network agrees with {self.network:.1%} of its training labels, its layers with "
             f"{self.left_out:.1%} without having seen them ({self.chance:.1%} by chance)."
         )
+        if self.wrong is not None:
+            text += (
+                f" They doubt {1 - self.left_out:.1%}; between {self.wrong[0]:.1%} and "
+                f"{self.wrong[1]:.1%} of all labels are likely wrong."
+            )
         return "\n".join([text, *self.caveats])
 
 
@@ -98,7 +125,10 @@ def reliability(
     `ValueError` where network and data do not belong together.
     """
     run, model, data = trained_model(subject, data, model)
+    by_layer = layer_evidence(model, data) if by_layer is None else by_layer
     e = _levelled(model, data, by_layer)
+    first = next(iter(by_layer))  # the input, or what an embedding gives
+    noise = noise_of(mean_evidence({first: by_layer[first]}), data.y)
     k = data.n_classes
     likeliest = e.argmax(1)
     sizes, predicted_sizes = (torch.bincount(v, minlength=k).double() for v in (data.y, likeliest))
@@ -107,6 +137,7 @@ def reliability(
         left_out=(likeliest == data.y).double().mean().item(),
         chance=(sizes * predicted_sizes).sum().item() / len(data) ** 2,
         rare=int(((sizes > 0) & (sizes < 5)).sum()),
+        wrong=(noise.low, noise.high),
     )
 
 # %% ../../nbs/audit/08_reliability.ipynb #trust6

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from .noise_rate import Noise, estimate_noise
 from .suspicion import check_model
-from ..common.checks import names_of, number, seed_of, shown
+from ..common.checks import caution, names_of, number, seed_of, shown
 from ..datasets.duplicates import duplicates
-from ..datasets.inputs import alike, caution, described
+from ..datasets.inputs import alike, described
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import examples, predict, predicted
 from ..models.layers import linear_layers

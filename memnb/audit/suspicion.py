@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['check_model', 'snapshot', 'trained_model', 'agreed_evidence', 'suggestions', 'history_weight', 'bounded_margin',
-           'standard_score', 'learnt', 'unmemorized', 'suspicion_of', 'audit']
+           'time_weights', 'standard_score', 'learnt', 'unmemorized', 'suspicion_of', 'audit']
 
 # %% ../../nbs/audit/01_suspicion.ipynb #cell02
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from ..common.checks import check_choice, names_of, shown, whole
+from ..common.checks import caution, check_choice, names_of, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
 from memnb.localization.label_evidence import (
     evidence,
@@ -28,6 +27,7 @@ from memnb.localization.label_evidence import (
 from ..localization.scores import mislabel_scores
 from ..models.evaluation import predict
 from ..models.features import MEMORY, batch_for
+from ..models.layers import check_layers
 from ..runs.recorder import Recorder
 from ..runs.run import Run
 from ..trainer.steps import check_network, check_outputs
@@ -39,15 +39,15 @@ def check_model(model: nn.Module, data: NoisyDataset) -> NoisyDataset:
     `ValueError` for a model that cannot classify them, other errors as of `check_outputs`.
     """
     check_network(model)
+    check_layers(model)
     held = next(model.parameters(), None)
     if held is None:
         kind = type(model).__name__
         raise ValueError(f"{kind} has no parameters, so there is nothing that it learnt")
     if held.device.type == "cpu" and held.dtype in (torch.float16, torch.bfloat16):
-        warnings.warn(
+        caution(
             f"the model is in half precision ({held.dtype}), which is slow and coarse on a CPU; "
-            "model.float() is not",
-            stacklevel=4,
+            "model.float() is not"
         )
     data = check_outputs(model, data)
     labels = data.y.unique()
@@ -74,11 +74,10 @@ def _check_order(prediction: Tensor, data: NoisyDataset):
     now = counts.diag().sum().item() / len(data)
     best = counts[rows, columns].sum().item() / len(data)
     if best > 0.6 and best - now > 0.3:
-        warnings.warn(
+        caution(
             f"the network agrees with {now:.1%} of the labels, and would with {best:.1%} "
             "if its outputs stood for the classes in another order; give the data their classes "
-            "in the network's order",
-            stacklevel=4,
+            "in the network's order"
         )
 
 
@@ -164,14 +163,40 @@ def history_weight(
 
 # %% ../../nbs/audit/01_suspicion.ipynb #weigh10
 def bounded_margin(
-    run: Run,  # with its history
+    run: Run,  # with its history of T recorded times
+    weights: Tensor | None = None,  # (T,) of the times, with sum 1; default: equal ones
 ) -> Tensor:
     """(n,) float64 in (-1, 1): minus the mean over the recorded times of m / (1 + |m|).
 
     The margin m is the label's logit less the largest other one. Higher is more suspicious.
     """
     m = run.margin.double()
-    return -(m / (1 + m.abs())).mean(0)
+    return -_mean_over_times(m / (1 + m.abs()), weights)
+
+
+def _mean_over_times(v: Tensor, weights: Tensor | None) -> Tensor:
+    return v.mean(0) if weights is None else weights @ v
+
+
+def time_weights(
+    e: Tensor,  # (n, K) evidence
+    y: Tensor,  # (n,) given labels
+    run: Run,  # with its history of T recorded times
+) -> Tensor:
+    """(T,) float64 with sum 1: how far each recorded time agrees with the evidence.
+
+    It is the eighth power of the correlation between the ranks of the losses and those of
+    `other_class_lead`. A network that memorizes agrees most before it does so, another one at its
+    end.
+    """
+    doubts = rankdata(other_class_lead(e, y).cpu().numpy().round(8))
+    agreement = torch.zeros(len(run.time), dtype=torch.float64)
+    for t, losses in enumerate(run.loss):
+        ranks = rankdata(losses.cpu().numpy())
+        if ranks.std() > 0 and doubts.std() > 0:
+            agreement[t] = max(0.0, np.corrcoef(ranks, doubts)[0, 1]) ** 8
+    total = agreement.sum()
+    return agreement / total if total > 0 else torch.full_like(agreement, 1 / len(agreement))
 
 
 def standard_score(
@@ -201,16 +226,14 @@ def unmemorized(
     y: Tensor,  # (n,) given labels
     predictions: Tensor,  # (n,) classes that the network says
 ) -> float:
-    """How far the network has not memorized the labels that the evidence doubts, in [0, 1].
+    """How far the network has not memorized the labels that the evidence doubts most, in [0, 1].
 
-    1 where it gives a tenth of them or fewer, 0 from four tenths. What such a network says of its
-    own training examples is nearly as good as of new ones.
+    1 where it gives none of the twentieth that is doubted most, 0 where it gives a tenth of these.
+    What such a network says of its own training examples is nearly as good as of new ones.
     """
-    doubted = (e.argmax(1) != y).cpu()
-    if not doubted.any():
-        return 0.0
-    given = (predictions.cpu() == y.cpu())[doubted].double().mean().item()
-    return min(1.0, max(0.0, (0.4 - given) / 0.3))
+    most = other_class_lead(e, y).topk(max(1, round(len(y) / 20))).indices.cpu()
+    given = (predictions.cpu() == y.cpu())[most].double().mean().item()
+    return max(0.0, 1 - 10 * given)
 
 
 def suspicion_of(
@@ -220,16 +243,18 @@ def suspicion_of(
 ) -> Tensor:
     """(n,) float64: how far another class is ahead, and what the history adds.
 
-    The history is the sum of bounded margin and mean loss. It counts by `history_weight`, or by
-    `unmemorized` where that is more, times `learnt`: that of a network that was hardly trained
-    tells little. Each score is brought to mean 0 and standard deviation 1. A run of one time has no
-    history.
+    The history is the sum of bounded margin and mean loss, both by `time_weights`. It counts by
+    `history_weight`, or by twice `unmemorized` where that is more, times `learnt`: that of a
+    network that was hardly trained tells little. Each score is brought to mean 0 and standard
+    deviation 1. A run of one time has no history.
     """
     suspicion = standard_score(other_class_lead(e, y).cpu())
     if len(run.time) == 1:
         return suspicion
-    history = standard_score(bounded_margin(run)) + standard_score(run.loss.double().mean(0))
-    weight = max(history_weight(e, y), unmemorized(e, y, run.prediction[-1]))
+    times = time_weights(e, y, run)
+    loss = _mean_over_times(run.loss.double(), times)
+    history = standard_score(bounded_margin(run, times)) + standard_score(loss)
+    weight = max(history_weight(e, y), 2 * unmemorized(e, y, run.prediction[-1]))
     return suspicion + weight * learnt(e, y, run.prediction[-1]) * standard_score(history)
 
 # %% ../../nbs/audit/01_suspicion.ipynb #cell11
@@ -280,9 +305,11 @@ def audit(
     probe_scores: dict[tuple[str, str], Tensor] | None = None,  # of `layer_scores`, where known
     by_layer: dict[str, Tensor] | None = None,  # of `layer_evidence`, where known
     memory: float = MEMORY,  # bytes of features in memory; more lie in a temporary file
-    progress: bool = False,  # whether bars show progress and an estimate
+    progress: bool | None = None,  # bars with an estimate; None: where it takes seconds
 ) -> pl.DataFrame:
-    """One row a training example: all of `mislabel_scores` that can be had, and
+    """One row a training example, in the order of the data; `.sort("rank")` is the ranked list.
+
+    All of `mislabel_scores` that can be had, and
 
     - `predicted`: what the network itself says;
     - `suggested`: the label that probes suggest which were fitted without the example

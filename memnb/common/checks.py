@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'LARGEST_SEED', 'shown', 'check_choice', 'refuse_unknown', 'refuse_options', 'check_among_times', 'whole',
-           'number', 'sizes', 'names_of', 'seed_of', 'free_memory', 'in_words', 'check_memory']
+           'number', 'sizes', 'names_of', 'seed_of', 'free_memory', 'in_words', 'check_memory', 'caution']
 
 # %% ../../nbs/common/01_checks.ipynb #cell02
 import difflib
@@ -13,6 +13,8 @@ import operator
 import os
 import re
 import reprlib
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -229,3 +231,20 @@ def check_memory(
     free = free_memory()
     if size > free:
         raise ValueError(f"{what} about {in_words(size)} of memory; {in_words(free)} are free")
+
+# %% ../../nbs/common/01_checks.ipynb #ca02
+# between the user's line and the library's: context managers and decorators
+_BETWEEN = ("memnb.", "contextlib", "torch.utils._contextlib", "torch.autograd.grad_mode")
+
+
+def caution(
+    message: str,  # what is done, or what to look at
+    category: type[Warning] = UserWarning,
+):
+    "Warn at the line that called memnb."
+    frame = sys._getframe(1)
+    level = 2  # of a function's caller
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_BETWEEN):
+        frame = frame.f_back
+        level += 1
+    warnings.warn(message, category, stacklevel=level)

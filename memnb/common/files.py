@@ -16,9 +16,10 @@ import reprlib
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
+
+from .checks import caution
 
 # %% ../../nbs/common/03_files.ipynb #cell05
 def local_path(
@@ -215,10 +216,7 @@ def strangers(
 ):
     "Warn of files that were not written with the others. They are not read."
     if more := sorted(set(_names(folder)) - set(names)):
-        warnings.warn(
-            f"{folder} holds {', '.join(more[:3])}, which memnb did not write there: not read",
-            stacklevel=3,
-        )
+        caution(f"{folder} holds {', '.join(more[:3])}, which memnb did not write there: not read")
 
 # %% ../../nbs/common/03_files.ipynb #cell17
 def add(
@@ -286,7 +284,7 @@ def set_aside(
         return  # another process was first
     except OSError as e:
         raise OSError(f"{why}; it cannot be moved out of the way: {e}") from e
-    warnings.warn(f"{why}; {then}, and what was there is now {aside.name}", stacklevel=3)
+    caution(f"{why}; {then}, and what was there is now {aside.name}")
 
 # %% ../../nbs/common/03_files.ipynb #cell23
 def _companion(path: Path) -> Path:

@@ -19,10 +19,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..common.checks import shown, whole
+from ..common.checks import caution, shown, whole
 from ..common.files import local_path
 from ..common.rng import check_device
-from .inputs import Inputs, caution, in_memory
+from .inputs import Inputs, in_memory
 from .labels import checked_classes, first_few
 from .noisy_datasets import NoisyDataset
 from .own_items import HELD_IN_MEMORY, fits

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..common.checks import shown, whole
-from .inputs import caution
+from ..common.checks import caution, shown, whole
 from .noisy_datasets import MOST_CLASSES
 
 # %% ../../nbs/datasets/06_labels.ipynb #la05
@@ -40,7 +39,9 @@ def _array(labels, what: str) -> np.ndarray | list:
         labels = labels.to_numpy()  # a frame, perhaps of one-hot columns
     elif hasattr(labels, "to_list"):
         labels = labels.to_list()
-    return labels if isinstance(labels, np.ndarray) else list(labels)
+    if isinstance(labels, np.ndarray):
+        return labels.tolist() if labels.dtype == object and labels.ndim == 1 else labels
+    return list(labels)
 
 
 def _check_missing(labels: np.ndarray | list, what: str):
@@ -100,7 +101,8 @@ def _plain(values: np.ndarray, what: str, given) -> np.ndarray:
     words = v.dtype.kind in "US" and not isinstance(given, np.ndarray)
     strange = [w for w in given if not isinstance(w, (str, bytes))] if words else []
     if strange:
-        raise ValueError(f"{what} hold {first_few(strange)} among words; they must be all words")
+        some = first_few(list(dict.fromkeys(strange)))
+        raise ValueError(f"{what} hold {some} among words; they must be all words")
     if v.dtype.kind == "u" and len(v) and v.max() > np.iinfo(np.int64).max:
         raise ValueError(f"{what} hold {v.max()}; whole numbers must be below 2**63")
     if v.dtype.kind in "OT" and all(isinstance(word, str) for word in v):

@@ -7,7 +7,6 @@ __all__ = ['SCALES', 'HUMAN_LABELS', 'scaled', 'human_labels', 'load', 'c_scores
 
 # %% ../../nbs/datasets/05_loading.ipynb #4e4b740f
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..common.checks import check_choice, check_memory, seed_of, shown, whole
+from ..common.checks import caution, check_choice, check_memory, seed_of, shown, whole
 from ..common.files import local_path
 from ..common.rng import check_device
 from .noisy_datasets import MOST_CLASSES, NoisyDataset, check_data
@@ -181,10 +180,9 @@ def _usable(given: np.ndarray, y: np.ndarray, classes: Sequence[int]) -> np.ndar
     usable = np.isin(given, classes)
     inside = np.isin(y, classes)
     if left_out := int((inside & ~usable).sum()):
-        warnings.warn(
+        caution(
             f"{left_out:,} of the {inside.sum():,} training examples of classes "
-            f"{shown(list(classes))} are left out: people gave them a label of another class",
-            stacklevel=3,
+            f"{shown(list(classes))} are left out: people gave them a label of another class"
         )
     return usable
 

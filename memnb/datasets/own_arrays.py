@@ -12,11 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..common.checks import shown
-from .inputs import Inputs, caution, in_memory, tensors_in
+from ..common.checks import caution, shown
+from .inputs import Inputs, in_memory, tensors_in
 from .labels import coded
 from .noisy_datasets import NoisyDataset
-from .pictures import ScaledBytes, channels_first, say_unit_range, scaling
+from memnb.datasets.pictures import (
+    ScaledBytes,
+    are_pixels,
+    channels_first,
+    pixels_in,
+    say_unit_range,
+    scaling,
+)
 
 # %% ../../nbs/datasets/08_own_arrays.ipynb #oa05
 _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64}  # torch has few operations on these
@@ -102,10 +109,9 @@ def of_network(
 
     A warning says what is done to them. `ValueError` for a mean or deviation that does not fit.
     """
-    parts = list(tensors_in(batch))
-    has_bytes = [v for v in parts if v.dtype == torch.uint8]
-    normalised = mean is not None or std is not None
     alone = isinstance(batch, Tensor)
+    has_bytes = pixels_in(batch)
+    normalised = mean is not None or std is not None
     if not has_bytes and not normalised:
         if alone:
             return batch.float() if batch.dtype == torch.bool else batch
@@ -122,9 +128,9 @@ def of_network(
     return in_memory(batch, ScaledBytes(scaling(mean, std, first.shape[1])))
 
 
-def _moved(v: Tensor) -> Tensor:
+def _moved(v: Tensor, alone: bool = False) -> Tensor:
     "Pictures of bytes with their channels first, said where that changes them."
-    if v.dtype != torch.uint8:
+    if not are_pixels(v, alone):
         return v
     first = channels_first(v)
     if first.shape != v.shape:
@@ -142,7 +148,7 @@ def _parts(x):
     arrays = isinstance(x, tuple) and all(np.ndim(v) > 0 and hasattr(v, "shape") for v in x)
     if arrays and x:
         return tuple(_moved(as_inputs(v, f"inputs {i}")) for i, v in enumerate(x))
-    return _moved(as_inputs(x))
+    return _moved(as_inputs(x), alone=True)
 
 
 def from_arrays(

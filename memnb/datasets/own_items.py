@@ -30,13 +30,20 @@ from torch.utils.data import (
 )
 from tqdm import tqdm
 
-from ..common.checks import free_memory, in_words, number, shown
+from ..common.checks import caution, free_memory, in_words, number, shown
 from ..common.rng import check_device
-from .inputs import Inputs, caution, in_memory, tensors_in
+from .inputs import Inputs, in_memory, tensors_in
 from .items import Reader, label_place, plain_label, without_label
-from .labels import coded
+from .labels import coded, first_few
 from .noisy_datasets import MOST_CLASSES, NoisyDataset
-from .pictures import ScaledBytes, Shape, picture_size, say_unit_range, scaling
+from memnb.datasets.pictures import (
+    ScaledBytes,
+    Shape,
+    picture_size,
+    pixels_in,
+    say_unit_range,
+    scaling,
+)
 
 # %% ../../nbs/datasets/10_own_items.ipynb #oi11
 HELD_IN_MEMORY = 2 * 2**30  # bytes of inputs that are kept
@@ -119,11 +126,31 @@ def _files_in(dataset) -> list | None:
     return [p[len(root) :].lstrip("/\\").replace("\\", "/") if inside else p for p in paths]
 
 
+def _numbered_names(dataset) -> list | None:
+    "Names of the classes by their numbers, where `class_to_idx` gives each of 0 to K - 1 one name."
+    numbers = getattr(dataset, "class_to_idx", None)
+    if not isinstance(numbers, Mapping) or not all(isinstance(v, int) for v in numbers.values()):
+        return None
+    in_order = sorted(numbers, key=numbers.get)
+    return in_order if [numbers[name] for name in in_order] == list(range(len(numbers))) else None
+
+
 def _classes_in(dataset) -> list | None:
-    "Names of the classes that a data set lists."
-    while isinstance(dataset, (Subset, ConcatDataset)):
-        dataset = dataset.dataset if isinstance(dataset, Subset) else dataset.datasets[0]
-    names = getattr(dataset, "classes", None)
+    """Names of the classes that a data set lists, in the order of their numbers.
+
+    `ValueError` for data sets that were joined and list others.
+    """
+    if isinstance(dataset, Subset):
+        return _classes_in(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        first, *others = map(_classes_in, dataset.datasets)
+        if strange := next((names for names in others if names != first), None):
+            raise ValueError(
+                f"the data sets that are joined number their classes in different ways: "
+                f"{first_few(first or [])} and {first_few(strange)}; join them with one order"
+            )
+        return first
+    names = _numbered_names(dataset) or getattr(dataset, "classes", None)
     if not isinstance(names, (list, tuple)) or len(set(map(str, names))) < max(2, len(names)):
         return None
     return [str(v) for v in names]
@@ -260,8 +287,7 @@ def _classes(labels: list, clean, n_classes: int | None, classes, named: list | 
 
 def _prepare(first, mean, std):
     "What scales the bytes of a batch; None where there are none."
-    parts = list(tensors_in(first))
-    has_bytes = [v for v in parts if v.dtype == torch.uint8]
+    has_bytes = pixels_in(first)
     if has_bytes:
         if mean is None and std is None:
             say_unit_range()

@@ -9,7 +9,6 @@ __all__ = ['SPLITS', 'DATASETS', 'Header', 'headers', 'read_arrays', 'data_root'
 import math
 import os
 import struct
-import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..common.checks import check_choice, check_memory, seed_of, shown
+from ..common.checks import caution, check_choice, check_memory, seed_of, shown
 from ..common.files import Damaged, check_file, local_path, set_aside, write_checked
 
 # %% ../../nbs/datasets/04_sources.ipynb #new55
@@ -206,7 +205,7 @@ def _cached(arrays: dict[str, np.ndarray], name: str, root: Path) -> dict[str, n
     try:
         write_checked(root / f"{name}.npz", lambda f: np.savez(f, **arrays))
     except OSError as e:
-        warnings.warn(f"{name} could not be cached in {root}: {e}", stacklevel=3)
+        caution(f"{name} could not be cached in {root}: {e}")
     return arrays
 
 

@@ -13,9 +13,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ..common.checks import check_among_times, check_choice, number, shown
+from ..common.progress import progress_bar
 from ..datasets.noisy_datasets import NoisyDataset
 from .integrators import increasing, integrate
 from ..models.networks import TwoLayer, clean_first, two_layer
@@ -202,7 +202,7 @@ def train_flow(
     *,
     checkpoints: Sequence[float] = (),  # those of `times` at which the parameters are kept
     config: dict | None = None,  # stored with the Run; JSON values
-    progress: bool = False,  # a bar over the recorded times
+    progress: bool | None = None,  # a bar over the recorded times; None: where it takes seconds
     **options,  # of the method, see `flow`
 ) -> Iterator[Recorder]:
     "Yield the recorder after each of `times` of `flow`: every example, and what observers saw."
@@ -210,7 +210,7 @@ def train_flow(
     back = clean_first(data).argsort()
     check_among_times("checkpoints", checkpoints, times)
     steps = flow(model, data, times, method, **options)
-    bar = tqdm(steps, total=len(times), desc="flow", mininterval=0.5, disable=not progress)
+    bar = progress_bar(steps, total=len(times), desc="flow", progress=progress)
     recorder = Recorder(data, unit="flow time", config=config)
     return _recorded(recorder, bar, data, back, observe=observe, checkpoints=checkpoints)
 

@@ -113,7 +113,7 @@ class Explorer(widgets.VBox):
         self.command = widgets.Text(
             disabled=True, layout=widgets.Layout(width="640px", max_width="100%")
         )
-        self.copy = CopyButton()
+        self.copy = CopyButton(field=self.command)
         below = widgets.HBox([self.command, self.copy], **ROW)
         super().__init__([self.panel, self.transport, self.stage, below])
         self._listen()
@@ -205,7 +205,6 @@ class Explorer(widgets.VBox):
                 self.transport.epoch.value = f"epoch {self.session.epochs[at]:,.0f}"
                 self.stage.draw(self.session, at, self.pinned)
                 self.command.value = self.session.command
-                self.copy.text = self.session.command
             except Exception as e:
                 self._say(f"{type(e).__name__}: {e}")
                 return False

@@ -14,7 +14,7 @@ import polars as pl
 
 from ..datasets.inputs import described, stored
 from ..datasets.noisy_datasets import NoisyDataset
-from .widgets import chart_widget
+from .live_charts import LiveChart
 from ..lab.charts import COLORS, curves
 from ..lab.layouts import pictures
 
@@ -198,7 +198,7 @@ class Browser(widgets.VBox):
         self.names = list(range(data.n_classes) if names is None else names)
         self.page = page
         self._make_controls()
-        self.picture = chart_widget(self._chart(self.shown()))
+        self.picture = LiveChart(self._chart(self.shown()))
         self.status = widgets.Label()
         controls = [self.start, self.label, self.suggested, self.sure]
         for control in controls:

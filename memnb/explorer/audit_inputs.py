@@ -332,10 +332,10 @@ def audit_settings(p: Params) -> dict:
 def audit_seconds(
     call: partial,  # of `fit`, not made yet
 ) -> float:
-    "About how long the training and the remedies take, of which four train anew."
+    "About how long the training and the remedies take, of which five train anew."
     given = arguments_of(call)
     step, look = costs(given["model"], given["data"], None, given["batch"])
-    steps = 5 * given["epochs"] * math.ceil(len(given["data"]) / given["batch"])
+    steps = 6 * given["epochs"] * math.ceil(len(given["data"]) / given["batch"])
     return 1.3 * (steps * step + len(given["times"]) * look)
 
 # %% ../../nbs/explorer/05_audit_inputs.ipynb #cell26

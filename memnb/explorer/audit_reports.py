@@ -14,7 +14,7 @@ from ..audit.noise_rate import estimate_noise
 from ..audit.report import check_report, verdict, write_report
 from ..audit.suspicion import audit
 from ..datasets.sources import DATASETS
-from ..datasets.tables import read_table
+from ..datasets.table_files import read_table
 from memnb.explorer.audit_inputs import (
     TABLES,
     audit_data,
@@ -23,7 +23,7 @@ from memnb.explorer.audit_inputs import (
     audit_settings,
 )
 from ..lab.parameters import Params
-from ..models.checkpoints import load_weights
+from ..models.checkpoints import load_weights, read_weights
 from ..trainer.training import fit
 
 _PARAMETERS = (
@@ -46,7 +46,7 @@ def _rows_of(p: Params) -> Callable | None:
     "How a row of a table looks; None for anything else."
     if not p.data.endswith(TABLES):
         return None
-    table = read_table(p.data)
+    table = read_table(p.data, [name for name in (p.label, p.get("rows")) if name])
 
     def show(row: int) -> str:
         values = table.row(row, named=True).items()
@@ -80,6 +80,7 @@ def audit_report(
     *,
     tree: str | Path | None = None,  # folder for a cleaned copy of a folder of pictures
     top: int = 60,  # suspects on the page, 1 or more
+    title: str = "",  # of the page; default: the data's name
     skip_damaged: bool = False,  # leave out pictures that cannot be read
     progress: bool = True,  # whether bars show progress and an estimate
     **given,  # parameters of the audit notebook: model, label, size, mean, std, ...
@@ -99,6 +100,8 @@ def audit_report(
         check_report(tree)
         if not Path(p.data).expanduser().is_dir():
             raise ValueError(f"a cleaned copy is made of a folder of pictures; data={p.data}")
+    if p.weights:
+        read_weights(p.weights)  # whether they can be is known before pictures are read
     train, held, _, _ = audit_data(p, hold_out=False, skip_damaged=skip_damaged)
     if held is not None:
         yield f"{len(train)} examples are audited; {len(held)} were held out of training"
@@ -111,7 +114,8 @@ def audit_report(
         subject = fit(net, train, p.epochs, **how)
     found = audit(subject, train, net, progress=progress)
     noise = estimate_noise(subject, train, net)
-    write_report(out, found, train, noise, top=top, show=_rows_of(p))
+    how = dict(top=top, title=title, show=_rows_of(p))
+    write_report(out, found, train, noise, **how)
     yield from verdict(noise, len(train))
     yield f"the report is {out / 'report.html'}"
     if tree is not None:

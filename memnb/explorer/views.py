@@ -195,10 +195,8 @@ def _tile_layers(frame: pl.DataFrame, columns: int, lines: int, size: int) -> li
         stroke=alt.condition("datum.picked", alt.value("#000"), alt.value(None)),
         strokeWidth=alt.value(2),
     )
-    click = (
-        base.mark_square(size=area, opacity=0, cursor="pointer")
-        .encode(tooltip=["caption:N", "answer:N"])
-        .add_params(alt.selection_point(name="pick", fields=["row"]))
+    click = base.mark_square(size=area, opacity=0, cursor="pointer").encode(
+        tooltip=["caption:N", "answer:N"]
     )
     if frame["url"].null_count() == len(frame):
         return [tile, base.mark_text(fontSize=9, color="#fff").encode(text="caption:N"), click]

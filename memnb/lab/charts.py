@@ -454,6 +454,7 @@ def heat(
     *,
     x_title: str = "epoch",
     order: Sequence | None = None,  # of the names, from the top
+    columns: Sequence | None = None,  # order of the values of x, each named; default: sorted
     # of the value; white is its middle, or its beginning if that is 0
     domain: tuple[float, float] = (-1, 1),
 ) -> alt.Chart:
@@ -463,7 +464,7 @@ def heat(
     to draw, or two rows of a cell.
     """
     check_type(str, "text", title=title, value_title=value_title, x_title=x_title)
-    check_type((list, tuple), "a list of names", order=order or [])
+    check_type((list, tuple), "a list of names", order=order or [], columns=columns or [])
     _check_frame(frame, [x, y], [value])
     low, high = _domain(domain)
     frame, note = _columns_drawn(frame.select(list(dict.fromkeys([x, y, value]))), x, y)
@@ -477,12 +478,13 @@ def heat(
     else:
         ends = {0: "#ffffff", high: COLORS["noisy"]}
     scale = alt.Scale(domain=list(ends), range=list(ends.values()), interpolate="rgb", clamp=True)
-    ticks = frame[x].unique().sort()
-    some = ticks[:: -(-len(ticks) // 12)].to_list()  # at most a dozen
+    ticks = columns or frame[x].unique().sort().to_list()
+    some = ticks if columns else ticks[:: -(-len(ticks) // 12)]  # at most a dozen
+    axis = alt.Axis(title=x_title, labelAngle=-40 if columns else 0, values=some)
     legend = alt.Legend(title=value_title, orient="right")
     chart = alt.Chart(frame).mark_rect()
     chart = chart.encode(
-        alt.X(f"{x}:O", axis=alt.Axis(title=x_title, labelAngle=0, values=some)),
+        alt.X(f"{x}:O", axis=axis, sort=list(columns or []) or "ascending"),
         alt.Y(f"{y}:N", sort=list(order or []), axis=alt.Axis(title=None)),
         alt.Color(f"{value}:Q", scale=scale, legend=legend),
     )

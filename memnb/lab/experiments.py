@@ -293,7 +293,7 @@ def _check_results(p: Params, frame: pl.DataFrame, claims: pl.DataFrame | None, 
 def _record(p: Params, frame: pl.DataFrame, more: dict) -> str:
     "`params.json`; `ValueError` for what JSON cannot hold."
     seconds = round(time.time() - p.__dict__["started"], 1)
-    record = dict(parameters=p, versions=facts(), wall_seconds=seconds, **more)
+    record = dict(parameters=p, versions=facts(), code=code_of(), wall_seconds=seconds, **more)
     if "noise_rate" in frame.columns:
         rates = frame.select("rho", "noise_rate").drop_nulls().unique(maintain_order=True)
         record["realised_noise"] = rates.to_dicts()

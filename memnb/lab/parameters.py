@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -206,8 +206,8 @@ def kernel_cells() -> list[str]:
 class Params(dict):
     """Resolved parameters, by key or as attributes.
 
-    Beside them `started`, when they were resolved, and `given`, the names whose value was given and
-    not the preset's.
+    Beside them `started`, when they were resolved; `given`, the names whose value was given and
+    not the preset's; and `note`, how far the preset is the paper's set-up.
     """
 
     def __getattr__(self, name: str):
@@ -216,7 +216,9 @@ class Params(dict):
         raise AttributeError(f"there is no parameter {name!r}; there are {', '.join(self)}")
 
     def __repr__(self):
-        return "  ".join(f"{k}={v!r}" for k, v in self.items())
+        values = "  ".join(f"{k}={v!r}" for k, v in self.items())
+        note = self.__dict__.get("note")
+        return f"{values}\npreset {self['preset']}: {note}" if note else values
 
 # %% ../../nbs/lab/04_parameters.ipynb #cell13
 def _nearest(folder: Path) -> Path:
@@ -289,6 +291,8 @@ class Parameters:
     complete: Callable[[str, dict], dict] = _as_given
     # puts lists in order; `ValueError` unless the parameters fit each other
     check: Callable[[Params], None] = _all_fit
+    # preset, or "figure preset" -> how far it is the paper's set-up, in a line that is printed
+    notes: dict[str, str] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -305,6 +309,7 @@ class Parameters:
         taken = {k: v for k, v in (names or {}).items() if k in known}
         mine = taken | given
         p = resolve(figure, self.presets, self.rules, self.complete(figure, mine))
+        p.__dict__["note"] = self.notes.get(f"{figure} {p.preset}", self.notes.get(p.preset))
         p.__dict__["given"] = frozenset(k for k, v in mine.items() if v is not None)
         self.check(p)
         return p

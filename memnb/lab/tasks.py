@@ -9,6 +9,7 @@ __all__ = ['KILLED', 'running', 'ending', 'declared', 'cast', 'Task', 'task_reco
 # %% ../../nbs/lab/06_tasks.ipynb #cell02
 import ast
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -186,6 +187,7 @@ papermill.execute_notebook("notebook.ipynb", "done.ipynb", parameters=given, pro
 
 # %% ../../nbs/lab/06_tasks.ipynb #cell18
 KILLED = "was ended by"
+_FULL = os.strerror(errno.ENOSPC)  # in the errors of whatever wrote
 _MARK = "MEMNB_TASK"  # the environment variable that holds a task's mark in all its processes
 running: dict[str, subprocess.Popen] = {}  # mark -> process
 ending = threading.Event()  # set: no task begins, and those that run are given up
@@ -352,7 +354,7 @@ def execute(
     """The folder of a task's result; the task is run unless the result is there.
 
     `Failed` if the notebook raised, was killed or took too long. `OSError` for a folder that
-    cannot be written.
+    cannot be written, and where the disk is full: the task is then as if it had not been begun.
     """
     if not isinstance(task, Task):
         raise ValueError(f"{task!r} is no task; make one of a notebook with make_task")
@@ -366,11 +368,14 @@ def execute(
     began = time.time()
     try:
         error = _attempt(task, part, root, threads, timeout)
+        if _FULL in (error or ""):  # which says nothing about the task
+            raise OSError(errno.ENOSPC, f"{task.name()} was given up: {_FULL}", str(root))
         known = dict(
             notebook=task.notebook.name,
             key=task.key,
             parameters=dict(task.values),
             wall_seconds=round(time.time() - began, 1),
+            threads=threads or os.cpu_count(),
         )
         error = _gather(task, part, known, error)
         shutil.rmtree(failed(folder), ignore_errors=True)

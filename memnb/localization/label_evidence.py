@@ -8,7 +8,6 @@ __all__ = ['evidence', 'other_class_lead', 'representation', 'layer_opinions', '
 
 # %% ../../nbs/localization/07_label_evidence.ipynb #2242deed
 import math
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
-from tqdm import tqdm
 
-from ..common.checks import check_choice
+from ..common.checks import caution, check_choice
+from ..common.progress import progress_bar
 from ..datasets.inputs import Inputs, tensors_in
 from ..datasets.noisy_datasets import NoisyDataset
 from .left_out_ridge import left_out_predictions
@@ -33,7 +32,7 @@ from memnb.models.features import (
     layer_features,
     row_blocks,
 )
-from ..models.layers import first_tensor, layer_names
+from ..models.layers import check_layers, first_tensor, layer_names
 from ..models.outputs import fed, outputs_of
 from ..models.structure import hidden_groups
 from ..probes.classifiers import PROBES
@@ -106,7 +105,7 @@ def other_class_lead(
     return (others.amax(1, keepdim=True) - own)[:, 0]
 
 # %% ../../nbs/localization/07_label_evidence.ipynb #a6a1d765
-_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)  # which read numbers of words: none is near another
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)  # which read token ids, whose distances say nothing
 
 
 def _weight_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -118,14 +117,15 @@ def _weight_layers(model: nn.Module) -> dict[str, nn.Module]:
             own += [getattr(module, name) for name in module.parametrizations]
         return any(p.ndim > 1 for p in own)
 
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if name
-        and "parametrizations" not in name.split(".")
-        and has_weights(module)
-        and not isinstance(module, _EMBEDDINGS)
-    }
+    with evaluating(model):  # in training mode, to read a weight may change it (spectral norm)
+        return {
+            name: module
+            for name, module in check_layers(model).named_modules()
+            if name
+            and "parametrizations" not in name.split(".")
+            and has_weights(module)
+            and not isinstance(module, _EMBEDDINGS)
+        }
 
 
 class _LayerInputs:
@@ -166,22 +166,24 @@ class _LayerInputs:
 
     @property
     def given(self) -> Tensor | None:
-        "What `input` means: the first tensor of the inputs, where it holds no numbers of words."
+        "What `input` means: the first tensor of the inputs, where it holds no token ids."
         first = first_tensor(self.x)
         usable = first.is_floating_point() or not self.embedded and isinstance(self.x, Tensor)
         return first if usable else None
 
 
-_WORDS = "the inputs are numbers of words, which an embedding reads, and none is near another"
+_TOKENS = (
+    "the inputs are token ids, whose distances say nothing: the layers behind the embedding are "
+    "probed, the input itself is not"
+)
 
 
 def _warn_of_repeats(inputs: _LayerInputs):
     repeats = [f"{name} ({times} times)" for name, times in inputs.calls.items() if times > 1]
     if repeats:
-        warnings.warn(
+        caution(
             "layers that are called more than once in a pass have no one activation, so they are "
-            f"left out: {', '.join(repeats)}",
-            stacklevel=3,
+            f"left out: {', '.join(repeats)}"
         )
 
 
@@ -194,8 +196,8 @@ def representation(
 
     The names follow what the network computes, so that modules that only wrap it change nothing.
     The logits are never among them. What several layers read is named once. A layer that is called
-    twice is left out. So are inputs that an embedding reads, which are numbers of words: none of
-    these is near another. A warning says what is left out; inputs stay where there is nothing else.
+    twice is left out. So are token ids, which an embedding reads: their distances say nothing. A
+    warning says what is left out; inputs stay where there is nothing else.
     Of several inputs the first one is meant.
     """
     inputs = _LayerInputs(model, x)
@@ -208,7 +210,7 @@ def representation(
             names.append(f"{name}.input")
             seen.append(value)
     if (inputs.given is None or inputs.embedded) and len(names) > 1:
-        warnings.warn(f"{_WORDS}; they are left out", stacklevel=2)
+        caution(_TOKENS)
         names = names[1:]
     places = torch.linspace(0, len(names) - 1, min(most, len(names))).round().long()
     return [names[i] for i in places.tolist()]
@@ -262,7 +264,7 @@ class _Question:
     probes: Sequence[str]  # of the scores
     batch: int | None
     memory: float
-    progress: bool
+    progress: bool | None
 
     def answers(self) -> dict[str, dict]:
         "Scores or evidence -> layer -> what the probes say, from one pass through the network."
@@ -277,7 +279,7 @@ class _Question:
         ) as features:
             features |= {key: Given(x, _pool_of(*key)) for key in keys if key in own}
             there = [key for key in keys if key in features]
-            bar = tqdm(there, "probes", unit="layer", mininterval=0.5, disable=not self.progress)
+            bar = progress_bar(there, progress=self.progress, desc="probes", unit="layer")
             for layer, kind in bar:
                 kept = features.pop((layer, kind))
                 answers[kind][layer] = self._answer(kept, layer, kind)
@@ -303,7 +305,7 @@ class _Question:
 
 # %% ../../nbs/localization/07_label_evidence.ipynb #q3
 def _scored_layers(model: nn.Module, x: Tensor | Inputs) -> list[str]:
-    "The input, unless it is numbers of words, and `hidden_groups`."
+    "The input, unless it is token ids, and `hidden_groups`."
     hidden = hidden_groups(model, x)
     inputs = _LayerInputs(model, x)
     if hidden and (inputs.given is None or inputs.embedded):
@@ -323,7 +325,7 @@ def layer_opinions(
     *,
     kinds: Sequence[str] = ("scores", "evidence"),
     memory: float = MEMORY,  # bytes of features in memory; more lie in a temporary file
-    progress: bool = False,  # whether bars show progress and an estimate
+    progress: bool | None = None,  # bars with an estimate; None: where it takes seconds
 ) -> tuple[dict[tuple[str, str], Tensor], dict[str, Tensor]]:
     """What `layer_scores` and `layer_evidence` give, from one pass through the network.
 
@@ -377,7 +379,7 @@ def layer_evidence(
     batch: int | None = None,  # examples at a time, 1 or more; default: by their size
     *,
     memory: float = MEMORY,  # bytes of features in memory; more lie in a temporary file
-    progress: bool = False,  # whether bars show progress and an estimate
+    progress: bool | None = None,  # bars with an estimate; None: where it takes seconds
 ) -> dict[str, Tensor]:
     """Layer -> (n, K) float64: what probes predict that were fitted without the example.
 

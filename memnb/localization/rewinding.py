@@ -28,10 +28,12 @@ from memnb.common.checks import (
     shown,
     whole,
 )
+from ..common.progress import progress_bar
 from ..datasets.inputs import Inputs
 from ..datasets.noisy_datasets import NoisyDataset
 from .accounting import group_mask
 from ..models.evaluation import eager, evaluating, examples, parts, predict, predicted
+from ..models.layers import check_layers
 from ..models.outputs import answer
 from ..models.structure import belongs, layer_groups, layer_state, put_back
 from ..runs.run import Run
@@ -84,7 +86,7 @@ class _Prefix:
         self.out = {}  # module -> its output, and the output's version
         self.read = {}  # module -> version of what it read
         self.calls = Counter()
-        self.layers = dict(model.named_modules(remove_duplicate=False))
+        self.layers = dict(check_layers(model).named_modules(remove_duplicate=False))
         modules = list(model.modules())
         # a hook that changes the output would change it twice
         hooked = {m for m in modules if m._forward_hooks}
@@ -253,7 +255,7 @@ def rewind(
     model: nn.Module | None = None,  # a skeleton, for a network that is not memnb's
     batch: int = 256,  # examples whose activations are kept at a time, 1 or more
     cache: bool = True,  # False: all of it runs for each layer and time, which gives the same
-    progress: bool = False,  # whether a bar shows progress and an estimate
+    progress: bool | None = None,  # a bar with an estimate; None: where it takes seconds
 ) -> pl.DataFrame:
     """Accuracy on the given labels of both groups with one layer as it was at an earlier time.
 
@@ -277,12 +279,17 @@ def rewind(
     return pl.DataFrame(rows, infer_schema_length=None)
 
 # %% ../../nbs/localization/02_rewinding.ipynb #cell11
-def _bar(total: int, progress: bool) -> tqdm:
-    return tqdm(total=total, desc="rewind", unit="layer", mininterval=0.5, disable=not progress)
+def _bar(total: int, progress: bool | None) -> tqdm:
+    return progress_bar(total=total, desc="rewind", unit="layer", progress=progress)
 
 
 def _rewound(
-    trained: _Trained, times: list[float], batch: int, buffers: bool, cache: bool, progress: bool
+    trained: _Trained,
+    times: list[float],
+    batch: int,
+    buffers: bool,
+    cache: bool,
+    progress: bool | None,
 ) -> list[dict]:
     "Batch by batch, so that only one batch's activations are ever kept."
     net = trained.net
@@ -317,7 +324,9 @@ def _rewound(
     return rows
 
 
-def _reestimated(trained: _Trained, times: list[float], batch: int, progress: bool) -> list[dict]:
+def _reestimated(
+    trained: _Trained, times: list[float], batch: int, progress: bool | None
+) -> list[dict]:
     "The whole network runs for each layer and time, under statistics of its own."
     net = trained.net
     run = trained.run
@@ -383,7 +392,7 @@ def retrain(
     mask: Tensor | None = None,
     model: nn.Module | None = None,  # a skeleton, for a network that is not memnb's
     look: Callable | None = None,  # called with (layer, network) when a layer is done
-    progress: bool = False,  # whether a bar shows progress and an estimate
+    progress: bool | None = None,  # a bar with an estimate; None: where it takes seconds
     # of `fit`; default: sgd, momentum 0.9, weight decay 5e-4, batches of 512, lr up to 0.1 halfway
     # and down again
     **options,
@@ -414,7 +423,7 @@ def retrain(
         _fresh(trained.net, run, data, layer)
     clean = data.subset(~trained.mask)
     frames = []
-    bar = tqdm(trained.layers, desc="retrain", unit="layer", mininterval=0.5, disable=not progress)
+    bar = progress_bar(trained.layers, desc="retrain", unit="layer", progress=progress)
     for layer in bar:
         anew = _fresh(trained.net, run, data, layer)
         rows = fit(anew, clean, epochs, observe=[accuracies], **recipe).rows

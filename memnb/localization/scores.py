@@ -144,7 +144,7 @@ def mislabel_scores(
     probe_scores: dict[tuple[str, str], Tensor] | None = None,  # of `layer_scores`, where known
     by_layer: dict[str, Tensor] | None = None,  # of `layer_evidence`, where known
     memory: float = MEMORY,  # bytes of features in memory; more lie in a temporary file
-    progress: bool = False,  # whether bars show progress and an estimate
+    progress: bool | None = None,  # a bar with an estimate; None: where it takes seconds
 ) -> pl.DataFrame:
     """One row an example: `row, index, label, noisy` and the `SCORES` that the run allows.
 

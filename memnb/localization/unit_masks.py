@@ -6,7 +6,6 @@
 __all__ = ['WHERE', 'unit_layers', 'Masked']
 
 # %% ../../nbs/localization/03_unit_masks.ipynb #4ffdd606
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -15,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..common.checks import check_choice, names_of
+from ..common.checks import caution, check_choice, names_of
 from ..datasets.inputs import Inputs, on_each
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import evaluating, examples
-from ..models.layers import activations, channel_dim, edit, first_tensor
+from ..models.layers import activations, channel_dim, check_layers, edit, first_tensor
 from ..models.outputs import answer, fed, logits_of, outputs_of, weight_type
 from ..models.structure import graphed
 from ..trainer.steps import check_outputs
@@ -76,7 +75,7 @@ def _calls(model: nn.Module, x: Tensor | Inputs) -> tuple[list[_Call], object]:
     calls = []
     handles = []
     try:
-        for name, module in model.named_modules():
+        for name, module in check_layers(model).named_modules():
             if name and _is_leaf(module):
                 before, after = _recorder(name, calls)
                 handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
@@ -172,7 +171,7 @@ def _warn_of_skipped(model: nn.Module, places: dict[str, str], last: str, times:
             f"{n} ({f'is called {times[n]} times' if n in times else 'is never called'})"
             for n in skipped
         ]
-        warnings.warn(f"no units of {', '.join(reasons)} are looked at", stacklevel=3)
+        caution(f"no units of {', '.join(reasons)} are looked at")
 
 # %% ../../nbs/localization/03_unit_masks.ipynb #cac1e287
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@
 __all__ = ['SEARCH_MODES', 'critical_units']
 
 # %% ../../nbs/localization/04_unit_search.ipynb #cell02
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from tqdm import tqdm
 
-from ..common.checks import check_choice, check_memory, number, seed_of, shown, whole
+from ..common.checks import caution, check_choice, check_memory, number, seed_of, shown, whole
+from ..common.progress import progress_bar
 from ..datasets.inputs import Inputs, batch_of, tensors_in
 from ..datasets.noisy_datasets import NoisyDataset
 from .unit_masks import Masked
@@ -137,10 +136,9 @@ class _Noise:
         self.sd = size * _root_mean_square(x[:, self.numbers]) if self.numbers.any() else 0.0
         self.added = {}  # embedding -> noise of the present batch
         if size and self.place() != "input":
-            warnings.warn(
+            caution(
                 "the network makes whole numbers of its inputs, to which no noise can be added; "
-                f"noise is added to: {self.place()}",
-                stacklevel=3,
+                f"noise is added to: {self.place()}"
             )
 
     def _fractions(self, cast: list[Tensor]) -> Tensor:
@@ -174,11 +172,13 @@ class _Noise:
     def _of_embedding(self, name: str) -> _EmbeddingNoise:
         total = 0.0
         count = 0
+        shape = ()  # of the longest text
         data = self.net.data
         for _, outputs in activations(self.net.model, data.x, [name], index=data.index):
             total = total + outputs[name].double().square().sum()
             count += outputs[name].numel()
-            shape = outputs[name].shape[1:]
+            here = outputs[name].shape[1:]
+            shape = tuple(map(max, shape, here)) if shape else tuple(here)
         sd = self.size * (total / count).sqrt().to(self.net.dtype)
         return _EmbeddingNoise(sd, shape)
 
@@ -213,7 +213,13 @@ class _Noise:
         "Within it embeddings heed `adding`."
 
         def adds(name: str):
-            return lambda value: value + self.added[name] if name in self.added else None
+            def add(value: Tensor):
+                if name not in self.added:
+                    return None
+                # a batch is as long as its longest text
+                return value + self.added[name][tuple(map(slice, value.shape))]
+
+            return add
 
         with edit(self.net.model, {name: adds(name) for name in self.embeddings}):
             yield self
@@ -454,7 +460,7 @@ def critical_units(
     check: int = 256,  # training examples on which accuracy after removal is measured; 0: it is not
     batch: int = 32,  # examples at once, 1 or more
     seed: int = 0,  # of noise, reference batch and the examples of `check`
-    progress: bool = False,  # whether a bar shows progress and an estimate
+    progress: bool | None = None,  # a bar with an estimate; None: where it takes seconds
 ) -> pl.DataFrame:
     """The units that are switched off until an example's given label is no longer predicted.
 
@@ -485,7 +491,7 @@ def critical_units(
     with (
         net.ready(),
         added.ready(),
-        tqdm(total=len(rows), desc="units", mininterval=0.5, disable=not progress) as bar,
+        progress_bar(total=len(rows), desc="units", progress=progress) as bar,
     ):
         search = _Search(net, mode, reference, copies, added)
         cases = []

@@ -8,14 +8,14 @@ __all__ = ['read_weights', 'unwrapped', 'load_weights']
 # %% ../../nbs/models/09_checkpoints.ipynb #ck03
 import copy
 import pickle
-import warnings
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..common.checks import check_memory, shown
+from ..common.checks import caution, check_memory, shown
 from ..common.files import local_path
 
 # %% ../../nbs/models/09_checkpoints.ipynb #ck05
@@ -28,6 +28,14 @@ def _unpacked(path: Path) -> int:
         return path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         return sum(member.file_size for member in archive.infolist())
+
+
+def _is_program(path: Path) -> bool:
+    "Whether a file holds a program of torch.jit, with its code."
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
 
 
 _HINT = 'Where you trust it, save its weights alone: torch.save(model.state_dict(), "weights.pt")'
@@ -43,6 +51,12 @@ def read_weights(
     path = local_path("weights", path)
     if path.is_file():
         check_memory(f"the weights in {path} take", _unpacked(path))
+        if _is_program(path):
+            raise ValueError(
+                f"{path} holds a program of torch.jit, which could run anything. Where you trust "
+                "it, save its weights alone: torch.save(torch.jit.load(path).state_dict(), "
+                '"weights.pt")'
+            )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -116,23 +130,45 @@ def unwrapped(
     return {renamed[name]: v for name, v in state.items()}, "; ".join(said)
 
 
+def _casts(state: dict[str, Tensor], model: nn.Module, path: Path) -> str:
+    """Which types are cast into the model's, in words.
+
+    `ValueError` for whole or complex numbers where the model has floats.
+    """
+    own = model.state_dict()
+    pairs = [(name, v, own[name]) for name, v in state.items() if isinstance(v, Tensor)]
+    pairs = [(name, v.dtype, to.dtype) for name, v, to in pairs if isinstance(to, Tensor)]
+    for name, stored, wanted in pairs:
+        if wanted.is_floating_point and not stored.is_floating_point:
+            raise ValueError(
+                f"{path} holds {name!r} as {stored}, the model {wanted}: quantised weights mean "
+                "nothing without their scales; give the floats that they stand for"
+            )
+    floats = [(v, to) for _, v, to in pairs if v != to and to.is_floating_point]
+    return ", ".join(
+        f"{count} tensors are cast from {stored} to the model's {wanted}"
+        for (stored, wanted), count in Counter(floats).items()
+    )
+
+
 def load_weights(
     model: nn.Module,  # changed in place
     path: str | Path,  # of a state dict, as `torch.save` writes it, or a `.safetensors` file
 ) -> nn.Module:
     """The model with the weights of a file, in evaluation mode.
 
-    A warning says what was taken off around the weights. `ValueError` for a file of anything else,
-    or weights that do not fit the model.
+    A warning says what was taken off around the weights, and which types were cast. `ValueError`
+    for a file of anything else, or weights that do not fit the model.
     """
     state, said = unwrapped(read_weights(path), model)
     shapes = {name: v.shape for name, v in model.state_dict().items() if isinstance(v, Tensor)}
     try:
         if shapes != {name: v.shape for name, v in state.items() if isinstance(v, Tensor)}:
             copy.deepcopy(model).load_state_dict(state)  # what does not fit leaves the model alone
+        casts = _casts(state, model, Path(path))
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as e:
         raise ValueError(f"{path} does not fit {type(model).__name__}: {e}") from e
-    if said:
-        warnings.warn(f"{Path(path).name}: {said}", stacklevel=2)
+    if said := "; ".join(filter(None, [said, casts])):
+        caution(f"{Path(path).name}: {said}")
     return model.eval()

@@ -10,7 +10,6 @@ __all__ = ['MEMORY', 'Pool', 'row_blocks', 'batch_for', 'average_maps', 'fold', 
 import errno
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from ..common.checks import in_words, number, shown
+from ..common.checks import caution, in_words, number, shown
+from ..common.progress import progress_bar
 from ..datasets.inputs import Inputs, batch_of, tensors_in
 from .evaluation import evaluating, inputs_of, parts
 from .layers import channel_dim, edit
@@ -247,6 +246,8 @@ class _Reader:
         self.features = {}
         self.batch = {}  # key -> features of this batch
         self.integers = {}  # layer -> dtype
+        self.absent = {}  # layer -> examples in whose pass it was not called
+        self.seen = 0  # examples
         self.last = {}  # layer -> whether its channels come last
 
     def look(self, layer: str):
@@ -283,23 +284,45 @@ class _Reader:
 
     def take(self, size: int):
         "Keep the features of a batch of so many examples."
-        missing = dict.fromkeys(layer for layer, _ in self.pools if not self._seen(layer))
-        if missing:
-            raise RuntimeError(f"layers {', '.join(missing)} are never called in a pass")
-        read = {key: v for key, v in self.batch.items() if v is not None}
+        self.seen += size
+        for layer in dict.fromkeys(layer for layer, _ in self.pools if not self._seen(layer)):
+            self.absent[layer] = self.absent.get(layer, 0) + size
+        for key in [key for key in self.features if key[0] in self.absent]:
+            self.features.pop(key).close()
+        read = {
+            key: v for key, v in self.batch.items() if v is not None and key[0] not in self.absent
+        }
         for (layer, _), value in read.items():
             if value.ndim != 2 or len(value) != size:
                 raise ValueError(
                     f"layer {layer!r} gives {tuple(value.shape)} for {size} inputs; its first "
                     "dimension must count them (recurrent and attention layers: batch_first=True)"
                 )
-        if not self.features:
+        if self.seen == size:
             self._begin(read)
         for key, value in read.items():
             if value.shape[1] != self.features[key].shape[1]:
                 raise _Varies(key[0])
             self.features[key].add(value)
         self.batch = {}
+
+    def check_called(self):
+        """`RuntimeError` where no pass called a layer, or none is left that each pass called.
+
+        A warning names those that only some passes called.
+        """
+        never = [layer for layer, count in self.absent.items() if count == self.seen]
+        if never:
+            raise RuntimeError(f"layers {', '.join(never)} are never called in a pass")
+        if not self.absent:
+            return
+        text = (
+            f"layers {', '.join(self.absent)} are called in a branch that depends on the data, and "
+            f"not for all examples (not for {max(self.absent.values())} of {self.seen})"
+        )
+        if not self.features and not self.integers:
+            raise RuntimeError(f"{text}; name other layers")
+        caution(f"{text}: they are left out")
 
     def _seen(self, layer: str) -> bool:
         return any(key[0] == layer for key in self.batch)
@@ -333,10 +356,9 @@ def storage_kind(
         return "whole"
     fits = half <= memory
     where = "memory" if fits else f"a temporary file in {tempfile.gettempdir()}"
-    warnings.warn(
+    caution(
         f"the features of the layers take {in_words(whole)}, more than memory={in_words(memory)}: "
-        f"they are kept in half precision, {in_words(half)}, in {where}",
-        stacklevel=2,
+        f"they are kept in half precision, {in_words(half)}, in {where}"
     )
     return "half" if fits else "file"
 
@@ -351,17 +373,16 @@ class _Pass:
     batch: int
     index: Tensor | None
     memory: float
-    progress: bool
+    progress: bool | None
 
     def features(self) -> _Reader:
         "The features of all layers. What a pass that is broken off had kept is given back."
         try:
             return self._read(means=False)
         except _Varies as varies:
-            warnings.warn(
+            caution(
                 f"the width of layer {str(varies)!r} changes from batch to batch: what layers give "
-                "is averaged over its tokens or places",
-                stacklevel=5,
+                "is averaged over its tokens or places"
             )
         try:
             return self._read(means=True)
@@ -375,12 +396,8 @@ class _Pass:
         reader = _Reader(self.model, self.pools, len(self.x), self.memory, means)
         try:
             with (
-                tqdm(
-                    total=len(self.x),
-                    desc="layers",
-                    unit="example",
-                    mininterval=0.5,
-                    disable=not self.progress,
+                progress_bar(
+                    progress=self.progress, total=len(self.x), desc="layers", unit="example"
                 ) as bar,
                 edit(self.model, {layer: reader.look(layer) for layer, _ in self.pools}),
                 evaluating(self.model),
@@ -390,6 +407,7 @@ class _Pass:
                         outputs_of(self.model, fed(self.model, part))
                     reader.take(len(part))
                     bar.update(len(part))
+            reader.check_called()
         except BaseException:
             reader.close()
             raise
@@ -407,15 +425,16 @@ def layer_features(
     index: Tensor | None = None,  # (n,) of training examples, for layers that depend on it
     *,
     memory: float = MEMORY,  # bytes of features in memory; more lie in a temporary file
-    progress: bool = False,  # whether a bar shows progress and an estimate
+    progress: bool | None = None,  # a bar with an estimate; None: where it takes seconds
 ) -> Iterator[dict[tuple[str, str], Features]]:
     """Within it, the features of all layers, from one pass in evaluation mode; afterwards none.
 
     See `storage_kind` for how they are kept. Where the width of a layer changes from batch to
     batch, as that of texts does that are padded batch by batch, tokens (n, T, C) and maps are
     averaged over their places. Layers that give integers are left out. Both come with a warning.
-    `RuntimeError` for a layer that is never called, or twice; `ValueError` for one whose activation
-    does not count the examples first; `OSError` where the disk is full.
+    So are layers that are called for some batches alone. `RuntimeError` for a layer that is never
+    called, or twice; `ValueError` for one whose activation does not count the examples first;
+    `OSError` where the disk is full.
     """
     memory = number("memory", memory, "be 0 or more", lambda v: v >= 0)
     if not isinstance(pools, Mapping) or not all(map(callable, pools.values())):
@@ -427,10 +446,9 @@ def layer_features(
     reader = _Pass(model, x, pools, batch, index, memory, progress).features()
     try:
         for layer, dtype in reader.integers.items():
-            warnings.warn(
-                f"layer {layer!r} gives {dtype}, numbers of words or the like, of which none is "
-                "near another: it is left out",
-                stacklevel=3,
+            caution(
+                f"layer {layer!r} gives whole numbers ({dtype}), such as token ids, whose "
+                "distances say nothing: it is left out"
             )
         yield {key: reader.features[key] for key in pools if key in reader.features}
     finally:

@@ -6,7 +6,6 @@
 __all__ = ['belongs', 'owners', 'layer_state', 'put_back', 'layer_groups', 'graphed', 'hidden_groups']
 
 # %% ../../nbs/models/06_structure.ipynb #cell02
-import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
-from ..common.checks import shown
+from ..common.checks import caution, shown
 from ..datasets.inputs import Inputs
 from .evaluation import eager, evaluating, examples, inputs_of, network
 from .layers import first_tensor, layer_names
@@ -317,12 +316,11 @@ def _warn(model: nn.Module, left_out: dict[str, str], hidden: list[str]):
     "Warn of parts that are left out, and where nothing is left."
     if left_out:
         reasons = "; ".join(f"{g} {why}" for g, why in left_out.items())
-        warnings.warn(f"parts that cannot be compared are left out: {reasons}", stacklevel=3)
+        caution(f"parts that cannot be compared are left out: {reasons}")
     if not hidden:
-        warnings.warn(
+        caution(
             f"{type(model).__name__} has no hidden part that can be compared, so only its input is "
-            "looked at; name layers by layers=[...] if it has any",
-            stacklevel=3,
+            "looked at; name layers by layers=[...] if it has any"
         )
 
 # %% ../../nbs/models/06_structure.ipynb #cell22

@@ -133,7 +133,7 @@ def importance(
 KEPT = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Partition:
     "Which neurons are kept."
 
@@ -142,6 +142,12 @@ class Partition:
     keep: Tensor  # (M,) bool
     # share of neurons kept -> share of the held-out labels that are then predicted
     tried: dict[float, float]
+
+    def __repr__(self):
+        kept = f"{int(self.keep.sum())} of {len(self.keep)} neurons kept"
+        best = max(self.tried.values(), default=None)
+        text = "" if best is None else f", which predict {best:.1%} of the held-out labels"
+        return f"Partition({self.layer!r}, {kept}{text})"
 
     @property
     def share(self) -> float:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ENDS', 'BETTER', 'WORDS', 'neuron_scores', 'rank_correlations', 'groups_of', 'halves', 'curve_of',
            'generalizing_share', 'memorizing_share', 'best_test', 'both_shares', 'chosen_gain', 'ends_apart',
-           'shares_frame', 'filtered_curves', 'filtered_shortfall', 'load_pictures', 'load_texts', 'most_fitted_tied',
-           'mirror_seen']
+           'shares_frame', 'filtered_curves', 'filtered_shortfall', 'load_pictures', 'read_texts', 'load_texts',
+           'most_fitted_tied', 'mirror_seen']
 
 # %% ../../nbs/papers/20_modular_neuron_measures.ipynb #pn02
 import math
@@ -235,7 +235,7 @@ def load_pictures(
     )
 
 
-def _read_texts(path: str) -> pl.DataFrame:
+def read_texts(path: str) -> pl.DataFrame:
     "Columns text and category, as words; `ValueError` or `OSError` for a file without them."
     file = local_path("text", path)
     if not file.is_file():
@@ -268,7 +268,7 @@ def load_texts(
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    frame = _read_texts(path)
+    frame = read_texts(path)
     texts = frame["text"].to_list()
     names = frame["category"].unique().sort().to_list()
     y = torch.tensor(frame["category"].replace_strict({k: i for i, k in enumerate(names)}))

@@ -150,7 +150,16 @@ def _check_together(p: Params):
         check_fits(p, *_needs(p, _check_data(p)), "dataset n width window rhos seeds")
 
 
-relu_parameters = Parameters(_PRESETS, _RULES, _with_seeds, _check_together)
+_NOTES = {
+    "paper": "the paper's data and sizes, one seed. The 300,000 epochs are integrated as gradient "
+    "flow. The paper's noise rates are rhos=0.05,0.1,0.2,0.3,0.4.",
+    "fig1 paper": "the paper's data, sizes and epochs, one seed. The paper's noise rates are "
+    "rhos=0.05,0.1,0.2,0.3,0.4.",
+    "fig4 paper": "as in the paper, which names no noise rates.",
+}
+_NOTES["fig5 paper"] = _NOTES["fig1 paper"]
+
+relu_parameters = Parameters(_PRESETS, _RULES, _with_seeds, _check_together, _NOTES)
 
 # %% ../../nbs/papers/02_relu.ipynb #cell08
 def check_majority(

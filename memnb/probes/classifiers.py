@@ -6,7 +6,6 @@
 __all__ = ['PROBES', 'Probe', 'MASC', 'VeLPIC', 'CosineMean', 'Logistic']
 
 # %% ../../nbs/probes/03_classifiers.ipynb #cell03
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..common.checks import caution
 from .geometry import ClassShapes, flat, unit
 from .subspaces import first_direction, subspace
 
@@ -110,16 +110,13 @@ class Probe(ClassifierMixin, BaseEstimator):
         self.dead_ = ((shapes.count > 0) & ~(shapes.energy > 0)).cpu().numpy()
         if warn and self.absent_.any():
             absent = self.classes_[self.absent_].tolist()
-            warnings.warn(
-                f"classes {absent} have no example; they are never predicted", stacklevel=2
-            )
+            caution(f"classes {absent} have no example; they are never predicted")
         self._fit(shapes)
         if warn and not getattr(self, "converged_", True):
-            warnings.warn(
+            caution(
                 f"{type(self).__name__} did not converge in {self.n_iter_} steps; "
                 "give it more (max_iter)",
                 ConvergenceWarning,
-                stacklevel=2,
             )
         return self
 

@@ -125,9 +125,10 @@ class Truncated(nn.Module):
         self.layer = layer
         self.head = head
 
-    def forward(self, x: Tensor) -> Tensor:
-        "Logits (n, K) of inputs (n, ...)."
-        return self.head(read_until(self.body, x, self.layer).flatten(1))
+    def forward(self, *inputs, **named) -> Tensor:
+        "Logits (n, K) of the inputs that the network reads, by place or by name."
+        batch = named or (inputs[0] if len(inputs) == 1 else inputs)
+        return self.head(read_until(self.body, batch, self.layer).flatten(1))
 
 # %% ../../nbs/probes/05_interventions.ipynb #cell09
 class _Enough(Exception):
@@ -136,16 +137,16 @@ class _Enough(Exception):
 
 def read_until(
     model: nn.Module,  # left as it is
-    x: Tensor | Inputs,  # (n, ...)
+    x: Tensor | Inputs | dict | tuple,  # (n, ...), or several inputs by name or place
     layer: str,  # its name
 ) -> Tensor:
-    """The activation of a layer for inputs x (n, ...), with its gradient.
+    """The activation of a layer for inputs x, with its gradient.
 
     The forward pass ends there. `RuntimeError` for a layer that is never called.
     """
     check_network(model)
-    if not isinstance(x, (Tensor, Inputs)):
-        raise TypeError(f"x={shown(x)} must be a tensor of inputs (n, ...), or Inputs")
+    if not isinstance(x, (Tensor, Inputs, dict, tuple)):
+        raise TypeError(f"x={shown(x)} must be a tensor of inputs (n, ...), Inputs, or several")
     if not isinstance(layer, str):
         raise TypeError(f"layer={shown(layer)} must be the name of a layer")
 

@@ -8,7 +8,6 @@ __all__ = ['GROUPS', 'default_layers', 'check_probe_data', 'check_probes', 'chec
 
 # %% ../../nbs/probes/04_over_training.ipynb #cell03
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from ..common.checks import check_choice, names_of, number, shown, whole
+from ..common.checks import caution, check_choice, names_of, number, shown, whole
 from ..datasets.inputs import Inputs, alike, batch_of, described
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import examples, inputs_of, predicted
@@ -115,9 +114,7 @@ def check_probes(
         probe._check_settings()
     absent = sorted(set(range(data.n_classes)) - set(data.y.unique().tolist()))
     if warn and probes and absent:
-        warnings.warn(
-            f"classes {absent} have no training example; no probe ever predicts them", stacklevel=4
-        )
+        caution(f"classes {absent} have no training example; no probe ever predicts them")
     return probes
 
 

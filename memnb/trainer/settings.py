@@ -111,7 +111,7 @@ class Settings:
     checkpoints: Sequence[float] | None = None  # None: the last of the times
     stop_at: float | None = None  # training accuracy, in (0, 1]
     config: dict | None = None  # JSON values
-    progress: bool = False
+    progress: bool | None = False
     options: dict = field(default_factory=dict)  # of a named optimizer
 
     def checked(self) -> "Settings":

@@ -7,7 +7,6 @@ __all__ = ['copied_parameters', 'train_stacked', 'fit_stacked']
 
 # %% ../../nbs/trainer/08_stacked.ipynb #cell03
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..common.checks import number, refuse_options, shown
+from ..common.checks import caution, number, refuse_options, shown
 from ..datasets.noisy_datasets import NoisyDataset
 from ..runs.recorder import Recorder
 from ..runs.run import Run
@@ -187,7 +186,7 @@ def _diverged(
         message = f"a network's loss is not finite at step {at} (learning rate {s.lr:g})"
         if good is None:
             raise FloatingPointError(f"{message}, before anything was recorded")
-        warnings.warn(f"{message}; its Run ends at time {s.time:g}", stacklevel=5)
+        caution(f"{message}; its Run ends at time {s.time:g}")
         for p, v in zip(good, s.model.parameters(), strict=True):
             part = p[s.place]
             v.copy_(part.T if v.ndim == 2 else part)
@@ -453,7 +452,7 @@ def fit_stacked(
         "one place cannot keep many runs; save each with memnb.runs.save_run",
     )
     if why := why_not(models, options.get("optimizer", "sgd")):
-        warnings.warn(f"the networks are trained one by one: {why}", stacklevel=2)
+        caution(f"the networks are trained one by one: {why}")
         return _fit_each(models, data, epochs, test, **dict(config=None) | options)
     members = None
     for going in train_stacked(models, data, epochs, test, **options):

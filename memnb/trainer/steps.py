@@ -9,7 +9,6 @@ __all__ = ['order', 'recorded_times', 'times_of', 'steps_of', 'copied', 'Trainin
 
 # %% ../../nbs/trainer/02_steps.ipynb #cell03
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -18,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..common.checks import check_memory, number, seed_of, shown, whole
+from ..common.checks import caution, check_memory, number, seed_of, shown, whole
 from ..common.rng import seeded
 from ..datasets.inputs import Inputs, batch_of, described, in_memory, on_each, tensors_in
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import device_of, eager, evaluating, examples
-from ..models.outputs import answer, fed, logits_of, outputs_of
+from ..models.outputs import OWN_OUTPUT, answer, fed, logits_of, outputs_of
 from ..runs.recorder import Recorder
 from ..runs.run import Run
 
@@ -276,11 +275,30 @@ def _say_cast(read, given):
     "Warn where the inputs, as they are read, have more digits than the network is given."
     for before, after in zip(tensors_in(read), tensors_in(given), strict=True):
         if before.dtype.itemsize > after.dtype.itemsize:
-            warnings.warn(
+            caution(
                 f"the inputs are {before.dtype}, the network's weights {after.dtype}; inputs are "
-                "cast to that, batch by batch",
-                stacklevel=4,
+                "cast to that, batch by batch"
             )
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    "The states of the generators that a network on this device draws from."
+    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *cuda]
+
+
+def _tried(model: nn.Module, batch):
+    "What the network gives for a batch. A warning where it draws random numbers for that."
+    with examples(None), evaluating(model):
+        before = _random_states(device_of(model))
+        out = outputs_of(model, batch)
+        after = _random_states(device_of(model))
+    if not all(map(torch.equal, before, after)):
+        caution(
+            "the network draws random numbers in evaluation mode, as dropout does that is always "
+            "on: what is said of it holds for one draw"
+        )
+    return out
 
 
 def check_outputs(
@@ -305,8 +323,7 @@ def check_outputs(
     _say_cast(batch_of(x), batch)
     trial = on_each(batch, Tensor.clone)
     try:
-        with examples(None), evaluating(model):
-            out = outputs_of(model, trial)
+        out = _tried(model, trial)
     except Exception as e:  # whatever a stranger's network says
         raise ValueError(
             f"the model does not take inputs {described(batch)}; {_reads(model)}: {e}"
@@ -323,7 +340,10 @@ def _check_logits(logits, n: int, k: int):
     fits = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == n
     if not fits or logits.shape[1] not in ((1, 2) if k == 2 else (k,)):
         what = shown(logits) if not isinstance(logits, Tensor) else tuple(logits.shape)
-        raise ValueError(f"the model gives {what} for {n} inputs; {k} classes need ({n}, {k})")
+        remedy = "" if isinstance(logits, Tensor) and logits.ndim == 2 else f": {OWN_OUTPUT}"
+        raise ValueError(
+            f"the model gives {what} for {n} inputs; {k} classes need ({n}, {k}){remedy}"
+        )
     if not logits.is_floating_point():
         raise ValueError(f"the model gives {logits.dtype}; logits must be floating point")
     if not logits.isfinite().all():
@@ -375,10 +395,9 @@ def joins(
         return False
     if size == 1 or len(data) == 1:
         raise ValueError(f"batches of one example cannot be trained on ({why}); give two or more")
-    warnings.warn(
+    caution(
         f"the last of the batches would hold one example, which cannot be trained on ({why}); it "
-        f"is joined with the batch before, of {size}",
-        stacklevel=4,
+        f"is joined with the batch before, of {size}"
     )
     return True
 

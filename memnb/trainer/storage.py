@@ -7,9 +7,9 @@ __all__ = ['identity', 'open_journal', 'journal_beside', 'run_folder', 'finished
 
 # %% ../../nbs/trainer/05_storage.ipynb #cell03
 import os
-import warnings
 from pathlib import Path
 
+from ..common.checks import caution
 from ..common.files import check_writable, local_path
 from ..runs.identity import Unknown, architecture, differences, fingerprint, start_of
 from ..runs.recorder import Journal
@@ -62,17 +62,15 @@ def open_journal(
     check_writable("journal", folder.parent)
     functions = (plan.settings.backward, *plan.settings.each_step)
     if any(getattr(f, "resumable", True) is False for f in functions):
-        warnings.warn(
+        caution(
             "a function of this training keeps values that no journal holds: "
-            "if it is killed, it begins anew",
-            stacklevel=3,
+            "if it is killed, it begins anew"
         )
         return None
     if unknown:
-        warnings.warn(
+        caution(
             f"{'; '.join(unknown)}: this run is not recognised again, "
-            "and if it is killed, it begins anew",
-            stacklevel=3,
+            "and if it is killed, it begins anew"
         )
         return None
     return Journal(folder, known)

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
+from ..common.progress import progress_bar
 from ..common.rng import seeded
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import examples, predict
@@ -72,7 +72,7 @@ def _record(s: Training, plan: Plan, good: dict | None):
     )
 
 
-def _advance(s: Training, plan: Plan, cast, good: dict | None, bar: tqdm):
+def _advance(s: Training, plan: Plan, cast, good: dict | None, bar):
     "Train until the next recorded time, or the last step."
     settings = plan.settings
     goal = min((step for step in plan.at if step > s.step), default=plan.last)
@@ -105,13 +105,8 @@ def _loop(s: Training, plan: Plan, journal: Journal | None) -> Iterator[Training
             rng = good["rng"]
             if good["ended"]:
                 return
-    with tqdm(
-        total=plan.last,
-        initial=s.step,
-        desc="train",
-        unit="step",
-        mininterval=0.5,
-        disable=not settings.progress,
+    with progress_bar(
+        progress=settings.progress, total=plan.last, initial=s.step, desc="train", unit="step"
     ) as bar:
         while True:
             if s.step in plan.at and (good is None or s.step > good["step"]):
@@ -213,7 +208,7 @@ def fit(
     epochs: float,  # above 0
     test: NoisyDataset | None = None,  # held-out examples of the same shape and classes
     folder: str | Path | None = None,  # of the finished run; None: nothing is written
-    progress: bool = False,  # whether a bar shows progress and an estimate
+    progress: bool | None = None,  # a bar with an estimate; None: where it takes seconds
     **options,  # of `train`
 ) -> Run:
     """The Run of `train`, read where the folder holds it; the network then is as it was at its end.

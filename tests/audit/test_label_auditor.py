@@ -20,6 +20,7 @@ from sklearn.svm import LinearSVC
 
 from memnb.audit import LabelAuditor, write_report
 from memnb.audit.label_auditor import out_of_fold
+from memnb.datasets import from_arrays
 
 LINEAR = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
 
@@ -124,10 +125,14 @@ def test_a_class_of_one_row_is_said():
     "change, says",
     [
         (dict(y=np.zeros(20, int)), "all labels are"),
-        (dict(y=np.array([0.0, np.nan] * 10)), r"10 labels are missing, in rows \[1, 3"),
-        (dict(y=np.array(["a", None] * 10, dtype=object)), "10 labels are missing"),
+        (dict(y=np.array([0.0, np.nan] * 10)), "nan at row 1, nan at row 3.*10 of 20 are missing"),
+        (dict(y=np.array(["a", None] * 10, dtype=object)), "None at row 1, .*10 of 20 are missing"),
         (dict(y=np.arange(19) % 2), "X has 20 rows, y 19 labels"),
-        (dict(y=np.eye(20)), r"y has shape \(20, 20\)"),
+        (dict(y=np.eye(20)), "20 classes of one row each"),
+        (dict(y=np.zeros((20, 3))), "row 0 is .*an example has one label"),
+        (dict(y=[1, "1"] * 10), "labels hold 1 among words; they must be all words"),
+        (dict(y=np.array([1, "1"] * 10, dtype=object)), "labels hold 1 among words"),
+        (dict(y=[0.5, 1.5] * 10), "dtype float64; they must be whole numbers or words"),
         (dict(estimator=LinearSVC()), "has no predict_proba"),
         (dict(folds=1), "folds=1"),
         (dict(seed=-1), "seed"),
@@ -138,6 +143,36 @@ def test_what_cannot_be_audited(change, says):
     y = change.pop("y", np.arange(20) % 2)
     with pytest.raises(ValueError, match=says):
         LabelAuditor(**change).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        pd.DataFrame,
+        lambda y: pl.DataFrame({"y": y}),
+        lambda y: y[:, None],
+        lambda y: np.eye(2)[y],
+        lambda y: y.astype(float),
+        lambda y: pd.Series(y, dtype="Int64"),
+        lambda y: pd.Series(y, dtype="category"),
+        list,
+    ],
+)
+@pytest.mark.filterwarnings("ignore:labels .* are one-hot")
+def test_forms_of_labels(form):
+    X, y = make_classification(60, random_state=0)
+    plain = LabelAuditor(LINEAR).fit(X, y)
+    auditor = LabelAuditor(LINEAR).fit(X, form(y))
+    assert auditor.audit_.equals(plain.audit_)
+    assert auditor.classes_.tolist() == [0, 1]
+
+
+def test_classes_of_a_data_set_stay_in_its_order():
+    X, y = make_classification(60, random_state=0)
+    data = from_arrays(X, y * 2, classes=["b", "j", "a"])
+    auditor = LabelAuditor(LINEAR).fit(data)
+    assert auditor.classes_.tolist() == ["b", "a"]
+    assert auditor.data_.classes == ("b", "a")
 
 
 @pytest.mark.parametrize("form", [csr_matrix, pl.DataFrame, np.asarray])

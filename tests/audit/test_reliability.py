@@ -183,3 +183,15 @@ def test_data_of_another_network_are_refused(digits):
     for function in (reliability, out_of_sample_probabilities):
         with pytest.raises(ValueError):
             function(run, other, net)
+
+
+def test_a_weak_rank_says_how_many_suspects_are_right():
+    weak = Reliability(network=0.95, left_out=0.7, chance=0.1, rare=0, wrong=(0.02, 0.12))
+    assert weak.most_right == pytest.approx(0.4)
+    assert any("60% of the suspects or more have right labels" in text for text in weak.caveats)
+    assert "They doubt 30.0%; between 2.0% and 12.0%" in str(weak)
+
+
+def test_a_rank_whose_doubts_may_all_be_wrong_labels_is_not_called_weak():
+    good = Reliability(network=0.95, left_out=0.85, chance=0.1, rare=0, wrong=(0.1, 0.16))
+    assert good.caveats == []

@@ -26,7 +26,9 @@ from memnb.audit.alternatives import (
     early_learning_regularization,
     generalized_cross_entropy,
     remedies,
+    right_chance,
     silence_suspects,
+    weighted_loss,
 )
 from memnb.audit.noise_rate import Noise, estimate_noise
 from memnb.audit.repairs import (
@@ -40,9 +42,12 @@ from memnb.audit.repairs import (
     unbiased_hits,
 )
 from memnb.audit.suspicion import audit
+from memnb.datasets.items import padded
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
 from memnb.datasets.noisy_datasets import NoisyDataset
+from memnb.datasets.own_items import from_torch
+from memnb.datasets.tables import from_table
 from memnb.localization.tied_dropout import TiedDropout
 from memnb.localization.unit_masks import unit_layers
 from memnb.localization.unit_search import critical_units
@@ -1455,6 +1460,7 @@ def test_suspects_units_of_a_convolution_over_sequences():
 
 NEW = [
     "trained on cleaned labels",
+    "trained on weighted labels",
     "tied dropout, memory dropped",
     "generalized cross-entropy",
     "early-learning regularization",
@@ -1765,3 +1771,104 @@ def test_tied_dropout_spares_the_head_wherever_it_is_defined():
         hits_by_hand(hand, held.y, estimate_noise(memorizer()[1], data).matrix).mean(),
         atol=1e-9,
     )
+
+
+# --- labels that count by the chance that they are right
+
+
+def test_the_weighted_loss_has_the_gradient_of_weighted_cross_entropies():
+    data = small(n=40)[0]
+    weights = torch.rand(len(data), generator=torch.Generator().manual_seed(1))
+    start = nn.Sequential(nn.Flatten(), nn.Linear(data.x[0].numel(), 3))
+    net = deepcopy(start)
+    fit(net, data, 1, lr=1.0, batch=None, times=[1], backward=weighted_loss(weights))
+    losses = F.cross_entropy(start(data.x), data.y, reduction="none")
+    (weights * losses).sum().div(weights.sum()).backward()
+    with torch.no_grad():
+        expected = start[1].weight - start[1].weight.grad
+    torch.testing.assert_close(net[1].weight, expected)
+
+
+def test_equal_weights_change_nothing():
+    data = small(n=40)[0]
+    nets = [nn.Sequential(nn.Flatten(), nn.Linear(data.x[0].numel(), 3)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    fit(nets[0], data, 2, lr=0.1, batch=8)
+    fit(nets[1], data, 2, lr=0.1, batch=8, backward=weighted_loss(torch.full((len(data),), 0.3)))
+    torch.testing.assert_close(nets[0][1].weight, nets[1][1].weight)
+
+
+def test_chances_have_the_share_of_right_labels_as_their_mean_and_the_order_of_the_data():
+    audited = pl.DataFrame(dict(row=[2, 0, 1, 3], suspicion=[1.0, 0.5, 0.25, 0.75]))
+    chance = right_chance(audited, Noise(0.3, 0.1, 0.5, torch.eye(2)))
+    assert chance.mean().item() == pytest.approx(0.7)
+    assert chance.argsort().tolist() == [2, 3, 0, 1]
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0], [1, -1], [[1.0]], [1, float("nan")]])
+def test_weights_that_cannot_be(weights):
+    with pytest.raises(ValueError, match="numbers of 0 or more, not all 0"):
+        weighted_loss(torch.tensor(weights))
+
+
+# --- texts and tables
+
+
+class Texts(nn.Module):
+    "Means of embedded tokens where the mask is 1, a hidden layer, and three logits."
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(30, 8)
+        self.hidden = nn.Linear(8, 12)
+        self.relu = nn.ReLU()
+        self.out = nn.Linear(12, 3)
+
+    def forward(self, input_ids, attention_mask):
+        mask = attention_mask[..., None].float()
+        mean = (self.table(input_ids) * mask).sum(1) / mask.sum(1)
+        return {"logits": self.out(self.relu(self.hidden(mean)))}
+
+
+def texts(n: int = 160) -> NoisyDataset:
+    "Texts of 3 to 6 tokens, most of which are those of their class; a fifth of labels are wrong."
+    rng = np.random.default_rng(0)
+    items = []
+    for i in range(n):
+        words = 10 * (i % 3) + rng.integers(1, 10, rng.integers(3, 7))
+        label = (i % 3 + (rng.random() < 0.2)) % 3
+        items.append(dict(input_ids=words.tolist(), label=int(label)))
+    return from_torch(items, collate_fn=padded)
+
+
+def tables(n: int = 160) -> NoisyDataset:
+    "A table of two columns of numbers and one of words."
+    rng = np.random.default_rng(0)
+    kind = np.arange(n) % 3
+    frame = pl.DataFrame(
+        dict(
+            size=rng.normal(size=n) + 2 * (kind == 1),
+            age=rng.normal(size=n) + 2 * (kind == 2),
+            color=np.array(["red", "green"])[(kind == 0) * 1],
+            label=(kind + (rng.random(n) < 0.2)) % 3,
+        )
+    )
+    return from_table(frame, "label")
+
+
+@pytest.mark.parametrize("make", [texts, tables])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_repair_and_remedies_of_texts_and_tables(make):
+    data, held = make().split(0.3, seed=0)
+    columns = dict(shape=(4,), widths=(12,), n_classes=3)
+    new = Texts if make is texts else partial(build, "mlp", **columns)
+    net = new()
+    run = fit(net, data, 8, lr=0.1, batch=16, times=[0, 4, 8], checkpoints=[4, 8])
+    before = state(net)
+    table = remedies(net, data, held, new, 4, run, suspects=4, lr=0.1, batch=16)
+    mended = repair(net, data, held)
+    assert table["remedy"].to_list() == [*STILL, UNITS, EARLY, *NEW]
+    assert (table["low"] <= table["accuracy"]).all()
+    assert (table["accuracy"] <= table["high"]).all()
+    assert predict(mended.model, held.x).shape == (len(held), 3)
+    assert same(state(net), before)

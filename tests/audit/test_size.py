@@ -197,7 +197,7 @@ def test_evidence_of_layers_that_are_hard_to_keep(layer, memory):
 
 
 class Words(nn.Module):
-    "Reads numbers of words."
+    "Reads token ids."
 
     def __init__(self):
         super().__init__()
@@ -212,7 +212,7 @@ class Words(nn.Module):
 def test_numbers_of_words_are_no_features():
     x = torch.randint(50, (60, 4), generator=torch.Generator().manual_seed(0)).float()
     data = NoisyDataset(x, torch.arange(60) % 3)
-    with pytest.warns(UserWarning, match="numbers of words.*left out"):
+    with pytest.warns(UserWarning, match="token ids, whose distances say nothing"):
         names = representation(Words(), x)
     assert names == ["hidden.input", "out.input"]
     assert {layer for layer, _ in layer_scores(Words(), data)} == {"table", "hidden"}

@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional as F
@@ -32,6 +33,7 @@ from memnb.audit.noise_rate import (
     noise_of,
     transitions,
 )
+from memnb.audit.reliability import reliability
 from memnb.audit.suspicion import (
     agreed_evidence,
     audit,
@@ -41,6 +43,7 @@ from memnb.audit.suspicion import (
     learnt,
     snapshot,
     suggestions,
+    time_weights,
     trained_model,
     unmemorized,
 )
@@ -331,13 +334,24 @@ def test_models_that_cannot_classify_the_data(act):
         (
             line(3, 8, flat=False),
             data,
-            "the model gives (2, 1, 8, 3) for 2 inputs; 3 classes need (2, 3)",
+            "the model gives (2, 1, 8, 3) for 2 inputs; 3 classes need (2, 3): "
+            "Classifier(model, output=function) makes logits (n, K) of any answer",
         ),
         (line(10), clusters(k=2), "the model gives (2, 10) for 2 inputs; 2 classes need (2, 2)"),
     ]
     for model, of, says in cases:
         with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
             act(model, of)
+
+
+@pytest.mark.parametrize("act", [check_model, audit, estimate_noise, reliability])
+@pytest.mark.parametrize(
+    "program", [torch.jit.script, partial(torch.jit.trace, example_inputs=torch.zeros(2, 1, 8, 8))]
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_program_of_torch_jit_is_refused_with_a_way_out(act, program):
+    with pytest.raises(TypeError, match="give the torch.nn.Module that it was made from"):
+        act(program(line(3)), clusters())
 
 
 @pytest.mark.parametrize(
@@ -1239,18 +1253,55 @@ def test_a_network_that_knows_less_than_its_layers_has_not_learnt(right, expecte
     assert learnt(e, y, predictions) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("given, expected", [(0, 1), (2, 1), (5, 0.5), (8, 0), (20, 0)])
-def test_labels_that_are_doubted_and_not_given_are_not_memorized(given, expected):
-    "Twenty of a hundred labels are doubted."
-    y = torch.arange(100) % 2
-    e = F.one_hot(torch.where(torch.arange(100) < 80, y, 1 - y), 2).double()
-    predictions = torch.where(torch.arange(100) < 80 + given, y, 1 - y)
+@pytest.mark.parametrize("given, expected", [(0, 1), (1, 0.75), (3, 0.25), (4, 0), (20, 0)])
+def test_labels_that_are_doubted_most_and_not_given_are_not_memorized(given, expected):
+    "Of 800 labels 40 are doubted more than the others."
+    y = torch.arange(800) % 2
+    suggested = torch.where(torch.arange(800) < 40, 1 - y, y)
+    e = F.one_hot(suggested, 2).double()
+    predictions = torch.where(torch.arange(800) < 40 - given, 1 - y, y)
     assert unmemorized(e, y, predictions) == pytest.approx(expected)
 
 
-def test_without_doubts_nothing_is_said_of_memorizing():
+def test_a_network_that_gives_all_labels_may_have_memorized():
     y = torch.arange(6) % 3
     assert unmemorized(F.one_hot(y, 3).double(), y, y) == 0
+
+
+def times_by_hand(run: Run, lead) -> np.ndarray:
+    "Weights of the recorded times, by Spearman's correlations."
+    powers = [max(0.0, spearmanr(losses, lead).statistic) ** 8 for losses in run.loss.tolist()]
+    return np.array(powers) / sum(powers)
+
+
+def test_the_weights_of_times_against_a_loop():
+    run, net = trained()
+    data = clusters()
+    e = level_rare_classes(agreed_evidence(layer_evidence(net, data), data.y), data.y)
+    lead = [
+        float(max(v for k, v in enumerate(row) if k != label) - row[label])
+        for row, label in zip(e.tolist(), data.y.tolist(), strict=True)
+    ]
+    close(time_weights(e, data.y, run), times_by_hand(run, lead))
+
+
+def test_times_that_say_nothing_count_alike():
+    run, _ = trained()
+    data = clusters()
+    e = torch.full((len(data), 3), 0.5, dtype=torch.float64)
+    close(time_weights(e, data.y, run), [1 / len(run.time)] * len(run.time))
+
+
+def test_a_network_that_memorizes_counts_before_it_does():
+    data = digits(0.3, "wrong", n=600)
+    net = build("mlp", shape=(1, 8, 8), widths=(256,))
+    run = fit(net, data, 150, lr=0.05, momentum=0.9, batch=16)
+    noisy = data.is_noisy
+    memorized = (run.prediction[:, noisy] == data.y[noisy]).double().mean(1)
+    weights = time_weights(F.one_hot(data.clean, 10).double(), data.y, run)
+    assert memorized[-1] > 0.9
+    assert weights[-1] < 0.5 * weights.max()
+    assert weights @ memorized < memorized.mean()
 
 
 def test_the_history_of_a_network_that_was_hardly_trained_does_no_harm():
@@ -1320,13 +1371,14 @@ def test_suspicion_is_the_rank_of_a_weighted_sum_and_rank_orders_by_it(case):
 
     total = standard(lead_of_others(e, data.y))
     if with_history:
-        margin = run.margin.double()
-        bounded = -(margin / (1 + margin.abs())).mean(0).numpy()
-        history = standard(bounded) + standard(run.loss.double().mean(0).numpy())
+        times = times_by_hand(run, lead_of_others(e, data.y))
+        margin = run.margin.double().numpy()
+        bounded = -times @ (margin / (1 + np.abs(margin)))
+        history = standard(bounded) + standard(times @ run.loss.double().numpy())
         ahead = (e.argmax(1) == y).mean() - (run.prediction[-1].numpy() == y).mean()
-        doubted = e.argmax(1) != y
+        doubted = np.argsort(lead_of_others(e, data.y))[-round(n / 20) :]
         given = (run.prediction[-1].numpy() == y)[doubted].mean()
-        weight = max(weight_by_hand(e.tolist(), y.tolist()), min(1, max(0, (0.4 - given) / 0.3)))
+        weight = max(weight_by_hand(e.tolist(), y.tolist()), 2 * max(0, 1 - 10 * given))
         weight = weight * min(1, max(0, 1 - 10 * ahead))
         total = total + weight * standard(history)
     close(f["suspicion"], ranks_by_hand(np.round(total, 10).tolist()), 1e-6)

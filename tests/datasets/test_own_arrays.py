@@ -12,6 +12,7 @@ from torch import nn
 
 from memnb.datasets.inputs import Inputs
 from memnb.datasets.own_arrays import from_arrays
+from memnb.datasets.own_items import from_torch
 from memnb.trainer.training import fit
 
 
@@ -162,3 +163,37 @@ def test_token_ids_are_trained_on():
         warnings.simplefilter("error")
         run = fit(net, from_arrays(ids, y), 20, optimizer="adam", lr=0.05, batch=30, device="cpu")
     assert run.accuracy[-1] == 1 if hasattr(run, "accuracy") else run is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.int8])
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 6)])
+@pytest.mark.filterwarnings("error")
+def test_small_integers_beside_other_inputs_are_no_pictures(dtype, shape):
+    ids = torch.arange(24).reshape(4, 6)
+    mask = torch.ones(shape, dtype=dtype)
+    items = [
+        dict(input_ids=i, attention_mask=m, label=k % 2)
+        for k, (i, m) in enumerate(zip(ids, mask, strict=True))
+    ]
+    for data in (
+        from_arrays(dict(input_ids=ids, attention_mask=mask), [0, 1, 0, 1]),
+        from_torch(items),
+    ):
+        batch = data.x.batch()
+        assert torch.equal(batch["attention_mask"], mask)
+        assert batch["attention_mask"].dtype == dtype
+
+
+@pytest.mark.filterwarnings("ignore:bytes are divided by 255")
+def test_of_several_inputs_the_pictures_alone_are_scaled():
+    pictures = np.full((2, 3, 4, 4), 255, dtype=np.uint8)
+    kinds = np.array([[7], [9]], dtype=np.uint8)
+    image, kind = from_arrays((pictures, kinds), [0, 1]).x.batch()
+    assert image.unique().tolist() == [1]
+    assert kind.tolist() == [[7], [9]]
+
+
+def test_pictures_without_channels_beside_other_inputs_are_named():
+    x = dict(image=np.full((2, 8, 9), 255, dtype=np.uint8), ids=np.array([[1], [2]]))
+    with pytest.warns(UserWarning, match=re.escape("bytes (8, 9) beside other inputs stay")):
+        assert from_arrays(x, [0, 1]).x.batch()["image"].unique().tolist() == [255]

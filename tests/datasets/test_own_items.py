@@ -428,3 +428,42 @@ def test_the_last_example_by_minus_one():
     x, y, index = data[-1]
     assert torch.equal(x, X[-1])
     assert (y, index) == (Y[-1], 5)
+
+
+# --- the numbers of classes, where a data set lists names in another order
+
+
+class Listed(torch.utils.data.Dataset):
+    "Items of a list, with names of classes as torchvision's data sets have them."
+
+    def __init__(self, classes: list, **more):
+        self.classes = classes
+        self.__dict__ |= more
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return torch.zeros(3), i % 2
+
+
+def test_class_to_idx_says_which_number_a_class_has(folder):
+    class Reversed(ImageFolder):
+        def find_classes(self, directory):
+            names, numbers = super().find_classes(directory)
+            return names, {name: len(names) - 1 - k for name, k in numbers.items()}
+
+    data = from_torch(Reversed(folder, transform=transforms.ToTensor()))
+    named = [data.classes[k] for k in data.y]
+    assert named == [name.split("/")[0] for name in data.names.tolist()]
+
+
+@pytest.mark.parametrize("numbers", [None, {"a": 0, "b": 0}, {"a": 1, "b": 2}, {"a": "0"}])
+def test_without_whole_numbers_the_names_stay_in_their_order(numbers):
+    assert from_torch(Listed(["b", "a"], class_to_idx=numbers)).classes == ("b", "a")
+
+
+def test_joined_data_sets_with_other_orders_are_refused():
+    both = torch.utils.data.ConcatDataset([Listed(["a", "b"]), Listed(["b", "a"])])
+    with pytest.raises(ValueError, match="number their classes in different ways: 'a', 'b' and"):
+        from_torch(both)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from memnb.audit import LabelAuditor, write_report
 from memnb.datasets.tables import from_table
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* columns of numbers are standardised")
@@ -305,3 +306,136 @@ def test_words_where_the_training_table_has_numbers():
     rents = pl.Series(["900.5"] * 5 + ["on request"] + ["800"] * (N - 6))
     with pytest.raises(ValueError, match="column 'rent' holds 'on request' at row 5"):
         from_table(flats().with_columns(rent=rents), label="price", like=training)
+
+
+DAY = dt.date(2021, 3, 1)
+
+
+@pytest.mark.parametrize(
+    "training, other, says",
+    [
+        (DAY, 18687, "holds Int64, such as '18687'; the training table has dates there"),
+        (DAY, "2021-03-01", "holds String, such as '2021-03-01'; the training table has dates"),
+        (DAY, dt.time(3), "holds Time, such as '03:00:00'; the training table has dates there"),
+        (DAY, dt.timedelta(3), "such as '3 days, 0:00:00'; the training table has dates there"),
+        (18687, DAY, "holds Date, such as '2021-03-01'; the training table has numbers there"),
+        (dt.time(3), 0.5, "holds Float64, such as '0.5'; the training table has times of day"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:columns:UserWarning")
+def test_dates_and_numbers_are_not_taken_for_each_other(training, other, says):
+    later = {dt.date: dt.date(2022, 1, 1), int: 18700, dt.time: dt.time(5)}[type(training)]
+    train = pl.DataFrame(dict(when=[training, later], y=[0, 1]))
+    like = from_table(train, label="y")
+    with pytest.raises(ValueError, match=re.escape(says)):
+        from_table(pl.DataFrame(dict(when=[other, other], y=[0, 1])), label="y", like=like)
+
+
+def test_dates_and_moments_are_read_alike():
+    days = pl.Series([DAY, DAY + dt.timedelta(10)])
+    like = from_table(pl.DataFrame(dict(when=days, y=[0, 1])), label="y")
+    moments = days.cast(pl.Datetime("ms"))
+    test = from_table(pl.DataFrame(dict(when=moments, y=[0, 1])), label="y", like=like)
+    assert torch.equal(test.x, like.x)
+
+
+def test_a_column_of_dates_that_are_all_missing_gets_the_median():
+    days = [DAY, DAY + dt.timedelta(10), None]
+    like = from_table(pl.DataFrame(dict(when=days, y=[0, 1, 1])), label="y")
+    nothing = pl.Series("when", [None, None], dtype=pl.String)
+    test = from_table(pl.DataFrame([nothing, pl.Series("y", [0, 1])]), label="y", like=like)
+    assert test.x.tolist() == [like.x[2].tolist()] * 2
+
+
+# --- files whose spaces, zeros and encodings are easily lost
+
+
+def saved(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    place = folder / "t.csv"
+    place.write_text(text, encoding=encoding)
+    return place
+
+
+def test_spaces_around_names_and_values_take_nothing_away(tmp_path):
+    lines = [f"00{i} , {i}.5 , NA, 0{i % 2 + 1} \n" for i in range(1, 9)]
+    lines[0] = "001 , 1.5 , 7, 02 \n"
+    place = saved(tmp_path, "".join([" id , rent ,size, grade \n", *lines]))
+    with pytest.warns(UserWarning, match="column 'size' lacks 7 of 8"):
+        data = from_table(place, label="grade", rows="id", standardize=False)
+    assert data.names[:2].tolist() == ["001", "002"]
+    assert data.classes == ("01", "02")
+    assert data.x[:2, 0].tolist() == [1.5, 2.5]
+
+
+@pytest.mark.parametrize(
+    "labels, classes",
+    [
+        (["1", "2", "10"], ("1", "2", "10")),
+        (["01", "02", "10"], ("01", "02", "10")),
+        (["1.0", "2.0", "10.0"], ("1", "2", "10")),
+        (["true", "false", "true"], ("False", "True")),
+        (["2020-03-01", "2021-03-01", "2020-03-01"], ("2020-03-01", "2021-03-01")),
+        (["1", "x", "10"], ("1", "10", "x")),
+        (["007", "7", "007"], ("007", "7")),
+    ],
+)
+def test_labels_of_a_file_keep_what_is_saved(tmp_path, labels, classes):
+    rows = [f"{i},{label}\n" for i, label in enumerate(labels * 3)]
+    data = from_table(saved(tmp_path, "".join(["a,y\n", *rows])), label="y")
+    assert data.classes == classes
+
+
+def test_labels_with_zeros_reach_the_cleaned_file_as_they_were(tmp_path):
+    rows = [f"{i * i},0{i % 2 + 1}\n" for i in range(40)]
+    data = from_table(saved(tmp_path, "".join(["a,y\n", *rows])), label="y")
+    audited = LabelAuditor(seed=0).fit(data)
+    write_report(tmp_path / "report", audited.audit_, audited.data_, audited.noise_)
+    text = (tmp_path / "report" / "cleaned.csv").read_text()
+    assert set(pl.read_csv(text.encode(), infer_schema=False)["given"]) == {"01", "02"}
+
+
+def test_labels_with_zeros_are_numbers_of_outputs_where_these_are_counted(tmp_path):
+    place = saved(tmp_path, "a,y\n1,00\n5,02\n3,00\n")
+    data = from_table(place, label="y", n_classes=3)
+    assert data.y.tolist() == [0, 2, 0]
+    assert data.classes == ("00", "01", "02")
+    assert from_table(place, label="y", like=data).classes == data.classes
+
+
+def test_true_labels_of_a_file_are_read_like_the_given_ones(tmp_path):
+    data = from_table(saved(tmp_path, "a,y,t\n1,01,02\n5,02,02\n3,01,01\n"), "y", clean="t")
+    assert data.clean.tolist() == [1, 1, 0]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+def test_wide_text_is_named_and_pandas_reads_it(tmp_path, encoding):
+    place = saved(tmp_path, "größe,y\n1,ü\n2,v\n", encoding)
+    with pytest.raises(ValueError, match=f"is text in {encoding.upper()}; save it as CSV") as error:
+        from_table(place, label="y")
+    named = re.search('encoding="(.*?)"', str(error.value))[1]
+    assert from_table(pd.read_csv(place, encoding=named), label="y").classes == ("v", "ü")
+
+
+def test_names_in_another_encoding_are_refused_with_a_way_out(tmp_path):
+    place = saved(tmp_path, "größe,y\n1,u\n2,v\n", "latin-1")
+    with pytest.raises(ValueError, match="is no UTF-8; save it as UTF-8, or read it with pandas"):
+        from_table(place, label="y")
+
+
+def test_dates_that_are_written_in_several_ways_are_words(tmp_path):
+    place = saved(tmp_path, "d,y\n2020-01-01,u\n01/02/2020,v\n2020-01-01,u\n")
+    names = from_table(place, label="y").columns.names
+    assert names == ("d=01/02/2020", "d=2020-01-01")
+
+
+@pytest.mark.parametrize("names", [("is_cat", "is_dog", "is_owl"), ("a", "b", "c")])
+def test_a_label_that_is_one_of_one_hot_columns_is_said(names):
+    kinds = np.eye(3, dtype=int)[np.arange(12) % 3]
+    columns = dict(zip(names, kinds.T.tolist(), strict=True))
+    table = pl.DataFrame(dict(size=range(12), **columns)).with_columns(pl.col("size") * 1.5)
+    with pytest.warns(UserWarning, match="hold one 1 a row, like the one-hot columns of one label"):
+        from_table(table, label=names[0])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        from_table(table, label=names[0], drop=names[1:])
+    assert not any("one-hot" in str(w.message) for w in caught)

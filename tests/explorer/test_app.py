@@ -117,19 +117,17 @@ def visible(chart):
 
 
 def tiles(chart):
-    return {r["row"]: r for t in chart.spec["datasets"].values() for r in t if "answer" in r}
+    return {r["row"]: r for t in chart.state.data.values() for r in t if "answer" in r}
 
 
 def select(e, row):
-    e.stage.charts["Examples"]._vl_selections = {
-        "pick": dict(value=dict(vlPoint={"or": [dict(row=row)]}), store=[dict(values=[row])])
-    }
+    e.stage.charts["Examples"].state._handle_custom_msg(dict(clicked=row), [])
 
 
 def rules(chart):
     return [
         r["epoch"]
-        for t in chart.spec["datasets"].values()
+        for t in chart.state.data.values()
         for r in t
         if set(r) == {"epoch"} and len(t) == 1
     ]
@@ -152,13 +150,14 @@ def test_the_end(kind, make):
     assert title(e.stage.charts["Training"]) == ", ".join(
         f"{k} {v:.1%}" for k, v in numbers(s).items() if k != "truth"
     )
-    assert e.command.value == e.copy.text == e.session.command == s.command
+    assert e.copy.field is e.command
+    assert e.command.value == e.session.command == s.command
     assert "-p preset ci" in e.command.value
 
 
 def test_a_picture_long_before_the_end(make):
     e = make(pace=20, watched=True)
-    assert until(lambda: e.stage.charts["Training"].chart.to_dict().get("concat"))
+    assert until(lambda: "concat" in e.stage.charts["Training"].state.spec)
     assert e.session.seen < len(e.session)
     assert e.job.thread.is_alive()
     assert until(lambda: re.fullmatch(r"epoch [\d,]+ of 40, \d+ s left", e.transport.status.value))
@@ -280,7 +279,7 @@ def test_each_control_begins_one_job(kind, make, jobs):
     assert e.session.values == defaults(kind) | CHANGES[kind]
     assert e.transport.status.value == done_status(e.session)
     assert numbers(e.session) == numbers(trained(kind, **CHANGES[kind]))
-    assert e.command.value == e.copy.text == Session(kind, "ci", **CHANGES[kind]).command
+    assert e.command.value == Session(kind, "ci", **CHANGES[kind]).command
     assert e.command.disabled
 
 
@@ -797,23 +796,23 @@ def test_a_picked_example_shows_its_history(make):
     assert visible(e.stage.detail)
 
 
-BESIDE = [None, {}, {"vlPoint": {"or": []}}, {"vlPoint": {"or": [{"other": 3}]}}]
+BESIDE = [{}, dict(other=3), dict(clicked=None), dict(clicked="x"), dict(clicked=10**6)]
 
 
 def test_a_click_beside_the_examples(make):
     e = done(make("sums"))
     tab(e, "Examples")
-    chart = e.stage.charts["Examples"]
-    for value in BESIDE:
-        chart._vl_selections = {"pick": dict(value=value, store=[])}
-        assert e.stage.picked is None, value
-        assert not visible(e.stage.detail), value
+    state = e.stage.charts["Examples"].state
+    for message in BESIDE:
+        state._handle_custom_msg(message, [])
+        assert e.stage.picked is None, message
+        assert not visible(e.stage.detail), message
     row = tile_rows(e.session)[0]
     select(e, row)
-    for value in BESIDE:
-        chart._vl_selections = {"pick": dict(value=value, store=[])}
-        assert e.stage.picked == row, value
-        assert visible(e.stage.detail), value
+    for message in BESIDE:
+        state._handle_custom_msg(message, [])
+        assert e.stage.picked == row, message
+        assert visible(e.stage.detail), message
 
 
 def test_a_picked_example_of_data_that_are_no_more(make):

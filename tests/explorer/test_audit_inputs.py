@@ -45,6 +45,7 @@ from memnb.explorer.audit_inputs import (
     audit_settings,
     export,
 )
+from memnb.explorer.live_charts import ChartState, LiveChart
 from memnb.lab.experiments import each, expect
 from memnb.lab.parameters import Params
 from memnb.models.checkpoints import load_weights
@@ -1116,8 +1117,8 @@ def data_of(n=50, shape=(1, 4, 4), k=3) -> NoisyDataset:
 
 
 def shown(chart) -> list[dict]:
-    d = chart if isinstance(chart, dict) else chart.to_dict()
-    return [r for t in d["datasets"].values() for r in t if "url" in r]
+    data = chart.data if isinstance(chart, ChartState) else chart.to_dict()["datasets"]
+    return [r for t in data.values() for r in t if "url" in r]
 
 
 def decoded(row) -> np.ndarray:
@@ -1358,10 +1359,10 @@ def agree(b: Browser):
     "Rows, picture and words are those of the controls."
     rows = b.shown()
     assert rows["rank"].to_list() == matching(b)
-    assert [r["url"] for r in shown(b.picture.spec)] == [
+    assert [r["url"] for r in shown(b.picture.state)] == [
         r["url"] for r in shown(gallery(rows, b.data))
     ]
-    assert [r["caption"] for r in shown(b.picture.spec)] == [
+    assert [r["caption"] for r in shown(b.picture.state)] == [
         r["caption"] for r in shown(gallery(rows, b.data, b.names))
     ]
     assert b.status.value == (
@@ -1407,10 +1408,10 @@ def test_each_control_filters_and_draws_anew(browser):
         ("start", 200),
         ("sure", 0),
     ):
-        before = json.dumps(shown(browser.picture.spec))
+        before = json.dumps(shown(browser.picture.state))
         getattr(browser, control).value = value
         agree(browser)
-        assert json.dumps(shown(browser.picture.spec)) != before or (control, value) == ("sure", 0)
+        assert json.dumps(shown(browser.picture.state)) != before or (control, value) == ("sure", 0)
 
 
 @pytest.mark.parametrize("label", [None, 1])
@@ -1428,7 +1429,7 @@ def test_where_nothing_is_like_that_it_says_so_and_comes_back(browser):
     browser.sure.value = browser.sure.max
     assert not len(browser.shown())
     assert browser.status.value == "no example is like that"
-    assert shown(browser.picture.spec) == []
+    assert shown(browser.picture.state) == []
     browser.start.value = 1
     agree(browser)
     assert browser.shown()["sure"].to_list() == [browser.audited["sure"].max()]
@@ -1442,8 +1443,8 @@ def test_nothing_is_shown_outside_of_the_page(browser, capsys, monkeypatch):
     assert not calls
     assert capsys.readouterr() == ("", "")
     assert browser.picture in browser.children
-    assert isinstance(browser.picture, alt.JupyterChart)
-    assert len(shown(browser.picture.spec)) == 12
+    assert isinstance(browser.picture, LiveChart)
+    assert len(shown(browser.picture.state)) == 12
     assert repr(browser) == "(sliders and pictures, once the notebook runs)"
 
 

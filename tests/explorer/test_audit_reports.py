@@ -7,6 +7,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from memnb.explorer import audit_reports
 from memnb.explorer.audit_reports import audit_report
 from memnb.lab.cli import main
 from memnb.models import build
@@ -107,6 +108,23 @@ def test_what_is_refused_before_any_work(tmp_path, monkeypatch, arguments, says)
     assert done.exit_code == 1
     assert says in done.output
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("held", [None, b"no weights"])
+def test_weights_are_looked_at_before_pictures_are_read(tmp_path, monkeypatch, held):
+    source = folder_of_pictures(tmp_path / "colors", 3)
+    if held is not None:
+        (tmp_path / "w.pt").write_bytes(held)
+    monkeypatch.setattr(audit_reports, "audit_data", lambda *_, **__: pytest.fail("data were read"))
+    with pytest.raises((FileNotFoundError, ValueError), match="w.pt"):
+        list(audit_report(source, tmp_path / "r", str(tmp_path / "w.pt")))
+
+
+def test_the_title_is_given_in_the_shell(tmp_path):
+    source = folder_of_pictures(tmp_path / "colors", 4)
+    how = ["--model", "mlp", "--epochs", 1, "--out", tmp_path / "r", "--title", "Week 7"]
+    assert run(source, *how).exit_code == 0
+    assert "<h1>Label audit: Week 7</h1>" in (tmp_path / "r" / "report.html").read_text()
 
 
 def test_a_report_that_is_there_is_left_alone(tmp_path):

@@ -405,11 +405,10 @@ def test_one_is_picked(kind, stages):
 
 
 @EACH
-def test_a_click_is_listened_to(kind, stages):
-    params = draw_examples(stages[kind]["middle"], 1).to_dict()["params"]
-    assert [(p["name"], p["select"]["type"], p["select"]["fields"]) for p in params] == [
-        ("pick", "point", ["row"])
-    ]
+def test_a_tile_looks_as_if_it_can_be_clicked(kind, stages):
+    front = draw_examples(stages[kind]["middle"], 1).to_dict()["layer"][-1]
+    assert front["mark"]["cursor"] == "pointer"
+    assert front["mark"]["opacity"] == 0
 
 
 def test_pictures_or_sums(stages):

@@ -14,12 +14,13 @@ import pytest
 from click.testing import CliRunner
 from tiny_tasks import never, quick
 
+import memnb
 from memnb.common.files import seal
 from memnb.lab import cli as command
 from memnb.lab import tasks
 from memnb.lab.tasks import make_task
 
-NAMES = ["run", "sweep", "results", "claims", "doctor"]
+NAMES = ["run", "sweep", "reproduce", "results", "claims", "doctor"]
 
 
 def say(*words, code=0) -> str:
@@ -62,6 +63,7 @@ def swept(tmp_path):
                 rho=r,
                 paper="1",
                 ours=1.0,
+                seeds="1 of 1",
                 verdict="agrees" if s else "differs",
                 key=folder.name,
             )
@@ -268,7 +270,6 @@ def test_results(swept):
         (["rho", "0.3"], 54),
         (["seed", "2"], 36),
         (["name", "it's"], 108),
-        (["name", "none"], 0),
         (["rho", "0.3", "group", "test"], 18),
     ],
 )
@@ -331,20 +332,56 @@ def test_a_chart_with_a_line_a_seed(swept, tmp_path):
 
 
 def test_claims(swept, tmp_path):
+    "One row a claim, over all seeds and rates; none of it cut."
+    text = say("claims", "--root", swept, "--output", tmp_path / "c.csv")
+    assert text.startswith("3 rows")
+    claims = pl.read_csv(tmp_path / "c.csv").sort("statement")
+    assert claims["statement"].to_list() == ["s0", "s1", "s2"]
+    assert claims["rates"].to_list() == ["0.1, 0.3"] * 3
+    assert claims["verdict"].to_list() == ["differs", "agrees", "agrees"]
+    text = say("claims", "--root", swept, "--where", "verdict", "agrees", "--where", "rho", "0.3")
+    assert text.count("agrees") == 2
+    assert "differs" not in text
+
+
+def test_claims_of_each_run(swept, tmp_path):
     text = say(
-        "claims", "--root", swept, "--where", "verdict", "agrees", "--output", tmp_path / "c.csv"
-    )
+        "claims", "--wide", "--root", swept, "--where", "verdict", "agrees", "--output",
+        tmp_path / "c.csv",
+    )  # fmt: skip
     assert text.startswith("4 rows")
-    assert pl.read_csv(tmp_path / "c.csv").columns == [
-        "figure",
-        "statement",
-        "rho",
-        "paper",
-        "ours",
-        "verdict",
-        "key",
-    ]
-    assert "shape: (6, 7)" in say("claims", "--root", swept)
+    names = "figure statement rho paper ours seeds verdict key"
+    assert pl.read_csv(tmp_path / "c.csv").columns == names.split()
+    assert say("claims", "--wide", "--root", swept).count("tiny") == 6
+
+
+def test_a_statement_of_any_length_is_not_cut(swept, monkeypatch):
+    words = [f"word{i}" for i in range(60)]
+    file = swept / "tiny" / "0.1-0" / "claims.parquet"
+    claims = pl.read_parquet(file).with_columns(statement=pl.lit(" ".join(words)))
+    claims.write_parquet(file)
+    seal(file.parent)
+    text = say("claims", "--root", swept)
+    assert all(word in text for word in words)
+
+
+@pytest.mark.parametrize("words", [["results", "tiny"], ["claims"], ["claims", "--wide"]])
+def test_where_without_a_match_says_so(swept, words, tmp_path):
+    output = ["--output", tmp_path / "c.csv"]
+    for more in ([], output):
+        text = say(*words, "--root", swept, "--where", "rho", "0.7", *more, code=1)
+        assert "Error: no row has rho 0.7: nothing matches --where" in text
+    assert not (tmp_path / "c.csv").exists()
+
+
+def test_claims_go_into_the_table_of_stored_ones(swept, tmp_path):
+    text = say("claims", "--root", swept, "--update", tmp_path / "c.csv")
+    assert text == f"6 claims in {tmp_path / 'c.csv'}\n"
+    assert set(pl.read_csv(tmp_path / "c.csv")["figure"]) == {"tiny"}
+
+
+def test_version():
+    assert say("--version") == f"memnb, version {memnb.__version__}\n"
 
 
 @pytest.mark.parametrize(
@@ -367,6 +404,15 @@ def test_damaged_results(swept):
 
 
 # --- doctor
+
+
+def test_doctor_lists_no_empty_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMNB_DATA", str(tmp_path))
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    (tmp_path / "held" / "deep").mkdir(parents=True)
+    (tmp_path / "held" / "deep" / "file").touch()
+    (tmp_path / "mnist.npz").touch()
+    assert f"data in {tmp_path}: held, mnist.npz\n" in say("doctor")
 
 
 def test_doctor(tmp_path, monkeypatch):

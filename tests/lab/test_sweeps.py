@@ -183,23 +183,30 @@ def test_started_again_it_does_the_rest(tiny, tmp_path, count):
     assert count[4:] == count[:1]
 
 
-def test_a_full_disk_is_told_and_tried_again(tiny, tmp_path, monkeypatch):
-    """An error that is none of the notebook's is noted as failed, and the sweep can be started
-    again.
-    """
+def test_a_full_disk_ends_a_sweep_and_the_same_command_does_the_rest(tiny, tmp_path, monkeypatch):
+    "It says nothing about a task, so none is noted as failed."
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def full(task, *more):
+        if dict(task.values)["seed"] == 1:
+            raise OSError(28, "No space left on device")
+        return quick()(task, *more)
 
     root = tmp_path / "root"
     with monkeypatch.context() as m:
         m.setattr(tasks, "_run", full)
-        table = sweep(tiny, dict(seed="0:2"), root)
-    assert table["state"].to_list() == ["failed"] * 2
-    assert all("No space left" in e for e in table["error"])
-    assert hidden(root) == []
+        with pytest.raises(OSError, match="No space left"):
+            sweep(tiny, dict(seed="0:3"), root)
+    assert list(root.glob("*/*.failed")) == hidden(root) == []
     monkeypatch.setattr(tasks, "_run", quick())
-    assert sweep(tiny, dict(seed="0:3"), root, retry=True)["state"].to_list() == ["done"] * 3
+    assert sweep(tiny, dict(seed="0:3"), root)["state"].to_list() == ["done"] * 3
+
+
+def test_a_full_disk_that_the_notebook_met_is_no_failure_of_the_task(tiny, tmp_path, monkeypatch):
+    error = "OSError: [Errno 28] No space left on device: 'x'"
+    monkeypatch.setattr(tasks, "_run", quick(lambda task: error))
+    with pytest.raises(OSError, match="seed=0 was given up: No space left on device"):
+        sweep(tiny, dict(seed="0:2"), tmp_path / "root")
+    assert list((tmp_path / "root").glob("*/*")) == []
 
 
 @pytest.mark.parametrize("how", ["missing", b"", b"{"])

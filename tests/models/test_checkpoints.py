@@ -1,5 +1,7 @@
 "Weights are found inside whatever wraps them, and nothing in their file is run."
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -128,3 +130,39 @@ def test_a_wrapped_network_whose_parts_are_called_like_wrappers(tmp_path):
         load_weights(model, tmp_path / "w.pt")
     assert torch.equal(model["net"].weight, other["net"].weight)
     assert torch.equal(model["model"].weight, other["model"].weight)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_program_of_torch_jit_is_named(tmp_path):
+    torch.jit.script(nn.Linear(3, 2)).save(tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"holds a program of torch.jit, .*torch.jit.load\(path\)"):
+        read_weights(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
+@pytest.mark.filterwarnings("ignore:Casting complex values")
+def test_numbers_that_are_no_floats_are_refused_and_leave_the_model_alone(tmp_path, dtype):
+    net = nn.Linear(3, 2)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    torch.save({k: (100 * v).to(dtype) for k, v in before.items()}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=f"holds 'weight' as {dtype}, the model torch.float32"):
+        load_weights(net, tmp_path / "w.pt")
+    assert all(torch.equal(net.state_dict()[k], v) for k, v in before.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_floats_of_another_precision_are_cast_and_said(tmp_path, dtype):
+    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    stored = {k: v.to(dtype) if v.is_floating_point() else v for k, v in net.state_dict().items()}
+    torch.save(stored, tmp_path / "w.pt")
+    with pytest.warns(UserWarning, match=f"6 tensors are cast from {dtype} to .* torch.float32"):
+        load_weights(net, tmp_path / "w.pt")
+    assert torch.equal(net[0].weight, stored["0.weight"].float())
+
+
+def test_a_counter_that_is_a_float_is_taken_in_silence(tmp_path):
+    net = nn.BatchNorm1d(2)
+    torch.save({k: v.float() for k, v in net.state_dict().items()}, tmp_path / "w.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_weights(net, tmp_path / "w.pt")

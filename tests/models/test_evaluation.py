@@ -7,10 +7,15 @@ from hypothesis import strategies as st
 from small_networks import NAMES, Fails, by_hand, hooks, inputs, modes, small
 from states import same, state
 from torch import nn
+from torch.nn.utils import parametrizations, spectral_norm
 
+from memnb.audit import audit, estimate_noise, reliability
+from memnb.datasets import NoisyDataset
 from memnb.models.evaluation import evaluating, examples, parts, predict, present_examples
 from memnb.models.layers import activations, capture, edit, linear_layers
 from memnb.models.structure import layer_state, put_back
+from memnb.trainer import fit
+from memnb.trainer.steps import check_outputs
 
 
 @pytest.fixture(autouse=True)
@@ -309,3 +314,59 @@ def test_parts(n, batch, indexed):
 def test_an_index_that_is_none(index):
     with pytest.raises(ValueError, match="must be a tensor of integers"), examples(index):
         pass
+
+
+# --- networks that draw random numbers, or change when they are read
+
+
+class AlwaysDropped(nn.Module):
+    "Drops half of its units in evaluation mode, too."
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 40)
+        self.last = nn.Linear(40, 3)
+
+    def forward(self, x):
+        return self.last(nn.functional.dropout(self.first(x).relu(), 0.5, training=True))
+
+
+def of_three_classes(x: torch.Tensor) -> NoisyDataset:
+    return NoisyDataset(x, torch.arange(len(x)) % 3)
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda net, data: predict(net, data.x, batch=4),
+        lambda net, data: next(activations(net, data.x, ["first"]))[0],
+        lambda net, data: audit(net, data)["suspicion"].to_torch(),
+        lambda net, data: torch.tensor(estimate_noise(net, data).rate),
+        lambda net, data: fit(net, data, epochs=1, lr=0.1).loss,
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the network draws random numbers")
+def test_a_random_network_gives_the_same_and_leaves_torchs_generator_alone(look):
+    data = of_three_classes(torch.randn(40, 6))
+    nets = [AlwaysDropped() for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    before = torch.get_rng_state()
+    found = [look(net, data) for net in nets]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(*found)
+
+
+def test_a_random_network_is_said():
+    net = AlwaysDropped()
+    with pytest.warns(UserWarning, match="draws random numbers in evaluation mode"):
+        check_outputs(net, of_three_classes(torch.randn(40, 6)))
+
+
+@pytest.mark.parametrize("norm", [spectral_norm, parametrizations.spectral_norm])
+@pytest.mark.parametrize("look", [audit, estimate_noise, reliability, check_outputs])
+def test_spectral_norms_stay_as_they_are(norm, look):
+    net = nn.Sequential(norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3)).train()
+    before = state(net)
+    look(net, of_three_classes(torch.randn(40, 6)))
+    assert same(state(net), before)
+    assert net.training

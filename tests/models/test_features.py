@@ -22,6 +22,7 @@ from memnb.models.features import (
     row_blocks,
     storage_kind,
 )
+from memnb.models.layers import activations
 from memnb.models.networks import build
 
 KINDS = ("whole", "half", "file")
@@ -319,7 +320,7 @@ def test_pools_get_tokens_and_maps(layer, shape):
 
 
 class Odd(nn.Module):
-    "A layer that is called twice, one that gives numbers of words, and one that is never called."
+    "A layer that is called twice, one that gives token ids, and one that is never called."
 
     def __init__(self):
         super().__init__()
@@ -336,7 +337,7 @@ class Odd(nn.Module):
 def test_integers_are_left_out_and_said():
     pools = {("ids", "a"): flatten, ("input", "a"): flatten}
     with (
-        pytest.warns(UserWarning, match="'ids' gives torch.int64.*left out"),
+        pytest.warns(UserWarning, match="'ids' gives whole numbers .torch.int64.*left out"),
         layer_features(Odd(), torch.randn(6, 4), pools) as features,
     ):
         assert list(features) == [("input", "a")]
@@ -366,3 +367,50 @@ def test_refused_memory(net, memory):
         layer_features(net, pictures(), POOLS, memory=memory),
     ):
         raise AssertionError("the features were kept")
+
+
+class Branch(nn.Module):
+    "Takes one of two layers, by the mean of the batch."
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(4, 4)
+        self.large = nn.Linear(4, 3)
+        self.small = nn.Linear(4, 3)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = self.stem(x) + x
+        return self.head(self.large(x) if x.mean() > 50 else self.small(x))
+
+
+def two_batches() -> torch.Tensor:
+    "Six inputs of one branch, then four of the other."
+    return torch.cat([100 + torch.rand(6, 4), torch.rand(4, 4)])
+
+
+@pytest.mark.parametrize("layer", ["large", "small"])
+def test_a_layer_in_a_branch_is_left_out_and_said(layer):
+    net = Branch()
+    x = two_batches()
+    pools = {("stem", "a"): flatten, (layer, "a"): flatten}
+    with (
+        pytest.warns(UserWarning, match=f"layers {layer} are called in a branch that depends on"),
+        layer_features(net, x, pools, batch=6) as features,
+    ):
+        assert list(features) == [("stem", "a")]
+        assert torch.allclose(features["stem", "a"].rows(slice(0, 10)), net.stem(x))
+
+
+def test_branches_alone_are_refused_with_how_often_they_are_not_called():
+    pools = {("large", "a"): flatten, ("small", "a"): flatten}
+    with (
+        pytest.raises(RuntimeError, match="small, large are .* for 6 of 10.; name other layers"),
+        layer_features(Branch(), two_batches(), pools, batch=6),
+    ):
+        pass
+
+
+def test_activations_of_a_branch_name_the_examples():
+    with pytest.raises(RuntimeError, match="layers large are not called .* over examples 6 to 9"):
+        list(activations(Branch(), two_batches(), ["large"], batch=6))

@@ -524,3 +524,31 @@ def test_a_block_whose_end_moves_the_channels():
     )
     assert channel_dim(block, block(torch.rand(2, 3, 5, 4))) == 1
     assert channel_dim(block[2], block[:3](torch.rand(2, 3, 5, 4))) == 3
+
+
+def programs() -> list[nn.Module]:
+    "The same network, and one that holds it, as programs of torch.jit."
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    scripted = torch.jit.script(net)
+    return [scripted, torch.jit.trace(net, torch.zeros(2, 4)), torch.jit.freeze(scripted)]
+
+
+@pytest.mark.parametrize("net", programs())
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_programs_of_torch_jit_predict_and_show_no_layers(net):
+    x = torch.randn(5, 4)
+    assert torch.equal(predict(net, x), net(x).detach())
+    for look in (
+        lambda: layer_names(net),
+        lambda: linear_layers(net, x),
+        lambda: list(activations(net, x, ["0"])),
+        lambda: list(activations(net, x, ["input"])),
+    ):
+        with pytest.raises(TypeError, match="the network was scripted or traced by torch.jit"):
+            look()
+
+
+def test_a_part_that_is_a_program_is_named():
+    net = nn.Sequential(nn.Flatten(), programs()[0])
+    with pytest.raises(TypeError, match="layer '1' was scripted or traced"):
+        list(activations(net, torch.zeros(2, 4), ["0"]))

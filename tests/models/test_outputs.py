@@ -12,9 +12,11 @@ from memnb.audit import audit, estimate_noise
 from memnb.datasets import NoisyDataset, corrupt, in_memory
 from memnb.localization import account, critical_units, rewind
 from memnb.models import Classifier, answer, hidden_groups, predict
+from memnb.models.layers import first_tensor
 from memnb.models.outputs import logits_of
 from memnb.probes import probe_model, transfer
 from memnb.trainer import fit
+from memnb.trainer.steps import check_outputs
 
 Z = torch.tensor([[1.0, 2, 3], [4, 5, 6]])
 LOSS = torch.tensor(0.5)
@@ -322,3 +324,17 @@ def test_a_network_that_changes_its_inputs_leaves_the_data_as_they_are():
     expected = net(given.clone()).argmax(1)
     assert found["predicted"].to_list() == expected.tolist()
     assert noise.agreement == (expected == y).double().mean().item()
+
+
+@pytest.mark.parametrize("wrap", [lambda v: v[..., None], lambda v: {"out": {"deep": v}}])
+def test_answers_that_are_no_logits_name_the_remedy(wrap):
+    class Odd(nn.Linear):
+        def forward(self, x):
+            return wrap(super().forward(x))
+
+    data = NoisyDataset(torch.randn(6, 4), torch.arange(6) % 3)
+    net = Odd(4, 3)
+    with pytest.raises((ValueError, TypeError), match=r"Classifier\(model, output=function\)"):
+        check_outputs(net, data)
+    flat = Classifier(net, output=lambda out: first_tensor(out).reshape(-1, 3))
+    assert check_outputs(flat, data).n_classes == 3

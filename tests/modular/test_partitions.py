@@ -1158,3 +1158,11 @@ def test_strength_on_examples_by_hand():
     close(strength_on(net, data), most)
     with pytest.raises(ValueError, match=r"layer 'embed' reads \(22, 2, 5\)"):
         strength_on(modular_transformer(5, 8, 2, 6).double(), data, "embed")
+
+
+def test_a_partition_is_shown_in_a_line():
+    keep = torch.arange(40) < 10
+    part = Partition("2", torch.rand(40), keep, {0.25: 0.9, 0.5: 0.7})
+    says = "Partition('2', 10 of 40 neurons kept, which predict 90.0% of the held-out labels)"
+    assert repr(part) == says
+    assert "%" not in repr(replace(part, tried={}))

@@ -108,7 +108,7 @@ def test_figures_about_the_last_layer_need_right_and_wrong_labels(figure, given)
 def test_figures_about_the_last_layer_have_their_own(figure):
     p = params(figure, preset="paper")
     other = params(preset="paper")
-    assert (p.epochs, p.every, p.rhos, p.stop_at) == (100, 5, [0.4, 0.8], None)
+    assert (p.epochs, p.every, p.rhos, p.stop_at) == (100, 5, [0.2, 0.4, 0.6, 0.8], None)
     assert (other.epochs, other.every, len(other.rhos), other.stop_at) == (500, 5, 6, 0.99)
     assert (params(figure).epochs, params(figure).rhos) == (60, [0.6])
     assert params(figure, preset="paper", epochs=50, rhos="0.3").epochs == 50
@@ -123,7 +123,7 @@ def test_figures_about_the_last_layer_have_their_own(figure):
         (dict(optimizer="sdg"), "sdg.*sgd, adam"),
         (dict(noise="matrix"), "matrix.*flip, wrong, redraw, pair"),
         (dict(scale="big"), "big.*unit, symmetric"),
-        (dict(preset="huge"), "huge.*quick, small, paper, ci"),
+        (dict(preset="huge"), "huge.*quick, small, half, paper, ci"),
         (dict(rhos="0.1,1.2"), r"rhos='0.1,1.2'.*\[0, 1\]"),
         (dict(rho=-0.1), r"rho.*-0.1.*\[0, 1\]"),
         (dict(seeds="0,-1"), "seeds"),

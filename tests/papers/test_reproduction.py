@@ -1,0 +1,448 @@
+"What the papers show, as a table: run as far as time allows, and gone on with where it ended."
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tiny_tasks import WORK, happens, never, none_left, notebook, quick, waiting
+
+from memnb.datasets.sources import data_root
+from memnb.lab import cli, tasks
+from memnb.papers import reproduction
+from memnb.papers.reproduction import (
+    FIELDS,
+    Cell,
+    Line,
+    cells_of,
+    hours_in_words,
+    missing_data,
+    overview,
+    read_reproduction,
+    reproduce,
+    seconds_of,
+    selected,
+    that_fit,
+    wanted,
+)
+from memnb.papers.stored_claims import read_claims
+
+ROOT = Path(__file__).parents[2]
+TABLE = ROOT / "docs" / "reproduce.csv"
+RELU, LATENT, LOCALIZATION = (
+    "On the Learning Dynamics of Label-Noise Memorization in ReLU MLPs",
+    "On the Dynamics & Transferability of Latent Generalization during Memorization",
+    "Can Neural Network Memorization Be Localized?",
+)
+
+
+def row(shows="Fig. 1", parameters="rho=0.1", seeds="0:2", **more) -> dict:
+    own = dict(paper="a paper", notebook="nb/tiny.ipynb", cpu_hours=0.01, memory_gb=0.001)
+    known = own | dict(data="", priority=1, note="")
+    return known | dict(shows=shows, parameters=parameters, seeds=seeds) | more
+
+
+def write(folder: Path, *rows: dict) -> Path:
+    "A table in `folder/docs`."
+    file = folder / "docs" / "reproduce.csv"
+    file.parent.mkdir(exist_ok=True)
+    with file.open("w", newline="") as f:
+        writer = csv.DictWriter(f, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    return file
+
+
+def states(cells) -> list[str]:
+    return [cell.state for cell in cells]
+
+
+def run(file: Path, **options):
+    "Where the table stands after it was run in the folder above it."
+    place = file.parents[1]
+    cells, finished = reproduce(
+        read_reproduction(file), place / "root", place / "claims.csv", **options
+    )
+    assert finished
+    return cells
+
+
+def say(*words, code=0) -> str:
+    "What the command says; it ended with `code`."
+    with warnings.catch_warnings():
+        done = CliRunner().invoke(cli.main, ["reproduce", *(str(w) for w in words)])
+    assert done.exit_code == code, (done.output, done.exception)
+    assert "Traceback" not in done.output
+    return done.output
+
+
+# --- the repository's table
+
+
+@pytest.fixture(scope="module")
+def lines() -> list[Line]:
+    return read_reproduction(TABLE)
+
+
+@pytest.mark.parametrize(
+    "paper, figures, tables", [(RELU, 6, 0), (LATENT, 25, 0), (LOCALIZATION, 19, 3)]
+)
+def test_every_figure_and_table_of_a_paper_is_named(lines, paper, figures, tables):
+    shown = {name for line in lines if line.paper == paper for name in line.shows}
+    numbered = {f"Fig. {i + 1}" for i in range(figures)}
+    assert shown == numbered | {f"Table {i + 1}" for i in range(tables)}
+
+
+def test_every_experiment_notebook_is_in_the_table(lines):
+    there = {f.stem for f in (ROOT / "nbs").glob("*.ipynb")} - {"index", "explore", "audit"}
+    mentioned = {line.notebook.stem for line in lines if line.notebook}
+    assert mentioned <= there
+    assert {f for f in there if re.match("fig|latent_|localization_|modular_", f)} == mentioned
+
+
+def test_every_line_resolves_where_its_data_are(lines):
+    from test_notebooks import PARAMETERS, declared
+
+    for line in lines:
+        if line.notebook is None or missing_data(line.data):
+            continue
+        name = line.notebook.stem
+        (of_paper,) = [
+            PARAMETERS[k] for k in PARAMETERS if name.startswith(k.replace("relu", "fig"))
+        ]
+        try:
+            p = of_paper(name, **declared(name) | line.about())
+        except ValueError as e:
+            assert "of memory" in str(e), line.name()  # a machine with less
+            continue
+        assert p.preset == line.values.get("preset", "quick")
+
+
+def test_a_line_at_a_papers_size_exists_for_every_notebook_that_trains(lines):
+    at_size = {line.notebook.stem for line in lines if line.values.get("preset") == "paper"}
+    assert at_size == {line.notebook.stem for line in lines if line.notebook} - {"fig4"}
+
+
+@pytest.mark.parametrize("name", ["fig4", "latent_resist", "modular_order"])
+def test_cheap_lines_are_run_at_preset_ci(lines, name, tmp_path):
+    line = next(line for line in lines if line.notebook and line.notebook.stem == name)
+    seeds = line.seeds[:1]
+    small = replace(line, values=line.values | dict(preset="ci"), seeds=seeds, cpu_hours=0.001)
+
+    cells, finished = reproduce([small], tmp_path / "root", tmp_path / "claims.csv")
+
+    assert finished
+    assert states(cells) == ["done"]
+    claims = read_claims(tmp_path / "claims.csv")
+    assert set(claims["figure"]) == {name}
+    assert set(claims["preset"]) == {"ci"}
+    assert claims["version"].str.contains(r"^\d+\.\d+.*\+[0-9a-f]{8}$").all()
+    assert claims["date"].str.contains(r"^\d{4}-\d\d-\d\d$").all()
+
+
+def test_presets_paper_and_half_say_how_far_they_are_the_papers_set_up():
+    from test_notebooks import PARAMETERS, declared
+
+    for name, of_paper in PARAMETERS.items():
+        if name != "audit":
+            sizes = {"paper", "half"} & of_paper.presets.keys()
+            assert sizes <= of_paper.notes.keys()
+    given = declared("modular_tied")
+    text = str(PARAMETERS["modular"]("modular_tied", **given | dict(preset="half")))
+    assert "\npreset half: the paper's modulus" in text
+    assert "preset quick" not in str(PARAMETERS["modular"]("modular_tied", **given))
+
+
+# --- a table
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (dict(notebook="nb/gone.ipynb"), r"line 3 .*there is no notebook '.*gone.ipynb'"),
+        (dict(parameters="rhoo=0.1"), "line 3 .*unknown parameter 'rhoo'; did you mean 'rho'"),
+        (dict(parameters="rho=much"), "line 3 .*rho='much' must be of type float"),
+        (dict(parameters="rho"), "line 3 .*'rho' is not of the form name=value"),
+        (dict(seeds="x"), "line 3 .*invalid literal"),
+        (dict(cpu_hours=""), "line 3 .*cpu_hours must be above 0"),
+        (dict(cpu_hours="long"), "line 3 .*cpu_hours='long' must be a number, 0 or more"),
+        (dict(memory_gb="-1"), "line 3 .*memory_gb='-1' must be a number"),
+        (dict(shows=""), "line 3 .*it must name a paper and what it shows"),
+        (dict(notebook=""), "line 3 .*it must say in `note` why it is not shown"),
+    ],
+)
+def test_a_bad_line_is_named_before_any_work(tiny, tmp_path, change, says, monkeypatch):
+    monkeypatch.setattr(tasks, "_run", never)
+    file = write(tmp_path, row(), row() | change)
+    with pytest.raises(ValueError, match=says):
+        read_reproduction(file)
+    assert f"Error: {file}" in say("--table", file, "--root", tmp_path / "root", code=1)
+    assert not (tmp_path / "root").exists()
+
+
+def test_all_bad_lines_are_named_at_once(tiny, tmp_path):
+    file = write(tmp_path, row(notebook="a.ipynb"), row(), row(parameters="b=1"))
+    with pytest.raises(ValueError, match="(?s)line 2 .*a.ipynb.*line 4 .*unknown parameter 'b'"):
+        read_reproduction(file)
+
+
+def test_no_table(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no table"):
+        read_reproduction(tmp_path / "none.csv")
+    (tmp_path / "t.csv").write_text("paper,shows\n")
+    with pytest.raises(ValueError, match="lacks the columns notebook, parameters"):
+        read_reproduction(tmp_path / "t.csv")
+
+
+# --- what to run
+
+
+def cell(name, cpu_hours, state="not run", round=0, priority=1) -> Cell:
+    line = Line("p", (name,), Path("x.ipynb"), {}, (0, 1, 2), cpu_hours, 0, (), priority)
+    return Cell(line, round, None, state, cpu_hours)
+
+
+def names(cells) -> list[tuple]:
+    return [(c.line.shows[0], c.round) for c in cells]
+
+
+def test_one_seed_of_everything_comes_first_and_the_cheapest_of_these():
+    cells = [cell(n, h, round=r) for n, h in (("a", 3), ("b", 1)) for r in (0, 1)]
+    cells.append(cell("c", 9, priority=0, round=1))
+    assert names(wanted(cells)) == [("b", 0), ("a", 0), ("c", 1), ("b", 1), ("a", 1)]
+
+
+def test_what_is_done_failed_or_lacks_something_is_not_wanted_unless_asked_for():
+    kinds = ("done", "failed", "done by another version", "needs svhn", "not run")
+    cells = [cell(kind, 1, kind) for kind in kinds]
+    assert names(wanted(cells)) == [("not run", 0)]
+    assert names(wanted(cells, retry=True)) == [("failed", 0), ("not run", 0)]
+    assert names(wanted(cells, renew=True)) == [("done by another version", 0), ("not run", 0)]
+
+
+def test_a_budget_takes_what_fits():
+    cells = wanted([cell(n, h, round=r) for n, h in (("a", 3), ("b", 1)) for r in (0, 1)])
+    assert names(that_fit(cells, 4.5)) == [("b", 0), ("a", 0)]
+    assert names(that_fit(cells, 5.0)) == [("b", 0), ("a", 0), ("b", 1)]
+    assert that_fit([], 1.0) == []
+
+
+def test_a_budget_that_fits_nothing_names_the_cheapest(tiny, tmp_path, monkeypatch):
+    with pytest.raises(
+        ValueError, match="fits nothing that is left; the cheapest is b: x, about 60 min"
+    ):
+        that_fit(wanted([cell("a", 3), cell("b", 1)]), 0.5)
+    monkeypatch.setattr(tasks, "_run", never)
+    file = write(tmp_path, row(cpu_hours=100), row("Fig. 2", "rho=0.3", cpu_hours=50))
+    text = say("--table", file, "--root", tmp_path / "root", "--budget", "1m", code=1)
+    assert "the cheapest is Fig. 2: tiny rho=0.3, about 50 h" in text
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    "text, seconds", [("90s", 90), ("20m", 1200), ("3h", 10_800), ("1.5d", 129_600), (" 2h ", 7200)]
+)
+def test_a_time(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "3", "h", "-1h", "0h", "3 hours", "1e3s", None, "nan h"])
+def test_no_time(text):
+    with pytest.raises(ValueError, match="must be a time such as 90s, 20m, 3h or 1.5d"):
+        seconds_of(text)
+
+
+def test_hours_in_words():
+    hours = (0.001, 0.01, 0.5, 2, 30, 99, 240, 24_000)
+    assert [hours_in_words(h) for h in hours] == [
+        "3.6 s", "36 s", "30 min", "2 h", "30 h", "99 h", "10 d", "1000 d",
+    ]  # fmt: skip
+
+
+def test_selected_by_notebook_figure_and_paper(lines):
+    assert {line.notebook.stem for line in selected(lines, ["fig3"])} == {"fig3"}
+    assert {line.paper for line in selected(lines, ["table 1"])} == {LOCALIZATION}
+    assert selected(lines, []) == lines
+    with pytest.raises(ValueError, match="'fig33' is no paper, figure or notebook"):
+        selected(lines, ["fig33"])
+
+
+# --- running it
+
+
+def test_run_and_run_again(tiny, tmp_path, count):
+    file = write(tmp_path, row(), row("Fig. 2", "rho=0.3", "0:3", cpu_hours=0.005))
+    assert states(run(file)) == ["done"] * 5
+    made = [(dict(t.values)["rho"], dict(t.values)["seed"]) for t in count]
+    assert made == [(0.3, 0), (0.1, 0), (0.3, 1), (0.1, 1), (0.3, 2)]
+    assert states(run(file)) == ["done"] * 5
+    assert len(count) == 5
+
+
+def test_a_budget_and_then_the_rest(tiny, tmp_path, count, monkeypatch):
+    monkeypatch.setattr(reproduction.os, "cpu_count", lambda: 1)
+    file = write(tmp_path, row(cpu_hours=0.01), row("Fig. 2", "rho=0.3", cpu_hours=0.02))
+    run(file, budget="120s")
+    assert [dict(t.values)["rho"] for t in count] == [0.1, 0.3]
+    run(file)
+    assert len(count) == 4
+
+
+def test_missing_data_make_a_line_wait_and_nothing_fail(tiny, tmp_path, count, monkeypatch):
+    monkeypatch.setenv("MEMNB_DATA", str(tmp_path))
+    file = write(tmp_path, row(), row("Fig. 2", "rho=0.3", data="svhn cifar10"))
+    assert states(run(file)) == ["done", "done", *["needs svhn, cifar10"] * 2]
+    (tmp_path / "cifar10.npz").touch()
+    (tmp_path / "train_32x32.mat").touch()
+    assert states(run(file)) == ["done"] * 4
+
+
+def test_a_line_that_needs_more_memory_than_there_is_waits(tiny, tmp_path, count):
+    file = write(tmp_path, row(memory_gb=900_000))
+    assert states(run(file)) == ["needs 879 TB of memory"] * 2
+    assert count == []
+
+
+def test_a_failed_task_is_told_and_not_run_again_unless_asked_for(tiny, tmp_path, count):
+    file = write(tmp_path, row(seeds="12:15"))
+    assert states(run(file)) == ["done", "failed", "done"]
+    assert len(count) == 3
+    assert states(run(file)) == ["done", "failed", "done"]
+    assert len(count) == 3
+    say("--table", file, "--root", tmp_path / "root", "--claims", tmp_path / "c.csv", code=1)
+    run(file, retry=True)
+    assert len(count) == 4
+
+
+def test_what_another_version_made_is_kept_and_marked(tiny, tmp_path, count, monkeypatch):
+    file = write(tmp_path, row())
+    run(file)
+    monkeypatch.setattr(tasks, "code_of", lambda: "another version")
+    assert states(run(file)) == ["done by another version"] * 2
+    assert len(count) == 2
+    assert states(run(file, renew=True)) == ["done"] * 2
+    assert len(count) == 4
+    assert len(list((tmp_path / "root" / "tiny").glob("[!.]*"))) == 4
+
+
+def test_time_is_measured_on_other_seeds(tiny, tmp_path, count):
+    run(write(tmp_path, row(seeds="0:1", cpu_hours=5)))
+    file = write(tmp_path, row(seeds="0:2", cpu_hours=5), row("Fig. 2", "rho=0.3", cpu_hours=7))
+    cells = cells_of(read_reproduction(file), tmp_path / "root")
+    assert [c.cpu_hours < 0.1 for c in cells] == [True, True, False, False]
+
+
+def test_a_full_disk_leaves_a_state_that_goes_on(tiny, tmp_path, monkeypatch):
+    def full(task, *more):
+        if dict(task.values)["seed"] == 1:
+            raise OSError(28, "No space left on device")
+        return quick()(task, *more)
+
+    file = write(tmp_path, row(seeds="0:3"))
+    with monkeypatch.context() as m:
+        m.setattr(tasks, "_run", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(file)
+    after = states(cells_of(read_reproduction(file), tmp_path / "root"))
+    assert after[:2] == ["done", "not run"]
+    assert "failed" not in after
+    monkeypatch.setattr(tasks, "_run", quick())
+    assert states(run(file)) == ["done"] * 3
+
+
+def test_claims_that_cannot_be_judged_stop_nothing(tiny, tmp_path, count, monkeypatch, capsys):
+    def refuse(*_):
+        raise ValueError("no rate")
+
+    monkeypatch.setattr(reproduction, "update_claims", refuse)
+    assert states(run(write(tmp_path, row()))) == ["done"] * 2
+    assert "the claims of tiny cannot be judged: no rate" in capsys.readouterr().out
+
+
+def test_a_device_that_is_not_here(tiny, tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(tasks, "_run", never)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    file = write(tmp_path, row())
+    with pytest.raises(ValueError, match="device='cuda': this machine has none"):
+        run(file, device="cuda")
+    with pytest.raises(ValueError, match="device='gpu' is unknown; choose one of auto, cpu, cuda"):
+        run(file, device="gpu")
+
+
+def test_a_device_is_given_to_notebooks_that_have_the_parameter(tmp_path, count, monkeypatch):
+    import torch
+
+    parameters = (
+        'device: str = "auto"  # where\nseed: int = 0  # seed\nout: str = ""\nstore: str = ""'
+    )
+    notebook(tmp_path / "nb", parameters=parameters)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    run(write(tmp_path, row(parameters="")), device="cuda")
+    assert [dict(t.values)["device"] for t in count] == ["cuda"] * 2
+
+
+def test_the_data_root_stands_for_itself(tmp_path, count, monkeypatch):
+    monkeypatch.setenv("MEMNB_DATA", str(tmp_path))
+    notebook(tmp_path / "nb")
+    run(write(tmp_path, row(parameters="name={data}/scores.npz", seeds="0:1")))
+    assert dict(count[0].values)["name"] == f"{data_root()}/scores.npz"
+
+
+def test_list(tiny, tmp_path, count):
+    run(write(tmp_path, row()))
+    drawing = row("Fig. 3", notebook="", note="a drawing")
+    file = write(tmp_path, row(), row("Fig. 2", "rho=0.3", cpu_hours=7), drawing)
+    text = say("--table", file, "--root", tmp_path / "root", "--list")
+    assert all(words in text for words in ("2 done", "2 not run", "7 h", "drawing", "1.02 MB"))
+    shown = overview(cells_of(read_reproduction(file), tmp_path / "root"), read_reproduction(file))
+    assert [r["seeds"] for r in shown] == [2, 2, 2]
+    text = say("--table", file, "--root", tmp_path / "root", "--list", "--budget", "30d")
+    assert "7 h  Fig. 2: tiny rho=0.3 seed=0" in text
+    assert len(count) == 2
+
+
+# --- ended on the way
+
+
+def start(file: Path, root: Path) -> subprocess.Popen:
+    "The command in a process of its own."
+    command = Path(sys.executable).with_name("memnb")
+    words = ["reproduce", "--table", file, "--root", root, "--claims", root.parent / "c.csv"]
+    return subprocess.Popen(
+        [command, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_ended_and_started_again_it_goes_on(tmp_path, how):
+    place, name = waiting(tmp_path)
+    notebook(tmp_path / "nb", work=WORK)
+    file = write(tmp_path, row(seeds="0:1"), row("Fig. 2", f"name={name}", "0:1", priority=2))
+    root = tmp_path / "root"
+    process = start(file, root)
+    assert happens(lambda: list(place.iterdir()))
+    first = list((root / "tiny").glob("[!.]*"))
+
+    process.send_signal(how)
+    text = process.communicate(timeout=60)[0]
+
+    assert process.returncode == (-9 if how == signal.SIGKILL else 130)
+    assert how == signal.SIGKILL or "The same command does the rest" in text
+    assert none_left(root)
+    assert states(cells_of(read_reproduction(file), root)) == ["done", "not run"]
+    (place / "go").touch()
+    before = first[0].stat().st_mtime_ns
+    process = start(file, root)
+    assert process.communicate(timeout=120)[0].endswith("2 done\n")
+    assert process.returncode == 0
+    assert first[0].stat().st_mtime_ns == before
+    assert not [f for f in os.listdir(root / "tiny") if f.startswith(".")]

@@ -1,0 +1,227 @@
+"Stored claims: judged over seeds and rates, with one writer, and nothing lost silently."
+
+import json
+import os
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from memnb.common.files import seal
+from memnb.lab.claims import judge
+from memnb.papers.relu_claims import RELU_CLAIMS
+from memnb.papers.stored_claims import (
+    gathered,
+    merge,
+    one_row_a_claim,
+    read_claims,
+    stored_results,
+    together,
+    update_claims,
+)
+from memnb.toy import trajectories
+
+MORE_NOISE = "More noise, a stronger shift toward the noisy labels"
+
+
+def of_fig4(rates, seed=0) -> pl.DataFrame:
+    return trajectories(rates, 20.0, 1.0, -1.0, 1.0).with_columns(seed=seed)
+
+
+def result(place, figure="fig4", frame=None, claims=None, given=None, code="", **p):
+    "A stored result as `keep` and a task leave it."
+    place.mkdir(parents=True)
+    p = dict(figure=figure, preset="quick") | p
+    frame = of_fig4(p.get("rhos", [0.2])) if frame is None else frame
+    claims = judge(figure, RELU_CLAIMS["fig4"], frame) if claims is None else claims
+    frame.write_parquet(place / "frame.parquet")
+    claims.write_parquet(place / "claims.parquet")
+    record = dict(parameters=p, versions=dict(memnb="0.2.0"), code=code)
+    (place / "params.json").write_text(json.dumps(record))
+    (place / "task.json").write_text(json.dumps(dict(parameters=given or {})))
+    seal(place)
+
+
+def a_claim(figure="a figure", statement="s", rho=0.1, seeds="3 of 3", verdict="holds", **more):
+    known = dict(figure=figure, preset="quick", dataset="digits", model="", changed="")
+    row = dict(statement=statement, rho=rho, ours=1.0, seeds=seeds, verdict=verdict)
+    return known | row | dict(paper="p", definition="d") | more
+
+
+def test_a_claim_over_rates_is_judged_over_the_runs_of_a_sweep(tmp_path):
+    rates = [0.1, 0.2, 0.4]
+    for rho in rates:
+        result(tmp_path / "fig4" / str(rho), rhos=[rho])
+    (group,) = together(stored_results(tmp_path))
+
+    claims = gathered(group)
+
+    whole = judge("fig4", RELU_CLAIMS["fig4"], of_fig4(rates))
+    assert_frame_equal(claims.select(whole.columns), whole)
+    assert claims.filter(statement=MORE_NOISE)["verdict"].to_list() == ["holds"]
+    alone = pl.read_parquet(tmp_path / "fig4" / "0.1" / "claims.parquet")
+    assert alone.filter(statement=MORE_NOISE)["verdict"].to_list() == ["not run"]
+
+
+def test_of_two_results_of_one_seed_and_rate_the_newest_counts_once(tmp_path):
+    result(tmp_path / "fig4" / "new", rhos=[0.1, 0.2], code="b" * 16)
+    result(tmp_path / "fig4" / "old", rhos=[0.2, 0.4], code="a" * 16)
+    new, old = (tmp_path / "fig4" / k / "claims.parquet" for k in ("new", "old"))
+    os.utime(old, (1e9, 1e9))
+    os.utime(new, (2e9, 2e9))
+    (group,) = together(stored_results(tmp_path))
+
+    claims = gathered(group)
+
+    assert claims["rho"].drop_nulls().unique().sort().to_list() == [0.1, 0.2, 0.4]
+    assert set(claims["seeds"]) <= {"1 of 1", "0 of 1"}
+    assert claims["version"].unique().to_list() == ["0.2.0+bbbbbbbb and 0.2.0+aaaaaaaa"]
+    assert claims["date"].unique().to_list() == ["2033-05-18"]
+
+
+def test_seeds_of_a_search_at_another_rate_are_not_put_together(tmp_path):
+    "In the localization figures `rho` is part of the set-up."
+    for rho in (0.1, 0.2):
+        claims = pl.DataFrame([dict(figure="localization_rewinding", statement="s", rho=rho)])
+        result(tmp_path / str(rho), "localization_rewinding", claims=claims, rho=rho, seeds=[0])
+    assert len(together(stored_results(tmp_path))) == 2
+
+
+def test_what_a_result_was_found_on(tmp_path):
+    given = dict(preset="half", width=0.5, scores="/a/b/c_scores.npz", seed=3, rho=0.1)
+    p = dict(preset="half", dataset="cifar10", model="resnet9", mode="hybrid")
+    result(tmp_path / "k", given=given, **p)
+    (found,) = stored_results(tmp_path)
+    assert found.setting == dict(
+        figure="fig4",
+        preset="half",
+        dataset="cifar10",
+        model="resnet9, hybrid search",
+        changed="scores=c_scores; width=0.5",
+    )
+
+
+def test_damaged_failed_and_hidden_results_are_left_out(tmp_path):
+    for name in ("whole", "damaged", "bad.failed", ".part"):
+        result(tmp_path / "fig4" / name)
+    (tmp_path / "fig4" / "damaged" / "claims.parquet").write_bytes(b"x")
+    with pytest.warns(UserWarning, match="damaged is left out: its claims.parquet"):
+        (found,) = stored_results(tmp_path)
+    assert found.folder.name == "whole"
+
+
+def test_fewer_seeds_replace_no_more_and_it_is_said():
+    stored = pl.DataFrame([a_claim(ours=1.0), a_claim(rho=0.2, ours=2.0)])
+    new = pl.DataFrame([a_claim(ours=9.0, seeds="1 of 1"), a_claim(rho=0.3, seeds="1 of 1")])
+    whole, notes = merge(stored, new)
+    assert dict(whole.select("rho", "ours").rows()) == {0.1: 1.0, 0.2: 2.0, 0.3: 1.0}
+    assert notes == ["a figure, quick, digits: 1 claims are kept as stored, judged over more seeds"]
+
+
+@pytest.mark.parametrize("over", ["3 of 3", "0 of 5"])
+def test_as_many_seeds_or_more_replace(over):
+    stored = pl.DataFrame([a_claim(ours=1.0)])
+    whole, notes = merge(stored, pl.DataFrame([a_claim(ours=9.0, seeds=over)]))
+    assert whole["ours"].to_list() == [9.0]
+    assert notes == []
+
+
+def test_not_run_replaces_nothing_but_itself():
+    stored = pl.DataFrame([a_claim(seeds="1 of 1"), a_claim(statement="t", verdict="not run")])
+    missing = dict(verdict="not run", seeds="", ours=None)
+    new = pl.DataFrame([a_claim(**missing), a_claim(statement="t", paper="q", **missing)])
+    whole, _ = merge(stored, new)
+    assert whole.select("statement", "verdict", "paper").rows() == [
+        ("t", "not run", "q"),
+        ("s", "holds", "p"),
+    ]
+
+
+def test_a_statement_that_a_figure_has_no_more_is_gone_and_other_settings_stay():
+    stored = pl.DataFrame([a_claim(statement="gone"), a_claim(preset="paper", statement="gone")])
+    whole, _ = merge(stored, pl.DataFrame([a_claim()]))
+    assert whole.select("preset", "statement").rows() == [("paper", "gone"), ("quick", "s")]
+
+
+def test_what_is_stored_beside_each_other(tmp_path):
+    "Figures, presets, data and kinds of search; of one setting the newest counts."
+    one = pl.DataFrame([dict(statement="s", rho=0.2, ours=0.123456, verdict="holds")])
+    modular = dict(preset="quick", modulus=31, epochs=9)
+    search = dict(preset="quick", dataset="digits", model="resnet9")
+    given = {
+        "a": ("fig1", dict(preset="quick", dataset="digits")),
+        "b": ("fig1", dict(preset="paper", dataset="mnist")),
+        "c": ("modular_order", modular | dict(dataset="digits")),
+        "d": ("modular_order", modular | dict(dataset="mnist")),
+        "e": ("localization_neurons", search | dict(mode="exact")),
+        "f": ("localization_neurons", search | dict(mode="hybrid")),
+    }
+    for name, (figure, p) in given.items():
+        claims = one.with_columns(figure=pl.lit(figure))
+        result(tmp_path / "r" / figure / name, figure, claims=claims, **p)
+    file = tmp_path / "c.csv"
+
+    update_claims(file, stored_results(tmp_path / "r"))
+    claims = one.with_columns(figure=pl.lit("fig1"), verdict=pl.lit("undecided"))
+    result(tmp_path / "s" / "fig1" / "k", "fig1", claims=claims, preset="quick", dataset="digits")
+    update_claims(file, stored_results(tmp_path / "s"))
+
+    stored = read_claims(file)
+    assert stored.select("figure", "preset", "dataset", "model", "epochs", "verdict").rows() == [
+        ("fig1", "paper", "mnist", "", None, "holds"),
+        ("fig1", "quick", "digits", "", None, "undecided"),
+        ("localization_neurons", "quick", "digits", "resnet9", None, "holds"),
+        ("localization_neurons", "quick", "digits", "resnet9, hybrid search", None, "holds"),
+        ("modular_order", "quick", "modulo 31", "", 9, "holds"),
+        ("modular_order", "quick", "modulo 31, mnist", "", 9, "holds"),
+    ]
+    assert set(stored["ours"]) == {0.1235}
+
+
+def test_two_claims_with_one_statement_both_stay(tmp_path):
+    "As *... its high neurons generalize* under each of three ways to choose neurons."
+    claims = pl.DataFrame([a_claim(), a_claim(), a_claim(statement="t")]).drop("changed", "model")
+    result(tmp_path / "r" / "k", "modular_partition", claims=claims, rho=0.1)
+    update_claims(tmp_path / "c.csv", stored_results(tmp_path / "r"))
+    assert read_claims(tmp_path / "c.csv")["statement"].to_list() == ["s", "s", "t"]
+
+
+def test_written_again_nothing_changes(tmp_path):
+    for rho in (0.1, 0.4):
+        result(tmp_path / "r" / str(rho), rhos=[rho])
+    file = tmp_path / "c.csv"
+    update_claims(file, stored_results(tmp_path / "r"))
+    first = file.read_bytes()
+    assert update_claims(file, stored_results(tmp_path / "r")) == []
+    assert file.read_bytes() == first
+    assert [f.name for f in tmp_path.iterdir() if f.is_file()] == ["c.csv"]
+
+
+def test_a_table_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
+    result(tmp_path / "r" / "k")
+    file = tmp_path / "c.csv"
+    update_claims(file, stored_results(tmp_path / "r"))
+    before = file.read_bytes()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pl.DataFrame, "write_csv", full)
+    with pytest.raises(OSError, match="No space left"):
+        update_claims(file, stored_results(tmp_path / "r"))
+    assert file.read_bytes() == before
+    assert [f.name for f in tmp_path.iterdir() if f.is_file()] == ["c.csv"]
+
+
+def test_one_row_a_claim_over_all_rates():
+    table = pl.DataFrame(
+        [
+            a_claim(rho=0.1, ours=1.0, low=0.5, high=1.5),
+            a_claim(rho=0.3, ours=2.0, verdict="does not hold", seeds="1 of 5"),
+            a_claim(statement="t", ours=4.0, low=3.0, high=5.0),
+        ]
+    )
+    first, second = one_row_a_claim(table).rows(named=True)
+    assert (first["rates"], first["seeds"], first["ours"]) == ("0.1, 0.3", "5", "1 to 2")
+    assert first["verdict"] == "holds at 1, does not hold at 1"
+    assert (second["ours"], second["verdict"]) == ("4 (3 to 5)", "holds")
