@@ -32,14 +32,14 @@ SLUGS = {
     "latent": ("reproduction-latent", latent_parameters),
     "localization": ("reproduction-localization", localization_parameters),
     "modular": ("reproduction-modular", modular_parameters),
-    "human": ("reproduction-people", human_parameters),
+    "human": ("reproduction-human", human_parameters),
 }
 TITLES = {
     "reproduction-relu": "ReLU dynamics",
     "reproduction-latent": "Latent generalization",
     "reproduction-localization": "Localization",
     "reproduction-modular": "Modular arithmetic",
-    "reproduction-people": "People's mistakes",
+    "reproduction-human": "People's mistakes",
 }
 
 
