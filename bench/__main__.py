@@ -19,6 +19,7 @@ NAMES = (
     "coverage",
     "choose",
     "features",
+    "tables",
 )
 
 parser = argparse.ArgumentParser(

@@ -9,10 +9,14 @@ __all__ = ['audit_report']
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import polars as pl
+from torch import nn
+
 from ..audit.cleaning import copy_tree, decide
-from ..audit.noise_rate import estimate_noise
+from ..audit.noise_rate import Noise, estimate_noise
 from ..audit.report import check_report, verdict, write_report
-from ..audit.suspicion import audit
+from ..audit.suspicion import audit, trained_model
+from ..datasets.noisy_datasets import NoisyDataset
 from ..datasets.sources import DATASETS
 from ..datasets.table_files import read_table
 from memnb.explorer.audit_inputs import (
@@ -23,7 +27,9 @@ from memnb.explorer.audit_inputs import (
     audit_settings,
 )
 from ..lab.parameters import Params
+from ..localization.label_evidence import layer_opinions
 from ..models.checkpoints import load_weights, read_weights
+from ..runs.run import Run
 from ..trainer.training import fit
 
 _PARAMETERS = (
@@ -73,6 +79,16 @@ def _check_given(data: str, out: str | Path, tree: str | Path | None, given: dic
         raise ValueError(f"report and cleaned copy are both to be in {out}; give two folders")
 
 
+def _looked_at(
+    subject: nn.Module | Run, train: NoisyDataset, net: nn.Module, progress: bool
+) -> tuple[pl.DataFrame, Noise]:
+    "Audit and noise, from one pass for the logits, where there is no run, and one for all layers."
+    run, net, train = trained_model(subject, train, net)
+    scores, by_layer = layer_opinions(net, train, progress=progress)
+    found = audit(run, train, net, probe_scores=scores, by_layer=by_layer)
+    return found, estimate_noise(run, train, net, by_layer=by_layer)
+
+
 def audit_report(
     data: str,  # a folder of pictures, a table, a `.npz` file, or the name of a data set
     out: str | Path,  # folder of the report, which must not be there yet
@@ -112,8 +128,7 @@ def audit_report(
         yield f"no weights are given: {p.model} is trained for {p.epochs} epochs"
         how = audit_settings(p) | dict(seed=p.seed, checkpoints=None, progress=progress)
         subject = fit(net, train, p.epochs, **how)
-    found = audit(subject, train, net, progress=progress)
-    noise = estimate_noise(subject, train, net)
+    found, noise = _looked_at(subject, train, net, progress)
     how = dict(top=top, title=title, show=_rows_of(p))
     write_report(out, found, train, noise, **how)
     yield from verdict(noise, len(train))

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import polars as pl
 import torch
@@ -212,16 +213,12 @@ class _Noise:
     def ready(self):
         "Within it embeddings heed `adding`."
 
-        def adds(name: str):
-            def add(value: Tensor):
-                if name not in self.added:
-                    return None
-                # a batch is as long as its longest text
-                return value + self.added[name][tuple(map(slice, value.shape))]
+        def add(name: str, value: Tensor):
+            noise = self.added.get(name)
+            # a batch is as long as its longest text
+            return None if noise is None else value + noise[tuple(map(slice, value.shape))]
 
-            return add
-
-        with edit(self.net.model, {name: adds(name) for name in self.embeddings}):
+        with edit(self.net.model, {name: partial(add, name) for name in self.embeddings}):
             yield self
 
 # %% ../../nbs/localization/04_unit_search.ipynb #cell11

@@ -7,6 +7,8 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from memnb.audit import audit, estimate_noise
+from memnb.datasets import from_folder
 from memnb.explorer import audit_reports
 from memnb.explorer.audit_reports import audit_report
 from memnb.lab.cli import main
@@ -145,3 +147,14 @@ def test_what_could_be_meant_in_two_ways(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="give two folders"):
         next(audit_report("./mnist", "out", tree=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_network_passes_over_the_data_twice_and_says_what_two_calls_say(tmp_path):
+    data = from_folder(folder_of_pictures(tmp_path / "colors", 8))
+    net = build("mlp", shape=(3, 8, 8), widths=[20], n_classes=3)
+    seen = []
+    net.register_forward_hook(lambda module, args, out: seen.append(len(out)))
+    found, noise = audit_reports._looked_at(net, data, net, progress=False)
+    assert seen.count(len(data)) == 2  # others are of a few examples, which are tried
+    assert found.equals(audit(net, data))
+    assert noise.rate == estimate_noise(net, data).rate
