@@ -104,6 +104,7 @@ class Explorer(widgets.VBox):
         self.preset = preset
         self.pace = pace
         self.pinned = None  # a session
+        self.shown = None  # the newest job that had something to show
         self.drawn = 0.0  # when
         self.lock = threading.RLock()
         self.quiet = set()  # threads whose changes of controls are not heard
@@ -111,11 +112,12 @@ class Explorer(widgets.VBox):
         self.transport = Transport()
         self.stage = Stage()
         self.command = widgets.Text(
-            disabled=True, layout=widgets.Layout(width="640px", max_width="100%")
+            disabled=True, layout=widgets.Layout(width="60%", min_width="300px", max_width="100%")
         )
         self.copy = CopyButton(field=self.command)
         below = widgets.HBox([self.command, self.copy], **ROW)
         super().__init__([self.panel, self.transport, self.stage, below])
+        self.add_class("memnb-explorer")
         self._listen()
         self.begin()
 
@@ -200,6 +202,7 @@ class Explorer(widgets.VBox):
         with self.lock:
             if self.session is None or self.session.seen < 2:
                 return True
+            self.shown = self.job
             try:
                 at = min(self.transport.time.value, self.session.seen - 1)
                 self.transport.epoch.value = f"epoch {self.session.epochs[at]:,.0f}"
@@ -262,9 +265,25 @@ class Explorer(widgets.VBox):
                 text = f"epoch {now:,.0f} of {epochs[-1]:,.0f}, {job.left():.0f} s left"
             self._follow(job, text)
 
+    def _put_back(self, job: Job) -> str:
+        "Where a choice could not be trained, show the job before it; words that say so."
+        with self.lock:
+            if job is not self.job or not self.shown or (job.session and job.session.seen > 1):
+                return ""
+            self.job = self.shown
+            session = self.shown.session
+            with self._quietly():
+                self.panel.put(self._kind_of(session), session.values)
+        return ". The controls are back at what is shown"
+
+    def _kind_of(self, session: Session) -> str:
+        return next(name for name, kind in SESSIONS.items() if kind is session.kind)
+
     def _ended(self, job: Job, error: Exception | None):
         if error:
-            text = f"{type(error).__name__}: {error}"
+            back = self._put_back(job)
+            text = f"{type(error).__name__}: {error}{back}"
+            job = self.job if back else job
         else:
             reached = "nothing was recorded"
             if job.session:

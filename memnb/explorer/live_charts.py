@@ -124,6 +124,45 @@ const OPTIONS = {
     actions: { export: true, source: false, compiled: false, editor: false },
 };
 
+const NARROW = 600;  // pixels
+const LIGHT = { domainColor: "#888", tickColor: "#888", gridColor: "#383838" };
+const WORDS = { labelColor: "#ccc", titleColor: "#ccc" };
+const DARK = {
+    background: null,
+    view: { stroke: "#555" },
+    title: { color: "#ddd", subtitleColor: "#aaa" },
+    axis: { ...LIGHT, ...WORDS },
+    legend: WORDS,
+};
+
+const LIGHTER = {  // colours of marks that are too dark to be seen on black
+    "#0072B2": "#4BA3DB", "#D55E00": "#F0863A", "#009E73": "#2BC299", "#4D4D4D": "#C8C8C8",
+    "#440154": "#B77FDB", "#443983": "#8F8AE0", "#31688e": "#5B9AC7",
+    "#000": "#fff", "#333": "#ccc", "#555": "#bbb", "#777": "#999",
+};
+
+function wrapped(text, letters) {  // a title as lines of at most so many letters
+    if (Array.isArray(text)) { return text.flatMap((line) => wrapped(line, letters)); }
+    return text.match(new RegExp(`.{1,${letters}}(?= |$)|.{1,${letters}}`, "g")) ?? [text];
+}
+
+function isDark() {
+    return document.body.dataset.jpThemeLight === "false";
+}
+
+function themed(spec) {
+    if (!isDark()) { return spec; }
+    const config = { ...spec.config };
+    for (const [key, value] of Object.entries(DARK)) {
+        config[key] = value && typeof value === "object" ? { ...config[key], ...value } : value;
+    }
+    let text = JSON.stringify({ ...spec, datasets: null });
+    for (const [dark, light] of Object.entries(LIGHTER)) {
+        text = text.replaceAll(JSON.stringify(dark), JSON.stringify(light));
+    }
+    return { ...JSON.parse(text), datasets: spec.datasets, config };
+}
+
 function render({ model, el }) {
     const other = (name) => model.widget_manager.get_model(model.get(name).slice(10));
     const box = document.createElement("div");
@@ -132,6 +171,7 @@ function render({ model, el }) {
     let state = null;
     let embed = null;
     let drawn = null;  // the specification of the view
+    let narrow = false;  // whether there is no room for two charts side by side
     let result = null;  // of embedding, with the view
     let busy = false;
     let stale = false;
@@ -149,21 +189,41 @@ function render({ model, el }) {
         if (value !== undefined) { state.send({ clicked: value }); }
     }
 
+    function title(text) {
+        return narrow ? wrapped(text, Math.max(25, Math.floor((el.clientWidth - 70) / 8))) : text;
+    }
+
     async function place(spec, data, words) {
         forget();
-        const params = Object.entries(words).map(([name, value]) => ({ name, value }));
+        narrow = el.clientWidth > 0 && el.clientWidth < NARROW;
+        const params = Object.entries(words).map(([name, v]) => ({ name, value: title(v) }));
         const whole = { ...spec, datasets: data, params: [...(spec.params ?? []), ...params] };
-        result = await embed(box, structuredClone(whole), OPTIONS);
+        if (narrow && whole.columns > 1) { whole.columns = 1; }
+        if (narrow && !whole.height && whole.width > 200) {
+            whole.width = Math.max(200, Math.min(whole.width, el.clientWidth - 170));
+        }
+        result = await embed(box, themed(structuredClone(whole)), OPTIONS);
         drawn = spec;
         result.view.addEventListener("click", clicked);
+        fit();
+    }
+
+    function fit() {  // a chart fills its place, up to somewhat larger than it was made
+        const svg = box.querySelector("svg.marks");
+        const width = svg?.viewBox.baseVal.width;
+        const most = Math.round((el.clientWidth < 1600 ? 1.2 : 1.6) * width);
+        if (width) { svg.style.width = `min(100%, ${most}px)`; }
     }
 
     async function update(data, words) {
         for (const [name, rows] of Object.entries(data)) {
             result.view.data(name, structuredClone(rows));
         }
-        for (const [name, text] of Object.entries(words)) { result.view.signal(name, text); }
+        for (const [name, text] of Object.entries(words)) {
+            result.view.signal(name, title(text));
+        }
         await result.view.runAsync();
+        fit();
     }
 
     async function draw() {
@@ -194,6 +254,20 @@ function render({ model, el }) {
         if (gone) { forget(); }
     }
 
+    function anew() {  // the place or the page's colours are others
+        if (!result) { return; }
+        drawn = null;
+        heard();
+    }
+
+    const places = new ResizeObserver(() => {
+        if (el.clientWidth && narrow !== el.clientWidth < NARROW) { anew(); }
+        fit();
+    });
+    places.observe(el);
+    const themes = new MutationObserver(anew);
+    themes.observe(document.body, { attributeFilter: ["data-jp-theme-light"] });
+
     other("state").then((found) => {
         state = found;
         if (gone) { return; }
@@ -202,6 +276,8 @@ function render({ model, el }) {
     });
     return () => {
         gone = true;
+        places.disconnect();
+        themes.disconnect();
         state?.off("change", heard);
         if (!busy) { forget(); }
         box.remove();
@@ -231,6 +307,11 @@ class LiveChart(anywidget.AnyWidget):
     code = traitlets.Instance(VegaCode).tag(sync=True, **widgets.widget_serialization)
     field = traitlets.Unicode().tag(sync=True)
     _esm = _SCRIPT
+    _css = """
+    .memnb-chart { width: 100%; color: var(--jp-ui-font-color1, #333); }
+    .memnb-chart .vega-embed { display: block; padding-right: 38px; overflow: visible; }
+    .memnb-chart svg.marks { max-width: 100%; height: auto; }
+    """
 
     def __init__(
         self,
@@ -239,7 +320,12 @@ class LiveChart(anywidget.AnyWidget):
         clicked: Callable = _ignore,  # called with that value
     ):
         self._chart = None
-        super().__init__(state=ChartState(), code=_code(), field=field)
+        super().__init__(
+            state=ChartState(),
+            code=_code(),
+            field=field,
+            layout=widgets.Layout(width="100%", flex="1 1 500px", overflow="hidden"),
+        )
         self.clicked = clicked
         self.state.on_msg(self._hear)
         if chart is not None:

@@ -361,14 +361,20 @@ _NUMBERS = {  # name -> group and target
 }
 
 
-def numbers(session: Session) -> dict[str, float]:
-    """Accuracies at the last recorded epoch, each in [0, 1].
+def numbers(
+    session: Session,
+    at: int | None = None,  # number of a recorded epoch; default: the last one
+) -> dict[str, float]:
+    """Accuracies at a recorded epoch, each in [0, 1].
 
     These are clean, noisy (as given), truth (of noisy examples) and test, those that there are.
-    `ValueError` if nothing was recorded.
+    `ValueError` if nothing was recorded, or for another epoch.
     """
-    frame = _recorded(session).frame()
-    last = frame.filter(pl.col("time") == frame["time"].max())
+    run = _recorded(session)
+    check_moment(session, session.seen - 1 if at is None else at)
+    frame = run.frame()
+    time = run.time[-1 if at is None else at]
+    last = frame.filter(pl.col("time") == float(time))
     accuracies = {
         (group, target): accuracy
         for group, target, accuracy in last.select("group", "target", "accuracy").iter_rows()

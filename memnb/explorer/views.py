@@ -17,7 +17,7 @@ import polars as pl
 from ..common.checks import whole
 from ..common.pictures import picture_address
 from .sessions import Session, check_moment, curves_of, numbers
-from ..lab.charts import COLORS, curves, dots, heat
+from ..lab.charts import COLORS, curves, dots, heat, thin
 from ..lab.layouts import panels
 from ..modular.fourier import alignment, extract, look, neuron_spectra
 from ..probes.over_training import probe_model
@@ -37,6 +37,20 @@ def _at_epochs(epochs: list[float]) -> alt.Chart:
     return alt.Chart(pl.DataFrame(dict(epoch=[float(e) for e in epochs]))).encode(x="epoch:Q")
 
 
+# a condition that is never met, as the legend has the most opaque of both
+_PALE = alt.condition("isNaN(1)", alt.value(1), alt.value(0.3))
+
+
+def _paled(frame: pl.DataFrame, y: str, groups: list[str], log: bool) -> list[alt.Chart]:
+    "Broad pale curves of those groups that the chart in front has, whose colours they take."
+    rows = frame.filter(pl.col("group").is_in(groups), (pl.col("epoch") > 0) | (not log))
+    if rows[y].drop_nulls().is_empty():
+        return []
+    rows = thin(rows.select("epoch", "group", y), y, ["group"], x="epoch")
+    lines = alt.Chart(rows).mark_line(strokeWidth=5)
+    return [lines.encode(x="epoch:Q", y=f"{y}:Q", color="group:N", opacity=_PALE)]
+
+
 def _timed(
     session: Session,
     at: int,  # number of a recorded epoch
@@ -44,9 +58,14 @@ def _timed(
     title: str,
     y_title: str,
     frame: pl.DataFrame,
+    *,
+    pale: pl.DataFrame | None = None,  # of a pinned session
     **options,  # of `curves`
 ) -> alt.LayerChart:
-    "Curves of `y`, a rule at a recorded epoch, and space for the whole training."
+    """Curves of `y`, a rule at a recorded epoch, and space for the whole training.
+
+    A pinned session's curves lie behind them, broad and pale, on the same axes.
+    """
     log = session.kind.log_time
     visible = [e for e in session.epochs if e > 0 or not log]
     ends = [e for e in (session.epochs[0], session.epochs[-1]) if e in visible]
@@ -57,7 +76,8 @@ def _timed(
     rule = _at_epochs(present).mark_rule(color="#777", strokeWidth=1)
     chart = curves(frame, y, title, y_title, x_title="epoch", log_x=log, **options)
     chart.title = alt.Undefined
-    return alt.layer(span, chart, rule, title=title, width=300, height=190)
+    behind = [] if pale is None else _paled(pale, y, frame["group"].unique().to_list(), log)
+    return alt.layer(span, *behind, chart, rule, title=title, width=300, height=190)
 
 
 def _given(session: Session) -> pl.DataFrame:
@@ -74,6 +94,26 @@ def _name(session: Session) -> str:
         f"{v['noise']}, seed {v['seed']}"
     )
 
+
+def _names(session: Session, beside: tuple[Session, int] | None) -> list[str]:
+    "What is explored, and what it is compared with."
+    if beside is None:
+        return [_name(session)]
+    pinned, at = beside
+    epoch = f"epoch {pinned.epochs[at]:,.0f}"
+    return [_name(session), f"pinned (broad and pale), {epoch}: {_name(pinned)}"]
+
+
+def _reached(session: Session, at: int, beside: tuple[Session, int] | None) -> str:
+    "The epoch and the accuracies there, those of a pinned session in brackets."
+    other = numbers(*beside) if beside else {}
+    parts = []
+    for name, value in numbers(session, at).items():
+        pinned = f" (pinned {other[name]:.1%})" if name in other else ""
+        if name != "truth":
+            parts.append(f"{name} {value:.1%}{pinned}")
+    return f"Epoch {session.epochs[at]:,.0f}: {', '.join(parts)}"
+
 # %% ../../nbs/explorer/02_views.ipynb #cell07
 def _log_odds(session: Session) -> dict[str, float] | None:
     "Lines at the log-odds of the noise rate, for two classes."
@@ -87,35 +127,44 @@ def _log_odds(session: Session) -> dict[str, float] | None:
 def draw_training(
     session: Session,
     at: int,  # number of a recorded epoch, from 0
+    beside: tuple[Session, int] | None = None,  # a pinned session, and a recorded epoch of it
 ) -> alt.ConcatChart:
     "Accuracy and margin of clean, noisy and test examples. `ValueError` for another epoch."
     check_moment(session, at)
+    pinned = beside[0] if beside else None
+    how = dict(pale=_given(pinned) if pinned else None)
     frame = _given(session)
-    accuracy = _timed(
-        session, at, "accuracy", "Accuracy", "accuracy on the given labels", frame, domain=(0, 1)
-    )
+    measure = "accuracy on the given labels"
+    accuracy = _timed(session, at, "accuracy", "Accuracy", measure, frame, domain=(0, 1), **how)
     rules = _log_odds(session)
     measure = "margin of the given label"
-    margin = _timed(session, at, "margin", "Margin", measure, frame, rules=rules)
-    reached = {k: v for k, v in numbers(session).items() if k != "truth"}
-    title = ", ".join(f"{k} {v:.1%}" for k, v in reached.items())
-    return panels([accuracy, margin], title, _name(session), legend="one")
+    margin = _timed(session, at, "margin", "Margin", measure, frame, rules=rules, **how)
+    title = _reached(session, at, beside)
+    return panels([accuracy, margin], title, _names(session, beside), legend="one")
 
 # %% ../../nbs/explorer/02_views.ipynb #cell11
+def _parts(session: Session) -> pl.DataFrame:
+    "What each group of examples does to the weights."
+    return curves_of(session).filter(pl.col("radial_weighted").is_not_null())
+
+
 def draw_components(
     session: Session,
     at: int,  # number of a recorded epoch, from 0
+    beside: tuple[Session, int] | None = None,  # a pinned session, and a recorded epoch of it
 ) -> alt.ConcatChart:
     """Magnitude and direction components of the two-layer network, and margins beside the toy's.
 
     `ValueError` for another network, or another epoch.
     """
     _check_view(session, at, "Components")
-    parts = curves_of(session).filter(pl.col("radial_weighted").is_not_null())
+    pinned = beside[0] if beside else None
+    parts = _parts(session)
+    behind = dict(pale=_parts(pinned) if pinned else None)
     toy = trajectories([session.data.rho], 20.0).filter(pl.col("time") > 0)
     measure = "margin of the given label"
     lengths = _timed(
-        session, at, "radial_weighted", "What acts on lengths", "sum of v <G, u>", parts
+        session, at, "radial_weighted", "What acts on lengths", "sum of v <G, u>", parts, **behind
     )
     directions = _timed(
         session,
@@ -125,15 +174,17 @@ def draw_components(
         "cosine with the net direction",
         parts.filter(pl.col("group") != "net"),
         domain=(-1, 1),
+        **behind,
     )
-    own = _timed(session, at, "margin", "The network's margins", measure, _given(session))
+    behind = dict(pale=_given(pinned) if pinned else None)
+    own = _timed(session, at, "margin", "The network's margins", measure, _given(session), **behind)
     model = curves(
         toy, "margin", "The toy model's, at the same noise rate", measure, x="time", x_title="time"
     ).properties(width=300, height=190)
     return panels(
         [lengths, directions, own, model],
-        "Two groups of examples pull at the weights",
-        _name(session),
+        f"Epoch {session.epochs[at]:,.0f}: two groups of examples pull at the weights",
+        _names(session, beside),
         legend="one",
     )
 
@@ -270,9 +321,18 @@ def draw_history(
     return panels([loss, step], f"Training example {row}: {caption}")
 
 # %% ../../nbs/explorer/02_views.ipynb #cell21
+def _probed(session: Session, at: int) -> pl.DataFrame:
+    "Accuracy of each probe at each layer: on test examples, or on the true labels of noisy ones."
+    net = session.run().at(session.recorder.moments[at]["time"])
+    group = "noisy" if session.test is None else "test"
+    rows = pl.DataFrame(probe_model(net, session.data, session.test, groups=(group,)))
+    return rows.filter(target="true").with_columns(seed=pl.lit(0))
+
+
 def draw_probes(
     session: Session,
     at: int,  # number of a recorded epoch, from 0
+    beside: tuple[Session, int] | None = None,  # a pinned session, and a recorded epoch of it
 ) -> alt.LayerChart:
     """MASC, VeLPIC and the network itself: accuracy for each layer.
 
@@ -280,21 +340,33 @@ def draw_probes(
     `ValueError` for another epoch.
     """
     check_moment(session, at)
-    net = session.run().at(session.recorder.moments[at]["time"])
-    group = "noisy" if session.test is None else "test"
-    probed = pl.DataFrame(probe_model(net, session.data, session.test, groups=(group,)))
-    rows = probed.filter(target="true").with_columns(seed=pl.lit(0))
-    what = "test examples" if group == "test" else "noisy training examples, by their true labels"
-    return dots(
-        rows,
-        "layer",
-        "accuracy",
-        f"Epoch {session.epochs[at]:,.0f}: accuracy on {what}",
-        "accuracy",
-        "probe",
-        order=rows["layer"].unique(maintain_order=True).to_list(),
-        colors=["masc", "velpic", "model"],
-    ).properties(width=500)
+    rows = _probed(session, at)
+    what = (
+        "noisy training examples, by their true labels"
+        if session.test is None
+        else ("test examples")
+    )
+    order = rows["layer"].unique(maintain_order=True).to_list()
+    probes = ["masc", "velpic", "model"]
+    title = f"Epoch {session.epochs[at]:,.0f}: accuracy on {what}"
+    how = dict(order=order, colors=probes)
+    chart = dots(rows, "layer", "accuracy", title, "accuracy", "probe", **how)
+    chart = chart.properties(width=500)
+    lines = _names(session, beside)
+    head = alt.TitleParams(chart.title, subtitle=lines)
+    if beside is None:
+        return chart.properties(title=head)
+    base = alt.Chart(_probed(*beside)).mark_point(filled=True, size=260)
+    pale = base.encode(
+        alt.X("layer:N", sort=order),
+        xOffset=alt.XOffset("probe:N", sort=probes),
+        y="accuracy:Q",
+        color="probe:N",
+        opacity=_PALE,
+    )
+    chart.title = alt.Undefined
+    chart.width = alt.Undefined
+    return alt.layer(pale, chart, title=head, width=500)
 
 
 def draw_spectra(
@@ -311,31 +383,41 @@ def draw_spectra(
     phase = alignment(net)["sub" if operation == "sub" else "add"]
     projection, *_ = extract(net, "projection")
     right = net.score(projection, session.test)
+    own = numbers(session, at)["test"]
     rows = neuron_spectra(net).with_columns(pl.col("frequency").cast(pl.String))
-    title = (
-        f"Epoch {session.epochs[at]:,.0f}: phases aligned to {phase:.2f}, the projection answers "
-        f"{right:.0%} of the test pairs"
+    title = alt.TitleParams(
+        f"Epoch {session.epochs[at]:,.0f}: the frozen network answers {own:.0%} of the test pairs, "
+        f"its projection on waves {right:.0%}",
+        subtitle=[
+            f"a column is a neuron, a row a number of waves on the circle of {net.p} numbers; "
+            f"phases aligned to {phase:.2f}",
+            _name(session),
+        ],
     )
-    return heat(
+    chart = heat(
         rows,
         "neuron",
         "frequency",
         "power",
-        title,
-        "share",
+        "",
+        "share of power",
         x_title="neuron",
         order=rows["frequency"].unique(maintain_order=True).to_list(),
         domain=(0, 0.5),
-    ).properties(width=560)
+    )
+    chart.encoding.y.axis = alt.Axis(title="waves (frequency)")
+    return chart.properties(width=560, title=title)
 
 # %% ../../nbs/explorer/02_views.ipynb #cell25
 @dataclass(frozen=True)
 class View:
     "A tab of the explorer."
 
-    draw: Callable  # (session, at) -> chart
+    draw: Callable  # (session, at) -> chart; of one that compares: (session, at, beside)
     only: str | None = None  # the notebook of the one kind of session that has it
     message: str = ""  # in other sessions
+    compares: bool = False  # whether a pinned session is drawn in the same chart
+    words: tuple[str, ...] = ()  # of `GLOSSARY`, which its charts use
 
     def belongs(self, session: Session) -> bool:
         "Whether the session has this view."
@@ -343,17 +425,24 @@ class View:
 
 
 VIEWS = {
-    "Training": View(draw_training),
+    "Training": View(
+        draw_training,
+        compares=True,
+        words=("clean, noisy", "margin", "log-odds"),
+    ),
     "Components": View(
         draw_components,
         "fig2",
         "Lengths and directions are followed in the two-layer ReLU network.",
+        compares=True,
+        words=("sum of v <G, u>", "net direction", "margin", "toy model"),
     ),
-    "Examples": View(draw_examples),
-    "Probes": View(draw_probes),
+    "Examples": View(draw_examples, words=("given, true",)),
+    "Probes": View(draw_probes, compares=True, words=("MASC", "VeLPIC", "model")),
     "Spectra": View(
         draw_spectra,
         "modular_extraction",
         "Spectra belong to networks that do arithmetic modulo a prime.",
+        words=("pair", "projection", "phases"),
     ),
 }

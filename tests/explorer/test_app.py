@@ -1,9 +1,11 @@
 "Sliders, and a network that trains while they are moved, without a browser."
 
+import html
 import math
 import re
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import altair as alt
@@ -14,6 +16,7 @@ from memnb.explorer import widgets as controls
 from memnb.explorer.app import Explorer, Panel, Stage, explore
 from memnb.explorer.sessions import NOISE_KINDS, SESSIONS, Session, defaults, numbers
 from memnb.explorer.views import VIEWS, View, tile_rows
+from memnb.explorer.words import GLOSSARY
 
 EACH = pytest.mark.parametrize("kind", SESSIONS)
 NAME = "memnb explorer"
@@ -112,6 +115,10 @@ def title(chart):
     return t if isinstance(t, str) else t.text
 
 
+def subtitle(chart):
+    return chart.chart.title.subtitle
+
+
 def visible(chart):
     return chart.layout.display != "none"
 
@@ -147,9 +154,8 @@ def test_the_end(kind, make):
     assert e.transport.progress.value == e.transport.progress.max == len(s) == e.session.seen
     assert e.transport.time.value == e.transport.time.max == e.transport.film.max == len(s) - 1
     assert e.transport.epoch.value == f"epoch {s.epochs[-1]:,.0f}"
-    assert title(e.stage.charts["Training"]) == ", ".join(
-        f"{k} {v:.1%}" for k, v in numbers(s).items() if k != "truth"
-    )
+    reached = ", ".join(f"{k} {v:.1%}" for k, v in numbers(s).items() if k != "truth")
+    assert title(e.stage.charts["Training"]) == f"Epoch {s.epochs[-1]:,.0f}: {reached}"
     assert e.copy.field is e.command
     assert e.command.value == e.session.command == s.command
     assert "-p preset ci" in e.command.value
@@ -688,18 +694,22 @@ def test_pin_and_unpin(make):
     assert e.transport.pin.description == "Pin"
     e.transport.pin.click()
     assert e.transport.pin.description == "Unpin"
-    assert visible(stage.beside["Training"])
-    assert visible(stage.charts["Training"])
-    assert title(stage.beside["Training"]) == title(stage.charts["Training"])
-    kept = title(stage.beside["Training"])
+    assert not visible(stage.beside["Training"])
+    (own, pinned) = subtitle(stage.charts["Training"])
+    assert pinned.endswith(f": {own}")
     e.panel.lr.value = 0.002
     done(e)
     assert e.pinned is first is not e.session
-    assert visible(stage.beside["Training"])
-    assert title(stage.beside["Training"]) == kept != title(stage.charts["Training"])
+    assert subtitle(stage.charts["Training"])[1] == pinned
+    assert "learning rate 0.002" in subtitle(stage.charts["Training"])[0]
+    before = numbers(first)["clean"]
+    assert f"clean {numbers(e.session)['clean']:.1%} (pinned {before:.1%})" in title(
+        stage.charts["Training"]
+    )
     e.transport.pin.click()
     assert e.pinned is None
-    assert not visible(stage.beside["Training"])
+    assert len(subtitle(stage.charts["Training"])) == 1
+    assert "pinned" not in title(stage.charts["Training"])
     assert visible(stage.charts["Training"])
     assert e.transport.pin.description == "Pin"
 
@@ -713,10 +723,13 @@ def test_the_pinned_one_is_seen_at_the_same_epoch(make):
         tab(e, name)
         for at in (1, 9):
             e.transport.time.value = at
-            assert all(
-                title(c).startswith(f"Epoch {e.session.epochs[at]:,.0f}: ") and visible(c)
-                for c in (e.stage.charts[name], e.stage.beside[name])
-            )
+            epoch = f"poch {e.session.epochs[at]:,.0f}: "
+            assert title(e.stage.charts[name]).startswith(f"E{epoch}")
+            if VIEWS[name].compares:
+                assert epoch in subtitle(e.stage.charts[name])[1]
+            else:
+                assert title(e.stage.beside[name]).startswith(f"Pinned. E{epoch}")
+                assert visible(e.stage.beside[name])
 
 
 def test_a_pinned_one_that_was_stopped(make):
@@ -726,7 +739,8 @@ def test_a_pinned_one_that_was_stopped(make):
     e.pace, e.panel.seed.value = 0, 1
     done(e)
     tab(e, "Probes")
-    assert title(e.stage.beside["Probes"]).startswith(f"Epoch {e.pinned.epochs[seen - 1]:,.0f}: ")
+    last = f"epoch {e.pinned.epochs[seen - 1]:,.0f}: "
+    assert last in subtitle(e.stage.charts["Probes"])[1]
     assert title(e.stage.charts["Probes"]).startswith("Epoch 100: ")
     assert e.transport.status.value.startswith("done: ")
 
@@ -741,10 +755,9 @@ def test_the_pinned_one_of_another_kind(first, then, make):
         tab(e, name)
         e.transport.time.value = 0 if e.transport.time.value else len(e.session) - 1
         there = [view.only in (None, SESSIONS[w].notebook) for w in (first, then)]
-        assert [
-            visible(e.stage.beside[name]),
-            visible(e.stage.charts[name]),
-        ] == there
+        alone = there[0] and not (there[1] and view.compares)
+        assert visible(e.stage.beside[name]) == alone
+        assert visible(e.stage.charts[name]) == there[1]
         assert e.transport.status.value == done_status(e.session)
     assert e.pinned.kind is SESSIONS[first]
     assert e.session.kind is SESSIONS[then]
@@ -759,9 +772,9 @@ def test_the_pinned_one_of_another_rate_is_seen_at_the_same_epoch(make):
     seen = []
     for at in range(1, len(e.session), len(e.session) // 5):
         e.transport.time.value = at
-        seen.append(
-            [title(c).split(":")[0] for c in (e.stage.charts["Probes"], e.stage.beside["Probes"])]
-        )
+        chart = e.stage.charts["Probes"]
+        heads = title(chart), subtitle(chart)[1]
+        seen.append([re.search(r"poch [\d,]+:", head).group() for head in heads])
     assert [a for a, _ in seen] == [b for _, b in seen]
 
 
@@ -849,6 +862,59 @@ def test_examples_where_nothing_is_wrong(make):
     assert e.transport.status.value == done_status(e.session)
 
 
+def test_a_pinned_example_is_picked(make):
+    e = done(make("sums"))
+    e.transport.pin.click()
+    tab(e, "Examples")
+    e.panel.rho.value = 0.9
+    done(e)
+    row = tile_rows(e.pinned)[-1]
+
+    e.stage.beside["Examples"].state._handle_custom_msg(dict(clicked=row), [])
+
+    assert title(e.stage.detail).startswith(f"Pinned. Training example {row}:")
+    marked = [i for i, r in tiles(e.stage.beside["Examples"]).items() if r["picked"]]
+    assert marked == [row]
+    assert not any(r["picked"] for r in tiles(e.stage.charts["Examples"]).values())
+    select(e, tile_rows(e.session)[0])
+    assert title(e.stage.detail).startswith("Training example")
+    assert not any(r["picked"] for r in tiles(e.stage.beside["Examples"]).values())
+
+
+def test_a_choice_that_fails_at_first(make, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no disk")
+
+    with monkeypatch.context() as m:
+        m.setattr(explorers, "Session", refuse)
+        e = make("sums")
+        e.join(180)
+    assert e.transport.status.value == "OSError: no disk"
+    assert e.session is None
+    e.transport.play.click()
+    done(e)
+
+
+def test_words_of_each_view_are_explained():
+    stage = Stage()
+    for page, view in zip(stage.children, VIEWS.values(), strict=True):
+        text = page.children[-1].value
+        assert view.words
+        assert all(html.escape(word) in text and GLOSSARY[word][0] in text for word in view.words)
+
+
+def test_lessons_that_words_name_are_there():
+    nbs = Path(__file__).parents[2] / "nbs"
+    assert all((nbs / f"{lesson}.ipynb").is_file() for _, lesson in GLOSSARY.values())
+
+
+def test_kinds_of_noise_are_explained():
+    p = Panel("sums")
+    for kind in NOISE_KINDS:
+        p.noise.value = kind
+        assert f"noise <b>{kind}</b>: " in p.meaning.value
+
+
 def test_a_click_leaves_the_pinned_one(make):
     e = done(make("sums"))
     tab(e, "Examples")
@@ -892,15 +958,15 @@ def test_data_that_are_not_there(make, empty, jobs):
     assert e.transport.status.value.startswith("FileNotFoundError: mnist is not in")
     assert "could not be downloaded" in e.transport.status.value
     assert len(jobs) == count + 1
-    assert e.session is None
+    assert e.transport.status.value.endswith("The controls are back at what is shown")
+    assert e.panel.values() == e.session.values
+    assert e.command.value == e.session.command
+    assert e.session.values["dataset"] == "digits"
     for name in TABS:
         tab(e, name)
     e.transport.time.value = 1
     e.transport.pin.click()
     e.panel.seed.value = 2
-    e.join(180)
-    assert e.transport.status.value.startswith("FileNotFoundError")
-    e.panel.dataset.value = "digits"
     assert done(e).session.values["seed"] == 2
     assert e.transport.status.value == done_status(e.session)
 

@@ -2,7 +2,6 @@
 what was recorded.
 """
 
-import re
 from functools import cache
 
 import polars as pl
@@ -10,7 +9,7 @@ import pytest
 import torch
 from chart_pictures import picture
 
-from memnb.explorer.sessions import SESSIONS, Session, curves_of, numbers
+from memnb.explorer.sessions import SESSIONS, Session, curves_of
 from memnb.explorer.views import (
     STATES,
     VIEWS,
@@ -288,10 +287,15 @@ def test_training_draws_what_was_recorded(kind, stage, stages):
 def test_training_says_the_numbers(kind, stage, stages):
     s = stages[kind][stage]
     head = chart_of(draw_training, s, 1).title.to_dict()
-    assert head["text"] == ", ".join(f"{k} {v:.1%}" for k, v in numbers(s).items() if k != "truth")
-    assert set(re.findall(r"[a-z]+", head["text"])) == {"clean", "noisy"} | (
-        {"test"} if s.test is not None else set()
-    )
+    then = s.run().frame().filter(pl.col("time") == float(s.run().time[1]))
+    targets = dict(clean="given", noisy="given", test="true")
+    reached = [
+        f"{group} {accuracy:.1%}"
+        for name in ("clean", "noisy", "test")
+        for group, target, accuracy in then.select("group", "target", "accuracy").iter_rows()
+        if group == name and target == targets[name]
+    ]
+    assert head["text"] == f"Epoch {s.epochs[1]:,.0f}: {', '.join(reached)}"
     for v in s.values.values():
         assert (f"{v:g}" if isinstance(v, float) else str(v)) in head["subtitle"][0]
 
@@ -564,10 +568,14 @@ def test_spectra_are_those_of_the_network_then(operation):
         }
         right = view.score(extract(view, "projection")[0], s.test)
         phase = alignment(view)["sub" if operation == "sub" else "add"]
+        net = s.run().at(s.run().time[at].item())
+        own = (net(s.test.x).argmax(1) == s.test.y).double().mean().item()
         assert title(chart) == (
-            f"Epoch {s.epochs[at]:,.0f}: phases aligned to {phase:.2f}, "
-            f"the projection answers {right:.0%} of the test pairs"
+            f"Epoch {s.epochs[at]:,.0f}: the frozen network answers {own:.0%} of the test pairs, "
+            f"its projection on waves {right:.0%}"
         )
+        assert f"phases aligned to {phase:.2f}" in spec(chart)["title"]["subtitle"][0]
+        assert spec(chart)["encoding"]["y"]["axis"]["title"] == "waves (frequency)"
         assert spec(chart)["encoding"]["y"]["sort"] == [
             str(k) for k in range(1, len({f for _, f in got}) + 1)
         ]
