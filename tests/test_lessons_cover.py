@@ -11,7 +11,6 @@ NBS = Path(__file__).parents[1] / "nbs"
 FACES = sorted(NBS.glob("*/00_*.ipynb"))
 SHOWN = "a result class: lessons show its attributes"
 EXCEPTIONS = {  # name -> why no lesson uses it
-    "Noise": SHOWN,
     "Partition": SHOWN,
     "Repair": SHOWN,
     "SessionKind": SHOWN,

@@ -149,7 +149,7 @@ def _check_together(p: Params):
 
 
 _NOTES = {
-    "paper": "the data, network and epochs of the localization paper, with labels of CIFAR-10N: the "
+    "paper": "the localization paper's data, network and epochs, with labels of CIFAR-10N: the "
     "question is memnb's own."
 }
 
