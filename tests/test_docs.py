@@ -92,7 +92,10 @@ def test_every_notebook_and_module_has_a_page(site):
         "index",
         "CHANGELOG",
         "reproduction",
-        *(f"reproduction-{paper}" for paper in ("relu", "latent", "localization", "modular")),
+        *(
+            f"reproduction-{paper}"
+            for paper in ("relu", "latent", "localization", "modular", "human")
+        ),
         "comparison",
         "api/index",
         *NOTEBOOKS,
@@ -301,7 +304,7 @@ def page_of_fig2(place: Path) -> str:
 def test_reproduction_without_claims(tmp_path):
     lines = read_reproduction(ROOT / "docs/reproduce.csv")
     made = reproduction.pages(tmp_path, lines, {})
-    assert len(made) == 5
+    assert len(made) == 6
     assert "No claims stored yet" in made["reproduction.md"][1]
     assert "Nothing was run yet" in made["reproduction-relu.md"][1]
 

@@ -167,7 +167,7 @@ def test_runs_at_preset_ci_and_keeps_its_results(name, executed, out):
         assert "does not hold" in text or "**holds**" in text
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"audit"}))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"audit", "four_lenses"}))
 def test_claims_can_be_judged_again_from_the_stored_frame(name, executed, out):
     executed(name)
     (folder,) = (out / "results" / name).iterdir()

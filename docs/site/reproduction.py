@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from memnb.papers.human_noise import human_parameters
 from memnb.papers.latent import latent_parameters
 from memnb.papers.localization import localization_parameters
 from memnb.papers.modular import modular_parameters
@@ -31,12 +32,14 @@ SLUGS = {
     "latent": ("reproduction-latent", latent_parameters),
     "localization": ("reproduction-localization", localization_parameters),
     "modular": ("reproduction-modular", modular_parameters),
+    "human": ("reproduction-human", human_parameters),
 }
 TITLES = {
     "reproduction-relu": "ReLU dynamics",
     "reproduction-latent": "Latent generalization",
     "reproduction-localization": "Localization",
     "reproduction-modular": "Modular arithmetic",
+    "reproduction-human": "People's mistakes",
 }
 
 

@@ -148,7 +148,12 @@ def _check_together(p: Params):
     check_fits(p, memory, runs * each, "dataset n model width epochs labels")
 
 
-human_parameters = Parameters(_PRESETS, _RULES, _completed, _check_together)
+_NOTES = {
+    "paper": "the data, network and epochs of the localization paper, with labels of CIFAR-10N. "
+    "The question is memnb's own."
+}
+
+human_parameters = Parameters(_PRESETS, _RULES, _completed, _check_together, _NOTES)
 
 # %% ../../nbs/papers/23_human_noise.ipynb #hn10
 def synthetic_mistakes(
