@@ -245,3 +245,11 @@ def test_what_is_expected_stands_below_the_cell_that_expects_it(name):
         texts = [str(o.get("text", "")) for o in cell.get("outputs", [])]
         expects = "print(expect(" in cell.source
         assert any(re.search(r"expected: \d+ run", t) for t in texts) == expects, cell.id
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_charts_are_committed_as_pictures_alone(name):
+    "Beside the picture an open notebook stores the chart itself, with its data: clear it."
+    cells = nbformat.read(NBS / f"{name}.ipynb", 4).cells
+    kinds = {kind for c in cells for o in c.get("outputs", []) for kind in o.get("data", {})}
+    assert not [kind for kind in kinds if "vega" in kind or "widget" in kind]

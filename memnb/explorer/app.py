@@ -18,7 +18,7 @@ import ipywidgets as widgets
 from ..common.checks import check_choice, shown
 from .sessions import SESSIONS, Session, numbers
 from .widgets import ROW, CopyButton, Panel, Stage, Transport
-from ..lab.charts import use_theme
+from ..lab.theme import use_theme
 from ..papers.relu import relu_parameters
 
 # %% ../../nbs/explorer/04_app.ipynb #cell04

@@ -6,13 +6,14 @@
 __all__ = ['accuracies', 'Claim', 'Failed', 'Params', 'Task', 'curves', 'dots', 'each', 'execute', 'expect', 'facets', 'gather',
            'figure', 'grid', 'heat', 'judge', 'keep', 'level', 'live', 'live_figure', 'main', 'make_task', 'overlay',
            'panels', 'pictures', 'plan', 'pool', 'regions', 'results', 'setting', 'resolve', 'show', 'sweep',
-           'task_table', 'thin', 'use_theme', 'values_of']
+           'task_table', 'thin', 'use_theme', 'watched', 'values_of']
 
 # %% ../../nbs/lab/00_lab.ipynb #cell04
 from ..common.faces import names_on_request
 
 _NAMES = {
-    "charts": ("curves", "dots", "heat", "level", "thin", "use_theme"),
+    "charts": ("curves", "dots", "heat", "level", "thin"),
+    "theme": ("use_theme", "watched"),
     "layouts": (
         "accuracies",
         "facets",
@@ -80,5 +81,6 @@ _all_ = [
     "task_table",
     "thin",
     "use_theme",
+    "watched",
     "values_of",
 ]

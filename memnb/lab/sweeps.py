@@ -391,8 +391,9 @@ def figure(
 
     `ValueError` for columns that are not there.
     """
-    from memnb.lab.charts import curves, use_theme
+    from memnb.lab.charts import curves
     from memnb.lab.layouts import panels
+    from memnb.lab.theme import use_theme
 
     use_theme()
     _check_results(frame, dict(x=x, y=y, color=color))

@@ -21,7 +21,7 @@ from memnb.explorer.views import (
     draw_training,
     tile_rows,
 )
-from memnb.lab.charts import use_theme
+from memnb.lab.theme import use_theme
 from memnb.modular.fourier import alignment, extract, look, neuron_spectra
 from memnb.probes.over_training import probe_model
 

@@ -15,8 +15,9 @@ from PIL import Image
 
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
-from memnb.lab.charts import COLORS, DASHES, curves, dots, heat, level, thin, use_theme
+from memnb.lab.charts import COLORS, DASHES, curves, dots, heat, level, thin
 from memnb.lab.layouts import accuracies, facets, live, overlay, panels, pictures, regions
+from memnb.lab.theme import LIVE_CHART, use_theme
 from memnb.models.networks import build
 from memnb.trainer.training import fit
 
@@ -555,3 +556,70 @@ def test_columns_laid_over_each_other_are_the_curves_of_a_long_frame():
         ]
     )
     assert spec(seen) == spec(curves(long, "value", "t", "measure", color="column"))
+
+
+def test_a_point_says_what_it_is():
+    tips = next(find(spec(curves(frame(seeds=2), "y", "t", "accuracy")), "tooltip"))
+
+    assert [t["title"] if "title" in t else t["field"] for t in tips] == [
+        "group",
+        "epoch (flow time / learning rate)",
+        "accuracy",
+        "lowest",
+        "highest",
+    ]
+
+
+@pytest.mark.parametrize("groups, filters", [(("clean", "noisy"), 1), (("clean",), 0)])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda f: curves(f, "y", "t", "y"),
+        lambda f: dots(f, "seed", "y", "t", "y", "group"),
+    ],
+    ids=["curves", "dots"],
+)
+def test_a_legend_filters_where_there_is_one(draw, groups, filters):
+    drawn = spec(draw(frame(groups=groups, seeds=2)))
+
+    params = drawn.get("params", [])
+    assert len(params) == filters
+    assert all((p["bind"], p["select"]["fields"]) == ("legend", ["group"]) for p in params)
+
+
+def test_panels_are_filtered_together():
+    one = curves(frame(), "y", "one", "y")
+    two = dots(frame(), "epoch", "y", "two", "y", "group")
+
+    (choice,) = spec(panels([one, two], "both"))["params"]
+
+    assert len(choice["views"]) >= 2
+
+
+def bundle(chart) -> dict:
+    "What a notebook keeps of a chart."
+    data = chart._repr_mimebundle_()
+    return data[0] if isinstance(data, tuple) else data
+
+
+@pytest.fixture
+def themed():
+    yield
+    use_theme()
+
+
+def test_only_an_open_notebook_keeps_the_chart_beside_its_picture(monkeypatch, themed):
+    chart = curves(frame(), "y", "t", "y")
+
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    use_theme()
+    stored = bundle(chart)
+    monkeypatch.setenv("JPY_SESSION_NAME", "a.ipynb")
+    use_theme()
+    live_bundle = bundle(chart)
+    monkeypatch.undo()
+
+    assert set(stored) == {"image/png"}
+    assert set(live_bundle) == {"image/png", LIVE_CHART}
+    assert live_bundle["image/png"] == stored["image/png"]
+    assert live_bundle[LIVE_CHART]["$schema"].endswith("vega-lite/v5.json")
