@@ -9,7 +9,6 @@ __all__ = ['SETTING', 'StoredResult', 'setting_of', 'stored_results', 'together'
 # %% ../../nbs/papers/27_stored_claims.ipynb #cell02
 import json
 import time
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import polars as pl
 
+from ..common.checks import caution
 from ..common.files import Damaged, local_path, verify, write_whole
 from ..lab.claims import VERDICTS
 from .latent_claims import LATENT_CLAIMS
@@ -99,7 +99,7 @@ def stored_results(
             try:
                 found.append((file.stat().st_mtime, _read(file.parent)))
             except (Damaged, OSError, ValueError, KeyError) as e:
-                warnings.warn(f"{file.parent} is left out: {e}", stacklevel=2)
+                caution(f"{file.parent} is left out: {e}")
     return [result for _, result in sorted(found, key=itemgetter(0), reverse=True)]
 
 # %% ../../nbs/papers/27_stored_claims.ipynb #cell07

@@ -1616,13 +1616,13 @@ def test_a_new_training_with_the_generalized_cross_entropy():
         backward=lambda s, losses: ((1 - (-losses).exp() ** 0.7) / 0.7).mean().backward(),
         **TRAIN,
     )
-    agrees(NEW[2], [partial(predictions, net)])
+    agrees("generalized cross-entropy", [partial(predictions, net)])
 
 
 def test_a_new_training_with_early_learning_regularization():
     net = fresh()
     fit(net, digits()[0], 3, backward=early_learning_regularization(digits()[0]), **TRAIN)
-    agrees(NEW[3], [partial(predictions, net)])
+    agrees("early-learning regularization", [partial(predictions, net)])
 
 
 def test_a_new_training_with_tied_dropout():
@@ -1637,7 +1637,7 @@ def test_a_new_training_with_tied_dropout():
         h[:, int(0.4 * 32 + 0.5) :] = 0
         return (h @ net.out.weight.T + net.out.bias).argmax(1).numpy()
 
-    agrees(NEW[1], [say])
+    agrees("tied dropout, memory dropped", [say])
 
 
 @pytest.mark.parametrize("times", [[60], [0, 60]])
@@ -1765,7 +1765,7 @@ def test_tied_dropout_spares_the_head_wherever_it_is_defined():
     fit(net, data, 3, **TRAIN)
     with tied.using("drop"), examples(None):
         hand = predict(net, held.x).argmax(1)
-    got = row(NEW[1], remedies(memorizer()[1], data, held, new, 3, suspects=0, **TRAIN))
+    got = row(NEW[2], remedies(memorizer()[1], data, held, new, 3, suspects=0, **TRAIN))
     np.testing.assert_allclose(
         got["accuracy"],
         hits_by_hand(hand, held.y, estimate_noise(memorizer()[1], data).matrix).mean(),

@@ -121,7 +121,7 @@ def panes(chart):
     out = {}
     for c in d["concat"]:
         data = [layer.get("data", {}) for layer in layers_of(c)]
-        names = [v["name"] for v in data if "name" in v]
+        names = dict.fromkeys(v["name"] for v in data if "name" in v)
         out[c["title"]] = [r for n in names for r in d["datasets"][n]]
     return out
 

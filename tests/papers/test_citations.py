@@ -50,7 +50,8 @@ def test_every_experiment_notebook_has_a_paper():
     from pathlib import Path
 
     for f in (Path(__file__).parents[2] / "nbs").glob("*_*.ipynb"):
-        if not f.stem[0].isdigit():
+        is_own = f.stem in ("four_lenses", "human_noise")  # memnb's own questions
+        if not f.stem[0].isdigit() and not is_own:
             assert memnb.cite(f.stem) in papers.PAPERS.values()
 
 

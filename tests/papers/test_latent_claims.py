@@ -126,13 +126,20 @@ def control_of_probes(claim, probed):
 
 ABOUT_PROBES = PROBING + TRANSFER + DEPTH["mlp"] + DEPTH["cnn"]
 FALLS_LESS = next(c for c in PROBING if c.statement == "MASC falls less than the network")
+AHEAD = next(c for c in PROBING if c.statement.endswith("MASC on some layer beats the network"))
 
 
 @pytest.mark.parametrize(
-    "claim", [c for c in ABOUT_PROBES if c is not FALLS_LESS], ids=lambda c: c.statement
+    "claim", [c for c in ABOUT_PROBES if c not in (FALLS_LESS, AHEAD)], ids=lambda c: c.statement
 )
 def test_a_claim_about_probes_fails_on_its_control(claim, probed):
     assert verdict(claim, control_of_probes(claim, probed)) == "does not hold"
+
+
+def test_masc_and_a_network_trained_on_clean_labels_are_level(probed):
+    "Which of them is ahead, by two of 597 test examples, depends on the processor."
+    assert abs(AHEAD.measure(control_of_probes(AHEAD, probed))) < 0.02
+    assert AHEAD.measure(probed.filter(rho=0.6, variant="standard")) > 0.1
 
 
 def test_that_masc_falls_less_is_undecided_where_the_network_does_not_fall(probed):
