@@ -11,14 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import polars as pl
 import torch
 from torch import Tensor, nn
 
 from ..audit.alternatives import silence_suspects
 from ..audit.suspicion import audit
-from ..common.checks import whole
+from ..common.checks import check_choice, whole
 from ..datasets.noisy_datasets import NoisyDataset
 from ..localization.rewinding import rewind
 from ..localization.tied_dropout import TiedDropout, by_mode
@@ -235,9 +234,7 @@ def masc(
         def answer(x) -> Tensor:
             with examples(None):
                 parts = [probe.predict(v[layer]) for _, v in activations(s.net, x, [layer])]
-            return torch.as_tensor(
-                np.concatenate(parts) if isinstance(parts[0], np.ndarray) else torch.cat(parts)
-            )
+            return torch.cat(parts)
 
         return answer
 
@@ -262,7 +259,11 @@ def neurons(
     s: Subject,
     by: str = "coherence",  # or "strength"
 ) -> Lens:
-    "The neurons of the last hidden layer, of which those with the highest scores are kept."
+    """The neurons of the last hidden layer, of which those with the highest scores are kept.
+
+    `ValueError` for another score.
+    """
+    check_choice("by", by, ("coherence", "strength"))
     scores = None if by == "coherence" else strength_on(s.net, s.data)
     part = partition(s.net, s.data, s.held, scores=scores)
 

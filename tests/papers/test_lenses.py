@@ -159,8 +159,13 @@ def test_neurons_that_are_not_kept_are_silent(learnt, by):
     assert (lens.answer(learnt.test.x) == expected).double().mean() > 0.99
 
 
-@pytest.mark.parametrize("look, probe", [(masc, "masc"), (velpic, "velpic")])
-def test_a_probe_answers_as_it_is_said_to(learnt, look, probe):
+def test_an_unknown_score_of_neurons_is_refused(learnt):
+    with pytest.raises(ValueError, match="by='size'"):
+        neurons(learnt, "size")
+
+
+@pytest.mark.parametrize("look", [masc, velpic])
+def test_a_probe_answers_as_it_is_said_to(learnt, look):
     lens = look(learnt)
 
     layer = lens.memory.split()[-1]
