@@ -6,16 +6,21 @@
 __all__ = ['audit_report']
 
 # %% ../../nbs/explorer/08_audit_reports.ipynb #ar03
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import polars as pl
+import torch
 from torch import nn
 
 from ..audit.cleaning import copy_tree, decide
 from ..audit.noise_rate import Noise, estimate_noise
 from ..audit.report import check_report, verdict, write_report
-from ..audit.suspicion import audit, trained_model
+from ..audit.suspicion import audit, check_model, snapshot, trained_model
+from ..common.code import code_of
+from ..common.files import sync
+from ..common.unfinished import Unfinished
 from ..datasets.noisy_datasets import NoisyDataset
 from ..datasets.sources import DATASETS
 from ..datasets.table_files import read_table
@@ -29,6 +34,7 @@ from memnb.explorer.audit_inputs import (
 from ..lab.parameters import Params
 from ..localization.label_evidence import layer_opinions
 from ..models.checkpoints import load_weights, read_weights
+from ..runs.identity import architecture, fingerprint, start_of
 from ..runs.run import Run
 from ..trainer.training import fit
 
@@ -80,13 +86,74 @@ def _check_given(data: str, out: str | Path, tree: str | Path | None, given: dic
 
 
 def _looked_at(
-    subject: nn.Module | Run, train: NoisyDataset, net: nn.Module, progress: bool
+    subject: nn.Module | Run,
+    train: NoisyDataset,
+    net: nn.Module,
+    progress: bool,
+    work: Unfinished | None = None,
 ) -> tuple[pl.DataFrame, Noise]:
     "Audit and noise, from one pass for the logits, where there is no run, and one for all layers."
+    if isinstance(subject, nn.Module):
+        subject = snapshot(net, check_model(net, train), work, progress)
     run, net, train = trained_model(subject, train, net)
-    scores, by_layer = layer_opinions(net, train, progress=progress)
+    scores, by_layer = layer_opinions(net, train, progress=progress, work=work)
     found = audit(run, train, net, probe_scores=scores, by_layer=by_layer)
     return found, estimate_noise(run, train, net, by_layer=by_layer)
+
+
+def _completed(data: str, weights: str, given: dict) -> Params:
+    "The parameters, of which those that were not given are the presets'."
+    filled = dict.fromkeys((*_PARAMETERS, *_REST)) | given
+    if Path(data).expanduser().is_dir() and not weights:
+        filled |= {k: v for k, v in _OF_PICTURES.items() if filled[k] is None}
+    filled |= dict(data=str(data), weights=weights, scale="unit", preset="quick")
+    return audit_parameters("audit", filled | dict(report="", out="", store=""))
+
+
+def _work_of(p: Params, train: NoisyDataset, net: nn.Module, how: dict, out: Path) -> Unfinished:
+    "What an earlier start with the same data, network and options left, or an empty folder."
+    about = dict(
+        data=train.digest,
+        network=architecture(net),
+        weights=start_of(net),
+        training="" if p.weights else fingerprint([p.epochs, how]),
+        code=code_of(__name__),
+        torch=torch.__version__,
+    )
+    return Unfinished(_unfinished(out), about, "the audit begins anew")
+
+
+def _unfinished(out: Path) -> Path:
+    "Where the work on a report lies until it is written."
+    return out.with_name(f"{out.name}.unfinished")
+
+
+def _check_places(p: Params, out: str | Path, tree: str | Path | None) -> Path:
+    "The folder of the report. `OSError` or `ValueError` for one that is there, or no tree to copy."
+    out = check_report(out)
+    if tree is None:
+        return out
+    if not _unfinished(out).exists():
+        check_report(tree)  # else it may be the copy of an earlier start
+    if not Path(p.data).expanduser().is_dir():
+        raise ValueError(f"a cleaned copy is made of a folder of pictures; data={p.data}")
+    return out
+
+
+def _write_copy(source: str, decisions: pl.DataFrame, tree: str | Path, work: Unfinished):
+    "The cleaned copy, unless an earlier start made it."
+    if work.read("copy") and Path(tree).expanduser().exists():
+        return
+    check_report(tree)
+    work.write("copy", {})
+    copy_tree(source, decisions, tree)
+
+
+def _publish(report: Path, out: Path):
+    "Give a report that is whole its place."
+    check_report(out)
+    report.rename(out)
+    sync(out.parent)
 
 
 def audit_report(
@@ -103,36 +170,37 @@ def audit_report(
 ) -> Iterator[str]:
     """Write the report, line by line of what there is to say.
 
-    `ValueError` or `OSError` before any work, for parameters, data or weights that do not fit.
+    What is computed is put into a folder beside `out`, called `out`.unfinished, until the report is
+    there. Killed and started again, the work goes on from it, to the same report. `ValueError` or
+    `OSError` before any work, for parameters, data or weights that do not fit.
     """
     _check_given(data, out, tree, given)
-    filled = dict.fromkeys((*_PARAMETERS, *_REST)) | given
-    if Path(data).expanduser().is_dir() and not weights:
-        filled |= {k: v for k, v in _OF_PICTURES.items() if filled[k] is None}
-    filled |= dict(data=str(data), weights=weights, scale="unit", preset="quick")
-    p = audit_parameters("audit", filled | dict(report="", out="", store=""))
-    out = check_report(out)
-    if tree is not None:
-        check_report(tree)
-        if not Path(p.data).expanduser().is_dir():
-            raise ValueError(f"a cleaned copy is made of a folder of pictures; data={p.data}")
+    p = _completed(data, weights, given)
+    out = _check_places(p, out, tree)
     if p.weights:
         read_weights(p.weights)  # whether they can be is known before pictures are read
     train, held, _, _ = audit_data(p, hold_out=False, skip_damaged=skip_damaged)
     if held is not None:
         yield f"{len(train)} examples are audited; {len(held)} were held out of training"
     net, _ = audit_network(p, train, p.seed)
-    if p.weights:
-        subject = load_weights(net, p.weights)
-    else:
+    subject = net = load_weights(net, p.weights) if p.weights else net
+    how = audit_settings(p) | dict(seed=p.seed, checkpoints=None)
+    work = _work_of(p, train, net, how, out)
+    if work.resumed:
+        yield f"the work of an earlier start goes on, from what is in {work.folder}"
+    if not p.weights:
         yield f"no weights are given: {p.model} is trained for {p.epochs} epochs"
-        how = audit_settings(p) | dict(seed=p.seed, checkpoints=None, progress=progress)
+        how |= dict(progress=progress, folder=work.folder / "run")
         subject = fit(net, train, p.epochs, **how)
-    found, noise = _looked_at(subject, train, net, progress)
-    how = dict(top=top, title=title, show=_rows_of(p))
-    write_report(out, found, train, noise, **how)
+    found, noise = _looked_at(subject, train, net, progress, work)
+    report = work.folder / "report"
+    shutil.rmtree(report, ignore_errors=True)
+    write_report(report, found, train, noise, top=top, title=title, show=_rows_of(p))
+    if tree is not None:
+        _write_copy(p.data, decide(found, train, noise), tree, work)
+    _publish(report, out)
+    work.remove()
     yield from verdict(noise, len(train))
     yield f"the report is {out / 'report.html'}"
     if tree is not None:
-        copy_tree(p.data, decide(found, train, noise), tree)
         yield f"a cleaned copy of the pictures is in {tree}"
