@@ -327,7 +327,11 @@ def claims(root: Path, where, output, wide, update):
 
 # %% ../../nbs/lab/08_cli.ipynb #au2
 _AUDIT_OPTIONS = (
-    click.option("--model", help="mlp, cnn, resnet9, or torchvision's, as resnet18."),
+    click.option(
+        "--model",
+        help="mlp, cnn, resnet9, or torchvision's, as resnet18; of a table also random_forest, "
+        "boosting.",
+    ),
     click.option("--weights", default="", help="File of the network's state dict."),
     click.option("--label", help="Column of labels of a table."),
     click.option("--rows", help="Column that names a table's rows."),

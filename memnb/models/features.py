@@ -318,9 +318,9 @@ def layer_features(
     See `storage_kind` for how they are kept. Tokens come to the pools as the mean over those that
     are no padding, where that is known (`real_tokens`). Where the width of a layer changes from
     batch to batch even so, tokens (n, T, C) and maps are averaged over all their places. Layers
-    that give integers are left out. Both come with a warning. So are layers that are called for some batches alone. `RuntimeError` for a layer that is never
-    called, or twice; `ValueError` for one whose activation does not count the examples first;
-    `OSError` where the disk is full.
+    that give integers are left out. Both come with a warning. So are layers that are called for
+    some batches alone. `RuntimeError` for a layer that is never called, or twice; `ValueError` for
+    one whose activation does not count the examples first; `OSError` where the disk is full.
     """
     memory = number("memory", memory, "be 0 or more", lambda v: v >= 0)
     if not isinstance(pools, Mapping) or not all(map(callable, pools.values())):
