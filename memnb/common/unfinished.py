@@ -58,6 +58,8 @@ class Unfinished:
         "Names of the files that are there, each as it was written; none where they are of no use."
         if not self.folder.exists():
             return []
+        if not self.folder.is_dir():
+            raise FileExistsError(f"{self.folder} is a file, and no unfinished work; move it away")
         there = sorted(os.listdir(self.folder))
         if not there:
             return []

@@ -23,7 +23,7 @@ from ..common.checks import caution, shown, whole
 from ..common.files import local_path
 from ..common.rng import check_device
 from .inputs import Inputs, in_memory
-from .labels import checked_classes, first_few
+from .labels import checked_classes, first_few, say_alike
 from .noisy_datasets import NoisyDataset
 from .own_items import HELD_IN_MEMORY, fits
 from memnb.datasets.pictures import (
@@ -120,6 +120,7 @@ def files_of(
         raise ValueError(
             f"folders {first_few(strange)} are not among the classes {first_few(order)}"
         )
+    say_alike(order)
     files = Files(root.absolute(), [], [], order)
     others = []
     for folder in folders:

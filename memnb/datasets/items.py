@@ -207,6 +207,7 @@ def padded(
 ):
     """A `collate_fn` for token ids of different lengths: a batch as long as its longest.
 
+    A text without a token gets one of padding.
     Of dictionaries without an `attention_mask`, it makes one.
     """
     if isinstance(items[0], Mapping):
@@ -227,6 +228,9 @@ def _padded(values: list, value: int):
     tensors = [torch.as_tensor(v) for v in values]
     if tensors[0].ndim != 1:
         return torch.stack(tensors)
+    if any(len(v) == 0 for v in tensors):  # texts without a token have one of padding
+        kind = next((v.dtype for v in tensors if len(v)), torch.int64)
+        tensors = [v if len(v) else torch.full((1,), value, dtype=kind) for v in tensors]
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
 
 # %% ../../nbs/datasets/09_items.ipynb #wk2

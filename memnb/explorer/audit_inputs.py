@@ -67,12 +67,12 @@ _NAMED = dict(
     paper=dict(rho=0.2),
     ci=dict(rho=0.2, n=400),
 )
-_FILES = (".npz", ".csv", ".parquet")
 TABLES = (".csv", ".parquet", ".tsv")
+_FILES = (".npz", *TABLES)
 
 
 def _is_data(name: str) -> bool:
-    if name in DATASETS or name.endswith(_FILES) and FILE.test(name):
+    if name in DATASETS or name.lower().endswith(_FILES) and FILE.test(name):
         return True
     return bool(name) and FILE.test(name) and Path(name).expanduser().is_dir()
 
@@ -137,7 +137,7 @@ def _completed(figure: str, given: dict) -> dict:
 def _check_model(p: Params):
     "`ValueError` for a network that neither memnb nor torchvision has."
     check_choice("model", p.model, (*AUDIT_NETWORKS, *_torchvision()))
-    if p.data.endswith(TABLES) and p.get("label") is None:
+    if p.data.lower().endswith(TABLES) and p.get("label") is None:
         raise ValueError(f"data={p.data} is a table; label= names its column of labels")
     if p.get("report") and Path(p.report).expanduser().exists():
         raise FileExistsError(f"report={p.report} is there already; give another folder")
@@ -229,7 +229,7 @@ def _own(p: Params, skip_damaged: bool) -> tuple[NoisyDataset, NoisyDataset | No
             resize = resize[0] if len(resize) == 1 else tuple(resize)
         scale = dict(mean=p.get("mean"), std=p.get("std"), resize=resize)
         data = from_folder(path, p.get("size"), skip_damaged=skip_damaged, **scale)
-    elif path.suffix in TABLES:
+    elif path.suffix.lower() in TABLES:
         _note(p, path)
         drop = p.get("drop") or ()
         data = from_table(path, p.label, drop=drop, n_classes=p.classes, rows=p.get("rows"))

@@ -20,8 +20,9 @@ from ..audit.label_auditor import LabelAuditor
 from ..audit.noise_rate import Noise, estimate_noise
 from ..audit.report import check_report, verdict, write_report
 from ..audit.suspicion import audit, check_model, snapshot, trained_model
+from ..common.checks import whole
 from ..common.code import code_of
-from ..common.files import sync
+from ..common.files import check_writable, sync
 from ..common.unfinished import Unfinished
 from ..datasets.noisy_datasets import NoisyDataset
 from ..datasets.sources import DATASETS
@@ -59,7 +60,7 @@ _OF_PICTURES = dict(model="resnet9", epochs=30, lr=0.05)  # where no weights are
 
 def _rows_of(p: Params) -> Callable | None:
     "How a row of a table looks; None for anything else."
-    if not p.data.endswith(TABLES):
+    if not p.data.lower().endswith(TABLES):
         return None
     table = read_table(p.data, [name for name in (p.label, p.get("rows")) if name])
 
@@ -71,6 +72,7 @@ def _rows_of(p: Params) -> Callable | None:
 
 
 _OF_TABLES = ("label", "rows", "drop", "classes")
+_OF_PICTURE_FILES = ("size", "resize", "mean", "std")
 _OF_NETWORKS = ("epochs", "lr", "batch")
 CLASSIFIERS = {  # of scikit-learn, for tables
     "random_forest": RandomForestClassifier,
@@ -78,9 +80,24 @@ CLASSIFIERS = {  # of scikit-learn, for tables
 }
 
 
-def _check_given(data: str, out: str | Path, tree: str | Path | None, given: dict):
+def _check_folders(path: Path, out: str | Path, tree: str | Path | None):
+    "`ValueError` for a report or a copy in the other's place, or among the pictures."
+    if tree is not None and Path(tree).absolute() == Path(out).absolute():
+        raise ValueError(f"report and cleaned copy are both to be in {out}; give two folders")
+    for place in (out, tree) if path.is_dir() else ():
+        if place is None:
+            continue
+        below = Path(place).expanduser().resolve()
+        if path.resolve() in (below, *below.parents):
+            raise ValueError(
+                f"{place} lies in {path}, where each folder is a class; give a folder elsewhere"
+            )
+
+
+def _check_given(data: str, given: dict):
     "`ValueError` for data that could be two things, and for what would be left out in silence."
     path = Path(data).expanduser()
+    is_table = str(data).lower().endswith(TABLES)
     if str(data) in DATASETS and path.exists():
         raise ValueError(
             f"data={data!r} is the name of a data set, and of something here; ./{data} is the "
@@ -89,15 +106,21 @@ def _check_given(data: str, out: str | Path, tree: str | Path | None, given: dic
     unused = [name for name in _OF_TABLES if given.get(name) is not None]
     if path.is_dir() and unused:
         raise ValueError(f"{', '.join(unused)} are for tables and arrays; {data} is a folder")
+    others = _OF_PICTURE_FILES if is_table else (*_OF_PICTURE_FILES, "label", "rows", "drop")
+    unused = [name for name in others if given.get(name) is not None]
+    if not path.is_dir() and unused:
+        what = "a table" if is_table else "neither"
+        raise ValueError(
+            f"{', '.join(unused)}: {', '.join(_OF_PICTURE_FILES)} are for folders of pictures, "
+            f"label, rows and drop for tables; {data} is {what}"
+        )
     if given.get("model") in CLASSIFIERS:
         name = given["model"]
-        if not str(data).endswith(TABLES):
+        if not is_table:
             raise ValueError(f"model={name!r} is for tables, {', '.join(TABLES)}; data={data!r}")
         used = [k for k in ("weights", *_OF_NETWORKS) if given.get(k) not in (None, "")]
         if used:
             raise ValueError(f"{', '.join(used)}: for networks; model={name!r} is none")
-    if tree is not None and Path(tree).absolute() == Path(out).absolute():
-        raise ValueError(f"report and cleaned copy are both to be in {out}; give two folders")
 
 
 def _looked_at(
@@ -148,8 +171,10 @@ def _unfinished(out: Path) -> Path:
 def _check_places(p: Params, out: str | Path, tree: str | Path | None) -> Path:
     "The folder of the report. `OSError` or `ValueError` for one that is there, or no tree to copy."
     out = check_report(out)
+    check_writable("out", out.parent)
     if tree is None:
         return out
+    check_writable("copy", Path(tree).expanduser().absolute().parent)
     if not _unfinished(out).exists():
         check_report(tree)  # else it may be the copy of an earlier start
     if not Path(p.data).expanduser().is_dir():
@@ -200,7 +225,9 @@ def audit_report(
     there. Killed and started again, the work goes on from it, to the same report. `ValueError` or
     `OSError` before any work, for parameters, data or weights that do not fit.
     """
-    _check_given(data, out, tree, given | dict(weights=weights))
+    top = whole("top", top, 1)
+    _check_given(data, given | dict(weights=weights))
+    _check_folders(Path(data).expanduser(), out, tree)
     p = _completed(data, weights, given)
     out = _check_places(p, out, tree)
     check_weights(p)  # before pictures are read

@@ -33,14 +33,36 @@ def fed(
     return on_each(batch, lambda v: v.to(dtype) if v.is_floating_point() else v)
 
 
+def _beyond_tables(model: nn.Module, batch) -> str:
+    "Which whole numbers of a batch no embedding of the network takes, in words; empty for none."
+    tables = [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
+    ids = [v for v in tensors_in(batch) if v.dtype in (torch.int64, torch.int32) and v.numel()]
+    if not tables or not ids:
+        return ""
+    least = min(int(v.min()) for v in ids)
+    most = max(int(v.max()) for v in ids)
+    size = max(m.num_embeddings for m in tables)
+    if least >= 0 and most < size:
+        return ""
+    return (
+        f"the inputs hold whole numbers from {least} to {most}, and the network's largest "
+        f"embedding takes 0 to {size - 1}: give the vocabulary that the network was trained with"
+    )
+
+
 def outputs_of(
     model: nn.Module,  # any network
     batch,  # tensor; a dictionary goes in by its keys, a tuple in its order
 ):
-    "Whatever the network gives for a batch."
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+    "Whatever the network gives for a batch. `ValueError` for tokens beyond its embeddings."
+    try:
+        if isinstance(batch, Mapping):
+            return model(**batch)
+        return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+    except IndexError as e:
+        if why := _beyond_tables(model, batch):
+            raise ValueError(why) from e
+        raise
 
 # %% ../../nbs/models/03_outputs.ipynb #ou07
 OWN_OUTPUT = "Classifier(model, output=function) makes logits (n, K) of any answer"

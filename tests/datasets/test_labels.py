@@ -1,6 +1,7 @@
 "Labels of every form become numbers of classes, or are refused by their row."
 
 import re
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -242,3 +243,16 @@ def test_numbers_keep_their_meaning_where_the_outputs_are_given(labels, clean):
     assert got.classes == tuple("01234")
     assert got.y.tolist() == list(labels)
     assert got.clean is None if clean is None else got.clean.tolist() == list(clean)
+
+
+@pytest.mark.parametrize("labels", [["yes", "Yes", "no"], ["a  b", "A b", "c"], ["no", "no ", "x"]])
+def test_classes_that_differ_in_capitals_or_spaces_are_said(labels):
+    with pytest.warns(UserWarning, match="are different classes, which differ in capitals"):
+        found = coded(labels)
+    assert len(found.classes) == 3
+
+
+def test_letters_of_both_cases_are_classes_of_their_own():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert coded(["a", "A", "b"]).classes == ("A", "a", "b")

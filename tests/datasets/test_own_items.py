@@ -472,6 +472,18 @@ def test_joined_data_sets_with_other_orders_are_refused():
         from_torch(both)
 
 
+@pytest.mark.parametrize("empty", [0, 2])
+def test_a_text_without_a_token_has_one_of_padding(empty):
+    ids = [[5, 6], [7, 8, 9], [4]]
+    ids[empty] = []
+    batch = padded([dict(input_ids=v, label=0) for v in ids], value=1)
+    assert batch["input_ids"].dtype == torch.int64
+    assert batch["input_ids"][empty].tolist() == [1] * batch["input_ids"].shape[1]
+    assert batch["attention_mask"].sum(1).tolist() == [len(v) for v in ids]
+    alone = padded([dict(input_ids=[], label=0)])
+    assert alone["input_ids"].tolist() == [[0]] == alone["attention_mask"].tolist()
+
+
 # --- the worker processes of a loader
 
 

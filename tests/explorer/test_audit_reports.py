@@ -1,5 +1,7 @@
 "From a folder, a table or a file of arrays to a report, in one call or one command."
 
+import re
+
 import numpy as np
 import polars as pl
 import pytest
@@ -131,6 +133,17 @@ def test_a_table_by_a_classifier_of_scikit_learn(tmp_path, name, classifier):
         (["colors", "--size", "0"], "size"),
         (["colors", "--weights", "none.pt"], "none.pt"),
         (["empty"], "empty"),
+        (["digits", "--label", "y"], "label: .* for tables; digits is neither"),
+        (["digits", "--out", "/proc/r"], "out='/proc' cannot be written"),
+        (["colors", "--copy", "/proc/c"], "copy='/proc' cannot be written"),
+        (["colors", "--top", "0"], "top=0 must be 1 or more"),
+        (["colors", "--out", "colors/report"], "lies in colors, where each folder is a class"),
+        (["colors", "--copy", "colors/../colors/copy"], "where each folder is a class"),
+        (
+            ["customers.csv", "--label", "plan", "--size", "3"],
+            "size: size, resize, mean, std are for folders",
+        ),
+        (["customers.csv", "--label", "plan", "--mean", "0.5"], "customers.csv is a table"),
     ],
 )
 def test_what_is_refused_before_any_work(tmp_path, monkeypatch, arguments, says):
@@ -139,9 +152,10 @@ def test_what_is_refused_before_any_work(tmp_path, monkeypatch, arguments, says)
     table(tmp_path / "customers.csv")
     (tmp_path / "empty").mkdir()
     trained = [] if {"random_forest", "boosting"} & set(arguments) else ["--epochs", 1]
-    done = run(*arguments, *trained, "--out", "r")
+    out = [] if "--out" in arguments else ["--out", "r"]
+    done = run(*arguments, *trained, *out)
     assert done.exit_code == 1
-    assert says in done.output
+    assert re.search(says, " ".join(done.output.split()))
     assert not (tmp_path / "r").exists()
 
 
@@ -191,3 +205,13 @@ def test_the_network_passes_over_the_data_twice_and_says_what_two_calls_say(tmp_
     assert seen.count(len(data)) == 2  # others are of a few examples, which are tried
     assert found.equals(audit(net, data))
     assert noise.rate == estimate_noise(net, data).rate
+
+
+@pytest.mark.parametrize("name", ["A.CSV", "b.tsv"])
+def test_a_table_by_any_of_its_names(tmp_path, name):
+    frame = pl.read_csv(table(tmp_path / "customers.csv"))
+    frame.write_csv(tmp_path / name, separator="\t" if name.endswith("tsv") else ",")
+    how = ["--label", "plan", "--rows", "id", "--epochs", 5]
+    done = run(tmp_path / name, *how, "--out", tmp_path / "r")
+    assert done.exit_code == 0, done.output
+    assert "age: " in (tmp_path / "r" / "report.html").read_text()

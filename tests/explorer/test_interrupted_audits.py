@@ -226,6 +226,13 @@ def test_a_folder_of_the_users_is_left_alone(pictures, weights, tmp_path):
     assert (tmp_path / "r.unfinished" / "thesis.tex").read_text() == "chapter 1"
 
 
+def test_a_file_in_the_place_of_unfinished_work_is_left_alone(pictures, weights, tmp_path):
+    (tmp_path / "r.unfinished").write_text("chapter 1")
+    with pytest.raises(FileExistsError, match="is a file"):
+        audited(pictures, tmp_path / "r", weights)
+    assert (tmp_path / "r.unfinished").read_text() == "chapter 1"
+
+
 SCRIPT = """
 import sys, time
 from memnb.audit import suspicion

@@ -13,7 +13,7 @@ from memnb.datasets import NoisyDataset, corrupt, in_memory
 from memnb.localization import account, critical_units, rewind
 from memnb.models import Classifier, answer, hidden_groups, predict
 from memnb.models.layers import first_tensor
-from memnb.models.outputs import logits_of
+from memnb.models.outputs import logits_of, outputs_of
 from memnb.probes import probe_model, transfer
 from memnb.trainer import fit
 from memnb.trainer.steps import check_outputs
@@ -338,3 +338,21 @@ def test_answers_that_are_no_logits_name_the_remedy(wrap):
         check_outputs(net, data)
     flat = Classifier(net, output=lambda out: first_tensor(out).reshape(-1, 3))
     assert check_outputs(flat, data).n_classes == 3
+
+
+@pytest.mark.parametrize("token, spans", [(50, "from 0 to 50"), (-1, "from -1 to 0")])
+def test_tokens_beyond_the_vocabulary_are_said(token, spans):
+    net = nn.Sequential(nn.Embedding(50, 4), nn.Flatten(), nn.Linear(8, 2))
+    with pytest.raises(
+        ValueError, match=f"{spans}, and the network's largest embedding takes 0 to 49"
+    ):
+        outputs_of(net, torch.tensor([[0, token]]))
+
+
+def test_an_index_error_of_the_network_s_own_stays_what_it_is():
+    class Own(nn.Module):
+        def forward(self, x):
+            return [][3]
+
+    with pytest.raises(IndexError, match="list index"):
+        outputs_of(Own(), torch.zeros(1, 2))
