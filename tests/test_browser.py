@@ -452,7 +452,11 @@ def test_labels_are_reviewed_with_keys(browser, tmp_path):
         expect(box.locator(".memnb-name")).not_to_have_text(second)
         page.keyboard.press("u")
         expect(box.locator(".memnb-name")).to_have_text(second)
-        click(page, r"drop \(d\)")
+        suggested, given = box.locator(".memnb-new"), box.locator(".memnb-given")
+        for text, label in (("Take suggestion", suggested), ("Keep given label", given)):
+            named = f"{text}: {label.inner_text()} "
+            expect(box.locator("button", has_text=named)).to_have_count(1)
+        click(page, r"Drop example \(d\)")
         expect(box.locator(".memnb-status")).to_have_text(re.compile("^2 labels were wrong; about"))
         page.screenshot(path=os.environ.get("MEMNB_SHOT", tmp_path / "review.png"))
 

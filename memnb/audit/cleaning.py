@@ -196,7 +196,7 @@ def copy_tree(
     """Copy what is left into one folder a class, whole or not at all.
 
     A picture with a new label goes to that class. `FileExistsError` for a folder that is there,
-    `FileNotFoundError` for a picture that is not.
+    `FileNotFoundError` for a picture that is not, another `OSError` where the disk is full.
     """
     source = local_path("source", source)
     folder = local_path("folder", folder)
@@ -207,7 +207,8 @@ def copy_tree(
         raise FileNotFoundError(
             f"{len(absent)} of {len(left)} pictures are not in {source}, such as {absent[0]}"
         )
-    publish(folder, _copies(source, left))
+    size = sum((source / name).stat().st_size for name in left["name"])
+    publish(folder, _copies(source, left), size)
 
 
 def _copies(source: Path, left: pl.DataFrame) -> Callable[[Path], None]:

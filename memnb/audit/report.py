@@ -249,8 +249,8 @@ def write_report(
 ) -> Path:
     """The folder, in which `report.html`, `suspects.csv` and `cleaned.csv` are written.
 
-    `FileExistsError` for a folder that is there already, `ValueError` for a frame or decisions
-    about other data; errors of `page`.
+    `FileExistsError` for a folder that is there already, another `OSError` where the disk is full,
+    `ValueError` for a frame or decisions about other data; errors of `page`.
     """
     folder = check_report(folder)
     by_hand = decisions is not None
@@ -259,10 +259,16 @@ def write_report(
     check_decisions(decisions, data)
     html = page(decisions, data, noise, by_hand=by_hand, **how)
 
-    def write(part: Path):
-        (part / "report.html").write_text(html, encoding="utf-8")
-        decisions.drop("row").write_csv(part / "suspects.csv", float_precision=4)
-        cleaned_rows(decisions).write_csv(part / "cleaned.csv")
+    texts = {
+        "report.html": html,
+        "suspects.csv": decisions.drop("row").write_csv(float_precision=4),
+        "cleaned.csv": cleaned_rows(decisions).write_csv(),
+    }
+    contents = {name: text.encode() for name, text in texts.items()}
 
-    publish(folder, write)
+    def write(part: Path):
+        for name, content in contents.items():
+            (part / name).write_bytes(content)
+
+    publish(folder, write, sum(map(len, contents.values())))
     return folder

@@ -17,6 +17,8 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from ..common.checks import caution, check_choice, names_of, shown, whole
+from ..common.progress import progress_bar
+from ..common.unfinished import Unfinished
 from ..datasets.noisy_datasets import NoisyDataset
 from memnb.localization.label_evidence import (
     evidence,
@@ -25,9 +27,10 @@ from memnb.localization.label_evidence import (
     other_class_lead,
 )
 from ..localization.scores import mislabel_scores
-from ..models.evaluation import predict
+from ..models.evaluation import evaluating, parts
 from ..models.features import MEMORY, batch_for
 from ..models.layers import check_layers
+from ..models.outputs import answer
 from ..runs.recorder import Recorder
 from ..runs.run import Run
 from ..trainer.steps import check_network, check_outputs
@@ -58,11 +61,41 @@ def check_model(model: nn.Module, data: NoisyDataset) -> NoisyDataset:
     return data
 
 # %% ../../nbs/audit/01_suspicion.ipynb #cell09
-def snapshot(model: nn.Module, data: NoisyDataset) -> Run:
+def _logits(
+    model: nn.Module, data: NoisyDataset, work: Unfinished | None, progress: bool | None
+) -> Tensor:
+    "(n, K) logits; those that unfinished work holds are not computed again."
+    stored = [] if work is None else work.read("logits")
+    logits = [part["logits"].to(data.device) for part in stored]
+    at = sum(map(len, logits))
+    if at == len(data):
+        return torch.cat(logits)
+    begun = len(logits)  # from which on they are not stored
+    how = dict(total=len(data), initial=at, desc="network", unit="example")
+    with progress_bar(progress=progress, **how) as bar, evaluating(model):
+        if stored:
+            torch.set_rng_state(stored[-1]["random"])
+        for part, known in parts(data.x[at:], batch_for(data.x), data.index[at:]):
+            with known:
+                logits.append(answer(model, part))
+            bar.update(len(part))
+            if work is not None and work.due:
+                fresh = torch.cat(logits[begun:])
+                work.write("logits", dict(logits=fresh, random=torch.get_rng_state()))
+                begun = len(logits)
+    return torch.cat(logits)
+
+
+def snapshot(
+    model: nn.Module,
+    data: NoisyDataset,
+    work: Unfinished | None = None,  # of this network and these data, from which to go on
+    progress: bool | None = None,  # a bar with an estimate; None: where it takes seconds
+) -> Run:
     "A run of one recorded time: the network as it is."
     recorder = Recorder(data)
     recorder.at(0)
-    recorder.log(data.index, predict(model, data.x, batch_for(data.x), data.index))
+    recorder.log(data.index, _logits(model, data, work, progress))
     return recorder.run()
 
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .checks import caution
+from .checks import caution, in_words
 
 # %% ../../nbs/common/03_files.ipynb #cell05
 def local_path(
@@ -259,14 +259,24 @@ def put(part: Path, folder: Path) -> bool:
 def publish(
     folder: str | Path,  # where the result shall be
     write: Callable[[Path], None],  # fills a temporary folder beside it
+    size: float | None = None,  # bytes of it, for the message where the disk is full
 ) -> bool:
-    "Write a folder whole or not at all; False if a folder is there already, which stays."
+    """Write a folder whole or not at all; False if a folder is there already, which stays.
+
+    `OSError` where it cannot be written, with what is needed and what is free.
+    """
     folder = local_path("folder", folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", dir=folder.parent))
     try:
         write(part)
         return put(part, folder)
+    except OSError as e:
+        if size is None or e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        free = in_words(shutil.disk_usage(folder.parent).free)
+        text = f"{folder} takes {in_words(size)}, and {free} are free: {e.strerror}"
+        raise OSError(e.errno, f"{text}; nothing was left there") from e
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

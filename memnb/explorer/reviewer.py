@@ -37,11 +37,12 @@ export default { render({ model, el }) {
         const node = make("button", "jupyter-button widget-button", text);
         node.onclick = () => { send(action); box.focus(); };
         buttons.append(node);
+        return node;
     };
-    button("accept (a)", "accept");
-    button("keep (k)", "keep");
-    button("drop (d)", "drop");
-    button("undo (u)", "undo");
+    const take = button("Take suggestion (a)", "take");
+    const keep = button("Keep given label (k)", "keep");
+    button("Drop example (d)", "drop");
+    button("Undo (u)", "undo");
     buttons.append(choose);
     choose.onchange = () => {
         if (choose.value) { send("choose", choose.value); }
@@ -49,7 +50,7 @@ export default { render({ model, el }) {
     };
     box.onkeydown = (event) => {
         if (event.ctrlKey || event.metaKey || event.altKey || event.target === choose) { return; }
-        const action = { a: "accept", k: "keep", d: "drop", u: "undo" }[event.key];
+        const action = { a: "take", k: "keep", d: "drop", u: "undo" }[event.key];
         const classes = state.get("classes");
         const digit = /^[0-9]$/;
         const own = classes.some((c) => digit.test(c));  // classes that are called by digits
@@ -64,7 +65,7 @@ export default { render({ model, el }) {
         const at = state.get("shown");
         view.replaceChildren();
         labels.replaceChildren();
-        choose.replaceChildren(make("option", "", "another label"));
+        choose.replaceChildren(make("option", "", "Another label"));
         choose.firstChild.value = "";
         for (const name of state.get("classes")) { choose.append(make("option", "", name)); }
         status.textContent = state.get("status");
@@ -74,8 +75,11 @@ export default { render({ model, el }) {
         if (picture) { example.src = at.view; example.alt = at.name; }
         view.append(example);
         labels.append(
-            make("span", "memnb-name", at.name), make("span", "memnb-given", at.given),
-            make("span", "memnb-new", at.suggested));
+            make("span", "memnb-name", at.name),
+            make("span", "memnb-what", "given"), make("span", "memnb-given", at.given),
+            make("span", "memnb-what", "suggested"), make("span", "memnb-new", at.suggested));
+        take.textContent = "Take suggestion: " + at.suggested + " (a)";
+        keep.textContent = "Keep given label: " + at.given + " (k)";
     };
     box.append(view, labels, buttons, status);
     model.widget_manager.get_model(model.get("state").slice(10)).then((found) => {
@@ -94,9 +98,12 @@ _STYLE = """
 img.memnb-example { height: 224px; image-rendering: pixelated; }
 div.memnb-example { font-size: 15px; padding: 12px; background: #f6f6f6; color: #222; }
 .memnb-labels { margin: 8px 0; display: flex; gap: 14px; align-items: baseline; }
-.memnb-name { color: #666; } .memnb-given { text-decoration: line-through; }
+.memnb-name, .memnb-what { color: #666; } .memnb-what { font-size: 12px; margin-right: -8px; }
+.memnb-given { font-weight: 600; font-size: 16px; }
 .memnb-new { font-weight: 600; font-size: 16px; color: #0072b2; }
-.memnb-buttons { display: flex; gap: 6px; flex-wrap: wrap; } .memnb-status { margin-top: 8px; }
+.memnb-buttons { display: flex; gap: 6px; flex-wrap: wrap; }
+.memnb-buttons button { width: auto; max-width: 100%; overflow: hidden; text-overflow: ellipsis; }
+ .memnb-status { margin-top: 8px; }
 """
 
 
@@ -133,7 +140,7 @@ class Reviewer(anywidget.AnyWidget):
 
     def press(
         self,
-        action: str,  # accept, keep, drop, undo, or choose
+        action: str,  # take (the suggestion), keep, drop, undo, or choose
         label: str | None = None,  # the class's name, for choose
     ):
         "What a key or a button does."
@@ -143,7 +150,7 @@ class Reviewer(anywidget.AnyWidget):
         row = self.row
         if row is None:
             return
-        meant = dict(accept="relabel", choose="relabel").get(action, action)
+        meant = dict(take="relabel", choose="relabel").get(action, action)
         self.review.answer(row, meant, label)
         self._draw()
 

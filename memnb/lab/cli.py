@@ -327,7 +327,11 @@ def claims(root: Path, where, output, wide, update):
 
 # %% ../../nbs/lab/08_cli.ipynb #au2
 _AUDIT_OPTIONS = (
-    click.option("--model", help="mlp, cnn, resnet9, or torchvision's, as resnet18."),
+    click.option(
+        "--model",
+        help="mlp, cnn, resnet9, or torchvision's, as resnet18; of a table also random_forest, "
+        "boosting.",
+    ),
     click.option("--weights", default="", help="File of the network's state dict."),
     click.option("--label", help="Column of labels of a table."),
     click.option("--rows", help="Column that names a table's rows."),
@@ -361,12 +365,20 @@ def _options(command):
 @click.option("--top", default=60, show_default=True, help="Suspects on the page.")
 @click.option("--title", default="", help="Of the page; by default the data's name.")
 def audit_(data: str, out: str, tree: str | None, **given):
-    "Which labels of DATA are wrong? Writes a report, the list and the cleaned labels."
+    """Which labels of DATA are wrong? Writes a report, the list and the cleaned labels.
+
+    What is computed on the way lies in a folder beside DIR, DIR.unfinished. Stopped or killed,
+    give the command again: it goes on from there, and removes the folder at the end.
+    """
     # the networks take seconds to import, and no other command needs them
     from memnb.explorer.audit_reports import audit_report
 
-    for line in audit_report(data, out, tree=tree, **given):
-        click.echo(line)
+    try:
+        for line in audit_report(data, out, tree=tree, **given):
+            click.echo(line)
+    except KeyboardInterrupt:
+        click.echo("stopped; the same command goes on from what was computed", err=True)
+        raise click.Abort() from None
 
 # %% ../../nbs/lab/08_cli.ipynb #cell17
 def _short_run() -> str:

@@ -19,14 +19,14 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ..common.checks import caution, check_choice
 from ..common.progress import progress_bar
-from ..datasets.inputs import Inputs, tensors_in
+from ..common.unfinished import Unfinished
+from ..datasets.inputs import Inputs, on_each, tensors_in
 from ..datasets.noisy_datasets import NoisyDataset
 from .left_out_ridge import left_out_predictions
 from ..models.evaluation import eager, evaluating, examples
+from ..models.feature_storage import Features, Given
 from memnb.models.features import (
     MEMORY,
-    Features,
-    Given,
     average_maps,
     fold,
     layer_features,
@@ -265,26 +265,43 @@ class _Question:
     batch: int | None
     memory: float
     progress: bool | None
+    work: Unfinished | None = None
 
     def answers(self) -> dict[str, dict]:
         "Scores or evidence -> layer -> what the probes say, from one pass through the network."
         keys = [(layer, kind) for kind, layers in self.layers.items() for layer in layers]
-        own = self._at_hand()
-        pools = {key: _pool_of(*key) for key in keys if key not in own}
+        known = self._known()
+        own = self._at_hand() - known.keys()
+        pools = {key: _pool_of(*key) for key in keys if key not in own | known.keys()}
         x = self.data.x
-        options = dict(memory=self.memory, progress=self.progress)
-        answers = {kind: {} for kind in self.layers}
+        options = dict(memory=self.memory, progress=self.progress, work=self.work)
+        fresh = {}  # that are not in the folder of unfinished work
         with layer_features(
             self.model, x, pools, self.batch, self.data.index, **options
         ) as features:
             features |= {key: Given(x, _pool_of(*key)) for key in keys if key in own}
             there = [key for key in keys if key in features]
+            fresh |= dict.fromkeys(key for key in pools if key not in features)  # left out
             bar = progress_bar(there, progress=self.progress, desc="probes", unit="layer")
-            for layer, kind in bar:
-                kept = features.pop((layer, kind))
-                answers[kind][layer] = self._answer(kept, layer, kind)
-                kept.close()
+            for key in bar:
+                features_of = features.pop(key)
+                known[key] = fresh[key] = self._answer(features_of, *key)
+                features_of.close()
+                if self.work is not None and self.work.due:
+                    self.work.write("probes", dict(answers=fresh))
+                    fresh = {}
+        answers = {kind: {} for kind in self.layers}
+        for layer, kind in keys:
+            if known.get((layer, kind)) is not None:
+                answers[kind][layer] = known[layer, kind]
         return answers
+
+    def _known(self) -> dict:
+        "Answers of unfinished work, by layer and kind; None where the layer was left out."
+        found = {}
+        for part in self.work.read("probes") if self.work is not None else []:
+            found |= on_each(part["answers"], lambda v: v.to(self.data.device))
+        return found
 
     def _at_hand(self) -> set[tuple[str, str]]:
         "What needs no pass: the data's inputs, where they are one tensor."
@@ -326,6 +343,7 @@ def layer_opinions(
     kinds: Sequence[str] = ("scores", "evidence"),
     memory: float = MEMORY,  # bytes of features in memory; more lie in a temporary file
     progress: bool | None = None,  # bars with an estimate; None: where it takes seconds
+    work: Unfinished | None = None,  # of these layers of this network, from which to go on
 ) -> tuple[dict[tuple[str, str], Tensor], dict[str, Tensor]]:
     """What `layer_scores` and `layer_evidence` give, from one pass through the network.
 
@@ -344,7 +362,7 @@ def layer_opinions(
         asked["evidence"] = list(representation(model, data.x) if layers is None else layers)
     if not asked:
         return {}, {}
-    answers = _Question(model, data, asked, probes, batch, memory, progress).answers()
+    answers = _Question(model, data, asked, probes, batch, memory, progress, work).answers()
     if not all(answers.values()):
         raise ValueError("no layer that was asked for gives features that can be probed")
     scores = {

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..models.features import Features, Given, row_blocks
+from ..models.feature_storage import Features, Given
+from ..models.features import row_blocks
 
 # %% ../../nbs/localization/06_left_out_ridge.ipynb #lr04
 def _mean(features: Features | Given) -> Tensor:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_layers', 'layer_names', 'first_tensor', 'with_first', 'edit', 'capture', 'activations', 'linear_layers',
-           'channel_dim']
+           'channel_dim', 'channels_are_last', 'laid_out', 'real_tokens', 'without_padding']
 
 # %% ../../nbs/models/05_layers.ipynb #cell03
 import copy
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.checks import names_of, shown
-from ..datasets.inputs import Inputs
+from ..datasets.inputs import Inputs, tensors_in
 from .evaluation import eager, evaluating, examples, inputs_of, network, parts
 from .outputs import answer, fed, outputs_of
 
@@ -180,6 +180,8 @@ def activations(
     layers: Sequence[str],  # names, see above
     batch: int = 1024,  # examples at a time, 1 or more
     index: Tensor | None = None,  # (n,) of training examples, for layers that depend on it
+    *,
+    averaged: bool = False,  # of tokens their mean, without padding, where that is known
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Yield `(outputs, {layer: activation})` of one batch after the other, in evaluation mode.
 
@@ -189,8 +191,9 @@ def activations(
     end = 0
     for part, known in parts(x, batch, index):
         start, end = end, end + len(part)
+        whole = fed(model, part)
         with known, evaluating(model), capture(model, layers) as got:
-            out = answer(model, part)
+            out = answer(model, whole)
         if missing := [n for n in layers if n not in got]:
             raise RuntimeError(
                 f"layers {', '.join(missing)} are not called in the pass over examples {start} to "
@@ -203,6 +206,9 @@ def activations(
                     f"layer {name!r} gives {tuple(value.shape)} for {len(part)} inputs; its first "
                     "dimension must count them (recurrent and attention layers: batch_first=True)"
                 )
+        if averaged:
+            real = real_tokens(model, whole)
+            got = {name: without_padding(model, name, v, real) for name, v in got.items()}
         yield out, got
 
 # %% ../../nbs/models/05_layers.ipynb #cell26
@@ -332,3 +338,73 @@ def channel_dim(
     # something behind the layer may have moved the channels
     moved = value.shape[usual] != _declared_size(layers[-1]) == value.shape[other]
     return other if moved else usual
+
+# %% ../../nbs/models/05_layers.ipynb #pad2
+def channels_are_last(
+    model: nn.Module,
+    layer: str,  # its name, or `name.input`
+    value: Tensor,  # (b, ...) what it gives or reads
+) -> bool:
+    "Whether the last dimension of what a layer gives, or `layer.input` reads, counts channels."
+    modules = dict(model.named_modules())
+    if layer and layer in modules:
+        return channel_dim(modules[layer], value) == value.ndim - 1
+    reader = modules.get(layer.removesuffix(".input"), model)
+    if not any(True for _ in reader.parameters(recurse=False)):
+        return value.ndim == 3  # it may begin with anything: tokens and maps as they usually are
+    return isinstance(reader, _LAST) and not isinstance(reader, nn.Embedding)
+
+
+def laid_out(
+    value: Tensor,  # (b, ...) activations
+    last: bool,  # whether their last dimension counts channels
+) -> Tensor:
+    """Activations as pools expect them: tokens (b, T, C), or maps (b, C, H, W).
+
+    Of volumes (b, C, D, H, W), depth and height become one dimension.
+    """
+    if value.ndim == 3:
+        return value if last else value.mT
+    if value.ndim > 3 and last:
+        value = value.movedim(-1, 1)
+    return value.flatten(2, -2) if value.ndim > 4 else value
+
+# %% ../../nbs/models/05_layers.ipynb #pad3
+def real_tokens(
+    model: nn.Module,  # any network
+    batch,  # what it reads of b examples
+) -> Tensor | None:
+    """(b, T) bool: which tokens are no padding, by an `attention_mask` or a `padding_idx`.
+
+    None where nothing says so: there is neither, or several inputs could hold the token ids.
+    """
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    if isinstance(mask, Tensor):
+        return mask != 0 if mask.ndim == 2 else None
+    paddings = {
+        m.padding_idx
+        for m in network(model).modules()
+        if isinstance(m, nn.Embedding) and m.padding_idx is not None
+    }
+    ids = [v for v in tensors_in(batch) if v.ndim == 2 and v.dtype in (torch.int64, torch.int32)]
+    return ids[0] != paddings.pop() if len(paddings) == len(ids) == 1 else None
+
+
+def without_padding(
+    model: nn.Module,
+    layer: str,  # its name, or `name.input`
+    value: Tensor,  # (b, ...) what it gives or reads
+    real: Tensor | None,  # (b, T) bool, of `real_tokens`
+) -> Tensor:
+    """(b, C) means over the real tokens; an activation without one place a token as it is.
+
+    Of a text without any real token the mean is over all of them.
+    """
+    if real is None or value.ndim != 3:
+        return value
+    tokens = laid_out(value, channels_are_last(model, layer, value))
+    if tokens.shape[:2] != real.shape:
+        return value
+    counted = (real | ~real.any(1, keepdim=True))[..., None]
+    wide = tokens.double() if tokens.dtype == torch.float64 else tokens.float()
+    return (wide.where(counted, 0).sum(1) / counted.sum(1)).to(value.dtype)

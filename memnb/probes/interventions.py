@@ -17,7 +17,13 @@ from ..common.checks import check_choice, number, shown, whole
 from ..datasets.inputs import Inputs
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import examples
-from ..models.layers import activations, edit, linear_layers
+from memnb.models.layers import (
+    activations,
+    edit,
+    linear_layers,
+    real_tokens,
+    without_padding,
+)
 from ..models.outputs import fed, outputs_of
 from .classifiers import PROBES, Probe
 from .over_training import collect, probe_model
@@ -105,7 +111,8 @@ def linear_head(
 class Truncated(nn.Module):
     """A network up to a layer, and a linear head on that layer's flattened activation.
 
-    What comes after the layer is not computed.
+    Of tokens it is their mean, where it is known which are padding (`real_tokens`). What comes
+    after the layer is not computed.
     """
 
     def __init__(
@@ -128,7 +135,9 @@ class Truncated(nn.Module):
     def forward(self, *inputs, **named) -> Tensor:
         "Logits (n, K) of the inputs that the network reads, by place or by name."
         batch = named or (inputs[0] if len(inputs) == 1 else inputs)
-        return self.head(read_until(self.body, batch, self.layer).flatten(1))
+        value = read_until(self.body, batch, self.layer)
+        real = real_tokens(self.body, batch)
+        return self.head(without_padding(self.body, self.layer, value, real).flatten(1))
 
 # %% ../../nbs/probes/05_interventions.ipynb #cell09
 class _Enough(Exception):

@@ -144,13 +144,16 @@ def collect(
 ) -> dict[str, ClassShapes]:
     """Layer -> its activations by class, not finished, from one pass over the training set.
 
+    Of tokens it is their mean, where it is known which are padding (`real_tokens`).
+
     `TypeError` or `ValueError` for what is no network or data set, and for NaN in the activations.
     """
     check_network(model)
     check_probe_data(data)
     shapes = {k: ClassShapes(data.n_classes, len(data), rows) for k in names_of("layers", layers)}
     start = 0
-    for out, got in activations(model, data.x, list(shapes), whole("batch", batch, 1), data.index):
+    size = whole("batch", batch, 1)
+    for out, got in activations(model, data.x, list(shapes), size, data.index, averaged=True):
         end = start + len(out)
         for layer, s in shapes.items():
             with _layer(layer):
@@ -189,7 +192,8 @@ class _Fitted:
         parts = {}
         index = part.index if known else None
         with examples(None):
-            for out, got in activations(self.model, part.x, self.layers, batch, index):
+            how = dict(batch=batch, index=index, averaged=True)
+            for out, got in activations(self.model, part.x, self.layers, **how):
                 for key, predictions in self._predict_batch(out, got).items():
                     parts.setdefault(key, []).append(predictions)
         return {

@@ -6,6 +6,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from memnb.audit import audit, estimate_noise
 from memnb.datasets import from_folder
@@ -87,8 +89,38 @@ def test_a_table_from_the_shell(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name, classifier",
+    [("random_forest", RandomForestClassifier), ("boosting", HistGradientBoostingClassifier)],
+)
+def test_a_table_by_a_classifier_of_scikit_learn(tmp_path, name, classifier):
+    file = table(tmp_path / "customers.csv")
+    done = run(file, "--label", "plan", "--rows", "id", "--model", name, "--out", tmp_path / "r")
+    assert done.exit_code == 0, done.output
+    assert classifier.__name__ in done.output
+    suspects = pl.read_csv(tmp_path / "r" / "suspects.csv")
+    wrong = {f"customer {i}" for i in range(15)}
+    assert len(wrong & set(suspects["name"][:15])) >= 13
+    frame = pl.read_csv(file)
+    x = np.column_stack([frame["age"], frame["city"] == "Rome", frame["city"] == "Oslo"])
+    y = np.where(frame["plan"] == "pro", 1, 0)
+    split = StratifiedKFold(5, shuffle=True, random_state=0)
+    folds = cross_val_predict(classifier(random_state=0), x, y, cv=split, method="predict_proba")
+    doubted = set(np.flatnonzero(folds[np.arange(len(y)), y] < 0.2))
+    ranked = suspects["name"].str.split(" ").list.last().cast(pl.Int64).to_list()
+    assert doubted <= set(ranked[: len(doubted) + 5])
+    assert "age: " in (tmp_path / "r" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
     "arguments, says",
     [
+        (["colors", "--model", "random_forest"], "is for tables"),
+        (["digits", "--model", "boosting"], "is for tables"),
+        (
+            ["customers.csv", "--label", "plan", "--model", "random_forest", "--weights", "w.pt"],
+            "weights: for networks",
+        ),
+        (["customers.csv", "--model", "random_forest"], "label= names its column of labels"),
         (["nothing"], "be one of digits"),
         (["customers.csv"], "label= names its column of labels"),
         (["customers.csv", "--label", "plam"], "columns id, age, city, plan"),
@@ -106,7 +138,8 @@ def test_what_is_refused_before_any_work(tmp_path, monkeypatch, arguments, says)
     folder_of_pictures(tmp_path / "colors", 3)
     table(tmp_path / "customers.csv")
     (tmp_path / "empty").mkdir()
-    done = run(*arguments, "--epochs", 1, "--out", "r")
+    trained = [] if {"random_forest", "boosting"} & set(arguments) else ["--epochs", 1]
+    done = run(*arguments, *trained, "--out", "r")
     assert done.exit_code == 1
     assert says in done.output
     assert not (tmp_path / "r").exists()

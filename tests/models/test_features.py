@@ -12,15 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from memnb.models import features as module
+from memnb.models import feature_storage as module
+from memnb.models.feature_storage import Features, storage_kind
 from memnb.models.features import (
-    Features,
     average_maps,
     batch_for,
     fold,
     layer_features,
     row_blocks,
-    storage_kind,
 )
 from memnb.models.layers import activations
 from memnb.models.networks import build
@@ -246,6 +245,7 @@ def test_a_disk_that_fills_up_is_said(tmp_path):
         text=True,
     )
     assert f"do not fit into {tmp_path}" in run.stdout, run.stderr
+    assert "one layer takes" in run.stdout
     assert run.stdout.strip().endswith(" 0")
     assert not os.listdir(tmp_path)
 
@@ -414,3 +414,18 @@ def test_branches_alone_are_refused_with_how_often_they_are_not_called():
 def test_activations_of_a_branch_name_the_examples():
     with pytest.raises(RuntimeError, match="layers large are not called .* over examples 6 to 9"):
         list(activations(Branch(), two_batches(), ["large"], batch=6))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_that_were_stored_on_the_way_are_the_same(kind, dtype):
+    x = (1000 + torch.randn(30, 5, generator=torch.Generator().manual_seed(0))).to(dtype)
+    whole = Features(x[:10], 30, kind)
+    for part in x.split(10):
+        whole.add(part)
+    again = Features(torch.zeros(1, 5, dtype=dtype), 30, kind)
+    for rows in (slice(0, 10), slice(10, 30)):
+        again.restore(whole.part(rows))
+    assert torch.equal(again.rows(slice(3, 28)), whole.rows(slice(3, 28)))
+    for kept in (whole, again):
+        kept.close()
