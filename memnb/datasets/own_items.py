@@ -33,7 +33,7 @@ from tqdm import tqdm
 from ..common.checks import caution, free_memory, in_words, number, shown
 from ..common.rng import check_device
 from .inputs import Inputs, in_memory, tensors_in
-from .items import Reader, label_place, plain_label, without_label
+from .items import Reader, label_place, plain_label, read_items, without_label
 from .labels import coded, first_few
 from .noisy_datasets import MOST_CLASSES, NoisyDataset
 from memnb.datasets.pictures import (
@@ -350,10 +350,12 @@ def from_torch(
     """A data set of the items of another, in order.
 
     A part that is alone goes into the network as it is, several by their keys or in their order.
-    PIL pictures become bytes, and bytes are scaled to [0, 1]. What is left out is said by a
-    warning. `ValueError`, with the item's number, for items that cannot be read, differ in shape,
-    or change from reading to reading.
+    The workers of a `DataLoader` read them where that takes more than five seconds and they fit
+    into memory. PIL pictures become bytes, and bytes are scaled to [0, 1]. What is left out is said
+    by a warning. `ValueError`, with the item's number, for items that cannot be read, differ in
+    shape, or change from reading to reading.
     """
+    loader = dataset if isinstance(dataset, DataLoader) else None
     dataset, collate_fn = _unwrapped(dataset, collate_fn)
     n = _length(dataset)
     device = check_device(device)
@@ -363,8 +365,7 @@ def from_torch(
     prepare = _prepare(first, mean, std)
     items = None
     if fits(f"{n:,} inputs", n * each, memory):
-        bar = tqdm(range(n), desc="inputs", delay=2, disable=not progress)
-        items = [reader.item(i) for i in bar]
+        items = read_items(reader, n, loader, progress)
     labels = _label_list(reader, items, n, progress)
     n_classes, classes = _classes(labels, clean, n_classes, classes, _classes_in(dataset))
     found = coded(labels, clean, n_classes, classes)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['AUDIT_NETWORKS', 'Browser', 'Explorer', 'NOISE_KINDS', 'Panel', 'Reviewer', 'SESSIONS', 'Session', 'SessionKind',
            'Stage', 'Transport', 'VIEWS', 'View', 'audit_data', 'audit_network', 'audit_parameters', 'audit_report',
-           'audit_seconds', 'audit_settings', 'curves_of', 'explore', 'explore_at', 'export', 'gallery', 'numbers',
-           'pictured', 'precision_chart', 'ranked', 'remedy_chart', 'unjudged']
+           'audit_seconds', 'audit_settings', 'check_weights', 'curves_of', 'explore', 'explore_at', 'export',
+           'gallery', 'numbers', 'pictured', 'precision_chart', 'ranked', 'remedy_chart', 'unjudged']
 
 # %% ../../nbs/explorer/00_explorer.ipynb #cell04
 from ..common.faces import names_on_request
@@ -24,6 +24,7 @@ _NAMES = {
         "audit_parameters",
         "audit_seconds",
         "audit_settings",
+        "check_weights",
         "export",
         "unjudged",
     ),
@@ -62,6 +63,7 @@ _all_ = [
     "audit_report",
     "audit_seconds",
     "audit_settings",
+    "check_weights",
     "curves_of",
     "explore",
     "explore_at",

@@ -32,10 +32,11 @@ from memnb.explorer.audit_inputs import (
     audit_network,
     audit_parameters,
     audit_settings,
+    check_weights,
 )
 from ..lab.parameters import Params
 from ..localization.label_evidence import layer_opinions
-from ..models.checkpoints import load_weights, read_weights
+from ..models.checkpoints import load_weights
 from ..runs.identity import architecture, fingerprint, start_of
 from ..runs.run import Run
 from ..trainer.training import fit
@@ -202,8 +203,7 @@ def audit_report(
     _check_given(data, out, tree, given | dict(weights=weights))
     p = _completed(data, weights, given)
     out = _check_places(p, out, tree)
-    if p.weights:
-        read_weights(p.weights)  # whether they can be is known before pictures are read
+    check_weights(p)  # before pictures are read
     train, held, _, _ = audit_data(p, hold_out=False, skip_damaged=skip_damaged)
     if held is not None:
         yield f"{len(train)} examples are audited; {len(held)} were held out of training"

@@ -1,6 +1,8 @@
 "Items of torch and of Hugging Face become a data set, or are refused by their number."
 
 import importlib.util
+import multiprocessing
+import os
 import re
 import warnings
 from pathlib import Path
@@ -22,6 +24,7 @@ from torch.utils.data import (
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from memnb.datasets import items
 from memnb.datasets.inputs import Inputs
 from memnb.datasets.items import padded
 from memnb.datasets.own_arrays import from_arrays
@@ -467,3 +470,74 @@ def test_joined_data_sets_with_other_orders_are_refused():
     both = torch.utils.data.ConcatDataset([Listed(["a", "b"]), Listed(["b", "a"])])
     with pytest.raises(ValueError, match="number their classes in different ways: 'a', 'b' and"):
         from_torch(both)
+
+
+# --- the worker processes of a loader
+
+
+class Numbered(Dataset):
+    "Item i holds i. What one does in a worker process can be given."
+
+    def __init__(self, n=50, in_worker=None):
+        self.n = n
+        self.in_worker = in_worker
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        info = torch.utils.data.get_worker_info()
+        if self.in_worker is not None and info is not None:
+            self.in_worker(i)
+        return {"x": torch.full((2, 3), float(i)), "worked": int(info is not None), "label": i % 3}
+
+
+def broken_at_7(i):
+    if i == 7:
+        raise KeyError("seven")
+
+
+def dies_at_20(i):
+    if i == 20:
+        os._exit(3)
+
+
+@pytest.fixture
+def workers_pay(monkeypatch):
+    monkeypatch.setattr(items, "_SLOW", 0)
+
+
+def test_workers_read_what_is_slow_and_end(workers_pay):
+    state = torch.get_rng_state()
+    data = from_torch(DataLoader(Numbered(), num_workers=2), input=["x", "worked"])
+    batch = data.x.batch()
+    assert torch.equal(batch["x"], torch.arange(50.0)[:, None, None].expand(50, 2, 3))
+    assert batch["worked"].all()
+    assert data.y.tolist() == [i % 3 for i in range(50)]
+    assert multiprocessing.active_children() == []
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_workers_do_not_read_what_is_quick():
+    data = from_torch(DataLoader(Numbered(), num_workers=2), input=["x", "worked"])
+    assert not data.x.batch()["worked"].any()
+
+
+def test_an_item_that_a_worker_cannot_read_is_named_and_no_process_is_left(workers_pay):
+    with pytest.raises(ValueError, match="^item 7 cannot be read: KeyError: 'seven'"):
+        from_torch(DataLoader(Numbered(in_worker=broken_at_7), num_workers=2), input="x")
+    assert multiprocessing.active_children() == []
+
+
+def test_a_worker_that_dies_is_said_and_its_items_are_read_here(workers_pay):
+    with pytest.warns(UserWarning, match="workers fail.*one by one"):
+        data = from_torch(DataLoader(Numbered(in_worker=dies_at_20), num_workers=2), input="x")
+    assert torch.equal(data.x[:, 0, 0], torch.arange(50.0))
+    assert multiprocessing.active_children() == []
+
+
+def test_many_items_of_workers_need_no_open_files(workers_pay):
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    from_torch(DataLoader(Numbered(3000), num_workers=2), input="x")
+    after = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    assert after <= before + 5

@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+import torchvision
 from cells import prepared, run
 from PIL import Image
 from states import same
@@ -43,6 +44,7 @@ from memnb.explorer.audit_inputs import (
     audit_parameters,
     audit_seconds,
     audit_settings,
+    check_weights,
     export,
 )
 from memnb.explorer.live_charts import ChartState, LiveChart
@@ -1528,6 +1530,12 @@ def test_weights_of_another_network_fail_before_any_work_and_say_so(
     torch.save(small().state_dict(), path)
     with pytest.raises(
         ValueError,
+        match=f"^{re.escape(str(path))} does not hold the weights of mlp: it lacks 'fc2.0.weight'",
+    ):
+        play(data=str(own), model="mlp", weights=str(path), out=str(tmp_path / "out"))
+    torch.save(small(widths=(8, 8)).state_dict(), path)
+    with pytest.raises(
+        ValueError,
         match=f"(?s)^{re.escape(str(path))} does not fit Sequential: "
         ".*size mismatch for fc1.0.weight",
     ):
@@ -1690,3 +1698,33 @@ def test_inputs_that_are_no_pictures_at_a_path_with_spaces(
     assert len(pl.read_csv(folder / "suspects.csv")) == 200
     assert len(list((tmp_path / "my results/runs").glob("*/run.json"))) == 1
     assert re.search(SAYS, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn", "resnet9", "resnet18", "googlenet", "vit_b_16"])
+def test_weights_of_the_network_pass_before_data_are_read(tmp_path, model):
+    if model in AUDIT_NETWORKS:
+        net = build(model, shape=(1, 8, 8), n_classes=5, **AUDIT_NETWORKS[model])
+    else:
+        with torch.device("meta"):
+            net = torchvision.models.get_model(model, weights=None, num_classes=5)
+        net = net.to_empty(device="cpu")
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, tmp_path / "w"
+    )
+    check_weights(P(weights=tmp_path / "w", model=model))
+    with pytest.raises(ValueError, match="does not hold the weights of densenet121: it lacks"):
+        check_weights(P(weights=tmp_path / "w", model="densenet121"))
+
+
+def test_what_is_missing_and_what_is_more_is_named(tmp_path):
+    state = build("mlp", shape=(4,), n_classes=2, **AUDIT_NETWORKS["mlp"]).state_dict()
+    last = list(state)[-1]
+    torch.save({k: v for k, v in state.items() if k != last} | {"ema": state[last]}, tmp_path / "w")
+    with pytest.raises(ValueError, match=f"lacks {last!r} and it has 'ema' besides"):
+        check_weights(P(weights=tmp_path / "w", model="mlp"))
+
+
+def test_the_notebook_looks_at_weights_before_data():
+    nb = nbformat.read(NB, 4)
+    calls = "\n".join(c.source for c in nb.cells if c.cell_type == "code")
+    assert 0 < calls.index("\ncheck_weights(p)") < calls.index("audit_data(p)")
