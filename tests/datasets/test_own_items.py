@@ -467,3 +467,11 @@ def test_joined_data_sets_with_other_orders_are_refused():
     both = torch.utils.data.ConcatDataset([Listed(["a", "b"]), Listed(["b", "a"])])
     with pytest.raises(ValueError, match="number their classes in different ways: 'a', 'b' and"):
         from_torch(both)
+
+
+def test_names_of_labels_that_a_data_set_changes_are_not_taken():
+    items = TensorDataset(torch.zeros(2, 3), torch.arange(2))
+    items.classes = ["cat", "dog"]
+    assert from_torch(items).classes == ("cat", "dog")
+    items.target_transform = lambda label: 1 - label
+    assert from_torch(items).classes == ("0", "1")
