@@ -2,6 +2,7 @@
 
 import importlib.util
 import multiprocessing
+import operator
 import os
 import re
 import warnings
@@ -547,5 +548,5 @@ def test_names_of_labels_that_a_data_set_changes_are_not_taken():
     items = TensorDataset(torch.zeros(2, 3), torch.arange(2))
     items.classes = ["cat", "dog"]
     assert from_torch(items).classes == ("cat", "dog")
-    items.target_transform = lambda label: 1 - label
+    items.target_transform = operator.neg
     assert from_torch(items).classes == ("0", "1")
