@@ -7,7 +7,9 @@ __all__ = ['first_few', 'label_values', 'Labels', 'say_alike', 'checked_classes'
 
 # %% ../../nbs/datasets/06_labels.ipynb #la03
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 
 import numpy as np
 import torch
@@ -114,11 +116,22 @@ def _plain(values: np.ndarray, what: str, given) -> np.ndarray:
     return v.astype(np.int64) if v.dtype.kind in "iu" else v
 
 
+def _columns_of(labels) -> list | None:
+    "Names of a frame's columns, one a class; None where they only number them, or there is one."
+    columns = list(labels.columns) if hasattr(labels, "columns") else []
+    if len(columns) < 2 or columns == list(range(len(columns))):
+        return None
+    if columns == [f"column_{i}" for i in range(len(columns))]:  # polars numbers them so
+        return None
+    numbers = all(isinstance(name, (int, np.integer)) for name in columns)
+    return [int(name) for name in columns] if numbers else list(map(_word, columns))
+
+
 def label_values(
     labels: Sequence,  # (n,) numbers or words, (n, 1), or one-hot (n, K)
     what: str = "labels",  # the argument's name
 ) -> tuple[np.ndarray, int | None]:
-    """(n,) int64, bool or words, and the K of one-hot rows.
+    """(n,) int64, bool or words, and the K of one-hot rows whose columns have no names.
 
     `TypeError` or `ValueError`, with the row, for a label that is missing or not one.
     """
@@ -134,7 +147,9 @@ def label_values(
     except (ValueError, OverflowError) as e:
         raise ValueError(f"{what} must be one number or word an example: {e}") from e
     if values.ndim == 2 and values.shape[1] > 1:
-        return _one_hot(values, what), values.shape[1]
+        places = _one_hot(values, what)
+        columns = _columns_of(labels)
+        return (places, values.shape[1]) if columns is None else (np.array(columns)[places], None)
     if values.ndim > 2:
         raise ValueError(f"{what} have shape {values.shape}; there must be one an example, (n,)")
     return _plain(values, what, given if values.ndim == 1 else values), None
@@ -158,10 +173,10 @@ def _in_order(values: np.ndarray) -> list:
 
     def key(value):
         text = _word(value)
-        try:
-            return 0, int(text), text
-        except ValueError:
-            return 1, 0, text
+        with suppress(InvalidOperation):
+            if (number := Decimal(text)).is_finite():
+                return 0, number, text
+        return 1, 0, text
 
     return sorted(np.unique(values).tolist(), key=key)
 
@@ -198,6 +213,7 @@ def checked_classes(
             "outputs"
         )
     names = classes.tolist() if isinstance(classes, (np.ndarray, Tensor)) else list(classes)
+    names = [int(v) if isinstance(v, np.integer) else v for v in names]
     if len(names) < 2 or not all(isinstance(v, (str, bytes, int)) for v in names):
         raise ValueError(f"classes={shown(names)} must be two or more words or whole numbers")
     if twice := sorted({_word(v) for v in names if names.count(v) > 1}):
@@ -246,6 +262,19 @@ def _occurring(given: list[np.ndarray]) -> list:
     return names
 
 
+def _read_both(labels, clean) -> list[tuple[np.ndarray, int | None]]:
+    "`label_values` of the given labels and, where they are known, of the true ones."
+    read = [label_values(labels)]
+    if clean is not None:
+        read.append(label_values(clean, "clean labels"))
+    if len({values.dtype.kind in "US" for values, _ in read}) > 1:
+        raise ValueError(
+            f"given labels are {read[0][0].dtype}, true ones {read[1][0].dtype}; "
+            "both must be whole numbers or both words"
+        )
+    return read
+
+
 def coded(
     labels: Sequence,  # (n,) given labels, numbers or words, or one-hot (n, K)
     clean: Sequence | None = None,  # (n,) true ones, where somebody knows them
@@ -260,18 +289,13 @@ def coded(
     """
     if n_classes is not None:
         n_classes = whole("n_classes", n_classes, 2, MOST_CLASSES)
-    read = [label_values(labels)]
-    if clean is not None:
-        read.append(label_values(clean, "clean labels"))
+    read = _read_both(labels, clean)
     given = [values for values, _ in read]
-    if len({v.dtype.kind in "US" for v in given}) > 1:
-        raise ValueError(
-            f"given labels are {given[0].dtype}, true ones {given[1].dtype}; "
-            "both must be whole numbers or both words"
-        )
     widths = {width for _, width in read if width is not None}
-    if classes is None and n_classes is None and widths:
-        n_classes = max(widths)
+    if classes is None and n_classes is None:
+        n_classes = max(widths, default=None)
+        named = [v for part in (labels, clean) for v in _columns_of(part) or []]
+        classes = list(dict.fromkeys(named)) or None
     if classes is not None:
         names = checked_classes(classes, n_classes)
     elif n_classes and given[0].dtype.kind in "US":
@@ -283,12 +307,22 @@ def coded(
     else:
         names = list(range(n_classes)) if n_classes else _occurring(given)
         say_alike(list(map(_word, names)))
+    _check_widths(widths, len(names))
     numbered = classes is None and n_classes is not None
     codes = [v.astype(np.int64) if numbered or width else _codes(v, names) for v, width in read]
     for what, code in zip(("observed", "clean"), codes, strict=False):
         _check_codes(what, code, len(names))
     y, *true = [torch.from_numpy(v) for v in codes]
     return Labels(y, true[0] if true else None, tuple(map(_word, names)))
+
+
+def _check_widths(widths: set[int], n_classes: int):
+    "`ValueError` for one-hot rows that do not have a column for each class."
+    if wrong := widths - {n_classes}:
+        raise ValueError(
+            f"one-hot labels have {min(wrong)} columns for {n_classes} classes, and which are "
+            "missing cannot be known; give one column for each output of the network"
+        )
 
 
 def _check_codes(what: str, codes: np.ndarray, n_classes: int):

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from ..common.checks import check_memory, shown, whole
 from ..common.rng import check_device, generator
-from .inputs import Inputs, batch_of, described, on_each, tensors_in
+from .inputs import Inputs, batch_of, described, is_in_memory, on_each, tensors_in
 
 # %% ../../nbs/datasets/02_noisy_datasets.ipynb #cell05
 MOST_CLASSES = 2**15 - 1  # a Run keeps predictions as int16
@@ -225,12 +225,29 @@ class NoisyDataset(Dataset):
         k = self.n_classes
         return torch.bincount(self.clean * k + self.y, minlength=k * k).view(k, k)
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """16 hex digits that change with any input, label or index: the data's part in a Run's key.
 
-        `Inputs` are read for it, once; those of one tensor have the digest of that tensor.
+        They tell what memory holds now, even where tensors, or the arrays whose memory they share,
+        were changed in place. `Inputs` of files or of another data set are read for it, once; those
+        of one tensor have the digest of that tensor.
         """
+        if is_in_memory(self.x):
+            return self._read_digest()
+        labels = hashlib.sha256()
+        _add(labels, (self.y, self.clean, self.index))
+        if labels.digest() not in self._known_digests:
+            self._known_digests[labels.digest()] = self._read_digest()
+        return self._known_digests[labels.digest()]
+
+    @cached_property
+    def _known_digests(self) -> dict[bytes, str]:
+        "Hash of the labels -> digest with them, of inputs that lie outside of memory."
+        return {}
+
+    def _read_digest(self) -> str:
+        "The digest, for which all inputs are read."
         x = self.x
         first = batch_of(x[:1])
         shape = (len(x), *first.shape[1:]) if isinstance(first, Tensor) else described(x)

@@ -150,6 +150,8 @@ def _classes_in(dataset) -> list | None:
                 f"{first_few(first or [])} and {first_few(strange)}; join them with one order"
             )
         return first
+    if getattr(dataset, "target_transform", None) is not None:
+        return None  # its labels may be others than the ones that have names
     names = _numbered_names(dataset) or getattr(dataset, "classes", None)
     if not isinstance(names, (list, tuple)) or len(set(map(str, names))) < max(2, len(names)):
         return None

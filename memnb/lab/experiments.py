@@ -209,6 +209,33 @@ def training_seconds(
     return steps * step * (1 if _stack_of(call) is None else _STACKED) + _recorded(given) * look
 
 
+def _extremes(calls: Iterable[partial]) -> tuple[list[int], list[int], partial, partial]:
+    """Weights of each call's network, its work, and the calls with the least and the most of it.
+
+    Work is weights times examples, which a step's time grows with.
+    """
+    weights = []
+    work = []
+    for call in calls:
+        given = arguments_of(call)
+        weights.append(sum(w.numel() for w in given["model"].parameters()))
+        work.append(weights[-1] * len(given["data"]))
+        if work[-1] == min(work):
+            least = call
+        if work[-1] == max(work):
+            most = call
+    return weights, work, least, most
+
+
+def _seconds_of_all(work: list[int], least: partial, most: partial, seconds: Callable) -> float:
+    "Of all calls: those of the extremes are asked for, the others lie between by their work."
+    low = seconds(least)
+    if min(work) == max(work):
+        return len(work) * low
+    slope = (seconds(most) - low) / (max(work) - min(work))
+    return sum(low + slope * (w - min(work)) for w in work)
+
+
 def expect(
     p: Params,  # a notebook's parameters
     experiment: Callable[..., partial],  # as for `each`
@@ -223,21 +250,17 @@ def expect(
     cases = cases_of(over or dict(rho=p.rhos, seed=p.seeds))
     if not cases:
         return "expected: 0 runs"
-    calls = (_call_of(experiment, case) for case in cases)
-    first = next(calls)
-    for _ in calls:
-        pass
-    given = arguments_of(first)
+    weights, work, least, most = _extremes(_call_of(experiment, case) for case in cases)
+    given = arguments_of(most)
     data = given["data"]
     test = given.get("test")
-    weights = sum(w.numel() for w in given["model"].parameters())
     record = len(cases) * _recorded(given) * (18 * len(data) + 10 * len(test or ()))
     kept = max(1, len(given.get("checkpoints", ())))
     inputs = data.x.numel() * data.x.element_size()
-    at_once = len(cases) if _stack_of(first) else 1
-    memory = record + 20 * at_once * weights + 4 * len(cases) * kept * weights + 3 * inputs
-    disk = record + 4 * len(cases) * kept * weights if p.store else 0
-    took = len(cases) * seconds(first) + beside
+    in_training = sum(weights) if _stack_of(most) else max(weights)
+    memory = record + 20 * in_training + 4 * kept * sum(weights) + 3 * inputs
+    disk = record + 4 * kept * sum(weights) if p.store else 0
+    took = _seconds_of_all(work, least, most, seconds) + beside
     runs = "1 run" if len(cases) == 1 else f"{len(cases)} runs"
     return (
         f"expected: {runs}, about {max(1, took):.0f} s, "

@@ -72,7 +72,7 @@ def _label_scores(
     }
     parts = {name: [] for name in probes}
     for rows in blocks:
-        unit = F.normalize(features.rows(rows), dim=1)
+        unit = F.normalize(features.rows(rows).to(shapes.dtype), dim=1)
         for name, probe in fitted.items():
             parts[name].append(probe.scores(unit))
     return {name: torch.cat(part) for name, part in parts.items()}

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..common.checks import caution
-from .geometry import ClassShapes, flat, unit
+from .geometry import ClassShapes, flat, one_blas_thread, unit
 from .subspaces import first_direction, subspace
 
 # %% ../../nbs/probes/03_classifiers.ipynb #cell06
@@ -106,12 +106,14 @@ class Probe(ClassifierMixin, BaseEstimator):
             )
         self.classes_ = np.arange(shapes.k) if classes is None else classes
         self.n_features_in_ = shapes.d
+        self._dtype = shapes.dtype
         self.absent_ = (shapes.count == 0).cpu().numpy()
         self.dead_ = ((shapes.count > 0) & ~(shapes.energy > 0)).cpu().numpy()
         if warn and self.absent_.any():
             absent = self.classes_[self.absent_].tolist()
             caution(f"classes {absent} have no example; they are never predicted")
-        self._fit(shapes)
+        with one_blas_thread():
+            self._fit(shapes)
         if warn and not getattr(self, "converged_", True):
             caution(
                 f"{type(self).__name__} did not converge in {self.n_iter_} steps; "
@@ -140,13 +142,13 @@ class Probe(ClassifierMixin, BaseEstimator):
             )
         if not x.sum().isfinite() and not x.isfinite().all():  # the sum is looked at faster
             raise ValueError("the activations hold NaN or infinity")
-        return x
+        return x.to(torch.promote_types(x.dtype, self._dtype))
 
     def scores(self, X) -> Tensor:
         """(n, K) scores of activations X (n, d), in their precision.
 
-        They are minus infinity for classes that had no example. `ValueError` for another width,
-        NaN or infinity.
+        They are float64 where two class means are almost parallel, and minus infinity for classes
+        that had no example. `ValueError` for another width, NaN or infinity.
         """
         return self._masked(self._scores(self._activations(X)))
 

@@ -68,12 +68,18 @@ def _alike(values: Tensor, m: int) -> slice:
     return slice(max(0, min(m - side, same[0])), max(m + side, same[-1] + 1))
 
 
+def _orthonormal(vectors: Tensor) -> Tensor:
+    "(w, k) vectors of one span as (w, k) `vectors`, which are orthonormal but for rounding."
+    factor = torch.linalg.cholesky(vectors @ vectors.T)
+    return torch.linalg.solve_triangular(factor, vectors, upper=False)
+
+
 def _measured_sums(shapes: ClassShapes, c: int, vectors: Tensor) -> Tensor:
     """(w,) float64: the share of the energy that the first 1, 2, ... vectors (w, k) span.
 
     It is that of the eigenvectors but for an error of second order, at most float32's own.
     """
-    q = torch.linalg.qr(vectors.double().T)[0].T
+    q = _orthonormal(vectors.double())
     return shapes.held(c, q).cumsum(0) / shapes.energy[c]
 
 
@@ -104,7 +110,7 @@ def _single(shapes: ClassShapes, c: int, share: float) -> tuple[Tensor, Tensor, 
     near = _alike(values, m)
     if near.stop - near.start > max(32, len(values) // 2):
         return None
-    q = torch.linalg.qr(vectors[near].double().T)[0].T
+    q = _orthonormal(vectors[near].double())
     turn = torch.linalg.eigh(shapes.projected(c, q))[1].flip(1).T
     vectors[near] = (turn @ q).float()
     return values, vectors, m

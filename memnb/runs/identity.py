@@ -18,7 +18,10 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import date, datetime, timedelta
+from enum import Enum
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec, resolve_name
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -82,11 +85,47 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes(c)
 
 
-def _global_names(code: types.CodeType) -> list[str]:
-    "Names that a function looks up in its module."
-    read = ("LOAD_GLOBAL", "LOAD_NAME")
-    steps = (i for c in _codes(code) for i in dis.get_instructions(c) if i.opname in read)
+def _names_in(code: types.CodeType, *operations: str) -> list[str]:
+    "Names in a function, those inside it included, on which one of the operations works."
+    steps = (i for c in _codes(code) for i in dis.get_instructions(c) if i.opname in operations)
     return sorted({i.argval for i in steps})
+
+
+def _found(name: str) -> types.ModuleType | None:
+    "A module that is nobody's library, imported if need be; None for any other."
+    with suppress(Exception):  # whatever it takes to import it: the function would fail, too
+        if name not in sys.modules:
+            spec = find_spec(name.partition(".")[0])
+            at = [spec.origin] if spec.has_location else spec.submodule_search_locations or []
+            if not at or any(Path(p).is_relative_to(place) for p in at for place in _LIBRARIES):
+                return None
+            import_module(name)
+        return None if _is_library(name) else sys.modules[name]
+    return None
+
+
+def _imports(f: types.FunctionType) -> dict[str, types.ModuleType]:
+    "Modules that a function imports when it is called, by name, but for libraries."
+    package = f.__globals__.get("__package__") or None
+    places = [f"{'.' * level}{name}" for level, name in _imported(f.__code__)]
+    names = []
+    for place in places:
+        with suppress(ImportError):  # a relative one outside of a package
+            names.append(resolve_name(place, package))
+    found = {name: _found(name) for name in names}
+    return {name: module for name, module in found.items() if module is not None}
+
+
+def _imported(code: types.CodeType) -> list[tuple[int, str]]:
+    "How many folders up, and name, of each `import` in a function."
+    found = set()
+    for c in _codes(code):
+        steps = list(dis.get_instructions(c))
+        for i, step in enumerate(steps):
+            if step.opname == "IMPORT_NAME":  # above it on the stack: the level, then the names
+                level = steps[i - 2].argval
+                found.add((level if isinstance(level, int) else 0, step.argval))
+    return sorted(found)
 
 # %% ../../nbs/runs/03_identity.ipynb #cell08
 class _Look:
@@ -102,7 +141,7 @@ class _Look:
 
     def __call__(self, v):
         "The description of a value: nested lists of texts and numbers."
-        if isinstance(v, _BY_REPR):
+        if isinstance(v, _BY_REPR) and _says_all(v):
             return [_type(v), repr(v)]
         if isinstance(v, PurePath):
             return ["path", str(v)]
@@ -130,7 +169,12 @@ class _Look:
         return ["one of", _type(v)]
 
     def thing(self, v) -> list:
-        "Any other object: its class, and what it holds or, where it says so, is `decided_by`."
+        """Any other object: its class, and what it holds or, where it says so, is `decided_by`.
+
+        What derives from a plain type is its `repr`, too.
+        """
+        if isinstance(v, _BY_REPR):
+            return [_type(v), repr(v), self(type(v)), self.mapping(getattr(v, "__dict__", {}))]
         decisive = getattr(type(v), "decided_by", None)
         if decisive is not None:  # the rest comes with its use
             return [self(type(v)), [[name, self(getattr(v, name))] for name in decisive]]
@@ -139,6 +183,13 @@ class _Look:
             return self.unknown(v)
         held = {s: getattr(v, s) for s in slots if hasattr(v, s)} | getattr(v, "__dict__", {})
         return [self(type(v)), self.mapping(held)]
+
+
+def _says_all(v) -> bool:
+    "Whether a plain value is no more than its `repr`: its type is a library's, or an enumeration."
+    return (
+        isinstance(v, Enum) or type(v).__module__ == "builtins" or _is_library(type(v).__module__)
+    )
 
 
 def _hides(v) -> bool:
@@ -186,8 +237,11 @@ def _function(look: _Look, f: types.FunctionType) -> list:
     if _is_library(f.__module__):
         look.libraries.add(f.__module__)
         return ["function", f.__module__, f.__qualname__, *own]
-    read = {k: f.__globals__[k] for k in _global_names(f.__code__) if k in f.__globals__}
-    return ["function", *own, [[k, look(v), _of_module(look, v, used)] for k, v in read.items()]]
+    names = _names_in(f.__code__, "LOAD_GLOBAL", "LOAD_NAME")
+    read = {k: f.__globals__[k] for k in names if k in f.__globals__}
+    read |= _imports(f)
+    own.append([[k, look(v), _of_module(look, v, used)] for k, v in read.items()])
+    return ["function", *own, look.mapping(vars(f))] if vars(f) else ["function", *own]
 
 
 def _of_module(look: _Look, v, used: set[str]) -> list:
@@ -215,7 +269,9 @@ def _class(look: _Look, c: type) -> list:
     own = {k: v for k, v in vars(c).items() if k not in skip and not k.startswith("_abc_")}
     slots = _slots(c)
     bases = look.all(c.__bases__)
-    return ["class", bases, [[k, look(v)] for k, v in sorted(own.items()) if k not in slots]]
+    described = ["class", bases, [[k, look(v)] for k, v in sorted(own.items()) if k not in slots]]
+    of = type(c)
+    return described if of is type or _is_library(of.__module__) else [*described, look(of)]
 
 # %% ../../nbs/runs/03_identity.ipynb #cell11
 _INSIDE = frozenset(vars(nn.Module()))  # what every module holds for torch

@@ -22,9 +22,11 @@ from memnb import datasets
 from memnb.common import checks
 from memnb.common.files import write_whole
 from memnb.datasets import sources as arrays
+from memnb.datasets.inputs import in_memory
 from memnb.datasets.label_noise import NOISE, corrupt
 from memnb.datasets.loading import human_labels, load
 from memnb.datasets.noisy_datasets import NoisyDataset
+from memnb.datasets.own_arrays import from_arrays
 from memnb.datasets.own_items import from_torch
 from memnb.datasets.sources import data_root
 
@@ -225,6 +227,21 @@ def test_digest_sees_every_field():
     others = [replace(data, **{f: v}) for f, v in changes.items()] + [replace(data, clean=None)]
     assert len({d.digest for d in [data, *others]}) == 7
     assert labelled(4, 2).digest == data.digest
+
+
+def test_digest_sees_what_was_changed_in_place():
+    array = np.arange(12, dtype=np.float32).reshape(4, 3)
+    shared = from_arrays(array, [0, 1, 0, 1], n_classes=2)
+    data = labelled(4, 2)
+    parts = in_memory({"a": torch.arange(4.0)[:, None]})
+    several = NoisyDataset(parts, torch.tensor([0, 1, 0, 1]))
+    seen = [shared.digest, data.digest, several.digest]
+    array[2, 1] = 50
+    data.y[3] = 1 - data.y[3]
+    parts.read.args[0]["a"][0] = 7
+    again = [shared.digest, data.digest, several.digest]
+    assert all(a != b for a, b in zip(seen, again, strict=True))
+    assert replace(shared, x=torch.from_numpy(array.copy())).digest == shared.digest
 
 
 def test_data_loader_yields_examples_with_their_index():

@@ -125,6 +125,54 @@ def test_one_hot_rows_are_decoded_and_said(kind, dtype):
     assert got.classes == ("0", "1", "2")
 
 
+@pytest.mark.filterwarnings("ignore:.*one-hot")
+@pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame])
+def test_the_columns_of_a_one_hot_frame_name_the_classes(frame):
+    words = ["dog", "cat", "eel", "cat"]
+    columns = sorted({*words, "ant"})  # no example is an ant
+    rows = frame({c: [int(w == c) for w in words] for c in columns})
+    # by their names, whatever the order of the network's outputs
+    assert coded(rows, classes=["eel", "dog", "cat", "ant"]).y.tolist() == [1, 2, 0, 2]
+    free = coded(rows)
+    assert free.classes == tuple(columns)
+    assert [free.classes[c] for c in free.y] == words
+    with pytest.raises(ValueError, match="'cat', 'dog', 'eel' are not among the classes 'a', 'b'"):
+        coded(rows, classes=["a", "b", "c", "d"])
+    with pytest.raises(ValueError, match="which of 4 outputs stands for which cannot be known"):
+        coded(rows, n_classes=4)
+
+
+@pytest.mark.filterwarnings("ignore:.*one-hot")
+def test_columns_that_are_only_numbered_are_the_outputs():
+    rows = np.eye(3)[[2, 0, 1]]
+    for frame in (pd.DataFrame(rows), pl.DataFrame(rows)):
+        assert coded(frame, classes=["c", "a", "b"]).y.tolist() == [2, 0, 1]
+    by_number = pd.DataFrame(rows.astype(int), columns=[10, 2, 5])
+    assert coded(by_number, classes=[2, 5, 10]).y.tolist() == [1, 2, 0]
+
+
+@pytest.mark.filterwarnings("ignore:.*one-hot")
+@pytest.mark.parametrize("more", [dict(n_classes=5), dict(classes=list("abcde"))])
+def test_one_hot_rows_have_a_column_for_each_output(more):
+    with pytest.raises(ValueError, match="one-hot labels have 3 columns for 5 classes"):
+        coded(np.eye(3), **more)
+
+
+def test_numbers_with_a_point_are_in_order_too():
+    assert coded(["10.0", "2.0", "1e1", "-1.5", "nan", "b"]).classes == (
+        "-1.5",
+        "2.0",
+        "10.0",
+        "1e1",
+        "b",
+        "nan",
+    )
+
+
+def test_numpys_numbers_are_names_of_classes():
+    assert coded([5, 7], classes=[np.int64(7), np.int16(5)]).y.tolist() == [1, 0]
+
+
 def test_one_hot_columns_are_the_classes():
     with pytest.warns(UserWarning, match="one-hot"):
         got = coded(np.eye(2, dtype=int), classes=["dog", "cat"])

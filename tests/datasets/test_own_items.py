@@ -2,6 +2,7 @@
 
 import importlib.util
 import multiprocessing
+import operator
 import os
 import re
 import warnings
@@ -553,3 +554,11 @@ def test_many_items_of_workers_need_no_open_files(workers_pay):
     from_torch(DataLoader(Numbered(3000), num_workers=2), input="x")
     after = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     assert after <= before + 5
+
+
+def test_names_of_labels_that_a_data_set_changes_are_not_taken():
+    items = TensorDataset(torch.zeros(2, 3), torch.arange(2))
+    items.classes = ["cat", "dog"]
+    assert from_torch(items).classes == ("cat", "dog")
+    items.target_transform = operator.neg
+    assert from_torch(items).classes == ("0", "1")

@@ -442,5 +442,24 @@ def test_what_to_expect_grows_with_the_runs(tmp_path):
     assert each(case(), training, rho=[], seed=[0]) == {}
 
 
+def test_a_wide_network_is_expected_to_take_its_time(tmp_path):
+    def experiment(width):
+        data = corrupt(load("digits")[0].subset(range(40 * width)), 0.1)
+        return partial(fit, build("mlp", shape=data.x.shape[1:], widths=[width], seed=0), data, 1)
+
+    asked = []
+
+    def seconds(call):
+        weights = sum(w.numel() for w in call.args[0].parameters())
+        asked.append(weights * len(call.args[1]))
+        return 5 + 1e-3 * asked[-1]
+
+    said = expect(case(tmp_path), experiment, seconds, width=[4, 1, 2, 8])
+
+    every = [40 * w * (64 * w + w + 10 * w + 10) for w in (1, 2, 4, 8)]
+    assert sorted(asked) == [every[0], every[-1]]
+    assert f"expected: 4 runs, about {sum(5 + 1e-3 * work for work in every):.0f} s" in said
+
+
 def test_seconds_are_measured():
     assert 0 < training_seconds(training(0.1, 0)) < 60

@@ -223,9 +223,8 @@ def test_by_torch_and_by_numpy(n, d, threads, monkeypatch):
     x, y, z = cloud("relu", n, d)
     scores = []
     by_numpy = []
-    monkeypatch.setattr(
-        geometry, "_controller", lambda real=geometry._controller: by_numpy.append(1) or real()
-    )
+    real = geometry.one_blas_thread
+    monkeypatch.setattr(geometry, "one_blas_thread", lambda: by_numpy.append(1) or real())
     for count in (1, 2, 3):
         threads(count)
         scores.append(MASC().fit(x, y).scores(z))
@@ -365,6 +364,38 @@ def test_more_columns_than_examples_in_single_precision(n, d):
         assert largest_wrong(p, z, expected[probe]) < 1e-4
         if probe is MASC:
             assert p.sizes_ == expected["sizes"]
+
+
+def nearest(x, y, test):
+    "Classes by the cosine with each class's first right singular vector, and with its mean."
+    means = np.stack([x[y == c].mean(0) for c in range(y.max() + 1)])
+    first = np.stack([np.linalg.svd(x[y == c], full_matrices=False)[2][0] for c in np.unique(y)])
+    first *= np.sign((first * means).sum(1, keepdims=True))
+    cosines = means / np.linalg.norm(means, axis=1, keepdims=True)
+    return (test @ first.T).argmax(1), (test @ cosines.T).argmax(1)
+
+
+@pytest.mark.parametrize("batch", [2000, 300])
+@pytest.mark.parametrize("d, n", [(24, 2000), (600, 2000)])
+@pytest.mark.parametrize("offset, slope", [(1e3, 0), (1e4, 0), (1e5, 0), (1e4, 1e4)])
+def test_a_cloud_far_from_zero_in_single_precision(d, n, offset, slope, batch):
+    g = torch.Generator().manual_seed(d)
+    y = torch.arange(n) % 5
+    centres = torch.randn(5, d, generator=g, dtype=DOUBLE)
+    noise = torch.randn(n, d, generator=g, dtype=DOUBLE)
+    x = (offset + slope * y[:, None] + centres[y] + noise).float()
+    shapes = ClassShapes(5, n)
+    for rows, labels in zip(x.split(batch), y.split(batch), strict=True):
+        shapes.add(rows, labels)
+    shapes.finish()
+
+    by_first, by_mean = nearest(x.double().numpy(), y.numpy(), x.double().numpy())
+
+    assert (VeLPIC().fit_shapes(shapes).predict(x).numpy() == by_first).all()
+    assert (CosineMean().fit_shapes(shapes).predict(x).numpy() == by_mean).all()
+    double = MASC().fit(x.double(), y).predict(x.double())
+    assert (MASC().fit_shapes(shapes).predict(x) == double).all()
+    assert (double == y).double().mean() > 0.9
 
 
 def test_a_hundred_directions_around_the_share_that_hardly_differ_in_length():

@@ -267,6 +267,81 @@ def test_what_is_used_of_a_users_module_counts(tmp_path, monkeypatch):
     assert fingerprint(by_module) != before
 
 
+def test_what_a_function_imports_when_it_is_called_counts(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "later_losses.py").write_text("K = 2\ndef used(s): return K * s\n")
+
+    def by_module(s):
+        import later_losses as ours
+
+        return ours.used(s)
+
+    def by_name(s):
+        from later_losses import used
+
+        return used(s)
+
+    before = fingerprint(by_module), fingerprint(by_name)  # it is not imported yet
+    assert (fingerprint(by_module), fingerprint(by_name)) == before
+    monkeypatch.setattr(sys.modules.pop("later_losses"), "K", 2)
+    assert (fingerprint(by_module), fingerprint(by_name)) == before
+    monkeypatch.setattr(sys.modules["later_losses"], "K", 3)
+    assert fingerprint(by_module) != before[0]
+    assert fingerprint(by_name) != before[1]
+
+
+def test_an_import_that_fails_is_left_to_the_function():
+    def absent(s):
+        import no_such_module_at_all
+
+        return no_such_module_at_all.used(s)
+
+    assert fingerprint(absent) == fingerprint(absent)
+
+
+def test_an_attribute_of_a_function_counts():
+    def kept(s):
+        return kept.k * s
+
+    kept.k = 2
+    before = fingerprint(kept)
+    kept.k = 3
+    assert fingerprint(kept) != before
+    kept.k = 2
+    assert fingerprint(kept) == before
+
+
+class Metre(float):
+    "A plain type with more to it."
+
+    def __call__(self, s):
+        return self.k * s
+
+
+def test_what_derives_from_a_plain_type_is_more_than_its_text():
+    a, b = Metre(1), Metre(1)
+    a.k, b.k = 2, 3
+    assert repr(a) == repr(b)
+    assert fingerprint(a) != fingerprint(b)
+    b.k = 2
+    assert fingerprint(a) == fingerprint(b)
+
+
+class Counted(type):
+    k = 2
+
+
+class Made(metaclass=Counted):
+    def __call__(self, s):
+        return type(self).k * s
+
+
+def test_the_class_of_a_class_counts(monkeypatch):
+    before = fingerprint(Made())
+    monkeypatch.setattr(Counted, "k", 3)
+    assert fingerprint(Made()) != before
+
+
 def test_an_optimizers_hooks_count():
     def optimizer():
         return torch.optim.SGD([torch.zeros(2)], lr=0.1)

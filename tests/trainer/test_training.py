@@ -1127,6 +1127,17 @@ def test_a_value_that_a_function_reads_from_its_module_counts(tmp_path, monkeypa
         fit(net(), **how)
 
 
+def test_data_that_were_changed_in_place_are_other_data(tmp_path):
+    data = noisy()
+    how = dict(epochs=1, batch=BATCH, folder=tmp_path / "run")
+    run = fit(net(), data, **how)
+    data.x.mul_(2)
+    with pytest.raises(ValueError, match="holds another run: it differs in data"):
+        fit(net(), data, **how)
+    with pytest.raises(ValueError, match="this run was trained on data"):
+        run.check(data)
+
+
 def test_a_trained_network_does_not_begin_where_its_run_began(tmp_path):
     how = dict(data=noisy(), epochs=1, folder=tmp_path / "run")
     model = net()
