@@ -65,13 +65,17 @@ class Choice(widgets.VBox):
         return {}
 
 
+def _in_a_row(chart: LiveChart) -> widgets.HBox:
+    "A chart that is as wide as its place, and no higher than it is."
+    return widgets.HBox([chart], layout=widgets.Layout(width="100%"))
+
+
 def _offer(control: widgets.Widget, options: list):
     "Have a control offer these options and keep its value where it is one of them."
     if list(control.options) != options:
         value = control.value
         control.options = options
-        if value in options:
-            control.value = value
+        control.value = value if value in options else options[0]
 
 # %% ../../nbs/explorer/15_choices.ipynb #ch05
 class ToyChoice(Choice):
@@ -96,13 +100,13 @@ class LayerChoice(Choice):
     def __init__(self):
         self.layer = widgets.Dropdown(description="layer", **_FIELD)
         self.epoch = widgets.SelectionSlider(
-            options=[0.0], description="back to epoch", readout=True, **_LATE
+            options=[0], description="back to epoch", readout=True, **_LATE
         )
         super().__init__([self.layer, self.epoch])
 
     def _fit(self, session: Session, at: int):
         _offer(self.layer, layers_of_network(session))
-        _offer(self.epoch, earlier_epochs(session))
+        _offer(self.epoch, [int(epoch) for epoch in earlier_epochs(session)])
 
     def values(self, session: Session) -> dict:
         layers = layers_of_network(session)
@@ -121,7 +125,7 @@ class UnitChoice(Choice):
         self.off = widgets.IntSlider(0, 0, 1, description="units off", **_LATE)
         self.tiles = LiveChart(field="row", clicked=self.pick)
         self.wanted = None  # an example to choose once its session is looked at
-        super().__init__([self.example, self.off], (self.tiles,))
+        super().__init__([self.example, self.off], (_in_a_row(self.tiles),))
 
     def pick(
         self,
@@ -151,7 +155,7 @@ class MemoryChoice(Choice):
     def __init__(self):
         self.off = widgets.Checkbox(False, description="tied memory off", indent=False)
         self.tiles = LiveChart()
-        super().__init__([self.off], (self.tiles,))
+        super().__init__([self.off], (_in_a_row(self.tiles),))
 
     def _fit(self, session: Session, at: int):
         self.tiles.chart = draw_forgotten(session, at, off=self.off.value)

@@ -308,7 +308,7 @@ SESSIONS = {
         noise="redraw",
     ),
     "layers and units": SessionKind(
-        title="ResNet-9, ten classes: which layers and units hold a label",
+        title="ResNet-9, layers and units",
         notebook="localization_rewinding",
         begin=_pictures,
         resolve=localization_parameters,
@@ -321,7 +321,7 @@ SESSIONS = {
         noise="wrong",
     ),
     "tied memory": SessionKind(
-        title="ResNet-9 with a memory of its own: example-tied dropout",
+        title="ResNet-9 with tied memory",
         notebook="localization_dropout",
         begin=_tied,
         resolve=localization_parameters,

@@ -285,7 +285,7 @@ def _tile_layers(frame: pl.DataFrame, columns: int, lines: int, size: int) -> li
     if frame["url"].null_count() == len(frame):
         return [tile, base.mark_text(fontSize=9, color="#fff").encode(text="caption:N"), click]
     image = base.mark_image(width=size, height=size).encode(url="url:N")
-    text = base.mark_text(dy=-size / 2 - 12, fontSize=10).encode(text="caption:N")
+    text = base.mark_text(dy=-size / 2 - 12, fontSize=10, color="#333").encode(text="caption:N")
     return [tile, image, text, click]
 
 

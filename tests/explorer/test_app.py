@@ -797,7 +797,7 @@ def test_a_layer_is_put_back_by_a_slider(make):
     assert "with layer conv1 as at epoch 0" in title(chart)
 
     choice.layer.value = "res1"
-    choice.epoch.value = 5.0
+    choice.epoch.value = 5
 
     assert title(chart).startswith("Epoch 8: with layer res1 as at epoch 5")
     assert e.command.value == e.session.command

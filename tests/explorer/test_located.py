@@ -268,7 +268,7 @@ def test_each_control_is_heard(plain, tied):
     layers = LayerChoice()
     changes = heard(layers, plain)
     layers.layer.value = "res1"
-    layers.epoch.value = 5.0
+    layers.epoch.value = 5
     assert changes == [dict(layer="res1", epoch=0.0), dict(layer="res1", epoch=5.0)]
 
     units = UnitChoice()
@@ -296,7 +296,7 @@ def test_the_toy_model_has_two_numbers(plain):
 def test_a_choice_that_a_session_does_not_have_is_the_nearest(plain):
     choice = LayerChoice()
     choice.enter(plain, 8)
-    choice.epoch.value = 8.0
+    choice.epoch.value = 8
     other = Session("layers and units", "ci", width=0.0625)
     next(iter(other))
     other.epochs = other.epochs[:4]
