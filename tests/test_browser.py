@@ -348,6 +348,44 @@ def test_under_voila(browser, tmp_path):
         status(page, "done: ")
 
 
+def heading(page: Page, begins: str):
+    "Wait for a chart with this title."
+    text = page.locator(".vega-embed svg text:visible", has_text=re.compile(begins)).first
+    expect(text).to_be_visible()
+
+
+def test_layers_are_put_back_and_units_and_a_memory_switched_off(browser, tmp_path):
+    notebook(tmp_path, 'kind="layers and units", pace=0')
+    with served(VOILA, tmp_path) as address, opened(browser, address, "/?token=abc") as page:
+        status(page, "done: ")
+        tab(page, "Rewind")
+        heading(page, "with layer conv1 as at epoch 0")
+        layer = page.locator(".widget-dropdown", has_text="layer").locator("select").last
+        layer.select_option("res1")
+        heading(page, "with layer res1 as at epoch 0")
+        drag(page, "back to epoch", 0.5)
+        heading(page, "with layer res1 as at epoch [1-8]")
+
+        tab(page, "Units")
+        tile = page.locator(".vega-embed svg .mark-image image:visible").nth(3)
+        picked = page.locator(".vega-embed svg text:visible", has_text="example 67 (2 → 6), 0 of")
+        for _ in range(5):  # the chart may move as it comes to fit its place
+            tile.click(force=True)
+            try:
+                picked.first.wait_for(timeout=WAIT / 10)
+                break
+            except PlaywrightTimeout:
+                continue
+        drag(page, "units off", 0.9)
+        heading(page, r"example 67 .* no longer 6")
+
+        page.locator(".widget-dropdown select").first.select_option("ResNet-9 with tied memory")
+        tab(page, "Memory")
+        heading(page, "^Epoch 8, memory on: ")
+        page.locator("input[type=checkbox]:visible").check()
+        heading(page, "^Epoch 8, memory off: ")
+
+
 # Large scripts, of which Vega is the only one that comes as text, take three seconds to load.
 DELAY = """
 const make = URL.createObjectURL;

@@ -13,7 +13,7 @@ from ..common.faces import names_on_request
 
 _NAMES = {
     "sessions": ("NOISE_KINDS", "SESSIONS", "Session", "SessionKind", "curves_of", "numbers"),
-    "views": ("VIEWS", "View"),
+    "tabs": ("VIEWS", "View"),
     "widgets": ("Panel", "Stage", "Transport"),
     "app": ("Explorer", "explore"),
     "beside": ("explore_at",),

@@ -17,6 +17,7 @@ import ipywidgets as widgets
 
 from ..common.checks import check_choice, shown
 from .sessions import SESSIONS, Session, numbers
+from .tabs import VIEWS
 from .widgets import ROW, CopyButton, Panel, Stage, Transport
 from ..lab.theme import use_theme
 from ..papers.relu import relu_parameters
@@ -207,7 +208,7 @@ class Explorer(widgets.VBox):
                 at = min(self.transport.time.value, self.session.seen - 1)
                 self.transport.epoch.value = f"epoch {self.session.epochs[at]:,.0f}"
                 self.stage.draw(self.session, at, self.pinned)
-                self.command.value = self.session.command
+                self.command.value = VIEWS[self.stage.open_view].command(self.session)
             except Exception as e:
                 self._say(f"{type(e).__name__}: {e}")
                 return False

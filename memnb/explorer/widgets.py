@@ -16,9 +16,11 @@ import ipywidgets as widgets
 import traitlets
 
 from ..common.checks import check_choice
+from .choices import CHOICES
 from .live_charts import LiveChart
 from .sessions import NOISE_KINDS, SESSIONS, Session, defaults
-from .views import VIEWS, draw_examples, draw_history, tile_rows
+from .tabs import VIEWS
+from .views import draw_examples, draw_history, tile_rows
 from .words import GLOSSARY, NOISE_MEANINGS, lesson_link, small_print
 
 # %% ../../nbs/explorer/03_widgets.ipynb #cell04
@@ -237,6 +239,9 @@ class Stage(widgets.Tab):
             chart.add_class("memnb-pinned")
         self.detail = LiveChart()  # the history of the picked example
         self.notes = {name: widgets.HTML() for name in VIEWS}
+        self.choices = {name: make() for name, make in CHOICES.items()}
+        for choice in self.choices.values():
+            choice.changed = self._chosen
         self.rows = []  # of the examples that are shown
         self.pinned_rows = []  # of the pinned session's
         self.picked = None  # one of them
@@ -247,7 +252,8 @@ class Stage(widgets.Tab):
 
     def _page(self, name: str) -> widgets.VBox:
         "What stands in a tab."
-        parts = [self.notes[name], widgets.HBox([self.beside[name], self.charts[name]], **TOPS)]
+        charts = widgets.HBox([self.beside[name], self.charts[name]], **TOPS)
+        parts = [self.notes[name], *filter(None, [self.choices.get(name)]), charts]
         if name == "Examples":
             parts.append(self.detail)
         words = [
@@ -281,13 +287,29 @@ class Stage(widgets.Tab):
         if name == "Examples":
             self._examples(own, other)
             return
+        chosen, chosen_beside = self._choices(name, own, other)
         together = view.compares and own and other
         if together:
-            self._place(self.charts[name], view.draw(*own, other))
+            self._place(self.charts[name], view.draw(*own, other, **chosen))
         else:
-            self._place(self.charts[name], own and view.draw(*own))
+            self._place(self.charts[name], own and view.draw(*own, **chosen))
         alone = other if not together else None
-        self._place(self.beside[name], alone and _labelled(view.draw(*alone)))
+        self._place(self.beside[name], alone and _labelled(view.draw(*alone, **chosen_beside)))
+
+    def _chosen(self):
+        "Draw what was chosen in a tab."
+        self.redraw()
+
+    def _choices(self, name: str, *shown: tuple[Session, int] | None) -> list[dict]:
+        "What the tab's controls say of each session; they are fitted to the first there is."
+        choice = self.choices.get(name)
+        there = [one for one in shown if one]
+        if choice is None:
+            return [{} for _ in shown]
+        choice.layout.display = None if there else "none"
+        if there:
+            choice.enter(*there[0])
+        return [choice.values(one[0]) if one else {} for one in shown]
 
     def _place(self, place: LiveChart, chart: alt.TopLevelMixin | None):
         "Show a chart; without one, hide its place."
@@ -307,6 +329,7 @@ class Stage(widgets.Tab):
         if row in rows and (row, is_pinned) != (self.picked, self.is_pinned):
             self.picked = row
             self.is_pinned = is_pinned
+            self.choices["Units"].wanted = row
             self.redraw()
 
     def _examples(self, own: tuple[Session, int], other: tuple[Session, int] | None):

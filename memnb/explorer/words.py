@@ -35,8 +35,8 @@ GLOSSARY = {  # what charts say -> what it means, and the lesson about it
         "dynamics/03_decomposition",
     ),
     "toy model": (
-        "two numbers in place of the network, one for what all examples share and one for each "
-        "label learnt by heart",
+        "two margins in place of the network, a clean and a noisy one, that pull at one rope: each "
+        "unit that the noisy margin gains costs the clean one k; beside it, the network's own",
         "dynamics/04_toy",
     ),
     "given, true": ("a caption reads: true label → given label", "datasets/03_label_noise"),
@@ -49,6 +49,29 @@ GLOSSARY = {  # what charts say -> what it means, and the lesson about it
         "probes/03_classifiers",
     ),
     "model": ("the network's own answers", "probes/04_over_training"),
+    "layer put back": (
+        "its parameters as they were at an earlier epoch, those of the other layers as they are; "
+        "where that loses labels, the layer matters for them",
+        "localization/02_rewinding",
+    ),
+    "unit": (
+        "a channel of a convolution; switched off, it gives 0",
+        "localization/03_unit_masks",
+    ),
+    "units of an example": (
+        "those whose loss hurts it most and other examples least, one after the other, until the "
+        "answer changes",
+        "localization/04_unit_search",
+    ),
+    "example-tied dropout": (
+        "in training, some channels are always on and each of the others only for the examples "
+        "that own it: its memory",
+        "localization/05_tied_dropout",
+    ),
+    "memory off": (
+        "no example has its own channels on, as is always so for a test example",
+        "localization/05_tied_dropout",
+    ),
     "pair": ("two numbers that are to be added, subtracted or multiplied", "modular/01_arithmetic"),
     "projection": (
         "the network with the waves alone that generalize left in its weights; it is trained no "

@@ -162,10 +162,10 @@ def _replaying(outputs: dict[nn.Module, object]):
 CONVENTIONS = ("parameters", "buffers", "reestimated")
 
 
-def _rows(hits: Tensor, mask: Tensor, **more) -> list[dict]:
+def _rows(hits: Tensor, mask: Tensor, target: str = "given", **more) -> list[dict]:
     "Accuracy of both groups."
     return [
-        more | dict(group=group, target="given", accuracy=hits[part].double().mean().item())
+        more | dict(group=group, target=target, accuracy=hits[part].double().mean().item())
         for group, part in (("clean", ~mask), ("noisy", mask))
     ]
 
@@ -200,9 +200,30 @@ class _Trained:
     data: NoisyDataset
     layers: list[str]
     mask: Tensor  # (n,) bool
+    labels: dict[str, Tensor]  # `given` or `true` -> (n,) labels that answers are compared with
+
+    def rows(self, answers: Tensor, **more) -> list[dict]:
+        "Accuracy of both groups on each kind of label."
+        rows = []
+        for target, y in self.labels.items():
+            rows += _rows(answers == y, self.mask, target, **more)
+        return rows
 
 
-def _trained(run: Run, data: NoisyDataset, layers, mask, model) -> _Trained:
+def _labels(data: NoisyDataset, targets) -> dict[str, Tensor]:
+    "The labels of each target. `ValueError` for an unknown one, or true labels nobody knows."
+    labels = {}
+    for target in names_of("targets", targets):
+        check_choice("target", target, ("given", "true"))
+        labels[target] = data.y if target == "given" else data.clean
+    if not labels:
+        raise ValueError("targets=[] names no labels to compare answers with")
+    if "true" in labels and data.clean is None:
+        raise ValueError("the true labels of the data are unknown; targets must be ['given']")
+    return labels
+
+
+def _trained(run: Run, data: NoisyDataset, layers, mask, model, targets=("given",)) -> _Trained:
     "`TypeError` or `ValueError` where these do not belong together."
     if not isinstance(run, Run):
         raise TypeError(f"the run is {shown(run)}; it must be a Run, of `fit` or a Recorder")
@@ -221,7 +242,8 @@ def _trained(run: Run, data: NoisyDataset, layers, mask, model) -> _Trained:
         raise ValueError("layers=[] names no layer")
     for layer in layers:
         layer_state(net, layer, buffers=False)
-    return _Trained(net, run, data, layers, group_mask(data, mask))
+    labels = _labels(data, targets)
+    return _Trained(net, run, data, layers, group_mask(data, mask), labels)
 
 
 def _checkpoints(run: Run, times: Sequence[float] | None) -> list[float]:
@@ -251,20 +273,21 @@ def rewind(
     times: Sequence[float] | None = None,  # checkpoints to go back to; default: all
     convention: str = "parameters",  # one of `CONVENTIONS`
     *,
+    targets: Sequence[str] = ("given",),  # labels that answers are compared with: given, true
     mask: Tensor | None = None,  # (n,) bool; default: the noisy examples
     model: nn.Module | None = None,  # a skeleton, for a network that is not memnb's
     batch: int = 256,  # examples whose activations are kept at a time, 1 or more
     cache: bool = True,  # False: all of it runs for each layer and time, which gives the same
     progress: bool | None = None,  # a bar with an estimate; None: where it takes seconds
 ) -> pl.DataFrame:
-    """Accuracy on the given labels of both groups with one layer as it was at an earlier time.
+    """Accuracy of both groups, on given labels, with one layer as it was at an earlier time.
 
     Columns `layer, time, group, target, accuracy` (localization, section 5.1). `ValueError` for a
-    layer or time that is not there.
+    layer or time that is not there, and for true labels where they are unknown.
     """
     check_choice("convention", convention, CONVENTIONS)
     batch = whole("batch", batch, 1)
-    trained = _trained(run, data, layers, mask, model)
+    trained = _trained(run, data, layers, mask, model, targets)
     times = _checkpoints(run, times)
     if convention == "reestimated":
         one = batch == 1 or len(data) == 1
@@ -298,16 +321,15 @@ def _rewound(
     last = max(run.checkpoints)
     state = net.state_dict()
     keys = {layer: list(layer_state(net, layer, buffers)) for layer in trained.layers}
-    hits = {(layer, time): [] for layer in trained.layers for time in times}
+    answers = {(layer, time): [] for layer in trained.layers for time in times}
     steps = -(-len(data) // batch) * len(trained.layers)
 
     def put(layer: str, time: float):
         for k in keys[layer]:
             state[k].copy_(run.checkpoints[time][k])
 
-    batches = zip(parts(data.x, batch, data.index), data.y.split(batch), strict=True)
     with torch.no_grad(), eager(net), _bar(steps, progress) as bar:
-        for (x, known), y in batches:
+        for x, known in parts(data.x, batch, data.index):
             with known:
                 prefix = _Prefix(net, x) if cache else None
                 for layer in trained.layers:
@@ -315,12 +337,12 @@ def _rewound(
                         for time in times:
                             put(layer, time)
                             logits = prefix.logits if cache and time == last else answer(net, x)
-                            hits[layer, time].append(predicted(logits) == y)
+                            answers[layer, time].append(predicted(logits))
                     put(layer, last)
                     bar.update()
     rows = []
-    for (layer, time), parts_of in hits.items():
-        rows += _rows(torch.cat(parts_of), trained.mask, layer=layer, time=time)
+    for (layer, time), parts_of in answers.items():
+        rows += trained.rows(torch.cat(parts_of), layer=layer, time=time)
     return rows
 
 
@@ -338,8 +360,8 @@ def _reestimated(
             net.load_state_dict(end)
             put_back(net, run.checkpoints[time], layer, buffers=False)
             _reestimate(net, data, batch)
-            hits = predicted(predict(net, data.x, batch, data.index)) == data.y
-            rows += _rows(hits, trained.mask, layer=layer, time=time)
+            answers = predicted(predict(net, data.x, batch, data.index))
+            rows += trained.rows(answers, layer=layer, time=time)
             bar.update()
     return rows
 

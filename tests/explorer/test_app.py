@@ -14,8 +14,10 @@ import pytest
 from memnb.explorer import app as explorers
 from memnb.explorer import widgets as controls
 from memnb.explorer.app import Explorer, Panel, Stage, explore
+from memnb.explorer.located import memory_rows, units_off
 from memnb.explorer.sessions import NOISE_KINDS, SESSIONS, Session, defaults, numbers
-from memnb.explorer.views import VIEWS, View, tile_rows
+from memnb.explorer.tabs import VIEWS, View
+from memnb.explorer.views import tile_rows
 from memnb.explorer.words import GLOSSARY
 
 EACH = pytest.mark.parametrize("kind", SESSIONS)
@@ -210,7 +212,9 @@ def test_a_pace_is_kept_by_waiting_for_what_a_moment_leaves(moment, waits):
 @pytest.mark.parametrize("kind", ["", "fig2"])
 def test_unknown_kind(kind, jobs):
     for make in (Explorer, explore):
-        with pytest.raises(ValueError, match="two layers, layers, sums"):
+        with pytest.raises(
+            ValueError, match="two layers, layers, layers and units, tied memory, sums"
+        ):
             make(kind)
     assert not jobs
     assert not threads()
@@ -263,6 +267,8 @@ def test_learning_rates_have_three_digits(raw, lr):
 CHANGES = {
     "two layers": dict(rho=0.3, width=10, lr=0.0251, noise="pair", seed=4),
     "layers": dict(rho=0.61, width=16, lr=0.0447, noise="pair", seed=4),
+    "layers and units": dict(rho=0.3, width=0.0625, lr=0.0501, noise="pair", seed=4),
+    "tied memory": dict(rho=0.3, width=0.125, lr=0.0501, noise="pair", seed=4),
     "sums": dict(rho=0.33, width=33, lr=0.00447, noise="pair", seed=4, dataset="sub"),
 }
 
@@ -628,7 +634,9 @@ def test_only_the_open_tab_is_drawn(make, monkeypatch):
             VIEWS,
             name,
             View(
-                lambda s, at, name=name, draw=VIEWS[name].draw: drawn.append(name) or draw(s, at),
+                lambda s, at, name=name, draw=VIEWS[name].draw, **how: (
+                    drawn.append(name) or draw(s, at, **how)
+                ),
                 VIEWS[name].only,
                 VIEWS[name].message,
             ),
@@ -776,6 +784,101 @@ def test_the_pinned_one_of_another_rate_is_seen_at_the_same_epoch(make):
         heads = title(chart), subtitle(chart)[1]
         seen.append([re.search(r"poch [\d,]+:", head).group() for head in heads])
     assert [a for a, _ in seen] == [b for _, b in seen]
+
+
+# --- controls within a tab
+
+
+def test_a_layer_is_put_back_by_a_slider(make):
+    e = done(small(make("layers and units")))
+    tab(e, "Rewind")
+    choice = e.stage.choices["Rewind"]
+    chart = e.stage.charts["Rewind"]
+    assert "with layer conv1 as at epoch 0" in title(chart)
+
+    choice.layer.value = "res1"
+    choice.epoch.value = 5
+
+    assert title(chart).startswith("Epoch 8: with layer res1 as at epoch 5")
+    assert e.command.value == e.session.command
+    e.transport.time.value = 3
+    assert title(chart).startswith("Epoch 3: with layer res1 as at epoch 3")
+    assert rules(chart) == [3.0]
+
+
+def test_units_go_off_one_by_one_and_the_command_is_of_their_notebook(make):
+    e = done(make("layers and units"))
+    tab(e, "Units")
+    choice = e.stage.choices["Units"]
+    last = len(e.session) - 1
+    row = next(r for r in choice.example.options if units_off(e.session, last, r).units)
+
+    choice.tiles.state._handle_custom_msg(dict(clicked=row), [])
+    assert choice.example.value == row
+    choice.off.value = 1
+
+    found = units_off(e.session, last, row)
+    assert choice.off.max == len(found.units)
+    answer = int(found.logits[1].argmax())
+    chart = e.stage.charts["Units"]
+    assert f"example {row} " in title(chart)
+    assert f"1 of {len(found.units)} units off: the network answers {answer}" in title(chart)
+    assert e.command.value == e.session.command_of("localization_neurons")
+    assert [i for i, t in tiles(choice.tiles).items() if t["picked"]] == [row]
+
+
+def test_an_example_that_was_clicked_on_is_that_of_units(make):
+    e = done(small(make("layers and units")))
+    tab(e, "Examples")
+    row = tile_rows(e.session)[4]
+    select(e, row)
+    tab(e, "Units")
+    assert e.stage.choices["Units"].example.value == row
+    assert f"example {row} " in title(e.stage.charts["Units"])
+
+
+def test_the_memory_is_switched_off(make):
+    e = done(make("tied memory"))
+    tab(e, "Memory")
+    chart = e.stage.charts["Memory"]
+    assert "memory on" in title(chart)
+
+    e.stage.choices["Memory"].off.value = True
+
+    end = memory_rows(e.session, len(e.session) - 1).filter(epoch=e.session.epochs[-1])
+    share = end.filter(memory="off", group="noisy")["accuracy"].item()
+    assert "memory off: clean" in title(chart)
+    assert f"noisy {share:.1%} (on " in title(chart)
+
+
+def test_two_sliders_of_the_toy_model(make):
+    e = done(small(make("two layers")))
+    tab(e, "Components")
+    before = e.stage.charts["Components"].state.data
+    e.stage.choices["Components"].k.value = 2.0
+    between = e.stage.charts["Components"].state.data
+    e.stage.choices["Components"].start.value = -2.0
+    assert before != between != e.stage.charts["Components"].state.data
+    assert e.transport.status.value == done_status(e.session)
+
+
+def test_controls_are_seen_where_there_is_something_to_choose(make):
+    e = done(small(make("layers and units")))
+    for name, choice in e.stage.choices.items():
+        tab(e, name)
+        assert visible(choice) == (name in ("Rewind", "Units"))
+
+
+def test_a_pinned_network_has_the_same_layer_put_back(make):
+    e = done(small(make("layers and units")))
+    e.transport.pin.click()
+    e.panel.seed.value = 1
+    done(e)
+    tab(e, "Rewind")
+    e.stage.choices["Rewind"].layer.value = "res2"
+    assert "with layer res2 as at epoch 0" in title(e.stage.charts["Rewind"])
+    assert title(e.stage.beside["Rewind"]).startswith("Pinned. Epoch 8: with layer res2")
+    assert visible(e.stage.beside["Rewind"])
 
 
 # --- a picked example

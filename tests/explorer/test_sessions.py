@@ -19,12 +19,21 @@ from cells import prepared, run
 from memnb.datasets.label_noise import NOISE
 from memnb.explorer import sessions
 from memnb.explorer.sessions import NOISE_KINDS, SESSIONS, Session, curves_of, defaults, numbers
+from memnb.models.evaluation import predict
 
 ROOT = Path(__file__).parents[2]
-SMALL = {"two layers": dict(width=10), "layers": dict(width=16), "sums": dict(width=33)}
+SMALL = {
+    "two layers": dict(width=10),
+    "layers": dict(width=16),
+    "layers and units": dict(width=0.0625),
+    "tied memory": dict(width=0.125),
+    "sums": dict(width=33),
+}
 OTHER = {  # nothing at its default
     "two layers": dict(rho=0.3, width=10, lr=0.00631, seed=3, noise="wrong"),
     "layers": dict(rho=0.55, width=16, lr=0.0447, seed=2, noise="pair"),
+    "layers and units": dict(rho=0.3, width=0.0625, lr=0.0708, seed=4, noise="redraw"),
+    "tied memory": dict(rho=0.25, width=0.125, lr=0.0562, seed=6, noise="pair"),
     "sums": dict(rho=0.45, width=33, lr=0.00447, seed=5, noise="redraw", dataset="sub"),
 }
 EACH = pytest.mark.parametrize("kind", SESSIONS)
@@ -98,7 +107,9 @@ def test_defaults_are_new_each_time(kind):
 @pytest.mark.parametrize("make", [defaults, Session, lambda w: Session(w, "ci")])
 @pytest.mark.parametrize("name", ["", "one layer", "fig2"])
 def test_unknown_kind(make, name):
-    with pytest.raises(ValueError, match="kind=.*two layers, layers, sums"):
+    with pytest.raises(
+        ValueError, match="kind=.*two layers, layers, layers and units, tied memory, sums"
+    ):
         make(name)
 
 
@@ -168,7 +179,8 @@ def test_the_ends_of_the_ranges_can_be_trained(kind, end, noise):
 @EACH
 def test_as_long_as_its_epochs(kind, whole):
     s = whole[kind]
-    assert len(s) == len(s.epochs) == s.seen == len(s.run().time) > 40
+    assert len(s) == len(s.epochs) == s.seen == len(s.run().time)
+    assert len(s) > (5 if kind in ("layers and units", "tied memory") else 40)
     assert s.epochs[0] == 0
     assert all(a < b for a, b in pairwise(s.epochs))
     assert s.run().time.tolist() == pytest.approx([e / s.course.unit for e in s.epochs], rel=1e-12)
@@ -236,7 +248,8 @@ def test_every_network_on_the_way_is_the_one_that_answered(kind, whole):
     s = whole[kind]
     for k in (0, 1, len(s) // 2, len(s) - 1):
         with torch.no_grad():
-            out = s.run().at(s.recorder.moments[k]["time"])(s.data.x)
+            net, _ = s.network(k)
+            out = predict(net, s.data.x, index=s.data.index)
         guess = (out[:, 0] > 0).long() if out.shape[1] == 1 else out.argmax(1)
         assert (guess == s.run().prediction[k]).double().mean() > 0.97  # of ties and low precision
 
@@ -259,6 +272,8 @@ def test_the_same_again_bit_for_bit(kind):
 )
 def test_every_value_matters(kind, k, v, whole):
     s = whole[kind]
+    if k == "width" and kind in ("layers and units", "tied memory"):
+        v = 0.25
     other = small(kind, **{k: v})
     first(3, other)
     assert other.values[k] == v != s.values[k]
@@ -330,6 +345,8 @@ def test_curves(kind, whole):
     s = whole[kind]
     f = curves_of(whole[kind])
     own = f.filter(pl.col("accuracy").is_not_null())
+    if kind == "tied memory":
+        own = own.filter(pl.col("mode").is_null())
     frame = s.run().frame()
     assert own.select(frame.columns).equals(frame)
     assert {
@@ -398,7 +415,7 @@ def test_command_holds_what_is_explored(kind):
         if kind == "layers"
         else given["width"] == str(v["width"])
     )
-    assert len(given) == {"two layers": 7, "layers": 7, "sums": 8}[kind]
+    assert len(given) == (8 if kind == "sums" else 7)
 
 
 @EACH
@@ -443,8 +460,13 @@ def test_a_path_with_a_space(tmp_path):
 OWN = {  # the rows of a notebook's frame that are about the network itself
     "two layers": {},
     "layers": dict(probe="model", layer="output"),
+    "layers and units": pl.col("layer").is_null(),
+    "tied memory": dict(cell="main", mode="own"),
     "sums": dict(part="training"),
 }
+WHOLE = [kind for kind in SESSIONS if kind != "tied memory"]  # of which all is measured there
+# that notebook sums gradients by group, so in another order, and the last digits differ
+CLOSE = {"layers and units": 1e-6}
 MEASURED = ("accuracy", "loss", "margin")
 
 
@@ -456,7 +478,11 @@ def reproduced(tmp_path_factory):
         session = ended(Session(kind, "ci", **OTHER[kind]))
         cells = prepared(shlex.split(session.command)[1:], tmp_path_factory.mktemp("command"))
         names_of_run, _ = run(cells, until="frame")
-        frame = names_of_run["frame"].filter(**OWN[kind]).filter(pl.col("accuracy").is_not_null())
+        own = OWN[kind]
+        frame = names_of_run["frame"].filter(pl.col("accuracy").is_not_null())
+        frame = frame.filter(**own) if isinstance(own, dict) else frame.filter(own)
+        if "time" not in frame.columns:
+            frame = frame.with_columns(time="epoch")
         return session, frame
 
     before = alt.renderers.active, alt.theme.active
@@ -467,7 +493,7 @@ def reproduced(tmp_path_factory):
     alt.theme.enable(before[1])
 
 
-@EACH
+@pytest.mark.parametrize("kind", WHOLE)
 def test_the_command_reproduces_the_end(kind, reproduced):
     session, frame = reproduced[kind]
     run = session.run().frame()
@@ -490,10 +516,20 @@ def test_the_command_reproduces_the_end(kind, reproduced):
     assert len(mine) == len(end)
     for r in mine.iter_rows(named=True):
         theirs = end[r["group"], r["target"]]
-        assert [theirs[k] for k in MEASURED] == pytest.approx([r[k] for k in MEASURED], rel=1e-12)
+        mine_here = [r[k] for k in MEASURED]
+        assert [theirs[k] for k in MEASURED] == pytest.approx(mine_here, rel=CLOSE.get(kind, 1e-12))
 
 
-@EACH
+def test_the_command_reproduces_the_network_with_a_memory(reproduced):
+    session, frame = reproduced["tied memory"]
+    reached = numbers(session)
+
+    theirs = dict(frame.select("group", "accuracy").iter_rows())
+
+    assert theirs == {group: reached[group] for group in ("clean", "noisy", "test")}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
 def test_the_command_reproduces_the_way_there(kind, reproduced):
     session, frame = reproduced[kind]
     keys = ["time", "group", "target"]
@@ -503,7 +539,7 @@ def test_the_command_reproduces_the_way_there(kind, reproduced):
 
     assert both["time"].n_unique() >= 5
     for k in MEASURED:
-        assert (both[k] - both[f"{k}_notebook"]).abs().max() <= 1e-12
+        assert (both[k] - both[f"{k}_notebook"]).abs().max() <= CLOSE.get(kind, 1e-12)
 
 
 @EACH
@@ -518,7 +554,7 @@ def test_parameters_are_the_notebooks_own(kind):
     given = SESSIONS[kind].translate(defaults(kind))
     # None there: the preset's, an MLP
     known = sessions._DEFAULTS[SESSIONS[kind].notebook] | dict(model=declared.get("model"))
-    if kind != "layers":
+    if kind in ("two layers", "sums"):
         del known["model"]
     assert set(given) | set(known) | {"preset"} == set(declared)
     assert all(declared[k] == v for k, v in known.items() if k not in given)

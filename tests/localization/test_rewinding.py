@@ -232,6 +232,35 @@ def test_what_is_replayed_gives_what_was_computed(logits, name, convention, batc
     assert len(set(one["accuracy"])) > 6
 
 
+def test_on_true_labels_as_well():
+    run, data, _ = run_of("mlp")
+    layer = layer_groups(skeleton("mlp"))[0]
+
+    back = rewind(run, data, [layer], [0], targets=["given", "true"])
+
+    answers = predict(mixed(skeleton("mlp"), run, layer, 0), data.x).argmax(1)
+    assert back.rows() == [
+        (layer, 0.0, group, target, (answers == y)[part].double().mean().item())
+        for target, y in (("given", data.y), ("true", data.clean))
+        for group, part in (("clean", ~data.is_noisy), ("noisy", data.is_noisy))
+    ]
+
+
+@pytest.mark.parametrize("targets, says", [(["all"], "target='all'"), ([], r"targets=\[\]")])
+def test_unknown_targets(targets, says):
+    run, data, model = run_of("mlp")
+    with pytest.raises(ValueError, match=says):
+        rewind(run, data, targets=targets, model=model)
+
+
+def test_true_labels_that_nobody_knows():
+    run, data, model = run_of("mlp")
+    unknown = NoisyDataset(data.x, data.y, n_classes=data.n_classes)
+    run = fit(skeleton("mlp"), unknown, 1, times=[0, 1], checkpoints=[0, 1], progress=False)
+    with pytest.raises(ValueError, match="true labels of the data are unknown"):
+        rewind(run, unknown, targets=["true"], mask=data.is_noisy, model=skeleton("mlp"))
+
+
 def test_defaults():
     run, data, _ = run_of("resnet9")
     back = rewind(run, data)
