@@ -267,7 +267,7 @@ BAD = (
     + [
         (
             dict(data=v),
-            f"data={v!r} must be one of {', '.join(DATASETS)}, a .npz, .csv, .parquet file, "
+            f"data={v!r} must be one of {', '.join(DATASETS)}, a .npz, .csv, .parquet, .tsv file, "
             "or a folder with one folder of pictures a class, of this machine",
         )
         for v in ("imagenet", "own.npy", "own.npz.gz", "")
