@@ -245,6 +245,19 @@ def _occurring(given: list[np.ndarray]) -> list:
     return names
 
 
+def _read_both(labels, clean) -> list[tuple[np.ndarray, int | None]]:
+    "`label_values` of the given labels and, where they are known, of the true ones."
+    read = [label_values(labels)]
+    if clean is not None:
+        read.append(label_values(clean, "clean labels"))
+    if len({values.dtype.kind in "US" for values, _ in read}) > 1:
+        raise ValueError(
+            f"given labels are {read[0][0].dtype}, true ones {read[1][0].dtype}; "
+            "both must be whole numbers or both words"
+        )
+    return read
+
+
 def coded(
     labels: Sequence,  # (n,) given labels, numbers or words, or one-hot (n, K)
     clean: Sequence | None = None,  # (n,) true ones, where somebody knows them
@@ -259,15 +272,8 @@ def coded(
     """
     if n_classes is not None:
         n_classes = whole("n_classes", n_classes, 2, MOST_CLASSES)
-    read = [label_values(labels)]
-    if clean is not None:
-        read.append(label_values(clean, "clean labels"))
+    read = _read_both(labels, clean)
     given = [values for values, _ in read]
-    if len({v.dtype.kind in "US" for v in given}) > 1:
-        raise ValueError(
-            f"given labels are {given[0].dtype}, true ones {given[1].dtype}; "
-            "both must be whole numbers or both words"
-        )
     widths = {width for _, width in read if width is not None}
     if classes is None and n_classes is None:
         n_classes = max(widths, default=None)
