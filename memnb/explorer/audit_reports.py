@@ -75,7 +75,7 @@ def _check_given(data: str, out: str | Path, tree: str | Path | None, given: dic
     unused = [name for name in _OF_TABLES if given.get(name) is not None]
     if path.is_dir() and unused:
         raise ValueError(f"{', '.join(unused)} are for tables and arrays; {data} is a folder")
-    if tree is not None and Path(tree).absolute() == Path(out).absolute():
+    if tree is not None and Path(tree).expanduser().resolve() == Path(out).expanduser().resolve():
         raise ValueError(f"report and cleaned copy are both to be in {out}; give two folders")
 
 
