@@ -326,9 +326,9 @@ def increasing(times: Sequence[float]) -> list[float]:
     try:
         items = items_of("times", times)
         if any(isinstance(v, (str, bytes, bool)) for v in items):
-            raise TypeError
+            raise TypeError("texts and truths are no times")
         t = [float(v) for v in items]
-    except (TypeError, OverflowError) as e:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as e:
         raise ValueError(f"times must be a sequence of numbers; given {shown(times)}") from e
     rising = all(b > a for a, b in pairwise(t))
     if not t or not rising or not t[0] >= 0 or not math.isfinite(t[-1]):
