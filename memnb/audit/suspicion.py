@@ -360,9 +360,9 @@ def audit(
     """
     k = None if k is None else whole("k", k, 1)
     probes = [check_choice("probe", name, _PROBES) for name in names_of("probes", probes)]
-    more = _checked_more(more, len(data))
     layers = None if layers is None else names_of("layers", layers)
     run, model, data = trained_model(subject, data, model)
+    more = _checked_more(more, len(data))
     known = dict(scores=probe_scores, evidence=by_layer)
     kinds = [kind for kind, values in known.items() if values is None]
     options = dict(kinds=kinds, memory=memory, progress=progress)

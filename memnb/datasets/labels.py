@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..common.checks import caution, shown, whole
+from ..common.checks import caution, check_memory, shown, whole
 from .noisy_datasets import MOST_CLASSES
 
 # %% ../../nbs/datasets/06_labels.ipynb #la05
@@ -35,6 +35,8 @@ def _array(labels, what: str) -> np.ndarray | list:
     "Labels of numpy, torch, pandas or polars as an array or a list of Python's values."
     if isinstance(labels, (str, bytes, dict, set)) or not hasattr(labels, "__len__"):
         raise TypeError(f"{what}={shown(labels)}; there must be one for each input")
+    if isinstance(labels, (Tensor, np.ndarray)) and labels.ndim == 0:
+        raise TypeError(f"{what}={shown(labels)}; there must be one for each input")
     if isinstance(labels, Tensor):
         return labels.detach().cpu().numpy()
     if hasattr(labels, "columns") and hasattr(labels, "to_numpy"):
@@ -43,6 +45,7 @@ def _array(labels, what: str) -> np.ndarray | list:
         labels = labels.to_list()
     if isinstance(labels, np.ndarray):
         return labels.tolist() if labels.dtype == object and labels.ndim == 1 else labels
+    check_memory(f"{what} take", 40 * len(labels))
     return list(labels)
 
 
@@ -212,6 +215,8 @@ def checked_classes(
             f"classes are {shown(classes)}; they must be a list in the order of the network's "
             "outputs"
         )
+    if getattr(classes, "ndim", 1) == 0 or len(classes) > MOST_CLASSES:
+        raise ValueError(f"classes={shown(classes)} must be a list of 2 to {MOST_CLASSES} names")
     names = classes.tolist() if isinstance(classes, (np.ndarray, Tensor)) else list(classes)
     names = [int(v) if isinstance(v, np.integer) else v for v in names]
     if len(names) < 2 or not all(isinstance(v, (str, bytes, int)) for v in names):

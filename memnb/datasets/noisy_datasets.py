@@ -7,7 +7,7 @@ __all__ = ['MOST_CLASSES', 'tensor_of', 'share_of', 'NoisyDataset', 'check_data'
 
 # %% ../../nbs/datasets/02_noisy_datasets.ipynb #cell03
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
@@ -101,11 +101,16 @@ def _check_inputs(x: Tensor | Inputs):
 
 
 def _words(what: str, values, n: int) -> np.ndarray:
-    "(n,) strings; `ValueError` unless there are n."
-    words = np.array([str(v) for v in values])
-    if len(words) != n:
-        raise ValueError(f"there are {len(words)} {what} for {n}; each needs one")
-    return words
+    "(n,) strings; `ValueError` unless there are n, in an order."
+    try:
+        given = None if isinstance(values, (str, bytes, Mapping, Set)) else len(values)
+    except TypeError:
+        given = None
+    if given is None:
+        raise ValueError(f"{what} are {shown(values)}; they must be a list, one for each of {n}")
+    if given != n:
+        raise ValueError(f"there are {given} {what} for {n}; each needs one")
+    return np.array([str(v) for v in values])
 
 
 def _rows(rows, n: int) -> Tensor:

@@ -116,10 +116,10 @@ def _per_channel(what: str, value, channels: int) -> tuple[float, ...]:
     if isinstance(numbers, (np.ndarray, Tensor)):
         numbers = numbers.reshape(-1).tolist()
     is_list = isinstance(numbers, Sequence) and not isinstance(numbers, str)
-    if not is_list or not all(isinstance(v, Real) and np.isfinite(v) for v in numbers):
-        raise ValueError(f"{what}={shown(value)} must be a number, or one for each channel")
-    if len(numbers) not in (1, channels):
+    if is_list and len(numbers) not in (1, channels):
         raise ValueError(f"{what} has {len(numbers)} numbers; the inputs have {channels} channels")
+    if not is_list or not all(isinstance(v, Real) and abs(v) < 1e30 for v in numbers):
+        raise ValueError(f"{what}={shown(value)} must be a number, or one for each channel")
     return tuple(float(v) for v in numbers)
 
 

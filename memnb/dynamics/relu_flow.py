@@ -14,10 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..common.checks import check_among_times, check_choice, number, shown
+from memnb.common.checks import (
+    check_among_times,
+    check_choice,
+    check_options,
+    items_of,
+    number,
+    shown,
+)
 from ..common.progress import progress_bar
 from ..datasets.noisy_datasets import NoisyDataset
-from .integrators import increasing, integrate
+from .integrators import MOST_STEPS, increasing, integrate
 from ..models.networks import TwoLayer, clean_first, two_layer
 from ..runs.recorder import Recorder
 from ..runs.run import Run
@@ -135,7 +142,9 @@ def _flow_rkc(model, data, times, *, rtol=None, growth=None, dtype: torch.dtype 
 
 # %% ../../nbs/dynamics/02_relu_flow.ipynb #cell12
 def _flow_gd(model, data, times, *, lr: float):
-    lr = number("lr", lr, "be finite and above 0", lambda v: 0 < v < torch.inf)
+    least = times[-1] / MOST_STEPS
+    allowed = f"be finite, above 0 and at least {least:.3g}, for {MOST_STEPS:.0e} epochs at most"
+    lr = number("lr", lr, allowed, lambda v: 0 < v < torch.inf and v >= least)
     first = two_layer(model, data)
     return _descent(deepcopy(model), data, times, lr, first)
 
@@ -190,6 +199,7 @@ def flow(
     `FloatingPointError` where a step fails, the loss rises or the weights are not finite.
     """
     check_choice("method", method, METHODS)
+    check_options(f"method={method!r}", METHODS[method], options)
     return METHODS[method](model, data, increasing(times), **options)
 
 # %% ../../nbs/dynamics/02_relu_flow.ipynb #cell14
@@ -208,7 +218,11 @@ def train_flow(
     "Yield the recorder after each of `times` of `flow`: every example, and what observers saw."
     times = increasing(times)
     back = clean_first(data).argsort()
+    checkpoints = [number("a checkpoint", t) for t in items_of("checkpoints", checkpoints)]
     check_among_times("checkpoints", checkpoints, times)
+    for look in (observe := items_of("observe", observe, "functions")):
+        if not callable(look):
+            raise TypeError(f"observe holds {shown(look)}; it must be a list of functions")
     steps = flow(model, data, times, method, **options)
     bar = progress_bar(steps, total=len(times), desc="flow", progress=progress)
     recorder = Recorder(data, unit="flow time", config=config)

@@ -82,7 +82,7 @@ CLASSIFIERS = {  # of scikit-learn, for tables
 
 def _check_folders(path: Path, out: str | Path, tree: str | Path | None):
     "`ValueError` for a report or a copy in the other's place, or among the pictures."
-    if tree is not None and Path(tree).absolute() == Path(out).absolute():
+    if tree is not None and Path(tree).expanduser().resolve() == Path(out).expanduser().resolve():
         raise ValueError(f"report and cleaned copy are both to be in {out}; give two folders")
     for place in (out, tree) if path.is_dir() else ():
         if place is None:

@@ -150,7 +150,7 @@ def each(
     for case in cases:
         call = _call_of(experiment, case)
         folders[case] = _folder(p, call)
-        run = stored_run(folders[case]) if folders[case] else None
+        run = stored_run(folders[case], by_name=True) if folders[case] else None
         if run is not None:
             runs[case] = run
         elif (stack := _stack_of(call)) is None:

@@ -139,7 +139,8 @@ class Task:
             if not place.exists():
                 continue
             try:
-                task_record(place)
+                if task_record(place).get("key") != self.key:
+                    raise Damaged("it is that of another task")
                 return state
             except Damaged as e:
                 set_aside(place, f"{self.name()}: its result is damaged: {e}", "it is run again")

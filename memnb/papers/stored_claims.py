@@ -91,8 +91,8 @@ def stored_results(
 ) -> list[StoredResult]:
     "Every result with claims, newest first. Damaged ones are left out, with a warning."
     found = []
-    for folder in folders:
-        for file in sorted(local_path("folder", folder).glob("**/claims.parquet")):
+    for folder in (local_path("folder", place) for place in folders):
+        for file in sorted(folder.glob("**/claims.parquet")):
             hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
             if hidden or file.parent.name.endswith(".failed"):
                 continue

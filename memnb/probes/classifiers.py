@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..common.checks import caution
+from ..common.checks import caution, shown
 from .geometry import ClassShapes, flat, one_blas_thread, unit
 from .subspaces import first_direction, subspace
 
@@ -125,8 +125,10 @@ class Probe(ClassifierMixin, BaseEstimator):
     def _check_settings(self):
         "`ValueError` for settings out of range."
         k = self.n_classes
-        if k is not None and (isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1):
-            raise ValueError(f"n_classes={k!r} must be an integer of at least 1, or None")
+        if k is not None and (
+            isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 0 < k < 10**6
+        ):
+            raise ValueError(f"n_classes={shown(k)} must be an integer of at least 1, or None")
 
     def _activations(self, X) -> Tensor:
         "(n, d) tensor of X (n, d); `ValueError` for another width, NaN or infinity."
@@ -321,10 +323,10 @@ class Logistic(Probe):
 
     def _check_settings(self):
         super()._check_settings()
-        if not _is_number(self.C) or not 0 < self.C < np.inf:
-            raise ValueError(f"C={self.C!r} must be a number above 0")
+        if not _is_number(self.C) or not 0 < self.C <= 1e300:
+            raise ValueError(f"C={shown(self.C)} must be a number above 0, at most 1e300")
         steps = self.max_iter
-        if not _is_number(steps) or steps < 1 or steps != int(steps):
+        if not _is_number(steps) or not 1 <= steps < np.inf or steps != int(steps):
             raise ValueError(f"max_iter={self.max_iter!r} must be an integer of at least 1")
 
     def _fit(self, shapes: ClassShapes):
@@ -342,7 +344,9 @@ class Logistic(Probe):
 
         def loss():
             lbfgs.zero_grad()
-            value = F.cross_entropy(x @ w.T + b[:, 0], y) + w.square().sum() / (2 * self.C * len(x))
+            value = F.cross_entropy(x @ w.T + b[:, 0], y) + w.square().sum() / (
+                2 * float(self.C) * len(x)
+            )
             value.backward()
             return value
 

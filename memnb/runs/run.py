@@ -280,7 +280,8 @@ def save_run(
     if not isinstance(run, Run):
         raise ValueError(f"only a Run can be saved, not a {type(run).__name__}")
     folder = local_path("folder", folder)
-    plain = _json("the run's config", {k: getattr(run, k) for k in _PLAIN})
+    plain = {k: getattr(run, k) for k in _PLAIN} | dict(saved_as=folder.name)
+    plain = _json("the run's config", plain)
     known = None if identity is None else _json("the run's identity", identity)
     arrays = {k: getattr(run, k).numpy() for k in _TENSORS if getattr(run, k) is not None}
 
@@ -398,16 +399,30 @@ def run_key(
     return hashlib.sha256(what.encode()).hexdigest()[:16]
 
 # %% ../../nbs/runs/01_run.ipynb #cell27
-def stored_run(folder: str | Path) -> Run | None:
-    "The run in a folder, if there is one. A damaged one is set aside, with a warning."
+def stored_run(
+    folder: str | Path,
+    by_name: bool = False,  # the folder's name says which run it holds, as in a store
+) -> Run | None:
+    """The run in a folder, if there is one. A damaged one is set aside, with a warning.
+
+    So is one that was saved under another name than the folder's, where that says which it is.
+    """
     folder = local_path("folder", folder)
     if not folder.exists():
         return None
     try:
-        return load_run(folder)
+        run = load_run(folder)
+        if by_name and _saved_as(folder) != folder.name:
+            raise Damaged(f"{folder} holds the run of another folder")
+        return run
     except Damaged as e:
         set_aside(folder, str(e))
         return None
+
+
+def _saved_as(folder: Path) -> str | None:
+    "The name of the folder in which a run, whose files are whole, was saved."
+    return json.loads((folder / "run.json").read_text(encoding="utf-8")).get("saved_as")
 
 
 def identity_of(folder: Path) -> dict | None:
@@ -453,7 +468,7 @@ def cached_run(
     store = local_path("store", store)
     check_writable("store", store)
     folder = store / run_key(config, data.digest, _module_of(make))
-    stored = stored_run(folder)
+    stored = stored_run(folder, by_name=True)
     if stored is not None:
         return stored
     run = make()

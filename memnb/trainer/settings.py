@@ -10,13 +10,23 @@ __all__ = ['check_positive', 'check_numbers', 'check_test', 'check_functions', '
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from types import NoneType
 
 import torch
 from torch import Tensor, nn
 
-from ..common.checks import check_among_times, check_choice, number, seed_of, shown, whole
+from memnb.common.checks import (
+    check_among_times,
+    check_choice,
+    items_of,
+    number,
+    seed_of,
+    shown,
+    whole,
+)
 from ..datasets.inputs import alike, described
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import eager, examples, predict
@@ -73,6 +83,13 @@ def check_test(
         )
 
 # %% ../../nbs/trainer/04_settings.ipynb #cell06p2
+def _plain(v):
+    "A checked number as Python's own, and one that no float holds exactly as a float."
+    if v is None or isinstance(v, (int, float)) and abs(v) < 2**53:
+        return v
+    return float(min(v, sys.float_info.max))
+
+
 def check_functions(what: str, value) -> list[Callable]:
     "Functions as a list. `TypeError` for anything else, one function by itself included."
     if callable(value) or not isinstance(value, Sequence) or not all(map(callable, value)):
@@ -84,9 +101,7 @@ def _checkpoint_times(checkpoints, times: list[float]) -> list[float]:
     "Times at which parameters are kept: those asked for, among the recorded ones, or the last."
     if checkpoints is None:
         return times[-1:]
-    if isinstance(checkpoints, (str, dict)) or not hasattr(checkpoints, "__iter__"):
-        raise TypeError(f"checkpoints={shown(checkpoints)} must be a list of numbers")
-    wanted = sorted(number("a checkpoint", t) for t in checkpoints)
+    wanted = sorted(number("a checkpoint", t) for t in items_of("checkpoints", checkpoints))
     check_among_times("checkpoints", wanted, times)
     return wanted
 
@@ -128,6 +143,8 @@ class Settings:
             )
         observe = check_functions("observe", self.observe)
         each_step = check_functions("each_step", self.each_step)
+        if not isinstance(self.progress, (bool, int, NoneType)):
+            raise TypeError(f"progress={shown(self.progress)} must be True, False or None")
         if self.backward is not None and not callable(self.backward):
             raise TypeError(f"backward={shown(self.backward)} must be a function, or None")
         times = recorded_times(self.epochs) if self.times is None else times_of(self.times)
@@ -135,7 +152,8 @@ class Settings:
         if times[-1] > self.epochs:
             raise ValueError(f"time {times[-1]:g} is after the last of {self.epochs:g} epochs")
         lists = dict(observe=observe, each_step=each_step, times=times, checkpoints=checkpoints)
-        return replace(self, **lists)
+        plain = {k: _plain(getattr(self, k)) for k in ("epochs", "clip", "stop_at")}
+        return replace(self, **lists, **plain)
 
     def own(self) -> dict:
         "The caller's functions and objects, by the name of their setting."

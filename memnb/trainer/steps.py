@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..common.checks import caution, check_memory, number, seed_of, shown, whole
+from ..common.checks import caution, check_memory, items_of, number, seed_of, shown, whole
 from ..common.rng import seeded
 from ..datasets.inputs import Inputs, batch_of, described, in_memory, on_each, tensors_in
 from ..datasets.noisy_datasets import NoisyDataset
@@ -55,9 +55,7 @@ def times_of(times) -> list[float]:
 
     `TypeError` or `ValueError` unless they are finite, increase and begin at 0 or later.
     """
-    if isinstance(times, (str, dict)) or not hasattr(times, "__iter__"):
-        raise TypeError(f"times={shown(times)} must be a list of numbers")
-    t = [number("a time", v, ok=lambda _: True) for v in times]
+    t = [number("a time", v, ok=lambda _: True) for v in items_of("times", times)]
     increase = all(a < b for a, b in pairwise(t))
     if not t or not t[0] >= 0 or not increase or not math.isfinite(t[-1]):
         raise ValueError(

@@ -1,5 +1,6 @@
 "Arguments are checked before any work: numbers, sizes, names, networks and data."
 
+import itertools
 import re
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from memnb.common import checks
 from memnb.common.checks import (
     check_memory,
     free_memory,
@@ -375,3 +377,31 @@ def test_a_convolution_makes_its_statistics_of_one_picture():
     fit(net, points(n=11), 1, batch=5, device="cpu", each_step=count)
 
     assert sizes_seen == [5, 5, 1]
+
+
+@pytest.mark.parametrize("bad", ["12", b"1", {1: 2}, 3, None, torch.tensor(1.0), list])
+def test_what_is_no_list_of_items_is_said(bad):
+    with pytest.raises(TypeError, match="^times=.* must be a list of numbers$"):
+        checks.items_of("times", bad)
+
+
+def test_a_list_that_is_too_long_is_refused_before_it_is_made():
+    for endless in (range(10**15), itertools.count()):
+        with pytest.raises(ValueError, match="must have at most 1,000,000 numbers"):
+            checks.items_of("times", endless)
+
+
+def test_items_are_those_of_the_list():
+    assert checks.items_of("times", (v for v in (3, 1))) == [3, 1]
+    assert checks.items_of("times", torch.tensor([2.0])) == [2]
+
+
+def test_options_that_a_function_does_not_take_or_lacks_are_said():
+    def method(x, *, step, tol=1):
+        pass
+
+    checks.check_options("method='m'", method, dict(step=1))
+    with pytest.raises(TypeError, match="^method='m' does not take lr; it takes step, tol$"):
+        checks.check_options("method='m'", method, dict(lr=1, step=1))
+    with pytest.raises(TypeError, match="^method='m' needs step$"):
+        checks.check_options("method='m'", method, dict(tol=1))

@@ -1009,3 +1009,13 @@ def test_values_of_another_kind_are_taken_or_refused_with_a_word(call):
             CALLS[call](value)
         except (TypeError, ValueError, OSError) as e:
             assert len(str(e)) > 15, value
+
+
+@pytest.mark.parametrize("field", ["names", "classes"])
+@pytest.mark.parametrize(
+    "bad", ["ab", 3, {"a": 1, "b": 2}, {"a", "b"}, torch.tensor(1), range(10**15)]
+)
+def test_names_are_a_list_of_as_many(field, bad):
+    data = labelled(2, 2)
+    with pytest.raises(ValueError, match="must be a list, one for each of 2|each needs one"):
+        replace(data, **{field: bad})

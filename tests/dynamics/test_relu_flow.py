@@ -538,3 +538,29 @@ def test_checkpoints_must_be_recorded_times_and_lr_positive():
             flow(TwoLayerReLU(64, 2), digits(), [1], dtype=dtype)
     with pytest.raises(ValueError, match="adam.*rkc, gd"):
         flow(TwoLayerReLU(64, 2), digits(), [1], "adam")
+
+
+@pytest.mark.parametrize(
+    "how, says",
+    [
+        (dict(method="gd"), "method='gd' needs lr"),
+        (dict(lr=1), "method='rkc' does not take lr; it takes rtol, growth, dtype"),
+        (dict(method="gd", lr=1e-300), "lr=1e-300 must be .*at least 1e-08, for 1e.09 epochs"),
+        (dict(observe=3), "observe=3 must be a list of functions"),
+        (dict(observe=[3]), "observe holds 3; it must be a list of functions"),
+        (dict(checkpoints=5), "checkpoints=5 must be a list of numbers"),
+    ],
+)
+def test_what_cannot_be_asked_of_a_flow(how, says):
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long()
+    with pytest.raises((TypeError, ValueError), match=says):
+        gradient_flow(TwoLayerReLU(3, 4), NoisyDataset(x, y, clean=y), [1, 10], **how)
+
+
+def test_checkpoints_may_be_a_tensor():
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long()
+    data = NoisyDataset(x, y, clean=y)
+    run = gradient_flow(TwoLayerReLU(3, 4), data, [1, 10], checkpoints=torch.tensor([10.0]))
+    assert list(run.checkpoints) == [10]

@@ -374,6 +374,18 @@ def test_a_damaged_run_is_made_again(tmp_path):
     assert equal(run, again)
 
 
+def test_a_folder_that_holds_the_run_of_another_case_is_made_again(tmp_path):
+    p = case(tmp_path, rhos=[0.1, 0.3], seeds=[0])
+    runs = each(p, training)
+    one, two = sorted(tmp_path.iterdir())
+    one.rename(tmp_path / "between")
+    two.rename(one)
+    (tmp_path / "between").rename(two)
+    with pytest.warns(UserWarning, match="holds the run of another folder"):
+        again = each(p, training)
+    assert all(equal(runs[k], again[k]) for k in runs)
+
+
 def test_an_interrupted_training_goes_on(tmp_path):
     "A network that is not stacked is trained by `fit` in its folder, whose journal is taken up."
     epochs = []

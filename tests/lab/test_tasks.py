@@ -28,7 +28,7 @@ from tiny_tasks import (
 )
 
 from memnb.lab import tasks
-from memnb.lab.tasks import Failed, cast, declared, execute, failed, make_task
+from memnb.lab.tasks import Failed, cast, declared, execute, failed, make_task, task_record
 
 # --- what a notebook takes
 
@@ -436,6 +436,17 @@ def test_damaged_results(tmp_path, tiny, monkeypatch, file, how):
     assert json.loads((folder / "task.json").read_text())["key"] == task.key
     assert [d.name.startswith(f".damaged-{task.key}") for d in hidden(root)] == [True]
     assert task.state(root) == "done"
+
+
+def test_a_result_of_another_task_is_run_again(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr(tasks, "_run", quick())
+    root = tmp_path / "root"
+    task = make_task(tiny, dict(seed=3))
+    folder = execute(make_task(tiny, dict(seed=4)), root)
+    folder.rename(task.folder(root))
+    with pytest.warns(UserWarning, match="it is that of another task; it is run again"):
+        execute(task, root)
+    assert task_record(task.folder(root))["parameters"] == dict(seed=3)
 
 
 def test_of_two_the_first_stays(tmp_path, tiny, monkeypatch):

@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -514,6 +515,20 @@ def test_kept_makes_a_damaged_run_again(tmp_path, data, file):
         cached_run(tmp_path, {}, data, make)
     cached_run(tmp_path, {}, data, make)
     assert len(made) == 2
+
+
+def test_kept_makes_a_run_again_whose_folder_holds_another(tmp_path, data):
+    made, make = maker()
+    for k in (1, 2):
+        cached_run(tmp_path, dict(k=k), data, make)
+    one, two = (tmp_path / run_key(dict(k=k), data.digest) for k in (1, 2))
+    shutil.rmtree(one)
+    two.rename(one)
+    with pytest.warns(UserWarning, match="holds the run of another folder; it is made again"):
+        cached_run(tmp_path, dict(k=1), data, make)
+    assert len(made) == 3
+    shutil.copytree(one, tmp_path / "copy")  # which anybody may read
+    assert_same_run(load_run(tmp_path / "copy"), made[2])
 
 
 @pytest.mark.parametrize("error", [MemoryError, PermissionError])
