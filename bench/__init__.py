@@ -36,9 +36,9 @@ def report(rows: list[dict], as_json: bool):
     def text(v):
         return "" if v is None else f"{v:.3g}"
 
-    table = [("what", "ratio", "goal", "deviation")] + [
-        (r["name"], *map(text, (r["ratio"], r["goal"], r["deviation"]))) for r in rows
-    ]
+    columns = ["ratio", "goal", "deviation"]
+    columns += [k for k in ("bound", "reached") if any(k in r for r in rows)]  # of some reports
+    table = [("what", *columns)] + [(r["name"], *(text(r.get(k)) for k in columns)) for r in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
         print("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())

@@ -20,6 +20,7 @@ NAMES = (
     "choose",
     "features",
     "tables",
+    "floors",
 )
 
 parser = argparse.ArgumentParser(
@@ -32,7 +33,8 @@ parser.add_argument(
 parser.add_argument(
     "--full",
     action="store_true",
-    help="flow: compare whole curves with 300,000 plain epochs (minutes); features: through dask",
+    help="flow: compare whole curves with 300,000 plain epochs (minutes); features: through dask; "
+    "floors: probes of 60,000 examples",
 )
 parser.add_argument(
     "--json",

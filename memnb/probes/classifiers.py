@@ -279,7 +279,7 @@ class VeLPIC(Probe):
     """Vector Linear Probe Intermediate-layer Classifier.
 
     Algorithm 1 of the latent-generalization paper. The longest direction is found in float64 where
-    there are more activations than numbers in a class's second moment, else in the activations'
+    second moments are kept (see `ClassShapes`), else in the activations'
     precision to an angle of about 1e-5. Where two are nearly as long, float64 decides. A class mean
     in float64 decides its sign.
     """

@@ -227,8 +227,9 @@ def _fit_probes(
     fitted = {}
     if probes:
         rows = any(p.needs_rows for p in probes.values())
-        for layer, shapes in collect(model, data, layers, rows, batch).items():
-            shapes.finish()
+        collected = collect(model, data, layers, rows, batch)
+        for layer in list(collected):
+            shapes = collected.pop(layer).finish()  # its rows are free again before the next
             for name, probe in probes.items():
                 fresh = type(probe)(**{**probe.get_params(), "n_classes": shapes.k})
                 fitted[layer, name] = fresh.fit_shapes(shapes, warn=False)  # `check_probes` has

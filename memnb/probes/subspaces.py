@@ -14,11 +14,11 @@ from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 from ..common.checks import number
-from .geometry import ClassShapes, check_class, product, unit
+from .geometry import WIDE, ClassShapes, check_class, product, unit
 
 # %% ../../nbs/probes/02_subspaces.ipynb #cell11
 FLOAT64_SIZE = 192  # up to it float64 decomposes all
-LANCZOS_SIZE = 1024  # above it Lanczos is tried first
+LANCZOS_SIZE = 1024  # above it float64 tries Lanczos first
 _SLACK = 1e-12  # a sum of shares that equals the share but for rounding does not exceed it
 
 
@@ -56,10 +56,73 @@ def _few(s: Tensor, share: float, tol: float) -> tuple[Tensor, Tensor] | None:
             r *= 2
     return None
 
-# %% ../../nbs/probes/02_subspaces.ipynb #cell12
+# %% ../../nbs/probes/02_subspaces.ipynb #ckry0001
 _EPS = torch.finfo(torch.float32).eps
+_BLOCK = 32  # vectors by which a Krylov space grows
+_BESIDE = 16  # directions that are found beside those of the subspace
 
 
+def _whole_single(s: Tensor) -> tuple[Tensor, Tensor]:
+    "Eigenvalues (k,), the largest first, and eigenvectors, rows of (k, k), in their precision."
+    values, vectors = torch.linalg.eigh(s)
+    return values.flip(0), vectors.T.flip(0)
+
+
+def _wanted(values: Tensor, share: float) -> int:
+    "How many pairs are needed: those that exceed `share`, some beside, and all that are as long."
+    m = _fewest(values.double(), share)
+    if m > len(values):
+        return m + _BESIDE
+    as_long = int((values >= values[m - 1] - 65 * _EPS * values[0]).sum())
+    return max(m + _BESIDE, as_long + 1)
+
+
+def _is_exact(image: Tensor, vectors: Tensor, values: Tensor) -> bool:
+    "Whether vectors (k, size) are orthonormal, and their images multiples of them, in float32."
+    error = torch.linalg.vector_norm(image - values[:, None] * vectors, dim=1).max()
+    products = vectors @ vectors.T
+    products.diagonal().sub_(1)
+    return bool(error <= 16 * _EPS * values[0] and products.abs().max() <= 64 * _EPS)
+
+
+def _image(shapes: ClassShapes, c: int) -> Callable:
+    "A function v -> v S of float32 vectors (b, size), with S = `small(c)` over its trace."
+    if shapes.moments is not None:
+        s = (shapes.small(c) / shapes.energy[c]).float()
+        return lambda v: v @ s
+    rows = shapes.rows[c].T if shapes.is_flat(c) else shapes.rows[c]
+    return lambda v: (v @ rows.T) @ rows / shapes.energy[c].to(v)
+
+
+def _straightened(vectors: Tensor) -> Tensor:
+    "(b, size) orthonormal vectors of the same span."
+    return torch.linalg.qr(vectors.T)[0].T
+
+
+def _longest_pairs(apply: Callable, size: int, share: float) -> tuple[Tensor, Tensor] | None:
+    """The largest eigenvalues (k,) of a float32 matrix, and their eigenvectors (k, size).
+
+    Their sum exceeds `share` of the trace 1. None where a quarter of the size is not enough.
+    """
+    basis = _straightened(torch.randn(_BLOCK, size, generator=torch.Generator().manual_seed(0)))
+    image = apply(basis)
+    while True:
+        small = basis @ image.T
+        values, turn = _whole_single((small + small.T) / 2)
+        k = _wanted(values, share)
+        if k <= 3 * len(values) // 4:
+            vectors = turn[:k] @ basis
+            if _is_exact(turn[:k] @ image, vectors, values[:k]):
+                return values[:k], vectors
+        if len(values) + _BLOCK > size // 4:
+            return None
+        new = image[-_BLOCK:]
+        for _ in range(2):  # once leaves what rounding brought back
+            new = _straightened(new - new @ basis.T @ basis)
+        basis = torch.cat([basis, new])
+        image = torch.cat([image, apply(new)])
+
+# %% ../../nbs/probes/02_subspaces.ipynb #cell12
 def _alike(values: Tensor, m: int) -> slice:
     "The eigenvalues (k,) around the m-th, and those that an error may have exchanged with it."
     error = _EPS * values[0]
@@ -83,21 +146,35 @@ def _measured_sums(shapes: ClassShapes, c: int, vectors: Tensor) -> Tensor:
     return shapes.held(c, q).cumsum(0) / shapes.energy[c]
 
 
+def _decomposed(
+    shapes: ClassShapes, c: int, size: int, share: float
+) -> tuple[Tensor, Tensor] | None:
+    """Parts of the energy (k,) float64, the largest first, and eigenvectors (k, size), in float32.
+
+    Of a large class with few long directions, only these. None where the decomposition fails.
+    """
+    try:
+        pairs = _longest_pairs(_image(shapes, c), size, share) if size > WIDE else None
+        if pairs is None:
+            s = shapes.small(c, torch.float32) / shapes.energy[c]
+            pairs = _whole_single(s.float())
+    except torch.linalg.LinAlgError:
+        return None
+    values, vectors = pairs
+    return (values.clamp_min(0).double(), vectors) if values.isfinite().all() else None
+
+
 def _single(shapes: ClassShapes, c: int, share: float) -> tuple[Tensor, Tensor, int] | None:
-    """Parts of the energy (k,) float64, eigenvectors (k, k), and how many exceed `share`.
+    """Parts of the energy (k,) float64, eigenvectors (k, size), and how many exceed `share`.
 
     They are decomposed in float32. None where that fails, or where more than half of the
     eigenvectors are about as long as the last one of the subspace.
     """
-    try:
-        s = shapes.small(c, torch.float32) / shapes.energy[c]
-        values, vectors = torch.linalg.eigh(s.float())
-    except torch.linalg.LinAlgError:
+    size = len(shapes.rows[c]) if shapes.is_flat(c) else shapes.width
+    decomposition = _decomposed(shapes, c, size, share)
+    if decomposition is None:
         return None
-    if not values.isfinite().all():
-        return None
-    values = values.flip(0).clamp_min(0).double()
-    vectors = vectors.T.flip(0)
+    values, vectors = decomposition
     m = _fewest(values, share)
     doubtful = ((values.cumsum(0) - share).abs() <= 16 * _EPS).nonzero()[:, 0]
     if len(doubtful):
@@ -105,6 +182,8 @@ def _single(shapes: ClassShapes, c: int, share: float) -> tuple[Tensor, Tensor, 
         sums = _measured_sums(shapes, c, vectors[:last])
         m = int((sums <= share).sum()) + 1
         if ((sums - share).abs() <= _EPS).any():
+            if len(values) < size:
+                return None
             values = torch.linalg.eigvalsh(shapes.small(c) / shapes.energy[c]).flip(0).clamp_min(0)
             m = _fewest(values, share)
     near = _alike(values, m)
@@ -124,12 +203,12 @@ def _leading(shapes: ClassShapes, c: int, share: float) -> tuple[Tensor, Tensor,
     size = len(shapes.rows[c]) if shapes.is_flat(c) else shapes.width
     single = shapes.dtype == torch.float32
     cpu = shapes.energy.device.type == "cpu"
-    if cpu and size > LANCZOS_SIZE:
+    mixed = cpu and single and size > FLOAT64_SIZE and share <= 0.999
+    if cpu and size > LANCZOS_SIZE and not mixed:
         s = shapes.small(c) / shapes.energy[c]
         pairs = _few(s, share, 1e-9 if single else 0)
         if pairs is not None:
             return pairs[0] * shapes.energy[c], pairs[1].to(shapes.dtype), None
-    mixed = cpu and single and size > FLOAT64_SIZE and share <= 0.999
     decomposition = _single(shapes, c, share) if mixed else None
     if decomposition is None:
         s = shapes.small(c)
@@ -137,7 +216,8 @@ def _leading(shapes: ClassShapes, c: int, share: float) -> tuple[Tensor, Tensor,
         decomposition = values, vectors, _fewest(values, share)
     values, vectors, m = decomposition
     energies = values[:m] * shapes.energy[c]
-    return energies, vectors[:m].to(shapes.dtype), vectors[m:].to(shapes.dtype)
+    rest = vectors[m:].to(shapes.dtype) if len(vectors) == size else None
+    return energies, vectors[:m].to(shapes.dtype), rest
 
 
 def directions(

@@ -366,6 +366,32 @@ def test_more_columns_than_examples_in_single_precision(n, d):
             assert p.sizes_ == expected["sizes"]
 
 
+@pytest.mark.parametrize("n, d", [(5000, 900), (3000, 1700)])
+@pytest.mark.parametrize("kind", ["relu", "columns", "huge"])
+def test_a_wide_layer_in_single_precision_is_that_of_float64(kind, n, d):
+    x, y, z = crowd(kind, n, d)
+    scaled = (x.double(), z.double()) if kind == "huge" else (x, z)
+    expected = reference(scaled[0], y, scaled[1], 5)
+    for probe in GEOMETRIC:
+        shapes = ClassShapes(5, n)
+        for a, b in zip(x.split(1024), y.split(1024), strict=True):
+            shapes.add(a, b)
+        p = probe(n_classes=5).fit_shapes(shapes.finish())
+        assert shapes.moments is None
+        assert largest_wrong(p, z, expected[probe]) < 1e-4
+        if probe is MASC:
+            assert p.sizes_ == expected["sizes"]
+
+
+def test_a_wide_layer_keeps_its_rows_up_to_twice_the_size_of_its_moments():
+    x = torch.randn(8, 800)
+    y = torch.arange(8) % 2
+    assert ClassShapes(2, 6400).add(x, y).moments is None
+    assert ClassShapes(2, 6401).add(x, y).moments is not None
+    assert ClassShapes(2, 6400).add(x.double(), y).moments is not None
+    assert ClassShapes(2, 6400).add(x[:, :700], y).moments is not None
+
+
 def nearest(x, y, test):
     "Classes by the cosine with each class's first right singular vector, and with its mean."
     means = np.stack([x[y == c].mean(0) for c in range(y.max() + 1)])
