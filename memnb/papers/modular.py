@@ -120,7 +120,7 @@ _OF_BOTH = {
     ("modular_phases", "ci"): dict(width=33, epochs=30, rhos="0.1,0.3", shares="0.5,0.8"),
     ("modular_partition", "quick"): dict(modulus=23, widths="129,1025", epochs=500),
     ("modular_partition", "small"): dict(widths="129,1025", epochs=1000, dataset="mnist"),
-    ("modular_partition", "half"): dict(widths="129,2049", share=0.5, dataset="mnist"),
+    ("modular_partition", "half"): dict(widths="129,2049", share=0.5, epochs=1000, dataset="mnist"),
     ("modular_partition", "paper"): dict(
         widths="513,4097", lr=1e-3, weight_decay=0.1, dataset="mnist"
     ),
