@@ -15,14 +15,18 @@ from scipy.stats import norm
 from torch import Tensor, nn
 
 from .suspicion import trained_model
-from ..common.checks import number
+from ..common.checks import caution, number
 from ..datasets.noisy_datasets import NoisyDataset
 from ..localization.label_evidence import layer_evidence, mean_evidence, representation
+from ..localization.token_evidence import token_evidence
 from ..models.features import MEMORY
 from ..runs.run import Run
 
 # %% ../../nbs/audit/02_noise_rate.ipynb #cell05
 _LOOK = "Look at suspects from the top of the list (`Review`), which counts the wrong ones better."
+
+
+_DOUBT = 0.08  # share of the labels in doubt beyond the rate, above which it is said
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +66,8 @@ class Noise:
                 "examples look alike: the interval is wide, and the rate may be far too high. "
                 f"{_LOOK} Until then act on the lower end alone."
             )
-        if self.left_out is not None and 1 - self.left_out > 2 * max(self.rate, 0.05):
+        doubted = 0 if self.left_out is None else 1 - self.left_out
+        if doubted > 2 * max(self.rate, 0.05) or doubted - self.rate > _DOUBT:
             return (
                 f"Probes that never saw the label give only {self.left_out:.0%} of them, so most "
                 f"that are in doubt are difficult, not wrong, and the rate may be too high. {_LOOK}"
@@ -232,11 +237,22 @@ def noise_of(
     return Noise(rate, min(low, rate), max(high, rate), matrix, agree)
 
 
+def _unlearnt(model: nn.Module, data: NoisyDataset) -> list[str]:
+    "The input or, with a warning, the layer that comes first."
+    first = representation(model, data.x)[:1]
+    if first != ["input"]:
+        caution(
+            f"the noise rate is read from {first[0]}, which the labels have shaped: a network that "
+            "has learnt its wrong labels no longer doubts them, and the rate may be far too low"
+        )
+    return first
+
+
 def estimate_noise(
     subject: Run | nn.Module,  # a training run, or a trained network alone
     data: NoisyDataset,  # its training set
     model: nn.Module | None = None,  # the trained network of a run that cannot rebuild it
-    # to probe; default: the input, which no label has shaped, or the output of an embedding
+    # to probe; default: the input or the tokens of a text (`token_evidence`), which no label shaped
     layers: Sequence[str] | None = None,
     level: float = 0.9,  # of the interval, in (0, 1)
     *,
@@ -251,11 +267,12 @@ def estimate_noise(
     """
     _checked_level(level)
     run, model, data = trained_model(subject, data, model)
-    if layers is None:
-        layers = representation(model, data.x)[:1]
-    if by_layer is None or any(layer not in by_layer for layer in layers):
-        by_layer = layer_evidence(model, data, layers, memory=memory, progress=progress)
-    e = mean_evidence({layer: by_layer[layer] for layer in layers})
-    noise = noise_of(e, data.y, level)
+    e = token_evidence(model, data) if layers is None else None
+    if e is None:
+        layers = layers or _unlearnt(model, data)
+        if by_layer is None or any(layer not in by_layer for layer in layers):
+            by_layer = layer_evidence(model, data, layers, memory=memory, progress=progress)
+        e = mean_evidence({layer: by_layer[layer] for layer in layers})
+    noise = noise_of(e.to(data.y.device), data.y, level)
     predictions = run.prediction[-1].to(data.y.device)
     return replace(noise, agreement=(predictions == data.y).double().mean().item())

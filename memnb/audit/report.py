@@ -127,7 +127,9 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .given { color: #666; text-decoration: line-through; } .new { font-weight: 600; color: #0072b2; }
 .perhaps { color: #0072b2; }
 .small { color: #666; }
-table { border-collapse: collapse; } td, th { padding: .2rem .7rem; text-align: right; }
+table { border-collapse: collapse; }
+.table { overflow-x: auto; }
+td, th { padding: .2rem .7rem; text-align: right; }
 th { border-bottom: 1px solid #999; } td:first-child, th:first-child { text-align: left; }
 td.word, th.word { text-align: left; } .matrix td { padding: .2rem .4rem; font-size: .85rem; }
 .labels { font-size: .95rem; }
@@ -156,25 +158,28 @@ or its example dropped. The whole list is in <code>suspects.csv</code>, the clea
 <h2>Which class is taken for which</h2>
 {% if pairs %}<p class="small">Among the labels that are acted on, the {{ pairs|length }} most
 frequent mistakes.</p>
+<div class="table">
 <table><tr><th>label should be</th><th class="word">was given as</th><th>examples</th>
 <th class="word"></th></tr>
 {% for p in pairs %}<tr><td>{{ p.suggested }}</td><td class="word">{{ p.given }}</td>
 <td>{{ p.count }}</td>
 <td class="word">
 <span class="bar" style="width: {{ 12 * p.count / pairs[0].count }}rem"></span></td></tr>
-{% endfor %}</table>{% else %}<p>No label is acted on.</p>{% endif %}
+{% endfor %}</table></div>{% else %}<p>No label is acted on.</p>{% endif %}
 {% if matrix %}<h2>The noise, class by class</h2>
 <p class="small">Estimated shares: of each row's true class, how many examples were given each
 column's label.</p>
+<div class="table">
 <table class="matrix"><tr><th></th>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for shares in matrix %}<tr><th>{{ names[loop.index0] }}</th>
 {% for share in shares %}<td style="background: rgba(213, 94, 0, {{ '%.2f' % share }})">
-{{ '%.0f' % (100 * share) }}%</td>{% endfor %}</tr>{% endfor %}</table>{% endif %}
+{{ '%.0f' % (100 * share) }}%</td>{% endfor %}</tr>{% endfor %}</table></div>{% endif %}
 <h2>What is done in each class</h2>
+<div class="table">
 <table><tr><th>given label</th><th>examples</th><th>relabelled</th><th>dropped</th>
 <th>new with this label</th></tr>
 {% for c in classes %}<tr><td>{{ c.given }}</td><td>{{ c.examples }}</td><td>{{ c.relabelled }}</td>
-<td>{{ c.dropped }}</td><td>{{ c.gained }}</td></tr>{% endfor %}</table>
+<td>{{ c.dropped }}</td><td>{{ c.gained }}</td></tr>{% endfor %}</table></div>
 <h2>How far to trust this</h2>
 <ul><li>The rank is the surest part: a label near the top is more likely wrong than one below it.
 A suggestion is less sure than the rank.</li>

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..common.checks import caution, check_choice, names_of, shown, whole
 from ..common.progress import progress_bar
 from ..common.unfinished import Unfinished
-from ..datasets.noisy_datasets import NoisyDataset
+from ..datasets.noisy_datasets import NoisyDataset, check_data
 from memnb.localization.label_evidence import (
     evidence,
     layer_opinions,
@@ -360,9 +360,10 @@ def audit(
     """
     k = None if k is None else whole("k", k, 1)
     probes = [check_choice("probe", name, _PROBES) for name in names_of("probes", probes)]
+    check_data(data)
+    more = _checked_more(more, len(data))
     layers = None if layers is None else names_of("layers", layers)
     run, model, data = trained_model(subject, data, model)
-    more = _checked_more(more, len(data))
     known = dict(scores=probe_scores, evidence=by_layer)
     kinds = [kind for kind, values in known.items() if values is None]
     options = dict(kinds=kinds, memory=memory, progress=progress)

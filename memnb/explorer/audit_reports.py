@@ -97,6 +97,11 @@ def _check_folders(path: Path, out: str | Path, tree: str | Path | None):
 def _check_given(data: str, given: dict):
     "`ValueError` for data that could be two things, and for what would be left out in silence."
     path = Path(data).expanduser()
+    if str(data) not in DATASETS and not path.exists():
+        raise FileNotFoundError(
+            f"there is no {path.absolute()}, and no data set {data}; those known are "
+            f"{', '.join(DATASETS)}"
+        )
     is_table = str(data).lower().endswith(TABLES)
     if str(data) in DATASETS and path.exists():
         raise ValueError(

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Accounting', 'Masked', 'SparseChannels', 'StandardDropout', 'TiedDropout', 'account', 'by_mode', 'critical_units',
            'detection', 'layer_evidence', 'layer_opinions', 'layer_scores', 'leave_out_memorization', 'mislabel_scores',
-           'prediction_depth', 'remembered', 'retrain', 'rewind', 'second_split_forgetting', 'unit_layers']
+           'prediction_depth', 'remembered', 'retrain', 'rewind', 'second_split_forgetting', 'token_evidence',
+           'unit_layers']
 
 # %% ../../nbs/localization/00_localization.ipynb #cell03
 from .accounting import Accounting, account
@@ -20,6 +21,7 @@ from memnb.localization.tied_dropout import (
     by_mode,
     remembered,
 )
+from .token_evidence import token_evidence
 from .unit_masks import Masked, unit_layers
 from .unit_search import critical_units
 
@@ -44,5 +46,6 @@ _all_ = [
     "retrain",
     "rewind",
     "second_split_forgetting",
+    "token_evidence",
     "unit_layers",
 ]

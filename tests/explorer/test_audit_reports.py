@@ -123,7 +123,7 @@ def test_a_table_by_a_classifier_of_scikit_learn(tmp_path, name, classifier):
             "weights: for networks",
         ),
         (["customers.csv", "--model", "random_forest"], "label= names its column of labels"),
-        (["nothing"], "be one of digits"),
+        (["nothing"], "there is no .*; those known are digits"),
         (["customers.csv"], "label= names its column of labels"),
         (["customers.csv", "--label", "plam"], "columns id, age, city, plan"),
         (["customers.csv", "--label", "plan", "--drop", "nonesuch"], "nonesuch"),
