@@ -18,7 +18,7 @@ from .suspicion import trained_model
 from ..common.checks import caution, number
 from ..datasets.noisy_datasets import NoisyDataset
 from ..localization.label_evidence import layer_evidence, mean_evidence, representation
-from ..localization.token_evidence import token_evidence
+from ..localization.token_probes import token_evidence
 from ..models.features import MEMORY
 from ..runs.run import Run
 

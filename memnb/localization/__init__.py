@@ -21,7 +21,7 @@ from memnb.localization.tied_dropout import (
     by_mode,
     remembered,
 )
-from .token_evidence import token_evidence
+from .token_probes import token_evidence
 from .unit_masks import Masked, unit_layers
 from .unit_search import critical_units
 

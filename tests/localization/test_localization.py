@@ -27,6 +27,7 @@ from memnb.localization import (
     rewind,
     rewinding,
     scores,
+    token_probes,
     unit_masks,
     unit_search,
 )
@@ -44,6 +45,7 @@ FROM = {
     tied: ["SparseChannels", "StandardDropout", "TiedDropout", "by_mode", "remembered"],
     scores: ["detection", "mislabel_scores", "prediction_depth"],
     retraining_scores: ["leave_out_memorization", "second_split_forgetting"],
+    token_probes: ["token_evidence"],
 }
 
 
