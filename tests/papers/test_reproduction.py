@@ -129,7 +129,7 @@ def test_a_line_at_a_papers_size_exists_for_every_notebook_that_trains(lines):
     assert at_size == {line.notebook.stem for line in lines if line.notebook} - {"fig4"}
 
 
-@pytest.mark.parametrize("name", ["fig4", "latent_resist", "modular_order"])
+@pytest.mark.parametrize("name", ["fig4", "latent_transfer", "modular_tied"])
 def test_cheap_lines_are_run_at_preset_ci(lines, name, tmp_path):
     line = next(line for line in lines if line.notebook and line.notebook.stem == name)
     seeds = line.seeds[:1]
