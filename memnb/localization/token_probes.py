@@ -67,7 +67,7 @@ class _Tokens:
         self.weight[self.size] = 0  # padding
 
     def _ids(self, rows: slice) -> tuple[Tensor, Tensor]:
-        "Ids (b, T) in order, and which are not there before in their text."
+        "Sorted ids (b, T), and (b, T) bool: whether each is the first of its token in its text."
         batch = fed(self.model, self.x[rows])
         ids = list(tensors_in(batch))[self.place].long()
         real = real_tokens(self.model, batch)
