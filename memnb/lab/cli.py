@@ -93,7 +93,6 @@ def _table(frame: pl.DataFrame) -> str:
 
 
 _POOL_OPTIONS = (
-    click.option("--jobs", default=1, show_default=True, help="Runs at once."),
     click.option(
         "--dask",
         metavar="ADDRESS",
@@ -127,6 +126,7 @@ def _pool_options(command):
 )
 @_FIXED
 @_ROOT
+@click.option("--jobs", default=1, show_default=True, help="Runs at once.")
 @_pool_options
 @click.option("--retry", is_flag=True, help="Also run what failed before.")
 @click.option("--timeout", type=float, help="Seconds until a run is ended.")
@@ -173,6 +173,7 @@ def _say_list(cells: list, lines: list, budget: str | None):
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--retry", is_flag=True, help="Also run what failed before.")
 @click.option("--renew", is_flag=True, help="Also run what another version of memnb did.")
+@click.option("--jobs", type=int, help="Runs at once. Default: one a CPU, as far as memory allows.")
 @_pool_options
 def reproduce_(listed, budget, only, table, claims, *, root, slurm, **options):
     "Run what the four papers show. Started again, it does the rest."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'Line', 'read_reproduction', 'missing_data', 'Cell', 'cells_of', 'seconds_of', 'cpu_hours_of',
-           'hours_in_words', 'wanted', 'that_fit', 'affordable', 'overview', 'selected', 'reproduce']
+           'hours_in_words', 'wanted', 'that_fit', 'affordable', 'overview', 'selected', 'jobs_that_fit', 'reproduce']
 
 # %% ../../nbs/papers/28_reproduction.ipynb #cell02
 import csv
@@ -379,6 +379,13 @@ def _check_device(device: str):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def jobs_that_fit(chosen: Sequence[Cell]) -> int:
+    "How many of these tasks run at once: one a CPU, as far as the largest of them has memory."
+    largest = max((cell.line.memory_gb for cell in chosen), default=0) * 2**30
+    cpus = os.cpu_count() or 1
+    return max(1, int(min(cpus, free_memory() / largest))) if largest else cpus
+
+
 def _say_plan(chosen: Sequence[Cell], left: Sequence[Cell]):
     if not left:
         print("nothing is left to run")
@@ -408,7 +415,7 @@ def reproduce(
     budget: str | None = None,  # of wall time, as 90s, 20m, 3h or 1.5d; None: no end
     *,
     device: str = "auto",  # auto, cpu or cuda
-    jobs: int = 1,  # tasks at once, which share the CPUs
+    jobs: int | None = None,  # tasks at once, which share the CPUs; None: `jobs_that_fit`
     retry: bool = False,  # also what failed before
     renew: bool = False,  # also what another version did
     dask: str | None = None,  # address of a scheduler, or "local"
@@ -438,7 +445,7 @@ def reproduce(
 
     tasks = list({cell.task.key: cell.task for cell in chosen}.values())
     until = dict(until=time.time() + limit) if limit else {}
-    pool = dict(jobs=jobs, dask=dask, slurm=slurm)
+    pool = dict(jobs=jobs_that_fit(chosen) if jobs is None else jobs, dask=dask, slurm=slurm)
     finished = not tasks or run_tasks(tasks, root, after=after, **pool, **until)
     return cells_of(lines, root, device), finished
 

@@ -22,6 +22,7 @@ from memnb.papers.reproduction import (
     Line,
     cells_of,
     hours_in_words,
+    jobs_that_fit,
     missing_data,
     overview,
     read_reproduction,
@@ -64,10 +65,10 @@ def states(cells) -> list[str]:
 
 
 def run(file: Path, **options):
-    "Where the table stands after it was run in the folder above it."
+    "Where the table stands after it was run in the folder above it, one task after the other."
     place = file.parents[1]
     cells, finished = reproduce(
-        read_reproduction(file), place / "root", place / "claims.csv", **options
+        read_reproduction(file), place / "root", place / "claims.csv", jobs=1, **options
     )
     assert finished
     return cells
@@ -231,6 +232,18 @@ def test_a_budget_takes_what_fits():
     assert names(that_fit(cells, 4.5)) == [("b", 0), ("a", 0)]
     assert names(that_fit(cells, 5.0)) == [("b", 0), ("a", 0), ("b", 1)]
     assert that_fit([], 1.0) == []
+
+
+def test_as_many_tasks_at_once_as_cpus_and_memory_allow(monkeypatch):
+    monkeypatch.setattr(reproduction.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(reproduction, "free_memory", lambda: 7 * 2**30)
+    cells = [cell("a", 1), cell("b", 1)]
+    assert jobs_that_fit(cells) == 8
+    cells[0] = replace(cells[0], line=replace(cells[0].line, memory_gb=2))
+    assert jobs_that_fit(cells) == 3
+    cells[1] = replace(cells[1], line=replace(cells[1].line, memory_gb=16))
+    assert jobs_that_fit(cells) == 1
+    assert jobs_that_fit([]) == 8
 
 
 def test_a_budget_that_fits_nothing_names_the_cheapest(tiny, tmp_path, monkeypatch):
@@ -416,6 +429,7 @@ def start(file: Path, root: Path) -> subprocess.Popen:
     "The command in a process of its own."
     command = Path(sys.executable).with_name("memnb")
     words = ["reproduce", "--table", file, "--root", root, "--claims", root.parent / "c.csv"]
+    words += ["--jobs", "1"]
     return subprocess.Popen(
         [command, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
