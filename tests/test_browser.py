@@ -428,7 +428,7 @@ def test_three_hundred_redraws_leave_nothing_in_memory(browser, tmp_path):
     with served(VOILA, tmp_path) as at, opened(browser, at, "/?token=abc") as page:
         drawn(page)
 
-        first, last = growth(page, 15)
+        first, last = growth(page, 300)
 
     assert last["heap"] - first["heap"] < 30  # megabytes
     assert last["nodes"] - first["nodes"] < 200
