@@ -399,10 +399,11 @@ URL.createObjectURL = (blob) => {
 """
 
 
-def test_charts_change_though_what_draws_them_is_loaded_late(browser, tmp_path):
-    notebook(tmp_path, "pace=20")
+def test_charts_change_in_a_slow_browser_though_what_draws_them_is_loaded_late(browser, tmp_path):
+    notebook(tmp_path, "pace=40")
     page = "/?token=abc"
     with served(VOILA, tmp_path) as at, opened(browser, at, page, script=DELAY) as page:
+        page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", dict(rate=10))
         expect(page.get_by_text("loading charts").first).to_be_visible()
 
         before = drawn(page)
@@ -410,17 +411,6 @@ def test_charts_change_though_what_draws_them_is_loaded_late(browser, tmp_path):
 
         halt(page)
         assert page.evaluate("delayed") == 1
-
-
-def test_charts_change_in_a_slow_browser(browser, tmp_path):
-    notebook(tmp_path, "pace=20")
-    with served(VOILA, tmp_path) as at, opened(browser, at, "/?token=abc") as page:
-        page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", dict(rate=10))
-
-        before = drawn(page)
-        drawn(page, before)
-
-        halt(page)
 
 
 def test_three_hundred_redraws_leave_nothing_in_memory(browser, tmp_path):
