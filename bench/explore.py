@@ -92,7 +92,7 @@ def in_browser(tries: int) -> tuple[float, float]:
             page.goto(address + "/?token=abc")
             page.locator(".vega-embed svg .mark-line path").first.wait_for(state="attached")
             seconds = shown_on_page(page, tries)
-            first, last = growth(page, 15)
+            first, last = growth(page, 300)
             page.close()
     return seconds, last["heap"] - first["heap"]
 

@@ -88,9 +88,8 @@ def write_notebook(path: Path, source: str):
     nbformat.write(nb, path)
 
 
-# A button that has charts drawn, twenty of each training, and how many were.
+# A button that has charts drawn, twenty of each training, and how many were asked for.
 REDRAWS = """
-import time
 import ipywidgets as widgets
 from memnb.explorer import explore
 
@@ -105,12 +104,22 @@ def redraw(_):
         e.join()
         for at in range(20):
             e.transport.time.value = 2 * at + 1
-            time.sleep(0.05)
     drawn.value = f"{{int(drawn.value.split()[0]) + {trainings} * 20}} redraws"
 
 again.on_click(redraw)
 widgets.VBox([again, drawn, e])
 """
+
+
+# Counts from then on how often charts of a page were drawn.
+COUNT = """() => {
+    const drawn = (change) => [change.target, ...change.addedNodes].some(
+        (node) => (node.closest ? node : node.parentElement)?.closest("svg.marks"));
+    globalThis.redraws = 0;
+    const observer = new MutationObserver((changes) => { redraws += changes.some(drawn); });
+    const all = { subtree: true, childList: true, attributes: true, characterData: true };
+    observer.observe(document.body, all);
+}"""
 
 
 def held(page: Page) -> dict:
@@ -126,18 +135,23 @@ def held(page: Page) -> dict:
     return dict(heap=min(used) / 1e6, nodes=counts["nodes"], listeners=counts["jsEventListeners"])
 
 
-def growth(page: Page, times: int) -> tuple[dict, dict]:
-    "What a page of `REDRAWS` holds after its button was pressed once, and so many times more."
-    states = []
-    for presses in (1, times):
-        for _ in range(presses):
-            before = page.get_by_text(re.compile(r"^\d+ redraws$")).inner_text()
-            page.locator("button.widget-button", has_text="Redraw").click()
-            page.wait_for_function(
-                "before => ![...document.querySelectorAll('.widget-label')]"
-                ".some((e) => e.textContent === before)",
-                arg=before,
-                timeout=WAIT,
-            )
-        states.append(held(page))
-    return tuple(states)
+def press(page: Page):
+    "Press the button of `REDRAWS`, and wait until all that it asks for was asked for."
+    before = page.get_by_text(re.compile(r"^\d+ redraws$")).inner_text()
+    page.locator("button.widget-button", has_text="Redraw").click()
+    page.wait_for_function(
+        "before => ![...document.querySelectorAll('.widget-label')]"
+        ".some((e) => e.textContent === before)",
+        arg=before,
+        timeout=WAIT,
+    )
+
+
+def growth(page: Page, redraws: int) -> tuple[dict, dict]:
+    "What a page of `REDRAWS` holds after its button was pressed, and so many redraws later."
+    press(page)
+    first = held(page)
+    page.evaluate(COUNT)
+    while page.evaluate("redraws") < redraws:
+        press(page)
+    return first, held(page)

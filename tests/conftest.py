@@ -23,7 +23,12 @@ def count(monkeypatch):
     return made
 
 
-LONGEST = ("test_notebooks", "test_browser", "test_app", "test_docs", "test_audit_inputs")
+LONGEST = (
+    *("test_notebooks", "test_browser", "test_app", "test_views", "test_outputs", "test_sessions"),
+    *("test_reproduction", "test_docs", "test_base_install", "test_interrupted_audits"),
+    *("test_latent_claims", "test_localization_claims", "test_repairs", "test_suspicion"),
+    *("test_audit_inputs", "test_sweeps"),
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import functional
 
 from ..common.checks import caution, shown, whole
 from .inputs import Scaled, on_each, tensors_in
@@ -77,6 +76,8 @@ def as_bytes(
 
 
 def _cropped(image: Image.Image, shape: Shape) -> Image.Image:
+    from torchvision.transforms import functional  # takes as long to load as torch
+
     height, width = shape.size
     if isinstance(shape.resize, tuple):
         image = functional.resize(image, list(shape.resize))

@@ -63,6 +63,14 @@ def _paled(frame: pl.DataFrame, y: str, groups: list[str], log: bool) -> list[al
     return [lines.encode(x="epoch:Q", y=f"{y}:Q", color="group:N", opacity=_PALE)]
 
 
+def _layers(chart: alt.LayerChart) -> list[alt.Chart]:
+    "The layers of a chart, each with the data that it shares with others."
+    for layer in chart.layer:
+        if layer.data is alt.Undefined:
+            layer.data = chart.data
+    return chart.layer
+
+
 def timed_curves(
     session: Session,
     at: int,  # number of a recorded epoch
@@ -87,9 +95,10 @@ def timed_curves(
     span = _at_epochs(ends).mark_point(opacity=0)
     rule = _at_epochs(present).mark_rule(color="#777", strokeWidth=1)
     chart = curves(frame, y, title, y_title, x_title="epoch", log_x=log, **options)
-    chart.title = alt.Undefined
     behind = [] if pale is None else _paled(pale, y, frame["group"].unique().to_list(), log)
-    return alt.layer(span, *behind, chart, rule, title=title, width=300, height=190)
+    # side by side, not one layer of layers: altair copies a chart at each level several times
+    layers = [span, *behind, *_layers(chart), rule]
+    return alt.layer(*layers, params=chart.params, title=title, width=300, height=190)
 
 
 def _given(session: Session) -> pl.DataFrame:

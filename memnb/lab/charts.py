@@ -155,13 +155,13 @@ def _in_order(frame: pl.DataFrame, color: str, order: Sequence | None) -> list:
     return [v for v in first if v in values] + sorted(v for v in values if v not in first)
 
 
-def _legend(values: list, color: str) -> alt.Legend | None:
+def _legend(values: list, color: str) -> dict | None:
     "The legend above a chart, in two lines where it is wider; None where there is no choice."
     if len(values) < 2:
         return None
     title = {"rho": "noise rate", "group": None}.get(color, color)
     wide = sum(len(str(v)) + 5 for v in values) > 63  # letters that a chart's width holds
-    return alt.Legend(
+    return dict(
         orient="top",
         titleOrient="left",
         title=title,
@@ -190,8 +190,8 @@ def _looks(frame: pl.DataFrame, color: str, order: Sequence | None) -> dict:
     legend = _legend(values, color)
     colors, dashes = _styles(values, color)
 
-    def scale(table: dict) -> alt.Scale:
-        return alt.Scale(domain=values, range=[table[v] for v in values])
+    def scale(table: dict) -> dict:
+        return dict(domain=values, range=[table[v] for v in values])
 
     return dict(
         color=alt.Color(f"{color}:N", scale=scale(colors), legend=legend, sort=None),
@@ -323,22 +323,26 @@ def _on_axes(frame: pl.DataFrame, x: str, y: str, log_x: bool, log_y: bool) -> p
 
 # %% ../../nbs/lab/01_charts.ipynb #cell23
 def _horizontal(x: str, title: str, log: bool, from_zero: bool, largest: float) -> alt.X:
-    "The axis of x, whose labels are short where it is logarithmic."
-    zero = (from_zero and not log) or alt.Undefined
-    scale = alt.Scale(type="log" if log else "linear", nice=False, zero=zero)
+    """The axis of x, whose labels are short where it is logarithmic.
+
+    Scale and axis are dictionaries: of its own classes altair copies each option, given or not.
+    """
+    scale = dict(type="log" if log else "linear", nice=False)
+    if from_zero and not log:
+        scale["zero"] = True
     labels = "~s" if largest >= 1000 else "~g"
-    axis = alt.Axis(title=title, format=labels if log else ",~r", tickCount=6, grid=False)
+    axis = dict(title=title, format=labels if log else ",~r", tickCount=6, grid=False)
     return alt.X(f"{x}:Q", scale=scale, axis=axis)
 
 
 def _vertical(title: str, log: bool, domain: tuple[float, float] | None) -> dict:
     "Scale and axis of y."
     if log:
-        scale = alt.Scale(type="log")
+        scale = dict(type="log")
     else:
-        scale = alt.Scale(domain=_domain(domain)) if domain else alt.Scale(zero=False)
+        scale = dict(domain=_domain(domain)) if domain else dict(zero=False)
     labels = dict(format="~g") if log else {}
-    return dict(scale=scale, axis=alt.Axis(title=title, tickCount=5, **labels))
+    return dict(scale=scale, axis=dict(title=title, tickCount=5, **labels))
 
 
 def curves(

@@ -340,6 +340,8 @@ def keep(
     _check_results(p, frame, claims, charts)
     if not p.out:
         return None
+    from vl_convert import svg_to_png
+
     folder = local_path("out", p.out) / p.figure / _result_key(p)
     text = _record(p, frame, more)
 
@@ -349,8 +351,10 @@ def keep(
             with (part / f"{name}.parquet").open("wb") as f:
                 table.write_parquet(f)
         for name, chart in charts.items():
-            chart.save(str(part / f"{name}.svg"))
-            chart.save(str(part / f"{name}.png"), ppi=144)
+            drawn = part / f"{name}.svg"
+            chart.save(str(drawn))
+            picture = svg_to_png(drawn.read_text(encoding="utf-8"), ppi=144)
+            (part / f"{name}.png").write_bytes(picture)
         (part / "params.json").write_text(text, encoding="utf-8")
 
     if folder.exists():

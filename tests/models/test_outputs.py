@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import nn
-from torchvision.models import get_model
+from torchvision.models import SwinTransformer, VisionTransformer, get_model
 
 from memnb.audit import audit, estimate_noise
 from memnb.datasets import NoisyDataset, corrupt, in_memory
@@ -189,11 +189,25 @@ def vision(name, **how):
     return lambda: get_model(name, weights=None, num_classes=K, **how)
 
 
+def vit():
+    "As torchvision's vit_b_16, narrow and of a third of its layers."
+    return VisionTransformer(
+        32, 16, num_layers=4, num_heads=4, hidden_dim=64, mlp_dim=128, num_classes=K
+    )
+
+
+def swin():
+    "As torchvision's swin_t, a quarter as wide and of two thirds of its layers."
+    return SwinTransformer(
+        [4, 4], 24, [2, 2, 2, 2], [1, 2, 4, 8], window_size=[7, 7], num_classes=K
+    )
+
+
 NETWORKS = dict(
     resnet18=(vision("resnet18"), pictures),
     densenet121=(vision("densenet121"), pictures),
-    vit_b_16=(vision("vit_b_16", image_size=32), pictures),
-    swin_t=(vision("swin_t"), pictures),
+    vit=(vit, pictures),
+    swin=(swin, pictures),
     convnext_tiny=(vision("convnext_tiny"), pictures),
     mobilenet_v3_small=(vision("mobilenet_v3_small"), pictures),
     googlenet=(vision("googlenet", init_weights=False), lambda: pictures(size=64)),
