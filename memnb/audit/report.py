@@ -33,6 +33,8 @@ def looks(
         view = show(row)
         is_picture = isinstance(view, torch.Tensor)
         return ("picture", picture_address(view)) if is_picture else ("text", str(view))
+    if data.columns is not None:
+        return "text", data.columns.describe(data.x[row])
     x = stored(data.x[row : row + 1])
     if x.ndim == 4 and x.shape[1] in (1, 3):
         return "picture", picture_address(x[0])
@@ -61,7 +63,7 @@ def verdict(
         f"Between {noise.low:.1%} and {noise.high:.1%} of the {n:,} labels are wrong, about "
         f"{round(noise.rate * n):,} of them. (The interval is cautious, at 90%.)"
     ]
-    if noise.low < 0.01 and not looked:
+    if noise.may_be_none(n) and not looked:
         lines.append("They may all be right: look at the first few of the list.")
     if noise.agreement is not None and noise.left_out is not None:
         lines.append(
@@ -136,8 +138,9 @@ td.word, th.word { text-align: left; } .matrix td { padding: .2rem .4rem; font-s
 .bar { display: inline-block; height: .7rem; background: #d55e00; }
 </style></head><body>
 <h1>Label audit: {{ title }}</h1>
-<p class="small">{{ n }} examples, {{ k }} classes. {{ acted }} labels are acted on:
-{{ relabelled }} get the suggested label, {{ dropped }} are dropped.</p>
+<p class="small">{{ n }} examples, {{ k }} classes. {% if acted == "0" %}No label is changed or
+dropped.{% else %}{{ relabelled }} get the suggested label, {{ dropped }} are dropped.{% endif %}
+</p>
 {% for line in verdict %}<p>{{ line }}</p>{% endfor %}
 <h2>The most suspicious labels</h2>
 <p class="small">Given label and suggested one; the given label is struck out where it is changed
@@ -183,7 +186,9 @@ column's label.</p>
 <h2>How far to trust this</h2>
 <ul><li>The rank is the surest part: a label near the top is more likely wrong than one below it.
 A suggestion is less sure than the rank.</li>
-{% if by_hand %}<li>The labels were decided by hand.</li>{% else %}
+{% if by_hand %}<li>The labels were decided by hand.</li>{% elif may_be_none %}
+<li>No label is changed, because the estimate reaches down to none. Wrong ones are found by looking
+at the list from its top.</li>{% else %}
 <li>Only labels whose suggestion is clear are changed, and only those
 of the estimate's lower end are dropped, so some wrong labels are left.</li>{% endif %}
 <li>Labels that are wrong in the same way again and again are the hardest to find. Where a class is
@@ -225,6 +230,7 @@ def page(
         dropped=f"{int((actions == 'drop').sum()):,}",
         verdict=verdict(noise, len(data), by_hand),
         by_hand=by_hand,
+        may_be_none=noise.may_be_none(len(data)),
         cards=cards,
         pictures=bool(cards) and cards[0]["kind"] == "picture",
         pairs=pairs,

@@ -64,9 +64,12 @@ def _rows_of(p: Params) -> Callable | None:
         return None
     table = read_table(p.data, [name for name in (p.label, p.get("rows")) if name])
 
+    left_out = {p.label, p.get("rows")}  # both are on the card already
+
     def show(row: int) -> str:
         values = table.row(row, named=True).items()
-        return ", ".join(f"{name}: {value}" for name, value in values if name != p.label)
+        known = [(k, v) for k, v in values if k not in left_out and v is not None]
+        return ", ".join(f"{name}: {value}" for name, value in known)
 
     return show
 

@@ -69,6 +69,21 @@ def test_a_folder_from_the_shell(tmp_path):
     assert copied
 
 
+def test_a_card_of_a_table_says_each_thing_once(tmp_path):
+    file = tmp_path / "customers.csv"
+    frame = pl.read_csv(table(file))
+    nobody = pl.when(pl.col("id") == "customer 3").then(None).otherwise("city")
+    frame.with_columns(city=nobody).write_csv(file)
+    done = run(
+        file, "--label", "plan", "--rows", "id", "--model", "boosting", "--out", tmp_path / "r"
+    )
+    html = (tmp_path / "r" / "report.html").read_text()
+    assert done.exit_code == 0, done.output
+    assert html.count("customer 3 ") == 1
+    assert "id: " not in html
+    assert "None" not in html
+
+
 def test_weights_of_a_trained_network(tmp_path):
     source = folder_of_pictures(tmp_path / "colors")
     net = build("mlp", shape=(3, 8, 8), widths=[100, 100], n_classes=3)
