@@ -17,7 +17,7 @@ import torch
 
 from .noise_rate import Noise
 from ..common.checks import caution, number, shown
-from ..common.files import local_path, publish
+from ..common.files import check_absent, local_path, publish
 from ..datasets.noisy_datasets import NoisyDataset, check_data
 
 # %% ../../nbs/audit/05_cleaning.ipynb #cl05
@@ -204,9 +204,7 @@ def copy_tree(
     `FileNotFoundError` for a picture that is not, another `OSError` where the disk is full.
     """
     source = local_path("source", source)
-    folder = local_path("folder", folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} is there already; give another folder, or remove it")
+    folder = check_absent(local_path("folder", folder))
     left = cleaned_rows(decisions)
     if absent := [name for name in left["name"] if not (source / name).is_file()]:
         raise FileNotFoundError(
