@@ -6,6 +6,7 @@
 __all__ = ['looks', 'verdict', 'confusions', 'by_class', 'page', 'write_report']
 
 # %% ../../nbs/audit/06_report.ipynb #re03
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import polars as pl
 import torch
 from jinja2 import Environment
+from markupsafe import Markup
 
 from .cleaning import check_decisions, class_names, cleaned_rows, decide
 from .noise_rate import Noise
@@ -75,6 +77,10 @@ def verdict(
                 "The network knows its training labels less well than plain probes do. Are the "
                 "inputs scaled as they were in training, and the classes in its order?"
             )
+    elif noise.left_out is not None:
+        lines.append(
+            f"Classifiers that never saw the label agree with {noise.left_out:.1%} of the labels."
+        )
     if noise.left_out is not None and noise.left_out + noise.rate < 0.8:
         lines.append(
             "The probes are often wrong themselves, so a suspect may be a difficult example with "
@@ -134,6 +140,10 @@ table { border-collapse: collapse; }
 td, th { padding: .2rem .7rem; text-align: right; }
 th { border-bottom: 1px solid #999; } td:first-child, th:first-child { text-align: left; }
 td.word, th.word { text-align: left; } .matrix td { padding: .2rem .4rem; font-size: .85rem; }
+.name { overflow-wrap: anywhere; min-width: 4rem; }
+.matrix th { padding: .2rem .3rem; font-size: .8rem; } .matrix th:first-child { min-width: 8rem; }
+.matrix th + th { font-weight: normal; vertical-align: bottom; }
+@media (max-width: 40rem) { td, th { padding: .2rem .35rem; font-size: .85rem; } }
 .labels { font-size: .95rem; }
 .bar { display: inline-block; height: .7rem; background: #d55e00; }
 </style></head><body>
@@ -144,19 +154,20 @@ dropped.{% else %}{{ relabelled }} get the suggested label, {{ dropped }} are dr
 {% for line in verdict %}<p>{{ line }}</p>{% endfor %}
 <h2>The most suspicious labels</h2>
 <p class="small">Given label and suggested one; the given label is struck out where it is changed
-or its example dropped. The whole list is in <code>suspects.csv</code>, the cleaned labels in
-<code>cleaned.csv</code>.</p>
+or its example dropped. The whole list is in <code>suspects.csv</code>, where <code>sure</code> says
+how far a suggestion is ahead of the next class (0: a tie; near 1: nothing speaks against it). The
+cleaned labels are in <code>cleaned.csv</code>.</p>
 <div class="cards{{ '' if pictures else ' wide' }}">
 {% for c in cards %}<div class="card">
 {% if c.kind == "picture" %}<img src="{{ c.view }}" alt="{{ c.name }}">
 {% else %}<div class="text">{{ c.view }}</div>{% endif %}
 <span class="labels">
-<span class="{{ 'kept' if c.action == 'keep' else 'given' }}">{{ c.given }}</span>
+<span class="{{ 'kept' if c.action == 'keep' else 'given' }}">{{ c.given|broken }}</span>
 {% if c.suggested != c.given %}{% if c.action == 'relabel' %}
-<span class="new">{{ c.suggested }}</span>{% else %}
-<span class="perhaps">{{ c.suggested }}?</span>{% endif %}{% endif %}</span><br>
-<span class="small">{{ c.rank }}. {{ '' if c.view == c.name else c.name }} &middot;
-{{ c.action }}</span></div>
+<span class="new">{{ c.suggested|broken }}</span>{% else %}
+<span class="perhaps">{{ c.suggested|broken }}?</span>{% endif %}{% endif %}</span><br>
+<span class="small">{{ c.rank }} &middot; {{ done[c.action] }}{% if c.view != c.name %}<br>
+{{ c.name|broken }}{% endif %}</span></div>
 {% endfor %}</div>
 <h2>Which class is taken for which</h2>
 {% if pairs %}<p class="small">Among the labels that are acted on, the {{ pairs|length }} most
@@ -164,25 +175,28 @@ frequent mistakes.</p>
 <div class="table">
 <table><tr><th>label should be</th><th class="word">was given as</th><th>examples</th>
 <th class="word"></th></tr>
-{% for p in pairs %}<tr><td>{{ p.suggested }}</td><td class="word">{{ p.given }}</td>
+{% for p in pairs %}<tr><td class="name">{{ p.suggested|broken }}</td>
+<td class="word name">{{ p.given|broken }}</td>
 <td>{{ p.count }}</td>
 <td class="word">
-<span class="bar" style="width: {{ 12 * p.count / pairs[0].count }}rem"></span></td></tr>
+<span class="bar" style="width: {{ 8 * p.count / pairs[0].count }}rem"></span></td></tr>
 {% endfor %}</table></div>{% else %}<p>No label is acted on.</p>{% endif %}
 {% if matrix %}<h2>The noise, class by class</h2>
 <p class="small">Estimated shares: of each row's true class, how many examples were given each
 column's label.</p>
 <div class="table">
-<table class="matrix"><tr><th></th>{% for name in names %}<th>{{ name }}</th>{% endfor %}</tr>
-{% for shares in matrix %}<tr><th>{{ names[loop.index0] }}</th>
+<table class="matrix"><tr><th></th>
+{% for name in names %}<th class="name">{{ name|broken }}</th>{% endfor %}</tr>
+{% for shares in matrix %}<tr><th class="name">{{ names[loop.index0]|broken }}</th>
 {% for share in shares %}<td style="background: rgba(213, 94, 0, {{ '%.2f' % share }})">
 {{ '%.0f' % (100 * share) }}%</td>{% endfor %}</tr>{% endfor %}</table></div>{% endif %}
-<h2>What is done in each class</h2>
+{% if acted != "0" %}<h2>What is done in each class</h2>
 <div class="table">
 <table><tr><th>given label</th><th>examples</th><th>relabelled</th><th>dropped</th>
 <th>new with this label</th></tr>
-{% for c in classes %}<tr><td>{{ c.given }}</td><td>{{ c.examples }}</td><td>{{ c.relabelled }}</td>
-<td>{{ c.dropped }}</td><td>{{ c.gained }}</td></tr>{% endfor %}</table></div>
+{% for c in classes %}<tr><td class="name">{{ c.given|broken }}</td><td>{{ c.examples }}</td>
+<td>{{ c.relabelled }}</td><td>{{ c.dropped }}</td><td>{{ c.gained }}</td></tr>
+{% endfor %}</table></div>{% endif %}
 <h2>How far to trust this</h2>
 <ul><li>The rank is the surest part: a label near the top is more likely wrong than one below it.
 A suggestion is less sure than the rank.</li>
@@ -199,7 +213,13 @@ rare or its examples are unusual, look before you change a label.</li>
 """
 
 
+_DONE = dict(keep="kept", relabel="relabelled", drop="dropped")
 _MOST_IN_MATRIX = 15  # classes, of which a table can be read
+
+
+def _broken(name: str) -> Markup:
+    "A name as HTML, which may go on in the next line behind / and _."
+    return Markup("<wbr>").join(re.findall(r"[^/_]*[/_]+|[^/_]+$", name))
 
 
 def page(
@@ -220,8 +240,9 @@ def page(
         cards.append(row | dict(kind=kind, view=view))
     actions = decisions["action"]
     pairs = [_Pair(*row) for row in confusions(decisions).head(20).iter_rows()]
-    template = Environment(autoescape=True).from_string(_PAGE)
-    return template.render(
+    pages = Environment(autoescape=True)
+    pages.filters["broken"] = _broken
+    return pages.from_string(_PAGE).render(
         title=title or data.name or "your data",
         n=f"{len(data):,}",
         k=len(class_names(data)),
@@ -232,6 +253,7 @@ def page(
         by_hand=by_hand,
         may_be_none=noise.may_be_none(len(data)),
         cards=cards,
+        done=_DONE,
         pictures=bool(cards) and cards[0]["kind"] == "picture",
         pairs=pairs,
         names=class_names(data),

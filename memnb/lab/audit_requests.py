@@ -90,6 +90,8 @@ def _of_model(data: str, given: dict) -> Iterator[Exception]:
             yield ValueError(f"model={model!r} is for tables, {', '.join(TABLES)}; data={data!r}")
         if used := _used(given, _OF_NETWORKS):
             yield ValueError(f"{used}: for networks; model={model!r} is none")
+    if weights and not model:
+        yield ValueError(f"weights={str(weights)!r} needs model=, the network that they are of")
     if weights and not Path(weights).expanduser().is_file():
         yield FileNotFoundError(f"weights={str(weights)!r} is not there, or no file")
 

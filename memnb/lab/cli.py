@@ -375,8 +375,8 @@ def claims(root: Path, where, output, wide, update):
 _AUDIT_OPTIONS = (
     click.option(
         "--model",
-        help="mlp, cnn, resnet9, or torchvision's, as resnet18; of a table also random_forest, "
-        "boosting.",
+        help="mlp (the default), cnn, resnet9 (for folders), or torchvision's, as resnet18; of a "
+        "table also random_forest, boosting.",
     ),
     click.option("--weights", default="", help="File of the network's state dict."),
     click.option("--label", help="Column of labels of a table."),
@@ -387,10 +387,12 @@ _AUDIT_OPTIONS = (
     click.option("--mean", help="Of each channel in [0, 1], as 0.5,0.5,0.5."),
     click.option("--std", help="Of each channel, as 0.2,0.2,0.2."),
     click.option("--classes", help="Outputs of the network."),
-    click.option("--epochs", help="Of training, where there are no weights."),
-    click.option("--lr", help="Learning rate of that training."),
-    click.option("--batch", help="Examples a step."),
-    click.option("--seed", help="Of that training."),
+    click.option(
+        "--epochs", help="Of training, where there are no weights; by default 150, of folders 30."
+    ),
+    click.option("--lr", help="Learning rate of that training; by default 0.1, of folders 0.05."),
+    click.option("--batch", help="Examples a step; by default 32."),
+    click.option("--seed", help="Of that training; by default 0."),
 )
 
 

@@ -356,3 +356,11 @@ def test_no_picture_of_a_copy_takes_the_place_of_another(tmp_path):
     assert sorted(copies.values()) == sorted(names)
     assert copies["1 (was cat).png"] == "dog/1 (was cat).png"
     assert copies["1 (was cat) 2.png"] == "cat/1.png"
+
+
+def test_long_names_may_be_broken_and_are_no_html():
+    found, data, noise = audited()
+    names = [f"a_<b>/{i}.png" for i in range(500)]
+    html = page(decide(found, replace(data, names=names), 0.1), data, noise)
+    assert "a_<wbr>&lt;b&gt;/<wbr>" in html
+    assert "<b>" not in html
