@@ -17,7 +17,7 @@ import torch
 
 from .noise_rate import Noise
 from ..common.checks import caution, number, shown
-from ..common.files import local_path, publish
+from ..common.files import check_absent, local_path, publish
 from ..datasets.noisy_datasets import NoisyDataset, check_data
 
 # %% ../../nbs/audit/05_cleaning.ipynb #cl05
@@ -54,7 +54,8 @@ def _check_audited(audited: pl.DataFrame, data: NoisyDataset):
 def decide(
     audited: pl.DataFrame,  # of `audit`
     data: NoisyDataset,  # what was audited
-    # of the labels to act on, in [0, 1]; of a `Noise` its rate, of which the lower end is dropped
+    # of the labels to act on, in [0, 1]; of a `Noise` its rate, of which the lower end is dropped;
+    # nothing where that end is no label at all
     share: float | Noise,
     # how far a suggestion must be ahead of the next class to replace a label, 0 to about 1
     sure: float = 0.5,
@@ -62,13 +63,17 @@ def decide(
     """One row an example, the most suspicious first, with what is to be done.
 
     Columns: `rank, name, index, given, suggested, sure, suspicion, action, row`, with the names of
-    examples and classes. `action` is keep, relabel (with `suggested`) or drop. A warning says where
-    nothing is to be done. `ValueError` where frame and data do not belong together.
+    examples and classes. `sure` is how far the suggestion is ahead of the next class, and
+    `suspicion` the place in the list, from 1 at its top down to 0. `action` is keep, relabel (with
+    `suggested`) or drop. A warning says where nothing is to be done. `ValueError` where frame and
+    data do not belong together.
     """
     check_data(data)
     if isinstance(share, Noise):
-        most, surely = share.rate, share.low
+        may_be_none = share.may_be_none(len(data))
+        most, surely = (0.0, 0.0) if may_be_none else (share.rate, share.low)
     else:
+        may_be_none = False
         most = surely = number("share", share, "lie in [0, 1]", lambda v: 0 <= v <= 1)
     _check_audited(audited, data)
     classes = pl.Series(class_names(data))
@@ -92,10 +97,10 @@ def decide(
         action.alias("action"),
         "row",
     )
-    if most and (decided["action"] == "keep").all():
+    if may_be_none:
         caution(
-            "no label is changed or dropped: no suggestion is sure enough, and the estimated noise "
-            "reaches down to none; give share=, or decide in a Review"
+            "no label is changed or dropped, because the estimated noise reaches down to none: "
+            "look at the first of the list, in a Review, or say by share= how many are acted on"
         )
     return decided
 
@@ -199,9 +204,7 @@ def copy_tree(
     `FileNotFoundError` for a picture that is not, another `OSError` where the disk is full.
     """
     source = local_path("source", source)
-    folder = local_path("folder", folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} is there already; give another folder, or remove it")
+    folder = check_absent(local_path("folder", folder))
     left = cleaned_rows(decisions)
     if absent := [name for name in left["name"] if not (source / name).is_file()]:
         raise FileNotFoundError(

@@ -98,7 +98,8 @@ class LabelAuditor(BaseEstimator):
     def fit(self, X, y=None) -> "LabelAuditor":
         """Audit the labels y of the rows X, or those of a `NoisyDataset`, whose names stay.
 
-        Labels are numbers or words (n,), a column (n, 1), or one-hot (n, K). `ValueError` for fewer
+        Nothing is kept of a call that is interrupted. Labels are numbers or words (n,), a column
+        (n, 1), or one-hot (n, K). `ValueError` for fewer
         than two classes, a missing label, numbers among words, or a classifier without
         `predict_proba`.
         """

@@ -23,7 +23,7 @@ from ..models.features import MEMORY
 from ..runs.run import Run
 
 # %% ../../nbs/audit/02_noise_rate.ipynb #cell05
-_LOOK = "Look at suspects from the top of the list (`Review`), which counts the wrong ones better."
+_LOOK = "Look at suspects from the top of the list: a review counts the wrong ones better."
 
 
 _DOUBT = 0.08  # share of the labels in doubt beyond the rate, above which it is said
@@ -50,6 +50,13 @@ class Noise:
         if self.agreement is not None:
             text += f", the network with {self.agreement:.1%}"
         return f"Noise({text})"
+
+    def may_be_none(
+        self,
+        n: int,  # labels, 1 or more
+    ) -> bool:
+        "Whether the interval reaches down to no wrong label at all among n."
+        return round(self.low * n) == 0
 
     @property
     def caveat(self) -> str:

@@ -9,6 +9,7 @@ __all__ = ['tensors_in', 'on_each', 'Inputs', 'batch_of', 'stored', 'described',
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -55,8 +56,14 @@ class Inputs:
     def __repr__(self):
         return f"Inputs({len(self)} x {described(self)}, {self.device})"
 
-    def __getitem__(self, at) -> "Inputs":
-        "The examples at places `at`: a slice, integers (k,) or bool (n,)."
+    def __getitem__(self, at):
+        """The examples at places `at`: a slice, integers (k,) or bool (n,).
+
+        At a whole number that example, as the network reads it, without the batch.
+        """
+        is_one = isinstance(at, Integral) or isinstance(at, Tensor) and at.ndim == 0
+        if is_one and not isinstance(at, bool):
+            return on_each(self[[int(at)]].batch(), lambda v: v[0])
         at = at.cpu() if isinstance(at, Tensor) else at
         rows = self.rows[at]
         if rows.ndim != 1:

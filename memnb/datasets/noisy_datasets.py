@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from ..common.checks import check_memory, shown, whole
 from ..common.rng import check_device, generator
-from .inputs import Inputs, batch_of, described, is_in_memory, on_each, tensors_in
+from .inputs import Inputs, batch_of, described, is_in_memory, tensors_in
 
 # %% ../../nbs/datasets/02_noisy_datasets.ipynb #cell05
 MOST_CLASSES = 2**15 - 1  # a Run keeps predictions as int16
@@ -189,11 +189,7 @@ class NoisyDataset(Dataset):
         return len(self.x)
 
     def __getitem__(self, i):
-        if isinstance(self.x, Inputs):
-            x = on_each(self.x[[i]].batch(), lambda v: v[0])
-        else:
-            x = self.x[i]
-        return x, self.y[i], self.index[i]
+        return self.x[i], self.y[i], self.index[i]
 
     def __repr__(self):
         noise = "clean labels unknown" if self.clean is None else f"rho={self.rho:.3g}"

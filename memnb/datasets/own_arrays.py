@@ -184,7 +184,6 @@ def from_arrays(
         of_network(batch, mean, std),
         found.y,
         found.clean,
-        name="arrays",
         names=range(n) if names is None else names,
         classes=found.classes,
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Number
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -124,6 +125,16 @@ def _files_in(dataset) -> list | None:
     paths = [str(path) for path, _ in samples]
     inside = root and all(p.startswith(root) for p in paths)
     return [p[len(root) :].lstrip("/\\").replace("\\", "/") if inside else p for p in paths]
+
+
+def _name_of(dataset) -> str:
+    "Name of the folder that a data set reads, or of its class; empty for lists and wrappers."
+    root = getattr(dataset, "root", None)
+    if isinstance(root, (str, Path)):
+        return Path(root).name
+    kind = type(dataset)
+    is_plain = kind.__module__.split(".")[0] in ("builtins", "collections", "torch")
+    return "" if is_plain else kind.__name__
 
 
 def _numbered_names(dataset) -> list | None:
@@ -376,8 +387,8 @@ def from_torch(
     if items is not None:
         reader = replace(reader, source=items)
     x = _kept(reader, first, n, prepare, items is not None)
-    kind = type(dataset).__name__
-    data = NoisyDataset(x, found.y, found.clean, name=kind, names=names, classes=found.classes)
+    name = _name_of(dataset)
+    data = NoisyDataset(x, found.y, found.clean, name=name, names=names, classes=found.classes)
     return data.to(device)
 
 # %% ../../nbs/datasets/10_own_items.ipynb #oi20
@@ -465,4 +476,4 @@ def from_huggingface(
             )
     options = dict(label=label, input=input, collate_fn=collate_fn, classes=classes) | options
     data = from_torch(dataset, clean, **options)
-    return replace(data, name=getattr(dataset, "builder_name", None) or "rows")
+    return replace(data, name=getattr(dataset, "builder_name", None) or "")

@@ -71,6 +71,18 @@ class Column:
         with np.errstate(over="ignore"):  # `Columns.read` refuses what is too large
             return np.stack(parts, 1).astype(np.float32)
 
+    def value(self, features: np.ndarray) -> str:
+        "What the table holds, of the features (features,) of a row; empty where it is missing."
+        if self.categories is not None:
+            return self.categories[features.argmax()] if features.max(initial=0) > 0.5 else ""
+        if self.flagged and features[-1] > 0.5:
+            return ""
+        number = self.mean + self.std * float(features[0]) if self.varies else self.fill
+        if self.holds == "dates":
+            minutes = np.datetime64(round(number * 1440), "m")
+            return str(minutes).removesuffix("T00:00")
+        return f"{number:.6g}"
+
     def _check_kind(self, series: pl.Series):
         "`ValueError` for dates where the training table has numbers, and the like."
         known = series.drop_nulls()
@@ -242,6 +254,20 @@ class Columns:
                 raise ValueError(f"column {column.name!r} holds numbers too large for float32")
         return x
 
+    def describe(
+        self,
+        x: Tensor,  # (d,) inputs of a row
+    ) -> str:
+        "A row in words: each column's name and value, but for those that are missing."
+        words = []
+        start = 0
+        for column in self.columns:
+            end = start + len(column.features)
+            if value := column.value(x[start:end].cpu().numpy()):
+                words.append(f"{column.name}: {value}")
+            start = end
+        return ", ".join(words)
+
 
 def _check_there(names: Sequence[str], frame: pl.DataFrame, what: str):
     if missing := [name for name in names if name not in frame.columns]:
@@ -354,7 +380,7 @@ def from_table(
         columns.read(features),
         found.y,
         found.clean,
-        name=Path(table).stem if isinstance(table, (str, Path)) else "table",
+        name=Path(table).stem if isinstance(table, (str, Path)) else "",
         names=range(frame.height) if names is None else names,
         classes=found.classes,
         columns=columns,

@@ -137,7 +137,8 @@ class Truncated(nn.Module):
         batch = named or (inputs[0] if len(inputs) == 1 else inputs)
         value = read_until(self.body, batch, self.layer)
         real = real_tokens(self.body, batch)
-        return self.head(without_padding(self.body, self.layer, value, real).flatten(1))
+        read = without_padding(self.body, self.layer, value, real).flatten(1)
+        return self.head(read.to(self.head.weight.dtype))
 
 # %% ../../nbs/probes/05_interventions.ipynb #cell09
 class _Enough(Exception):
@@ -254,7 +255,7 @@ def put_head(
     if old.bias is not None:
         old.bias.copy_(0 if new.bias is None else new.bias)
     elif new.bias is not None and new.bias.any():
-        old.bias = nn.Parameter(new.bias.detach().clone())
+        old.bias = nn.Parameter(new.bias.detach().to(old.weight, copy=True))
     if not torch.equal(old.weight, new.weight.to(old.weight)):
         raise ValueError(
             f"the weight of {name!r} is computed from others (a parametrization), "

@@ -1,6 +1,7 @@
 "What is done about each label, and what is handed on."
 
 from dataclasses import replace
+from datetime import date, datetime
 from functools import cache
 
 import polars as pl
@@ -10,9 +11,32 @@ import torch
 from memnb.audit import audit, cleaned, copy_tree, decide, estimate_noise, write_report
 from memnb.audit.cleaning import cleaned_rows
 from memnb.audit.report import by_class, confusions, looks, page, verdict
-from memnb.datasets import NoisyDataset, Scaled, corrupt, in_memory, load
+from memnb.datasets import (
+    NoisyDataset,
+    Scaled,
+    corrupt,
+    from_arrays,
+    from_table,
+    from_torch,
+    in_memory,
+    load,
+)
 from memnb.models import build
 from memnb.trainer import fit
+
+
+class Letters(torch.utils.data.Dataset):
+    "A data set of one's own."
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, at):
+        return self.x[at], self.y[at]
+
 
 WORDS = ("zero", "one", "two", "<three>", "four", "five", "six", "seven", "eight", "nine")
 
@@ -55,10 +79,43 @@ def test_an_estimate_relabels_to_its_rate_and_drops_to_its_lower_end():
     assert {"relabel", "drop", "keep"} == set(expected)
 
 
-def test_nothing_to_be_done_is_said():
+@pytest.mark.parametrize("low, acts", [(0.0, False), (0.4 / 500, False), (1 / 500, True)])
+def test_nothing_is_done_where_all_labels_may_be_right(low, acts):
     found, data, noise = audited()
-    with pytest.warns(UserWarning, match="no label is changed or dropped"):
-        decide(found, data, replace(noise, low=0.0), sure=100)
+    noise = replace(noise, low=low)
+    if acts:
+        assert "relabel" in set(decide(found, data, noise)["action"])
+        return
+    with pytest.warns(UserWarning, match="reaches down to none: look at the first .*share="):
+        decisions = decide(found, data, noise)
+    assert set(decisions["action"]) == {"keep"}
+    assert "They may all be right" in " ".join(verdict(noise, len(data)))
+    html = " ".join(page(decisions, data, noise).split())
+    assert "No label is changed or dropped." in html
+    assert "No label is changed, because the estimate reaches down to none" in html
+
+
+def test_the_page_is_no_markdown():
+    found, data, noise = audited()
+    poor = replace(noise, low=0.1, high=0.5, left_out=0.3)
+    assert "`" not in page(decide(found, data, poor), data, poor)
+
+
+@pytest.mark.parametrize(
+    "given, name",
+    [
+        (lambda x, y: from_arrays(x, y), ""),
+        (lambda x, y: from_torch(list(zip(x, y, strict=True))), ""),
+        (lambda x, y: from_torch(torch.utils.data.TensorDataset(x, y)), ""),
+        (lambda x, y: from_torch(Letters(x, y)), "Letters"),
+    ],
+)
+def test_a_page_is_not_called_by_the_type_of_its_data(given, name):
+    found, digits, noise = audited()
+    data = replace(given(digits.x, digits.y), index=digits.index)
+    assert data.name == name
+    heading = f"<h1>Label audit: {name or 'your data'}</h1>"
+    assert heading in page(decide(found, data, 0.1), data, noise)
 
 
 def test_what_is_kept_is_not_struck_out():
@@ -223,6 +280,25 @@ def test_how_examples_look():
     assert looks(NoisyDataset(ids, y), 1, show=lambda row: f"row {row}") == ("text", "row 1")
 
 
+def test_how_rows_of_a_table_look():
+    table = pl.DataFrame(
+        dict(
+            age=[41.5, None, 30.0, 20.0],
+            city=["Rome", "Oslo", None, "Rome"],
+            since=[date(2020, 1, 31), date(2021, 2, 1), None, date(1999, 12, 31)],
+            seen=[datetime(2020, 1, 31, 12, 30), None, None, datetime(1999, 12, 31)],
+            plan=["a", "b", "a", "b"],
+        )
+    )
+    data = from_table(table, "plan")
+    assert [looks(data, i)[1] for i in range(4)] == [
+        "age: 41.5, city: Rome, since: 2020-01-31, seen: 2020-01-31T12:30",
+        "city: Oslo, since: 2021-02-01",
+        "age: 30, city: (missing)",
+        "age: 20, city: Rome, since: 1999-12-31, seen: 1999-12-31",
+    ]
+
+
 def test_a_weak_network_is_named():
     _, _, noise = audited()
     weak = replace(noise, agreement=0.5, left_out=0.93)
@@ -280,3 +356,11 @@ def test_no_picture_of_a_copy_takes_the_place_of_another(tmp_path):
     assert sorted(copies.values()) == sorted(names)
     assert copies["1 (was cat).png"] == "dog/1 (was cat).png"
     assert copies["1 (was cat) 2.png"] == "cat/1.png"
+
+
+def test_long_names_may_be_broken_and_are_no_html():
+    found, data, noise = audited()
+    names = [f"a_<b>/{i}.png" for i in range(500)]
+    html = page(decide(found, replace(data, names=names), 0.1), data, noise)
+    assert "a_<wbr>&lt;b&gt;/<wbr>" in html
+    assert "<b>" not in html

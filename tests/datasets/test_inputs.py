@@ -40,9 +40,24 @@ def test_ways_to_choose(at, rows):
     assert texts()[at].batch()["ids"].tolist() == texts().batch()["ids"][rows].tolist()
 
 
-def test_one_number_is_no_choice():
-    with pytest.raises(TypeError, match="3 is no slice and no list of rows"):
-        texts()[3]
+@pytest.mark.parametrize("at", [3, -1, torch.tensor(3)])
+def test_one_number_gives_one_example_as_the_network_reads_it(at):
+    one = texts()[at]
+    batch = texts().batch()
+    assert one.keys() == batch.keys()
+    assert all(torch.equal(one[key], batch[key][at]) for key in batch)
+
+
+@pytest.mark.parametrize("at", [True, "3", 2.0])
+def test_what_is_no_choice(at):
+    with pytest.raises((TypeError, IndexError)):
+        texts()[at]
+
+
+def test_examples_that_are_not_there_and_one_after_the_other():
+    with pytest.raises(IndexError):
+        texts()[6]
+    assert len(list(texts())) == 6
 
 
 def test_parts_are_the_whole():

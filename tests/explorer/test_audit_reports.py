@@ -1,6 +1,9 @@
 "From a folder, a table or a file of arrays to a report, in one call or one command."
 
 import re
+import subprocess
+import sys
+import warnings
 
 import numpy as np
 import polars as pl
@@ -13,8 +16,10 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from memnb.audit import audit, estimate_noise
 from memnb.datasets import from_folder
+from memnb.datasets.noisy_datasets import MOST_CLASSES
 from memnb.explorer import audit_reports
 from memnb.explorer.audit_reports import audit_report
+from memnb.lab.audit_requests import AUDIT_RULES
 from memnb.lab.cli import main
 from memnb.models import build
 
@@ -69,6 +74,21 @@ def test_a_folder_from_the_shell(tmp_path):
     assert copied
 
 
+def test_a_card_of_a_table_says_each_thing_once(tmp_path):
+    file = tmp_path / "customers.csv"
+    frame = pl.read_csv(table(file))
+    nobody = pl.when(pl.col("id") == "customer 3").then(None).otherwise("city")
+    frame.with_columns(city=nobody).write_csv(file)
+    done = run(
+        file, "--label", "plan", "--rows", "id", "--model", "boosting", "--out", tmp_path / "r"
+    )
+    html = (tmp_path / "r" / "report.html").read_text()
+    assert done.exit_code == 0, done.output
+    assert html.count("customer 3<") == 1
+    assert "id: " not in html
+    assert "None" not in html
+
+
 def test_weights_of_a_trained_network(tmp_path):
     source = folder_of_pictures(tmp_path / "colors")
     net = build("mlp", shape=(3, 8, 8), widths=[100, 100], n_classes=3)
@@ -116,34 +136,39 @@ def test_a_table_by_a_classifier_of_scikit_learn(tmp_path, name, classifier):
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        (["colors", "--model", "random_forest"], "is for tables"),
+        (["colors", "--model", "random_forest"], "--model random_forest is for tables"),
         (["digits", "--model", "boosting"], "is for tables"),
         (
-            ["customers.csv", "--label", "plan", "--model", "random_forest", "--weights", "w.pt"],
-            "weights: for networks",
+            ["customers.csv", "--label", "plan", "--model", "random_forest", "--epochs", "5"],
+            "--epochs: for networks; --model random_forest is none",
         ),
-        (["customers.csv", "--model", "random_forest"], "label= names its column of labels"),
-        (["nothing"], "there is no .*; those known are digits"),
-        (["customers.csv"], "label= names its column of labels"),
+        (["customers.csv", "--model", "random_forest"], "--label names its column of labels"),
+        (["nothing"], "DATA nothing is not there: .* names are digits"),
+        (["no/thing"], "DATA no/thing is not there: there is no /"),
+        (["customers.csv"], "DATA customers.csv is a table; --label names its column of labels"),
         (["customers.csv", "--label", "plam"], "columns id, age, city, plan"),
         (["customers.csv", "--label", "plan", "--drop", "nonesuch"], "nonesuch"),
-        (["customers.csv", "--label", "plan", "--copy", "c"], "a cleaned copy is made of a folder"),
-        (["colors", "--model", "resnet19"], "model='resnet19' is unknown"),
-        (["colors", "--std", "0,1,1"], "above 0"),
-        (["colors", "--size", "0"], "size"),
-        (["colors", "--weights", "none.pt"], "none.pt"),
+        (["customers.csv", "--label", "plan", "--copy", "c"], "--copy c: a copy is made of"),
+        (["colors", "--model", "resnet19"], "--model resnet19 is unknown"),
+        (["colors", "--std", "0,1,1"], "--std 0,1,1 must hold numbers above 0"),
+        (["colors", "--size", "0"], "--size 0 must be at least 1"),
+        (["colors", "--size", "8", "--resize", "4"], "--resize 4 must be 8 to"),
+        (["colors", "--resize", "4"], "--resize 4 needs --size, to which"),
+        (["colors", "--model", "mlp", "--weights", "none.pt"], "--weights none.pt is not there"),
+        (["colors", "--weights", "w.pt"], "--weights w.pt needs --model, the network that they"),
         (["empty"], "empty"),
-        (["digits", "--label", "y"], "label: .* for tables; digits is neither"),
-        (["digits", "--out", "/proc/r"], "out='/proc' cannot be written"),
-        (["colors", "--copy", "/proc/c"], "copy='/proc' cannot be written"),
-        (["colors", "--top", "0"], "top=0 must be 1 or more"),
-        (["colors", "--out", "colors/report"], "lies in colors, where each folder is a class"),
-        (["colors", "--copy", "colors/../colors/copy"], "where each folder is a class"),
+        (["digits", "--label", "y"], "--label: for tables; DATA digits is no folder and no table"),
+        (["digits", "--out", "/proc/r"], "--out /proc cannot be written"),
+        (["colors", "--copy", "/proc/c"], "--copy /proc cannot be written"),
+        (["colors", "--top", "0"], "--top 0 must be 1 or more"),
+        (["colors", "--out", "colors/report"], "--out colors/report lies in colors, where each"),
+        (["colors", "--copy", "colors/../colors/copy"], "--copy .* where each folder is a class"),
+        (["colors", "--copy", "r"], "both to be in r; give two folders"),
         (
             ["customers.csv", "--label", "plan", "--size", "3"],
-            "size: size, resize, mean, std are for folders",
+            "--size: for folders of pictures; DATA customers.csv is a table",
         ),
-        (["customers.csv", "--label", "plan", "--mean", "0.5"], "customers.csv is a table"),
+        (["colors", "--classes", "5"], "--classes: for tables and arrays; DATA colors is a folder"),
     ],
 )
 def test_what_is_refused_before_any_work(tmp_path, monkeypatch, arguments, says):
@@ -159,14 +184,73 @@ def test_what_is_refused_before_any_work(tmp_path, monkeypatch, arguments, says)
     assert not (tmp_path / "r").exists()
 
 
-@pytest.mark.parametrize("held", [None, b"no weights"])
-def test_weights_are_looked_at_before_pictures_are_read(tmp_path, monkeypatch, held):
+def test_all_that_is_wrong_with_the_options_is_said_at_once_and_soon(tmp_path):
+    """In a process of its own, which never loads torch."""
+    table(tmp_path / "customers.csv")
+    (tmp_path / "r").mkdir()
+    code = """if True:
+        import sys
+        from click.testing import CliRunner
+        from memnb.lab.cli import main
+        done = CliRunner().invoke(main, ["audit", *sys.argv[1:]])
+        print(done.exit_code, "torch" in sys.modules, done.output)
+    """
+    options = ["--size", "3", "--epochs", "many", "--lr", "0", "--weights", "w.pt", "--top", "0"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "customers.csv", *options, "--out", "r"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    expected = """1 False Error: --size: for folders of pictures; DATA customers.csv is a table
+        DATA customers.csv is a table; --label names its column of labels
+        --weights w.pt needs --model, the network that they are of
+        --weights w.pt is not there, or no file
+        --epochs many must be a whole number
+        --lr 0 must be above 0, from 1e-12 to 1000
+        --top 0 must be 1 or more
+        r is there already; give another folder, or remove it
+    """
+    assert done.stdout.split() == expected.split()
+
+
+def test_from_python_the_names_are_those_of_python(tmp_path):
     source = folder_of_pictures(tmp_path / "colors", 3)
-    if held is not None:
-        (tmp_path / "w.pt").write_bytes(held)
+    with pytest.raises(ValueError, match="size='0' must be at least 1"):
+        list(audit_report(source, tmp_path / "r", size="0"))
+
+
+def test_hints_on_the_way_name_options(tmp_path):
+    source = folder_of_pictures(tmp_path / "colors", 3)
+    Image.new("RGB", (9, 12)).save(source / "red" / "tall.png")
+    (source / "red" / "torn.png").write_bytes(b"no picture")
+    (source / "none").mkdir()
+    how = ["--model", "mlp", "--epochs", 1, "--out", tmp_path / "r"]
+    empty = run(source, *how)
+    (source / "none").rmdir()
+    torn = run(source, *how)
+    tall = run(source, *how, "--skip-damaged")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        cropped = run(source, *how, "--skip-damaged", "--size", "8")
+    assert "give classes=[...] in Python, the names of the network's outputs" in empty.output
+    assert "--skip-damaged leaves them out" in torn.output
+    assert "give --size, to which they are resized" in tall.output
+    assert "--resize 8,8 squashes them" in cropped.output
+    assert cropped.exit_code == 0
+
+
+def test_the_rules_of_options_are_those_of_the_library():
+    assert AUDIT_RULES["classes"].test(MOST_CLASSES)
+    assert not AUDIT_RULES["classes"].test(MOST_CLASSES + 1)
+
+
+def test_weights_are_looked_at_before_pictures_are_read(tmp_path, monkeypatch):
+    source = folder_of_pictures(tmp_path / "colors", 3)
+    (tmp_path / "w.pt").write_bytes(b"no weights")
     monkeypatch.setattr(audit_reports, "audit_data", lambda *_, **__: pytest.fail("data were read"))
-    with pytest.raises((FileNotFoundError, ValueError), match="w.pt"):
-        list(audit_report(source, tmp_path / "r", str(tmp_path / "w.pt")))
+    with pytest.raises(ValueError, match="w.pt"):
+        list(audit_report(source, tmp_path / "r", str(tmp_path / "w.pt"), model="mlp"))
 
 
 def test_the_title_is_given_in_the_shell(tmp_path):
@@ -189,7 +273,7 @@ def test_what_could_be_meant_in_two_ways(tmp_path, monkeypatch):
     folder_of_pictures(tmp_path / "mnist")
     with pytest.raises(ValueError, match="./mnist is the latter"):
         next(audit_report("mnist", "out"))
-    with pytest.raises(ValueError, match="classes are for tables and arrays"):
+    with pytest.raises(ValueError, match="classes=: for tables and arrays"):
         next(audit_report("./mnist", "out", classes="5"))
     with pytest.raises(ValueError, match="give two folders"):
         next(audit_report("./mnist", "out", tree=tmp_path / "out"))

@@ -236,7 +236,7 @@ def test_sweep_with_failures(tiny, tmp_path, count, monkeypatch):
         ([], "a grid needs an axis"),
         (["-g", "seed", ","], "an axis of the grid has no values"),
         (["-g", "seeed", "0:2"], "unknown parameter 'seeed'; did you mean 'seed'"),
-        pytest.param(["-g", "seed", "0:2", "--jobs", "0"], "jobs=0 must be at least 1"),
+        pytest.param(["-g", "seed", "0:2", "--jobs", "0"], "--jobs 0 must be at least 1"),
     ],
 )
 def test_refused_sweeps(tiny, tmp_path, words, says):

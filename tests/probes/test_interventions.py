@@ -533,3 +533,19 @@ def test_an_observer_that_is_told_the_head():
         )
         > 0
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_heads_of_networks_in_half_precision(dtype, bias):
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(90) % 3
+    data = NoisyDataset(torch.randn(90, 6, generator=g) + 3 * torch.eye(6)[y], y)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
+    net.append(nn.Linear(8, 3, bias=bias))
+    half = deepcopy(net).to(dtype)
+    for layer in ("0", None):
+        expected = predict(transfer(net, data, layer, "logistic"), data.x)
+        answer = predict(transfer(half, data, layer, "logistic"), data.x)
+        assert answer.dtype == torch.float32
+        assert (answer.argmax(1) == expected.argmax(1)).double().mean() > 0.95
