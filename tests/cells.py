@@ -18,10 +18,13 @@ def prepared(words: list[str], folder: Path) -> list[str]:
     return [c.source for c in nbformat.read(target, 4).cells if c.cell_type == "code"]
 
 
-def run(cells: list[str], until: str = "") -> tuple[dict, list]:
-    "All names, and the values that are shown, of cells run one after the other; to a name's cell."
+def run(cells: list[str], until: str = "", **known) -> tuple[dict, list]:
+    """All names, and the values that are shown, of cells run one after the other; to a name's cell.
+
+    Some names may be known before.
+    """
     shown = []
-    names = dict(display=shown.append)
+    names = dict(display=shown.append) | known
     for cell in cells:
         tree = ast.parse(cell)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None

@@ -16,8 +16,17 @@ from ..papers.relu import relu_parameters
 # %% ../../nbs/explorer/11_beside.ipynb #bs04
 def _controls(p: Params) -> dict:
     "What a notebook's parameters say of the explorer's controls."
-    named = {name: p[name] for name in ("rho", "width", "lr", "dataset", "noise") if name in p}
-    return named | dict(seed=p.seeds[0])
+    names = ("rho", "width", "lr", "dataset", "noise", "seed")
+    named = {name: p[name] for name in names if name in p}
+    return named | (dict(seed=p.seeds[0]) if "seeds" in p else {})
+
+
+def _put_toy(explorer: Explorer, p: Params):
+    "Put the sliders of the toy model to a notebook's numbers, where it has them."
+    toy = explorer.stage.choices["Components"]
+    if "k" in p and "m_n0" in p:
+        toy.k.value = p.k
+        toy.start.value = p.m_n0
 
 
 def explore_at(
@@ -41,4 +50,5 @@ def explore_at(
         field = explorer.panel.fields[name]
         if value in getattr(field, "options", [value]):
             field.value = value
+    _put_toy(explorer, p)
     return explorer

@@ -141,7 +141,7 @@ class UnitChoice(Choice):
             self.example.value = self.wanted
         self.wanted = None
         self.off.max = max(1, len(units_off(session, at, self.example.value).units))
-        self.tiles.chart = draw_examples(session, at, self.example.value, columns=20, size=30)
+        self.tiles.chart = draw_examples(session, at, self.example.value, columns=14, size=30)
 
     def values(self, session: Session) -> dict:
         rows = tile_rows(session)

@@ -172,6 +172,7 @@ function render({ model, el }) {
     let embed = null;
     let drawn = null;  // the specification of the view
     let narrow = false;  // whether there is no room for two charts side by side
+    let letters = 0;  // that a line of a title has room for where it is narrow
     let result = null;  // of embedding, with the view
     let busy = false;
     let stale = false;
@@ -189,13 +190,18 @@ function render({ model, el }) {
         if (value !== undefined) { state.send({ clicked: value }); }
     }
 
+    function lettersThere() {
+        return Math.max(25, Math.floor((el.clientWidth - 70) / 8));
+    }
+
     function title(text) {
-        return narrow ? wrapped(text, Math.max(25, Math.floor((el.clientWidth - 70) / 8))) : text;
+        return narrow ? wrapped(text, letters) : text;
     }
 
     async function place(spec, data, words) {
         forget();
         narrow = el.clientWidth > 0 && el.clientWidth < NARROW;
+        letters = lettersThere();
         const params = Object.entries(words).map(([name, v]) => ({ name, value: title(v) }));
         const whole = { ...spec, datasets: data, params: [...(spec.params ?? []), ...params] };
         if (narrow && whole.columns > 1) { whole.columns = 1; }
@@ -261,7 +267,9 @@ function render({ model, el }) {
     }
 
     const places = new ResizeObserver(() => {
-        if (el.clientWidth && narrow !== el.clientWidth < NARROW) { anew(); }
+        const isNarrow = el.clientWidth < NARROW;
+        const changed = narrow !== isNarrow || (narrow && letters !== lettersThere());
+        if (el.clientWidth && changed) { anew(); }
         fit();
     });
     places.observe(el);

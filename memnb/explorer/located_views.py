@@ -6,6 +6,8 @@
 __all__ = ['draw_rewound', 'draw_units', 'draw_memory', 'draw_forgotten']
 
 # %% ../../nbs/explorer/13_located_views.ipynb #lv02
+from dataclasses import dataclass
+
 import altair as alt
 import polars as pl
 
@@ -22,10 +24,12 @@ from memnb.explorer.located import (
 )
 from .sessions import Session
 from memnb.explorer.views import (
+    PALE,
     STATES,
     check_owner,
     draw_examples,
     session_name,
+    session_names,
     tile_of,
     tile_rows,
     timed_curves,
@@ -50,46 +54,77 @@ _LABEL_COLORS = dict(
 _ACCURACY = alt.Y("accuracy:Q", scale=_SHARE, title="accuracy")
 
 
-def _over_epochs(rows: pl.DataFrame, epoch: float, end: float, layer: str) -> alt.LayerChart:
+@dataclass(frozen=True, eq=False)
+class _PutBack:
+    "What a network answers with a layer put back."
+
+    over_epochs: pl.DataFrame  # of the layer
+    over_layers: pl.DataFrame  # at the epoch
+    layer: str
+    epoch: float
+
+    def share(self, labels: str) -> float:
+        "Accuracy with the layer as it was at the epoch."
+        rows = self.over_layers.filter(layer=self.layer, labels=labels)
+        return rows["accuracy"].item()
+
+
+def _put_back(session: Session, at: int, layer: str, epoch: float) -> _PutBack:
+    "A layer put back to an epoch, to the one looked at where that is earlier."
+    epoch = min(epoch, session.epochs[at])
+    over_layers = rewound_layers(session, at, epochs=[epoch])
+    return _PutBack(rewound_layers(session, at, layers=[layer]), over_layers, layer, epoch)
+
+
+def _over_epochs(found: _PutBack, pinned: _PutBack | None, end: float) -> alt.LayerChart:
     "Accuracy by the epoch to which a layer is put back, with one epoch marked."
     along = alt.X(
         "epoch:Q",
         scale=alt.Scale(domain=[0, end], nice=False),
-        title=f"epoch to which layer {layer} is put back",
+        title=f"epoch to which layer {found.layer} is put back",
     )
-    base = alt.Chart(rows).encode(
-        along,
-        _ACCURACY,
-        _colored("labels", _LABEL_COLORS),
-        tooltip=["labels:N", "epoch:Q", alt.Tooltip("accuracy:Q", format=".1%")],
+    how = dict(x=along, y=_ACCURACY, color=_colored("labels", _LABEL_COLORS))
+    base = alt.Chart(found.over_epochs).encode(
+        tooltip=["labels:N", "epoch:Q", alt.Tooltip("accuracy:Q", format=".1%")], **how
     )
-    here = base.transform_filter(alt.datum.epoch == epoch)
+    here = base.transform_filter(alt.datum.epoch == found.epoch)
     there = here.mark_point(size=150, filled=True, opacity=1)
-    rule = alt.Chart(pl.DataFrame(dict(epoch=[epoch]))).mark_rule(color="#777")
-    title = f"Layer {layer}, by epoch"
-    return alt.layer(rule.encode(along), base.mark_line(point=True), there, title=title, **_SIZE)
+    rule = alt.Chart(pl.DataFrame(dict(epoch=[found.epoch]))).mark_rule(color="#777")
+    parts = [rule.encode(along), base.mark_line(point=True), there]
+    if pinned:
+        behind = alt.Chart(pinned.over_epochs).mark_line(strokeWidth=5)
+        parts.insert(0, behind.encode(opacity=PALE, **how))
+    return alt.layer(*parts, title=f"Layer {found.layer}, by epoch", **_SIZE)
 
 
-def _over_layers(rows: pl.DataFrame, epoch: float, layer: str) -> alt.LayerChart:
+def _over_layers(found: _PutBack, pinned: _PutBack | None) -> alt.LayerChart:
     "Accuracy by the layer that is put back to an epoch, with one layer marked."
     across = alt.X("layer:N", sort=None, axis=alt.Axis(labelAngle=0), title="layer put back")
-    base = alt.Chart(rows).encode(
-        across,
-        _ACCURACY,
-        _colored("labels", _LABEL_COLORS),
-        xOffset=alt.XOffset("labels:N", sort=list(_LABEL_COLORS)),
-        tooltip=["labels:N", "layer:N", alt.Tooltip("accuracy:Q", format=".1%")],
+    how = dict(x=across, y=_ACCURACY, color=_colored("labels", _LABEL_COLORS))
+    how |= dict(xOffset=alt.XOffset("labels:N", sort=list(_LABEL_COLORS)))
+    base = alt.Chart(found.over_layers).encode(
+        tooltip=["labels:N", "layer:N", alt.Tooltip("accuracy:Q", format=".1%")], **how
     )
-    dot = base.mark_point(filled=True, size=45, opacity=1)
-    here = base.transform_filter(alt.datum.layer == layer)
+    here = base.transform_filter(alt.datum.layer == found.layer)
     there = here.mark_point(size=150, filled=True, opacity=1)
-    title = f"Every layer, put back to epoch {epoch:,.0f}"
-    return alt.layer(dot, there, title=title, **_SIZE)
+    parts = [base.mark_point(filled=True, size=45, opacity=1), there]
+    if pinned:
+        behind = alt.Chart(pinned.over_layers).mark_point(filled=True, size=260)
+        parts.insert(0, behind.encode(opacity=PALE, **how))
+    title = f"Every layer, put back to epoch {found.epoch:,.0f}"
+    return alt.layer(*parts, title=title, **_SIZE)
 
 # %% ../../nbs/explorer/13_located_views.ipynb #lv07
+def _before(found: _PutBack, labels: str) -> float:
+    "Accuracy with every layer as it is."
+    rows = found.over_epochs.filter(labels=labels).sort("epoch")
+    return rows["accuracy"][-1]
+
+
 def draw_rewound(
     session: Session,
     at: int,  # number of a recorded epoch, from 0
+    beside: tuple[Session, int] | None = None,  # a pinned session, and a recorded epoch of it
     *,
     layer: str | None = None,  # one of `layers_of_network`; default: the first
     epoch: float = 0.0,  # of `earlier_epochs`, to which it is put back; at most the one looked at
@@ -103,26 +138,16 @@ def draw_rewound(
     layer = layers[0] if layer is None else check_choice("layer", layer, layers)
     if epoch not in earlier_epochs(session):
         raise ValueError(f"epoch={shown(epoch)} must be one of {earlier_epochs(session)}")
-    end = session.epochs[at]
-    epoch = min(epoch, end)
-    over_epochs = rewound_layers(session, at, layers=[layer])
-    over_layers = rewound_layers(session, at, epochs=[epoch])
-
-    def share(rows: pl.DataFrame, labels: str, epoch: float) -> float:
-        return rows.filter(layer=layer, labels=labels, epoch=epoch)["accuracy"].item()
-
+    found = _put_back(session, at, layer, epoch)
+    pinned = _put_back(*beside, layer, epoch) if beside else None
     given, true = ("noisy, given label", "noisy, true label")
-    left = share(over_layers, given, epoch)
-    before = share(over_epochs, given, end)
-    answered = share(over_layers, true, epoch)
+    was = f"pinned: {pinned.share(given):.1%}" if pinned else f"before: {_before(found, given):.1%}"
     return panels(
-        [
-            _over_epochs(over_epochs, epoch, session.epochs[-1], layer),
-            _over_layers(over_layers, epoch, layer),
-        ],
-        f"Epoch {end:,.0f}: with layer {layer} as at epoch {epoch:,.0f}, noisy labels are given to "
-        f"{left:.1%} (before: {before:.1%}), true ones to {answered:.1%}",
-        session_name(session),
+        [_over_epochs(found, pinned, session.epochs[-1]), _over_layers(found, pinned)],
+        f"Epoch {session.epochs[at]:,.0f}: with layer {layer} as at epoch {found.epoch:,.0f}, "
+        f"noisy labels are given to {found.share(given):.1%} ({was}), "
+        f"true ones to {found.share(true):.1%}",
+        session_names(session, beside),
         legend="one",
     )
 
@@ -217,9 +242,41 @@ def draw_units(
     )
 
 # %% ../../nbs/explorer/13_located_views.ipynb #lv16
+_GROUPS = ["clean", "noisy", "test"]
+
+
+def _accuracies(now: pl.DataFrame, present: str) -> str:
+    "Accuracies of the groups at an epoch, with the memory off beside those with it on."
+    words = []
+    for group in _GROUPS:
+        share = dict(now.filter(group=group).select("memory", "accuracy").iter_rows())
+        if share:
+            on = f" (on {share['on']:.1%})" if present == "off" else ""
+            words.append(f"{group} {share[present]:.1%}{on}")
+    return ", ".join(words)
+
+
+def _now_and_pinned(now: pl.DataFrame, beside: tuple[Session, int]) -> pl.DataFrame:
+    "Accuracies with the memory as it is now, and those of a pinned session."
+    pinned, at = beside
+    memory = now["memory"][0]
+    there = memory_rows(pinned, at).filter(epoch=pinned.epochs[at], memory=memory)
+    return pl.concat([now, there.with_columns(memory=pl.lit(f"{memory}, pinned"))])
+
+
+def _by_group(points: pl.DataFrame, epoch: float) -> alt.LayerChart:
+    "Accuracies of the groups at an epoch."
+    title = f"At epoch {epoch:,.0f}"
+    states = points["memory"].unique(maintain_order=True).to_list()
+    how = dict(order=_GROUPS, colors=states)
+    chart = dots(points, "group", "accuracy", title, "accuracy", "memory", **how)
+    return chart.properties(height=190)
+
+
 def draw_memory(
     session: Session,
     at: int,  # number of a recorded epoch, from 0
+    beside: tuple[Session, int] | None = None,  # a pinned session, and a recorded epoch of it
     *,
     off: bool = False,  # whether the memory is switched off
 ) -> alt.ConcatChart:
@@ -227,42 +284,31 @@ def draw_memory(
 
     `ValueError` for a network of another notebook, or another epoch.
     """
+    present = "off" if off else "on"
     rows = memory_rows(session, session.seen - 1)
     now = rows.filter(epoch=session.epochs[at])
     behind = rows.filter(memory="on") if off else None
-    present = "off" if off else "on"
+    pale = " (broad and pale: on)" if off else ""
+    if beside:
+        behind = memory_rows(beside[0], beside[0].seen - 1).filter(memory=present)
+        pale = " (broad and pale: pinned)"
     over = timed_curves(
         session,
         at,
         "accuracy",
-        f"Memory {present}" + (" (broad and pale: on)" if off else ""),
+        f"Memory {present}{pale}",
         "accuracy",
         rows.filter(memory=present),
         pale=behind,
         domain=(0, 1),
     )
-    groups = ["clean", "noisy", "test"]
-    shown_rows = now if off else now.filter(memory="on")
-    by_group = dots(
-        shown_rows,
-        "group",
-        "accuracy",
-        f"At epoch {session.epochs[at]:,.0f}",
-        "accuracy",
-        "memory",
-        order=groups,
-        colors=["on", "off"] if off else ["on"],
-    ).properties(height=190)
-    words = []
-    for group in groups:
-        share = dict(now.filter(group=group).select("memory", "accuracy").iter_rows())
-        if share:
-            on = f" (on {share['on']:.1%})" if off else ""
-            words.append(f"{group} {share[present]:.1%}{on}")
+    points = now if off else now.filter(memory="on")
+    if beside:
+        points = _now_and_pinned(now.filter(memory=present), beside)
     return panels(
-        [over, by_group],
-        f"Epoch {session.epochs[at]:,.0f}, memory {present}: {', '.join(words)}",
-        session_name(session),
+        [over, _by_group(points, session.epochs[at])],
+        f"Epoch {session.epochs[at]:,.0f}, memory {present}: {_accuracies(now, present)}",
+        session_names(session, beside),
     )
 
 
@@ -275,5 +321,5 @@ def draw_forgotten(
     "Noisy examples, framed by what the network answers. `ValueError` for another network or epoch."
     check_owner(session, at, "localization_dropout")
     predictions = answers_without_memory(session, at) if off else None
-    chart = draw_examples(session, at, columns=20, size=30, predictions=predictions)
+    chart = draw_examples(session, at, columns=14, size=30, predictions=predictions)
     return chart.properties(title=f"{chart.title}, memory {'off' if off else 'on'}")

@@ -33,6 +33,7 @@ from memnb.papers.localization import (
     localization_settings,
 )
 from ..papers.modular import HELD, modular_parameters
+from ..papers.modular_measures import freeze_first_layer
 from ..papers.relu import check_majority, flow_times, relu_parameters
 from ..runs.recorder import Recorder
 from ..runs.run import Run
@@ -50,6 +51,7 @@ class Course:
     steps: Iterator[Recorder]
     unit: float = 1.0  # epochs in a unit of the recorder's time
     attach: Callable[[nn.Module], TiedDropout] | None = None  # what the network was trained with
+    control: Iterator[Recorder] | None = None  # a network that is trained beside it
 
 
 def _flow(p: Params) -> Course:
@@ -99,7 +101,7 @@ def _layers(p: Params) -> Course:
 
 
 def _sums(p: Params) -> Course:
-    "Full-batch training on arithmetic modulo a prime, as in `modular_extraction`."
+    "Full-batch training on arithmetic modulo a prime, and its control, as in `modular_extraction`."
     share = p.share + HELD
     how = dict(noise=p.noise, seed=p.noise_seed)
     table, test = operation_table(p.modulus, p.operation, share, p.rho, **how)
@@ -113,22 +115,16 @@ def _sums(p: Params) -> Course:
         seed=p.seeds[0],
     )
     epochs = list(range(0, p.epochs + 1, max(1, p.epochs // 50)))
-    steps = train(
-        build(**model),
-        data,
-        p.epochs,
-        test,
-        batch=None,
-        optimizer=p.optimizer,
-        schedule=p.schedule,
-        lr=p.lr,
-        weight_decay=p.weight_decay,
-        times=epochs,
-        checkpoints=epochs,
-        config=dict(model=model),
-        device="cpu",
-    )
-    return Course(data, test, epochs, (s.recorder for s in steps))
+    how = dict(batch=None, optimizer=p.optimizer, schedule=p.schedule, device="cpu")
+    how |= dict(times=epochs, checkpoints=epochs, config=dict(model=model))
+
+    def trained(net: nn.Module, lr: float, weight_decay: float) -> Iterator[Recorder]:
+        given = dict(lr=lr, weight_decay=weight_decay)
+        return (s.recorder for s in train(net, data, p.epochs, test, **how, **given))
+
+    frozen = trained(freeze_first_layer(build(**model)), 10 * p.lr, 0.0)
+    steps = trained(build(**model), p.lr, p.weight_decay)
+    return Course(data, test, epochs, steps, control=frozen)
 
 
 def _pictures(p: Params, attached: dict | None = None) -> Course:
@@ -382,9 +378,12 @@ class Session:
         self.test = self.course.test
         self.epochs = self.course.epochs
         self.recorder = None  # until the first step
+        self.control = None  # the recorder of a network that is trained beside it
 
     def __iter__(self) -> Iterator["Session"]:
         for recorder in self.course.steps:
+            if self.course.control:
+                self.control = next(self.course.control)
             self.recorder = recorder
             yield self
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .located_views import draw_memory, draw_rewound, draw_units
-from .sessions import Session
+from .sessions import SESSIONS, Session
 from memnb.explorer.views import (
     OWNERS,
     draw_components,
@@ -44,7 +44,8 @@ class View:
 
 def _of(notebook: str) -> dict:
     "Whose view it is, and what is said in other sessions."
-    return dict(only=notebook, message=OWNERS[notebook])
+    (title,) = [kind.title for kind in SESSIONS.values() if kind.notebook == notebook]
+    return dict(only=notebook, message=f"{OWNERS[notebook]} As network, choose <b>{title}</b>.")
 
 
 VIEWS = {
@@ -64,6 +65,7 @@ VIEWS = {
     "Rewind": View(
         draw_rewound,
         **_of("localization_rewinding"),
+        compares=True,
         words=("layer put back", "clean, noisy"),
     ),
     "Units": View(
@@ -75,11 +77,12 @@ VIEWS = {
     "Memory": View(
         draw_memory,
         **_of("localization_dropout"),
+        compares=True,
         words=("example-tied dropout", "memory off", "given, true"),
     ),
     "Spectra": View(
         draw_spectra,
         **_of("modular_extraction"),
-        words=("pair", "projection", "phases"),
+        words=("pair", "projection", "frozen network", "phases"),
     ),
 }

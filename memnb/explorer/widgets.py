@@ -45,7 +45,8 @@ class Panel(widgets.VBox):
             options=[(k.title, name) for name, k in SESSIONS.items()],
             value=kind,
             description="network",
-            **_FIELD,
+            style=_FIELD["style"],
+            layout=widgets.Layout(width="400px", max_width="100%"),
         )
         self.dataset = widgets.Dropdown(description="data", **_FIELD)
         self.noise = widgets.Dropdown(options=NOISE_KINDS, description="noise", **_FIELD)
@@ -179,6 +180,7 @@ class Keys(anywidget.AnyWidget):
     .memnb-words a { text-decoration: underline; }
     .memnb-status { white-space: normal; line-height: 1.4; overflow: visible; padding: 2px 4px; }
     .memnb-pinned svg.marks { opacity: 0.65; }
+    .memnb-explorer .widget-tab > .lm-TabBar .lm-TabBar-tab { flex: 0 1 auto; padding: 0 8px; }
     .memnb-explorer:focus { outline: 1px dotted var(--jp-brand-color1, #1976d2); }
     """
 

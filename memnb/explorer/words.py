@@ -78,6 +78,11 @@ GLOSSARY = {  # what charts say -> what it means, and the lesson about it
         "further",
         "modular/02_fourier",
     ),
+    "frozen network": (
+        "trained beside it on the same labels, with a first layer that stays as it was drawn; what "
+        "its projection answers, the method finds without a rule that was learnt",
+        "papers/17_modular_measures",
+    ),
     "phases": (
         "where the waves of a neuron's two inputs and its output begin; aligned to 1 they add",
         "modular/02_fourier",

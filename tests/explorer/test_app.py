@@ -877,8 +877,18 @@ def test_a_pinned_network_has_the_same_layer_put_back(make):
     tab(e, "Rewind")
     e.stage.choices["Rewind"].layer.value = "res2"
     assert "with layer res2 as at epoch 0" in title(e.stage.charts["Rewind"])
-    assert title(e.stage.beside["Rewind"]).startswith("Pinned. Epoch 8: with layer res2")
-    assert visible(e.stage.beside["Rewind"])
+    assert "(pinned: " in title(e.stage.charts["Rewind"])
+    assert not visible(e.stage.beside["Rewind"])
+
+
+def test_a_pinned_network_with_a_memory_is_in_the_same_chart(make):
+    e = done(small(make("tied memory")))
+    e.transport.pin.click()
+    e.panel.seed.value = 1
+    done(e)
+    tab(e, "Memory")
+    assert subtitle(e.stage.charts["Memory"])[1].startswith("pinned (broad and pale), epoch 8: ")
+    assert not visible(e.stage.beside["Memory"])
 
 
 # --- a picked example

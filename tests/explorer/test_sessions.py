@@ -20,6 +20,9 @@ from memnb.datasets.label_noise import NOISE
 from memnb.explorer import sessions
 from memnb.explorer.sessions import NOISE_KINDS, SESSIONS, Session, curves_of, defaults, numbers
 from memnb.models.evaluation import predict
+from memnb.models.modular import ModularNet
+from memnb.papers.modular_measures import freeze_first_layer
+from memnb.trainer import fit
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -278,6 +281,26 @@ def test_every_value_matters(kind, k, v, whole):
     first(3, other)
     assert other.values[k] == v != s.values[k]
     assert not torch.equal(other.run().loss[2], s.run().loss[2])
+
+
+def test_the_control_of_sums_is_that_of_the_notebook():
+    s = ended(small("sums"))
+    net = freeze_first_layer(ModularNet(s.p.modulus, 33, s.p.activation, 0, bias=s.p.bias))
+    drawn = net.u.clone()
+    how = dict(optimizer=s.p.optimizer, lr=10 * s.p.lr, weight_decay=0.0, batch=None)
+    run = fit(net, s.data, s.p.epochs, times=[0, s.p.epochs], device="cpu", **how)
+
+    control = s.control.so_far().at(s.p.epochs)
+
+    assert torch.equal(control.u, drawn)
+    assert torch.equal(control(s.data.x).argmax(1), run.prediction[-1].long())
+
+
+@pytest.mark.parametrize("kind", sorted({*SESSIONS} - {"sums"}))
+def test_other_kinds_have_no_control(kind):
+    session = small(kind)
+    next(iter(session))
+    assert session.control is None
 
 
 @pytest.mark.parametrize("operation", SESSIONS["sums"].dataset)

@@ -598,14 +598,18 @@ def test_spectra_are_those_of_the_network_then(operation):
             str(k) for k in range(1, (12 if operation == "mul" else 13) // 2 + 1)
         }
         right = view.score(extract(view, "projection")[0], s.test)
+        frozen = look(s.control.so_far().at(s.control.moments[at]["time"]), operation)
+        learnt_nothing = frozen.score(extract(frozen, "projection")[0], s.test)
         phase = alignment(view)["sub" if operation == "sub" else "add"]
         net = s.run().at(s.run().time[at].item())
         own = (net(s.test.x).argmax(1) == s.test.y).double().mean().item()
         assert title(chart) == (
-            f"Epoch {s.epochs[at]:,.0f}: the frozen network answers {own:.0%} of the test pairs, "
-            f"its projection on waves {right:.0%}"
+            f"Epoch {s.epochs[at]:,.0f}: its projection on waves answers {right:.0%} of the test "
+            f"pairs, a frozen network's {learnt_nothing:.0%}"
         )
-        assert f"phases aligned to {phase:.2f}" in spec(chart)["title"]["subtitle"][0]
+        assert spec(chart)["title"]["subtitle"][0] == (
+            f"the network itself answers {own:.0%}; phases aligned to {phase:.2f}"
+        )
         assert spec(chart)["encoding"]["y"]["axis"]["title"] == "waves (frequency)"
         assert spec(chart)["encoding"]["y"]["sort"] == [
             str(k) for k in range(1, len({f for _, f in got}) + 1)
