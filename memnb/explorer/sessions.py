@@ -382,10 +382,16 @@ class Session:
 
     def __iter__(self) -> Iterator["Session"]:
         for recorder in self.course.steps:
-            if self.course.control:
-                self.control = next(self.course.control)
             self.recorder = recorder
+            if self.course.control and self.seen > 2:  # the first picture does not wait for it
+                self._catch_up()
             yield self
+
+    def _catch_up(self):
+        "Train the control by two recorded epochs at most, until it is as far as the network."
+        for _ in range(2):
+            if not self.control or len(self.control.moments) < self.seen:
+                self.control = next(self.course.control)
 
     def __len__(self) -> int:
         return len(self.epochs)

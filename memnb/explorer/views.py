@@ -426,6 +426,16 @@ def _projected(net: ResidueView, test: NoisyDataset) -> float:
     return net.score(projection, test)
 
 
+def _frozen_words(session: Session, at: int) -> str:
+    "What the projection of the network that is trained beside it answers, once it is as far."
+    control = session.control
+    if not control or len(control.moments) <= at:
+        return ""
+    frozen = control.so_far().at(control.moments[at]["time"])
+    right = _projected(look(frozen, session.values["dataset"]), session.test)
+    return f", a frozen network's {right:.0%}"
+
+
 def draw_spectra(
     session: Session,
     at: int,  # number of a recorded epoch, from 0
@@ -439,14 +449,11 @@ def draw_spectra(
     trained, _ = session.network(at)
     net = look(trained, operation)
     phase = alignment(net)["sub" if operation == "sub" else "add"]
-    control = session.control.so_far().at(session.control.moments[at]["time"])
-    frozen = look(control, operation)
-    right, learnt_nothing = (_projected(n, session.test) for n in (net, frozen))
     own = numbers(session, at)["test"]
     rows = neuron_spectra(net).with_columns(pl.col("frequency").cast(pl.String))
     title = alt.TitleParams(
-        f"Epoch {session.epochs[at]:,.0f}: its projection on waves answers {right:.0%} of the test "
-        f"pairs, a frozen network's {learnt_nothing:.0%}",
+        f"Epoch {session.epochs[at]:,.0f}: its projection on waves answers "
+        f"{_projected(net, session.test):.0%} of the test pairs{_frozen_words(session, at)}",
         subtitle=[
             f"the network itself answers {own:.0%}; phases aligned to {phase:.2f}",
             f"a column is a neuron, a row a number of waves on the circle of {net.p} numbers",

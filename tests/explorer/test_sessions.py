@@ -296,6 +296,12 @@ def test_the_control_of_sums_is_that_of_the_notebook():
     assert torch.equal(control(s.data.x).argmax(1), run.prediction[-1].long())
 
 
+def test_the_control_is_behind_at_first_and_then_as_far():
+    s = small("sums")
+    behind = [s.seen - (len(s.control.moments) if s.control else 0) for _ in s]
+    assert behind == [1, 2, 1] + [0] * (len(s) - 3)
+
+
 @pytest.mark.parametrize("kind", sorted({*SESSIONS} - {"sums"}))
 def test_other_kinds_have_no_control(kind):
     session = small(kind)

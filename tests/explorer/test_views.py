@@ -616,6 +616,12 @@ def test_spectra_are_those_of_the_network_then(operation):
         ]
 
 
+def test_a_frozen_network_that_is_not_as_far_is_not_spoken_of():
+    s = upto(small("sums"), 2)
+    assert s.control is None
+    assert title(draw_spectra(s, 1)).endswith("of the test pairs")
+
+
 def test_at_most_sixty_neurons():
     s = upto(small("sums", width=129), 2)
     assert {r["neuron"] for r in rows(draw_spectra(s, 1), "neuron")} == set(range(60))
