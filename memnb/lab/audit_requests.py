@@ -101,17 +101,21 @@ def unfinished_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.unfinished")
 
 
+def _places(out: str | Path, tree: str | Path | None) -> dict[str, str | Path]:
+    "Where a report goes, and a copy if one is asked for."
+    return {"out": out} if tree is None else {"out": out, "tree": tree}
+
+
 def _of_places(data: str, out: str | Path, tree: str | Path | None) -> Iterator[Exception]:
     "What is wrong with the places of a report and of a copy."
     source = Path(data).expanduser()
-    places = {"out": out} if tree is None else {"out": out, "tree": tree}
     if tree is not None and Path(tree).expanduser().resolve() == Path(out).expanduser().resolve():
         yield ValueError(f"report and cleaned copy are both to be in {out}; give two folders")
     if tree is not None and source.exists() and not source.is_dir():
         yield ValueError(
             f"tree={str(tree)!r}: a copy is made of a folder of pictures; data={data!r}"
         )
-    for name, place in places.items():
+    for name, place in _places(out, tree).items():
         below = Path(place).expanduser().resolve()
         if source.is_dir() and source.resolve() in (below, *below.parents):
             yield ValueError(
@@ -132,7 +136,7 @@ def check_audit(
     *,
     tree: str | Path | None = None,  # folder for a cleaned copy
     top: int = 60,  # suspects on the page, 1 or more
-    **given,  # model, weights, and options of `AUDIT_RULES`
+    **given,  # model, weights, and options of `AUDIT_RULES`; others are not looked at
 ) -> Path:
     """The folder of the report. `ValueError` or `OSError` for options that do not fit, all at once.
 
@@ -149,7 +153,6 @@ def check_audit(
         raise mistakes[0]
     if mistakes:
         raise ValueError("\n".join(map(str, mistakes)))
-    places = {"out": out} if tree is None else {"out": out, "tree": tree}
-    for name, place in places.items():
+    for name, place in _places(out, tree).items():
         check_writable(name, Path(place).expanduser().absolute().parent)
     return Path(out).expanduser()

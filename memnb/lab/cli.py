@@ -397,9 +397,6 @@ _AUDIT_OPTIONS = (
 )
 
 
-_OF_THE_PAGE = ("title", "skip_damaged")
-
-
 def _options(command):
     for option in reversed(_AUDIT_OPTIONS):
         command = option(command)
@@ -422,7 +419,7 @@ def audit_(data: str, out: str, tree: str | None, **given):
     What is computed on the way lies in a folder beside DIR, DIR.unfinished. Stopped or killed,
     give the command again: it goes on from there, and removes the folder at the end.
     """
-    check_audit(data, out, tree=tree, **{k: v for k, v in given.items() if k not in _OF_THE_PAGE})
+    check_audit(data, out, tree=tree, **given)
     # the networks take seconds to import, and no other command needs them
     from memnb.explorer.audit_reports import audit_report
 
