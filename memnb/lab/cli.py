@@ -7,6 +7,7 @@ __all__ = ['in_options', 'main', 'run', 'sweep_', 'reproduce_', 'results_', 'cla
 
 # %% ../../nbs/lab/08_cli.ipynb #cell02
 import ast
+import os
 import re
 import shlex
 import shutil
@@ -448,7 +449,7 @@ def _short_run() -> str:
 
 def _holds_files(place: Path) -> bool:
     "Whether it is a file, or a folder with one somewhere below it."
-    return place.is_file() or any(f.is_file() for f in place.rglob("*"))
+    return place.is_file() or any(files for _, _, files in os.walk(place))
 
 
 @main.command()

@@ -8,6 +8,7 @@ __all__ = ['SETTING', 'StoredResult', 'setting_of', 'stored_results', 'together'
 
 # %% ../../nbs/papers/27_stored_claims.ipynb #cell02
 import json
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -86,20 +87,33 @@ def _read(folder: Path) -> StoredResult:
     )
 
 
+def _unreadable(e: OSError):
+    "Say that a folder is left out, unless it went away: tasks rename theirs when they end."
+    if not isinstance(e, FileNotFoundError):
+        caution(f"{e.filename} is left out: {e}")
+
+
+def _places_of_claims(folder: Path) -> list[Path]:
+    "The folders with claims below it. Those of tasks that run or failed are not entered."
+    places = []
+    for place, below, files in os.walk(folder, onerror=_unreadable):
+        below[:] = [f for f in below if not f.startswith(".") and not f.endswith(".failed")]
+        if "claims.parquet" in files:
+            places.append(Path(place))
+    return sorted(places)
+
+
 def stored_results(
     *folders: str | Path,  # each looked through, with all folders below it
 ) -> list[StoredResult]:
     "Every result with claims, newest first. Damaged ones are left out, with a warning."
     found = []
     for folder in (local_path("folder", place) for place in folders):
-        for file in sorted(folder.glob("**/claims.parquet")):
-            hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-            if hidden or file.parent.name.endswith(".failed"):
-                continue
+        for place in _places_of_claims(folder):
             try:
-                found.append((file.stat().st_mtime, _read(file.parent)))
+                found.append(((place / "claims.parquet").stat().st_mtime, _read(place)))
             except (Damaged, OSError, ValueError, KeyError) as e:
-                caution(f"{file.parent} is left out: {e}")
+                caution(f"{place} is left out: {e}")
     return [result for _, result in sorted(found, key=itemgetter(0), reverse=True)]
 
 # %% ../../nbs/papers/27_stored_claims.ipynb #cell07

@@ -1,7 +1,11 @@
 "Stored claims: judged over seeds and rates, with one writer, and nothing lost silently."
 
+import errno
 import json
 import os
+import shutil
+import warnings
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -106,6 +110,43 @@ def test_damaged_failed_and_hidden_results_are_left_out(tmp_path):
         result(tmp_path / "fig4" / name)
     (tmp_path / "fig4" / "damaged" / "claims.parquet").write_bytes(b"x")
     with pytest.warns(UserWarning, match="damaged is left out: its claims.parquet"):
+        (found,) = stored_results(tmp_path)
+    assert found.folder.name == "whole"
+
+
+@pytest.mark.parametrize("name", [".part", "swept"])
+def test_a_folder_that_goes_away_while_one_looks_is_no_fault(tmp_path, monkeypatch, name):
+    "A task renames its folder when it ends, and other processes sweep up what is left."
+    result(tmp_path / "fig4" / "whole")
+    leaves = tmp_path / "fig4" / name / "out"
+    leaves.mkdir(parents=True)
+    scandir = os.scandir
+
+    def leaves_first(place="."):
+        if str(place) in (str(leaves), str(leaves.parent)):
+            shutil.rmtree(leaves.parent, ignore_errors=True)
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", leaves_first)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (found,) = stored_results(tmp_path)
+    assert found.folder.name == "whole"
+
+
+def test_a_folder_that_cannot_be_read_is_left_out_and_said(tmp_path, monkeypatch):
+    result(tmp_path / "fig4" / "whole")
+    closed = tmp_path / "fig4" / "closed"
+    closed.mkdir()
+    scandir = os.scandir
+
+    def refuse(place="."):
+        if str(place) == str(closed):
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.warns(UserWarning, match="closed is left out: .*denied"):
         (found,) = stored_results(tmp_path)
     assert found.folder.name == "whole"
 
