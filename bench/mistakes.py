@@ -7,7 +7,7 @@ Here is what was measured once it was frozen (`python -m bench choose` says when
   of them wrong, for 5,000 pictures, and `random1` for 10,000; beside them synthetic labels at 20%.
   The network is a ResNet-9 at a quarter of the width, trained for 20 epochs with pictures that are
   flipped and moved. They lie in the data root as `cifar10.npz` and `cifar10n.npz`.
-- banking77: 8,002 questions of customers with 77 intents (`banking77/train.csv` in the data root)
+- banking77: 8,003 questions of customers with 77 intents (`banking77/train.csv` in the data root)
   as bags of words, with synthetic labels at 20%, for a perceptron.
 
 Beside the audit stand its parts (loss, area under the margin, and the leave-one-out evidence of the

@@ -26,7 +26,7 @@ VERDICTS = {
     "undecided": "undecided",
     "not run": "not run",
 }
-SIZES = ("paper", "half", "small", "quick", "ci")
+SIZES = ("paper", "overnight", "small", "quick", "ci")
 SLUGS = {
     "fig": ("reproduction-relu", relu_parameters),
     "latent": ("reproduction-latent", latent_parameters),

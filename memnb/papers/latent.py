@@ -69,7 +69,7 @@ _PRESETS = {
     "quick": _PAPER
     | dict(dataset="digits", widths="32,64,128,128", epochs=100, stop_at=None, lr=0.02, every=10),
     "small": _PAPER | dict(n=4000, rhos="0.4,0.8", epochs=70, stop_at=None, lr=0.01, every=10),
-    "half": _PAPER | dict(rhos="0.4,0.8", seeds="0", epochs=200),
+    "overnight": _PAPER | dict(rhos="0.4,0.8", seeds="0", epochs=200),
     "paper": _PAPER,
     "ci": _PAPER
     | dict(
@@ -101,7 +101,7 @@ _OF_FIGURE = {"latent_resist": _LAST, "latent_interventions": _LAST}
 # preset -> what they take there: a tenth of the rate must still train, and many variants
 _LAST_LAYER = {
     "paper": dict(rhos="0.2,0.4,0.6,0.8"),
-    "half": dict(rhos="0.4"),
+    "overnight": dict(rhos="0.4"),
     "quick": dict(lr=0.05, rhos="0.6"),
     "small": dict(n=1000, rhos="0.4"),
     "ci": dict(rhos="0.6", epochs=60, every=20),
@@ -200,14 +200,14 @@ def _check_together(p: Params):
 _NOTES = {
     "paper": "the paper's data, sizes and epochs, on MNIST and the MLP unless dataset and model "
     "say otherwise. Of AlexNet the paper states no learning rate or batch: these are memnb's.",
-    "half": "the paper's data and network, for 200 epochs where the paper has 500 at most, at two "
-    "noise rates and one seed: what two cores do overnight.",
+    "overnight": "the paper's data and network, for 200 epochs where the paper has 500 at most, at "
+    "two noise rates and one seed: what two cores do overnight.",
     "latent_resist paper": "the paper's data, sizes and epochs, on MNIST and the MLP unless "
     "dataset and model say otherwise. The paper gives no norm to clip to: clip=1 is memnb's.",
-    "latent_resist half": "the paper's data, network and epochs, at one noise rate and one seed: "
-    "what two cores do overnight. The paper gives no norm to clip to: clip=1 is memnb's.",
-    "latent_interventions half": "the paper's data, network and epochs, at one noise rate and one "
-    "seed: what two cores do overnight.",
+    "latent_resist overnight": "the paper's data, network and epochs, at one noise rate and one "
+    "seed: what two cores do overnight. The paper gives no norm to clip to: clip=1 is memnb's.",
+    "latent_interventions overnight": "the paper's data, network and epochs, at one noise rate and "
+    "one seed: what two cores do overnight.",
 }
 
 latent_parameters = Parameters(_PRESETS, _RULES, _completed, _check_together, _NOTES)

@@ -96,7 +96,8 @@ _PRESETS = {
         shares="0.2",
         scores="",
     ),
-    "half": _PAPER | dict(width=0.5, seeds="0", rhos="0.1,0.5", cells="0.2,0.4", shares="0.2"),
+    "overnight": _PAPER
+    | dict(width=0.25, seeds="0", rhos="0.1,0.5", cells="0.2,0.4", shares="0.2"),
     "paper": _PAPER,
     "ci": _PAPER
     | dict(
@@ -180,14 +181,15 @@ def _check_together(p: Params):
 _NOTES = {
     "paper": "the paper's data, network and epochs, 3 seeds. The paper also has the noise rates "
     "0.05 and 0.2, and other data sets and networks: rho, dataset and model name them.",
-    "half": "the paper's data and epochs, with half of its channels and one seed: what two cores "
-    "do overnight.",
+    "overnight": "the paper's data and epochs, with a quarter of its channels and one seed: "
+    "all figures of a data set are what two cores do overnight.",
     "localization_neurons paper": "the paper's data, network and epochs, 3 trainings where the "
     "paper has 30.",
     "localization_atypical paper": "the paper's data, network and epochs, 3 seeds. The paper's "
     "C-scores are the published ones, which scores names; else they are estimated.",
-    "localization_dropout half": "the paper's data and epochs, with half of its channels, 2 of the "
-    "12 cells of Table 2 and one seed: what two cores do overnight.",
+    "localization_dropout overnight": "the paper's data and epochs, with a quarter of its "
+    "channels, 2 of the 12 cells of Table 2 and one seed: with the other figures of a data "
+    "set what two cores do overnight.",
 }
 
 localization_parameters = Parameters(_PRESETS, _RULES, _completed, _check_together, _NOTES)

@@ -53,14 +53,14 @@ SETUPS = {
 _PRESETS = {
     "quick": dict(modulus=31, width=513, epochs=1000, share=0.8, seeds="0,1,2"),
     "small": dict(modulus=53, width=513, epochs=2000, share=0.8, seeds="0,1,2"),
-    "half": dict(modulus=113, width=513, epochs=4000, share=0.3, seeds="0"),
+    "overnight": dict(modulus=113, width=513, epochs=4000, share=0.3, seeds="0"),
     "paper": dict(modulus=113, width=2049, epochs=200_000, share=0.3, seeds="0"),
     "ci": dict(modulus=13, width=65, epochs=100, share=0.8, seeds="0"),
 }
 _WIDTHS = {
     "quick": "5,9,17,33,65,129,257,513",
     "small": "9,17,33,65,129,257,513,1025",
-    "half": "17,33,65,129,257,513,1025,2049",
+    "overnight": "17,33,65,129,257,513,1025,2049",
     "paper": "17,33,65,129,257,513,1025,2049,4097",
     "ci": "5,17,65",
 }
@@ -90,25 +90,25 @@ _OF_BOTH = {
     ("modular_scaling", "quick"): dict(
         modulus=23, epochs=1000, seeds="0", widths="5,9,17,33,65,129,257"
     ),
-    ("modular_scaling", "half"): dict(epochs=2000),
+    ("modular_scaling", "overnight"): dict(epochs=2000),
     ("modular_scaling", "ci"): dict(epochs=400),
     ("modular_extraction", "quick"): dict(epochs=200),
     ("modular_transformer", "quick"): dict(
         width=64, hidden=256, lr=3e-3, weight_decay=3.0, epochs=400, frequencies=5
     ),
     ("modular_transformer", "small"): dict(lr=3e-3, weight_decay=3.0, frequencies=9),
-    ("modular_transformer", "half"): dict(lr=3e-3, weight_decay=3.0, share=0.7, epochs=500),
+    ("modular_transformer", "overnight"): dict(lr=3e-3, weight_decay=3.0, share=0.7, epochs=500),
     ("modular_transformer", "ci"): dict(width=16, hidden=32, frequencies=3),
     ("modular_order", "quick"): dict(widths="17,129,513"),
     ("modular_order", "small"): dict(widths="17,257,1025", dataset="mnist"),
-    ("modular_order", "half"): dict(widths="33,513,2049", seeds="0,1,2", dataset="mnist"),
+    ("modular_order", "overnight"): dict(widths="33,513,2049", seeds="0,1,2", dataset="mnist"),
     ("modular_order", "paper"): dict(widths="33,513,2049", dataset="mnist"),
     ("modular_order", "ci"): dict(epochs=40, widths="3,17,65"),
     ("modular_phases", "quick"): dict(width=129, epochs=250),
     ("modular_phases", "small"): dict(
         width=257, epochs=400, rhos="0.05,0.1,0.2,0.3,0.5", shares="0.2,0.4,0.6,0.8"
     ),
-    ("modular_phases", "half"): dict(
+    ("modular_phases", "overnight"): dict(
         width=257, epochs=300, rhos="0.05,0.1,0.2,0.3,0.5", shares="0.2,0.3,0.4,0.6,0.8"
     ),
     ("modular_phases", "paper"): dict(
@@ -120,7 +120,9 @@ _OF_BOTH = {
     ("modular_phases", "ci"): dict(width=33, epochs=30, rhos="0.1,0.3", shares="0.5,0.8"),
     ("modular_partition", "quick"): dict(modulus=23, widths="129,1025", epochs=500),
     ("modular_partition", "small"): dict(widths="129,1025", epochs=1000, dataset="mnist"),
-    ("modular_partition", "half"): dict(widths="129,2049", share=0.5, epochs=1000, dataset="mnist"),
+    ("modular_partition", "overnight"): dict(
+        widths="129,2049", share=0.5, epochs=1000, dataset="mnist"
+    ),
     ("modular_partition", "paper"): dict(
         widths="513,4097", lr=1e-3, weight_decay=0.1, dataset="mnist"
     ),
@@ -360,13 +362,14 @@ def _check_all(p: Params):
 _SHARE_IS_OURS = "The share of pairs trained on is not reported: 0.3 is memnb's."
 _NOTES = {
     "paper": f"the set-up as a reader of the full text reports it, one seed. {_SHARE_IS_OURS}",
-    "half": "the paper's modulus, with a quarter of its neurons or fewer epochs, as printed above: "
-    f"what two cores do in about an hour. {_SHARE_IS_OURS}",
+    "overnight": "the paper's modulus, with a quarter of its neurons or fewer epochs, as printed "
+    f"above: what two cores do in about an hour. {_SHARE_IS_OURS}",
     "modular_transformer paper": "the size of the network is that of Nanda et al. (2023); noise "
     "rate and share of pairs are not reported, and are memnb's.",
-    "modular_transformer half": "the paper's modulus and a network of Nanda et al.'s size (2023). "
-    "Learning rate, decay, share and epochs were chosen so that the network fits all labels and "
-    "answers about as many test pairs as is reported; noise rate and share are not reported.",
+    "modular_transformer overnight": "the paper's modulus and a network of Nanda et al.'s size "
+    "(2023). Learning rate, decay, share and epochs were chosen so that the network fits all "
+    "labels and answers about as many test pairs as is reported; noise rate and share are not "
+    "reported.",
     "modular_phases paper": "sizes, rates and decays are memnb's: the statements are of an "
     "abstract.",
 }

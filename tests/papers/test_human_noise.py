@@ -76,7 +76,7 @@ def test_people_labels_that_are_there(tmp_path, monkeypatch):
         (dict(n=125), "n=125 must be a multiple of 10"),
         (dict(rho=1), "rho=1 must lie strictly between 0 and 1"),
         (dict(p_gen=0), "p_gen=0 must lie in"),
-        (dict(preset="half"), "preset"),
+        (dict(preset="overnight"), "preset"),
         (dict(model="transformer"), "model='transformer' must be one of resnet9"),
     ],
 )

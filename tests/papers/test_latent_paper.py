@@ -123,7 +123,7 @@ def test_figures_about_the_last_layer_have_their_own(figure):
         (dict(optimizer="sdg"), "sdg.*sgd, adam"),
         (dict(noise="matrix"), "matrix.*flip, wrong, redraw, pair"),
         (dict(scale="big"), "big.*unit, symmetric"),
-        (dict(preset="huge"), "huge.*quick, small, half, paper, ci"),
+        (dict(preset="huge"), "huge.*quick, small, overnight, paper, ci"),
         (dict(rhos="0.1,1.2"), r"rhos='0.1,1.2'.*\[0, 1\]"),
         (dict(rho=-0.1), r"rho.*-0.1.*\[0, 1\]"),
         (dict(seeds="0,-1"), "seeds"),

@@ -132,7 +132,7 @@ def test_the_paper_takes_all_there_is_unless_n_is_given():
         (dict(dataset="mnits"), "mnits.*digits, mnist"),
         (dict(model="resnet18"), "resnet18.*resnet9, resnet50, vit, mlp, cnn"),
         (dict(noise="matrix"), "matrix.*flip, wrong, redraw, pair"),
-        (dict(preset="huge"), "huge.*quick, small, half, paper, ci"),
+        (dict(preset="huge"), "huge.*quick, small, overnight, paper, ci"),
         (dict(rho=0), "rho=0 .*strictly between 0 and 1"),
         (dict(rho=1), "strictly"),
         (dict(rho="x"), "rho='x' must be a number"),

@@ -12,7 +12,7 @@ NAMES = dict(
     modular_transformer="modulus optimizer lr weight_decay epochs share seeds operation width "
     "heads hidden frequencies",
 )
-PRESETS = ("quick", "small", "half", "paper", "ci")
+PRESETS = ("quick", "small", "overnight", "paper", "ci")
 
 
 def params(figure="modular_extraction", **given):
@@ -27,11 +27,11 @@ def params(figure="modular_extraction", **given):
 def test_presets_complete_what_is_not_given(figure, preset):
     p = params(figure, preset=preset)
     assert all(p[name] is not None for name in NAMES[figure].split())
-    assert p.modulus == dict(quick=31, small=53, half=113, paper=113, ci=13)[preset] or (
+    assert p.modulus == dict(quick=31, small=53, overnight=113, paper=113, ci=13)[preset] or (
         figure == "modular_scaling" and p.modulus == 23
     )
-    of_113 = 0.7 if (figure, preset) == ("modular_transformer", "half") else 0.3
-    assert p.share == (of_113 if preset in ("half", "paper") else 0.8)
+    of_113 = 0.7 if (figure, preset) == ("modular_transformer", "overnight") else 0.3
+    assert p.share == (of_113 if preset in ("overnight", "paper") else 0.8)
 
 
 def test_the_papers_set_up_is_that_of_the_note():
@@ -70,7 +70,7 @@ def test_a_single_seed_stands_for_several():
     "figure, given, says",
     [
         ("modular_extraction", dict(setup="ours"), "one of paper, small_cosine|small_cosine"),
-        ("modular_extraction", dict(preset="huge"), "quick, small, half, paper, ci"),
+        ("modular_extraction", dict(preset="huge"), "quick, small, overnight, paper, ci"),
         ("modular_extraction", dict(rho=1.2), r"rho=1.2 must lie in \[0, 1\]"),
         ("modular_extraction", dict(rho=None), "rho=None must be a number"),
         ("modular_extraction", dict(rhos="0.2,1.2"), r"rhos='0.2,1.2' must lie in \[0, 1\]"),

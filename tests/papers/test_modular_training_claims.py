@@ -424,7 +424,7 @@ def order_parameters(**given):
     return modular_parameters("modular_order", **absent | common | given)
 
 
-@pytest.mark.parametrize("preset", ["quick", "small", "half", "paper", "ci"])
+@pytest.mark.parametrize("preset", ["quick", "small", "overnight", "paper", "ci"])
 def test_larger_presets_take_the_papers_images(preset):
     p = order_parameters(preset=preset)
 

@@ -148,16 +148,16 @@ def test_cheap_lines_are_run_at_preset_ci(lines, name, tmp_path, monkeypatch):
     assert claims["date"].str.contains(r"^\d{4}-\d\d-\d\d$").all()
 
 
-def test_presets_paper_and_half_say_how_far_they_are_the_papers_set_up():
+def test_presets_paper_and_overnight_say_how_far_they_are_the_papers_set_up():
     from test_notebooks import PARAMETERS, declared
 
     for name, of_paper in PARAMETERS.items():
         if name not in ("audit", "lenses"):
-            sizes = {"paper", "half"} & of_paper.presets.keys()
+            sizes = {"paper", "overnight"} & of_paper.presets.keys()
             assert sizes <= of_paper.notes.keys()
     given = declared("modular_tied")
-    text = str(PARAMETERS["modular"]("modular_tied", **given | dict(preset="half")))
-    assert "\npreset half: the paper's modulus" in text
+    text = str(PARAMETERS["modular"]("modular_tied", **given | dict(preset="overnight")))
+    assert "\npreset overnight: the paper's modulus" in text
     assert "preset quick" not in str(PARAMETERS["modular"]("modular_tied", **given))
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import warnings
-from pathlib import Path
 
 import polars as pl
 import pytest
@@ -92,13 +91,13 @@ def test_seeds_of_a_search_at_another_rate_are_not_put_together(tmp_path):
 
 
 def test_what_a_result_was_found_on(tmp_path):
-    given = dict(preset="half", width=0.5, scores="/a/b/c_scores.npz", seed=3, rho=0.1)
-    p = dict(preset="half", dataset="cifar10", model="resnet9", mode="hybrid")
+    given = dict(preset="overnight", width=0.5, scores="/a/b/c_scores.npz", seed=3, rho=0.1)
+    p = dict(preset="overnight", dataset="cifar10", model="resnet9", mode="hybrid")
     result(tmp_path / "k", given=given, **p)
     (found,) = stored_results(tmp_path)
     assert found.setting == dict(
         figure="fig4",
-        preset="half",
+        preset="overnight",
         dataset="cifar10",
         model="resnet9, hybrid search",
         changed="scores=c_scores; width=0.5",
