@@ -86,8 +86,14 @@ def possible(
     least: float = 0.0,  # that the quantity can be
     most: float = 1.0,  # and at most
 ) -> tuple[float, float, float]:
-    "The estimate and its interval, cut to what can be."
-    return tuple(min(max(v, least), most) for v in estimate)
+    """The estimate moved to the nearest value that can be, and the interval moved with it and cut.
+
+    An interval that lay outside as a whole would be cut to a point, as if there were no doubt.
+    """
+    mean, low, high = estimate
+    nearest = min(max(mean, least), most)
+    moved = nearest - mean
+    return nearest, max(low + moved, least), min(high + moved, most)
 
 # %% ../../nbs/audit/03_repairs.ipynb #cell05p3
 _DOUBT = 4  # standard errors

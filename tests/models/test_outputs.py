@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torchvision.models import SwinTransformer, VisionTransformer, get_model
 
-from memnb.audit import audit, estimate_noise
+from memnb.audit import Noise, audit, estimate_noise, repair
 from memnb.datasets import NoisyDataset, corrupt, in_memory
 from memnb.localization import account, critical_units, rewind
 from memnb.models import Classifier, answer, hidden_groups, predict
@@ -253,6 +253,27 @@ def test_an_audit_of_any_network(name):
     assert found["rank"].sort().to_list() == list(range(1, len(data) + 1))
     assert found["sure"].is_finite().all()
     assert 0 <= estimate_noise(net, data).rate <= 1
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name",
+    ["vit", "swin", "mobilenet_v3_small", "googlenet", "lstm", "encoder", "bert", "two_inputs"],
+)
+def test_a_repair_of_any_network(name):
+    torch.manual_seed(0)
+    make, of = NETWORKS[name]
+    net = make()
+    examples = of()
+    data = examples.subset(torch.arange(20))
+    held = examples.subset(torch.arange(20, 40))
+    last = hidden_groups(net, data.x)[-1:]
+    noise = Noise(0.2, 0.1, 0.3, 0.7 * torch.eye(K).double() + 0.3 / K)
+    r = repair(net, data, held, noise, layers=last, probes=["velpic"])
+    assert r.table["layer"][0] == "output"
+    assert last[0] in r.table["layer"].to_list()
+    assert r.table["accuracy"].is_between(0, 1).all()
+    assert predict(r.model, data.x).shape == (20, K)
 
 
 @pytest.mark.filterwarnings("ignore")
