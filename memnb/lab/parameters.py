@@ -180,10 +180,21 @@ class Parameters:
         taken = {k: v for k, v in (names or {}).items() if k in known}
         mine = taken | given
         p = resolve(figure, self.presets, self.rules, self.complete(figure, mine))
-        p.__dict__["note"] = self.notes.get(f"{figure} {p.preset}", self.notes.get(p.preset))
+        p.__dict__["note"] = self._note(figure, p, mine)
         p.__dict__["given"] = frozenset(k for k, v in mine.items() if v is not None)
         self.check(p)
         return p
+
+    def _note(self, figure: str, p: Params, mine: dict) -> str | None:
+        "How far the preset is the paper's set-up, and what was given in place of its values."
+        note = self.notes.get(f"{figure} {p.preset}", self.notes.get(p.preset))
+        if note is None:
+            return None
+        by_presets = {k: None for preset in self.presets.values() for k in preset if k in mine}
+        of_preset = self.complete(figure, mine | by_presets)
+        without = resolve(figure, self.presets, self.rules, of_preset)
+        changed = [f"{k}={p[k]!r}" for k in by_presets if k in p and p[k] != without.get(k)]
+        return f"{note} Here {', '.join(changed)}." if changed else note
 
 # %% ../../nbs/lab/04_parameters.ipynb #new151
 def check_fits(p: Params, memory: float, disk: float, because: str):

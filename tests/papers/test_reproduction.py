@@ -161,6 +161,19 @@ def test_presets_paper_and_overnight_say_how_far_they_are_the_papers_set_up():
     assert "preset quick" not in str(PARAMETERS["modular"]("modular_tied", **given))
 
 
+def test_the_line_about_a_preset_says_what_was_given_in_place_of_its_values():
+    from test_notebooks import PARAMETERS, declared
+
+    given = declared("localization_rewinding") | dict(preset="overnight")
+    of_paper = PARAMETERS["localization"]
+    whole = str(of_paper("localization_rewinding", **given))
+    same = str(of_paper("localization_rewinding", **given | dict(width=0.25)))
+    other = str(of_paper("localization_rewinding", **given | dict(width=0.125, n=100)))
+    assert whole == same
+    assert whole.endswith("what two cores do overnight.")
+    assert other.endswith("what two cores do overnight. Here n=100, width=0.125.")
+
+
 # --- a table
 
 
