@@ -94,6 +94,26 @@ def _is_text(name: str) -> bool:
     return True
 
 
+def _is_picture(file: Path) -> bool:
+    return file.suffix.lower() in SUFFIXES
+
+
+def _with_pictures(root: Path, below: dict[str, list[Path]], skip_empty: bool) -> list[str]:
+    "Folders that hold pictures. `ValueError`, or a warning, that names those that hold none."
+    empty = [folder for folder, files in below.items() if not any(map(_is_picture, files))]
+    if not empty:
+        return list(below)
+    folders = f"the folder{'s' * (len(empty) > 1)} {first_few(empty)} of {str(root)!r}"
+    what = f"{folders} hold{'s' * (len(empty) == 1)} no pictures, {', '.join(SUFFIXES)}"
+    if not skip_empty:
+        raise ValueError(
+            f"{what}: remove it, or skip_damaged=True leaves it out, or classes=[...], the names "
+            "of the network's outputs, keeps it"
+        )
+    caution(f"{what}, and {'are no classes' if len(empty) > 1 else 'is no class'}")
+    return [folder for folder in below if folder not in empty]
+
+
 @dataclass
 class Files:
     "Pictures on the disk."
@@ -107,6 +127,7 @@ class Files:
 def files_of(
     path: str | Path,  # a folder with one folder a class
     classes: Sequence | None = None,  # (K,) in the order of the outputs; default: by the alphabet
+    skip_empty: bool = False,  # leave out folders without pictures, unless `classes` names them
 ) -> Files:
     """The pictures in a folder, by class.
 
@@ -120,19 +141,17 @@ def files_of(
         raise ValueError(
             f"folders {first_few(strange)} are not among the classes {first_few(order)}"
         )
+    below = {folder: list(_below(root / folder)) for folder in folders}
+    if classes is None:
+        order = _with_pictures(root, below, skip_empty)
     say_alike(order)
     files = Files(root.absolute(), [], [], order)
     others = []
-    for folder in folders:
-        below = list(_below(root / folder))
-        pictures = [f for f in below if f.suffix.lower() in SUFFIXES]
-        others += [f.name for f in below if f.suffix.lower() not in SUFFIXES]
-        if not pictures and classes is None:
-            raise ValueError(
-                f"the folder {folder!r} of {str(root)!r} holds no pictures, "
-                f"{', '.join(SUFFIXES)}; remove it, or give classes=[...], the names of the "
-                "network's outputs"
-            )
+    for folder, found in below.items():
+        pictures = [f for f in found if _is_picture(f)]
+        others += [f.name for f in found if not _is_picture(f)]
+        if not pictures:
+            continue
         files.names += [f.relative_to(root).as_posix() for f in pictures]
         files.labels += [order.index(folder)] * len(pictures)
     if unreadable := [ascii(f) for f in files.names if not _is_text(f)]:
@@ -287,7 +306,7 @@ def from_folder(
     mean=None,  # of each channel of values in [0, 1], subtracted on the way into the network
     std=None,  # of each channel, divided by
     classes: Sequence | None = None,  # (K,) in the order of the outputs; default: by the alphabet
-    skip_damaged: bool = False,  # leave out files that cannot be read
+    skip_damaged: bool = False,  # leave out files that cannot be read, and folders without any
     *,
     # before the crop, the shorter side, or (height, width); `size` or more; default: to cover it
     resize: int | tuple[int, int] | None = None,
@@ -304,7 +323,7 @@ def from_folder(
     size = picture_size(size)
     device = check_device(device)
     resize = _checked_resize(resize, size)
-    files = files_of(path, classes)
+    files = files_of(path, classes, skip_empty=skip_damaged)
     first = _first(files)
     is_grey = first.grey if grey is None else bool(grey)
     workers = _WORKERS if first.size[0] * first.size[1] >= _LARGE else 1

@@ -62,8 +62,10 @@ class Column:
         values = numbers_of(series)
         missing = np.isnan(values)
         if missing.any() and not self.flagged:
+            numbers = "1 number" if missing.sum() == 1 else f"{missing.sum()} numbers"
             caution(
-                f"column {self.name!r} lacks {missing.sum()} numbers, and lacked none in the "
+                f"column {self.name!r} lacks {numbers}, "
+                "and lacked none in the "
                 f"training table: the median, {self.fill:.6g}, is taken"
             )
         scaled = (np.where(missing, self.fill, values) - self.mean) / self.std
@@ -152,9 +154,10 @@ def _learnt_words(series: pl.Series) -> Column | None:
     counts = words.to_series(1).to_list()
     drop = f"drop=[{series.name!r}] leaves it out"
     if len(names) > 20 and len(names) > n / 2:
+        as_names = f", and rows={series.name!r} names the rows by it" * (len(names) == n)
         raise ValueError(
             f"column {series.name!r} has {len(names)} different words in {n} rows, such as "
-            f"{names[0]!r}: free text, or an id, is no category; {drop}"
+            f"{names[0]!r}: free text, or an id, is no category; {drop}{as_names}"
         )
     frequent = [w for w, c in zip(names, counts, strict=True) if c >= RARE]
     rare = sorted(set(names) - set(frequent))
@@ -165,7 +168,14 @@ def _learnt_words(series: pl.Series) -> Column | None:
         )
     if len(names) < 2:
         return None
-    if len(rare) < 2 or not frequent:
+    joined = bool(frequent) and len(rare) > 1
+    if missing := series.null_count():
+        where = _OTHER if joined and _MISSING in rare else _MISSING
+        caution(
+            f"column {series.name!r} lacks {missing} of {n} categories: the category {where!r} is "
+            "taken"
+        )
+    if not joined:
         return Column(series.name, categories=tuple(sorted(names)[: MOST_CATEGORIES + 1]))
     caution(
         f"column {series.name!r}: {len(rare)} categories of fewer than {RARE} rows are one, "
@@ -200,7 +210,7 @@ def _learnt_numbers(series: pl.Series, standardize: bool) -> Column | None:
     if is_id and (np.diff(np.sort(values)) > 0).all() and (np.abs(np.diff(values)) == 1).all():
         caution(
             f"column {series.name!r} counts the rows, like an id; drop=[{series.name!r}] leaves it "
-            "out"
+            f"out, and rows={series.name!r} names the rows by it"
         )
     mean, std = (float(filled.mean()), spread) if standardize and varies else (0.0, 1.0)
     how = dict(flagged=bool(missing.any()), varies=varies, holds=_holds(series.dtype))
@@ -277,21 +287,26 @@ def _check_there(names: Sequence[str], frame: pl.DataFrame, what: str):
         )
 
 
+def _columns_are(names: Sequence[str]) -> str:
+    return f"columns {first_few(names)} are" if len(names) > 1 else f"column {names[0]!r} is"
+
+
 def _learnt(frame: pl.DataFrame, label: str, standardize: bool) -> Columns:
     "How the features of a table are read, with warnings of what is done to them."
     learnt = {name: learn_column(frame[name], standardize) for name in frame.columns}
     if constant := [name for name, c in learnt.items() if c is None]:
-        caution(f"columns {first_few(constant)} are the same in each row: left out")
+        caution(f"{_columns_are(constant)} the same in each row: left out")
     dates = [name for name in frame.columns if frame[name].dtype.is_temporal()]
     if dates := [name for name in dates if learnt[name] is not None]:
-        caution(f"columns {first_few(dates)} are read in days")
+        caution(f"{_columns_are(dates)} read in days")
     columns = Columns(tuple(c for c in learnt.values() if c is not None), label)
     if not columns.names:
         raise ValueError("no column is left that differs from row to row")
     if standardize and any(c.categories is None for c in columns.columns):
         count = sum(c.categories is None and c.varies for c in columns.columns)
+        columns_are = "column of numbers is" if count == 1 else "columns of numbers are"
         caution(
-            f"{count} columns of numbers are standardised (mean 0, deviation 1); a network that "
+            f"{count} {columns_are} standardised (mean 0, deviation 1); a network that "
             "was trained on them as they are needs standardize=False"
         )
     return columns

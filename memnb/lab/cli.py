@@ -21,9 +21,10 @@ import polars as pl
 
 from .. import __version__
 from ..common.code import ROOT
-from ..common.files import local_path, write_whole
+from ..common.files import data_root, local_path, write_whole
 from .audit_requests import check_audit
-from .sweeps import results, sweep
+from .listings import paper_lines, result_text, terminal_width
+from .sweeps import no_results, results, sweep
 from .tasks import Failed, execute, failed, make_task
 
 # %% ../../nbs/lab/08_cli.ipynb #opt2
@@ -196,20 +197,31 @@ def _table_file(given: Path | None) -> Path:
 
 
 def _say_list(cells: list, lines: list, budget: str | None):
-    "Print a row for each line, and what a budget would take."
+    "Print a row for each line, below its paper, and what a budget would take."
     from memnb.papers.reproduction import affordable, hours_in_words, overview
 
-    click.echo(_wrapped(pl.DataFrame(overview(cells, lines))))
+    for line in paper_lines(overview(cells, lines), terminal_width()):
+        click.echo(line)
     for cell in affordable(cells, budget) if budget else []:
         click.echo(f"{hours_in_words(cell.cpu_hours):>8}  {cell.name()}")
 
 # %% ../../nbs/lab/08_cli.ipynb #rep3
 @main.command("reproduce")
-@click.option("--list", "listed", is_flag=True, help="Only say how it stands, and what it takes.")
+@click.option(
+    "--list", "listed", is_flag=True, help="Only say how it stands, and what a seed takes."
+)
 @click.option("--budget", metavar="TIME", help="Take what fits, as 90s, 20m, 3h or 1.5d.")
-@click.option("--only", multiple=True, metavar="WORD", help="A notebook, figure or paper.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="WORD",
+    help='A notebook, figure or paper; of several, all must fit: --only "Fig. 5" --only ReLU. '
+    "Commas part words of which one must: --only fig1,fig5.",
+)
 @click.option("--table", type=click.Path(path_type=Path), help="Default: docs/reproduce.csv.")
-@click.option("--claims", type=click.Path(path_type=Path), help="Default: beside the table.")
+@click.option(
+    "--claims", type=click.Path(path_type=Path), help="Default: claims.csv beside the table."
+)
 @click.option(
     "--root",
     default="reproduction",
@@ -265,7 +277,7 @@ def _rows(frame: pl.DataFrame, where: tuple[tuple[str, str], ...]) -> pl.DataFra
 def _show(frame: pl.DataFrame, output: Path | None):
     "Print a table, or write it to a .csv or .parquet file."
     if output is None:
-        click.echo(frame)
+        click.echo(result_text(frame, terminal_width()))
         return
     write = {".csv": frame.write_csv, ".parquet": frame.write_parquet}.get(output.suffix)
     if write is None:
@@ -311,7 +323,7 @@ def _draw(frame: pl.DataFrame, chart: Path, y: str, color: str):
 @click.option("--y", default="accuracy", show_default=True, help="What to draw.")
 @click.option("--color", default="rho", show_default=True, help="Column that tells curves apart.")
 def results_(notebook: Path, root: Path, where, output, *, chart, y, color):
-    "The frames of all runs of NOTEBOOK, parameters as columns."
+    "The frames of all runs of NOTEBOOK: rho, seed and what differs first."
     frame = _rows(results(notebook, root), where)
     if chart is None:
         _show(frame, output)
@@ -328,7 +340,7 @@ def _wrapped(frame: pl.DataFrame) -> str:
         tbl_cols=-1,
         tbl_hide_dataframe_shape=True,
         tbl_hide_column_data_types=True,
-        tbl_width_chars=max(100, shutil.get_terminal_size().columns),
+        tbl_width_chars=terminal_width(),
         fmt_str_lengths=10_000,
     ):
         return str(frame)
@@ -336,10 +348,13 @@ def _wrapped(frame: pl.DataFrame) -> str:
 
 def _update(file: Path, found: list):
     "Put claims into the table of stored ones, and say so."
-    from memnb.papers.stored_claims import read_claims, update_claims
+    from memnb.papers.stored_claims import changed_claims, read_claims, update_claims
 
+    before = read_claims(file)
     for note in update_claims(file, found):
         click.echo(f"note: {note}", err=True)
+    for note in changed_claims(before, read_claims(file)):
+        click.echo(note)
     click.echo(f"{len(read_claims(file))} claims in {file}")
 
 
@@ -360,7 +375,7 @@ def claims(root: Path, where, output, wide, update):
     else:
         found = stored_results(root)
         if not found:
-            raise ValueError(f"there are no results of any notebook in {root}")
+            raise no_results(None, root)
         if update:
             _update(update, found)
             return
@@ -411,7 +426,11 @@ def _options(command):
     "--out", required=True, help="Folder of the report, which must not be there yet.", metavar="DIR"
 )
 @click.option("--copy", "tree", metavar="DIR", help="Also copy a folder of pictures, cleaned.")
-@click.option("--skip-damaged", is_flag=True, help="Leave out pictures that cannot be read.")
+@click.option(
+    "--skip-damaged",
+    is_flag=True,
+    help="Leave out pictures that cannot be read, and classes without any.",
+)
 @click.option("--top", default=60, show_default=True, help="Suspects on the page.")
 @click.option("--title", default="", help="Of the page; by default the data's name.")
 def audit_(data: str, out: str, tree: str | None, **given):
@@ -458,7 +477,6 @@ def doctor():
     # torch takes seconds to import, and no other command needs it
     import torch
 
-    from memnb.datasets.sources import data_root
     from memnb.lab.experiments import facts
 
     for name, value in facts().items():

@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import polars as pl
@@ -31,22 +32,31 @@ from ..common.code import code_of
 from ..common.files import Damaged, check_writable, local_path, put, set_aside, verify
 
 # %% ../../nbs/lab/06_tasks.ipynb #cell06
+@lru_cache(maxsize=4)  # a grid makes many tasks of one notebook, and reading one takes long
+def _inspected(content: bytes) -> tuple[dict, list]:
+    "What papermill says of a notebook's parameters, and the source of its code cells."
+    import papermill
+
+    # a copy, as papermill takes braces in a path for its own
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "notebook.ipynb")
+        copy.write_bytes(content)
+        inspected = papermill.inspect_notebook(copy)
+    cells = json.loads(content)["cells"]
+    return inspected, [c["source"] for c in cells if c["cell_type"] == "code"]
+
+
 def declared(notebook: str | Path) -> dict[str, tuple[str, str, str]]:
     """name -> (type, default, comment) of the notebook's parameters.
 
     Those that say where results go, `out` and `store`, are left out. `ValueError` for a file that
     is no notebook, or has no cell tagged `parameters`.
     """
-    import papermill
-
     notebook = local_path("notebook", notebook)
     if not notebook.is_file() or notebook.suffix != ".ipynb":
         raise ValueError(f"there is no notebook {str(notebook)!r}")
     try:
-        # a copy, as papermill takes braces in a path for its own
-        with tempfile.TemporaryDirectory() as folder:
-            copy = shutil.copy(notebook, Path(folder, "notebook.ipynb"))
-            inspected = papermill.inspect_notebook(copy)
+        inspected, _ = _inspected(notebook.read_bytes())
     except Exception as e:
         raise ValueError(f"{notebook} is not a notebook that can be read: {e}") from e
     if not inspected:
@@ -166,8 +176,7 @@ def make_task(
     "The task of a notebook and parameters. `ValueError` as for `cast`."
     notebook = local_path("notebook", notebook).resolve()
     values = cast(notebook, {} if values is None else values)
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    code = [c["source"] for c in cells if c["cell_type"] == "code"]
+    _, code = _inspected(notebook.read_bytes())
     made_of = json.dumps([code, values, code_of()], sort_keys=True)
     key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
     return Task(notebook, tuple(sorted(values.items())), key)

@@ -20,11 +20,9 @@ from pathlib import Path
 import polars as pl
 
 from ..common.checks import check_choice, free_memory, in_words
-from ..common.files import check_writable, local_path
-from ..datasets.sources import data_root
+from ..common.files import check_writable, data_root, local_path
 from ..lab.sweeps import run_tasks, values_of
 from ..lab.tasks import Task, declared, failed, make_task, sweep_up
-from .stored_claims import stored_results, update_claims
 
 # %% ../../nbs/papers/28_reproduction.ipynb #cell04
 FIELDS = (
@@ -335,6 +333,7 @@ def overview(cells: Sequence[Cell], lines: Sequence[Line]) -> list[dict]:
         given = "; ".join(f"{k}={v}" for k, v in line.values.items())
         rows.append(
             dict(
+                paper=line.paper,
                 shows=", ".join(line.shows),
                 notebook=line.notebook.stem if line.notebook else "",
                 parameters=given,
@@ -349,22 +348,28 @@ def overview(cells: Sequence[Cell], lines: Sequence[Line]) -> list[dict]:
 
 def selected(
     lines: Sequence[Line],
-    only: Sequence[str],  # words of papers, notebooks or figures; empty: all
+    only: Sequence[str],  # words of papers, notebooks or figures, as "Fig. 5"; empty: all
 ) -> list[Line]:
-    "Lines that one of the words is about. `ValueError` for a word that is about none."
-    if not only:
-        return list(lines)
+    """Lines that each of the words is about; commas part words of which one is enough.
+
+    `ValueError` for a word that is about none, or words that no line has all of.
+    """
 
     def is_about(line: Line, word: str) -> bool:
         names = [line.paper, *line.shows, line.notebook.stem if line.notebook else ""]
         return any(word.lower() == n.lower() or word.lower() in n.lower().split() for n in names)
 
-    found = {word: [line for line in lines if is_about(line, word)] for word in only}
-    if none := [word for word, its in found.items() if not its]:
-        known = sorted({line.notebook.stem for line in lines if line.notebook})
-        raise ValueError(f"{none[0]!r} is no paper, figure or notebook of the table: {known}")
-    chosen = [line for its in found.values() for line in its]
-    return [line for line in lines if any(line is c for c in chosen)]
+    chosen = list(lines)
+    for given in only:
+        words = [word.strip() for word in given.split(",")]
+        if none := [word for word in words if not any(is_about(line, word) for line in lines)]:
+            known = sorted({line.notebook.stem for line in lines if line.notebook})
+            raise ValueError(f"{none[0]!r} is no paper, figure or notebook of the table: {known}")
+        chosen = [line for line in chosen if any(is_about(line, word) for word in words)]
+    if only and not chosen:
+        asked = " and ".join(map(repr, only))
+        raise ValueError(f"no line of the table is about {asked}; only='fig1,fig2' takes either")
+    return chosen
 
 # %% ../../nbs/papers/28_reproduction.ipynb #cell19
 def _check_device(device: str):
@@ -400,12 +405,24 @@ def _say_plan(chosen: Sequence[Cell], left: Sequence[Cell]):
 
 def _judge(claims: str | Path, folder: Path):
     "Put the claims of a notebook's results into the table; what could not be, in words."
+    from memnb.papers.stored_claims import stored_results, update_claims
+
     try:
         notes = update_claims(claims, stored_results(folder))
     except (ValueError, pl.exceptions.PolarsError) as e:
         notes = [f"the claims of {folder.name} cannot be judged: {e}"]
     for note in notes:
         print(note)
+
+
+def _stored(claims: str | Path) -> pl.DataFrame | None:
+    "The table of claims; None where there is none that can be read."
+    from memnb.papers.stored_claims import read_claims
+
+    try:
+        return read_claims(claims)
+    except (ValueError, pl.exceptions.PolarsError):
+        return None
 
 
 def reproduce(
@@ -423,17 +440,23 @@ def reproduce(
 ) -> tuple[list[Cell], bool]:
     """Run what is left of the table, as far as the budget goes.
 
-    Where it stands then, and False where it was interrupted.
+    Where it stands then, and False where it was interrupted. Printed is where results and claims
+    go, and at the end which claims were replaced.
     `ValueError` for a budget that fits nothing, before any work. `OSError` where nothing can be
     written; what is done is kept.
     """
     _check_device(device)
+    from memnb.papers.stored_claims import changed_claims
+
+    places = f"results go into {local_path('root', root)}/, claims into {claims}"
     root = local_path("root", root).resolve()
     limit = seconds_of(budget) if budget else None
     left = wanted(cells_of(lines, root, device), retry=retry, renew=renew)
     chosen = that_fit(left, cpu_hours_of(budget)) if budget else left
+    print(f"{places}, in place of those of the same figure, preset and data")
     _say_plan(chosen, left)
     check_writable("root", root)
+    before = _stored(claims)
     for folder in {cell.task.folder(root).parent for cell in chosen}:
         sweep_up(folder)
     for folder in _folders(lines, root):
@@ -447,6 +470,8 @@ def reproduce(
     until = dict(until=time.time() + limit) if limit else {}
     pool = dict(jobs=jobs_that_fit(chosen) if jobs is None else jobs, dask=dask, slurm=slurm)
     finished = not tasks or run_tasks(tasks, root, after=after, **pool, **until)
+    for note in changed_claims(before, _stored(claims)):
+        print(note)
     return cells_of(lines, root, device), finished
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETTING', 'StoredResult', 'setting_of', 'stored_results', 'together', 'gathered', 'one_row_a_claim', 'read_claims',
-           'merge', 'update_claims']
+           'merge', 'update_claims', 'changed_claims']
 
 # %% ../../nbs/papers/27_stored_claims.ipynb #cell02
 import json
@@ -215,7 +215,10 @@ def _joint_verdict(part: pl.DataFrame) -> str:
     if len(kinds) == 1:
         return next(iter(kinds))
     order = [*(v for v in VERDICTS if v in kinds), *sorted(set(kinds) - set(VERDICTS))]
-    return ", ".join(f"{v} at {kinds[v]}" for v in order)
+    if part["rho"].null_count() or part["rho"].is_duplicated().any():
+        return ", ".join(f"{v} in {kinds[v]} of {len(part)} results" for v in order)
+    at = {v: part.filter(verdict=v)["rho"].sort().to_list() for v in order}
+    return ", ".join(f"{v} at rate {' and '.join(f'{r:g}' for r in at[v])}" for v in order)
 
 
 def _most_seeds(part: pl.DataFrame) -> str:
@@ -326,3 +329,43 @@ def update_claims(
     rounded = whole.with_columns(pl.col("^(ours|low|high)$").round_sig_figs(4))
     write_whole(file, rounded.write_csv)
     return notes
+
+# %% ../../nbs/papers/27_stored_claims.ipynb #chg1
+def changed_claims(
+    before: pl.DataFrame | None,  # of `read_claims`
+    after: pl.DataFrame | None,  # the same table later
+) -> list[str]:
+    "For each setting that is not as it was: how many claims were judged anew, are new or are gone."
+    if after is None:
+        return []
+    before = after.clear() if before is None else before
+    columns = list(dict.fromkeys([*after.columns, *before.columns]))
+    now, then = (
+        pl.concat([pl.DataFrame(schema=columns), f], how="diagonal_relaxed").select(
+            pl.col(columns).cast(pl.String)
+        )
+        for f in (after, before)
+    )
+    of = [*SETTING, "statement"]
+    changed = now.join(then, on=columns, how="anti", nulls_equal=True).select(of).unique()
+    parts = {
+        "judged anew": changed.join(then, on=of, how="semi", nulls_equal=True),
+        "new": changed.join(then, on=of, how="anti", nulls_equal=True),
+        "gone": then.select(of).unique().join(now, on=of, how="anti", nulls_equal=True),
+    }
+    counts = {}
+    for what, claims in parts.items():
+        for *setting, n in claims.group_by(SETTING).len().rows():
+            counts.setdefault(tuple(setting), []).append((n, what))
+    return [f"{_setting_in_words(s)}: {_counted(counts[s])}" for s in sorted(counts)]
+
+
+def _setting_in_words(setting: tuple[str, ...]) -> str:
+    return ", ".join(filter(None, setting))
+
+
+def _counted(counts: list[tuple[int, str]]) -> str:
+    "As `5 claims judged anew, 1 gone`."
+    (n, what), *more = counts
+    first = f"{n} claim{'s' * (n > 1)} {what}"
+    return ", ".join([first, *(f"{n} {what}" for n, what in more)])

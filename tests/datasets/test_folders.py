@@ -301,6 +301,26 @@ def test_an_empty_class_is_taken_where_the_classes_are_named(pets):
     assert from_folder(pets, classes=["cat", "dog", "emu"]).n_classes == 3
 
 
+def test_an_empty_class_is_left_out_by_name_where_damage_is_skipped(pets):
+    (pets / "aardvark").mkdir()
+    (pets / "notes").mkdir()
+    (pets / "notes" / "a.txt").touch()
+    with pytest.warns(UserWarning, match="the folders 'aardvark', 'notes' of .* are no classes"):
+        data = from_folder(pets, skip_damaged=True)
+    assert data.classes == ("cat", "dog")
+    assert [data.classes[k] for k in data.y] == [name.partition("/")[0] for name in data.names]
+    assert from_folder(pets, classes=["aardvark", "cat", "dog", "notes"]).n_classes == 4
+
+
+def test_one_class_with_pictures_is_no_data_set_even_where_damage_is_skipped(pets):
+    shutil.rmtree(pets / "dog")
+    (pets / "dog").mkdir()
+    with pytest.raises(ValueError, match="skip_damaged=True leaves it out, or classes"):
+        from_folder(pets)
+    with pytest.raises(ValueError, match="a network tells two classes or more apart"):
+        from_folder(pets, skip_damaged=True)
+
+
 def test_a_folder_that_may_not_be_read(pets, monkeypatch):
     def forbidden(place):
         raise PermissionError(13, "Permission denied", str(place))

@@ -15,7 +15,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from memnb.audit import LabelAuditor, write_report
 from memnb.datasets.tables import from_table
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* columns of numbers are standardised")
+pytestmark = pytest.mark.filterwarnings("ignore:.* columns? of numbers (is|are) standardised")
 
 rng = np.random.default_rng(0)
 N = 60
@@ -109,7 +109,7 @@ def test_what_the_training_table_had_not_is_said():
         test = from_table(new, label="price", like=train)
     texts = " ".join(str(w.message) for w in said)
     assert "column 'heating' has 'sun' in 60 rows, which the training table had not" in texts
-    assert "column 'rent' lacks 1 numbers, and lacked none" in texts
+    assert "column 'rent' lacks 1 number, and lacked none" in texts
     assert test.x[:, 2:5].sum() == 0
 
 
@@ -125,9 +125,20 @@ def test_missing_numbers_get_the_median_and_a_column_that_says_so(missing):
 
 
 def test_missing_words_are_a_category():
-    data = from_table(flats(heating=[None] * 6 + FLATS["heating"][6:]), label="price")
+    said = r"column 'heating' lacks 6 of 60 categories: the category '\(missing\)' is taken"
+    with pytest.warns(UserWarning, match=said):
+        data = from_table(flats(heating=[None] * 6 + FLATS["heating"][6:]), label="price")
     at = data.columns.names.index("heating=(missing)")
     assert data.x[:, at].tolist() == [1] * 6 + [0] * (N - 6)
+
+
+def test_a_few_missing_words_are_put_with_the_rare_ones_and_it_is_said():
+    heating = [None, "peat", *FLATS["heating"][2:]]
+    said = r"column 'heating' lacks 1 of 60 categories: the category '\(other\)' is taken"
+    with pytest.warns(UserWarning, match=said):
+        data = from_table(flats(heating=heating), label="price")
+    at = data.columns.names.index("heating=(other)")
+    assert data.x[:, at].tolist() == [1] * 2 + [0] * (N - 2)
 
 
 def test_rare_categories_are_one_and_said():
@@ -154,16 +165,31 @@ def test_dates_are_read_in_days_and_said(kind):
     table = flats(since=dates) if kind != "pandas" else pd.DataFrame(FLATS)
     if kind == "pandas":
         table["since"] = pd.to_datetime(dates)
-    with pytest.warns(UserWarning, match="columns 'since' are read in days"):
+    with pytest.warns(UserWarning, match="column 'since' is read in days"):
         data = from_table(table, label="price", standardize=False)
     days = data.x[:, data.columns.names.index("since")]
     assert days.diff().unique().tolist() == [3]
     assert int(days[0]) == (dt.date(2020, 1, 1) - dt.date(1970, 1, 1)).days
 
 
+@pytest.mark.parametrize("n, says", [(1, "column 'a' is the"), (2, "columns 'a', 'b' are the")])
+def test_one_column_or_several_are_said_to_be_the_same(n, says):
+    with pytest.warns(UserWarning, match=f"{says} same in each row"):
+        from_table(flats(**dict.fromkeys("ab"[:n], [1] * N)), label="price")
+
+
 def test_numbers_that_count_the_rows_are_doubted():
-    with pytest.warns(UserWarning, match=r"column 'id' counts the rows.*drop=\['id'\]"):
+    with pytest.warns(UserWarning, match=r"column 'id' counts the rows.*drop=\['id'\].*rows='id'"):
         from_table(flats(id=range(100, 100 + N)), label="price")
+
+
+def test_words_that_differ_in_each_row_may_name_the_rows():
+    ids = [f"flat {i}" for i in range(N)]
+    with pytest.raises(ValueError, match=r"drop=\['id'\] leaves it out, and rows='id' names the"):
+        from_table(flats(id=ids), label="price")
+    assert list(from_table(flats(id=ids), label="price", rows="id").names) == ids
+    with pytest.raises(ValueError, match=r"drop=\['id'\] leaves it out$"):
+        from_table(flats(id=["flat 0", *ids[:-1]]), label="price")
 
 
 # --- names of rows, labels

@@ -227,13 +227,18 @@ def test_hints_on_the_way_name_options(tmp_path):
     (source / "none").mkdir()
     how = ["--model", "mlp", "--epochs", 1, "--out", tmp_path / "r"]
     empty = run(source, *how)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        without = run(source, *how, "--skip-damaged")
     (source / "none").rmdir()
     torn = run(source, *how)
     tall = run(source, *how, "--skip-damaged")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         cropped = run(source, *how, "--skip-damaged", "--size", "8")
-    assert "give classes=[...] in Python, the names of the network's outputs" in empty.output
+    assert "remove it, or --skip-damaged leaves it out, or classes=[...] in Python" in empty.output
+    assert "the folder 'none' of" in without.output
+    assert "is no class" in without.output
     assert "--skip-damaged leaves them out" in torn.output
     assert "give --size, to which they are resized" in tall.output
     assert "--resize 8,8 squashes them" in cropped.output

@@ -259,7 +259,7 @@ def test_a_sweep_without_its_extra(tiny, tmp_path, monkeypatch):
 
 def test_results(swept):
     text = say("results", "tiny.ipynb", "--root", swept)
-    assert "shape: (108, 8)" in text
+    assert text.startswith("108 rows of 6 runs\n")
     assert "accuracy" in text
 
 
@@ -376,7 +376,10 @@ def test_where_without_a_match_says_so(swept, words, tmp_path):
 
 def test_claims_go_into_the_table_of_stored_ones(swept, tmp_path):
     text = say("claims", "--root", swept, "--update", tmp_path / "c.csv")
-    assert text == f"6 claims in {tmp_path / 'c.csv'}\n"
+    *changed, last = text.splitlines()
+    assert changed[0].startswith("tiny")
+    assert changed[0].endswith(": 3 claims new")
+    assert last == f"6 claims in {tmp_path / 'c.csv'}"
     assert set(pl.read_csv(tmp_path / "c.csv")["figure"]) == {"tiny"}
 
 
@@ -392,7 +395,11 @@ def test_version():
     ],
 )
 def test_nothing_there(tmp_path, words, says):
-    assert f"Error: {says}" in say(*words, "--root", tmp_path / "none", code=1)
+    text = say(*words, "--root", tmp_path / "none", code=1)
+    assert f"Error: {says}" in text
+    assert "--root names another folder, such as reproduction" in text
+    text = say(*words, "--root", tmp_path / "reproduction", code=1)
+    assert "such as sweeps" in text
 
 
 def test_damaged_results(swept):
@@ -400,7 +407,7 @@ def test_damaged_results(swept):
     text = say("results", "tiny", "--root", swept)
     assert "note: " in text
     assert "damaged and left out" in text
-    assert "shape: (90, 8)" in text
+    assert "90 rows of 5 runs\n" in text
 
 
 # --- doctor

@@ -9,13 +9,14 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 from click.testing import CliRunner
 from tiny_tasks import WORK, happens, never, none_left, notebook, quick, waiting
 
 from memnb.datasets.sources import data_root
 from memnb.lab import cli, tasks
-from memnb.papers import reproduction
+from memnb.papers import reproduction, stored_claims
 from memnb.papers.reproduction import (
     FIELDS,
     Cell,
@@ -300,6 +301,16 @@ def test_selected_by_notebook_figure_and_paper(lines):
         selected(lines, ["fig33"])
 
 
+def test_of_several_words_all_must_fit_and_commas_part_those_of_which_one_must(lines):
+    assert len({line.paper for line in selected(lines, ["Fig. 5"])}) == 3
+    both = selected(lines, ["Fig. 5", "ReLU"])
+    assert {line.notebook.stem for line in both} == {"fig5"}
+    either = selected(lines, ["fig1, fig5"])
+    assert {line.notebook.stem for line in either} == {"fig1", "fig5"}
+    with pytest.raises(ValueError, match="no line of the table is about 'fig1' and 'fig5'"):
+        selected(lines, ["fig1", "fig5"])
+
+
 # --- running it
 
 
@@ -387,7 +398,7 @@ def test_claims_that_cannot_be_judged_stop_nothing(tiny, tmp_path, count, monkey
     def refuse(*_):
         raise ValueError("no rate")
 
-    monkeypatch.setattr(reproduction, "update_claims", refuse)
+    monkeypatch.setattr(stored_claims, "update_claims", refuse)
     assert states(run(write(tmp_path, row()))) == ["done"] * 2
     assert "the claims of tiny cannot be judged: no rate" in capsys.readouterr().out
 
@@ -434,6 +445,56 @@ def test_list(tiny, tmp_path, count):
     text = say("--table", file, "--root", tmp_path / "root", "--list", "--budget", "30d")
     assert "7 h  Fig. 2: tiny rho=0.3 seed=0" in text
     assert len(count) == 2
+
+
+@pytest.mark.parametrize("width", [100, 160])
+def test_the_repositorys_list_has_a_line_a_row_below_its_paper(width, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", str(width))
+    rows = read_reproduction(TABLE)
+    text = say("--table", TABLE, "--root", tmp_path, "--list").splitlines()
+    papers = list(dict.fromkeys(line.paper for line in rows))
+    assert [line for line in text if line and not line.startswith(" ")] == papers
+    assert len(text) == len(rows) + 3 * len(papers) - 1
+    assert max(map(len, text)) <= width
+    for line in rows:
+        if line.notebook:
+            assert any(line.notebook.stem in row.split() for row in text)
+
+
+def test_the_list_needs_no_torch(tmp_path, tiny):
+    file = write(tmp_path, row())
+    code = (
+        "import sys; from memnb.lab.cli import main\n"
+        f"try: main(['reproduce', '--list', '--table', {str(file)!r}])\n"
+        "except SystemExit as e: assert not e.code\n"
+        "assert 'torch' not in sys.modules and 'sklearn' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
+
+
+def test_a_run_says_where_results_and_claims_go(tiny, tmp_path, count):
+    root, claims = tmp_path / "root", tmp_path / "c.csv"
+    text = say("--table", write(tmp_path, row()), "--root", root, "--claims", claims)
+    assert text.startswith(f"results go into {root}/, claims into {claims}, in place of those of")
+
+
+def test_a_run_says_at_its_end_which_claims_were_judged_anew(
+    tiny, tmp_path, count, monkeypatch, capsys
+):
+    from test_stored_claims import a_claim
+
+    def replaced(file, results):
+        pl.DataFrame([a_claim(ours=float(len(count)))]).write_csv(file)
+        return []
+
+    pl.DataFrame([a_claim(ours=-1.0)]).write_csv(tmp_path / "claims.csv")
+    monkeypatch.setattr(stored_claims, "update_claims", replaced)
+    file = write(tmp_path, row())
+    run(file)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "a figure, quick, digits: 1 claim judged anew"
+    run(file)
+    assert "anew" not in capsys.readouterr().out
 
 
 # --- ended on the way

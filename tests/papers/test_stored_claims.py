@@ -14,6 +14,7 @@ from memnb.common.files import seal
 from memnb.lab.claims import judge
 from memnb.papers.relu_claims import RELU_CLAIMS
 from memnb.papers.stored_claims import (
+    changed_claims,
     gathered,
     merge,
     one_row_a_claim,
@@ -263,5 +264,40 @@ def test_one_row_a_claim_over_all_rates():
     )
     first, second = one_row_a_claim(table).rows(named=True)
     assert (first["rates"], first["seeds"], first["ours"]) == ("0.1, 0.3", "5", "1 to 2")
-    assert first["verdict"] == "holds at 1, does not hold at 1"
+    assert first["verdict"] == "holds at rate 0.1, does not hold at rate 0.3"
     assert (second["ours"], second["verdict"]) == ("4 (3 to 5)", "holds")
+
+
+def test_a_verdict_at_one_rate_and_several_results_says_in_how_many():
+    table = pl.DataFrame([a_claim(rho=0.1), a_claim(rho=0.1, verdict="does not hold")])
+    (row,) = one_row_a_claim(table).rows(named=True)
+    assert row["verdict"] == "holds in 1 of 2 results, does not hold in 1 of 2 results"
+
+
+def test_what_changed_in_the_table_is_told_setting_by_setting():
+    before = pl.DataFrame(
+        [
+            a_claim(rho=0.1, ours=1.0),
+            a_claim(rho=0.3, ours=1.0),
+            a_claim(statement="gone", ours=1.0),
+            a_claim(statement="as it was", ours=2.0),
+            a_claim(figure="fig3", ours=3.0),
+        ]
+    )
+    after = pl.DataFrame(
+        [
+            a_claim(rho=0.1, ours=1.5),
+            a_claim(rho=0.3, ours=1.6),
+            a_claim(statement="new", ours=1.0),
+            a_claim(statement="as it was", ours=2.0),
+            a_claim(figure="fig3", ours=3.0),
+            a_claim(figure="fig4", ours=3.0),
+        ]
+    )
+    first, second = changed_claims(before, after)
+    assert first.endswith(": 1 claim judged anew, 1 new, 1 gone")
+    assert second.startswith("fig4")
+    assert second.endswith(": 1 claim new")
+    assert changed_claims(after, after) == []
+    assert len(changed_claims(None, after)) == 3
+    assert changed_claims(before, None) == []
