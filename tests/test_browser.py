@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import polars as pl
 import pytest
+import torch
 from playwright.sync_api import Page, expect, sync_playwright
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
@@ -22,6 +24,10 @@ from bench.pages import (
     served,
     write_notebook,
 )
+from memnb.audit import decide
+from memnb.audit.noise_rate import Noise
+from memnb.audit.report import page as report_page
+from memnb.datasets import NoisyDataset
 
 expect.set_options(timeout=WAIT)
 
@@ -384,6 +390,56 @@ def test_layers_are_put_back_and_units_and_a_memory_switched_off(browser, tmp_pa
         heading(page, "^Epoch 8, memory on: ")
         page.locator("input[type=checkbox]:visible").check()
         heading(page, "^Epoch 8, memory off: ")
+
+
+LABELS = ("card_payment_not_recognised", "cash_withdrawal_charge", "transaction_charged_twice")
+
+# Pixels by which tables are wider than their places, but for the matrix of any number of classes;
+# words of names that lie in two lines.
+CUT = """() => {
+    const places = [...document.querySelectorAll('.table:not(:has(.matrix))')];
+    const over = places.map((e) => e.scrollWidth - e.clientWidth);
+    const broken = [];
+    for (const part of document.querySelectorAll('.name span')) {
+        for (const node of part.childNodes) {
+            const range = document.createRange();
+            range.selectNodeContents(node);
+            const tops = new Set([...range.getClientRects()].map((r) => Math.round(r.top)));
+            if (tops.size > 1) { broken.push(node.textContent); }
+        }
+    }
+    return [Math.max(...over), broken];
+}"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_report_shows_tables_whole_and_breaks_no_word(browser, tmp_path, width):
+    n = 90
+    given = torch.arange(n) % 3
+    data = NoisyDataset(torch.rand(n, 1, 8, 8), given, classes=LABELS)
+    audited = pl.DataFrame(
+        dict(
+            row=range(n),
+            index=range(n),
+            rank=range(1, n + 1),
+            label=given.tolist(),
+            suggested=((given + 1) % 3).tolist(),
+            sure=[1.0] * n,
+            suspicion=[1 - i / n for i in range(n)],
+        )
+    )
+    place = tmp_path / "report.html"
+    noise = Noise(0.3, 0.2, 0.4, torch.eye(3))
+    place.write_text(report_page(decide(audited, data, noise), data, noise), encoding="utf-8")
+    seen = browser.new_page(viewport=dict(width=width, height=900))
+
+    seen.goto(place.as_uri())
+
+    assert seen.locator("h2", has_text="What is done in each class").count() == 1
+    assert seen.locator(".table").count() == 3
+    assert seen.evaluate(CUT) == [0, []]
+    assert seen.evaluate("document.documentElement.scrollWidth") == width
+    seen.close()
 
 
 # Large scripts, of which Vega is the only one that comes as text, take three seconds to load.
