@@ -49,9 +49,11 @@ def notebook(folder: Path, options: str):
 
 
 @contextmanager
-def opened(browser, address: str, path: str, script: str = "", **context):
+def opened(browser, address: str, path: str, script: str = "", sockets=None, **context):
     "A page; afterwards there was no error on its console, and no request left the machine."
-    c = browser.new_context(viewport=dict(width=1500, height=1400), **context)
+    c = browser.new_context(**(dict(viewport=dict(width=1500, height=1400)) | context))
+    if sockets:
+        c.route_web_socket(re.compile("/channels"), sockets)
     page = c.new_page()
     page.add_init_script(script)
     errors = []
@@ -352,6 +354,90 @@ def test_under_voila(browser, tmp_path):
         changed(page, "noise rate", setting)
         drawn(page, before)
         status(page, "done: ")
+
+
+def losing(changes: list):
+    "A socket that loses, and counts, changes of widgets until a page says that it is opened."
+    heard = []
+
+    def route(socket):
+        kernel = socket.connect_to_server()
+
+        def from_page(message):
+            heard.extend([True] * ('"opened"' in words(message)))
+            kernel.send(message)
+
+        def from_kernel(message):
+            if not heard and re.search(r'"method": ?"update"', words(message)):
+                changes.append(message)
+            else:
+                socket.send(message)
+
+        socket.on_message(from_page)
+        kernel.on_message(from_kernel)
+
+    return route
+
+
+def words(message: str | bytes) -> str:
+    "What a socket sends, as text."
+    return message if isinstance(message, str) else message.decode(errors="replace")
+
+
+def bounds(page: Page, selector: str) -> dict:
+    return page.locator(f"{selector}:visible").first.bounding_box()
+
+
+def test_a_page_that_opens_late_is_laid_out_as_one_that_opened_early(browser, tmp_path):
+    notebook(tmp_path, "pace=6")
+    lost = []
+    size = dict(width=1280, height=900)
+    route = losing(lost)
+    with (
+        served(VOILA, tmp_path) as at,
+        opened(browser, at, "/?token=abc", sockets=route, viewport=size) as page,
+    ):
+        status(page, "epoch ")
+        bar = bounds(page, ".widget-hprogress .progress-bar")
+        place = bounds(page, ".widget-hprogress .progress")
+        page.screenshot(path=os.environ.get("MEMNB_SHOT", tmp_path / "late.png"))
+        status(page, "done: ")
+        drawn(page)
+
+        expect(page.locator(".widget-label", has_text="epoch 10,000").first).to_be_visible()
+        assert lost
+        assert 0 <= bar["width"] <= place["width"] <= 150
+        expect(page.locator(".widget-hprogress:visible")).to_have_count(0)
+        expect(page.locator(".memnb-chart:visible")).to_have_count(1)
+        chart = bounds(page, ".memnb-chart")
+        assert chart["x"] < 60
+        assert chart["width"] > 1100
+
+
+def test_on_a_telephone_each_tab_is_named(browser, tmp_path):
+    notebook(tmp_path, "pace=0")
+    size = dict(width=390, height=844)
+    with (
+        served(VOILA, tmp_path) as at,
+        opened(browser, at, "/?token=abc", viewport=size) as page,
+    ):
+        status(page, "done: ")
+        drawn(page)
+        names = page.locator(".lm-TabBar-tabLabel")
+
+        cut = names.evaluate_all("all => all.map(e => e.scrollWidth - e.clientWidth)")
+        ends = names.evaluate_all("all => all.map(e => e.getBoundingClientRect().right)")
+        page.locator(".lm-TabBar").first.scroll_into_view_if_needed()
+        bottom = max(names.evaluate_all("all => all.map(e => e.getBoundingClientRect().bottom)"))
+        page.screenshot(path=os.environ.get("MEMNB_SHOT", tmp_path / "narrow.png"))
+
+        assert names.count() == 8
+        assert max(cut) <= 0
+        assert max(ends) <= 390
+        assert bottom <= bounds(page, ".memnb-chart")["y"]
+        tab(page, "Probes")
+        wait_for(page, ".mark-symbol path", "n >= 5")
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
 def heading(page: Page, begins: str):
