@@ -27,7 +27,7 @@ lab: .venv/lab
 
 # The explorer as a page of its own, for this machine and who has the token that it prints.
 voila: .venv/lab
-	JUPYTER_PATH=$(CURDIR)/docs/jupyter voila nbs/explore.ipynb --template=memnb --ip=127.0.0.1 --token \
+	JUPYTER_PATH=$(CURDIR)/docs/jupyter voila nbs/explore.ipynb --template=memnb --Voila.ip=127.0.0.1 --token \
 	    --Voila.tornado_settings="{'allow_remote_access': False}" --VoilaConfiguration.extension_allowlist="[]" \
 	    --VoilaConfiguration.extension_denylist="['jupyterlab-jupytext']"  # which fails there
 

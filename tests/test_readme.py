@@ -131,7 +131,7 @@ def test_the_example_runs():
     assert mine["data"].clean is None
     assert len(mine["ranking"]) == 160
     assert mine["noise"].matrix.shape == (2, 2)
-    assert mine["better"].model(mine["data"].x).shape == (160, 2)
+    assert mine["repaired"].model(mine["data"].x).shape == (160, 2)
     names["suspects"] = names["data"].is_noisy
     exec(inside, names)
     assert len(names["run"].time) == 21

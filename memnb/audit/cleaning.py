@@ -37,6 +37,14 @@ def example_names(data: NoisyDataset) -> list[str]:
 
 def _check_audited(audited: pl.DataFrame, data: NoisyDataset):
     "`ValueError` unless the frame is about these examples, with these labels."
+    missing = [
+        c for c in ("row", "index", "label", "rank", "suggested") if c not in audited.columns
+    ]
+    if missing:
+        raise ValueError(
+            f"audited lacks {', '.join(missing)}: it must be the frame that audit gives; what "
+            "decide gives is for decisions="
+        )
     if len(audited) != len(data):
         raise ValueError(f"the audit has {len(audited)} rows, the data {len(data)} examples")
     by_row = audited.sort("row")

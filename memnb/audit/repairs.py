@@ -110,7 +110,8 @@ def check_possible(
         raise ValueError(
             f"the held-out labels do not fit the noise: {what} would have an accuracy of "
             f"{mean:.1%} on true labels; "
-            "are they as noisy as the training labels, and their classes in the same order?"
+            "are they as noisy as the training labels, their classes in the same order, and was "
+            "the network not trained on them?"
         )
 
 # %% ../../nbs/audit/03_repairs.ipynb #cell08

@@ -348,7 +348,7 @@ def audit(
     - `suggested`: the label that probes suggest which were fitted without the example
       (`suggestions`);
     - `alternative`: the likeliest of the other classes, for a label that you know is wrong;
-    - `sure`: how far the likeliest class is ahead of the next: 0 for a tie, about 1 where nothing
+    - `sure`: how far the likeliest class is ahead of the next: 0 for a tie, from about 1 on nothing
       speaks against it;
     - `velpic, masc, cosine`: what three probes that know the example's label suggest (`probes`);
     - `suspicion` in (0, 1] and `rank`, 1 for the most suspicious label.

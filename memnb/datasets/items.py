@@ -202,7 +202,7 @@ class Reader:
 
 # %% ../../nbs/datasets/09_items.ipynb #oi08
 def padded(
-    items: list,  # dictionaries, or pairs (ids, label)
+    items: list,  # dictionaries, or tuples of them, of ids and of labels
     value: int = 0,  # in place of what is not there
 ):
     """A `collate_fn` for token ids of different lengths: a batch as long as its longest.
@@ -218,7 +218,11 @@ def padded(
         elif "attention_mask" in batch:
             batch["attention_mask"] = _padded([item["attention_mask"] for item in items], 0)
         return batch
-    return tuple(_padded(list(part), value) for part in zip(*items, strict=True))
+    parts = [list(part) for part in zip(*items, strict=True)]
+    return tuple(
+        padded(part, value) if isinstance(part[0], Mapping) else _padded(part, value)
+        for part in parts
+    )
 
 
 def _padded(values: list, value: int):

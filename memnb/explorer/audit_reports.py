@@ -18,7 +18,7 @@ from torch import nn
 from ..audit.cleaning import copy_tree, decide
 from ..audit.label_auditor import LabelAuditor
 from ..audit.noise_rate import Noise, estimate_noise
-from ..audit.report import verdict, write_report
+from ..audit.report import actions_in_words, verdict, write_report
 from ..audit.suspicion import audit, check_model, snapshot, trained_model
 from ..common.code import code_of
 from ..common.files import check_absent, sync
@@ -138,12 +138,22 @@ def _write_copy(source: str, decisions: pl.DataFrame, tree: str | Path, work: Un
     copy_tree(source, decisions, tree)
 
 
+def _outcome(decisions: pl.DataFrame, tree: str | Path | None = None) -> Iterator[str]:
+    "What became of the labels, and what to do where nothing did."
+    places = f"cleaned.csv and in {tree}" if tree else "cleaned.csv"
+    yield f"{actions_in_words(decisions)} in {places}"
+    if (decisions["action"] == "keep").all():
+        yield "once you have looked at the list, give share=, the share of the labels to act on"
+
+
 def _by_classifier(classifier, train: NoisyDataset, out: Path, page: dict) -> Iterator[str]:
     "A table's report by a classifier of scikit-learn, line by line of what there is to say."
     yield f"{type(classifier).__name__} judges each row by what it learns from other rows"
     auditor = LabelAuditor(classifier).fit(train)
     write_report(out, auditor.audit_, auditor.data_, auditor.noise_, **page)
     yield from verdict(auditor.noise_, len(train))
+    share = auditor.noise_ if page["share"] is None else page["share"]
+    yield from _outcome(decide(auditor.audit_, auditor.data_, share))
     yield f"the report is {out / 'report.html'}"
 
 
@@ -160,6 +170,8 @@ def audit_report(
     weights: str = "",  # file of a state dict; empty: a network is trained
     *,
     tree: str | Path | None = None,  # folder for a cleaned copy of a folder of pictures
+    # of the labels to act on, in [0, 1]; default: what is estimated, if surely any are wrong
+    share: float | None = None,
     top: int = 60,  # suspects on the page, 1 or more
     title: str = "",  # of the page; default: the data's name
     skip_damaged: bool = False,  # leave out pictures that cannot be read
@@ -172,14 +184,14 @@ def audit_report(
     there. Killed and started again, the work goes on from it, to the same report. `ValueError` or
     `OSError` before any work, for parameters, data or weights that do not fit.
     """
-    out = check_audit(data, out, tree=tree, top=top, weights=weights, **given)
+    out = check_audit(data, out, tree=tree, share=share, top=top, weights=weights, **given)
     _check_name(data)
     p = _completed(data, weights, given)
     check_weights(p)  # before pictures are read
     train, held, _, _ = audit_data(p, hold_out=False, skip_damaged=skip_damaged)
     if held is not None:
         yield f"{len(train)} examples are audited; {len(held)} were held out of training"
-    page = dict(top=top, title=title, show=_rows_of(p))
+    page = dict(share=share, top=top, title=title, show=_rows_of(p))
     if given.get("model") in CLASSIFIERS:
         classifier = getattr(ensemble, CLASSIFIERS[given["model"]])(random_state=p.seed)
         yield from _by_classifier(classifier, train, out, page)
@@ -198,11 +210,11 @@ def audit_report(
     report = work.folder / "report"
     shutil.rmtree(report, ignore_errors=True)
     write_report(report, found, train, noise, **page)
+    decisions = decide(found, train, noise if share is None else share)
     if tree is not None:
-        _write_copy(p.data, decide(found, train, noise), tree, work)
+        _write_copy(p.data, decisions, tree, work)
     _publish(report, out)
     work.remove()
     yield from verdict(noise, len(train))
+    yield from _outcome(decisions, tree)
     yield f"the report is {out / 'report.html'}"
-    if tree is not None:
-        yield f"a cleaned copy of the pictures is in {tree}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..common.checks import whole
 from ..common.files import check_absent, check_writable, local_path
-from .rules import SEED, Rule, between, count
+from .rules import RATE, SEED, Rule, between, count
 
 # %% ../../nbs/lab/11_audit_requests.ipynb #rq05
 TABLES = (".csv", ".parquet", ".tsv")
@@ -39,9 +39,13 @@ AUDIT_RULES = {
 }
 
 
-def _values(given: dict, top) -> Iterator[Exception]:
+_SHARE = replace(RATE, optional=True)
+
+
+def _values(given: dict, share, top) -> Iterator[Exception]:
     "What is wrong with values by themselves."
-    for name, rule in AUDIT_RULES.items():
+    given = given | dict(share=share)
+    for name, rule in (AUDIT_RULES | dict(share=_SHARE)).items():
         try:
             if given.get(name) is not None:
                 rule(name, given[name])
@@ -135,6 +139,7 @@ def check_audit(
     out: str | Path,  # folder of the report, which must not be there yet
     *,
     tree: str | Path | None = None,  # folder for a cleaned copy
+    share: float | None = None,  # of the labels to act on, in [0, 1]
     top: int = 60,  # suspects on the page, 1 or more
     **given,  # model, weights, and options of `AUDIT_RULES`; others are not looked at
 ) -> Path:
@@ -146,7 +151,7 @@ def check_audit(
     mistakes = [
         *_of_data(data, given),
         *_of_model(data, given),
-        *_values(given, top),
+        *_values(given, share, top),
         *_of_places(data, out, tree),
     ]
     if len(mistakes) == 1:

@@ -390,6 +390,11 @@ _AUDIT_OPTIONS = (
     click.option("--std", help="Of each channel, as 0.2,0.2,0.2."),
     click.option("--classes", help="Outputs of the network."),
     click.option(
+        "--share",
+        type=float,
+        help="Of the labels to act on, as 0.1; by default as many as are surely wrong.",
+    ),
+    click.option(
         "--epochs", help="Of training, where there are no weights; by default 150, of folders 30."
     ),
     click.option("--lr", help="Learning rate of that training; by default 0.1, of folders 0.05."),

@@ -146,7 +146,7 @@ def together(
     groups = {}
     for result in results:
         figure = result.p["figure"]
-        varied = _SEEDS + (("rho", "rhos", "window") if _rates_vary(figure) else ())
+        varied = _SEEDS + (("rho", "rhos") if _rates_vary(figure) else ())
         fixed = {k: v for k, v in result.p.items() if k not in varied}
         own = "" if figure in JUDGED else str(result.folder)
         name = json.dumps([fixed, result.setting, own], sort_keys=True, default=str)

@@ -10,7 +10,7 @@ import torch
 
 from memnb.audit import audit, cleaned, copy_tree, decide, estimate_noise, write_report
 from memnb.audit.cleaning import cleaned_rows
-from memnb.audit.report import by_class, confusions, looks, page, verdict
+from memnb.audit.report import actions_in_words, by_class, confusions, looks, page, verdict
 from memnb.datasets import (
     NoisyDataset,
     Scaled,
@@ -245,6 +245,23 @@ def test_the_files_of_a_report(tmp_path):
     assert left["label"].to_list() == [
         WORDS[y] for y in cleaned(data, decide(found, data, noise)).y
     ]
+
+
+def test_a_report_of_a_given_share(tmp_path):
+    found, data, noise = audited()
+    folder = write_report(tmp_path / "report", found, data, replace(noise, low=0.0), share=0.1)
+    acted = pl.read_csv(folder / "suspects.csv").filter(pl.col("action") != "keep")
+    assert len(acted) == 50
+    assert actions_in_words(decide(found, data, 0.1)).endswith(" examples dropped")
+    with pytest.raises(ValueError, match="share=0.1 is for decide; decisions= were made already"):
+        decisions = decide(found, data, noise)
+        write_report(tmp_path / "r", found, data, noise, decisions=decisions, share=0.1)
+
+
+def test_decisions_in_place_of_an_audit_are_told_apart(tmp_path):
+    found, data, noise = audited()
+    with pytest.raises(ValueError, match="audited lacks label: .* decide gives is for decisions="):
+        write_report(tmp_path / "report", decide(found, data, noise), data, noise)
 
 
 def test_a_page_needs_no_other_file_and_runs_nothing(tmp_path):

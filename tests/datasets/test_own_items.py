@@ -398,6 +398,19 @@ def test_a_data_set_of_hugging_face():
     assert isinstance(data.x, Inputs)
 
 
+def test_examples_of_a_data_set_of_texts_make_batches():
+    "Those of a NoisyDataset are (inputs, label, index)."
+    data = from_torch(texts(), collate_fn=padded)
+    inputs, y, index = next(iter(DataLoader(data, 3, collate_fn=padded)))
+    whole, labels, places = zip(*(data[i] for i in range(3)), strict=True)
+    assert y.tolist() == list(labels)
+    assert index.tolist() == list(places)
+    for name, values in inputs.items():
+        for got, expected in zip(values, (x[name] for x in whole), strict=True):
+            assert torch.equal(got[: len(expected)], torch.as_tensor(expected))
+            assert not got[len(expected) :].any()
+
+
 def test_nothing_is_said_where_nothing_is_done():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

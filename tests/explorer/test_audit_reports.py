@@ -110,8 +110,37 @@ def test_weights_of_a_trained_network(tmp_path):
     lines = list(
         audit_report(source, tmp_path / "r", tmp_path / "w.pt", model="mlp", progress=False)
     )
-    assert not any("trained for" in line for line in lines)
+    assert not any("is trained for" in line for line in lines)
     assert len(pl.read_csv(tmp_path / "r" / "suspects.csv")) == 60
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_share_is_acted_on_whatever_the_estimate_says(tmp_path):
+    source = folder_of_pictures(tmp_path / "colors")
+    options = ["--epochs", 1, "--out", tmp_path / "r", "--copy", tmp_path / "copy"]
+    done = run(source, *options, "--share", 0.2)
+    assert done.exit_code == 0, done.output
+    suspects = pl.read_csv(tmp_path / "r" / "suspects.csv")
+    changed = (suspects["action"] == "relabel").sum()
+    dropped = (suspects["action"] == "drop").sum()
+    assert (suspects["action"][:12] != "keep").all()
+    assert changed + dropped == 12
+    said = f"{changed} of 60 labels are changed, {dropped} examples dropped in cleaned.csv and in"
+    assert said in " ".join(done.output.split())
+    assert len(pl.read_csv(tmp_path / "r" / "cleaned.csv")) == 60 - dropped
+    assert len(list((tmp_path / "copy").rglob("*.png"))) == 60 - dropped
+    assert "That 20.0% of the labels are acted on was given" in (
+        tmp_path / "r" / "report.html"
+    ).read_text().replace("\n", " ")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_where_nothing_is_cleaned_it_is_said(tmp_path):
+    source = folder_of_pictures(tmp_path / "colors")
+    options = ["--epochs", 1, "--out", tmp_path / "r", "--copy", tmp_path / "copy"]
+    done = run(source, *options, "--share", 0)
+    assert "no label is changed or dropped in cleaned.csv and in" in done.output
+    assert "give --share, the share of the labels to act on" in done.output
 
 
 def test_a_table_from_the_shell(tmp_path):
@@ -210,6 +239,7 @@ def test_all_that_is_wrong_with_the_options_is_said_at_once_and_soon(tmp_path):
         print(done.exit_code, "torch" in sys.modules, done.output)
     """
     options = ["--size", "3", "--epochs", "many", "--lr", "0", "--weights", "w.pt", "--top", "0"]
+    options += ["--share", "2"]
     done = subprocess.run(
         [sys.executable, "-c", code, "customers.csv", *options, "--out", "r"],
         capture_output=True,
@@ -222,6 +252,7 @@ def test_all_that_is_wrong_with_the_options_is_said_at_once_and_soon(tmp_path):
         --weights w.pt is not there, or no file
         --epochs many must be a whole number
         --lr 0 must be above 0, from 1e-12 to 1000
+        --share 2.0 must lie in [0, 1]
         --top 0 must be 1 or more
         r is there already; give another folder, or remove it
     """

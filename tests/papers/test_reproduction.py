@@ -171,7 +171,7 @@ def test_the_line_about_a_preset_says_what_was_given_in_place_of_its_values():
     other = str(of_paper("localization_rewinding", **given | dict(width=0.125, n=100)))
     assert whole == same
     assert whole.endswith("what two cores do overnight.")
-    assert other.endswith("what two cores do overnight. Here n=100, width=0.125.")
+    assert other.endswith("what two cores do overnight. Here width=0.125, n=100.")
 
 
 # --- a table

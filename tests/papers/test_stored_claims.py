@@ -82,6 +82,13 @@ def test_of_two_results_of_one_seed_and_rate_the_newest_counts_once(tmp_path):
     assert claims["date"].unique().to_list() == ["2033-05-18"]
 
 
+def test_curves_over_windows_of_other_lengths_are_not_put_together(tmp_path):
+    for seed, window in ((0, 46), (1, 46), (2, 29)):
+        claims = pl.DataFrame([dict(figure="fig5", statement="s", rho=0.2)])
+        result(tmp_path / str(seed), "fig5", claims=claims, seeds=[seed], window=window)
+    assert sorted(map(len, together(stored_results(tmp_path)))) == [1, 2]
+
+
 def test_seeds_of_a_search_at_another_rate_are_not_put_together(tmp_path):
     "In the localization figures `rho` is part of the set-up."
     for rho in (0.1, 0.2):
