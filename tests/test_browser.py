@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import polars as pl
 import pytest
+import torch
 from playwright.sync_api import Page, expect, sync_playwright
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
@@ -22,6 +24,10 @@ from bench.pages import (
     served,
     write_notebook,
 )
+from memnb.audit import decide
+from memnb.audit.noise_rate import Noise
+from memnb.audit.report import page as report_page
+from memnb.datasets import NoisyDataset
 
 expect.set_options(timeout=WAIT)
 
@@ -43,9 +49,11 @@ def notebook(folder: Path, options: str):
 
 
 @contextmanager
-def opened(browser, address: str, path: str, script: str = "", **context):
+def opened(browser, address: str, path: str, script: str = "", sockets=None, **context):
     "A page; afterwards there was no error on its console, and no request left the machine."
-    c = browser.new_context(viewport=dict(width=1500, height=1400), **context)
+    c = browser.new_context(**(dict(viewport=dict(width=1500, height=1400)) | context))
+    if sockets:
+        c.route_web_socket(re.compile("/channels"), sockets)
     page = c.new_page()
     page.add_init_script(script)
     errors = []
@@ -348,6 +356,90 @@ def test_under_voila(browser, tmp_path):
         status(page, "done: ")
 
 
+def losing(changes: list):
+    "A socket that loses, and counts, changes of widgets until a page says that it is opened."
+    heard = []
+
+    def route(socket):
+        kernel = socket.connect_to_server()
+
+        def from_page(message):
+            heard.extend([True] * ('"opened"' in words(message)))
+            kernel.send(message)
+
+        def from_kernel(message):
+            if not heard and re.search(r'"method": ?"update"', words(message)):
+                changes.append(message)
+            else:
+                socket.send(message)
+
+        socket.on_message(from_page)
+        kernel.on_message(from_kernel)
+
+    return route
+
+
+def words(message: str | bytes) -> str:
+    "What a socket sends, as text."
+    return message if isinstance(message, str) else message.decode(errors="replace")
+
+
+def bounds(page: Page, selector: str) -> dict:
+    return page.locator(f"{selector}:visible").first.bounding_box()
+
+
+def test_a_page_that_opens_late_is_laid_out_as_one_that_opened_early(browser, tmp_path):
+    notebook(tmp_path, "pace=6")
+    lost = []
+    size = dict(width=1280, height=900)
+    route = losing(lost)
+    with (
+        served(VOILA, tmp_path) as at,
+        opened(browser, at, "/?token=abc", sockets=route, viewport=size) as page,
+    ):
+        status(page, "epoch ")
+        bar = bounds(page, ".widget-hprogress .progress-bar")
+        place = bounds(page, ".widget-hprogress .progress")
+        page.screenshot(path=os.environ.get("MEMNB_SHOT", tmp_path / "late.png"))
+        status(page, "done: ")
+        drawn(page)
+
+        expect(page.locator(".widget-label", has_text="epoch 10,000").first).to_be_visible()
+        assert lost
+        assert 0 <= bar["width"] <= place["width"] <= 150
+        expect(page.locator(".widget-hprogress:visible")).to_have_count(0)
+        expect(page.locator(".memnb-chart:visible")).to_have_count(1)
+        chart = bounds(page, ".memnb-chart")
+        assert chart["x"] < 60
+        assert chart["width"] > 1100
+
+
+def test_on_a_telephone_each_tab_is_named(browser, tmp_path):
+    notebook(tmp_path, "pace=0")
+    size = dict(width=390, height=844)
+    with (
+        served(VOILA, tmp_path) as at,
+        opened(browser, at, "/?token=abc", viewport=size) as page,
+    ):
+        status(page, "done: ")
+        drawn(page)
+        names = page.locator(".lm-TabBar-tabLabel")
+
+        cut = names.evaluate_all("all => all.map(e => e.scrollWidth - e.clientWidth)")
+        ends = names.evaluate_all("all => all.map(e => e.getBoundingClientRect().right)")
+        page.locator(".lm-TabBar").first.scroll_into_view_if_needed()
+        bottom = max(names.evaluate_all("all => all.map(e => e.getBoundingClientRect().bottom)"))
+        page.screenshot(path=os.environ.get("MEMNB_SHOT", tmp_path / "narrow.png"))
+
+        assert names.count() == 8
+        assert max(cut) <= 0
+        assert max(ends) <= 390
+        assert bottom <= bounds(page, ".memnb-chart")["y"]
+        tab(page, "Probes")
+        wait_for(page, ".mark-symbol path", "n >= 5")
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
 def heading(page: Page, begins: str):
     "Wait for a chart with this title."
     text = page.locator(".vega-embed svg text:visible", has_text=re.compile(begins)).first
@@ -384,6 +476,56 @@ def test_layers_are_put_back_and_units_and_a_memory_switched_off(browser, tmp_pa
         heading(page, "^Epoch 8, memory on: ")
         page.locator("input[type=checkbox]:visible").check()
         heading(page, "^Epoch 8, memory off: ")
+
+
+LABELS = ("card_payment_not_recognised", "cash_withdrawal_charge", "transaction_charged_twice")
+
+# Pixels by which tables are wider than their places, but for the matrix of any number of classes;
+# words of names that lie in two lines.
+CUT = """() => {
+    const places = [...document.querySelectorAll('.table:not(:has(.matrix))')];
+    const over = places.map((e) => e.scrollWidth - e.clientWidth);
+    const broken = [];
+    for (const part of document.querySelectorAll('.name span')) {
+        for (const node of part.childNodes) {
+            const range = document.createRange();
+            range.selectNodeContents(node);
+            const tops = new Set([...range.getClientRects()].map((r) => Math.round(r.top)));
+            if (tops.size > 1) { broken.push(node.textContent); }
+        }
+    }
+    return [Math.max(...over), broken];
+}"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_report_shows_tables_whole_and_breaks_no_word(browser, tmp_path, width):
+    n = 90
+    given = torch.arange(n) % 3
+    data = NoisyDataset(torch.rand(n, 1, 8, 8), given, classes=LABELS)
+    audited = pl.DataFrame(
+        dict(
+            row=range(n),
+            index=range(n),
+            rank=range(1, n + 1),
+            label=given.tolist(),
+            suggested=((given + 1) % 3).tolist(),
+            sure=[1.0] * n,
+            suspicion=[1 - i / n for i in range(n)],
+        )
+    )
+    place = tmp_path / "report.html"
+    noise = Noise(0.3, 0.2, 0.4, torch.eye(3))
+    place.write_text(report_page(decide(audited, data, noise), data, noise), encoding="utf-8")
+    seen = browser.new_page(viewport=dict(width=width, height=900))
+
+    seen.goto(place.as_uri())
+
+    assert seen.locator("h2", has_text="What is done in each class").count() == 1
+    assert seen.locator(".table").count() == 3
+    assert seen.evaluate(CUT) == [0, []]
+    assert seen.evaluate("document.documentElement.scrollWidth") == width
+    seen.close()
 
 
 # Large scripts, of which Vega is the only one that comes as text, take three seconds to load.

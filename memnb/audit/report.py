@@ -66,7 +66,10 @@ def verdict(
         f"{round(noise.rate * n):,} of them. (The interval is cautious, at 90%.)"
     ]
     if noise.may_be_none(n) and not looked:
-        lines.append("They may all be right: look at the first few of the list.")
+        lines.append(
+            "By this estimate the noise may be none. The labels are ranked all the same: look at "
+            "the first ones of the list."
+        )
     if noise.agreement is not None and noise.left_out is not None:
         lines.append(
             f"The network agrees with {noise.agreement:.1%} of the labels that it was trained on. "
@@ -153,12 +156,17 @@ table { border-collapse: collapse; }
 td, th { padding: .2rem .7rem; text-align: right; }
 th { border-bottom: 1px solid #999; } td:first-child, th:first-child { text-align: left; }
 td.word, th.word { text-align: left; } .matrix td { padding: .2rem .4rem; font-size: .85rem; }
-.name { overflow-wrap: anywhere; min-width: 4rem; }
+.name span { display: inline-block; max-width: 16rem; overflow-wrap: break-word; }
+.matrix .name span { max-width: 8.5rem; }
 .matrix th { padding: .2rem .3rem; font-size: .8rem; } .matrix th:first-child { min-width: 8rem; }
 .matrix th + th { font-weight: normal; vertical-align: bottom; }
-@media (max-width: 40rem) { td, th { padding: .2rem .35rem; font-size: .85rem; } }
 .labels { font-size: .95rem; }
-.bar { display: inline-block; height: .7rem; background: #d55e00; }
+.bar { display: inline-block; height: .7rem; background: #d55e00;
+       width: calc(var(--share) * 8rem); }
+@media (max-width: 40rem) { td, th { padding: .2rem .25rem; font-size: .75rem; }
+  td .bar { width: calc(var(--share) * 12vw); }
+  td.name span { max-width: 5.6rem; } .done th { font-size: .7rem; }
+  .matrix th:first-child { min-width: 0; } .matrix .name span { max-width: 6rem; } }
 </style></head><body>
 <h1>Label audit: {{ title }}</h1>
 <p class="small">{{ n }} examples, {{ k }} classes. {% if acted == "0" %}No label is changed or
@@ -188,27 +196,28 @@ frequent mistakes.</p>
 <div class="table">
 <table><tr><th>label should be</th><th class="word">was given as</th><th>examples</th>
 <th class="word"></th></tr>
-{% for p in pairs %}<tr><td class="name">{{ p.suggested|broken }}</td>
-<td class="word name">{{ p.given|broken }}</td>
+{% for p in pairs %}<tr><td class="name"><span>{{ p.suggested|broken }}</span></td>
+<td class="word name"><span>{{ p.given|broken }}</span></td>
 <td>{{ p.count }}</td>
 <td class="word">
-<span class="bar" style="width: {{ 8 * p.count / pairs[0].count }}rem"></span></td></tr>
+<span class="bar" style="--share: {{ p.count / pairs[0].count }}"></span></td></tr>
 {% endfor %}</table></div>{% else %}<p>No label is acted on.</p>{% endif %}
 {% if matrix %}<h2>The noise, class by class</h2>
 <p class="small">Estimated shares: of each row's true class, how many examples were given each
 column's label.</p>
 <div class="table">
 <table class="matrix"><tr><th></th>
-{% for name in names %}<th class="name">{{ name|broken }}</th>{% endfor %}</tr>
-{% for shares in matrix %}<tr><th class="name">{{ names[loop.index0]|broken }}</th>
+{% for name in names %}<th class="name"><span>{{ name|broken }}</span></th>{% endfor %}</tr>
+{% for shares in matrix %}<tr><th class="name"><span>{{ names[loop.index0]|broken }}</span></th>
 {% for share in shares %}<td style="background: rgba(213, 94, 0, {{ '%.2f' % share }})">
 {{ '%.0f' % (100 * share) }}%</td>{% endfor %}</tr>{% endfor %}</table></div>{% endif %}
 {% if acted != "0" %}<h2>What is done in each class</h2>
 <div class="table">
-<table><tr><th>given label</th><th>examples</th><th>relabelled</th><th>dropped</th>
+<table class="done"><tr><th>given label</th><th>examples</th><th>relabelled</th><th>dropped</th>
 <th>new with this label</th></tr>
-{% for c in classes %}<tr><td class="name">{{ c.given|broken }}</td><td>{{ c.examples }}</td>
-<td>{{ c.relabelled }}</td><td>{{ c.dropped }}</td><td>{{ c.gained }}</td></tr>
+{% for c in classes %}<tr><td class="name"><span>{{ c.given|broken }}</span></td>
+<td>{{ c.examples }}</td><td>{{ c.relabelled }}</td><td>{{ c.dropped }}</td>
+<td>{{ c.gained }}</td></tr>
 {% endfor %}</table></div>{% endif %}
 <h2>How far to trust this</h2>
 <ul><li>The rank is the surest part: a label near the top is more likely wrong than one below it.

@@ -9,16 +9,17 @@ __all__ = ['REDRAW', 'Job', 'Explorer', 'explore']
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from numbers import Real
 
 import ipywidgets as widgets
 
 from ..common.checks import check_choice, shown
+from .live_charts import LiveChart
 from .sessions import SESSIONS, Session, numbers
 from .tabs import VIEWS
-from .widgets import ROW, CopyButton, Panel, Stage, Transport
+from .widgets import ROW, CopyButton, Keys, Panel, Stage, Transport
 from ..lab.theme import use_theme
 from ..papers.relu import relu_parameters
 
@@ -81,6 +82,17 @@ class Job:
 
 # %% ../../nbs/explorer/04_app.ipynb #cell08
 REDRAW = 0.25  # seconds at least between redraws while a network trains
+_STEADY = {"_esm", "_css", "children", "titles"}  # what no widget changes once it is made
+
+
+def _parts(widget: widgets.Widget) -> Iterator[widgets.Widget]:
+    "A widget and what it is made of, as far as that changes."
+    yield widget
+    yield widget.layout
+    if isinstance(widget, LiveChart):
+        yield widget.state
+    for child in getattr(widget, "children", ()):
+        yield from _parts(child)
 
 
 class Explorer(widgets.VBox):
@@ -134,6 +146,7 @@ class Explorer(widgets.VBox):
             field.observe(self._changed, "value")
         self.panel.kind.observe(self._entered, "value")
         transport.time.observe(self._looked, "value")
+        transport.scrub.on_msg(self._opened)
         self.stage.observe(self._looked, "selected_index")
 
     @property
@@ -154,6 +167,7 @@ class Explorer(widgets.VBox):
                 self.job.stop()
             self.drawn = 0.0
             self.transport.progress.value = 0
+            self.transport.trains(True)
             self._say("preparing")
             self.job = Job(make, self._moment, self._ended, self.pace)
             # before anything else is clicked on: kernels hear widgets in several threads
@@ -231,6 +245,19 @@ class Explorer(widgets.VBox):
     def _say(self, text: str):
         self.transport.status.value = text
 
+    def _opened(self, keys: Keys, content: dict, buffers):
+        """Tell a page that was opened how all is.
+
+        A page asks for each widget's state, and only then begins to hear changes; those between
+        are lost.
+        """
+        if "opened" not in content:
+            return
+        with self.lock:
+            for part in _parts(self):
+                follows = {"value"} if part is self.transport.film else set()  # the slider's
+                part.send_state(set(part.keys) - _STEADY - follows)
+
     def _changed(self, _):
         if threading.get_ident() not in self.quiet:
             self.begin()
@@ -290,7 +317,10 @@ class Explorer(widgets.VBox):
             if job.session:
                 reached = ", ".join(f"{k} {v:.4f}" for k, v in numbers(job.session).items())
             text = f"{'done' if job.done else 'stopped'}: {reached}"
-        self._follow(job, text)
+        with self.lock:
+            self._follow(job, text)
+            if job is self.job:
+                self.transport.trains(False)
 
 # %% ../../nbs/explorer/04_app.ipynb #cell12
 _open: list[Explorer] = []

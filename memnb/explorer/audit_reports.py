@@ -26,6 +26,7 @@ from ..common.unfinished import Unfinished
 from ..datasets.noisy_datasets import NoisyDataset
 from ..datasets.sources import DATASETS
 from ..datasets.table_files import read_table
+from ..datasets.tables import short_number
 from memnb.explorer.audit_inputs import (
     audit_data,
     audit_network,
@@ -66,8 +67,9 @@ def _rows_of(p: Params) -> Callable | None:
 
     def show(row: int) -> str:
         values = table.row(row, named=True).items()
-        known = [(k, v) for k, v in values if k not in left_out and v is not None]
-        return ", ".join(f"{name}: {value}" for name, value in known)
+        known = {k: v for k, v in values if k not in left_out and v is not None}
+        short = {k: short_number(v) if isinstance(v, float) else v for k, v in known.items()}
+        return ", ".join(f"{name}: {value}" for name, value in short.items())
 
     return show
 

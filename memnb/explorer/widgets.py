@@ -131,6 +131,7 @@ async function render({ model, el }) {
     hint.textContent = "keys: ← → Page Home End";
     el.append(hint);
     const slider = await model.widget_manager.get_model(model.get("slider").slice(10));
+    model.send({ opened: true });  // by now the page hears changes; earlier ones may be lost
     let around = null;
 
     function pressed(event) {
@@ -180,7 +181,8 @@ class Keys(anywidget.AnyWidget):
     .memnb-words a { text-decoration: underline; }
     .memnb-status { white-space: normal; line-height: 1.4; overflow: visible; padding: 2px 4px; }
     .memnb-pinned svg.marks { opacity: 0.65; }
-    .memnb-explorer .widget-tab > .lm-TabBar .lm-TabBar-tab { flex: 0 1 auto; padding: 0 8px; }
+    .memnb-explorer .widget-tab > .lm-TabBar .lm-TabBar-content { flex-wrap: wrap; }
+    .memnb-explorer .widget-tab > .lm-TabBar .lm-TabBar-tab { flex: 0 0 auto; padding: 0 8px; }
     .memnb-explorer:focus { outline: 1px dotted var(--jp-brand-color1, #1976d2); }
     """
 
@@ -193,17 +195,20 @@ class Transport(widgets.VBox):
         self.pause = _button("Pause", "pause", "Hold the training")
         self.halt = _button("Stop", "stop", "End the training and keep what was recorded")
         self.pin = _button("Pin", "thumb-tack", "Keep this run beside the next ones")
-        self.progress = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="150px"))
-        self.status = widgets.Label(layout=widgets.Layout(width="100%", height="auto"))
+        # a share: a page that came late to know another length would draw it too long
+        bar = widgets.Layout(width="150px")
+        self.progress = widgets.FloatProgress(0, min=0, max=1, layout=bar)
+        self.status = widgets.Label(layout=widgets.Layout(flex="1 1 200px", height="auto"))
         self.status.add_class("memnb-status")
         self.time = widgets.IntSlider(0, 0, 1, description="look at", readout=False, **_FIELD)
         self.film = widgets.Play(min=0, max=1, interval=200, show_repeat=False)
         self.epoch = widgets.Label()
-        widgets.jslink((self.film, "value"), (self.time, "value"))
+        widgets.jslink((self.time, "value"), (self.film, "value"))  # a page begins with the first
         buttons = [self.play, self.pause, self.halt, self.pin]
         self.scrub = Keys(slider=self.time)
         looking = [self.time, self.film, self.epoch, self.scrub]
-        super().__init__([widgets.HBox([*buttons, self.progress, *looking], **ROW), self.status])
+        below = [self.progress, self.status]
+        super().__init__([widgets.HBox([*buttons, *looking], **ROW), widgets.HBox(below, **ROW)])
 
     def follow(self, session: Session):
         "Look at the newest recorded epoch."
@@ -211,8 +216,11 @@ class Transport(widgets.VBox):
         self.time.max = max(1, last)
         self.film.max = self.time.max
         self.time.value = last
-        self.progress.max = len(session)
-        self.progress.value = session.seen
+        self.progress.value = session.seen / len(session)
+
+    def trains(self, training: bool):
+        "Show how far the training is while there is one."
+        self.progress.layout.display = None if training else "none"
 
 # %% ../../nbs/explorer/03_widgets.ipynb #cell12
 def _ignore():
@@ -239,7 +247,9 @@ class Stage(widgets.Tab):
         self.beside["Examples"] = LiveChart(field="row", clicked=self._pick_pinned)
         for chart in self.beside.values():
             chart.add_class("memnb-pinned")
+            chart.layout.display = "none"  # from the start: no page may miss it
         self.detail = LiveChart()  # the history of the picked example
+        self.detail.layout.display = "none"
         self.notes = {name: widgets.HTML() for name in VIEWS}
         self.choices = {name: make() for name, make in CHOICES.items()}
         for choice in self.choices.values():

@@ -1,6 +1,7 @@
 "Tables become a data set with named features, or are refused by the column's name."
 
 import datetime as dt
+import math
 import re
 import warnings
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from memnb.audit import LabelAuditor, write_report
-from memnb.datasets.tables import from_table
+from memnb.datasets.tables import from_table, short_number
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* columns? of numbers (is|are) standardised")
 
@@ -55,6 +56,52 @@ def written(folder: Path, kind: str):
 
 
 KINDS = ["csv", "semicolon csv", "tsv", "parquet", "pandas", "categorical", "nullable", "lazy"]
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_a_row_is_described_as_the_table_has_it(standardize):
+    table = flats(visits=[i % 7 for i in range(N)], code=[9_000_000 + i % 50 for i in range(N)])
+    table = table.with_columns(empty=pl.Series([None, False, True] * 20))
+
+    data = from_table(table, "price", standardize=standardize)
+
+    for i, row in enumerate(table.drop("price").iter_rows(named=True)):
+        words = dict(part.split(": ") for part in data.columns.describe(data.x[i]).split(", "))
+        assert float(words.pop("rent")) == pytest.approx(row.pop("rent"), rel=5e-4)
+        assert words == {name: str(value) for name, value in row.items() if value is not None}
+
+
+@pytest.mark.parametrize("center", [0.0, 3.0, -40.0])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_no_digit_of_a_description_is_rounding_noise(center, scale):
+    values = [round(center + k / 8, 3) * scale for k in range(-20, 21)]
+    table = pl.DataFrame(dict(size=[*values, math.pi * scale], label=[0, 1] * 21))
+
+    columns = from_table(table, "label").columns
+    x = from_table(table, "label").x
+
+    for row, value in zip(x, table["size"], strict=True):
+        text = columns.describe(row).removeprefix("size: ")
+        assert float(text) == pytest.approx(value, rel=5.1e-4, abs=0)
+        assert len(text.split("e")[0].strip("-0").replace(".", "").strip("0")) <= 5
+
+
+@pytest.mark.parametrize(
+    "value, noise, text",
+    [
+        (162.72, 0, "162.7"),
+        (12345.6, 0, "12346"),
+        (999.96, 0, "1000"),
+        (0.5, 0, "0.5"),
+        (-3.6e-9, 3e-8, "0"),
+        (12.34, 0.04, "12.3"),
+        (float("nan"), 0, "nan"),
+        (-float("inf"), 0, "-inf"),
+        (2.5e20, 0, "2.5e+20"),
+    ],
+)
+def test_a_short_number(value, noise, text):
+    assert short_number(value, noise) == text
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "polars"])

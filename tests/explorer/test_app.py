@@ -153,7 +153,8 @@ def test_the_end(kind, make):
     assert numbers(e.session) == numbers(s)
     assert e.session.run().frame().equals(s.run().frame())
     assert e.session.values == defaults(kind) == s.values
-    assert e.transport.progress.value == e.transport.progress.max == len(s) == e.session.seen
+    assert e.session.seen == len(s)
+    assert e.transport.progress.value == e.transport.progress.max == 1
     assert e.transport.time.value == e.transport.time.max == e.transport.film.max == len(s) - 1
     assert e.transport.epoch.value == f"epoch {s.epochs[-1]:,.0f}"
     reached = ", ".join(f"{k} {v:.1%}" for k, v in numbers(s).items() if k != "truth")
@@ -170,8 +171,42 @@ def test_a_picture_long_before_the_end(make):
     assert e.job.thread.is_alive()
     assert until(lambda: re.fullmatch(r"epoch [\d,]+ of 40, \d+ s left", e.transport.status.value))
     assert 0 < e.job.left() < math.inf
-    assert e.transport.progress.value < e.transport.progress.max == len(e.session)
+    assert 0 < e.transport.progress.value < e.transport.progress.max == 1
     stop(e)
+
+
+def test_the_bar_is_there_while_a_network_trains(make):
+    e = going(make(pace=4))
+    assert e.transport.progress.layout.display is None
+    stop(e)
+    assert until(lambda: e.transport.progress.layout.display == "none")
+    e.transport.play.click()
+    assert e.transport.progress.layout.display is None
+    stop(e)
+
+
+def test_places_of_what_is_not_there_take_no_room_from_the_start():
+    stage = Stage()
+    assert {chart.layout.display for chart in stage.beside.values()} == {"none"}
+    assert stage.detail.layout.display == "none"
+
+
+def test_a_page_that_opens_is_told_how_all_is(make, monkeypatch):
+    e = done(make("sums"))
+    sent = {}
+
+    def send(widget, key=None):
+        sent[widget] = set(key)
+
+    monkeypatch.setattr(explorers.widgets.Widget, "send_state", send)
+    e.transport.scrub._handle_custom_msg({"opened": True}, [])
+
+    assert "value" in sent[e.transport.progress] & sent[e.transport.time] & sent[e.command]
+    assert {"display"} <= sent[e.stage.beside["Training"].layout]
+    assert {"spec", "data", "words"} <= sent[e.stage.charts["Training"].state]
+    assert {"_options_labels", "index"} <= sent[e.panel.width]
+    assert {"max", "value"} & sent[e.transport.film] == {"max"}
+    assert not any("_esm" in names for names in sent.values())
 
 
 def test_what_is_left_shrinks_to_nothing(make, monkeypatch):
@@ -550,7 +585,7 @@ def test_stop_keeps_what_was_recorded(paused, make, jobs):
     seen = e.session.seen
     assert 4 <= seen < len(e.session)
     assert len(e.session.run().time) == seen
-    assert e.transport.progress.value == seen
+    assert e.transport.progress.value == seen / len(e.session)
     assert e.transport.time.value == e.transport.time.max == seen - 1
     assert e.transport.status.value == done_status(e.session).replace("done: ", "stopped: ")
     assert len(jobs) == 1

@@ -59,6 +59,20 @@ def run(*arguments):
     return CliRunner().invoke(main, ["audit", *map(str, arguments)])
 
 
+def test_numbers_of_a_table_are_short_on_the_page(tmp_path):
+    file = table(tmp_path / "customers.csv")
+    frame = pl.read_csv(file).with_columns(premium=pl.col("age") > 50, visits=3)
+    frame.write_csv(file)
+    how = dict(label="plan", rows="id", model="random_forest", top=150)
+
+    list(audit_report(str(file), tmp_path / "r", progress=False, **how))
+
+    html = (tmp_path / "r" / "report.html").read_text()
+    shown = set(re.findall(r"age: (\S+), city: (\w+), premium: (\w+), visits: 3<", html))
+    rows = frame.select("age", "city", "premium").iter_rows()
+    assert shown == {(f"{age:.4g}", city, str(premium)) for age, city, premium in rows}
+
+
 def test_a_folder_from_the_shell(tmp_path):
     source = folder_of_pictures(tmp_path / "colors")
     done = run(
