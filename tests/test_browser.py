@@ -354,6 +354,9 @@ Browser(pl.DataFrame(found), data, ["ant", "bee", "cow"])
 """
 
 
+BAR = ("progress-bar", "jupyter-widgets .progress")
+
+
 def test_under_voila(browser, tmp_path):
     notebook(tmp_path, "pace=1")
     with served(VOILA, tmp_path) as address, opened(browser, address, "/?token=abc") as page:
@@ -366,6 +369,8 @@ def test_under_voila(browser, tmp_path):
         changed(page, "noise rate", setting)
         drawn(page, before)
         status(page, "done: ")
+        bar, place = (page.locator(f".{name}").first.bounding_box() for name in BAR)
+        assert bar == place
 
 
 def heading(page: Page, begins: str):

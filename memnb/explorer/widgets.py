@@ -21,7 +21,7 @@ from .live_charts import LiveChart
 from .sessions import NOISE_KINDS, SESSIONS, Session, defaults
 from .tabs import VIEWS
 from .views import draw_examples, draw_history, tile_rows
-from .words import GLOSSARY, NOISE_MEANINGS, lesson_link, small_print
+from .words import GLOSSARY, NOISE_MEANINGS, STATUS_WORDS, lesson_link, small_print
 
 # %% ../../nbs/explorer/03_widgets.ipynb #cell04
 ROW = dict(layout=widgets.Layout(flex_flow="row wrap", align_items="center", width="100%"))
@@ -180,7 +180,8 @@ class Keys(anywidget.AnyWidget):
     .memnb-words a { text-decoration: underline; }
     .memnb-status { white-space: normal; line-height: 1.4; overflow: visible; padding: 2px 4px; }
     .memnb-pinned svg.marks { opacity: 0.65; }
-    .memnb-explorer .widget-tab > .lm-TabBar .lm-TabBar-tab { flex: 0 1 auto; padding: 0 8px; }
+    .memnb-explorer .widget-tab > .lm-TabBar .lm-TabBar-content { flex-wrap: wrap; }
+    .memnb-explorer .widget-tab > .lm-TabBar .lm-TabBar-tab { flex: 0 0 auto; padding: 0 8px; }
     .memnb-explorer:focus { outline: 1px dotted var(--jp-brand-color1, #1976d2); }
     """
 
@@ -193,8 +194,10 @@ class Transport(widgets.VBox):
         self.pause = _button("Pause", "pause", "Hold the training")
         self.halt = _button("Stop", "stop", "End the training and keep what was recorded")
         self.pin = _button("Pin", "thumb-tack", "Keep this run beside the next ones")
-        self.progress = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="150px"))
-        self.status = widgets.Label(layout=widgets.Layout(width="100%", height="auto"))
+        # a share: a page that came late to know another length would draw it too long
+        self.progress = widgets.FloatProgress(0, min=0, max=1, layout=widgets.Layout(width="150px"))
+        wide = widgets.Layout(width="100%", height="auto")
+        self.status = widgets.Label(tooltip=STATUS_WORDS, layout=wide)
         self.status.add_class("memnb-status")
         self.time = widgets.IntSlider(0, 0, 1, description="look at", readout=False, **_FIELD)
         self.film = widgets.Play(min=0, max=1, interval=200, show_repeat=False)
@@ -211,8 +214,7 @@ class Transport(widgets.VBox):
         self.time.max = max(1, last)
         self.film.max = self.time.max
         self.time.value = last
-        self.progress.max = len(session)
-        self.progress.value = session.seen
+        self.progress.value = session.seen / len(session)
 
 # %% ../../nbs/explorer/03_widgets.ipynb #cell12
 def _ignore():
