@@ -21,7 +21,7 @@ from .live_charts import LiveChart
 from .sessions import NOISE_KINDS, SESSIONS, Session, defaults
 from .tabs import VIEWS
 from .views import draw_examples, draw_history, tile_rows
-from .words import GLOSSARY, NOISE_MEANINGS, STATUS_WORDS, lesson_link, small_print
+from .words import GLOSSARY, NOISE_MEANINGS, lesson_link, small_print
 
 # %% ../../nbs/explorer/03_widgets.ipynb #cell04
 ROW = dict(layout=widgets.Layout(flex_flow="row wrap", align_items="center", width="100%"))
@@ -196,8 +196,7 @@ class Transport(widgets.VBox):
         self.pin = _button("Pin", "thumb-tack", "Keep this run beside the next ones")
         # a share: a page that came late to know another length would draw it too long
         self.progress = widgets.FloatProgress(0, min=0, max=1, layout=widgets.Layout(width="150px"))
-        wide = widgets.Layout(width="100%", height="auto")
-        self.status = widgets.Label(tooltip=STATUS_WORDS, layout=wide)
+        self.status = widgets.Label(layout=widgets.Layout(width="100%", height="auto"))
         self.status.add_class("memnb-status")
         self.time = widgets.IntSlider(0, 0, 1, description="look at", readout=False, **_FIELD)
         self.film = widgets.Play(min=0, max=1, interval=200, show_repeat=False)
