@@ -28,6 +28,7 @@ from memnb.audit import decide
 from memnb.audit.noise_rate import Noise
 from memnb.audit.report import page as report_page
 from memnb.datasets import NoisyDataset
+from memnb.lab.charts import COLORS
 
 expect.set_options(timeout=WAIT)
 
@@ -280,6 +281,25 @@ def test_pinned_in_the_chart_of_the_next(lab):
 
     click(lab, "Unpin")
     wait_for(lab, ".mark-line path", f"n == {len(alone)}")
+
+
+def test_a_legend_filters_the_pinned_run_too(lab):
+    halt(lab)
+    alone = lines(lab)
+    click(lab, "Pin")
+    wait_for(lab, ".mark-line path", f"n == {2 * len(alone)}")
+
+    legend = lab.locator(".vega-embed svg .role-legend-label text:visible", has_text="noisy")
+    legend.first.click(force=True)
+    pale = f"({SEEN})('.mark-line path').filter(p => p.getAttribute('opacity') <= 0.1)"
+    lab.wait_for_function(f"() => {pale}.length > 0")
+
+    found = lab.evaluate(f"{pale}.map(p => p.getAttribute('stroke') + p.getAttribute('opacity'))")
+    click(lab, "Unpin")
+    wait_for(lab, ".mark-line path", f"n == {len(alone)}")
+    assert sorted(found) == [
+        COLORS["clean"] + opacity for opacity in ("0.03", "0.03", "0.1", "0.1")
+    ]
 
 
 def test_a_click_on_an_example_shows_its_history(lab):

@@ -21,6 +21,8 @@ panels([one, two, three], "Three charts", columns=3)
 """
 OPACITIES = """() => [...document.querySelectorAll('.vega-embed .mark-line path')].map(
     p => p.getAttribute('opacity'))"""
+WORDS = """() => [...document.querySelectorAll('.vega-embed svg text')].map(
+    t => t.getAttribute('fill'))"""
 
 
 def test_a_chart_of_an_open_notebook_can_be_clicked_on(browser, tmp_path):  # noqa: F811
@@ -31,9 +33,12 @@ def test_a_chart_of_an_open_notebook_can_be_clicked_on(browser, tmp_path):  # no
     page_of = "/lab/tree/charts.ipynb"
 
     with served(LAB, tmp_path) as at, opened(browser, at, page_of) as page:
+        page.locator(".jp-Notebook .jp-MarkdownOutput h1").wait_for()
+        page.evaluate("document.body.dataset.jpThemeLight = 'false'")  # as a dark theme says
         run_all(page)
         legend = page.locator(".jp-OutputArea-output .vega-embed").get_by_text("noisy").first
         legend.wait_for()
+        words = page.evaluate(WORDS)
         whole = page.evaluate(OPACITIES)
         legend.click()
         page.wait_for_function(f"() => ({OPACITIES})().includes('0.1')")
@@ -41,5 +46,6 @@ def test_a_chart_of_an_open_notebook_can_be_clicked_on(browser, tmp_path):  # no
         page.locator(".vega-embed .mark-symbol path[aria-label*='share of examples']").first.hover()
         expect(page.locator("#vg-tooltip-element")).to_contain_text("share of examples")
 
+    assert "#fff" not in words  # on white
     assert whole == ["1", "1", "1", "1"]
     assert filtered == ["0.1", "1", "0.1", "1"]  # clean and noisy, in both panels

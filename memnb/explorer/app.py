@@ -82,6 +82,7 @@ class Job:
 
 # %% ../../nbs/explorer/04_app.ipynb #cell08
 REDRAW = 0.25  # seconds at least between redraws while a network trains
+_NUMBER_NAMES = {"truth": "noisy by true labels"}  # in the status line
 _STEADY = {"_esm", "_css", "children", "titles"}  # what no widget changes once it is made
 
 
@@ -315,7 +316,8 @@ class Explorer(widgets.VBox):
         else:
             reached = "nothing was recorded"
             if job.session:
-                reached = ", ".join(f"{k} {v:.4f}" for k, v in numbers(job.session).items())
+                shares = numbers(job.session).items()
+                reached = ", ".join(f"{_NUMBER_NAMES.get(k, k)} {v:.4f}" for k, v in shares)
             text = f"{'done' if job.done else 'stopped'}: {reached}"
         with self.lock:
             self._follow(job, text)

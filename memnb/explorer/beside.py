@@ -6,7 +6,7 @@
 __all__ = ['explore_at']
 
 # %% ../../nbs/explorer/11_beside.ipynb #bs03
-from ..common.checks import check_choice
+from ..common.checks import caution, check_choice
 from .app import Explorer, explore
 from .sessions import SESSIONS, defaults
 from ..lab.parameters import Params
@@ -36,8 +36,8 @@ def explore_at(
 ) -> Explorer | None:
     """An explorer at a notebook's parameters; None where no notebook is open in Jupyter.
 
-    A control that does not have the notebook's value stays at its default. `ValueError` for an
-    unknown kind or value.
+    Where a control does not reach the notebook's value, a warning says what it has instead.
+    `ValueError` for an unknown kind or value.
     """
     check_choice("kind", kind, SESSIONS)
     for name in values:
@@ -46,9 +46,13 @@ def explore_at(
         return None
     known = p.preset in relu_parameters.presets
     explorer = explore(kind, preset=p.preset if known else "quick")
-    for name, value in (_controls(p) | values).items():
+    asked = _controls(p) | values
+    for name, value in asked.items():
         field = explorer.panel.fields[name]
         if value in getattr(field, "options", [value]):
             field.value = value
+    there = explorer.panel.values()
+    if other := [f"{name} {there[name]}" for name in asked if there[name] != asked[name]]:
+        caution(f"the explorer does not reach the notebook's values: it has {', '.join(other)}")
     _put_toy(explorer, p)
     return explorer

@@ -7,6 +7,7 @@ __all__ = ['OWNERS', 'PALE', 'STATES', 'check_owner', 'timed_curves', 'session_n
            'draw_components', 'tile_rows', 'tile_of', 'draw_examples', 'draw_history', 'draw_probes', 'draw_spectra']
 
 # %% ../../nbs/explorer/02_views.ipynb #cell02
+import json
 import math
 
 import altair as alt
@@ -54,14 +55,34 @@ def _at_epochs(epochs: list[float]) -> alt.Chart:
 PALE = alt.condition("isNaN(1)", alt.value(1), alt.value(0.3))
 
 
-def _paled(frame: pl.DataFrame, y: str, groups: list[str], log: bool) -> list[alt.Chart]:
+def _behind(front: alt.LayerChart, column: str) -> dict:
+    """Encodings of a pale layer behind a chart, of its colours; its legend filters both.
+
+    Colours are values: two layers whose colours are of a scale have a legend that no click reaches.
+    """
+    scale = front.layer[0].encoding.color["scale"]
+    colors = [
+        dict(test=f"datum.{column} === {json.dumps(name)}", value=color)
+        for name, color in zip(scale["domain"], scale["range"], strict=True)
+    ]
+    pale = alt.value(0.3)
+    if front.params is not alt.Undefined:
+        (only,) = front.params
+        pale = alt.OpacityValue(0.03, condition=dict(param=only.name, value=0.3))
+    color = alt.ColorValue("#777", condition=colors)
+    return dict(color=color, detail=f"{column}:N", opacity=pale)
+
+
+def _paled(
+    frame: pl.DataFrame, y: str, groups: list[str], log: bool, front: alt.LayerChart
+) -> list[alt.Chart]:
     "Broad pale curves of those groups that the chart in front has, whose colours they take."
     rows = frame.filter(pl.col("group").is_in(groups), (pl.col("epoch") > 0) | (not log))
     if rows[y].drop_nulls().is_empty():
         return []
     rows = thin(rows.select("epoch", "group", y), y, ["group"], x="epoch")
     lines = alt.Chart(rows).mark_line(strokeWidth=5)
-    return [lines.encode(x="epoch:Q", y=f"{y}:Q", color="group:N", opacity=PALE)]
+    return [lines.encode(x="epoch:Q", y=f"{y}:Q", **_behind(front, "group"))]
 
 
 def _layers(chart: alt.LayerChart) -> list[alt.Chart]:
@@ -96,7 +117,8 @@ def timed_curves(
     span = _at_epochs(ends).mark_point(opacity=0)
     rule = _at_epochs(present).mark_rule(color="#777", strokeWidth=1)
     chart = curves(frame, y, title, y_title, x_title="epoch", log_x=log, **options)
-    behind = [] if pale is None else _paled(pale, y, frame["group"].unique().to_list(), log)
+    groups = frame["group"].unique().to_list()
+    behind = [] if pale is None else _paled(pale, y, groups, log, chart)
     # side by side, not one layer of layers: altair copies a chart at each level several times
     layers = [span, *behind, *_layers(chart), rule]
     return alt.layer(*layers, params=chart.params, title=title, width=300, height=190)
@@ -412,8 +434,7 @@ def draw_probes(
         alt.X("layer:N", sort=order),
         xOffset=alt.XOffset("probe:N", sort=probes),
         y="accuracy:Q",
-        color="probe:N",
-        opacity=PALE,
+        **_behind(chart, "probe"),
     )
     chart.title = alt.Undefined
     chart.width = alt.Undefined

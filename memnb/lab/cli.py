@@ -358,6 +358,14 @@ def _update(file: Path, found: list):
     click.echo(f"{len(read_claims(file))} claims in {file}")
 
 
+def _of_each_run(folders: list[Path]) -> pl.DataFrame:
+    "The claims of each result, below each other."
+    tables = [pl.read_parquet((place / "claims.parquet").read_bytes()) for place in sorted(folders)]
+    frame = pl.concat(tables, how="diagonal_relaxed")
+    columns = ["figure", "statement", "rho", "paper", "ours", "seeds", "verdict", "key"]
+    return frame.select(c for c in columns if c in frame.columns)
+
+
 @main.command()
 @_ROOT
 @_WHERE
@@ -368,17 +376,15 @@ def claims(root: Path, where, output, wide, update):
     "The verdict on each claim, over all seeds and noise rates."
     from memnb.papers.stored_claims import gathered, one_row_a_claim, stored_results, together
 
+    found = stored_results(root)
+    if not found:
+        raise no_results(None, root)
+    if update:
+        _update(update, found)
+        return
     if wide:
-        frame = results(None, root, "claims")
-        columns = ["figure", "statement", "rho", "paper", "ours", "seeds", "verdict", "key"]
-        frame = frame.select(c for c in columns if c in frame.columns)
+        frame = _of_each_run([result.folder for result in found])
     else:
-        found = stored_results(root)
-        if not found:
-            raise no_results(None, root)
-        if update:
-            _update(update, found)
-            return
         frame = pl.concat([gathered(g) for g in together(found)], how="diagonal_relaxed")
     frame = _rows(frame, where)
     if not wide:

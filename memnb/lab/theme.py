@@ -68,7 +68,8 @@ def _both(
     data, size = bundle if isinstance(bundle, tuple) else (bundle, {})
     live = spec | {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
-        "usermeta": dict(embedOptions=dict(renderer="svg")),
+        # `none`: JupyterLab's dark theme would write in white on the theme's white
+        "usermeta": dict(embedOptions=dict(renderer="svg", theme="none")),
     }
     return data | {LIVE_CHART: live}, size
 

@@ -105,7 +105,9 @@ def trained(kind, **values):
 
 
 def done_status(session):
-    return "done: " + ", ".join(f"{k} {v:.4f}" for k, v in numbers(session).items())
+    names = {"truth": "noisy by true labels"}
+    shares = numbers(session).items()
+    return "done: " + ", ".join(f"{names.get(k, k)} {v:.4f}" for k, v in shares)
 
 
 def tab(e, name):

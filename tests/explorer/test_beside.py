@@ -22,6 +22,7 @@ def test_nothing_is_trained_where_no_notebook_is_open(monkeypatch):
     assert explore_at("two layers", parameters()) is None
 
 
+@pytest.mark.filterwarnings("ignore:the explorer does not reach")
 @pytest.mark.parametrize("width, shown", [(30, 30), (31, 100)])
 def test_controls_stand_at_the_notebooks_parameters(monkeypatch, width, shown):
     monkeypatch.setenv("JPY_SESSION_NAME", "fig2.ipynb")
@@ -31,6 +32,14 @@ def test_controls_stand_at_the_notebooks_parameters(monkeypatch, width, shown):
     explorer.close()
 
     assert values == dict(rho=0.3, width=shown, lr=0.02, dataset="digits", noise="wrong", seed=2)
+
+
+def test_a_value_that_no_control_reaches_is_said(monkeypatch):
+    monkeypatch.setenv("JPY_SESSION_NAME", "fig2.ipynb")
+
+    with pytest.warns(UserWarning, match=r"it has width 100, lr 0\.1, seed 9$"):
+        explorer = explore_at("two layers", parameters(width=31, lr=0.5, seeds=[12]))
+    explorer.close()
 
 
 @pytest.mark.parametrize("kind", ["layers and units", "tied memory"])

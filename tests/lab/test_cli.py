@@ -355,6 +355,14 @@ def test_claims_of_each_run(swept, tmp_path):
     assert say("claims", "--wide", "--root", swept).count("tiny") == 6
 
 
+def test_claims_of_each_run_in_folders_below(swept):
+    "Where `memnb reproduce` puts results."
+    above = swept.parent / "above"
+    above.mkdir()
+    swept.rename(above / "results")
+    assert say("claims", "--wide", "--root", above).count("tiny") == 6
+
+
 def test_a_statement_of_any_length_is_not_cut(swept, monkeypatch):
     words = [f"word{i}" for i in range(60)]
     file = swept / "tiny" / "0.1-0" / "claims.parquet"
