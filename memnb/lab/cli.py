@@ -383,12 +383,10 @@ def claims(root: Path, where, output, wide, update):
         _update(update, found)
         return
     if wide:
-        frame = _of_each_run([result.folder for result in found])
+        frame = _rows(_of_each_run([result.folder for result in found]), where)
     else:
-        frame = pl.concat([gathered(g) for g in together(found)], how="diagonal_relaxed")
-    frame = _rows(frame, where)
-    if not wide:
-        frame = one_row_a_claim(frame)
+        joint = pl.concat([gathered(g) for g in together(found)], how="diagonal_relaxed")
+        frame = one_row_a_claim(_rows(joint, where))
     if output:
         _show(frame, output)
     else:
