@@ -37,10 +37,8 @@ def example_names(data: NoisyDataset) -> list[str]:
 
 def _check_audited(audited: pl.DataFrame, data: NoisyDataset):
     "`ValueError` unless the frame is about these examples, with these labels."
-    missing = [
-        c for c in ("row", "index", "label", "rank", "suggested") if c not in audited.columns
-    ]
-    if missing:
+    needed = ("row", "index", "label", "rank", "suggested", "sure", "suspicion")
+    if missing := [c for c in needed if c not in audited.columns]:
         raise ValueError(
             f"audited lacks {', '.join(missing)}: it must be the frame that audit gives; what "
             "decide gives is for decisions="

@@ -105,10 +105,11 @@ def _with_pictures(root: Path, below: dict[str, list[Path]], skip_empty: bool) -
         return list(below)
     folders = f"the folder{'s' * (len(empty) > 1)} {first_few(empty)} of {str(root)!r}"
     what = f"{folders} hold{'s' * (len(empty) == 1)} no pictures, {', '.join(SUFFIXES)}"
+    it = "them" if len(empty) > 1 else "it"
     if not skip_empty:
         raise ValueError(
-            f"{what}: remove it, or skip_damaged=True leaves it out, or classes=[...], the names "
-            "of the network's outputs, keeps it"
+            f"{what}: remove {it}, or skip_damaged=True leaves {it} out, or classes=[...], the "
+            f"names of the network's outputs, keeps {it}"
         )
     caution(f"{what}, and {'are no classes' if len(empty) > 1 else 'is no class'}")
     return [folder for folder in below if folder not in empty]

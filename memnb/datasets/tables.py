@@ -77,9 +77,8 @@ class Column:
         if missing.any() and not self.flagged:
             numbers = "1 number" if missing.sum() == 1 else f"{missing.sum()} numbers"
             caution(
-                f"column {self.name!r} lacks {numbers}, "
-                "and lacked none in the "
-                f"training table: the median, {self.fill:.6g}, is taken"
+                f"column {self.name!r} lacks {numbers}, and lacked none in the training table: "
+                f"the median, {self.fill:.6g}, is taken"
             )
         scaled = (np.where(missing, self.fill, values) - self.mean) / self.std
         parts = [scaled] * self.varies + [missing] * self.flagged

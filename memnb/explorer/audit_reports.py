@@ -130,11 +130,13 @@ def _work_of(p: Params, train: NoisyDataset, net: nn.Module, how: dict, out: Pat
 
 
 def _write_copy(source: str, decisions: pl.DataFrame, tree: str | Path, work: Unfinished):
-    "The cleaned copy, unless an earlier start made it."
-    if work.read("copy") and Path(tree).expanduser().exists():
+    "The cleaned copy, unless an earlier start made it by the same decisions."
+    place = Path(tree).expanduser()
+    copy = dict(tree=str(place.absolute()), decisions=decisions.write_csv())
+    if copy in work.read("copy") and place.exists():
         return
-    check_absent(Path(tree).expanduser())
-    work.write("copy", {})
+    check_absent(place)
+    work.write("copy", copy)
     copy_tree(source, decisions, tree)
 
 

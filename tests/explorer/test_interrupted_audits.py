@@ -153,6 +153,8 @@ def test_killed_between_copy_and_report(pictures, weights, tmp_path, monkeypatch
         with pytest.raises(Killed):
             audited(pictures, tmp_path / "r", weights, tree=tmp_path / "copy")
     assert (tmp_path / "copy").is_dir()
+    with pytest.raises(FileExistsError, match="copy is there already"):  # by other decisions
+        audited(pictures, tmp_path / "r", weights, tree=tmp_path / "copy", share=0.2)
     audited(pictures, tmp_path / "r", weights, tree=tmp_path / "copy")
     names = [
         sorted(str(f.relative_to(c)) for f in c.rglob("*.png"))

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import warnings
+from functools import partial
 
 import polars as pl
 import pytest
@@ -121,20 +122,26 @@ def test_damaged_failed_and_hidden_results_are_left_out(tmp_path):
     assert found.folder.name == "whole"
 
 
+def before_a_look(monkeypatch, folders: tuple, act):
+    "`act` happens as soon as one of the folders is looked into."
+    scandir = os.scandir
+
+    def look(place="."):
+        if str(place) in map(str, folders):
+            act()
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", look)
+
+
 @pytest.mark.parametrize("name", [".part", "swept"])
 def test_a_folder_that_goes_away_while_one_looks_is_no_fault(tmp_path, monkeypatch, name):
     "A task renames its folder when it ends, and other processes sweep up what is left."
     result(tmp_path / "fig4" / "whole")
-    leaves = tmp_path / "fig4" / name / "out"
-    leaves.mkdir(parents=True)
-    scandir = os.scandir
-
-    def leaves_first(place="."):
-        if str(place) in (str(leaves), str(leaves.parent)):
-            shutil.rmtree(leaves.parent, ignore_errors=True)
-        return scandir(place)
-
-    monkeypatch.setattr(os, "scandir", leaves_first)
+    part = tmp_path / "fig4" / name
+    (part / "out").mkdir(parents=True)
+    leave = partial(shutil.rmtree, part, ignore_errors=True)
+    before_a_look(monkeypatch, (part, part / "out"), leave)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         (found,) = stored_results(tmp_path)
@@ -145,14 +152,11 @@ def test_a_folder_that_cannot_be_read_is_left_out_and_said(tmp_path, monkeypatch
     result(tmp_path / "fig4" / "whole")
     closed = tmp_path / "fig4" / "closed"
     closed.mkdir()
-    scandir = os.scandir
 
-    def refuse(place="."):
-        if str(place) == str(closed):
-            raise PermissionError(errno.EACCES, "Permission denied", str(place))
-        return scandir(place)
+    def refuse():
+        raise PermissionError(errno.EACCES, "Permission denied", str(closed))
 
-    monkeypatch.setattr(os, "scandir", refuse)
+    before_a_look(monkeypatch, (closed,), refuse)
     with pytest.warns(UserWarning, match="closed is left out: .*denied"):
         (found,) = stored_results(tmp_path)
     assert found.folder.name == "whole"
