@@ -74,8 +74,9 @@ class Panel(widgets.VBox):
         )
         shown = [self.kind, self.dataset, self.noise, self.rho, self.width, self.lr, self.seed]
         self.meaning = widgets.HTML()
+        self.notice = widgets.HTML(layout=widgets.Layout(display="none"))
         self.noise.observe(lambda _: self._explain(), "value")
-        super().__init__([widgets.HBox(shown, **ROW), self.meaning])
+        super().__init__([widgets.HBox(shown, **ROW), self.meaning, self.notice])
         self.enter()
         self._explain()
 
@@ -84,6 +85,11 @@ class Panel(widgets.VBox):
         meaning = NOISE_MEANINGS[self.noise.value]
         word = f"noise <b>{self.noise.value}</b>: {meaning}; rho is the noise rate"
         self.meaning.value = small_print([f"{word} ({lesson_link('datasets/03_label_noise')})"])
+
+    def tell(self, text: str):
+        "Have a line below the controls say this."
+        self.notice.value = small_print([escape(text)])
+        self.notice.layout.display = None
 
     def enter(self):
         "Put the controls to the ranges and defaults of the chosen kind of session."
