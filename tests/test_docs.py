@@ -24,7 +24,9 @@ from memnb.papers.reproduction import read_reproduction
 ROOT = Path(__file__).parents[1]
 
 NOTEBOOKS = sorted(
-    p.relative_to(ROOT).with_suffix("").as_posix() for p in (ROOT / "nbs").rglob("*.ipynb")
+    p.relative_to(ROOT).with_suffix("").as_posix()
+    for p in (ROOT / "nbs").rglob("*.ipynb")
+    if p.parent.name != ".ipynb_checkpoints"
 )
 MODULES = sorted({pages.dotted(p) for p in (ROOT / "memnb").rglob("*.py")} - {"", "_modidx"})
 
@@ -155,7 +157,7 @@ def test_formulas_are_drawn(html, site):
 def test_outputs_are_shown(html):
     fig = (html / "nbs/fig1.html").read_text()
     assert fig.count('src="data:image/png') == 2
-    assert "<td><strong>holds</strong></td>" in fig
+    assert '<td data-head="verdict"><b class="held">holds</b></td>' in fig
     assert "clipboard-copy-txt" not in fig
     assert fig.count("noise rate, between 0 and 0.5") == 1
     assert "jp-InputPrompt" not in fig
