@@ -22,8 +22,9 @@ docs: .venv/dev
 site: docs
 	python -m http.server 8000 --bind 127.0.0.1 --directory .cache/site/html
 
+# With the settings of docs/jupyter/labconfig: it asks nothing about news, and fetches none.
 lab: .venv/lab
-	jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb
+	JUPYTER_CONFIG_PATH=$(CURDIR)/docs/jupyter jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 # The explorer as a page of its own, for this machine and who has the token that it prints.
 voila: .venv/lab

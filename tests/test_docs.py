@@ -8,6 +8,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+from xml.etree import ElementTree
 
 import pages
 import polars as pl
@@ -16,6 +17,7 @@ import reproduction
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
+from memnb.lab.claims import Claim, judge, show
 from memnb.localization import TiedDropout
 from memnb.papers.reproduction import read_reproduction
 
@@ -158,6 +160,35 @@ def test_outputs_are_shown(html):
     assert fig.count("noise rate, between 0 and 0.5") == 1
     assert "jp-InputPrompt" not in fig
     assert str(ROOT) not in fig
+
+
+def test_claims_of_a_notebook_are_a_table_whose_rows_stack():
+    claim = Claim(
+        statement="a *b* | c_d",
+        paper="1 < 2 [3]",
+        definition="at\\the `end`",
+        control="none",
+        measure=lambda frame: frame["v"].item(),
+        above=0.5,
+    )
+    frame = pl.DataFrame(dict(rho=[0.2], seed=[0], v=[0.75]))
+
+    table = ElementTree.fromstring(reproduction.shown_claims(show(judge("f", [claim], frame)).data))
+
+    heads = [cell.text for cell in table.find("thead/tr")]
+    cells = {cell.get("data-head"): "".join(cell.itertext()) for cell in table.find("tbody/tr")}
+    assert list(cells) == heads
+    assert cells == dict(
+        statement=claim.statement,
+        rho="0.2",
+        paper=claim.paper,
+        ours="0.75",
+        seeds="1 of 1",
+        verdict="holds",
+        defined="paper",
+        definition="at\\the `end`; holds above 0.5",
+    )
+    assert reproduction.shown_claims("| another | table |\n|---|---|\n| 1 | 2 |") is None
 
 
 @pytest.mark.parametrize("module", MODULES)

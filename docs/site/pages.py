@@ -139,10 +139,11 @@ def notebook(path: Path, pages: set[str]) -> tuple[str, dict]:
         if cell["cell_type"] == "markdown":
             cell["source"] = formulas(links("".join(cell["source"]), name, pages, html=True), name)
         for data in (out.get("data", {}) for out in cell.get("outputs", [])):
-            if "text/markdown" in data:
-                data["text/markdown"] = formulas(
-                    links("".join(data["text/markdown"]), name, pages, html=True), name
-                )
+            text = "".join(data.get("text/markdown", ""))
+            if claims := reproduction.shown_claims(text):
+                data["text/html"] = claims
+            elif text:
+                data["text/markdown"] = formulas(links(text, name, pages, html=True), name)
     heads = (
         re.search(r"^# +(.+)", "".join(c["source"]), re.M)
         for c in nb["cells"]

@@ -7,6 +7,7 @@ import ast
 import csv
 import html
 import json
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cache
@@ -157,6 +158,22 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
         for row in rows
     )
     return f"<table class='claims'><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def shown_claims(text: str) -> str | None:
+    "The claims that a notebook shows, as a table of HTML; None for other Markdown."
+    if not text.startswith("| statement | rho |"):
+        return None
+    head, _, *rows = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in text.strip().splitlines()
+    ]
+    verdict = head.index("verdict")
+    for row in rows:
+        words = row[verdict].strip("*")
+        row[verdict] = f"<b class='{_kind(words)}'>{words}</b>"
+    plain = [[re.sub(r"\\([\\`*_\[\]|$])", r"\1", cell) for cell in row] for row in rows]
+    return _table(head, plain)
 
 
 def claims_table(rows: list[dict]) -> str:

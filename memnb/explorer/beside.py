@@ -29,6 +29,18 @@ def _put_toy(explorer: Explorer, p: Params):
         toy.start.value = p.m_n0
 
 
+def _say_what_differs(explorer: Explorer, asked: dict):
+    "A warning, and a line in the explorer, where it is not at a notebook's values."
+    there = explorer.panel.values() | dict(preset=explorer.preset)
+    other = [name for name in asked if there[name] != asked[name]]
+    if not other:
+        return
+    has = ", ".join(f"{name} {there[name]}" for name in other)
+    caution(f"the explorer does not reach the notebook's values: it has {has}")
+    both = ", ".join(f"{name} {there[name]} (there {asked[name]})" for name in other)
+    explorer.panel.tell(f"not as in the notebook when this was opened: {both}")
+
+
 def explore_at(
     kind: str,  # a key of `SESSIONS`
     p: Params,  # of an experiment notebook
@@ -36,23 +48,21 @@ def explore_at(
 ) -> Explorer | None:
     """An explorer at a notebook's parameters; None where no notebook is open in Jupyter.
 
-    Where a control does not reach the notebook's value, a warning says what it has instead.
-    `ValueError` for an unknown kind or value.
+    Where a control does not reach the notebook's value, or the explorer has no such preset, a
+    warning and a line in the explorer say what it has instead. `ValueError` for an unknown kind or
+    value.
     """
     check_choice("kind", kind, SESSIONS)
     for name in values:
         check_choice("value", name, defaults(kind))
     if not watched():
         return None
-    known = p.preset in relu_parameters.presets
-    explorer = explore(kind, preset=p.preset if known else "quick")
+    explorer = explore(kind, preset=p.preset if p.preset in relu_parameters.presets else "quick")
     asked = _controls(p) | values
     for name, value in asked.items():
         field = explorer.panel.fields[name]
         if value in getattr(field, "options", [value]):
             field.value = value
-    there = explorer.panel.values()
-    if other := [f"{name} {there[name]}" for name in asked if there[name] != asked[name]]:
-        caution(f"the explorer does not reach the notebook's values: it has {', '.join(other)}")
+    _say_what_differs(explorer, asked | dict(preset=p.preset))
     _put_toy(explorer, p)
     return explorer

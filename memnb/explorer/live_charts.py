@@ -125,6 +125,41 @@ const OPTIONS = {
 };
 
 const NARROW = 600;  // pixels
+const WIDE = 1600;
+const enlarged = (width) => (width < WIDE ? 1.2 : 1.6);  // how far a chart grows as a whole
+
+function stretch(spec, width) {  // charts as wide as their place, before they grow as a whole
+    const charts = spec.concat ?? [spec];
+    if (charts.length <= 4) { spec.columns = charts.length; }
+    const row = charts.slice(0, spec.columns);
+    const room = Math.floor(width / 100) * 77 - 90 * row.length;  // 90: axes; 77: grows by 1.3
+    const by = room / row.reduce((sum, one) => sum + (one.width ?? 300), 0);
+    for (const one of charts) {
+        one.width = Math.round(Math.max(1, Math.min(2.2, by)) * (one.width ?? 300));
+        if (one.height) { one.height = Math.round(Math.max(1, Math.min(1.6, by)) * one.height); }
+    }
+}
+
+function fitted(spec, width) {  // a specification for a place of this width
+    const whole = structuredClone(spec);
+    const grid = whole.params?.find((p) => p.name === "columns");
+    if (grid) {
+        const step = (width < NARROW ? 1 : enlarged(width)) * whole.width.step;
+        grid.value = Math.max(3, Math.floor((width - 60) / step));
+    } else if (width < NARROW) {
+        if (whole.columns > 1) { whole.columns = 1; }
+        for (const one of whole.concat ?? []) {
+            if (one.width) { one.width = Math.max(240, Math.min(one.width, width - 120)); }
+        }
+        if (!whole.height && whole.width > 200) {
+            whole.width = Math.max(200, Math.min(whole.width, width - 170));
+        }
+    } else if (width >= WIDE) {
+        stretch(whole, width);
+    }
+    return whole;
+}
+
 const LIGHT = { domainColor: "#888", tickColor: "#888", gridColor: "#383838" };
 const WORDS = { labelColor: "#ccc", titleColor: "#ccc" };
 const DARK = {
@@ -138,7 +173,7 @@ const DARK = {
 const LIGHTER = {  // colours of marks that are too dark to be seen on black
     "#0072B2": "#4BA3DB", "#D55E00": "#F0863A", "#009E73": "#2BC299", "#4D4D4D": "#C8C8C8",
     "#440154": "#B77FDB", "#443983": "#8F8AE0", "#31688e": "#5B9AC7",
-    "#000": "#fff", "#333": "#ccc", "#555": "#bbb", "#777": "#999",
+    "#000": "#fff", "#333": "#ccc", "#555": "#bbb", "#777": "#999", "#ffffff": "#2a2a2a",
 };
 
 function wrapped(text, letters) {  // a title as lines of at most so many letters
@@ -171,8 +206,8 @@ function render({ model, el }) {
     let state = null;
     let embed = null;
     let drawn = null;  // the specification of the view
-    let narrow = false;  // whether there is no room for two charts side by side
-    let letters = 0;  // that a line of a title has room for where it is narrow
+    let shape = "";  // of the view, as it was fitted to its place
+    let letters = 0;  // that a line of a title has room for
     let result = null;  // of embedding, with the view
     let busy = false;
     let stale = false;
@@ -191,23 +226,24 @@ function render({ model, el }) {
     }
 
     function lettersThere() {
-        return Math.max(25, Math.floor((el.clientWidth - 70) / 8));
+        return Math.max(25, Math.floor((Math.min(1200, el.clientWidth || 1200) - 70) / 8));
     }
 
     function title(text) {
-        return narrow ? wrapped(text, letters) : text;
+        return wrapped(text, letters);
+    }
+
+    function fittedHere(spec) {  // a place that is not seen has no width
+        return fitted(spec, el.clientWidth || 1000);
     }
 
     async function place(spec, data, words) {
         forget();
-        narrow = el.clientWidth > 0 && el.clientWidth < NARROW;
         letters = lettersThere();
+        const own = fittedHere(spec);
+        shape = JSON.stringify(own);
         const params = Object.entries(words).map(([name, v]) => ({ name, value: title(v) }));
-        const whole = { ...spec, datasets: data, params: [...(spec.params ?? []), ...params] };
-        if (narrow && whole.columns > 1) { whole.columns = 1; }
-        if (narrow && !whole.height && whole.width > 200) {
-            whole.width = Math.max(200, Math.min(whole.width, el.clientWidth - 170));
-        }
+        const whole = { ...own, datasets: data, params: [...(own.params ?? []), ...params] };
         result = await embed(box, themed(structuredClone(whole)), OPTIONS);
         drawn = spec;
         result.view.addEventListener("click", clicked);
@@ -217,7 +253,7 @@ function render({ model, el }) {
     function fit() {  // a chart fills its place, up to somewhat larger than it was made
         const svg = box.querySelector("svg.marks");
         const width = svg?.viewBox.baseVal.width;
-        const most = Math.round((el.clientWidth < 1600 ? 1.2 : 1.6) * width);
+        const most = Math.round(enlarged(el.clientWidth) * width);
         if (width) { svg.style.width = `min(100%, ${most}px)`; }
     }
 
@@ -267,9 +303,9 @@ function render({ model, el }) {
     }
 
     const places = new ResizeObserver(() => {
-        const isNarrow = el.clientWidth < NARROW;
-        const changed = narrow !== isNarrow || (narrow && letters !== lettersThere());
-        if (el.clientWidth && changed) { anew(); }
+        if (!el.clientWidth || !drawn) { return; }
+        const same = letters === lettersThere() && shape === JSON.stringify(fittedHere(drawn));
+        if (!same) { anew(); }
         fit();
     });
     places.observe(el);

@@ -45,7 +45,9 @@ _SIZE = dict(width=300, height=190)
 def _colored(column: str, colors: dict[str, str]) -> alt.Color:
     "Colours of the values of a column, with a legend."
     scale = alt.Scale(domain=list(colors), range=list(colors.values()))
-    return alt.Color(f"{column}:N", scale=scale, legend=alt.Legend(title=column), sort=None)
+    # above the charts, as beside them it would take the width that a small page lacks
+    legend = alt.Legend(title=column, orient="top")
+    return alt.Color(f"{column}:N", scale=scale, legend=legend, sort=None)
 
 
 _LABEL_COLORS = dict(

@@ -298,16 +298,19 @@ def _answers(session: Session, predictions: Tensor, rows: list[int]) -> list[str
     return answers
 
 # %% ../../nbs/explorer/02_views.ipynb #cell14
-def _tile_layers(frame: pl.DataFrame, columns: int, lines: int, size: int) -> list[alt.Chart]:
-    "Frames, pictures, captions, and an invisible layer that is clicked on."
-    base = alt.Chart(frame).encode(
-        alt.X("column:Q", axis=None, scale=alt.Scale(domain=[-0.5, columns - 0.5], nice=False)),
-        alt.Y("line:Q", axis=None, scale=alt.Scale(domain=[lines - 0.5, -0.5], nice=False)),
+def _tile_layers(frame: pl.DataFrame, size: int) -> list[alt.Chart]:
+    """Frames, pictures, captions, and an invisible layer that is clicked on.
+
+    A parameter, `columns`, says how many stand in a line.
+    """
+    scale = alt.Scale(type="point", padding=0.5)
+    base = (
+        alt.Chart(frame)
+        .transform_calculate(column="datum.place % columns", line="floor(datum.place / columns)")
+        .encode(alt.X("column:O", axis=None, scale=scale), alt.Y("line:O", axis=None, scale=scale))
     )
     area = (size + 12) ** 2
-    legend = alt.Legend(
-        orient="top", title="the network answers", titleOrient="left", symbolType="square"
-    )
+    legend = alt.Legend(orient="top", title="the network answers", symbolType="square")
     scale = alt.Scale(domain=list(STATES), range=list(STATES.values()))
     tile = base.mark_square(size=area, opacity=1).encode(
         color=alt.Color("answer:N", scale=scale, legend=legend),
@@ -328,7 +331,7 @@ def draw_examples(
     session: Session,
     at: int,  # number of a recorded epoch, from 0
     picked: int | None = None,  # the row of an example to mark
-    columns: int = 10,  # from 1 to 1,000
+    columns: int = 10,  # from 1 to 1,000; a live chart has as many as there is room for
     size: int = 46,  # of a picture, in pixels
     *,
     # (n,) classes to take for the answers on the training examples; default: those recorded
@@ -345,8 +348,7 @@ def draw_examples(
         [
             dict(
                 row=row,
-                column=k % columns,
-                line=k // columns,
+                place=k,
                 answer=answer,
                 picked=row == picked,
                 **tile_of(session, row),
@@ -355,13 +357,14 @@ def draw_examples(
         ],
         schema_overrides=dict(url=pl.String),
     )
-    lines = math.ceil(len(rows) / columns)
     given = answers.count("the given label")
     labels = "noisy labels" if session.data.is_noisy.any() else "labels"
-    return alt.layer(*_tile_layers(frame, columns, lines, size)).properties(
+    return alt.layer(
+        *_tile_layers(frame, size),
+        params=[alt.VariableParameter(name="columns", value=columns)],
         title=f"Epoch {session.epochs[at]:,.0f}: {given} of {len(rows)} {labels} are given",
-        width=columns * (size + 20),
-        height=lines * (size + 34),
+        width=alt.Step(size + 20),
+        height=alt.Step(size + 40),
     )
 
 # %% ../../nbs/explorer/02_views.ipynb #cell17

@@ -46,7 +46,7 @@ class Panel(widgets.VBox):
             value=kind,
             description="network",
             style=_FIELD["style"],
-            layout=widgets.Layout(width="400px", max_width="100%"),
+            layout=widgets.Layout(width="400px", max_width="calc(100% - 4px)"),
         )
         self.dataset = widgets.Dropdown(description="data", **_FIELD)
         self.noise = widgets.Dropdown(options=NOISE_KINDS, description="noise", **_FIELD)
@@ -74,8 +74,9 @@ class Panel(widgets.VBox):
         )
         shown = [self.kind, self.dataset, self.noise, self.rho, self.width, self.lr, self.seed]
         self.meaning = widgets.HTML()
+        self.notice = widgets.HTML(layout=widgets.Layout(display="none"))
         self.noise.observe(lambda _: self._explain(), "value")
-        super().__init__([widgets.HBox(shown, **ROW), self.meaning])
+        super().__init__([widgets.HBox(shown, **ROW), self.meaning, self.notice])
         self.enter()
         self._explain()
 
@@ -84,6 +85,11 @@ class Panel(widgets.VBox):
         meaning = NOISE_MEANINGS[self.noise.value]
         word = f"noise <b>{self.noise.value}</b>: {meaning}; rho is the noise rate"
         self.meaning.value = small_print([f"{word} ({lesson_link('datasets/03_label_noise')})"])
+
+    def tell(self, text: str):
+        "Have a line below the controls say this."
+        self.notice.value = small_print([escape(text)])
+        self.notice.layout.display = None
 
     def enter(self):
         "Put the controls to the ranges and defaults of the chosen kind of session."
@@ -179,10 +185,16 @@ class Keys(anywidget.AnyWidget):
     .memnb-keys { padding: 0 8px; }
     .memnb-words { line-height: 1.5; padding: 2px 8px; max-width: 1100px; white-space: normal; }
     .memnb-words a { text-decoration: underline; }
-    .memnb-status { white-space: normal; line-height: 1.4; overflow: visible; padding: 2px 4px; }
+    .memnb-explorer .memnb-status { white-space: normal; line-height: 1.4; padding: 2px 4px; }
+    .memnb-explorer .memnb-status { overflow: visible; }
     .memnb-pinned svg.marks { opacity: 0.65; }
     .memnb-explorer .widget-tab > .lm-TabBar .lm-TabBar-content { flex-wrap: wrap; }
     .memnb-explorer .widget-tab > .lm-TabBar .lm-TabBar-tab { flex: 0 0 auto; padding: 0 8px; }
+    [data-jp-theme-light="false"] .memnb-explorer .widget-dropdown > select {
+        color-scheme: dark;
+        appearance: auto;
+        background-image: none;
+    }
     .memnb-explorer:focus { outline: 1px dotted var(--jp-brand-color1, #1976d2); }
     """
 
@@ -267,7 +279,7 @@ class Stage(widgets.Tab):
         charts = widgets.HBox([self.beside[name], self.charts[name]], **TOPS)
         parts = [self.notes[name], *filter(None, [self.choices.get(name)]), charts]
         if name == "Examples":
-            parts.append(self.detail)
+            parts.append(widgets.HBox([self.detail], **TOPS))  # as high as it is drawn
         words = [
             f"<b>{escape(word)}</b>: {meaning} ({lesson_link(lesson)})"
             for word, (meaning, lesson) in GLOSSARY.items()

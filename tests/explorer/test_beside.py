@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from cells import NBS, prepared, run
 
-from memnb.explorer import explore_at
+from memnb.explorer import Explorer, explore_at
 from memnb.lab.parameters import Params
 
 
@@ -40,6 +40,28 @@ def test_a_value_that_no_control_reaches_is_said(monkeypatch):
     with pytest.warns(UserWarning, match=r"it has width 100, lr 0\.1, seed 9$"):
         explorer = explore_at("two layers", parameters(width=31, lr=0.5, seeds=[12]))
     explorer.close()
+
+
+def test_a_preset_that_the_explorer_does_not_have_is_said(monkeypatch):
+    monkeypatch.setenv("JPY_SESSION_NAME", "latent_probes.ipynb")
+    monkeypatch.setattr(Explorer, "begin", lambda explorer: None)
+    given = parameters(width=64, noise="redraw", preset="overnight")
+
+    with pytest.warns(UserWarning, match=r"it has preset quick$"):
+        explorer = explore_at("layers", given)
+
+    assert explorer.preset == "quick"
+    assert "preset quick (there overnight)" in explorer.panel.notice.value
+    assert explorer.panel.notice.layout.display is None
+
+
+def test_nothing_is_said_where_all_is_as_in_the_notebook(monkeypatch):
+    monkeypatch.setenv("JPY_SESSION_NAME", "fig2.ipynb")
+    monkeypatch.setattr(Explorer, "begin", lambda explorer: None)
+
+    explorer = explore_at("two layers", parameters())
+
+    assert explorer.panel.notice.layout.display == "none"
 
 
 @pytest.mark.parametrize("kind", ["layers and units", "tied memory"])

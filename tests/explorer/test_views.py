@@ -3,10 +3,12 @@ what was recorded.
 """
 
 import math
+import re
 from functools import cache
 
 import polars as pl
 import pytest
+import vl_convert
 from chart_pictures import picture
 from scipy.integrate import solve_ivp
 
@@ -365,7 +367,7 @@ def test_the_toy_model_beside_the_network(stages, k, start):
 
 
 def tiles(chart):
-    return sorted(rows(chart, "row", "answer"), key=lambda r: (r["line"], r["column"]))
+    return sorted(rows(chart, "row", "answer"), key=lambda r: r["place"])
 
 
 @STAGES
@@ -378,7 +380,7 @@ def test_one_tile_a_noisy_example(kind, stage, stages):
     assert tile_rows(s) == wrong[:40] == [t["row"] for t in drawn]
     assert len(wrong) > 0
     assert tile_rows(s, 5) == wrong[:5]
-    assert len({(t["line"], t["column"]) for t in drawn}) == min(40, len(wrong))
+    assert [t["place"] for t in drawn] == list(range(min(40, len(wrong))))
 
 
 @EACH
@@ -466,9 +468,13 @@ def test_sums_are_written_as_such(operation, sign):
 
 def test_columns(stages):
     s = stages["layers"]["first"]
-    assert [(t["line"], t["column"]) for t in tiles(draw_examples(s, 1, columns=7))] == [
-        divmod(k, 7) for k in range(len(tile_rows(s)))
-    ]
+    lines = -(-len(tile_rows(s)) // 7)
+
+    svg = vl_convert.vegalite_to_svg(draw_examples(s, 1, columns=7, size=46).to_dict())
+
+    captions = re.findall(r'translate\(([\d.]+),([\d.]+)\)"[^>]*>\d → \d<', svg)
+    assert len({x for x, _ in captions}) == 7
+    assert len({y for _, y in captions}) == lines
 
 
 # --- nothing is wrong
