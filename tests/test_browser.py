@@ -458,6 +458,13 @@ def test_on_a_telephone_each_tab_is_named(browser, tmp_path):
         tab(page, "Probes")
         wait_for(page, ".mark-symbol path", "n >= 5")
         assert page.evaluate("document.documentElement.scrollWidth") == 390
+        tab(page, "Examples")
+        heights = f"({SEEN})('.mark-text text').map(t => t.getBoundingClientRect().height)"
+        page.wait_for_function(f"() => {{ const h = {heights}; return h.length && h[0] >= 10 }}")
+        page.set_viewport_size(dict(width=2560, height=1400))
+        tab(page, "Training")
+        widths = "[...document.querySelectorAll('svg.marks')].map(e => e.clientWidth)"
+        page.wait_for_function(f"() => Math.max(...{widths}) > 2000")
 
 
 def heading(page: Page, begins: str):
