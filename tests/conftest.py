@@ -1,6 +1,7 @@
 "What several files of tests start from."
 
 import gc
+import sys
 
 import pytest
 from tiny_tasks import notebook, quick
@@ -26,8 +27,9 @@ def count(monkeypatch):
 
 
 LONGEST = (
+    "test_docs",  # which looks through all modules, and is quick while few are loaded
     *("test_notebooks", "test_browser", "test_app", "test_views", "test_outputs", "test_sessions"),
-    *("test_reproduction", "test_docs", "test_base_install", "test_interrupted_audits"),
+    *("test_reproduction", "test_base_install", "test_interrupted_audits"),
     *("test_latent_claims", "test_localization_claims", "test_repairs", "test_suspicion"),
     *("test_audit_inputs", "test_sweeps"),
 )
@@ -36,6 +38,15 @@ LONGEST = (
 def pytest_collection_finish():
     "Libraries and tests are never garbage; looked through at each collection, they cost a tenth."
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _widgets_closed():
+    "Open widgets are held for ever, and with them explorers, networks and data."
+    yield
+    if widgets := sys.modules.get("ipywidgets"):
+        widgets.Widget.close_all()
+        gc.collect()
 
 
 def pytest_collection_modifyitems(items):

@@ -157,7 +157,7 @@ def test_formulas_are_drawn(html, site):
 def test_outputs_are_shown(html):
     fig = (html / "nbs/fig1.html").read_text()
     assert fig.count('src="data:image/png') == 2
-    assert '<td data-head="verdict"><b class="held">holds</b></td>' in fig
+    assert '<b class="held">holds</b>' in fig
     assert "clipboard-copy-txt" not in fig
     assert fig.count("noise rate, between 0 and 0.5") == 1
     assert "jp-InputPrompt" not in fig
@@ -350,7 +350,7 @@ def test_reproduction_of_a_figure(tmp_path):
     assert "## Figure 2 { #fig2 }" in text
     assert "Found at preset quick, digits, 3 seeds, 2026-01-31, 0.2.0" in text
     assert "<span title='how'>|a| &lt; b</span>" in text
-    assert "<span class='rate'>0.1</span> 0.9 (0.8 to 1) <b class='held'>holds</b><br>" in text
+    assert "<span class='rate'>0.1</span> 0.9 (0.8 to 1) <b class='holds'>holds</b><br>" in text
     assert "<span class='rate'>0.2</span> 0.123 <b class='not-held'>does not hold</b>" in text
 
 

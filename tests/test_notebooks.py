@@ -49,10 +49,12 @@ NAMES = [
 ]
 # What these show is shown by all. The others run in the process of the tests, which saves for each
 # a start of the libraries in papermill and in a kernel.
-IN_A_KERNEL = {"audit", "fig1"}
+IN_A_KERNEL = {"fig4"}
 FEWER = {  # where ci itself takes longer than it tells
-    "four_lenses": dict(searched=1),
+    **dict.fromkeys(("fig1", "fig5"), dict(window=200)),
+    "four_lenses": dict(n=150, texts=150, searched=1),
     "modular_partition": dict(operations="add"),
+    "modular_scaling": dict(epochs=100),
     **dict.fromkeys((n for n in NAMES if n.startswith(("localization_", "human_"))), dict(n=150)),
 }
 VERDICTS = {"holds", "does not hold", "undecided", "not run"}

@@ -87,7 +87,7 @@ def split_chart(chart: alt.TopLevelMixin) -> tuple[dict, dict, dict]:
 
     Charts that differ in data and titles alone have the same specification.
     """
-    spec = chart.to_dict()
+    spec = chart.to_dict(validate=False)  # its form is tested; a redraw would wait for it
     known = spec.pop("datasets", {})
     names = {}
     for place in _named_data(spec, known):

@@ -48,7 +48,7 @@ def check_owner(
 
 def _at_epochs(epochs: list[float]) -> alt.Chart:
     "An unmarked chart of epochs."
-    return alt.Chart(pl.DataFrame(dict(epoch=[float(e) for e in epochs]))).encode(x="epoch:Q")
+    return alt.Chart(pl.DataFrame(dict(epoch=[float(e) for e in epochs]))).encode(alt.X("epoch:Q"))
 
 
 # a condition that is never met, as the legend has the most opaque of both
@@ -65,12 +65,12 @@ def _behind(front: alt.LayerChart, column: str) -> dict:
         dict(test=f"datum.{column} === {json.dumps(name)}", value=color)
         for name, color in zip(scale["domain"], scale["range"], strict=True)
     ]
-    pale = alt.value(0.3)
+    pale = alt.OpacityValue(0.3)
     if front.params is not alt.Undefined:
         (only,) = front.params
         pale = alt.OpacityValue(0.03, condition=dict(param=only.name, value=0.3))
     color = alt.ColorValue("#777", condition=colors)
-    return dict(color=color, detail=f"{column}:N", opacity=pale)
+    return dict(color=color, detail=alt.Detail(f"{column}:N"), opacity=pale)
 
 
 def _paled(
@@ -82,7 +82,7 @@ def _paled(
         return []
     rows = thin(rows.select("epoch", "group", y), y, ["group"], x="epoch")
     lines = alt.Chart(rows).mark_line(strokeWidth=5)
-    return [lines.encode(x="epoch:Q", y=f"{y}:Q", **_behind(front, "group"))]
+    return [lines.encode(alt.X("epoch:Q"), alt.Y(f"{y}:Q"), **_behind(front, "group"))]
 
 
 def _layers(chart: alt.LayerChart) -> list[alt.Chart]:
@@ -313,18 +313,18 @@ def _tile_layers(frame: pl.DataFrame, size: int) -> list[alt.Chart]:
     legend = alt.Legend(orient="top", title="the network answers", symbolType="square")
     scale = alt.Scale(domain=list(STATES), range=list(STATES.values()))
     tile = base.mark_square(size=area, opacity=1).encode(
-        color=alt.Color("answer:N", scale=scale, legend=legend),
-        stroke=alt.condition("datum.picked", alt.value("#000"), alt.value(None)),
-        strokeWidth=alt.value(2),
+        alt.Color("answer:N", scale=scale, legend=legend),
+        alt.StrokeValue(None, condition=dict(test="datum.picked", value="#000")),
+        alt.StrokeWidthValue(2),
     )
     click = base.mark_square(size=area, opacity=0, cursor="pointer").encode(
-        tooltip=["caption:N", "answer:N"]
+        tooltip=[alt.Tooltip("caption:N"), alt.Tooltip("answer:N")]
     )
     if frame["url"].null_count() == len(frame):
-        return [tile, base.mark_text(fontSize=9, color="#fff").encode(text="caption:N"), click]
-    image = base.mark_image(width=size, height=size).encode(url="url:N")
-    text = base.mark_text(dy=-size / 2 - 12, fontSize=10, color="#333").encode(text="caption:N")
-    return [tile, image, text, click]
+        return [tile, base.mark_text(fontSize=9, color="#fff").encode(alt.Text("caption:N")), click]
+    image = base.mark_image(width=size, height=size).encode(alt.Url("url:N"))
+    text = base.mark_text(dy=-size / 2 - 12, fontSize=10, color="#333")
+    return [tile, image, text.encode(alt.Text("caption:N")), click]
 
 
 def draw_examples(
@@ -435,8 +435,8 @@ def draw_probes(
     base = alt.Chart(_probed(*beside)).mark_point(filled=True, size=260)
     pale = base.encode(
         alt.X("layer:N", sort=order),
-        xOffset=alt.XOffset("probe:N", sort=probes),
-        y="accuracy:Q",
+        alt.XOffset("probe:N", sort=probes),
+        alt.Y("accuracy:Q"),
         **_behind(chart, "probe"),
     )
     chart.title = alt.Undefined

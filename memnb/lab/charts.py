@@ -213,8 +213,8 @@ def _filtered(
 
     def pale(layer: alt.Chart) -> alt.Chart:
         full = layer.mark.opacity
-        shown = alt.when(only).then(alt.value(full)).otherwise(alt.value(0.1 * full))
-        return layer.encode(opacity=shown)
+        shown = [dict(param=name, value=full)]
+        return layer.encode(alt.OpacityValue(0.1 * full, condition=shown))
 
     return [*map(pale, behind), pale(front).add_params(only)]
 
@@ -257,14 +257,14 @@ def level(
                 f"the line {shown(label)} is at {shown(y)}; it must be at a finite number"
             )
     rows = dict(label=[str(k) for k in rules], y=[float(v) for v in rules.values()])
-    base = alt.Chart(pl.DataFrame(rows)).encode(y="y:Q")
+    base = alt.Chart(pl.DataFrame(rows)).encode(alt.Y("y:Q"))
     inward = 3 if side == "left" else -3  # pixels
     text = base.mark_text(
         align=side, baseline="bottom", dy=-2, color="#555", fontSize=11, dx=inward
     )
     return [
         base.mark_rule(strokeDash=[3, 3], color="#777"),
-        text.encode(text="label:N", x=alt.value(0 if side == "left" else "width")),
+        text.encode(alt.Text("label:N"), alt.XValue(0 if side == "left" else "width")),
     ]
 
 # %% ../../nbs/lab/01_charts.ipynb #cell22
@@ -492,7 +492,7 @@ def heat(
         alt.X(f"{x}:O", axis=axis, sort=list(columns or []) or "ascending"),
         alt.Y(f"{y}:N", sort=list(order or []), axis=alt.Axis(title=None)),
         alt.Color(f"{value}:Q", scale=scale, legend=legend),
-        tooltip=[x, y, alt.Tooltip(f"{value}:Q", format=".4~g")],
+        tooltip=[alt.Tooltip(x), alt.Tooltip(y), alt.Tooltip(f"{value}:Q", format=".4~g")],
     )
     head = alt.TitleParams(title, subtitle=note) if note else title
     return chart.properties(title=head, width=420)

@@ -64,7 +64,7 @@ def regions(
         scale=alt.Scale(domain=list(spans), range=_SHADES[: len(spans)]),
         legend=alt.Legend(orient="top", title=None) if legend else None,
     )
-    shade = alt.Chart(frame).mark_rect(opacity=0.18).encode(x="start:Q", x2="end:Q", fill=fill)
+    shade = alt.Chart(frame).mark_rect(opacity=0.18).encode(alt.X("start:Q"), alt.X2("end:Q"), fill)
     front = chart.copy()
     front.title = alt.Undefined
     return alt.layer(shade, front).properties(title=chart.title)
@@ -229,8 +229,8 @@ def pictures(
         alt.X("column:Q", axis=None, scale=alt.Scale(domain=[-0.5, columns - 0.5], nice=False)),
         alt.Y("row:Q", axis=None, scale=alt.Scale(domain=[rows - 0.5, -0.5], nice=False)),
     )
-    image = base.mark_image(width=size, height=size).encode(url="url:N")
-    text = base.mark_text(dy=-size / 2 - 7, fontSize=10, color="#333").encode(text="caption:N")
+    image = base.mark_image(width=size, height=size).encode(alt.Url("url:N"))
+    text = base.mark_text(dy=-size / 2 - 7, fontSize=10, color="#333").encode(alt.Text("caption:N"))
     return alt.layer(image, text).properties(
         title=title, width=columns * (size + 22), height=rows * (size + 26)
     )

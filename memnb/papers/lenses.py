@@ -164,10 +164,10 @@ def rewinding(
 # %% ../../nbs/papers/25_lenses.ipynb #ln10
 def critical(
     s: Subject,
-    searched: int = 20,  # examples of each group whose units are looked for, 1 or more
-    suspects: int = 20,  # learnt labels, the most suspicious first, whose units are switched off
+    # learnt labels, of each group and of the most suspicious, whose units are looked for; 1 or more
+    searched: int = 20,
 ) -> Lens:
-    """Units whose removal flips an example, by layer.
+    """Units whose removal flips an example, by layer; the suspects' units are switched off.
 
     `frame` has a row an example: `group, units, layers`. `ValueError` where the network has learnt
     no noisy label.
@@ -189,7 +189,7 @@ def critical(
     off = frame.filter(group="noisy").explode("layer")["layer"].drop_nulls()
     shares = _shares(Counter(_group_of(layer, groups) for layer in off))
     ranked = audit(s.run, s.data, s.net, probes=()).sort("rank")
-    ranked = ranked.filter(pl.col("predicted") == pl.col("label"))["row"][:suspects].to_list()
+    ranked = ranked.filter(pl.col("predicted") == pl.col("label"))["row"][:searched].to_list()
     silenced = silence_suspects(s.net, s.data, torch.tensor(ranked))
     return Lens("critical units", _most(shares), shares, frame, _answers(silenced))
 
