@@ -40,12 +40,22 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def _open_widgets() -> set:
+    module = sys.modules.get("ipywidgets.widgets.widget")
+    return set(module._instances.values()) if module else set()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _widgets_closed():
-    "Open widgets are held for ever, and with them explorers, networks and data."
+    """Open widgets are held for ever, and with them explorers, networks and data.
+
+    Those that modules made while they were imported stay open.
+    """
+    before = _open_widgets()
     yield
-    if widgets := sys.modules.get("ipywidgets"):
-        widgets.Widget.close_all()
+    if made := _open_widgets() - before:
+        for widget in made:
+            widget.close()
         gc.collect()
 
 

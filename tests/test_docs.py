@@ -350,7 +350,7 @@ def test_reproduction_of_a_figure(tmp_path):
     assert "## Figure 2 { #fig2 }" in text
     assert "Found at preset quick, digits, 3 seeds, 2026-01-31, 0.2.0" in text
     assert "<span title='how'>|a| &lt; b</span>" in text
-    assert "<span class='rate'>0.1</span> 0.9 (0.8 to 1) <b class='holds'>holds</b><br>" in text
+    assert "<span class='rate'>0.1</span> 0.9 (0.8 to 1) <b class='held'>holds</b><br>" in text
     assert "<span class='rate'>0.2</span> 0.123 <b class='not-held'>does not hold</b>" in text
 
 

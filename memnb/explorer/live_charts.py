@@ -8,7 +8,6 @@ __all__ = ['VegaCode', 'vega_script', 'split_chart', 'ChartState', 'LiveChart']
 # %% ../../nbs/explorer/09_live_charts.ipynb #lc03
 import hashlib
 from collections.abc import Callable, Iterator
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -45,11 +44,15 @@ def vega_script(
     return text
 
 
-@cache
+_made: list[VegaCode] = []  # that of this kernel
+
+
 def _code() -> VegaCode:
-    "That of this kernel."
-    text = vega_script(Path("~/.cache/memnb").expanduser())
-    return VegaCode(text=text, digest=hashlib.sha256(text.encode()).hexdigest())
+    "That of this kernel; a new one where it was closed with all other widgets."
+    if not _made or _made[0].comm is None:
+        text = vega_script(Path("~/.cache/memnb").expanduser())
+        _made[:] = [VegaCode(text=text, digest=hashlib.sha256(text.encode()).hexdigest())]
+    return _made[0]
 
 # %% ../../nbs/explorer/09_live_charts.ipynb #lc07
 _VIEWS = ("mark", "layer", "concat", "hconcat", "vconcat", "facet", "repeat", "spec")

@@ -87,6 +87,17 @@ def test_charts_share_the_code_that_draws():
     assert len(LiveChart._esm) < 10_000
 
 
+def test_charts_are_made_after_all_widgets_were_closed():
+    before = LiveChart().code
+    before.close()
+
+    live = LiveChart(drawing([0.1, 0.5]))
+
+    assert live.code is not before
+    assert live.code.comm is not None
+    assert live.code.text == before.text
+
+
 def test_the_code_is_made_once(tmp_path, monkeypatch):
     monkeypatch.setattr(vl_convert, "javascript_bundle", lambda *_, **__: "export {};")
 
