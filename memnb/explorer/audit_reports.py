@@ -152,10 +152,11 @@ def _by_classifier(classifier, train: NoisyDataset, out: Path, page: dict) -> It
     "A table's report by a classifier of scikit-learn, line by line of what there is to say."
     yield f"{type(classifier).__name__} judges each row by what it learns from other rows"
     auditor = LabelAuditor(classifier).fit(train)
+    decisions = auditor.decisions(page["share"])
+    page = page | dict(decisions=decisions, by_hand=False)
     write_report(out, auditor.audit_, auditor.data_, auditor.noise_, **page)
     yield from verdict(auditor.noise_, len(train))
-    share = auditor.noise_ if page["share"] is None else page["share"]
-    yield from _outcome(decide(auditor.audit_, auditor.data_, share))
+    yield from _outcome(decisions)
     yield f"the report is {out / 'report.html'}"
 
 
@@ -211,8 +212,8 @@ def audit_report(
     found, noise = _looked_at(subject, train, net, progress, work)
     report = work.folder / "report"
     shutil.rmtree(report, ignore_errors=True)
-    write_report(report, found, train, noise, **page)
     decisions = decide(found, train, noise if share is None else share)
+    write_report(report, found, train, noise, decisions=decisions, by_hand=False, **page)
     if tree is not None:
         _write_copy(p.data, decisions, tree, work)
     _publish(report, out)

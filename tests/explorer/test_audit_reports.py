@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from memnb.audit import audit, estimate_noise
+from memnb.audit import Noise, audit, estimate_noise, label_auditor, noise_rate
 from memnb.datasets import from_folder
 from memnb.datasets.noisy_datasets import MOST_CLASSES
 from memnb.explorer import audit_reports
@@ -141,6 +141,27 @@ def test_where_nothing_is_cleaned_it_is_said(tmp_path):
     done = run(source, *options, "--share", 0)
     assert "no label is changed or dropped in cleaned.csv and in" in done.output
     assert "give --share, the share of the labels to act on" in done.output
+
+
+def _no_noise(e, y, level=0.9):
+    k = e.shape[1]
+    return Noise(0.1, 0.0, 0.2, torch.eye(k, dtype=torch.float64), 0.9)
+
+
+@pytest.mark.parametrize("model", ["mlp", "random_forest"])
+def test_that_nothing_is_cleaned_is_warned_of_once(tmp_path, monkeypatch, model):
+    monkeypatch.setattr(noise_rate, "noise_of", _no_noise)
+    monkeypatch.setattr(label_auditor, "noise_of", _no_noise)
+    file = table(tmp_path / "customers.csv")
+    how = dict(label="plan", rows="id", model=model) | (dict(epochs=1) if model == "mlp" else {})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        lines = list(audit_report(str(file), tmp_path / "r", progress=False, **how))
+    assert sum("reaches down to none" in str(w.message) for w in said) == 1
+    assert "no label is changed or dropped in cleaned.csv" in lines
+    html = " ".join((tmp_path / "r" / "report.html").read_text().split())
+    assert "No label is changed, because the estimate reaches down to none" in html
+    assert "decided by hand" not in html
 
 
 def test_a_table_from_the_shell(tmp_path):
