@@ -142,7 +142,7 @@ def decide(
     if may_be_none:
         caution(
             "no label is changed or dropped, because the estimated noise reaches down to none: "
-            "look at the first of the list, in a Review, or say by share= how many are acted on"
+            "look at the first of the list, then say by share= how many are acted on"
         )
     return decided
 

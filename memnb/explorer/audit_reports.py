@@ -7,6 +7,7 @@ __all__ = ['audit_report']
 
 # %% ../../nbs/explorer/08_audit_reports.ipynb #ar03
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -62,7 +63,8 @@ def _rows_of(p: Params) -> Callable | None:
     "How a row of a table looks; None for anything else."
     if not p.data.lower().endswith(TABLES):
         return None
-    table = read_table(p.data, [name for name in (p.label, p.get("rows")) if name])
+    with warnings.catch_warnings(action="ignore"):  # what there is to say was said when it was read
+        table = read_table(p.data, [name for name in (p.label, p.get("rows")) if name])
     left_out = {p.label, p.get("rows")}  # both are on the card already
 
     def show(row: int) -> str:

@@ -20,7 +20,7 @@ from memnb.datasets.noisy_datasets import MOST_CLASSES
 from memnb.explorer import audit_reports
 from memnb.explorer.audit_reports import audit_report
 from memnb.lab.audit_requests import AUDIT_RULES
-from memnb.lab.cli import main
+from memnb.lab.cli import audit_, in_options, main
 from memnb.models import build
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -255,7 +255,7 @@ def test_all_that_is_wrong_with_the_options_is_said_at_once_and_soon(tmp_path):
     code = """if True:
         import sys
         from click.testing import CliRunner
-        from memnb.lab.cli import main
+        from memnb.lab.cli import audit_, in_options, main
         done = CliRunner().invoke(main, ["audit", *sys.argv[1:]])
         print(done.exit_code, "torch" in sys.modules, done.output)
     """
@@ -308,7 +308,31 @@ def test_hints_on_the_way_name_options(tmp_path):
     assert "--skip-damaged leaves them out" in torn.output
     assert "give --size, to which they are resized" in tall.output
     assert "--resize 8,8 squashes them" in cropped.output
+    assert "give --mean and --std" in cropped.output
     assert cropped.exit_code == 0
+
+
+def test_hints_of_a_table_name_options_and_come_once(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [f"{v:.2f}".replace(".", ",") for v in rng.normal(size=40)]
+    file = tmp_path / "t.csv"
+    how = ["--label", "y", "--model", "random_forest", "--out", tmp_path / "r"]
+    file.write_text("a;y\n" + "\n".join(f"{v};no" for v in rows))
+    one_class = run(file, *how)
+    file.write_text("a;y\n" + "\n".join(f"{v};{i % 2}" for i, v in enumerate(rows)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        commas = run(file, *how)
+    assert "classes=[...] in Python or --classes, if it has outputs" in one_class.output
+    assert commas.output.count("have decimal commas") == 1
+
+
+def test_what_only_python_takes_is_said_to_be_python():
+    said = "more than 2 GB (memory=). Raise memory=, name fewer layers=[...]"
+    expected = (
+        "more than 2 GB (memory= in Python). Raise memory= in Python, name fewer layers=[...] in"
+    )
+    assert in_options(said, audit_) == f"{expected} Python"
 
 
 def test_the_rules_of_options_are_those_of_the_library():
