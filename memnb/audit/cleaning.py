@@ -38,6 +38,7 @@ def clear_lead(
 
     Where it cannot be told, as of fewer than 100 examples, it is 0.5.
     """
+    rate = number("rate", rate, "lie in [0, 1]", lambda v: 0 <= v <= 1)
     n = len(audited)
     if rate == 0 or n < 2 * _TOGETHER:
         return _MOST
@@ -97,7 +98,7 @@ def decide(
     # nothing where that end is no label at all
     share: float | Noise,
     # how far a suggestion must be ahead of the next class to replace a label, 0 to about 1;
-    # default: `clear_lead`, of the rate, or of its lower end where the noise has a caveat
+    # default: `clear_lead`, of that share or of the noise's `careful_rate`
     sure: float | None = None,
 ) -> pl.DataFrame:
     """One row an example, the most suspicious first, with what is to be done.
@@ -112,7 +113,7 @@ def decide(
     if isinstance(share, Noise):
         may_be_none = share.may_be_none(len(data))
         most, surely = (0.0, 0.0) if may_be_none else (share.rate, share.low)
-        rate = surely if share.caveat else most
+        rate = share.careful_rate
     else:
         may_be_none = False
         most = surely = rate = number("share", share, "lie in [0, 1]", lambda v: 0 <= v <= 1)

@@ -121,13 +121,20 @@ def test_of_few_examples_no_lead_is_learnt():
 
 def test_a_suggestion_replaces_a_label_from_the_clear_lead_on():
     found, data, noise = audited()
-    doubtful = replace(noise, low=noise.rate - 0.1, high=noise.rate + 0.2)
-    assert doubtful.caveat
-    assert not noise.caveat
-    for share, rate in [(noise, noise.rate), (doubtful, doubtful.low), (0.1, 0.1)]:
+    for share, rate in [(noise, noise.careful_rate), (0.1, 0.1)]:
         expected = decide(found, data, share, sure=clear_lead(found, rate))
         assert decide(found, data, share).equals(expected)
     assert clear_lead(found, noise.rate) < 0.5
+
+
+@pytest.mark.parametrize(
+    "low, high, left_out, careful",
+    [(0.2, 0.3, 0.8, 0.24), (0.2, 0.3, 0.6, 0.22), (0.1, 0.4, 0.8, 0.1)],
+)
+def test_a_doubtful_rate_is_reckoned_lower(low, high, left_out, careful):
+    noise = replace(audited()[2], rate=0.24, low=low, high=high, left_out=left_out)
+    assert noise.careful_rate == pytest.approx(careful)
+    assert bool(noise.caveat) == (careful != 0.24)
 
 
 @pytest.mark.parametrize("low, acts", [(0.0, False), (0.4 / 500, False), (1 / 500, True)])
