@@ -41,6 +41,7 @@ from ..localization.label_evidence import layer_opinions
 from ..models.checkpoints import load_weights
 from ..runs.identity import architecture, fingerprint, start_of
 from ..runs.run import Run
+from ..trainer.steps import check_network
 from ..trainer.training import fit
 
 _PARAMETERS = (
@@ -203,6 +204,7 @@ def audit_report(
         return
     net, _ = audit_network(p, train, p.seed)
     subject = net = load_weights(net, p.weights) if p.weights else net
+    check_network(net)
     how = audit_settings(p) | dict(seed=p.seed, checkpoints=None)
     work = _work_of(p, train, net, how, out)
     if work.resumed:

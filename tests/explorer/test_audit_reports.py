@@ -348,6 +348,17 @@ def test_weights_are_looked_at_before_pictures_are_read(tmp_path, monkeypatch):
         list(audit_report(source, tmp_path / "r", str(tmp_path / "w.pt"), model="mlp"))
 
 
+def test_weights_that_are_no_use_leave_nothing_behind(tmp_path):
+    source = folder_of_pictures(tmp_path / "colors", 3)
+    net = build("mlp", shape=(3, 8, 8), widths=(100, 100), n_classes=3)
+    broken = {k: v * torch.nan for k, v in net.state_dict().items()}
+    torch.save(broken, tmp_path / "w.pt")
+    how = ["--model", "mlp", "--weights", tmp_path / "w.pt", "--out", tmp_path / "r"]
+    done = run(source, *how)
+    assert "the parameter fc1.0.weight holds NaN or infinity" in done.output
+    assert {place.name for place in tmp_path.iterdir()} == {"colors", "w.pt"}
+
+
 def test_the_title_is_given_in_the_shell(tmp_path):
     source = folder_of_pictures(tmp_path / "colors", 4)
     how = ["--model", "mlp", "--epochs", 1, "--out", tmp_path / "r", "--title", "Week 7"]
