@@ -39,10 +39,11 @@ def clear_lead(
     Where it cannot be told, as of fewer than 100 examples, it is 0.5.
     """
     rate = number("rate", rate, "lie in [0, 1]", lambda v: 0 <= v <= 1)
-    n = len(audited)
+    known = audited.filter(pl.col("sure").is_finite()).sort("sure")
+    n = len(known)
     if rate == 0 or n < 2 * _TOGETHER:
         return _MOST
-    rows = audited.sort("sure").select("sure", agrees=pl.col("suggested") == pl.col("label"))
+    rows = known.select("sure", agrees=pl.col("suggested") == pl.col("label"))
     count = min(_PARTS, n // _TOGETHER)
     parts = rows.with_columns(part=pl.int_range(n) * count // n)
     parts = parts.group_by("part", maintain_order=True).agg(
@@ -118,7 +119,9 @@ def decide(
         may_be_none = False
         most = surely = rate = number("share", share, "lie in [0, 1]", lambda v: 0 <= v <= 1)
     _check_audited(audited, data)
-    sure = clear_lead(audited, rate) if sure is None else sure
+    if sure is None:
+        sure = clear_lead(audited, rate)
+    sure = number("sure", sure, "be 0 or more", lambda v: v >= 0)
     classes = pl.Series(class_names(data))
     rows = audited.sort("rank")
     doubted = pl.col("suggested") != pl.col("label")

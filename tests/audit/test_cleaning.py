@@ -119,6 +119,22 @@ def test_of_few_examples_no_lead_is_learnt():
     assert clear_lead(frame, 0.2) == 0.5
 
 
+def test_leads_without_a_number_are_left_out():
+    frame, _ = suggestions_of(lambda s: np.minimum(1, 0.6 + s), 0.2, n=5_000)
+    strange = pl.Series([float("inf"), float("nan"), None] * 10)
+    more = frame.with_columns(
+        sure=pl.concat([strange, frame["sure"][:-30]]), suggested=frame["suggested"]
+    )
+    assert clear_lead(more, 0.2) == clear_lead(more[30:], 0.2)
+
+
+@pytest.mark.parametrize("sure", ["a", float("nan"), -1.0, True])
+def test_a_lead_that_is_none_is_refused(sure):
+    found, data, noise = audited()
+    with pytest.raises((TypeError, ValueError), match="sure=.* must be"):
+        decide(found, data, noise, sure=sure)
+
+
 def test_a_suggestion_replaces_a_label_from_the_clear_lead_on():
     found, data, noise = audited()
     for share, rate in [(noise, noise.careful_rate), (0.1, 0.1)]:
