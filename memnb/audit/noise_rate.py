@@ -26,6 +26,7 @@ from ..runs.run import Run
 _LOOK = "Look at suspects from the top of the list: a review counts the wrong ones better."
 
 
+_WIDE = 0.25  # interval from which on the rate tells little
 _DOUBT = 0.08  # share of the labels in doubt beyond the rate, above which it is said
 
 
@@ -59,6 +60,18 @@ class Noise:
         return round(self.low * n) == 0
 
     @property
+    def is_wide(self) -> bool:
+        "Whether the interval is so wide that the rate tells little."
+        return self.high - self.low > _WIDE
+
+    @property
+    def careful_rate(self) -> float:
+        "A rate to reckon with: below the estimate where that has a caveat, the lower end if wide."
+        if self.is_wide:
+            return self.low
+        return (self.low + self.rate) / 2 if self.caveat else self.rate
+
+    @property
     def caveat(self) -> str:
         "Why the estimate is unreliable, and what to do; empty where it is reliable."
         if (self.low, self.high) == (0, 1):
@@ -67,7 +80,7 @@ class Noise:
                 "so nothing is known of the labels. Name layers=[...] behind which they are told "
                 "apart, or count: look at 50 labels drawn at random."
             )
-        if self.high - self.low > 0.25:
+        if self.is_wide:
             return (
                 "The inputs tell the classes apart so poorly that wrong labels and difficult "
                 "examples look alike: the interval is wide, and the rate may be far too high. "
@@ -119,6 +132,13 @@ def _runner_up_hits(e: Tensor, y: Tensor) -> Tensor:
 
 # runner-up hits beyond chance among plain mistakes, where the suggestion is nearly always right
 _LEAST = 0.12
+_POOR = 0.3  # share of the clear labels that suggestions contradict, from which on they are poor
+
+
+def _mean_error(hits: Tensor, least: float = 0.0) -> float:
+    "Standard error of the mean of hits (m,), whose deviation is at least `least`."
+    spread = hits.std().item() if len(hits) > 1 else 0.0
+    return max(spread, least) / math.sqrt(max(1, len(hits)))
 
 
 def mistaken_share(
@@ -131,8 +151,10 @@ def mistaken_share(
     It is a share of the clear cases with another label than the suggested one.
 
     A mistaken suggestion is often followed by the true class; a wrong label has no reason to come
-    second. The scale is what the unclear cases show, whose suggestions are mistaken more often. Of
-    two classes the other always comes second.
+    second. The scale is what the unclear cases show, whose suggestions are mistaken more often.
+    Where suggestions contradict many of the clear labels, from 0.3 to a half, that scale is less
+    sure: its error is added, and all error counts up to twice. Of two classes the other always
+    comes second.
     """
     if e.shape[1] == 2:
         return 0.0, _most_of_two(e, y, clear)
@@ -140,11 +162,14 @@ def mistaken_share(
     outside = _runner_up_hits(e[~clear], y[~clear])
     scale = max(_LEAST, outside.mean().item() if len(outside) else 0.0)
     excess = inside.mean().item() if len(inside) else 0.0
-    spread = inside.std().item() if len(inside) > 1 else 0.0
-    spread = max(spread, 0.3)  # a few that agree do not prove that all do
-    error = spread / math.sqrt(max(1, len(inside)))
     share = excess / scale
-    return min(1.0, max(0.0, share)), min(1.0, max(0.0, share + error / scale))
+    contradicted = (e.argmax(1) != y)[clear].double().mean().item()
+    poor = min(1.0, max(0.0, (contradicted - _POOR) / (0.5 - _POOR)))
+    of_scale = _mean_error(outside) if scale > _LEAST else 0.0
+    own = _mean_error(inside, 0.3)  # a few that agree do not prove that all do
+    error = math.hypot(own, poor * max(0.0, min(1.0, share)) * of_scale)
+    most = share + (1 + poor) * error / scale
+    return min(1.0, max(0.0, share)), min(1.0, max(0.0, most))
 
 
 # share of the difference in disagreement between unclear and clear cases; where the classes are

@@ -298,6 +298,7 @@ def write_report(
     decisions: pl.DataFrame | None = None,
     # of the labels to act on, in [0, 1]: `decide` takes it in place of the estimated noise
     share: float | None = None,
+    by_hand: bool = True,  # whether decisions that are given are a person's, not of `decide`
     **how,  # of `page`: title, top, show
 ) -> Path:
     """The folder, in which `report.html`, `suspects.csv` and `cleaned.csv` are written.
@@ -307,9 +308,9 @@ def write_report(
     `page`.
     """
     folder = check_absent(local_path("folder", folder))
-    if decisions is not None and share is not None:
+    by_hand = by_hand and decisions is not None
+    if by_hand and share is not None:
         raise ValueError(f"share={share} is for decide; decisions= were made already")
-    by_hand = decisions is not None
     if decisions is None:
         decisions = decide(audited, data, noise if share is None else share)
     check_decisions(decisions, data)

@@ -262,7 +262,7 @@ def _occurring(given: list[np.ndarray]) -> list:
     if len(names) < 2:
         raise ValueError(
             f"all {len(given[0])} labels are {names[0]!r}; a network tells two classes or more "
-            "apart: give classes=[...] or n_classes, if it has outputs that do not occur here"
+            "apart: give classes=[...] or n_classes=, if it has outputs that do not occur here"
         )
     return names
 

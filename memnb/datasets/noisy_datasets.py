@@ -19,7 +19,14 @@ from torch.utils.data import Dataset
 
 from ..common.checks import check_memory, shown, whole
 from ..common.rng import check_device, generator
-from .inputs import Inputs, batch_of, described, is_in_memory, tensors_in
+from memnb.datasets.inputs import (
+    Inputs,
+    batch_of,
+    described,
+    is_in_memory,
+    rows_at,
+    tensors_in,
+)
 
 # %% ../../nbs/datasets/02_noisy_datasets.ipynb #cell05
 MOST_CLASSES = 2**15 - 1  # a Run keeps predictions as int16
@@ -114,20 +121,18 @@ def _words(what: str, values, n: int) -> np.ndarray:
 
 
 def _rows(rows, n: int) -> Tensor:
-    """`rows` as (k,) integers or (n,) bool.
+    """(k,) int64 places that `rows` choose.
 
     `ValueError` unless they name at least one of `n` examples, and no other.
     """
-    at = tensor_of("rows", rows)
-    is_mask = at.dtype == torch.bool
-    if at.ndim != 1 or not (_is_integer(at) or is_mask and len(at) == n):
-        raise ValueError(
-            f"rows are {at.dtype} {tuple(at.shape)}; they must be integers (k,), or bool ({n},)"
-        )
-    if not (at.any() if is_mask else len(at)):
+    try:
+        at = rows_at(torch.arange(n), list(rows) if isinstance(rows, tuple) else rows)
+    except IndexError as e:
+        raise ValueError(f"rows: {e}") from e
+    if at.ndim == 0:
+        raise ValueError(f"rows={shown(rows)} is one example; a list of rows is a subset")
+    if not len(at):
         raise ValueError("a subset needs at least one example; rows name none")
-    if not is_mask and not -n <= int(at.min()) <= int(at.max()) < n:
-        raise ValueError(f"rows span {int(at.min())} to {int(at.max())}; there are {n} examples")
     return at
 
 # %% ../../nbs/datasets/02_noisy_datasets.ipynb #new60
@@ -189,7 +194,8 @@ class NoisyDataset(Dataset):
         return len(self.x)
 
     def __getitem__(self, i):
-        return self.x[i], self.y[i], self.index[i]
+        at = i if type(i) is int else rows_at(torch.arange(len(self)), i).to(self.device)
+        return self.x[at], self.y[at], self.index[at]
 
     def __repr__(self):
         noise = "clean labels unknown" if self.clean is None else f"rho={self.rho:.3g}"
@@ -271,7 +277,7 @@ class NoisyDataset(Dataset):
 
     def subset(
         self,
-        rows: Tensor,  # (k,) integers or (n,) bool, of at least one example
+        rows,  # (k,) integers, (n,) bool, or a slice, of at least one example
     ) -> "NoisyDataset":
         "The examples in `rows`, in that order; `index` still names their source."
         at = _rows(rows, len(self)).to(self.device)

@@ -220,7 +220,7 @@ def fits(what: str, size: float, memory: float) -> bool:
     limit = min(number("memory", memory, "be 0 or more", lambda v: v >= 0), free_memory() / 2)
     if size > limit:
         caution(
-            f"{what} take {in_words(size)}, more than memory={in_words(limit)}: they are read "
+            f"{what} take {in_words(size)}, more than {in_words(limit)} (memory=): they are read "
             "whenever they are needed"
         )
     return size <= limit

@@ -149,7 +149,7 @@ def say_unit_range():
     "Warn that no mean is subtracted."
     caution(
         "bytes are divided by 255, and no mean is subtracted; if the network was trained with one, "
-        "give mean and std"
+        "give mean= and std="
     )
 
 

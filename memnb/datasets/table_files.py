@@ -20,7 +20,9 @@ from .labels import first_few
 _NULLS = ["", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "<NA>", "#N/A"]
 
 
-_REMEDY = "; save it as UTF-8, or read it with pandas and its encoding, and give the frame"
+_REMEDY = (
+    "; save it as UTF-8, or read it with pandas and its encoding in Python, and give the frame"
+)
 _TEXT = (".csv", ".tsv", ".txt")
 _PARQUET = (".parquet", ".pq")
 
@@ -106,7 +108,7 @@ def _check_encoding(path: Path):
     if encoding:
         raise ValueError(
             f"table={str(path)!r} is text in {encoding.upper()}; save it as CSV in UTF-8, or give "
-            f'the frame of pandas.read_csv(path, encoding="{encoding}", sep=...)'
+            f'in Python the frame of pandas.read_csv(path, encoding="{encoding}", sep=...)'
         )
 
 

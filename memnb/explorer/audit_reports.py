@@ -7,6 +7,7 @@ __all__ = ['audit_report']
 
 # %% ../../nbs/explorer/08_audit_reports.ipynb #ar03
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from ..localization.label_evidence import layer_opinions
 from ..models.checkpoints import load_weights
 from ..runs.identity import architecture, fingerprint, start_of
 from ..runs.run import Run
+from ..trainer.steps import check_network
 from ..trainer.training import fit
 
 _PARAMETERS = (
@@ -62,7 +64,8 @@ def _rows_of(p: Params) -> Callable | None:
     "How a row of a table looks; None for anything else."
     if not p.data.lower().endswith(TABLES):
         return None
-    table = read_table(p.data, [name for name in (p.label, p.get("rows")) if name])
+    with warnings.catch_warnings(action="ignore"):  # what there is to say was said when it was read
+        table = read_table(p.data, [name for name in (p.label, p.get("rows")) if name])
     left_out = {p.label, p.get("rows")}  # both are on the card already
 
     def show(row: int) -> str:
@@ -152,10 +155,11 @@ def _by_classifier(classifier, train: NoisyDataset, out: Path, page: dict) -> It
     "A table's report by a classifier of scikit-learn, line by line of what there is to say."
     yield f"{type(classifier).__name__} judges each row by what it learns from other rows"
     auditor = LabelAuditor(classifier).fit(train)
+    decisions = auditor.decisions(page["share"])
+    page = page | dict(decisions=decisions, by_hand=False)
     write_report(out, auditor.audit_, auditor.data_, auditor.noise_, **page)
     yield from verdict(auditor.noise_, len(train))
-    share = auditor.noise_ if page["share"] is None else page["share"]
-    yield from _outcome(decide(auditor.audit_, auditor.data_, share))
+    yield from _outcome(decisions)
     yield f"the report is {out / 'report.html'}"
 
 
@@ -200,6 +204,7 @@ def audit_report(
         return
     net, _ = audit_network(p, train, p.seed)
     subject = net = load_weights(net, p.weights) if p.weights else net
+    check_network(net)
     how = audit_settings(p) | dict(seed=p.seed, checkpoints=None)
     work = _work_of(p, train, net, how, out)
     if work.resumed:
@@ -211,8 +216,8 @@ def audit_report(
     found, noise = _looked_at(subject, train, net, progress, work)
     report = work.folder / "report"
     shutil.rmtree(report, ignore_errors=True)
-    write_report(report, found, train, noise, **page)
     decisions = decide(found, train, noise if share is None else share)
+    write_report(report, found, train, noise, decisions=decisions, by_hand=False, **page)
     if tree is not None:
         _write_copy(p.data, decisions, tree, work)
     _publish(report, out)

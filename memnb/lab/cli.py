@@ -32,7 +32,7 @@ _PARAMETER = re.compile(
     r"""(?<![\w.'"-])([a-z_]+)=(\[[^\]]*\]|\([^)]*\)|'[^']*'|"[^"]*"|[\w./~+-]*\w)?"""
 )
 _ALSO = {"path": "data", "table": "data", "n_classes": "classes"}  # names of the same in functions
-_IN_PYTHON = ("classes", "layers", "share", "standardize")  # that no command takes
+_IN_PYTHON = ("classes", "layers", "memory", "share", "standardize")  # that no command takes
 
 
 def _in_shell(value: str) -> str:

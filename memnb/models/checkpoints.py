@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..common.checks import caution, check_memory, shown
 from ..common.files import local_path
+from ..datasets.labels import first_few
 
 # %% ../../nbs/models/09_checkpoints.ipynb #ck05
 def _unpacked(path: Path) -> int:
@@ -151,6 +152,22 @@ def _casts(state: dict[str, Tensor], model: nn.Module, path: Path) -> str:
     )
 
 
+def _differences(state: dict[str, Tensor], model: nn.Module) -> str:
+    "What weights lack, have besides or have of another size, in words; empty for nothing."
+    own = model.state_dict()
+    pairs = [(k, state[k], v) for k, v in own.items() if k in state and isinstance(v, Tensor)]
+    sizes = [(k, getattr(v, "shape", ()), to.shape) for k, v, to in pairs]
+    sizes = [(k, tuple(v), tuple(to)) for k, v, to in sizes if v != to]
+    said = [f"{k} is {v} in it, {to} in the network" for k, v, to in sizes[:3]]
+    outputs = {(v[:1], to[:1], v[1:] == to[1:]) for _, v, to in sizes}
+    if len(outputs) == 1 and (found := outputs.pop())[2]:
+        said.append(f"is it of {found[0][0]} classes, not {found[1][0]}?")
+    lacks = [k for k in own if k not in state]
+    besides = [k for k in state if k not in own]
+    said += [f"it lacks {first_few(lacks)}"] if lacks else []
+    return "; ".join(said + ([f"it has {first_few(besides)} besides"] if besides else []))
+
+
 def load_weights(
     model: nn.Module,  # changed in place
     path: str | Path,  # of a state dict, as `torch.save` writes it, or a `.safetensors` file
@@ -168,7 +185,8 @@ def load_weights(
         casts = _casts(state, model, Path(path))
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as e:
-        raise ValueError(f"{path} does not fit {type(model).__name__}: {e}") from e
+        why = _differences(state, model) or e
+        raise ValueError(f"{path} does not fit {type(model).__name__}: {why}") from e
     if said := "; ".join(filter(None, [said, casts])):
         caution(f"{Path(path).name}: {said}")
     return model.eval()

@@ -100,7 +100,10 @@ _EXAMPLES = ContextVar("examples")
 def examples(
     index: Tensor | None,  # (b,) int64 or int32; None: examples that nobody was trained on
 ):
-    "Within it, batches hold the training examples of this index. `ValueError` for anything else."
+    """Within it, batches hold the training examples of this index. `ValueError` for anything else.
+
+    An error within it gets a note that names the examples.
+    """
     integers = (torch.int64, torch.int32)
     is_index = isinstance(index, Tensor) and index.ndim == 1 and index.dtype in integers
     if index is not None and not is_index:
@@ -110,6 +113,10 @@ def examples(
     token = _EXAMPLES.set(index)
     try:
         yield
+    except Exception as e:
+        if index is not None and not hasattr(e, "__notes__"):
+            e.add_note(f"in a batch of the examples with index {shown(index.tolist())}")
+        raise
     finally:
         _EXAMPLES.reset(token)
 

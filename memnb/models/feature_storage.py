@@ -175,7 +175,7 @@ def storage_kind(
     fits = half <= memory
     where = "memory" if fits else f"a temporary file in {tempfile.gettempdir()}"
     caution(
-        f"the features of the layers take {in_words(whole)}, more than memory={in_words(memory)}: "
-        f"they are kept in half precision, {in_words(half)}, in {where}"
+        f"the features of the layers take {in_words(whole)}, more than {in_words(memory)} "
+        f"(memory=): they are kept in half precision, {in_words(half)}, in {where}"
     )
     return "half" if fits else "file"

@@ -4,12 +4,13 @@ from dataclasses import replace
 from datetime import date, datetime
 from functools import cache
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 
 from memnb.audit import audit, cleaned, copy_tree, decide, estimate_noise, write_report
-from memnb.audit.cleaning import cleaned_rows
+from memnb.audit.cleaning import cleaned_rows, clear_lead
 from memnb.audit.report import actions_in_words, by_class, confusions, looks, page, verdict
 from memnb.datasets import (
     NoisyDataset,
@@ -77,6 +78,79 @@ def test_an_estimate_relabels_to_its_rate_and_drops_to_its_lower_end():
     ]
     assert rows["action"].to_list() == expected
     assert {"relabel", "drop", "keep"} == set(expected)
+
+
+def suggestions_of(chance, rho, n=20_000, classes=10):
+    "A frame in which a suggestion with lead s is right with chance(s), and a share rho is wrong."
+    g = np.random.default_rng(0)
+    lead = g.uniform(0, 0.6, n)
+    truth = g.integers(0, classes, n)
+    right = g.random(n) < chance(lead)
+    suggested = np.where(right, truth, (truth + g.integers(1, classes, n)) % classes)
+    wrong = g.random(n) < rho
+    label = np.where(wrong, (truth + g.integers(1, classes, n)) % classes, truth)
+    return pl.DataFrame(dict(sure=lead, suggested=suggested, label=label)), right
+
+
+@pytest.mark.parametrize("rho", [0.05, 0.2, 0.4])
+@pytest.mark.parametrize(
+    "chance", [lambda s: 0.6 + s, lambda s: 0.4 + 2 * s, lambda s: 1 - np.exp(-12 * s)]
+)
+def test_from_the_clear_lead_on_four_of_five_suggestions_are_right(rho, chance):
+    frame, right = suggestions_of(lambda s: np.minimum(1, chance(s)), rho)
+    lead = clear_lead(frame, rho)
+    contradicts = (frame["suggested"] != frame["label"]).to_numpy()
+    s = frame["sure"].to_numpy()
+    above = contradicts & (s >= lead) & (s < lead + 0.05)
+    below = contradicts & (s < lead - 0.03) & (s >= lead - 0.1)
+    assert right[above].mean() > 0.75
+    if 0.15 < lead < 0.45:
+        assert right[below].mean() < 0.8
+
+
+@pytest.mark.parametrize("right, rho, lead", [(1.0, 0.2, 0.1), (0.5, 0.2, 0.5), (1.0, 0.0, 0.5)])
+def test_a_clear_lead_lies_between_a_tenth_and_a_half(right, rho, lead):
+    frame, _ = suggestions_of(lambda s: np.full_like(s, right), rho)
+    assert clear_lead(frame, rho) == lead
+
+
+def test_of_few_examples_no_lead_is_learnt():
+    frame, _ = suggestions_of(lambda s: np.ones_like(s), 0.2, n=99)
+    assert clear_lead(frame, 0.2) == 0.5
+
+
+def test_leads_without_a_number_are_left_out():
+    frame, _ = suggestions_of(lambda s: np.minimum(1, 0.6 + s), 0.2, n=5_000)
+    strange = pl.Series([float("inf"), float("nan"), None] * 10)
+    more = frame.with_columns(
+        sure=pl.concat([strange, frame["sure"][:-30]]), suggested=frame["suggested"]
+    )
+    assert clear_lead(more, 0.2) == clear_lead(more[30:], 0.2)
+
+
+@pytest.mark.parametrize("sure", ["a", float("nan"), -1.0, True])
+def test_a_lead_that_is_none_is_refused(sure):
+    found, data, noise = audited()
+    with pytest.raises((TypeError, ValueError), match="sure=.* must be"):
+        decide(found, data, noise, sure=sure)
+
+
+def test_a_suggestion_replaces_a_label_from_the_clear_lead_on():
+    found, data, noise = audited()
+    for share, rate in [(noise, noise.careful_rate), (0.1, 0.1)]:
+        expected = decide(found, data, share, sure=clear_lead(found, rate))
+        assert decide(found, data, share).equals(expected)
+    assert clear_lead(found, noise.rate) < 0.5
+
+
+@pytest.mark.parametrize(
+    "low, high, left_out, careful",
+    [(0.2, 0.3, 0.8, 0.24), (0.2, 0.3, 0.6, 0.22), (0.1, 0.4, 0.8, 0.1)],
+)
+def test_a_doubtful_rate_is_reckoned_lower(low, high, left_out, careful):
+    noise = replace(audited()[2], rate=0.24, low=low, high=high, left_out=left_out)
+    assert noise.careful_rate == pytest.approx(careful)
+    assert bool(noise.caveat) == (careful != 0.24)
 
 
 @pytest.mark.parametrize("low, acts", [(0.0, False), (0.4 / 500, False), (1 / 500, True)])

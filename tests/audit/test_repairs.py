@@ -32,6 +32,7 @@ from memnb.audit.alternatives import (
     silence_suspects,
     weighted_loss,
 )
+from memnb.audit.cleaning import clear_lead
 from memnb.audit.noise_rate import Noise, estimate_noise
 from memnb.audit.repairs import (
     Repair,
@@ -1622,14 +1623,16 @@ def test_stopped_early():
 def test_a_new_training_on_cleaned_labels():
     data = digits()[0]
     run, net = memorizer()
-    found = audit(run, data, net).sort("rank")
-    acted = found.head(round(estimate_noise(net, data).low * len(data)))
+    found = audit(run, data, net)
+    noise = estimate_noise(net, data)
+    lead = clear_lead(found, noise.careful_rate)
     better = data.y.clone()
     stays = torch.ones(len(data), dtype=torch.bool)
-    for line in acted.iter_rows(named=True):
-        if line["sure"] >= 0.5 and line["suggested"] != line["label"]:
+    for line in found.iter_rows(named=True):
+        is_clear = line["sure"] >= lead and line["suggested"] != line["label"]
+        if is_clear and line["rank"] <= round(noise.rate * len(data)):
             better[line["row"]] = line["suggested"]
-        else:
+        elif line["rank"] <= round(noise.low * len(data)):
             stays[line["row"]] = False
     new = fresh()
     fit(new, replace(data, y=better).subset(stays), 3, **TRAIN)

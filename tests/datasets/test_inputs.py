@@ -1,5 +1,8 @@
 "Inputs of any form are read a batch at a time, and nothing else is read."
 
+import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -48,10 +51,93 @@ def test_one_number_gives_one_example_as_the_network_reads_it(at):
     assert all(torch.equal(one[key], batch[key][at]) for key in batch)
 
 
-@pytest.mark.parametrize("at", [True, "3", 2.0])
+CHOICES = [
+    slice(0, 3),
+    slice(-3, None),
+    slice(None, None, -2),
+    slice(4, 100),
+    slice(np.int64(1), torch.tensor(3)),
+    -1,
+    np.int64(2),
+    np.uint8(2),
+    np.array(3),
+    np.array([1, -1]),
+    np.array([1, 2, 1], dtype=np.uint8),
+    np.arange(4)[::-1],
+    np.arange(6) % 2 == 0,
+    (np.arange(6) % 2 == 0).tolist(),
+    [5, -6],
+    range(2, 4),
+    (slice(1, 3),),
+    ...,
+    pd.Series([1, 2]),
+    pl.Series([1, 2]),
+]
+
+
+@pytest.mark.parametrize("form", ["memory", "files", "data set", "data set of inputs"])
+@pytest.mark.parametrize("at", CHOICES, ids=str)
+def test_rows_are_those_that_numpy_chooses(form, at):
+    numbers = np.arange(12).reshape(6, 2)
+    x = in_memory(torch.tensor(numbers))
+    if form != "memory":
+        x = Inputs(lambda rows: torch.stack([torch.tensor(numbers[r]) for r in rows]), x.rows)
+    labels = torch.arange(6) % 2
+    if form.startswith("data set"):
+        data = NoisyDataset(x if form.endswith("inputs") else torch.tensor(numbers), labels)
+        part, y, index = data[at]
+        assert y.tolist() == labels.numpy()[at].tolist()
+        assert index.tolist() == np.arange(6)[at].tolist()
+    else:
+        part = x[at]
+    part = part.batch() if isinstance(part, Inputs) else part
+    assert part.tolist() == numbers[at].tolist()
+
+
+@pytest.mark.parametrize("at", [[2, 0], np.array([2, 0], dtype=np.uint8), torch.tensor([2, 0])])
+def test_tensors_choose_as_arrays_do(at):
+    at = torch.as_tensor(at)
+    assert texts()[at].rows.tolist() == [2, 0]
+    assert NoisyDataset(texts(), [0, 1] * 3).subset(at).index.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("of", [slice(None, None, -2), slice(1, 3), np.arange(3)[::-1]])
+def test_a_subset_is_what_numpy_chooses(of):
+    data = NoisyDataset(texts(), [0, 1] * 3, names=list("abcdef"))
+    part = data.subset(of)
+    assert part.names.tolist() == np.array(list("abcdef"))[of].tolist()
+    assert part.index.tolist() == np.arange(6)[of].tolist()
+
+
+@pytest.mark.parametrize(
+    "at",
+    [True, "3", 2.0, None, (1, 2), [[0, 1]], [0, 6], -7, [1.0], np.zeros(5, bool), slice(0, 2, 0)],
+)
 def test_what_is_no_choice(at):
-    with pytest.raises((TypeError, IndexError)):
+    allowed = "is no choice among 6 examples.*from -6 to 5, a list of such, a slice, or 6 bools"
+    with pytest.raises(IndexError, match=allowed):
         texts()[at]
+    if not isinstance(at, tuple):
+        with pytest.raises(ValueError, match=f"{allowed}|is one example"):
+            NoisyDataset(texts(), [0, 1] * 3).subset(at)
+
+
+def test_what_is_no_tensor_says_how_it_becomes_one():
+    x = in_memory(torch.ones(4, 2))
+    with pytest.raises(TypeError, match=r"linear takes tensors.* x\[rows\]\.batch\(\)"):
+        torch.nn.Linear(2, 2)(x[:3])
+    with pytest.raises(AttributeError, match=r"Inputs have no shape.* x\[rows\]\.batch\(\)"):
+        _ = x.shape
+    assert np.asarray(x[1:3]).shape == (2, 2)
+    with pytest.raises(TypeError, match="no array: a network reads several parts"):
+        np.asarray(texts())
+
+
+def test_nothing_is_read_of_no_examples():
+    none = Inputs(lambda rows: torch.stack([torch.ones(2) for _ in rows]), torch.arange(5))[3:3]
+    assert repr(none) == "Inputs(0 x nothing, cpu)"
+    with pytest.raises(ValueError, match="no example is chosen"):
+        none.batch()
 
 
 def test_examples_that_are_not_there_and_one_after_the_other():

@@ -887,10 +887,16 @@ def test_whatever_else_is_refused_by_name(tmp_path, kind):
 @pytest.mark.parametrize(
     "state, says",
     [
-        (small(widths=(6,)).state_dict(), "size mismatch for fc1.0.weight"),
-        (small(n_classes=4).state_dict(), "size mismatch for out.weight"),
-        ({}, "Missing key"),
-        (small(name="cnn", channels=[3]).state_dict(), 'Unexpected key.*"block1.0.weight"'),
+        (
+            small(widths=(6,)).state_dict(),
+            r"fc1.0.weight is \(6, 64\) in it, \(\d+, 64\) in the network",
+        ),
+        (
+            small(n_classes=4).state_dict(),
+            r"out.weight is \(4, \d+\) in it, .* is it of 4 classes, not 3\?",
+        ),
+        ({}, "it lacks 'fc1.0.weight'"),
+        (small(name="cnn", channels=[3]).state_dict(), "it has 'block1.0.weight'"),
     ],
     ids=["width", "classes", "nothing", "cnn"],
 )
@@ -1537,7 +1543,7 @@ def test_weights_of_another_network_fail_before_any_work_and_say_so(
     with pytest.raises(
         ValueError,
         match=f"(?s)^{re.escape(str(path))} does not fit Sequential: "
-        ".*size mismatch for fc1.0.weight",
+        ".*fc1.0.weight is .8, 64. in it, .100, 64. in the network",
     ):
         play(data=str(own), model="mlp", weights=str(path), out=str(tmp_path / "out"))
     assert not list((tmp_path / "out").rglob("*"))

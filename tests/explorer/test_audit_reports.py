@@ -14,13 +14,13 @@ from PIL import Image
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from memnb.audit import audit, estimate_noise
+from memnb.audit import Noise, audit, estimate_noise, label_auditor, noise_rate
 from memnb.datasets import from_folder
 from memnb.datasets.noisy_datasets import MOST_CLASSES
 from memnb.explorer import audit_reports
 from memnb.explorer.audit_reports import audit_report
 from memnb.lab.audit_requests import AUDIT_RULES
-from memnb.lab.cli import main
+from memnb.lab.cli import audit_, in_options, main
 from memnb.models import build
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -143,6 +143,27 @@ def test_where_nothing_is_cleaned_it_is_said(tmp_path):
     assert "give --share, the share of the labels to act on" in done.output
 
 
+def _no_noise(e, y, level=0.9):
+    k = e.shape[1]
+    return Noise(0.1, 0.0, 0.2, torch.eye(k, dtype=torch.float64), 0.9)
+
+
+@pytest.mark.parametrize("model", ["mlp", "random_forest"])
+def test_that_nothing_is_cleaned_is_warned_of_once(tmp_path, monkeypatch, model):
+    monkeypatch.setattr(noise_rate, "noise_of", _no_noise)
+    monkeypatch.setattr(label_auditor, "noise_of", _no_noise)
+    file = table(tmp_path / "customers.csv")
+    how = dict(label="plan", rows="id", model=model) | (dict(epochs=1) if model == "mlp" else {})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        lines = list(audit_report(str(file), tmp_path / "r", progress=False, **how))
+    assert sum("reaches down to none" in str(w.message) for w in said) == 1
+    assert "no label is changed or dropped in cleaned.csv" in lines
+    html = " ".join((tmp_path / "r" / "report.html").read_text().split())
+    assert "No label is changed, because the estimate reaches down to none" in html
+    assert "decided by hand" not in html
+
+
 def test_a_table_from_the_shell(tmp_path):
     file = table(tmp_path / "customers.csv")
     done = run(file, "--label", "plan", "--rows", "id", "--epochs", 20, "--out", tmp_path / "r")
@@ -234,7 +255,7 @@ def test_all_that_is_wrong_with_the_options_is_said_at_once_and_soon(tmp_path):
     code = """if True:
         import sys
         from click.testing import CliRunner
-        from memnb.lab.cli import main
+        from memnb.lab.cli import audit_, in_options, main
         done = CliRunner().invoke(main, ["audit", *sys.argv[1:]])
         print(done.exit_code, "torch" in sys.modules, done.output)
     """
@@ -287,7 +308,31 @@ def test_hints_on_the_way_name_options(tmp_path):
     assert "--skip-damaged leaves them out" in torn.output
     assert "give --size, to which they are resized" in tall.output
     assert "--resize 8,8 squashes them" in cropped.output
+    assert "give --mean and --std" in cropped.output
     assert cropped.exit_code == 0
+
+
+def test_hints_of_a_table_name_options_and_come_once(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [f"{v:.2f}".replace(".", ",") for v in rng.normal(size=40)]
+    file = tmp_path / "t.csv"
+    how = ["--label", "y", "--model", "random_forest", "--out", tmp_path / "r"]
+    file.write_text("a;y\n" + "\n".join(f"{v};no" for v in rows))
+    one_class = run(file, *how)
+    file.write_text("a;y\n" + "\n".join(f"{v};{i % 2}" for i, v in enumerate(rows)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        commas = run(file, *how)
+    assert "classes=[...] in Python or --classes, if it has outputs" in one_class.output
+    assert commas.output.count("have decimal commas") == 1
+
+
+def test_what_only_python_takes_is_said_to_be_python():
+    said = "more than 2 GB (memory=). Raise memory=, name fewer layers=[...]"
+    expected = (
+        "more than 2 GB (memory= in Python). Raise memory= in Python, name fewer layers=[...] in"
+    )
+    assert in_options(said, audit_) == f"{expected} Python"
 
 
 def test_the_rules_of_options_are_those_of_the_library():
@@ -301,6 +346,17 @@ def test_weights_are_looked_at_before_pictures_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(audit_reports, "audit_data", lambda *_, **__: pytest.fail("data were read"))
     with pytest.raises(ValueError, match="w.pt"):
         list(audit_report(source, tmp_path / "r", str(tmp_path / "w.pt"), model="mlp"))
+
+
+def test_weights_that_are_no_use_leave_nothing_behind(tmp_path):
+    source = folder_of_pictures(tmp_path / "colors", 3)
+    net = build("mlp", shape=(3, 8, 8), widths=(100, 100), n_classes=3)
+    broken = {k: v * torch.nan for k, v in net.state_dict().items()}
+    torch.save(broken, tmp_path / "w.pt")
+    how = ["--model", "mlp", "--weights", tmp_path / "w.pt", "--out", tmp_path / "r"]
+    done = run(source, *how)
+    assert "the parameter fc1.0.weight holds NaN or infinity" in done.output
+    assert {place.name for place in tmp_path.iterdir()} == {"colors", "w.pt"}
 
 
 def test_the_title_is_given_in_the_shell(tmp_path):

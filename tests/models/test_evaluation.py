@@ -195,6 +195,23 @@ def outside() -> bool:
     return e.value.__cause__ is None and e.value.__suppress_context__
 
 
+class RefusesLarge(nn.Module):
+    "A network that refuses inputs above 6."
+
+    def forward(self, x):
+        if x.max() > 6:
+            raise RuntimeError("an input is too large")
+        return x
+
+
+def test_an_error_within_a_network_names_the_examples_of_the_batch():
+    x = torch.arange(10.0)[:, None]
+    with pytest.raises(RuntimeError, match="an input is too large") as failed:
+        predict(RefusesLarge(), x, batch=4, index=100 + torch.arange(10))
+    notes = ["in a batch of the examples with index [104, 105, 106, 107]"]
+    assert failed.value.__notes__ == notes
+
+
 def test_examples_of_a_block():
     assert outside()
     with examples(INDEX):
