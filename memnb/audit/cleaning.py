@@ -36,6 +36,8 @@ def clear_lead(
 ) -> float:
     """The lead over the next class with which a suggestion is right four times of five, 0.1 to 0.5.
 
+    Labels are taken to be wrong regardless of how hard an example is. Where they are wrong at the
+    hard ones, as people's are, suggestions are right less often: look at what `decide` relabels.
     Where it cannot be told, as of fewer than 100 examples, it is 0.5.
     """
     rate = number("rate", rate, "lie in [0, 1]", lambda v: 0 <= v <= 1)
