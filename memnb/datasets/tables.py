@@ -306,7 +306,9 @@ class Columns:
 
 def _check_there(names: Sequence[str], frame: pl.DataFrame, what: str):
     if missing := [name for name in names if name not in frame.columns]:
-        there = ", ".join(frame.columns[:20]) + " ..." * (len(frame.columns) > 20)
+        there = ", ".join(frame.columns)
+        if len(frame.columns) > 20:  # the label is often the last
+            there = ", ".join([*frame.columns[:14], "...", *frame.columns[-5:]])
         raise ValueError(
             f"{what} {first_few(missing)}; the table has the columns {there or 'none'}"
         )
