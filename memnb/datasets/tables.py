@@ -333,8 +333,8 @@ def _learnt(frame: pl.DataFrame, label: str, standardize: bool) -> Columns:
         count = sum(c.categories is None and c.varies for c in columns.columns)
         columns_are = "column of numbers is" if count == 1 else "columns of numbers are"
         caution(
-            f"{count} {columns_are} standardised (mean 0, deviation 1); a network that "
-            "was trained on them as they are needs standardize=False"
+            f"{count} {columns_are} standardised (mean 0, deviation 1); standardize=False leaves "
+            "them as they are, for a network that was trained so"
         )
     return columns
 
