@@ -130,6 +130,9 @@ class LabelAuditor(BaseEstimator):
                 data, y=torch.from_numpy(codes), clean=None, n_classes=len(names), classes=names
             )
             self.audit_ = self.audit_.with_columns(index=pl.Series(data.index.tolist()))
+            if data.names is not None:
+                of_rows = pl.Series("name", data.names.tolist())
+                self.audit_ = self.audit_.insert_column(3, of_rows)
         return self
 
     def _codes(self, y) -> np.ndarray:

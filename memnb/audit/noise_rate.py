@@ -88,8 +88,9 @@ class Noise:
             )
         doubted = 0 if self.left_out is None else 1 - self.left_out
         if doubted > 2 * max(self.rate, 0.05) or doubted - self.rate > _DOUBT:
+            most = "most" if doubted > 2 * self.rate else "many"
             return (
-                f"Probes that never saw the label give only {self.left_out:.0%} of them, so most "
+                f"Probes that never saw the label give only {self.left_out:.0%} of them, so {most} "
                 f"that are in doubt are difficult, not wrong, and the rate may be too high. {_LOOK}"
             )
         return ""

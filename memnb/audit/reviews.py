@@ -163,11 +163,13 @@ class Review:
     def outlook(self) -> str:
         "What was found, what is likely left, and whether going on is worth it."
         coming = self.coming()
+        found = f"{self.found} label{' was' if self.found == 1 else 's were'} wrong"
         if not coming:
-            return f"{self.found} labels were wrong; every label was looked at"
+            return f"{found}; every label was looked at"
         soon = float(self.chance[coming].sum())
+        left = f"{self.left():.0f} wrong one"
         text = (
-            f"{self.found} labels were wrong; about {self.left():.0f} wrong ones are left, "
+            f"{found}; about {left}{' is' if left[:2] == '1 ' else 's are'} left, "
             f"{soon:.1f} of them among the next {len(coming)}"
         )
         return text + (": you can stop" if soon < 1 and self.answers else "")

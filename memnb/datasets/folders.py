@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -277,6 +278,13 @@ def _check_damaged(damaged: dict[int, str], names: list[str], skip: bool):
     caution(f"{what}; they are left out")
 
 
+def _are_three(*scales) -> bool:
+    "Whether one of mean and std has three numbers, as of a network for coloured pictures."
+    flat = (v.reshape(-1) if isinstance(v, (np.ndarray, Tensor)) else v for v in scales)
+    kinds = (Sequence, np.ndarray, Tensor)
+    return any(isinstance(v, kinds) and not isinstance(v, str) and len(v) == 3 for v in flat)
+
+
 def _first(files: Files) -> Head:
     "The first file that is a picture, whose size and channels others are expected to have."
     paths = (os.path.join(files.root, name) for name in files.names)
@@ -311,7 +319,8 @@ def from_folder(
     *,
     # before the crop, the shorter side, or (height, width); `size` or more; default: to cover it
     resize: int | tuple[int, int] | None = None,
-    grey: bool | None = None,  # one channel; default: where all files have one
+    # one channel; default: where all files have one, and mean and std are not those of three
+    grey: bool | None = None,
     memory: float = HELD_IN_MEMORY,  # bytes; more is read from the files whenever it is needed
     device: str = "cpu",
     progress: bool = True,  # a bar, where it takes long
@@ -326,7 +335,7 @@ def from_folder(
     resize = _checked_resize(resize, size)
     files = files_of(path, classes, skip_empty=skip_damaged)
     first = _first(files)
-    is_grey = first.grey if grey is None else bool(grey)
+    is_grey = first.grey and not _are_three(mean, std) if grey is None else bool(grey)
     workers = _WORKERS if first.size[0] * first.size[1] >= _LARGE else 1
     shape = Shape(size or first.size, resize, is_grey)
     reader = FileReader(files.root, files.names, shape, workers)

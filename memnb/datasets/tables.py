@@ -306,7 +306,9 @@ class Columns:
 
 def _check_there(names: Sequence[str], frame: pl.DataFrame, what: str):
     if missing := [name for name in names if name not in frame.columns]:
-        there = ", ".join(frame.columns[:20]) + " ..." * (len(frame.columns) > 20)
+        there = ", ".join(frame.columns)
+        if len(frame.columns) > 20:  # the label is often the last
+            there = ", ".join([*frame.columns[:14], "...", *frame.columns[-5:]])
         raise ValueError(
             f"{what} {first_few(missing)}; the table has the columns {there or 'none'}"
         )
@@ -331,8 +333,8 @@ def _learnt(frame: pl.DataFrame, label: str, standardize: bool) -> Columns:
         count = sum(c.categories is None and c.varies for c in columns.columns)
         columns_are = "column of numbers is" if count == 1 else "columns of numbers are"
         caution(
-            f"{count} {columns_are} standardised (mean 0, deviation 1); a network that "
-            "was trained on them as they are needs standardize=False"
+            f"{count} {columns_are} standardised (mean 0, deviation 1); standardize=False leaves "
+            "them as they are, for a network that was trained so"
         )
     return columns
 

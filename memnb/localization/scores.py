@@ -148,6 +148,7 @@ def mislabel_scores(
 ) -> pl.DataFrame:
     """One row an example: `row, index, label, noisy` and the `SCORES` that the run allows.
 
+    Where examples have names, `name` is among the columns.
     Higher is more suspicious. A run with a single recorded time has no history: its only score is
     `final_loss`, beside those of the network. `ValueError` where run and data do not belong
     together.
@@ -163,6 +164,8 @@ def mislabel_scores(
         label=data.y.tolist(),
         noisy=None if data.clean is None else data.is_noisy.tolist(),
     )
+    if data.names is not None:
+        columns["name"] = data.names.tolist()
     columns |= _of_history(run)
     if model is not None:
         kinds = [

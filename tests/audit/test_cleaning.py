@@ -153,6 +153,12 @@ def test_a_doubtful_rate_is_reckoned_lower(low, high, left_out, careful):
     assert bool(noise.caveat) == (careful != 0.24)
 
 
+@pytest.mark.parametrize("left_out, share", [(0.6, "many"), (0.5, "most")])
+def test_most_of_the_doubted_labels_are_difficult_only_where_the_rate_says_so(left_out, share):
+    noise = replace(audited()[2], rate=0.24, low=0.2, high=0.3, left_out=left_out)
+    assert f"{share} that are in doubt are difficult" in noise.caveat
+
+
 @pytest.mark.parametrize("low, acts", [(0.0, False), (0.4 / 500, False), (1 / 500, True)])
 def test_nothing_is_done_where_all_labels_may_be_right(low, acts):
     found, data, noise = audited()

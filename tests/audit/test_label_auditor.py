@@ -20,7 +20,7 @@ from sklearn.svm import LinearSVC
 
 from memnb.audit import LabelAuditor, write_report
 from memnb.audit.label_auditor import out_of_fold
-from memnb.datasets import from_arrays
+from memnb.datasets import from_arrays, from_table
 
 LINEAR = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
 
@@ -93,6 +93,16 @@ def test_a_frame_with_categories_and_its_cleaned_rows(tmp_path):
     assert (labels == truth[left.index]).mean() > 0.9 > (y == truth).mean()
     write_report(tmp_path / "report", auditor.audit_, auditor.data_, auditor.noise_)
     assert (tmp_path / "report" / "report.html").exists()
+
+
+def test_names_of_rows_are_in_the_frame():
+    X, y = make_classification(60, random_state=0)
+    table = from_table(
+        pd.DataFrame(X).assign(plan=y, id=[f"c{i}" for i in range(60)]), "plan", rows="id"
+    )
+    part = table.subset(range(59, -1, -1))
+    named = LabelAuditor(LINEAR).fit(part).audit_
+    assert named["name"].to_list() == [f"c{i}" for i in part.index.tolist()]
 
 
 def test_it_is_an_estimator():

@@ -124,6 +124,14 @@ def test_everything_looked_at():
 # --- kept in a file
 
 
+@pytest.mark.parametrize("left, says", [(0.2, "0 wrong ones are"), (1.2, "1 wrong one is")])
+def test_one_is_one(monkeypatch, left, says):
+    review = begun()
+    review.answer(review.next, "relabel")
+    monkeypatch.setattr(review, "left", lambda: left)
+    assert review.outlook().startswith(f"1 label was wrong; about {says} left, ")
+
+
 def test_a_review_goes_on_where_it_stopped(tmp_path):
     first = begun(tmp_path / "decisions.csv")
     rows = first.coming(5)

@@ -1154,6 +1154,15 @@ def test_an_audit_of_a_run_has_all_scores_and_one_row_an_example(name):
     assert sum(f.null_count().row(0)) == 0
 
 
+def test_names_of_examples_are_in_the_frame():
+    _, net = trained()
+    data = replace(clusters(), names=[f"{i}.png" for i in range(60)])
+    part = data.subset(range(59, -1, -1))
+    named = audit(net, part)
+    assert named["name"].to_list() == [f"{i}.png" for i in range(59, -1, -1)]
+    assert named.drop("name").equals(audit(net, replace(part, names=None)))
+
+
 def test_an_audit_of_a_network_alone_has_no_history():
     run, net = trained()
     data = clusters()

@@ -114,6 +114,22 @@ def test_pictures_of_every_kind(tmp_path, modes, channels):
     assert from_folder(tmp_path, grey=True).x.batch().shape == (2, 1, 9, 8)
 
 
+@pytest.mark.parametrize("three", [(0.5, 0.4, 0.3), np.array([0.5, 0.4, 0.3]), torch.rand(3, 1, 1)])
+def test_grey_pictures_scaled_by_three_numbers_are_as_torchvisions(tmp_path, three):
+    for i in range(2):
+        save(tmp_path / "ab"[i] / "x.png", mode="L")
+    steps = [
+        transforms.ToTensor(),
+        transforms.Normalize(torch.as_tensor(three).flatten().tolist(), (1, 1, 1)),
+    ]
+    theirs = ImageFolder(tmp_path, transforms.Compose(steps))
+    data = from_folder(tmp_path, mean=three)
+    assert torch.allclose(data.x.batch(), torch.stack([x for x, _ in theirs]), atol=1e-6)
+    assert from_folder(tmp_path, mean=0.5).x.batch().shape == (2, 1, 9, 8)
+    with pytest.raises(ValueError, match="mean has 3 numbers; the inputs have 1 channel"):
+        from_folder(tmp_path, mean=three, grey=True)
+
+
 def test_sixteen_bits_are_not_cut_off(tmp_path):
     for i in range(2):
         folder = tmp_path / "ab"[i]

@@ -272,6 +272,12 @@ def test_whole_labels_that_are_written_as_floats():
     assert data.classes == ("0", "1")
 
 
+def test_a_wide_table_names_its_last_columns_too():
+    wide = pl.DataFrame({f"c{i}": [i, i + 1] for i in range(30)})
+    with pytest.raises(ValueError, match="has the columns c0, .*c13, ..., c25, .*, c29$"):
+        from_table(wide, label="plan")
+
+
 def test_classes_in_the_order_of_the_networks_outputs():
     data = from_table(flats(), label="price", classes=["low", "mid", "high"])
     assert data.n_classes == 3
