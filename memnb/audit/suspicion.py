@@ -298,6 +298,7 @@ _OWN = (
     "velpic",
     "masc",
     "cosine",
+    "known",
     "sure",
     "suspicion",
     "rank",
@@ -348,6 +349,9 @@ def audit(
     - `suggested`: the label that probes suggest which were fitted without the example
       (`suggestions`);
     - `alternative`: the likeliest of the other classes, for a label that you know is wrong;
+    - `known`: how good the network is at the class of the given label, the share of its examples
+      for which that label is suggested; where it is low, trust neither suggestions nor ranks
+      without a look (`reliability`);
     - `sure`: how far the likeliest class is ahead of the next: 0 for a tie, from about 1 on nothing
       speaks against it;
     - `velpic, masc, cosine`: what three probes that know the example's label suggest (`probes`);
@@ -393,4 +397,7 @@ def audit(
         *(pl.Series(name, evidence(probe_scores, name).argmax(1).tolist()) for name in probes),
         pl.Series("sure", (first - second).tolist()),
         pl.Series("suspicion", rankdata(rounded) / len(frame)),
-    ).with_columns(rank=pl.col("suspicion").rank("ordinal", descending=True).cast(pl.Int64))
+    ).with_columns(
+        known=(pl.col("suggested") == pl.col("label")).mean().over("label"),
+        rank=pl.col("suspicion").rank("ordinal", descending=True).cast(pl.Int64),
+    )

@@ -77,7 +77,7 @@ fit = partial(trainer.fit, device="cpu")
 ALWAYS = ["row", "index", "label", "noisy"]
 HISTORY = ["learning_time", "forgetting", "margin", "loss"]
 CLASSES = ["predicted", "suggested", "alternative", "velpic", "masc", "cosine"]
-SUGGESTIONS = [*CLASSES, "sure", "suspicion", "rank"]
+SUGGESTIONS = [*CLASSES, "sure", "suspicion", "known", "rank"]
 RIDGE = 0.3  # of the linear probes of an audit
 OF_NETWORK = ["final_loss", "probe_disagreement", "probe_margin"]
 WITH_DEPTH = ["final_loss", "prediction_depth", "probe_disagreement", "probe_margin"]
@@ -1145,7 +1145,7 @@ def test_an_audit_of_a_run_has_all_scores_and_one_row_an_example(name):
     f = audit(run, data, k=5)
     assert f.columns == ALWAYS + HISTORY + WITH_DEPTH + SUGGESTIONS
     assert f.select(f.columns[:12]).equals(mislabel_scores(run, data, net, k=5))
-    assert [f[c].dtype for c in SUGGESTIONS] == [pl.Int64] * 6 + [pl.Float64] * 2 + [pl.Int64]
+    assert [f[c].dtype for c in SUGGESTIONS] == [pl.Int64] * 6 + [pl.Float64] * 3 + [pl.Int64]
     assert f["row"].to_list() == list(range(60))
     assert f["index"].to_list() == data.index.tolist()
     assert f["label"].to_list() == data.y.tolist()
@@ -1197,7 +1197,10 @@ def test_suggestions_by_hand(layers):
     others = np.where(np.eye(3)[y] == 1, -np.inf, e)
     assert f["alternative"].to_list() == others.argmax(1).tolist()
     near = others.max(1) - e[np.arange(60), y] > -0.1
-    assert f["suggested"].to_list() == np.where(near, others.argmax(1), y).tolist()
+    suggested = np.where(near, others.argmax(1), y)
+    assert f["suggested"].to_list() == suggested.tolist()
+    known = [(suggested == y)[y == c].mean() for c in y]
+    close(f["known"], known, 1e-12)
     close(f["sure"], np.sort(e, 1)[:, -1] - np.sort(e, 1)[:, -2], 1e-7)
     assert f["prediction_depth"].to_list() == prediction_depth(net, data, layers).tolist()
 
