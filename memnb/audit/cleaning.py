@@ -72,8 +72,31 @@ def example_names(data: NoisyDataset) -> list[str]:
     return [str(v) for v in names.tolist()]
 
 
+def _check_frame(what: str, frame, maker: str):
+    "`TypeError` for anything but a frame of polars."
+    if not isinstance(frame, pl.DataFrame):
+        raise TypeError(
+            f"{what} are a {type(frame).__module__.partition('.')[0]} {type(frame).__name__}; they "
+            f"must be a polars.DataFrame, as {maker} gives; polars.from_pandas makes one of pandas'"
+        )
+
+
+def _check_columns(audited: pl.DataFrame, k: int):
+    "`ValueError` unless ranks, suggestions and leads are what `audit` gives."
+    n = len(audited)
+    if audited["rank"].sort().to_list() != list(range(1, n + 1)):
+        raise ValueError(f"rank must be 1 to {n}, each once; it is the place in the list")
+    suggested = audited["suggested"].unique().to_list()
+    if wrong := [c for c in suggested if not (isinstance(c, int) and 0 <= c < k)]:
+        raise ValueError(f"suggested holds {shown(wrong[0])}; classes are numbered 0 to {k - 1}")
+    kind = audited["sure"].dtype
+    if not (kind.is_numeric() or kind == pl.Null):
+        raise ValueError(f"sure is of type {kind}; it must be numbers")
+
+
 def _check_audited(audited: pl.DataFrame, data: NoisyDataset):
     "`ValueError` unless the frame is about these examples, with these labels."
+    _check_frame("audited", audited, "audit")
     needed = ("row", "index", "label", "rank", "suggested", "sure", "suspicion")
     if missing := [c for c in needed if c not in audited.columns]:
         raise ValueError(
@@ -92,6 +115,7 @@ def _check_audited(audited: pl.DataFrame, data: NoisyDataset):
                 f"the audit is about other data: at row {row} its {column} is "
                 f"{by_row[column][row]}, that of the data {int(values[row])}"
             )
+    _check_columns(audited, data.n_classes)
 
 
 def decide(
@@ -127,8 +151,9 @@ def decide(
     classes = pl.Series(class_names(data))
     rows = audited.sort("rank")
     doubted = pl.col("suggested") != pl.col("label")
+    is_clear = (pl.col("sure") >= sure) & ~pl.col("sure").is_nan()  # polars: NaN is the largest
     action = (
-        pl.when((pl.col("rank") <= round(most * len(data))) & doubted & (pl.col("sure") >= sure))
+        pl.when((pl.col("rank") <= round(most * len(data))) & doubted & is_clear)
         .then(pl.lit("relabel"))
         .when(pl.col("rank") <= round(surely * len(data)))
         .then(pl.lit("drop"))
@@ -157,11 +182,15 @@ def check_decisions(
     decisions: pl.DataFrame,  # of `decide`
     data: NoisyDataset,
 ):
-    "`ValueError` unless they are about these data, with an action and a class for each example."
+    """`ValueError` unless they are about these data, with an action and a class for each example.
+
+    `TypeError` for what is no frame.
+    """
+    _check_frame("decisions", decisions, "decide")
     missing = {"row", "given", "suggested", "action"} - set(decisions.columns)
     if missing:
         raise ValueError(f"the decisions lack {', '.join(sorted(missing))}; see decide")
-    if sorted(decisions["row"]) != list(range(len(data))):
+    if decisions["row"].sort().to_list() != list(range(len(data))):
         raise ValueError(f"there must be one decision for each of the {len(data)} examples")
     by_row = decisions.sort("row")
     given = np.array(class_names(data))[data.y.cpu().numpy()]
@@ -175,12 +204,12 @@ def check_decisions(
             f"{shown(by_row['given'][row])}, here {shown(str(given[row]))}, example "
             f"{int(data.index[row])} of the source"
         )
-    if strange := sorted(set(decisions["action"]) - set(ACTIONS)):
+    if strange := sorted(set(decisions["action"]) - set(ACTIONS), key=str):
         raise ValueError(f"action {shown(strange[0])} is unknown; there are {', '.join(ACTIONS)}")
     if set(decisions["action"]) == {"drop"}:
         raise ValueError("the decisions drop every example; nothing would be left")
     relabelled = decisions.filter(pl.col("action") == "relabel")["suggested"].cast(pl.String)
-    if strange := sorted(set(relabelled) - set(class_names(data))):
+    if strange := sorted(set(relabelled) - set(class_names(data)), key=str):
         raise ValueError(
             f"label {shown(strange[0])} is no class; there are {shown(class_names(data))}"
         )

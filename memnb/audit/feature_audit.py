@@ -35,6 +35,9 @@ def _rows_of(places: np.ndarray, most: int = 5) -> str:
 
 def _array_of_labels(y, n: int) -> np.ndarray:
     "(n,) whole numbers or words, as numpy has them."
+    if isinstance(y, np.ma.MaskedArray) and np.ma.is_masked(y):
+        rows = np.flatnonzero(np.ma.getmaskarray(y))
+        raise ValueError(f"labels of rows {_rows_of(rows)} are masked; each row needs one")
     given = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
     if given.shape != (n,):
         raise ValueError(f"labels have shape {given.shape}; {n} rows of features need ({n},)")
@@ -110,6 +113,7 @@ class _Fit:
     dtype: type  # of products
     count: np.ndarray  # (K,) examples
     mean: np.ndarray | None = None  # (d,) of all rows
+    least: float = 1e-12  # distance from the mean that is no more than rounding
     wanted: WantedImages | None = None  # of the directions
     root: np.ndarray | None = None  # (d + 1, d + 1) of Cholesky
     weights: np.ndarray | None = None  # (d + 1, K) of the ridge
@@ -125,7 +129,7 @@ def _design(block: RowBlock) -> tuple[np.ndarray, np.ndarray]:
     z = np.empty((n, d + 1), block.x.dtype)
     z[:, -1] = 1
     centred = minus_mean(block.x, block.known.mean, z[:, :-1])
-    length = np.maximum(np.sqrt(np.einsum("ij,ij->i", centred, centred)), 1e-12)
+    length = np.maximum(np.sqrt(np.einsum("ij,ij->i", centred, centred)), block.known.least)
     centred /= length[:, None]
     return z, length.astype(np.float64)
 
@@ -266,6 +270,11 @@ def _check_numbers(largest: np.ndarray, pieces: list):
             f"row {largest.argmax()} of the features holds {largest.max():.3g}; numbers must lie "
             "below 1e140, so that their squares can be added"
         )
+    if 0 < largest.max() < 1e-140:
+        raise ValueError(
+            f"the largest number of the features is {largest.max():.3g}; it must be at least "
+            "1e-140, so that squares can be added: multiply all of them by one number"
+        )
 
 # %% ../../nbs/audit/12_features.ipynb #fa17b
 def _first_pass(run: Callable, data: _Data) -> tuple[_Fit, LongestDirections]:
@@ -275,6 +284,7 @@ def _first_pass(run: Callable, data: _Data) -> tuple[_Fit, LongestDirections]:
     _check_numbers(largest, data.pieces)
     if not 1e-15 < largest.max() < 1e15:  # squares leave the range of float32
         fit.dtype = np.float64
+    fit.least = 1e-12 * (largest.max() or 1.0)
     fit.mean = sums["total"].sum(0) / len(data.y)
     means = sums["total"] / np.maximum(fit.count, 1)[:, None]
     fit.probes["cosine"] = _against_mean(unit_rows(means), fit)

@@ -49,12 +49,14 @@ def rows_at(
 
     `IndexError` for places that are not there, and for what chooses no rows.
     """
-    chosen = at.detach().cpu().numpy() if isinstance(at, Tensor) else at
     try:
+        chosen = at.detach().cpu().numpy() if isinstance(at, Tensor) else at
+        if np.ma.is_masked(chosen):
+            raise IndexError("some of it is masked")
         found = np.asarray(rows.cpu().numpy()[chosen])
         if found.ndim > 1:
             raise IndexError(f"it has {found.ndim} dimensions")
-    except (IndexError, TypeError, ValueError) as e:
+    except (IndexError, TypeError, ValueError, RuntimeError) as e:
         raise IndexError(
             f"{shown(at)} is no choice among {len(rows)} examples ({e}); give a whole number from "
             f"{-len(rows)} to {len(rows) - 1}, a list of such, a slice, or {len(rows)} bools"

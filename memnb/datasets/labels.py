@@ -6,6 +6,7 @@
 __all__ = ['first_few', 'label_values', 'Labels', 'say_alike', 'checked_classes', 'coded']
 
 # %% ../../nbs/datasets/06_labels.ipynb #la03
+import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +32,29 @@ def _is_missing(value) -> bool:
     return isinstance(value, (float, np.floating)) and value != value
 
 
+def _of_tensor(labels: Tensor, what: str) -> np.ndarray:
+    "A tensor as an array. `ValueError` for one that numpy does not hold."
+    try:
+        return labels.detach().cpu().numpy()
+    except (TypeError, RuntimeError) as e:
+        raise ValueError(
+            f"{what} are a tensor of {labels.dtype}, {labels.layout}, on {labels.device}; they "
+            "must be whole numbers, dense and in memory, such as torch.int64"
+        ) from e
+
+
+def _item(label, what: str):
+    "A label of a list as Python's own. `ValueError` for a word whose end numpy would cut off."
+    if isinstance(label, (np.ndarray, Tensor)) and label.ndim == 0:
+        return label.item()
+    if isinstance(label, (str, bytes)):
+        if label[-1:] in ("\0", b"\0"):
+            raise ValueError(f"{what} hold {label!r}; a label must not end in the character NUL")
+        # of a name of an Enum its word, and not "Color.RED"
+        return str.__str__(label) if isinstance(label, str) else label
+    return label
+
+
 def _array(labels, what: str) -> np.ndarray | list:
     "Labels of numpy, torch, pandas or polars as an array or a list of Python's values."
     if isinstance(labels, (str, bytes, dict, set)) or not hasattr(labels, "__len__"):
@@ -38,15 +62,18 @@ def _array(labels, what: str) -> np.ndarray | list:
     if isinstance(labels, (Tensor, np.ndarray)) and labels.ndim == 0:
         raise TypeError(f"{what}={shown(labels)}; there must be one for each input")
     if isinstance(labels, Tensor):
-        return labels.detach().cpu().numpy()
+        return _of_tensor(labels, what)
+    if isinstance(labels, np.ma.MaskedArray) and np.ma.is_masked(labels):
+        rows = np.flatnonzero(np.ma.getmaskarray(labels).reshape(len(labels), -1).any(1))
+        raise ValueError(f"{what} hold a masked value at row {rows[0]}; each example needs one")
     if hasattr(labels, "columns") and hasattr(labels, "to_numpy"):
         labels = labels.to_numpy()  # a frame, perhaps of one-hot columns
     elif hasattr(labels, "to_list"):
         labels = labels.to_list()
-    if isinstance(labels, np.ndarray):
-        return labels.tolist() if labels.dtype == object and labels.ndim == 1 else labels
+    if isinstance(labels, np.ndarray) and not (labels.dtype.kind in "OT" and labels.ndim == 1):
+        return labels
     check_memory(f"{what} take", 40 * len(labels))
-    return list(labels)
+    return [_item(v, what) for v in labels]
 
 
 def _check_missing(labels: np.ndarray | list, what: str):
@@ -184,20 +211,31 @@ def _in_order(values: np.ndarray) -> list:
     return sorted(np.unique(values).tolist(), key=key)
 
 
+def _looks(name: str) -> str:
+    "A name by what is seen of it: without spaces too many, and letters in Unicode's one form."
+    seen = [c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf"]
+    return " ".join("".join(seen).split())
+
+
 def say_alike(
     names: Sequence[str],  # of the classes
 ):
-    "Warn of classes that differ in capitals or spaces alone, of more than one letter."
+    """Warn of classes that differ in spaces, invisible characters or Unicode's forms alone.
+
+    Of more than one letter, also of those that differ in capitals.
+    """
     written = {}
     for name in names:
-        plain = " ".join(name.lower().split())
-        if len(plain) > 1:
-            written.setdefault(plain, []).append(name)
+        seen = _looks(name)
+        written.setdefault(seen.lower() if len(seen) > 1 else seen, []).append(name)
     alike = [several for several in written.values() if len(several) > 1]
     if alike:
+        several = alike[0][:5]
+        write = ascii if len(set(map(_looks, several))) < len(several) else repr
         caution(
-            f"{first_few(alike[0])} are different classes, which differ in capitals or spaces "
-            "alone; if they mean the same, write them in one way"
+            f"{', '.join(map(write, several))}{' ...' * (len(alike[0]) > 5)} are different "
+            "classes, which differ in capitals, spaces or what is not seen alone; if they mean the "
+            "same, write them in one way"
         )
 
 
@@ -218,7 +256,7 @@ def checked_classes(
     if getattr(classes, "ndim", 1) == 0 or len(classes) > MOST_CLASSES:
         raise ValueError(f"classes={shown(classes)} must be a list of 2 to {MOST_CLASSES} names")
     names = classes.tolist() if isinstance(classes, (np.ndarray, Tensor)) else list(classes)
-    names = [int(v) if isinstance(v, np.integer) else v for v in names]
+    names = [int(v) if isinstance(v, np.integer) else _item(v, "classes") for v in names]
     if len(names) < 2 or not all(isinstance(v, (str, bytes, int)) for v in names):
         raise ValueError(f"classes={shown(names)} must be two or more words or whole numbers")
     if twice := sorted({_word(v) for v in names if names.count(v) > 1}):
@@ -248,9 +286,12 @@ def _codes(labels: np.ndarray, names: list) -> np.ndarray:
         labels = labels.astype(str) if isinstance(names[0], str) else labels.astype(np.int64)
     place = {name: i for i, name in enumerate(names)}
     if strange := [v for v in np.unique(labels).tolist() if v not in place]:
-        raise ValueError(
-            f"labels {first_few(strange)} are not among the classes {first_few(names)}"
-        )
+        said = f"labels {first_few(strange)} are not among the classes {first_few(names)}"
+        seen = {_looks(_word(name)): name for name in names}
+        if twin := [v for v in strange if _looks(_word(v)) in seen]:
+            same = seen[_looks(_word(twin[0]))]
+            said += f"; {ascii(twin[0])} looks like {ascii(same)}: write both in one way"
+        raise ValueError(said)
     return np.array([place[v] for v in labels.tolist()], dtype=np.int64)
 
 

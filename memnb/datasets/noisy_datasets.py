@@ -117,7 +117,12 @@ def _words(what: str, values, n: int) -> np.ndarray:
         raise ValueError(f"{what} are {shown(values)}; they must be a list, one for each of {n}")
     if given != n:
         raise ValueError(f"there are {given} {what} for {n}; each needs one")
-    return np.array([str(v) for v in values])
+    words = [str(v) for v in values]
+    try:
+        "".join(words).encode()
+    except UnicodeEncodeError as e:
+        raise ValueError(f"{what} hold {e.object[e.start]!r}, which no file can hold") from e
+    return np.array(words)
 
 
 def _rows(rows, n: int) -> Tensor:

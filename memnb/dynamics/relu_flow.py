@@ -123,8 +123,11 @@ def _falling(snapshots, first: TwoLayer):
         yield t, net
 
 
+_MULTIPLIED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
 def _flow_rkc(model, data, times, *, rtol=None, growth=None, dtype: torch.dtype | None = None):
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    if dtype is not None and dtype not in _MULTIPLIED:
         raise TypeError(
             f"dtype={shown(dtype)} must be a floating torch.dtype, such as torch.float32"
         )
@@ -174,6 +177,11 @@ def _descent(model, data, times, lr: float, first: TwoLayer):
 METHODS = {"rkc": _flow_rkc, "gd": _flow_gd}
 
 
+def _is_coarse(p: Tensor) -> bool:
+    "Whether the precision is below float32's."
+    return p.is_floating_point() and torch.finfo(p.dtype).bits < 32
+
+
 def flow(
     model: nn.Module,  # a `TwoLayerReLU`, or any network of the same four parameters; left as it is
     data: NoisyDataset,  # two classes, clean labels known
@@ -200,11 +208,14 @@ def flow(
     """
     check_choice("method", method, METHODS)
     check_options(f"method={method!r}", METHODS[method], options)
-    return METHODS[method](model, data, increasing(times), **options)
+    times = increasing(times)
+    if isinstance(model, nn.Module) and any(_is_coarse(p) for p in model.parameters()):
+        model = deepcopy(model).float()  # steps smaller than its rounding would be lost
+    return METHODS[method](model, data, times, **options)
 
 # %% ../../nbs/dynamics/02_relu_flow.ipynb #cell14
 def train_flow(
-    model: nn.Module,  # `TwoLayerReLU`, or another network of that form; trained in place
+    model: nn.Module,  # `TwoLayerReLU`, or another network of that form; left as it is
     data: NoisyDataset,  # two classes; both hold examples
     times: Sequence[float],
     method: str = "rkc",  # a key of `METHODS`
@@ -243,7 +254,7 @@ def _recorded(rec: Recorder, steps, data: NoisyDataset, back: Tensor, *, observe
 
 # %% ../../nbs/dynamics/02_relu_flow.ipynb #cell15
 def gradient_flow(
-    model: nn.Module,  # as for `train_flow`; trained in place
+    model: nn.Module,  # as for `train_flow`; left as it is
     data: NoisyDataset,  # two classes
     times: Sequence[float],  # flow times, increasing, 0 or more; a learning rate times epochs
     *args,  # of `train_flow`

@@ -24,7 +24,7 @@ from ..common.code import ROOT
 from ..common.files import data_root, local_path, write_whole
 from .audit_requests import check_audit
 from .listings import paper_lines, result_text, terminal_width
-from .sweeps import no_results, results, sweep
+from .sweeps import each_once, no_results, results, sweep
 from .tasks import Failed, execute, failed, make_task
 
 # %% ../../nbs/lab/08_cli.ipynb #opt2
@@ -117,7 +117,7 @@ def main():
 @click.option("--timeout", type=float, help="Seconds until it is ended.")
 def run(notebook: Path, fixed, root: Path, timeout):
     "Run NOTEBOOK with these parameters, unless its result is there."
-    task = make_task(notebook, dict(fixed))
+    task = make_task(notebook, each_once("-p", fixed))
     began = time.time()
     cached = task.state(root.resolve()) == "done"
     try:
@@ -183,8 +183,8 @@ def sweep_(notebook: Path, axes, fixed, root: Path, *, slurm, dry_run, **options
     "Run NOTEBOOK at each point of a grid. Started again, it does the rest only."
     if not axes:
         raise ValueError("a grid needs an axis: -g rho 0.1,0.2")
-    slurm = dict(slurm) or None
-    done = sweep(notebook, dict(axes), root, dict(fixed), slurm=slurm, dry_run=dry_run, **options)
+    options |= dict(fixed=each_once("-p", fixed), slurm=each_once("--slurm", slurm) or None)
+    done = sweep(notebook, each_once("-g", axes), root, dry_run=dry_run, **options)
     click.echo(_table(done))
     if not dry_run and (done["state"] != "done").any():
         raise click.exceptions.Exit(1 if (done["state"] == "failed").any() else 130)
@@ -244,7 +244,8 @@ def reproduce_(listed, budget, only, table, claims, *, root, slurm, **options):
         _say_list(cells_of(lines, root, options["device"]), lines, budget)
         return
     claims = claims or table.with_name("claims.csv")
-    cells, finished = reproduce(lines, root, claims, budget, slurm=dict(slurm) or None, **options)
+    options["slurm"] = each_once("--slurm", slurm) or None
+    cells, finished = reproduce(lines, root, claims, budget, **options)
     click.echo(_state_counts(cells))
     if not finished or any(cell.state == "failed" for cell in cells):
         raise click.exceptions.Exit(1 if finished else 130)

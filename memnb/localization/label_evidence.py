@@ -36,7 +36,7 @@ from ..models.layers import check_layers, first_tensor, layer_names
 from ..models.outputs import fed, outputs_of
 from ..models.structure import hidden_groups
 from ..probes.classifiers import PROBES
-from ..probes.geometry import ClassShapes
+from ..probes.geometry import ClassShapes, unit
 from ..trainer.steps import check_outputs
 
 # %% ../../nbs/localization/07_label_evidence.ipynb #db0121e2
@@ -72,9 +72,9 @@ def _label_scores(
     }
     parts = {name: [] for name in probes}
     for rows in blocks:
-        unit = F.normalize(features.rows(rows).to(shapes.dtype), dim=1)
+        of_length_1 = unit(features.rows(rows).to(shapes.dtype))
         for name, probe in fitted.items():
-            parts[name].append(probe.scores(unit))
+            parts[name].append(probe.scores(of_length_1))
     return {name: torch.cat(part) for name, part in parts.items()}
 
 # %% ../../nbs/localization/07_label_evidence.ipynb #00a89fd4

@@ -13,22 +13,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..common.checks import number, shown, whole
 from ..models.feature_storage import Features, Given
 from ..models.features import row_blocks
+from ..probes.geometry import flat
 
 # %% ../../nbs/localization/06_left_out_ridge.ipynb #lr04
-def _mean(features: Features | Given) -> Tensor:
-    "(d,) float64."
-    blocks = row_blocks(*features.shape)
-    return sum(features.rows(rows).double().sum(0) for rows in blocks) / features.shape[0]
+def _mean(features: Features | Given) -> tuple[Tensor, float]:
+    "(d,) float64, and a power of two about as large as the largest number, 1 where all are zero."
+    total, largest = 0.0, 0.0
+    for rows in row_blocks(*features.shape):
+        block = features.rows(rows).double()
+        total = total + block.sum(0)
+        largest = max(largest, block.max().item(), -block.min().item())
+    return total / features.shape[0], math.ldexp(1.0, math.frexp(largest or 1.0)[1] - 1)
 
 
 def _linear_design(features: Features | Given) -> Callable[[slice], Tensor]:
     "Rows -> (b, d + 1) float64: centred activations (n, d), each of length 1, and a one."
-    mean = _mean(features)
+    mean, largest = _mean(features)
 
     def design(rows: slice) -> Tensor:
-        z = F.normalize(features.rows(rows).double() - mean, dim=1)
+        z = (features.rows(rows).double() - mean) / largest  # squares stay in range
+        z = F.normalize(z, dim=1, eps=1e-12)  # shorter ones are rounding
         return torch.cat([z, z.new_ones(len(z), 1)], 1)
 
     return design
@@ -43,17 +50,19 @@ def _curved_design(
     mean square distance of two examples.
     """
     n, d = features.shape
-    mean = _mean(features)
-    spread = sum(
-        (features.rows(rows).double() - mean).square().sum().item() for rows in row_blocks(n, d)
-    )
+    mean, largest = _mean(features)
+
+    def centred(rows: slice) -> Tensor:
+        return (features.rows(rows).double() - mean) / largest
+
+    spread = sum(centred(rows).square().sum().item() for rows in row_blocks(n, d))
     width = math.sqrt(2 * spread / n)
     g = torch.Generator().manual_seed(seed)
     directions = torch.randn(d, columns // 2, generator=g, dtype=torch.float64)
     directions = directions.to(mean) / (width or 1.0)
 
     def design(rows: slice) -> Tensor:
-        angle = (features.rows(rows).double() - mean) @ directions
+        angle = centred(rows) @ directions
         return torch.cat([angle.cos(), angle.sin()], 1) / math.sqrt(columns // 2)
 
     return design
@@ -74,6 +83,15 @@ def leave_one_out_ridge(
     h)_i at it, so that nothing is fitted anew (Allen 1974). Minus infinity for a class without
     examples.
     """
+    x = flat(x)
+    ridge = number("ridge", ridge, "be above 0", lambda v: v > 0)
+    n_classes = whole("n_classes", n_classes, 2)
+    is_code = isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex())
+    if not is_code or y.shape != (len(x),) or not len(x):
+        raise ValueError(f"y={shown(y)} must be whole numbers ({len(x)},), one an example")
+    if y.min() < 0 or y.max() >= n_classes:
+        raise ValueError(f"y spans {y.min()} to {y.max()}; it must lie in [0, {n_classes - 1}]")
+    y = y.long()
     return left_out_predictions(Given(x, lambda rows: rows.flatten(1)), y, n_classes, curved, ridge)
 
 

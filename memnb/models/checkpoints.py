@@ -156,14 +156,17 @@ def _differences(state: dict[str, Tensor], model: nn.Module) -> str:
     "What weights lack, have besides or have of another size, in words; empty for nothing."
     own = model.state_dict()
     pairs = [(k, state[k], v) for k, v in own.items() if k in state and isinstance(v, Tensor)]
-    sizes = [(k, getattr(v, "shape", ()), to.shape) for k, v, to in pairs]
+    strange = [k for k, v, _ in pairs if not isinstance(v, Tensor)]
+    sizes = [(k, v.shape, to.shape) for k, v, to in pairs if isinstance(v, Tensor)]
     sizes = [(k, tuple(v), tuple(to)) for k, v, to in sizes if v != to]
     said = [f"{k} is {v} in it, {to} in the network" for k, v, to in sizes[:3]]
-    outputs = {(v[:1], to[:1], v[1:] == to[1:]) for _, v, to in sizes}
-    if len(outputs) == 1 and (found := outputs.pop())[2]:
-        said.append(f"is it of {found[0][0]} classes, not {found[1][0]}?")
+    outputs = {(*v[:1], *to[:1]) for _, v, to in sizes}
+    if len(outputs) == 1 and all(v and to and v[1:] == to[1:] for _, v, to in sizes):
+        ((stored, wanted),) = outputs
+        said.append(f"is it of {stored} classes, not {wanted}?")
     lacks = [k for k in own if k not in state]
     besides = [k for k in state if k not in own]
+    said += [f"{first_few(strange)} are no tensors"] if strange else []
     said += [f"it lacks {first_few(lacks)}"] if lacks else []
     return "; ".join(said + ([f"it has {first_few(besides)} besides"] if besides else []))
 

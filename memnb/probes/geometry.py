@@ -46,7 +46,11 @@ def unit(v: Tensor) -> Tensor:
     """
     if not isinstance(v, Tensor) or not v.is_floating_point() or not v.ndim:
         raise TypeError(f"v={shown(v)} must be a floating-point tensor of vectors")
-    return F.normalize(v, dim=-1, eps=torch.finfo(v.dtype).tiny)
+    edge = torch.finfo(v.dtype)
+    largest = v.abs().amax().item() if v.numel() else 0.0
+    if 0 < largest < edge.tiny**0.25 or edge.max**0.25 < largest <= edge.max:  # squares leave it
+        v = v / largest
+    return F.normalize(v, dim=-1, eps=edge.tiny)
 
 # %% ../../nbs/probes/01_geometry.ipynb #cell08
 _controller = cache(ThreadpoolController)

@@ -128,6 +128,40 @@ def test_leads_without_a_number_are_left_out():
     assert clear_lead(more, 0.2) == clear_lead(more[30:], 0.2)
 
 
+@pytest.mark.parametrize("lead", [float("nan"), None])
+def test_a_suggestion_without_a_lead_replaces_no_label(lead):
+    found, data, _ = audited()
+    found = found.with_columns(sure=pl.lit(lead, dtype=pl.Float64))
+    assert set(decide(found, data, 0.1)["action"]) == {"keep", "drop"}
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (dict(suggested=pl.lit(99)), "suggested holds 99; classes are numbered 0 to 9"),
+        (dict(suggested=pl.lit(-1)), "suggested holds -1"),
+        (dict(suggested=pl.lit(None, dtype=pl.Int64)), "suggested holds None"),
+        (dict(suggested=pl.lit("b")), "suggested holds 'b'"),
+        (dict(rank=pl.lit(1)), "rank must be 1 to 500, each once"),
+        (dict(rank=pl.lit(None, dtype=pl.Int64)), "rank must be 1 to 500, each once"),
+        (dict(sure=pl.lit("a")), "sure is of type String; it must be numbers"),
+    ],
+)
+def test_columns_that_audit_does_not_give(change, says):
+    found, data, _ = audited()
+    with pytest.raises(ValueError, match=says):
+        decide(found.with_columns(**change), data, 0.1)
+
+
+@pytest.mark.parametrize("form", [lambda f: f.to_pandas(), lambda f: f.lazy(), lambda f: None])
+def test_frames_that_are_none(form):
+    found, data, _ = audited()
+    with pytest.raises(TypeError, match="audited are a .*must be a polars.DataFrame, as audit"):
+        decide(form(found), data, 0.1)
+    with pytest.raises(TypeError, match="decisions are a .*must be a polars.DataFrame, as decide"):
+        cleaned(data, form(decide(found, data, 0.1)))
+
+
 @pytest.mark.parametrize("sure", ["a", float("nan"), -1.0, True])
 def test_a_lead_that_is_none_is_refused(sure):
     found, data, noise = audited()
@@ -243,6 +277,14 @@ def test_a_part_of_the_data_keeps_row_and_index_apart():
             lambda d: d.with_columns(suggested=pl.lit("ten"), action=pl.lit("relabel")),
             "'ten' is no class",
         ),
+        (lambda d: d.with_columns(action=pl.lit(None, dtype=pl.String)), "None is unknown"),
+        (
+            lambda d: d.with_columns(
+                suggested=pl.when(pl.col("rank") > 3).then("suggested"), action=pl.lit("relabel")
+            ),
+            "None is no class",
+        ),
+        (lambda d: d.with_columns(row=pl.when(pl.col("row") > 3).then("row")), "one decision for"),
     ],
 )
 def test_decisions_that_do_not_fit(change, says):

@@ -111,7 +111,9 @@ def test_a_subset_is_what_numpy_chooses(of):
 
 @pytest.mark.parametrize(
     "at",
-    [True, "3", 2.0, None, (1, 2), [[0, 1]], [0, 6], -7, [1.0], np.zeros(5, bool), slice(0, 2, 0)],
+    [True, "3", 2.0, None, (1, 2), [[0, 1]], [0, 6], -7, [1.0], np.zeros(5, bool), slice(0, 2, 0)]
+    + [torch.tensor([1.0]).bfloat16(), torch.tensor([0, 1]).to_sparse()]
+    + [torch.zeros(6, dtype=torch.bool, device="meta"), np.ma.array([0, 1], mask=[False, True])],
 )
 def test_what_is_no_choice(at):
     allowed = "is no choice among 6 examples.*from -6 to 5, a list of such, a slice, or 6 bools"
@@ -240,6 +242,7 @@ def test_the_digest_is_that_of_what_is_read():
         (dict(names=["a"]), "1 names of examples for 6"),
         (dict(classes=["a"], n_classes=2), "1 names of classes for 2"),
         (dict(classes=["a", "a"]), "must differ"),
+        (dict(classes=["a", "\ud800"]), r"names of classes hold '\\ud800', which no file can hold"),
     ],
 )
 def test_names_that_do_not_fit(how, says):

@@ -1,7 +1,9 @@
 "Labels of every form become numbers of classes, or are refused by their row."
 
 import re
+import unicodedata
 import warnings
+from enum import Enum
 
 import numpy as np
 import pandas as pd
@@ -304,3 +306,65 @@ def test_letters_of_both_cases_are_classes_of_their_own():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert coded(["a", "A", "b"]).classes == ("A", "a", "b")
+
+
+@pytest.mark.parametrize("one", ["\u00e9", "caf\u00e9"])
+def test_names_that_look_the_same_are_said(one):
+    other = unicodedata.normalize("NFD", one)
+    with pytest.warns(UserWarning, match=r"\\xe9', .*\\u0301' are different|u0301', .*xe9' are"):
+        assert len(coded([one, other, "b"]).classes) == 3
+    with pytest.raises(ValueError, match=r"e\\u0301' looks like .*\\xe9'"):
+        coded([other, "b"], classes=[one, "b"])
+    with pytest.warns(UserWarning, match=r"'a', 'a\\u200b' are different classes"):
+        coded(["a", "a\u200b", "b"])
+
+
+class Colour(str, Enum):
+    RED = "red"
+    REDDISH = "reddish"
+    BLUE = "blue"
+
+
+@pytest.mark.parametrize("form", [list, lambda v: np.array(v, dtype=object)])
+def test_members_of_an_enum_are_their_words(form):
+    members = [Colour.RED, Colour.REDDISH, Colour.BLUE, Colour.RED]
+    assert coded(form(members)).classes == ("blue", "red", "reddish")
+    assert coded(form(members)).y.tolist() == [1, 2, 0, 1]
+    assert coded(form(members), classes=list(Colour)).y.tolist() == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["a\0", "a", "b"],
+        [b"a\0", b"a", b"b"],
+        pl.Series(["a\0", "a", "b"]),
+        np.array(["a\0", "a", "b"], dtype=object),
+        np.array(["a\0", "a", "b"], dtype=np.dtypes.StringDType()),
+    ],
+)
+def test_words_that_numpy_would_make_one_are_refused(labels):
+    with pytest.raises(ValueError, match="must not end in the character NUL"):
+        coded(labels)
+
+
+def test_a_masked_label_is_missing():
+    with pytest.raises(ValueError, match="hold a masked value at row 1"):
+        coded(np.ma.array([0, 1, 1], mask=[False, True, False]))
+    with pytest.raises(ValueError, match="hold a masked value at row 2"):
+        coded(np.ma.array(np.eye(3), mask=np.diag([0, 0, 1])))
+    assert coded(np.ma.array([0, 1, 1])).y.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [torch.Tensor.bfloat16, torch.Tensor.to_sparse, lambda v: v.to("meta")],
+)
+def test_tensors_that_are_no_labels(change):
+    with pytest.raises(ValueError, match="labels are a tensor of .* must be whole numbers, dense"):
+        coded(change(torch.tensor([0, 1, 1])))
+
+
+def test_lists_of_single_numbers():
+    for one in (np.array, torch.tensor):
+        assert coded([one(0), one(1), one(1)]).y.tolist() == [0, 1, 1]

@@ -5,6 +5,7 @@ The run is compared with plain descent.
 
 import math
 import os
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -564,3 +565,28 @@ def test_checkpoints_may_be_a_tensor():
     data = NoisyDataset(x, y, clean=y)
     run = gradient_flow(TwoLayerReLU(3, 4), data, [1, 10], checkpoints=torch.tensor([10.0]))
     assert list(run.checkpoints) == [10]
+
+
+@pytest.mark.parametrize("how", [dict(), dict(method="gd", lr=0.001)])
+def test_a_network_of_half_precision_flows_in_single(how):
+    data = digits(40)
+    model = TwoLayerReLU(64, 8).bfloat16()
+    before = deepcopy(model.state_dict())
+    *_, (_, got) = flow(model, data, [1, 2], **how)
+    single = deepcopy(model).float()
+    descent = torch.optim.SGD(single.parameters(), 0.001)
+    for _ in range(2000):
+        descent.zero_grad()
+        logits = single(data.x)[:, 0]
+        F.binary_cross_entropy_with_logits(logits, data.y.float()).backward()
+        descent.step()
+    right = two_layer(single, data).z
+    assert got.z.dtype == torch.float32
+    assert (got.z - right).abs().max() < 0.02 * right.abs().max()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_products_in_a_type_that_torch_does_not_multiply():
+    data = digits(20)
+    with pytest.raises(TypeError, match="must be a floating torch.dtype"):
+        list(flow(TwoLayerReLU(64, 4), data, [1], dtype=torch.float8_e4m3fn))

@@ -237,6 +237,12 @@ def test_sweep_with_failures(tiny, tmp_path, count, monkeypatch):
         (["-g", "seed", ","], "an axis of the grid has no values"),
         (["-g", "seeed", "0:2"], "unknown parameter 'seeed'; did you mean 'seed'"),
         pytest.param(["-g", "seed", "0:2", "--jobs", "0"], "--jobs 0 must be at least 1"),
+        (["-g", "seed", "0:1000000000000"], "'0:1000000000000' makes more than 100,000 points"),
+        (
+            ["-g", "rho", "0.1", "-g", "rho", "0.2"],
+            "-g rho is given twice; several values of an axis are one: -g rho 0.1,0.2",
+        ),
+        (["-g", "seed", "0:2", "-p", "rho", "0.1", "-p", "rho", "0.2"], "-p rho is given twice"),
     ],
 )
 def test_refused_sweeps(tiny, tmp_path, words, says):

@@ -94,6 +94,9 @@ def events(tmp_path):
         (0.3, [0.3]),
         (3, [3]),
         ("a:b", ["a:b"]),
+        ("-2 : 0", [-2, -1]),
+        ("--3:5", ["--3:5"]),
+        ("\u00b2:5", ["\u00b2:5"]),
     ],
 )
 def test_values(text, expected):
@@ -104,6 +107,15 @@ def test_values(text, expected):
 def test_no_values(text):
     with pytest.raises(ValueError, match="no values"):
         values_of(text)
+
+
+def test_more_points_than_a_grid_may_have(tiny):
+    for values in ("0:1000000000000", range(10**12), list(range(100_001))):
+        with pytest.raises(ValueError, match="makes more than 100,000 points of a grid"):
+            values_of(values)
+    assert len(values_of("0:100000")) == 100_000
+    with pytest.raises(ValueError, match="makes more than 100,000 points of a grid"):
+        grid(tiny, dict(seed="0:1000", rho=[r / 1000 for r in range(101)]))
 
 
 def test_grid(tiny):

@@ -88,6 +88,9 @@ def test_safetensors(tmp_path):
         ([1, 2], "holds a list that is no state dict"),
         ({1: torch.zeros(1)}, "no state dict"),
         ({"epoch": 3}, "does not fit Sequential"),
+        ({**small().state_dict(), "0.bias": torch.tensor(1.0)}, r"0.bias is \(\) in it, \(\d,\)"),
+        ({**small().state_dict(), "0.bias": "abc"}, "'0.bias' are no tensors"),
+        ({**small().state_dict(), "0.bias": None}, "'0.bias' are no tensors"),
     ],
 )
 def test_files_that_do_not_fit(tmp_path, held, says):
