@@ -54,7 +54,6 @@ FEWER = {  # where ci itself takes longer than it tells
     **dict.fromkeys(("fig1", "fig5"), dict(window=200)),
     "four_lenses": dict(n=150, texts=150, searched=1),
     "modular_partition": dict(operations="add"),
-    "modular_scaling": dict(epochs=100),
     **dict.fromkeys((n for n in NAMES if n.startswith(("localization_", "human_"))), dict(n=150)),
 }
 VERDICTS = {"holds", "does not hold", "undecided", "not run"}
