@@ -569,10 +569,10 @@ URL.createObjectURL = (blob) => {
 
 
 def test_charts_change_in_a_slow_browser_though_what_draws_them_is_loaded_late(browser, tmp_path):
-    notebook(tmp_path, "pace=40")
+    notebook(tmp_path, "pace=15")
     page = "/?token=abc"
     with served(VOILA, tmp_path) as at, opened(browser, at, page, script=DELAY) as page:
-        page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", dict(rate=10))
+        page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", dict(rate=3))
         expect(page.get_by_text("loading charts").first).to_be_visible()
 
         before = drawn(page)
