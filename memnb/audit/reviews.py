@@ -167,9 +167,9 @@ class Review:
         if not coming:
             return f"{found}; every label was looked at"
         soon = float(self.chance[coming].sum())
-        left = f"{self.left():.0f} wrong one"
+        left = round(self.left())
         text = (
-            f"{found}; about {left}{' is' if left[:2] == '1 ' else 's are'} left, "
+            f"{found}; about {left} wrong one{' is' if left == 1 else 's are'} left, "
             f"{soon:.1f} of them among the next {len(coming)}"
         )
         return text + (": you can stop" if soon < 1 and self.answers else "")
