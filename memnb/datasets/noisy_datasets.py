@@ -19,14 +19,7 @@ from torch.utils.data import Dataset
 
 from ..common.checks import check_memory, shown, whole
 from ..common.rng import check_device, generator
-from memnb.datasets.inputs import (
-    Inputs,
-    batch_of,
-    described,
-    is_in_memory,
-    rows_at,
-    tensors_in,
-)
+from .inputs import Inputs, batch_of, described, is_in_memory, rows_at, tensors_in
 
 # %% ../../nbs/datasets/02_noisy_datasets.ipynb #cell05
 MOST_CLASSES = 2**15 - 1  # a Run keeps predictions as int16
