@@ -146,8 +146,9 @@ def _flow_rkc(model, data, times, *, rtol=None, growth=None, dtype: torch.dtype 
 # %% ../../nbs/dynamics/02_relu_flow.ipynb #cell12
 def _flow_gd(model, data, times, *, lr: float):
     least = times[-1] / MOST_STEPS
-    allowed = f"be finite, above 0 and at least {least:.3g}, for {MOST_STEPS:.0e} epochs at most"
-    lr = number("lr", lr, allowed, lambda v: 0 < v < torch.inf and v >= least)
+    most = 2 * times[-1] or torch.inf
+    allowed = f"lie above 0 and in [{least:.3g}, {most:.3g}), for 1 to {MOST_STEPS:.0e} epochs"
+    lr = number("lr", lr, allowed, lambda v: 0 < v < most and v >= least)
     first = two_layer(model, data)
     return _descent(deepcopy(model), data, times, lr, first)
 
