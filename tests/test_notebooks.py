@@ -18,6 +18,7 @@ from IPython.display import Markdown
 from polars.testing import assert_frame_equal
 
 from memnb.explorer import audit_parameters
+from memnb.lab.experiments import run_name
 from memnb.papers.human_noise import human_parameters
 from memnb.papers.latent import latent_parameters
 from memnb.papers.lens_inputs import lenses_parameters
@@ -74,28 +75,28 @@ def out(tmp_path_factory):
     return tmp_path_factory.mktemp("out")
 
 
-def in_a_kernel(name: str, folder: Path, given: dict) -> tuple[bool, str]:
-    "Whether a picture is among the outputs of a notebook, and their text."
+def in_a_kernel(name: str, folder: Path, given: dict) -> tuple[bool, str, dict]:
+    "Whether a picture is among the outputs of a notebook, their text, and no names."
     done = papermill(name, folder, **given)
     assert done.returncode == 0, done.stderr[-3000:]
     cells = nbformat.read(folder / f"{name}.ipynb", 4).cells
     outputs = [o for c in cells for o in c.get("outputs", [])]
-    return any("image/png" in o.get("data", {}) for o in outputs), str(outputs)
+    return any("image/png" in o.get("data", {}) for o in outputs), str(outputs), {}
 
 
-def in_this_process(name: str, folder: Path, given: dict) -> tuple[bool, str]:
-    "Whether a picture is among the values that a notebook shows, and their text."
+def in_this_process(name: str, folder: Path, given: dict) -> tuple[bool, str, dict]:
+    "Whether a picture is among the values that a notebook shows, their text, and its names."
     words = [w for k, v in given.items() for w in ("-p", k, str(v))]
-    _, shown = run(prepared([f"nbs/{name}.ipynb", "", *words], folder))
+    names, shown = run(prepared([f"nbs/{name}.ipynb", "", *words], folder))
     text = "".join(v.data for v in shown if isinstance(v, Markdown))
-    return any(isinstance(v, alt.TopLevelMixin) for v in shown), text
+    return any(isinstance(v, alt.TopLevelMixin) for v in shown), text, names
 
 
 @pytest.fixture(scope="module")
 def executed(out):
     """A notebook at preset ci, executed once for all tests, all with one store.
 
-    What it shows, and how many runs it added to the store.
+    What it shows and its names, and how many runs it added to the store.
     """
     stored = set()
 
@@ -157,7 +158,7 @@ def test_one_width_stands_in_place_of_several():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_at_preset_ci_and_keeps_its_results(name, executed, out):
-    (picture, text), _ = executed(name)
+    (picture, text, _), _ = executed(name)
 
     (folder,) = (out / "results" / name).iterdir()
     record = json.loads((folder / "params.json").read_text())
@@ -178,6 +179,15 @@ def test_claims_can_be_judged_again_from_the_stored_frame(name, executed, out):
     assert_frame_equal(verdicts(name, frame, p), claims)
 
 
+@pytest.mark.parametrize("name", sorted(set(NAMES) - IN_A_KERNEL - {"audit"}))
+def test_runs_are_found_again(name, executed, out):
+    "Also after observers have seen a training."
+    (_, _, names), _ = executed(name)
+    again = [names["experiment"](**case._asdict()) for case in names.get("runs", [])]
+    assert all((out / "store" / run_name(call) / "run.json").is_file() for call in again)
+    assert again or name in ("fig1", "fig5")
+
+
 def test_figures_share_the_whole_run(executed):
     "Figure 3 takes figure 2's; only its ten close looks at the equilibrium are new."
     executed("fig2")
@@ -188,6 +198,13 @@ def test_figures_share_the_whole_run(executed):
 def test_localization_notebooks_share_a_run(executed):
     executed("localization_rewinding")
     assert executed("localization_retraining")[1] == executed("localization_neurons")[1] == 0
+
+
+def test_latent_notebooks_share_their_runs(executed):
+    executed("latent_probes")
+    assert executed("latent_transfer")[1] == 0
+    executed("latent_interventions")
+    assert executed("latent_resist")[1] == 8 - 2  # without the standard one and the init alone
 
 
 def test_no_committed_notebook_holds_injected_parameters():

@@ -212,4 +212,5 @@ def follow() -> Callable[[float, TwoLayer], list[dict]]:
             for group, row in rows.items()
         ]
 
+    observe.decided_by = ()  # for a run's identity: the rest is what it has seen
     return observe

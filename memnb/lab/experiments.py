@@ -53,6 +53,9 @@ def run_name(
 ) -> str:
     """16 hex digits of a call: its function, everything it is given, and the code behind both.
 
+    What a function or an object keeps of its use counts, too, unless its attribute `decided_by`
+    names what it is made of.
+
     `memnb.runs.identity.Unknown` for an argument that cannot be told from another one.
     """
     settings = {k: v for k, v in call.keywords.items() if k != "progress"}

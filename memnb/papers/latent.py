@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MOST_TIMES', 'latent_parameters', 'check_rates', 'recorded_epochs', 'latent_network', 'training_settings', 'exchange',
            'at_end', 'median_line', 'on_given', 'latent_frame', 'panel_names', 'latent_subtitle', 'agreement',
-           'title_rate', 'final_accuracy', 'percents', 'by_layer', 'hidden_layers', 'points_lost', 'losses',
-           'input_against_layers', 'velpic_minus_masc', 'share_by_rate', 'named_trainings', 'best_answers']
+           'latent_observers', 'title_rate', 'final_accuracy', 'percents', 'by_layer', 'hidden_layers', 'points_lost',
+           'losses', 'input_against_layers', 'velpic_minus_masc', 'share_by_rate', 'named_trainings', 'best_answers']
 
 # %% ../../nbs/papers/07_latent.ipynb #cell03
 import math
@@ -47,8 +47,10 @@ from memnb.probes.interventions import (
     fit_probe,
     linear_head,
     put_head,
+    transferred,
     transplant,
 )
+from ..probes.over_training import prober
 from ..runs.run import Run
 from ..trainer.optimizers import OPTIMIZERS
 from ..trainer.steps import Training
@@ -380,6 +382,15 @@ def agreement(
 
     return look
 
+# %% ../../nbs/papers/07_latent.ipynb #obs1
+def latent_observers() -> list[Callable]:
+    "What `latent_probes` and `latent_transfer` see of a network at each recorded time."
+    return [
+        prober(probes=("masc", "velpic", "cosine")),
+        transferred(("test", "clean", "noisy")),
+        agreement(),
+    ]
+
 # %% ../../nbs/papers/07_latent.ipynb #pic1
 def title_rate(rhos: Sequence[float]) -> float:
     "The noise rate that a title speaks of: of those between 0 and 1 the one nearest to 0.6."
@@ -404,7 +415,8 @@ def percents(accuracy: dict[str, float], between: str = ", ", link: str = " ") -
 def by_layer(frame: pl.DataFrame) -> pl.DataFrame:
     "Test accuracy of the probes on each layer; the network itself is the layer `model`."
     layer = pl.when(probe="model").then(pl.lit("model")).otherwise(pl.col("layer"))
-    return frame.filter(group="test", target="true").with_columns(layer=layer)
+    read = frame.filter(pl.col("probe") != "transferred", group="test", target="true")
+    return read.with_columns(layer=layer)
 
 
 def hidden_layers(test: pl.DataFrame) -> list[str]:

@@ -202,16 +202,20 @@ def _cosines(net: TwoLayer, first: TwoLayer) -> Tensor:
 
 # %% ../../nbs/papers/02_relu.ipynb #drift2
 def drift() -> Callable:
-    """An observer that remembers the first snapshot and the first that fits 95% of clean labels.
+    """An observer that remembers the first snapshot that fits 95% of clean labels.
 
     Rows of group `net`, means over neurons: `length_change` |r - r0| / r0, `turn` |u - u0|;
     `scale_change`, the norm of v/r - v0/r0 over that of v0/r0; `cos_fitted`, the cosine with the
     weights at the fit, from there on.
     """
-    snapshots = {}
+    first = None
+    fitted = None
 
     def observe(t: float, net: TwoLayer) -> list[dict]:
-        first = snapshots.setdefault("first", net)
+        nonlocal first, fitted
+        if net.first is not first:  # another run
+            first = net.first
+            fitted = None
         scale = net.v.double() / net.r
         scale0 = first.v.double() / first.r
         row = dict(
@@ -219,12 +223,13 @@ def drift() -> Callable:
             turn=(2 - 2 * _cosines(net, first)).sqrt().mean().item(),
             scale_change=((scale - scale0).norm() / scale0.norm()).item(),
         )
-        if "fitted" not in snapshots and clean_accuracy(net) >= FITTED:
-            snapshots["fitted"] = net
-        if "fitted" in snapshots:
-            row["cos_fitted"] = _cosines(net, snapshots["fitted"]).mean().item()
+        if fitted is None and clean_accuracy(net) >= FITTED:
+            fitted = net
+        if fitted is not None:
+            row["cos_fitted"] = _cosines(net, fitted).mean().item()
         return [{"group": "net", **row}]
 
+    observe.decided_by = ()  # for a run's identity: the rest is what it has seen
     return observe
 
 

@@ -362,6 +362,7 @@ def prober(
         fixed[id(s.data)] = s.data, s.test, [r for r in new if raw and r["layer"] == "input"]
         return new
 
+    look.decided_by = ("layers", "probes", "groups", "batch")  # for a run's identity
     return look
 
 # %% ../../nbs/probes/04_over_training.ipynb #cell14

@@ -219,12 +219,17 @@ def _code(look: _Look, code: types.CodeType) -> list:
 
 
 def _closure(f: types.FunctionType) -> dict:
-    "What a function holds of those around it, by name; a name that is not bound yet is left out."
+    """What a function holds of those around it, by name; a name that is not bound yet is left out.
+
+    Where it says what it is `decided_by`, the rest is left out, too.
+    """
     held = {}
     cells = f.__closure__ or ()
+    decisive = getattr(f, "decided_by", f.__code__.co_freevars)
     for name, cell in zip(f.__code__.co_freevars, cells, strict=True):
         with suppress(ValueError):
-            held[name] = cell.cell_contents
+            if name in decisive:
+                held[name] = cell.cell_contents
     return held
 
 

@@ -13,9 +13,13 @@ from paper_experiments import RELU_PARAMETERS
 from memnb.datasets import corrupt, load
 from memnb.lab import experiments
 from memnb.lab.experiments import each, expect, gather, keep, run_name, training_seconds
+from memnb.lab.layouts import live
 from memnb.lab.parameters import Params, Rule, injected_names, refuse_unknown
+from memnb.localization import Accounting
 from memnb.models import build
+from memnb.papers.latent import agreement
 from memnb.papers.relu import check_majority, relu_parameters
+from memnb.probes import prober, transferred, transplant
 from memnb.runs.identity import Unknown
 from memnb.trainer import fit
 
@@ -406,6 +410,37 @@ def test_an_interrupted_training_goes_on(tmp_path):
         each(p, experiment)
     each(p, experiment)
     assert epochs == [0, 1, 2, 2, 3]
+
+
+OBSERVERS = {
+    "prober": prober,
+    "transferred": transferred,
+    "transplant": lambda: transplant(2),
+    "agreement": agreement,
+    "live": live,
+    "gradients": lambda: Accounting(load("digits", n=100)[0], torch.arange(100) < 10).rows,
+}
+
+
+@pytest.mark.parametrize("name", OBSERVERS)
+def test_what_an_observer_has_seen_is_no_part_of_a_runs_name(tmp_path, name):
+    "One observer looks at all runs, and before them at what is tried in order to tell the time."
+    train, test = load("digits", n=100)
+    look = OBSERVERS[name]()
+
+    def experiment(rho, seed):
+        net = dict(name="mlp", shape=[1, 8, 8], widths=[6], seed=seed)
+        data = corrupt(train, rho, "wrong", 0)
+        how = dict(times=[0, 1, 2], observe=[look], device="cpu")
+        return partial(fit, build(**net), data, 3, test, config=dict(model=net), **how)
+
+    p = case(tmp_path, rhos=[0.1], seeds=[0, 1])
+    names = [run_name(experiment(0.1, seed)) for seed in p.seeds]
+    expect(p, experiment)
+    each(p, experiment)
+    assert {f.parent.name for f in tmp_path.glob("*/run.json")} == set(names)
+    look = OBSERVERS[name]()  # as in another process
+    assert [run_name(experiment(0.1, seed)) for seed in p.seeds] == names
 
 
 class Observer:

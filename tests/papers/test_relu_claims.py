@@ -42,6 +42,7 @@ from memnb.papers.relu_training_claims import (
     TINY,
     UNSCALED,
 )
+from memnb.runs.identity import fingerprint
 from memnb.runs.run import Run
 from memnb.toy import fixed_point, trajectories
 
@@ -310,6 +311,18 @@ def test_drift_against_the_weights_themselves(store):
     assert row["cos_first"] == pytest.approx(cosines.mean().item(), rel=1e-4)
     assert row["length_change"] == pytest.approx(grown, rel=1e-4)
     assert row["turn"] == pytest.approx(turned.norm(dim=1).mean().item(), rel=1e-4)
+
+
+def test_one_observer_may_watch_several_runs(store):
+    p = params(store=store)
+    data, net = start(p)
+    _, other = start(p, seed=5)
+    look = relu.watch()
+    times = relu.flow_times(p)[:60:10]
+    first, second = (gradient_flow(n, data, times, observe=[look]).rows for n in (net, other))
+    assert second.equals(gradient_flow(other, data, times, observe=[relu.watch()]).rows)
+    assert not second.equals(first)
+    assert fingerprint(look) == fingerprint(relu.watch())
 
 
 def test_the_clean_network_is_slowed_by_the_realised_rate(store):

@@ -227,6 +227,21 @@ def test_use_is_no_part_of_an_object_that_names_what_is():
     assert fingerprint(Used(3)) != before
 
 
+def test_use_is_no_part_of_a_function_that_names_what_is():
+    def counter(k):
+        seen = []
+
+        def count(s):
+            seen.append(k * s)
+
+        count.decided_by = ("k",)
+        return count
+
+    used = counter(2)
+    used(3)
+    assert fingerprint(used) == fingerprint(counter(2)) != fingerprint(counter(3))
+
+
 def test_names_comments_and_places_do_not_matter():
     def one(s):
         return 2 * s  # a comment
