@@ -86,6 +86,11 @@ class Params(dict):
             return self[name]
         raise AttributeError(f"there is no parameter {name!r}; there are {', '.join(self)}")
 
+    @property
+    def decided_by(self) -> list[str]:
+        "Names of the parameters that name a run: all but where it goes."
+        return [name for name in self if name not in ("out", "store")]
+
     def __repr__(self):
         values = "  ".join(f"{k}={v!r}" for k, v in self.items())
         note = self.__dict__.get("note")

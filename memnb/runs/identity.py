@@ -157,7 +157,14 @@ class _Look:
         return [self(v) for v in values]
 
     def unordered(self, values) -> list:
-        return sorted(self.all(values), key=repr)
+        "The members of a set, in an order that is the same in each process."
+        return self.all(sorted(values, key=self._alone))
+
+    def _alone(self, v) -> str:
+        "The description of a member as if it were the first one that is met."
+        look = _Look(strict=False)
+        look.met = dict(self.met)
+        return repr(look(v))
 
     def mapping(self, v: Mapping) -> list:
         items = [[self(key), self(value)] for key, value in v.items()]
@@ -339,6 +346,13 @@ def _optimizer(look: _Look, o: torch.optim.Optimizer) -> list:
     return [look(type(o)), look(o.state_dict()), look(hooks)]
 
 
+def _mapping(look: _Look, v: Mapping) -> list:
+    "Names and values or, where its class says so, those that it is `decided_by`."
+    if hasattr(type(v), "decided_by"):
+        return [look(type(v)), [[name, look(v[name])] for name in v.decided_by]]
+    return look.mapping(v) + _more(look, v)
+
+
 def _more(look: _Look, v) -> list:
     "The class and attributes of a container that is more than a container."
     return [look(type(v)), look.mapping(vars(v))] if getattr(v, "__dict__", None) else []
@@ -383,7 +397,7 @@ _KINDS = (
     (property, lambda look, v: ["property", look(v.fget), look(v.fset)]),
     (types.ModuleType, lambda look, v: ["module", v.__name__]),
     (type, _class),
-    (Mapping, lambda look, v: look.mapping(v) + _more(look, v)),
+    (Mapping, _mapping),
     ((set, frozenset), lambda look, v: [_type(v), look.unordered(v)] + _more(look, v)),
     ((list, tuple, deque), lambda look, v: [_type(v), look.all(v)] + _more(look, v)),
 )

@@ -443,6 +443,22 @@ def test_what_an_observer_has_seen_is_no_part_of_a_runs_name(tmp_path, name):
     assert [run_name(experiment(0.1, seed)) for seed in p.seeds] == names
 
 
+def test_when_parameters_were_resolved_and_where_results_go_is_no_part_of_a_runs_name(tmp_path):
+    "An observer of one's own that reads a parameter is the same in the next start of a notebook."
+    train, _ = load("digits", n=100)
+    named = []
+    for i, lr in enumerate([0.1, 0.1, 0.2]):
+        given = RELU_PARAMETERS | dict(preset="ci", out=str(tmp_path / str(i)), lr=lr)
+        p = relu_parameters("fig2", **given)
+
+        def look(s, p=p):
+            return [dict(group="test", below=s.lr < p.lr)]
+
+        net = build("mlp", shape=[1, 8, 8], widths=[6])
+        named.append(run_name(partial(fit, net, train, 3, observe=[look])))
+    assert named[0] == named[1] != named[2]
+
+
 class Observer:
     "Looks through a function that is no part of what decides the run."
 

@@ -242,6 +242,26 @@ def test_use_is_no_part_of_a_function_that_names_what_is():
     assert fingerprint(used) == fingerprint(counter(2)) != fingerprint(counter(3))
 
 
+def test_a_set_has_no_order_whatever_its_members_hold():
+    "In another process the members of a set lie in another order."
+
+    class Member:
+        def __init__(self, name, twin):
+            self.name = name
+            self.twin = twin
+
+        def __hash__(self):  # of two with one hash, the first that is put in is the first
+            return 0
+
+    def named(*names):
+        twin = [3]
+        members = {Member(name, twin) for name in names}
+        assert [m.name for m in members] == list(names)
+        return fingerprint([members, twin])
+
+    assert named("a", "b") == named("b", "a") != named("a", "c")
+
+
 def test_names_comments_and_places_do_not_matter():
     def one(s):
         return 2 * s  # a comment
