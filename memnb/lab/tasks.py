@@ -235,6 +235,8 @@ def _end(mark: str):
 def _command(task: Task, part: Path, threads: int | None) -> dict:
     "How the notebook in `part` is run: arguments of `subprocess.Popen`."
     env = os.environ | {_MARK: part.name}
+    if env.get("MEMNB_DATA"):  # the process has a working folder of its own
+        env["MEMNB_DATA"] = str(Path(env["MEMNB_DATA"]).expanduser().absolute())
     if threads is not None:
         env |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     return dict(
@@ -271,6 +273,16 @@ def _run(task: Task, part: Path, threads: int | None, timeout: float | None) -> 
         _end(part.name)
         running.pop(part.name, None)
     return None if code == 0 else _why(code, log_file)
+
+
+def _is_full(folder: Path) -> bool:
+    "Whether the disk has no room left for a page, so that errors could not even be written down."
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as f:
+            f.write(bytes(2**16))
+    except OSError as e:
+        return e.errno in (errno.ENOSPC, errno.EDQUOT)
+    return False
 
 
 def _attempt(task: Task, part: Path, root: Path, threads: int | None, timeout: float | None) -> str:
@@ -378,7 +390,7 @@ def execute(
     began = time.time()
     try:
         error = _attempt(task, part, root, threads, timeout)
-        if _FULL in (error or ""):  # which says nothing about the task
+        if _FULL in error or error and _is_full(part):  # which says nothing about the task
             raise OSError(errno.ENOSPC, f"{task.name()} was given up: {_FULL}", str(root))
         known = dict(
             notebook=task.notebook.name,

@@ -62,7 +62,7 @@ class Line:
 
     def about(self) -> dict:
         "Parameters that a task is given; `{data}` in a text is the data root."
-        where = str(data_root())
+        where = str(data_root().absolute())
         known = {
             k: v.replace("{data}", where) if isinstance(v, str) else v
             for k, v in self.values.items()
@@ -456,6 +456,7 @@ def reproduce(
     print(f"{places}, in place of those of the same figure, preset and data")
     _say_plan(chosen, left)
     check_writable("root", root)
+    check_writable("claims", local_path("claims", claims).absolute().parent)
     before = _stored(claims)
     for folder in {cell.task.folder(root).parent for cell in chosen}:
         sweep_up(folder)

@@ -261,11 +261,16 @@ _NUMBERS = dict.fromkeys(("rho", "ours", "low", "high"), pl.Float64) | dict(epoc
 def read_claims(
     file: str | Path,  # .csv, of `update_claims`
 ) -> pl.DataFrame | None:
-    "The stored claims; None where there is no file."
+    "The stored claims; None where there is no file. `ValueError` for one that is no such table."
     file = local_path("file", file)
     if not file.exists():
         return None
-    claims = pl.read_csv(file.read_bytes(), schema_overrides=_NUMBERS, infer_schema_length=None)
+    try:
+        claims = pl.read_csv(file.read_bytes(), schema_overrides=_NUMBERS, infer_schema_length=None)
+    except pl.exceptions.PolarsError as e:
+        raise ValueError(f"{file} cannot be read as a table of claims: {e}") from e
+    if missing := [c for c in ("statement", "rho", "seeds", "verdict") if c not in claims.columns]:
+        raise ValueError(f"{file} is no table of claims: it lacks {', '.join(missing)}")
     blank = {c: pl.lit("") for c in SETTING if c not in claims.columns}
     return claims.with_columns(**blank).with_columns(
         pl.col(c).cast(pl.String).fill_null("") for c in (*SETTING, "seeds")

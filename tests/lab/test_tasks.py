@@ -366,6 +366,24 @@ def test_a_full_disk(tmp_path, tiny, monkeypatch):
     assert hidden(root) == []
 
 
+def test_a_disk_too_full_for_a_task_to_say_so(tmp_path, tiny, monkeypatch):
+    "Not even the last line of its error could be written."
+
+    def run(*_):
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(tasks.tempfile, "TemporaryFile", full)
+        return '  File "papermill/iorw.p'
+
+    monkeypatch.setattr(tasks, "_run", run)
+    root = tmp_path / "root"
+    with pytest.raises(OSError, match="was given up: No space left on device"):
+        execute(make_task(tiny), root)
+    assert make_task(tiny).state(root) == "missing"
+    assert hidden(root) == []
+
+
 @pytest.mark.parametrize("error", ["ValueError: no", "took longer than 1 s"])
 def test_half_a_frame_of_one_that_failed(tmp_path, tiny, monkeypatch, error):
     "Ended amid writing its frame."

@@ -410,6 +410,26 @@ def test_claims_that_cannot_be_judged_stop_nothing(tiny, tmp_path, count, monkey
     assert "the claims of tiny cannot be judged: no rate" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("claims", ["a file/claims.csv", "a folder"])
+def test_claims_that_cannot_be_written_are_met_before_any_work(tiny, tmp_path, monkeypatch, claims):
+    monkeypatch.setattr(tasks, "_run", never)
+    (tmp_path / "a file").touch()
+    (tmp_path / "a folder").mkdir()
+    lines = read_reproduction(write(tmp_path, row()))
+    with pytest.raises(OSError, match="a file|a folder"):
+        reproduce(lines, tmp_path / "root", tmp_path / claims, jobs=1)
+
+
+def test_a_damaged_table_of_claims_is_named(tiny, tmp_path, count, capsys, monkeypatch):
+    def judge(file, results):
+        read_claims(file)
+
+    monkeypatch.setattr(stored_claims, "update_claims", judge)
+    (tmp_path / "claims.csv").write_bytes(bytes(range(256)))
+    run(write(tmp_path, row()))
+    assert "claims.csv cannot be read as a table of claims" in capsys.readouterr().out
+
+
 def test_a_device_that_is_not_here(tiny, tmp_path, monkeypatch):
     import torch
 
@@ -439,6 +459,18 @@ def test_the_data_root_stands_for_itself(tmp_path, count, monkeypatch):
     notebook(tmp_path / "nb")
     run(write(tmp_path, row(parameters="name={data}/scores.npz", seeds="0:1")))
     assert dict(count[0].values)["name"] == f"{data_root()}/scores.npz"
+
+
+def test_a_data_root_that_is_named_from_here_is_found_by_a_task(tmp_path, monkeypatch):
+    "A task's process has a working folder of its own."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MEMNB_DATA", "here")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "scores.npz").touch()
+    seen = "import os\nassert os.path.exists(name) and os.listdir(os.environ['MEMNB_DATA'])\n"
+    notebook(tmp_path / "nb", work=seen + WORK)
+    file = write(tmp_path, row(parameters="name={data}/scores.npz", seeds="0:1"))
+    assert states(run(file)) == ["done"]
 
 
 def test_list(tiny, tmp_path, count):

@@ -249,6 +249,22 @@ def test_written_again_nothing_changes(tmp_path):
     assert [f.name for f in tmp_path.iterdir() if f.is_file()] == ["c.csv"]
 
 
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (b"\x80\x81\n\xff", "cannot be read as a table of claims"),
+        (b"", "cannot be read as a table of claims"),
+        (b"a,b\n1,2\n", "lacks statement, rho, seeds, verdict"),
+        (b"statement,rho,seeds,verdict\ns,much,,holds\n", "cannot be read as a table of claims"),
+    ],
+)
+def test_what_is_no_table_of_claims_is_named(tmp_path, content, says):
+    file = tmp_path / "c.csv"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"c.csv .*{says}"):
+        read_claims(file)
+
+
 def test_a_table_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
     result(tmp_path / "r" / "k")
     file = tmp_path / "c.csv"
