@@ -258,6 +258,16 @@ def _why(code: int, log: Path) -> str:
     return lines[-1] if lines else f"ended with {code}"
 
 
+def _is_full(folder: Path) -> bool:
+    "Whether the disk has no room left for a page, so that errors could not even be written down."
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as f:
+            f.write(bytes(2**16))
+    except OSError as e:
+        return e.errno in (errno.ENOSPC, errno.EDQUOT)
+    return False
+
+
 def _run(task: Task, part: Path, threads: int | None, timeout: float | None) -> str | None:
     "Run the notebook in `part`; what went wrong, or None."
     shutil.copy(task.notebook, part / "notebook.ipynb")
@@ -267,22 +277,14 @@ def _run(task: Task, part: Path, threads: int | None, timeout: float | None) -> 
             process = subprocess.Popen(**_command(task, part, threads), stdout=log, stderr=log)
             running[part.name] = process
             code = process.wait(timeout)
+            if code and _is_full(part):
+                return _FULL
     except subprocess.TimeoutExpired:
         return f"took longer than {timeout:g} s"
     finally:
         _end(part.name)
         running.pop(part.name, None)
     return None if code == 0 else _why(code, log_file)
-
-
-def _is_full(folder: Path) -> bool:
-    "Whether the disk has no room left for a page, so that errors could not even be written down."
-    try:
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as f:
-            f.write(bytes(2**16))
-    except OSError as e:
-        return e.errno in (errno.ENOSPC, errno.EDQUOT)
-    return False
 
 
 def _attempt(task: Task, part: Path, root: Path, threads: int | None, timeout: float | None) -> str:
@@ -390,7 +392,7 @@ def execute(
     began = time.time()
     try:
         error = _attempt(task, part, root, threads, timeout)
-        if _FULL in error or error and _is_full(part):  # which says nothing about the task
+        if _FULL in error:  # which says nothing about the task
             raise OSError(errno.ENOSPC, f"{task.name()} was given up: {_FULL}", str(root))
         known = dict(
             notebook=task.notebook.name,

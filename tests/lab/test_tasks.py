@@ -369,14 +369,14 @@ def test_a_full_disk(tmp_path, tiny, monkeypatch):
 def test_a_disk_too_full_for_a_task_to_say_so(tmp_path, tiny, monkeypatch):
     "Not even the last line of its error could be written."
 
-    def run(*_):
-        def full(*_, **__):
+    def full(*_, buffering=-1, **__):
+        if buffering == 0:
             raise OSError(28, "No space left on device")
+        return temporary(*_, **__)
 
-        monkeypatch.setattr(tasks.tempfile, "TemporaryFile", full)
-        return '  File "papermill/iorw.p'
-
-    monkeypatch.setattr(tasks, "_run", run)
+    temporary = tasks.tempfile.TemporaryFile
+    monkeypatch.setattr(tasks.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(tasks, "_RUN", "raise SystemExit('  File papermill/iorw.p')")
     root = tmp_path / "root"
     with pytest.raises(OSError, match="was given up: No space left on device"):
         execute(make_task(tiny), root)
