@@ -10,7 +10,8 @@ __all__ = ['SETTING', 'StoredResult', 'setting_of', 'stored_results', 'together'
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -23,6 +24,11 @@ from ..lab.claims import VERDICTS
 from .latent_claims import LATENT_CLAIMS
 from .relu_claims import RELU_CLAIMS
 from .verdicts import JUDGED, verdicts
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 # %% ../../nbs/papers/27_stored_claims.ipynb #cell04
 SETTING = ("figure", "preset", "dataset", "model", "changed")  # what claims were found on
@@ -315,11 +321,29 @@ def merge(
     return whole, notes
 
 # %% ../../nbs/papers/27_stored_claims.ipynb #cell16
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    "Wait until no other process is here with this folder, where the system can tell."
+    if fcntl is None:
+        yield
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network disks have no locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
 def update_claims(
     file: str | Path,  # .csv, made if it is not there
     results: Iterable[StoredResult],
 ) -> list[str]:
-    "Judge results together and put their claims into the table; what was kept, in words."
+    """Judge results together and put their claims into the table; what was kept, in words.
+
+    Of processes that do so at the same time, one waits for the other.
+    """
     file = local_path("file", file)
     new = None
     for group in together(results):  # the newest first
@@ -330,9 +354,11 @@ def update_claims(
         new = claims
     if new is None:
         return []
-    whole, notes = merge(read_claims(file), new)
-    rounded = whole.with_columns(pl.col("^(ours|low|high)$").round_sig_figs(4))
-    write_whole(file, rounded.write_csv)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _alone_in(file.parent):
+        whole, notes = merge(read_claims(file), new)
+        rounded = whole.with_columns(pl.col("^(ours|low|high)$").round_sig_figs(4))
+        write_whole(file, rounded.write_csv)
     return notes
 
 # %% ../../nbs/papers/27_stored_claims.ipynb #chg1

@@ -6,13 +6,15 @@ import os
 import shutil
 import warnings
 from functools import partial
+from threading import Thread
 
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from memnb.common.files import seal
+from memnb.common.files import seal, write_whole
 from memnb.lab.claims import judge
+from memnb.papers import stored_claims
 from memnb.papers.relu_claims import RELU_CLAIMS
 from memnb.papers.stored_claims import (
     changed_claims,
@@ -236,6 +238,33 @@ def test_two_claims_with_one_statement_both_stay(tmp_path):
     result(tmp_path / "r" / "k", "modular_partition", claims=claims, rho=0.1)
     update_claims(tmp_path / "c.csv", stored_results(tmp_path / "r"))
     assert read_claims(tmp_path / "c.csv")["statement"].to_list() == ["s", "s", "t"]
+
+
+def let_in(second: Thread):
+    "Writes a file after another writer, begun by the first write, had half a second."
+
+    def write(*args):
+        if second.ident is None:
+            second.start()
+            second.join(0.5)
+        return write_whole(*args)
+
+    return write
+
+
+def test_of_two_writers_at_once_neither_loses_its_claims(tmp_path, monkeypatch):
+    file = tmp_path / "c.csv"
+    for name in ("fig2", "fig3"):
+        claims = pl.DataFrame([a_claim()]).drop("figure", "changed", "model", "preset", "dataset")
+        result(tmp_path / name / "k", name, claims=claims, rhos=[0.1])
+    one, other = (stored_results(tmp_path / name) for name in ("fig2", "fig3"))
+    second = Thread(target=update_claims, args=(file, other))
+    monkeypatch.setattr(stored_claims, "write_whole", let_in(second))
+
+    update_claims(file, one)
+    second.join()
+
+    assert read_claims(file)["figure"].to_list() == ["fig2", "fig3"]
 
 
 def test_written_again_nothing_changes(tmp_path):
