@@ -10,6 +10,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
@@ -354,18 +355,24 @@ class Journal:
         moments: list[dict],  # of a recorder; the last one is new
         state: dict,  # after it, tensors and plain values
     ):
-        "Add the last of the recorded times, and the state after it."
-        i = len(moments) - 1
-        kept = dict(identity=self.identity, count=i + 1, state=state)
-        parts = {self._file(i): moments[i], "state.pt": kept}
+        """Add the last of the recorded times, and the state after it.
 
-        def write_first(folder: Path):
-            for name, part in parts.items():
+        All of them where the folder is gone, as after another process that made the same run.
+        """
+        kept = {"state.pt": dict(identity=self.identity, count=len(moments), state=state)}
+        times = {self._file(i): moment for i, moment in enumerate(moments)}
+        last = self._file(len(moments) - 1)
+
+        def write_all(folder: Path):
+            for name, part in (times | kept).items():
                 torch.save(part, folder / name)
 
-        if i == 0 and publish(self.folder, write_first):
-            return
-        add(self.folder, {name: _saver(part) for name, part in parts.items()})
+        if (self.folder / MANIFEST).exists():
+            with suppress(FileNotFoundError):  # it goes away while one writes
+                parts = {last: times[last]} | kept
+                add(self.folder, {name: _saver(part) for name, part in parts.items()})
+                return
+        publish(self.folder, write_all)
 
     def remove(self):
         "Delete the folder, if there is one."

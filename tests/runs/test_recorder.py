@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from memnb.common.files import seal
 from memnb.datasets.noisy_datasets import NoisyDataset
+from memnb.runs import recorder
 from memnb.runs.recorder import Journal, Recorder
 from memnb.runs.run import load_run, save_run
 from memnb.trainer.steps import order
@@ -408,6 +409,36 @@ def test_a_journal_gives_back_what_was_written(tmp_path):
 
 def test_no_journal(tmp_path):
     assert Journal(tmp_path / "none", ME).read() == ([], None)
+
+
+def test_a_journal_that_another_process_removed_is_whole_again(tmp_path):
+    "Two processes make the same run; the one that is done removes what the other still writes."
+    moments = written(tmp_path / "other")
+    journal = Journal(tmp_path / "j", ME)
+    for n in (1, 2):
+        journal.write(moments[:n], dict(step=n))
+    Journal(tmp_path / "j", ME).remove()
+
+    journal.write(moments, dict(step=3))
+
+    read, state = Journal(tmp_path / "j", ME).read()
+    assert [m["time"] for m in read] == [0, 1, 2]
+    assert state == dict(step=3)
+
+
+def test_a_journal_may_go_away_while_one_writes(tmp_path, monkeypatch):
+    moments = written(tmp_path / "other")
+    journal = Journal(tmp_path / "j", ME)
+    journal.write(moments[:1], dict(step=1))
+
+    def go_away(*_):
+        journal.remove()
+        raise FileNotFoundError("a file in it")
+
+    monkeypatch.setattr(recorder, "add", go_away)
+    journal.write(moments[:2], dict(step=2))
+
+    assert [m["time"] for m in Journal(tmp_path / "j", ME).read()[0]] == [0, 1]
 
 
 def test_what_the_state_does_not_know_of_is_not_read(tmp_path):
