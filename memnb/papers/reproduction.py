@@ -75,7 +75,19 @@ def _values(text: str) -> dict:
     pairs = [part.partition("=") for part in text.split(";") if part.strip()]
     if bad := [name for name, mark, _ in pairs if not mark or not name.strip()]:
         raise ValueError(f"parameters {text!r}: {bad[0].strip()!r} is not of the form name=value")
+    names = [name.strip() for name, _, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"parameters {text!r}: {twice[0]} is given twice")
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    "Seeds of a line, as `0:3` or `0,1`; none where it is blank."
+    values = values_of(text) if text.strip() else []
+    try:
+        return tuple(dict.fromkeys(int(value) for value in values))
+    except ValueError:
+        raise ValueError(f"seeds={text!r} must be whole numbers, as 0:3 or 0,1") from None
 
 
 def _number(fields: dict, name: str, least: float = 0.0) -> float:
@@ -91,13 +103,12 @@ def _number(fields: dict, name: str, least: float = 0.0) -> float:
 def _line(fields: dict, folder: Path) -> Line:
     "A line of the table, whose notebook and parameters are looked up."
     shows = tuple(part.strip() for part in fields["shows"].split(",") if part.strip())
-    seeds = values_of(fields["seeds"]) if fields["seeds"].strip() else []
     line = Line(
         paper=fields["paper"],
         shows=shows,
         notebook=folder / fields["notebook"] if fields["notebook"] else None,
         values=_values(fields["parameters"]),
-        seeds=tuple(int(seed) for seed in seeds),
+        seeds=_seeds(fields["seeds"]),
         cpu_hours=_number(fields, "cpu_hours"),
         memory_gb=_number(fields, "memory_gb"),
         data=tuple(fields["data"].split()),
@@ -112,7 +123,11 @@ def _line(fields: dict, folder: Path) -> Line:
         return line
     if not line.cpu_hours:
         raise ValueError("cpu_hours must be above 0")
-    make_task(line.notebook, line.about() | (dict(seed=line.seeds[0]) if seeds else {}))
+    if line.seeds and "seed" in line.values:
+        raise ValueError("the seed stands in `seeds`, and in `parameters`, too")
+    if bad := [name for name in line.data if Path(name).is_absolute()]:
+        raise ValueError(f"data {bad[0]!r} must be named from the data root")
+    make_task(line.notebook, line.about() | (dict(seed=line.seeds[0]) if line.seeds else {}))
     return line
 
 # %% ../../nbs/papers/28_reproduction.ipynb #cell06
@@ -134,7 +149,7 @@ def read_reproduction(
     for number, fields in enumerate(reader, 2):
         fields = {name: (fields[name] or "").strip() for name in FIELDS}
         try:
-            lines.append(_line(fields, file.resolve().parents[1]))
+            lines.append(_line(fields, file.resolve().parent.parent))
         except ValueError as e:
             wrong.append(f"line {number} ({fields['shows']}, {fields['notebook']}): {e}")
     if wrong:

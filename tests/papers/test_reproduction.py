@@ -192,7 +192,10 @@ def test_the_line_about_a_preset_says_what_was_given_in_place_of_its_values():
         (dict(parameters="rhoo=0.1"), "line 3 .*unknown parameter 'rhoo'; did you mean 'rho'"),
         (dict(parameters="rho=much"), "line 3 .*rho='much' must be of type float"),
         (dict(parameters="rho"), "line 3 .*'rho' is not of the form name=value"),
-        (dict(seeds="x"), "line 3 .*invalid literal"),
+        (dict(parameters="rho=1; rho=2"), "line 3 .*rho is given twice"),
+        (dict(parameters="seed=5"), "line 3 .*the seed stands in `seeds`, and in `parameters`"),
+        (dict(seeds="x"), "line 3 .*seeds='x' must be whole numbers, as 0:3"),
+        (dict(data="/srv/mnist.npz"), "line 3 .*data '/srv/mnist.npz' must be named from the"),
         (dict(cpu_hours=""), "line 3 .*cpu_hours must be above 0"),
         (dict(cpu_hours="long"), "line 3 .*cpu_hours='long' must be a number, 0 or more"),
         (dict(memory_gb="-1"), "line 3 .*memory_gb='-1' must be a number"),
@@ -207,6 +210,11 @@ def test_a_bad_line_is_named_before_any_work(tiny, tmp_path, change, says, monke
         read_reproduction(file)
     assert f"Error: {file}" in say("--table", file, "--root", tmp_path / "root", code=1)
     assert not (tmp_path / "root").exists()
+
+
+def test_a_seed_that_is_given_twice_is_run_once(tiny, tmp_path):
+    (line,) = read_reproduction(write(tmp_path, row(seeds="1,0,1")))
+    assert line.seeds == (1, 0)
 
 
 def test_all_bad_lines_are_named_at_once(tiny, tmp_path):
