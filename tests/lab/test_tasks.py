@@ -366,6 +366,20 @@ def test_a_full_disk(tmp_path, tiny, monkeypatch):
     assert hidden(root) == []
 
 
+def test_a_file_counts_by_what_it_holds_and_not_by_its_folder(tmp_path, tiny):
+    here, there = tmp_path / "here" / "a.npz", tmp_path / "there" / "a.npz"
+    for file in (here, there):
+        file.parent.mkdir()
+        file.write_bytes(b"1")
+    first = make_task(tiny, dict(name=str(here)))
+    assert first.key == make_task(tiny, dict(name=str(there))).key
+    assert dict(first.values)["name"] == str(here)
+
+    here.write_bytes(b"22")
+
+    assert make_task(tiny, dict(name=str(here))).key != first.key
+
+
 def test_a_disk_too_full_for_a_task_to_say_so(tmp_path, tiny, monkeypatch):
     "Not even the last line of its error could be written."
 
