@@ -23,7 +23,7 @@ from pathlib import Path
 import polars as pl
 
 from ..common.code import code_of
-from ..common.files import Damaged, local_path, publish, set_aside, verify
+from ..common.files import Damaged, local_path, named_value, publish, set_aside, verify
 from .parameters import Params, kernel_cells
 from ..runs.identity import Unknown, fingerprint, modules_behind
 from ..runs.run import Run, save_run, stored_run
@@ -279,7 +279,7 @@ def _notebook_code() -> list[str]:
 
 
 def _result_key(p: Params) -> str:
-    what = {k: v for k, v in p.items() if k not in ("out", "store")}
+    what = {k: named_value(v) for k, v in p.items() if k not in ("out", "store")}
     known = json.dumps([what, code_of(), _notebook_code()], sort_keys=True)
     return hashlib.sha256(known.encode()).hexdigest()[:12]
 

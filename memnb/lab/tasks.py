@@ -29,7 +29,15 @@ import polars as pl
 
 from ..common.checks import refuse_unknown
 from ..common.code import code_of
-from ..common.files import Damaged, check_writable, local_path, put, set_aside, verify
+from memnb.common.files import (
+    Damaged,
+    check_writable,
+    local_path,
+    named_value,
+    put,
+    set_aside,
+    verify,
+)
 
 # %% ../../nbs/lab/06_tasks.ipynb #cell06
 @lru_cache(maxsize=4)  # a grid makes many tasks of one notebook, and reading one takes long
@@ -169,21 +177,6 @@ def failed(folder: Path) -> Path:
     return folder.with_name(folder.name + ".failed")
 
 # %% ../../nbs/lab/06_tasks.ipynb #cell13
-@lru_cache(maxsize=64)
-def _digest(file: str, *_) -> str:
-    "SHA-256 of a file; what else is given tells its versions apart."
-    with open(file, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _named(value):
-    "A value as it takes part in a task's key: of a file what it holds, wherever it lies."
-    if not isinstance(value, str) or not os.path.isabs(value) or not os.path.isfile(value):
-        return value
-    stat = os.stat(value)
-    return ["file", Path(value).name, _digest(value, stat.st_size, stat.st_mtime_ns)]
-
-
 def make_task(
     notebook: str | Path,  # path of a notebook with a cell of parameters
     values: dict | None = None,  # parameter -> value; others are as the notebook declares them
@@ -192,7 +185,7 @@ def make_task(
     notebook = local_path("notebook", notebook).resolve()
     values = cast(notebook, {} if values is None else values)
     _, code = _inspected(notebook.read_bytes())
-    named = {name: _named(value) for name, value in values.items()}
+    named = {name: named_value(value) for name, value in values.items()}
     made_of = json.dumps([code, named, code_of()], sort_keys=True)
     key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
     return Task(notebook, tuple(sorted(values.items())), key)

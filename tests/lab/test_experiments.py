@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 import altair as alt
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -457,6 +458,18 @@ def test_when_parameters_were_resolved_and_where_results_go_is_no_part_of_a_runs
         net = build("mlp", shape=[1, 8, 8], widths=[6])
         named.append(run_name(partial(fit, net, train, 3, observe=[look])))
     assert named[0] == named[1] != named[2]
+
+
+def test_results_on_a_file_whose_content_changed_are_kept_beside_the_old_ones(tmp_path):
+    file = tmp_path / "my.npz"
+    places = []
+    for k in (0, 1):
+        images = np.full((200, 8, 8), k, dtype=np.uint8)
+        labels = np.arange(200) % 2
+        np.savez(file, x_train=images, y_train=labels, x_test=images, y_test=labels)
+        p = parameters(out=str(tmp_path / "out"), preset="ci", dataset=str(file))
+        places.append(keep(p, pl.DataFrame(dict(rho=[0.1], value=[k])), None, {}))
+    assert [pl.read_parquet(f / "frame.parquet")["value"][0] for f in places] == [0, 1]
 
 
 class Observer:
