@@ -15,13 +15,15 @@ import os
 import platform
 import time
 from collections import namedtuple
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import polars as pl
 
+from ..common.checks import caution
 from ..common.code import code_of
 from ..common.files import Damaged, local_path, named_value, publish, set_aside, verify
 from .parameters import Params, kernel_cells
@@ -29,6 +31,11 @@ from ..runs.identity import Unknown, fingerprint, modules_behind
 from ..runs.run import Run, save_run, stored_run
 from ..trainer.stacked import fit_stacked, why_not
 from ..trainer.training import costs, fit
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 # %% ../../nbs/lab/05_experiments.ipynb #exp06
 def cases_of(over: dict[str, Iterable]) -> list[tuple]:
@@ -122,18 +129,53 @@ def _make(call: partial, folder: Path | None) -> Run:
     return run
 
 
-def _make_together(calls: list[partial], folders: list[Path | None]) -> list[Run]:
-    runs = _fit_together(calls)
-    for run, folder in zip(runs, folders, strict=True):
-        if folder:
-            save_run(run, folder)
+def _make_alone(experiment: Callable, case: tuple, folder: Path | None, _) -> list[Run]:
+    return [_make(_call_of(experiment, case), folder)]
+
+
+def _make_together(calls: list[partial], folders: list[Path | None], which: list[int]) -> list[Run]:
+    runs = _fit_together([calls[i] for i in which])
+    for i, run in zip(which, runs, strict=True):
+        if folders[i]:
+            save_run(run, folders[i])
     return runs
 
 
 def _folder(p: Params, call: partial) -> Path | None:
     return local_path("store", p.store) / run_name(call) if p.store else None
 
+# %% ../../nbs/lab/05_experiments.ipynb #once1
+@contextmanager
+def _alone_with(folder: Path | None) -> Iterator[None]:
+    "Wait while another process makes the run of a folder, where the system can tell."
+    if folder is None or fcntl is None:
+        yield
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    place = int(hashlib.sha256(folder.name.encode()).hexdigest()[:12], 16)
+    with open(folder.parent / ".lock", "ab") as file:  # let go of when the process ends
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+        except (BlockingIOError, PermissionError):
+            caution("another process makes this run; it is waited for")
+            fcntl.lockf(file, fcntl.LOCK_EX, 1, place)
+        except OSError:  # some network disks have no locks
+            pass
+        yield
 
+
+def _made_once(
+    folders: list[Path | None],  # of runs that are made together; None: nothing is stored
+    make: Callable[[list[int]], list[Run]],  # numbers of folders -> their runs
+) -> list[Run]:
+    "The runs, of which another process may have made some meanwhile."
+    with _alone_with(folders[0]):
+        runs = [stored_run(f, by_name=True) if f else None for f in folders]
+        left = [i for i, run in enumerate(runs) if run is None]
+        made = dict(zip(left, make(left) if left else [], strict=True))
+    return [made.get(i, run) for i, run in enumerate(runs)]
+
+# %% ../../nbs/lab/05_experiments.ipynb #once2
 def each(
     p: Params,  # a notebook's parameters, with its store
     experiment: Callable[..., partial],  # what varies, by name -> a call that makes a Run
@@ -161,10 +203,12 @@ def each(
         else:
             stacks.setdefault(stack, {})[case] = call
     for stack in stacks.values():
-        made = _make_together(list(stack.values()), [folders[case] for case in stack])
-        runs |= zip(stack, made, strict=True)
+        places = [folders[case] for case in stack]
+        make = partial(_make_together, list(stack.values()), places)
+        runs |= zip(stack, _made_once(places, make), strict=True)
     for case in alone:
-        runs[case] = _make(_call_of(experiment, case), folders[case])
+        make = partial(_make_alone, experiment, case, folders[case])
+        (runs[case],) = _made_once([folders[case]], make)
     return {case: runs[case] for case in cases}
 
 # %% ../../nbs/lab/05_experiments.ipynb #exp19

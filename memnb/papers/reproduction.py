@@ -9,6 +9,7 @@ __all__ = ['FIELDS', 'Line', 'read_reproduction', 'missing_data', 'Cell', 'cells
 # %% ../../nbs/papers/28_reproduction.ipynb #cell02
 import csv
 import json
+import math
 import os
 import re
 import time
@@ -312,12 +313,13 @@ def wanted(
 def that_fit(
     cells: Sequence[Cell],  # of `wanted`
     cpu_hours: float,
+    longest: float = math.inf,  # CPU hours that one task may take
 ) -> list[Cell]:
     "Those that fit, each in its turn. `ValueError` that names the cheapest where none does."
     chosen = []
     rest = cpu_hours
     for cell in cells:
-        if cell.cpu_hours <= rest:
+        if cell.cpu_hours <= min(rest, longest):
             chosen.append(cell)
             rest -= cell.cpu_hours
     if cells and not chosen:
@@ -334,7 +336,7 @@ def affordable(
     budget: str,  # of wall time, as 90s, 20m, 3h or 1.5d
 ) -> list[Cell]:
     "What is run within a budget, in order. `ValueError` that names the cheapest where none fits."
-    return that_fit(wanted(cells), cpu_hours_of(budget))
+    return that_fit(wanted(cells), cpu_hours_of(budget), seconds_of(budget) / 3600)
 
 # %% ../../nbs/papers/28_reproduction.ipynb #cell18
 def overview(cells: Sequence[Cell], lines: Sequence[Line]) -> list[dict]:
@@ -371,7 +373,7 @@ def selected(
     """
 
     def is_about(line: Line, word: str) -> bool:
-        names = [line.paper, *line.shows, line.notebook.stem if line.notebook else ""]
+        names = [line.paper, *line.shows, *([line.notebook.stem] if line.notebook else [])]
         return any(word.lower() == n.lower() or word.lower() in n.lower().split() for n in names)
 
     chosen = list(lines)
@@ -402,8 +404,8 @@ def _check_device(device: str):
 def jobs_that_fit(chosen: Sequence[Cell]) -> int:
     "How many of these tasks run at once: one a CPU, as far as the largest of them has memory."
     largest = max((cell.line.memory_gb for cell in chosen), default=0) * 2**30
-    cpus = os.cpu_count() or 1
-    return max(1, int(min(cpus, free_memory() / largest))) if largest else cpus
+    jobs = min(len(chosen), os.cpu_count() or 1)
+    return max(1, int(min(jobs, free_memory() / largest) if largest else jobs))
 
 
 def _say_plan(chosen: Sequence[Cell], left: Sequence[Cell]):
@@ -467,7 +469,8 @@ def reproduce(
     root = local_path("root", root).resolve()
     limit = seconds_of(budget) if budget else None
     left = wanted(cells_of(lines, root, device), retry=retry, renew=renew)
-    chosen = that_fit(left, cpu_hours_of(budget)) if budget else left
+    threads = (os.cpu_count() or 1) // jobs if jobs else 1
+    chosen = that_fit(left, cpu_hours_of(budget), threads * limit / 3600) if budget else left
     print(f"{places}, in place of those of the same figure, preset and data")
     _say_plan(chosen, left)
     check_writable("root", root)

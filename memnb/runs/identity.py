@@ -460,7 +460,10 @@ _HINTS = {
     ),
     "network": "its layers, their settings or their modes are others",
     "frozen": "other parameters are frozen",
-} | {k: f"{k} is other code, or holds other values" for k in ("each_step", "observe", "backward")}
+} | {
+    k: f"{k} is other code, or holds other values than those which `decided_by` leaves out"
+    for k in ("each_step", "observe", "backward")
+}
 
 
 def _in_brief(v) -> str | None:

@@ -1,6 +1,8 @@
 "Parameters refused before any work, verdicts counted, results whole or not at all."
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -296,7 +298,7 @@ def equal(one, other):
 def test_every_case_is_made_once_and_found_again(tmp_path, monkeypatch):
     made = each(case(tmp_path), training)
     assert [tuple(c) for c in made] == [(0.1, 0), (0.1, 1), (0.3, 0), (0.3, 1)]
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.glob("*/run.json"))) == 4
 
     monkeypatch.setattr(experiments, "_make_together", None)  # nothing is trained any more
     monkeypatch.setattr(experiments, "_make", None)
@@ -372,7 +374,7 @@ def test_a_run_in_place_of_a_call_is_refused():
 def test_a_damaged_run_is_made_again(tmp_path):
     p = case(tmp_path, rhos=[0.1], seeds=[0])
     (run,) = each(p, training).values()
-    (folder,) = tmp_path.iterdir()
+    (folder,) = tmp_path.glob("[!.]*")
     (folder / "arrays.npz").write_bytes(b"damaged")
     with pytest.warns(UserWarning, match="arrays.npz"):
         (again,) = each(p, training).values()
@@ -382,7 +384,7 @@ def test_a_damaged_run_is_made_again(tmp_path):
 def test_a_folder_that_holds_the_run_of_another_case_is_made_again(tmp_path):
     p = case(tmp_path, rhos=[0.1, 0.3], seeds=[0])
     runs = each(p, training)
-    one, two = sorted(tmp_path.iterdir())
+    one, two = sorted(tmp_path.glob("[!.]*"))
     one.rename(tmp_path / "between")
     two.rename(one)
     (tmp_path / "between").rename(two)
@@ -539,3 +541,42 @@ def test_a_wide_network_is_expected_to_take_its_time(tmp_path):
 
 def test_seconds_are_measured():
     assert 0 < training_seconds(training(0.1, 0)) < 60
+
+
+ONE_OF_TWO = """if True:
+    import sys
+    from functools import partial
+    from memnb.datasets import corrupt, load
+    from memnb.lab import each
+    from memnb.lab.parameters import Params
+    from memnb.models import build
+    from memnb.trainer import fit
+
+    def look(s):
+        print("trained", s.time, flush=True)
+        sys.stdin.readline()  # until it may go on
+
+    def experiment(rho, seed):
+        data = corrupt(load("digits", n=100)[0], rho, "wrong", 0)
+        net = build("mlp", shape=[1, 8, 8], widths=WIDTHS, seed=seed)
+        return partial(fit, net, data, 1, lr=0.1, observe=[look], seed=seed, device="cpu")
+
+    runs = each(Params(store=sys.argv[1], rhos=[0.1], seeds=[0]), experiment)
+    print([round(run.loss.sum().item(), 6) for run in runs.values()])
+"""
+
+
+@pytest.mark.parametrize("widths", [[6], [400, 400]])  # in a stack, and alone
+def test_of_two_processes_that_want_a_run_one_makes_it(tmp_path, widths):
+    code = ONE_OF_TWO.replace("WIDTHS", str(widths))
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    first = subprocess.Popen(words, text=True, **pipes)
+    assert first.stdout.readline() == "trained 0.0\n"
+    second = subprocess.Popen(words, text=True, **pipes)
+    said = second.stderr.readline()
+    told, _ = first.communicate("\n\n\n")
+    waited, _ = second.communicate("\n\n\n")
+    assert "another process makes this run" in said
+    assert told.splitlines()[0] == "trained 1.0"
+    assert waited.splitlines() == told.splitlines()[-1:]

@@ -261,19 +261,27 @@ def test_a_budget_takes_what_fits():
     cells = wanted([cell(n, h, round=r) for n, h in (("a", 3), ("b", 1)) for r in (0, 1)])
     assert names(that_fit(cells, 4.5)) == [("b", 0), ("a", 0)]
     assert names(that_fit(cells, 5.0)) == [("b", 0), ("a", 0), ("b", 1)]
+    assert names(that_fit(cells, 5.0, longest=2.0)) == [("b", 0), ("b", 1)]
     assert that_fit([], 1.0) == []
+
+
+def test_what_one_cpu_cannot_do_within_the_budget_is_not_begun(monkeypatch):
+    monkeypatch.setattr(reproduction.os, "cpu_count", lambda: 8)
+    cells = [cell("a", 3), cell("b", 1), cell("c", 1)]
+    assert names(reproduction.affordable(cells, "2h")) == [("b", 0), ("c", 0)]
 
 
 def test_as_many_tasks_at_once_as_cpus_and_memory_allow(monkeypatch):
     monkeypatch.setattr(reproduction.os, "cpu_count", lambda: 8)
     monkeypatch.setattr(reproduction, "free_memory", lambda: 7 * 2**30)
-    cells = [cell("a", 1), cell("b", 1)]
+    cells = [cell(name, 1) for name in "abcdefghijkl"]
+    assert jobs_that_fit(cells[:2]) == 2
     assert jobs_that_fit(cells) == 8
     cells[0] = replace(cells[0], line=replace(cells[0].line, memory_gb=2))
     assert jobs_that_fit(cells) == 3
     cells[1] = replace(cells[1], line=replace(cells[1].line, memory_gb=16))
     assert jobs_that_fit(cells) == 1
-    assert jobs_that_fit([]) == 8
+    assert jobs_that_fit([]) == 1
 
 
 def test_a_budget_that_fits_nothing_names_the_cheapest(tiny, tmp_path, monkeypatch):
@@ -314,6 +322,8 @@ def test_selected_by_notebook_figure_and_paper(lines):
     assert selected(lines, []) == lines
     with pytest.raises(ValueError, match="'fig33' is no paper, figure or notebook"):
         selected(lines, ["fig33"])
+    with pytest.raises(ValueError, match="'' is no paper"):
+        selected(lines, [""])
 
 
 def test_of_several_words_all_must_fit_and_commas_part_those_of_which_one_must(lines):
