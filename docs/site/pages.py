@@ -159,7 +159,12 @@ def definition(thing: Callable) -> str:
     """
     if isinstance(thing, property):
         return inspect.getdoc(thing)
-    text = BasicMarkdownRenderer(thing)._repr_markdown_()
+    try:
+        text = BasicMarkdownRenderer(thing)._repr_markdown_()
+    except NameError:  # Python 3.11.2 looks at a widget's `__new__`, whose types have no names
+        made = inspect.signature(thing.__init__, eval_str=True)
+        thing.__signature__ = made.replace(parameters=list(made.parameters.values())[1:])
+        text = BasicMarkdownRenderer(thing)._repr_markdown_()
     text = text[text.index("```python") :]
     return text.replace("\ndef ", "\nclass ", 1) if inspect.isclass(thing) else text
 

@@ -572,7 +572,7 @@ def test_the_home_folder_is_meant_by_a_tilde(tmp_path, monkeypatch):
     p = params(**TINY | dict(epochs=1))
     p["store"] = "~/kept"
     made(p)
-    assert len(list((tmp_path / "kept").iterdir())) == 1
+    assert len(list((tmp_path / "kept").glob("*/run.json"))) == 1
 
 
 def test_the_mask_is_the_group_that_is_accounted_for():
