@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'local_path', 'data_root', 'named_value', 'check_absent', 'check_writable', 'sync', 'write_whole',
-           'Damaged', 'seal', 'verify', 'listed', 'strangers', 'add', 'put', 'publish', 'set_aside', 'write_checked',
-           'check_file']
+           'alone_with', 'Damaged', 'seal', 'verify', 'listed', 'strangers', 'add', 'put', 'publish', 'set_aside',
+           'write_checked', 'check_file']
 
 # %% ../../nbs/common/03_files.ipynb #cell03
 import errno
@@ -17,11 +17,17 @@ import reprlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 from .checks import caution, in_words
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 # %% ../../nbs/common/03_files.ipynb #cell05
 def local_path(
@@ -143,6 +149,33 @@ def write_whole(
     "Call `write(file)` on a temporary file and rename it to `path`: whole or not at all."
     _rename(_beside(path, write), path)
     return path
+
+# %% ../../nbs/common/03_files.ipynb #alone1
+@contextmanager
+def alone_with(
+    place: Path,  # a folder, or a file that is there only meanwhile
+    what: str = "",  # another process does with it, for a warning that it is waited for
+) -> Iterator[None]:
+    "Wait until no other process is here with the same place, where the system can tell."
+    if fcntl is None:
+        yield
+        return
+    fleeting = not place.is_dir()
+    fd = os.open(place, os.O_RDONLY | (os.O_CREAT if fleeting else 0))
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if what:
+                caution(f"another process {what}; it is waited for")
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError:  # some network disks have no locks
+            pass
+        yield
+    finally:
+        if fleeting:
+            place.unlink(missing_ok=True)
+        os.close(fd)
 
 # %% ../../nbs/common/03_files.ipynb #cell12
 MANIFEST = "manifest.json"

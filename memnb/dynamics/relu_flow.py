@@ -203,7 +203,7 @@ def flow(
     nor do networks with initial weights of `std` 1 and more, which are chaotic. `dtype` is that
     of the matrix products: by default bfloat16 where the CPU multiplies it.
 
-    `"gd"`: the state after `round(t / lr)` epochs.
+    `"gd"`: the state after `round(t / lr)` epochs, at least one at the last time.
 
     `FloatingPointError` where a step fails, the loss rises or the weights are not finite.
     """

@@ -15,27 +15,29 @@ import os
 import platform
 import time
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import polars as pl
 
-from ..common.checks import caution
 from ..common.code import code_of
-from ..common.files import Damaged, local_path, named_value, publish, set_aside, verify
+from memnb.common.files import (
+    Damaged,
+    alone_with,
+    local_path,
+    named_value,
+    publish,
+    set_aside,
+    verify,
+)
 from .parameters import Params, kernel_cells
 from ..runs.identity import Unknown, fingerprint, modules_behind
 from ..runs.run import Run, save_run, stored_run
 from ..trainer.stacked import fit_stacked, why_not
 from ..trainer.training import costs, fit
-
-try:
-    import fcntl
-except ImportError:  # on Windows
-    fcntl = None
 
 # %% ../../nbs/lab/05_experiments.ipynb #exp06
 def cases_of(over: dict[str, Iterable]) -> list[tuple]:
@@ -145,23 +147,12 @@ def _folder(p: Params, call: partial) -> Path | None:
     return local_path("store", p.store) / run_name(call) if p.store else None
 
 # %% ../../nbs/lab/05_experiments.ipynb #once1
-@contextmanager
-def _alone_with(folder: Path | None) -> Iterator[None]:
-    "Wait while another process makes the run of a folder, where the system can tell."
-    if folder is None or fcntl is None:
-        yield
-        return
+def _alone(folder: Path | None) -> AbstractContextManager:
+    "Wait while another process makes the run of a folder."
+    if folder is None:
+        return nullcontext()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    place = int(hashlib.sha256(folder.name.encode()).hexdigest()[:12], 16)
-    with open(folder.parent / ".lock", "ab") as file:  # let go of when the process ends
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
-        except (BlockingIOError, PermissionError):
-            caution("another process makes this run; it is waited for")
-            fcntl.lockf(file, fcntl.LOCK_EX, 1, place)
-        except OSError:  # some network disks have no locks
-            pass
-        yield
+    return alone_with(folder.with_name(f".{folder.name}.lock"), "makes this run")
 
 
 def _made_once(
@@ -169,7 +160,7 @@ def _made_once(
     make: Callable[[list[int]], list[Run]],  # numbers of folders -> their runs
 ) -> list[Run]:
     "The runs, of which another process may have made some meanwhile."
-    with _alone_with(folders[0]):
+    with _alone(folders[0]):
         runs = [stored_run(f, by_name=True) if f else None for f in folders]
         left = [i for i, run in enumerate(runs) if run is None]
         made = dict(zip(left, make(left) if left else [], strict=True))

@@ -268,7 +268,7 @@ def _why(code: int, log: Path) -> str:
 
 
 def _is_full(folder: Path) -> bool:
-    "Whether the disk has no room left for a page, so that errors could not even be written down."
+    "Whether the disk has no room left for 64 KB, so that errors could not even be written down."
     try:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as f:
             f.write(bytes(2**16))

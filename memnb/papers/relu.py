@@ -213,8 +213,9 @@ def drift() -> Callable:
 
     def observe(t: float, net: TwoLayer) -> list[dict]:
         nonlocal first, fitted
-        if net.first is not first:  # another run
-            first = net.first
+        start = net.first or (net if t == 0 else first)
+        if start is not first:  # another run
+            first = start
             fitted = None
         scale = net.v.double() / net.r
         scale0 = first.v.double() / first.r

@@ -64,11 +64,10 @@ class Line:
     def about(self) -> dict:
         "Parameters that a task is given; `{data}` in a text is the data root."
         where = str(data_root().absolute())
-        known = {
+        return {
             k: v.replace("{data}", where) if isinstance(v, str) else v
             for k, v in self.values.items()
         }
-        return known
 
 # %% ../../nbs/papers/28_reproduction.ipynb #cell05
 def _values(text: str) -> dict:
@@ -323,10 +322,11 @@ def that_fit(
             chosen.append(cell)
             rest -= cell.cpu_hours
     if cells and not chosen:
-        cheapest = min(cells, key=lambda c: c.cpu_hours)
+        least = min(cells, key=lambda c: c.cpu_hours)
+        each = f", {hours_in_words(longest)} for one task," if longest < cpu_hours else ""
         raise ValueError(
-            f"the budget of {hours_in_words(cpu_hours)} of CPU time fits nothing that is left; "
-            f"the cheapest is {cheapest.line.name()}, about {hours_in_words(cheapest.cpu_hours)}"
+            f"the budget of {hours_in_words(cpu_hours)} of CPU time{each} fits nothing that is "
+            f"left; the cheapest is {least.line.name()}, about {hours_in_words(least.cpu_hours)}"
         )
     return chosen
 
@@ -469,7 +469,7 @@ def reproduce(
     root = local_path("root", root).resolve()
     limit = seconds_of(budget) if budget else None
     left = wanted(cells_of(lines, root, device), retry=retry, renew=renew)
-    threads = (os.cpu_count() or 1) // jobs if jobs else 1
+    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs else 1
     chosen = that_fit(left, cpu_hours_of(budget), threads * limit / 3600) if budget else left
     print(f"{places}, in place of those of the same figure, preset and data")
     _say_plan(chosen, left)

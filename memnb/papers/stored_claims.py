@@ -10,8 +10,7 @@ __all__ = ['SETTING', 'StoredResult', 'setting_of', 'stored_results', 'together'
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -19,16 +18,11 @@ from pathlib import Path
 import polars as pl
 
 from ..common.checks import caution
-from ..common.files import Damaged, local_path, verify, write_whole
+from ..common.files import Damaged, alone_with, local_path, verify, write_whole
 from ..lab.claims import VERDICTS
 from .latent_claims import LATENT_CLAIMS
 from .relu_claims import RELU_CLAIMS
 from .verdicts import JUDGED, verdicts
-
-try:
-    import fcntl
-except ImportError:  # on Windows
-    fcntl = None
 
 # %% ../../nbs/papers/27_stored_claims.ipynb #cell04
 SETTING = ("figure", "preset", "dataset", "model", "changed")  # what claims were found on
@@ -321,21 +315,6 @@ def merge(
     return whole, notes
 
 # %% ../../nbs/papers/27_stored_claims.ipynb #cell16
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    "Wait until no other process is here with this folder, where the system can tell."
-    if fcntl is None:
-        yield
-        return
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some network disks have no locks
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
-
-
 def update_claims(
     file: str | Path,  # .csv, made if it is not there
     results: Iterable[StoredResult],
@@ -355,7 +334,7 @@ def update_claims(
     if new is None:
         return []
     file.parent.mkdir(parents=True, exist_ok=True)
-    with _alone_in(file.parent):
+    with alone_with(file.parent):
         whole, notes = merge(read_claims(file), new)
         rounded = whole.with_columns(pl.col("^(ours|low|high)$").round_sig_figs(4))
         write_whole(file, rounded.write_csv)

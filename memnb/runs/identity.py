@@ -461,7 +461,7 @@ _HINTS = {
     "network": "its layers, their settings or their modes are others",
     "frozen": "other parameters are frozen",
 } | {
-    k: f"{k} is other code, or holds other values than those which `decided_by` leaves out"
+    k: f"{k} is other code, or holds other values, of which its `decided_by` names those that count"
     for k in ("each_step", "observe", "backward")
 }
 

@@ -13,6 +13,7 @@ from paper_experiments import RELU_PARAMETERS
 
 from memnb.datasets import NoisyDataset, corrupt, load
 from memnb.dynamics import gradient_flow
+from memnb.dynamics.relu_flow import two_layer
 from memnb.lab.claims import judge
 from memnb.lab.experiments import each, gather
 from memnb.lab.parameters import Params
@@ -323,6 +324,8 @@ def test_one_observer_may_watch_several_runs(store):
     assert second.equals(gradient_flow(other, data, times, observe=[relu.watch()]).rows)
     assert not second.equals(first)
     assert fingerprint(look) == fingerprint(relu.watch())
+    (row,) = relu.drift()(0, two_layer(net, data))  # a snapshot by itself
+    assert row["turn"] == pytest.approx(0, abs=1e-6)
 
 
 def test_the_clean_network_is_slowed_by_the_realised_rate(store):

@@ -269,6 +269,8 @@ def test_what_one_cpu_cannot_do_within_the_budget_is_not_begun(monkeypatch):
     monkeypatch.setattr(reproduction.os, "cpu_count", lambda: 8)
     cells = [cell("a", 3), cell("b", 1), cell("c", 1)]
     assert names(reproduction.affordable(cells, "2h")) == [("b", 0), ("c", 0)]
+    with pytest.raises(ValueError, match="16 h of CPU time, 2 h for one task, fits nothing"):
+        reproduction.affordable(cells[:1], "2h")
 
 
 def test_as_many_tasks_at_once_as_cpus_and_memory_allow(monkeypatch):
