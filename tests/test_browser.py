@@ -377,21 +377,33 @@ def test_under_voila(browser, tmp_path):
 
 
 def losing(changes: list):
-    "A socket that loses, and counts, changes of widgets until a page says that it is opened."
+    """A socket that loses, and counts, changes of widgets until a page says that it is opened.
+
+    A page that is opened between two changes says so only after the next, so that some are lost.
+    """
+    held = []
     heard = []
 
     def route(socket):
         kernel = socket.connect_to_server()
 
         def from_page(message):
-            heard.extend([True] * ('"opened"' in words(message)))
-            kernel.send(message)
+            if heard or '"opened"' not in words(message):
+                kernel.send(message)
+            elif changes:
+                heard.append(message)
+                kernel.send(message)
+            else:
+                held.append(message)
 
         def from_kernel(message):
-            if not heard and re.search(r'"method": ?"update"', words(message)):
-                changes.append(message)
-            else:
+            if heard or not re.search(r'"method": ?"update"', words(message)):
                 socket.send(message)
+                return
+            changes.append(message)
+            for late in held:
+                heard.append(late)
+                kernel.send(late)
 
         socket.on_message(from_page)
         kernel.on_message(from_kernel)
