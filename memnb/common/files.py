@@ -146,8 +146,12 @@ def write_whole(
     path: Path,
     write: Callable,  # given a file that is open for bytes
 ) -> Path:
-    "Call `write(file)` on a temporary file and rename it to `path`: whole or not at all."
-    _rename(_beside(path, write), path)
+    """Call `write(file)` on a temporary file and rename it to `path`: whole or not at all.
+
+    Of a link, the file that it points to is replaced.
+    """
+    file = Path(os.path.realpath(path))
+    _rename(_beside(file, write), file)
     return path
 
 # %% ../../nbs/common/03_files.ipynb #alone1
@@ -378,14 +382,15 @@ def write_checked(
     write: Callable,  # given a file that is open for bytes
 ) -> Path:
     "As `write_whole`, with the file's SHA-256 beside it."
-    part = _beside(path, write)
+    file = Path(os.path.realpath(path))
+    part = _beside(file, write)
     line = f"{_entry(part)['sha256']}  {path.name}\n"
     try:
         write_whole(_companion(path), lambda f: f.write(line.encode()))
     except BaseException:
         part.unlink()
         raise
-    _rename(part, path)
+    _rename(part, file)
     return path
 
 

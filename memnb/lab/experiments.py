@@ -23,6 +23,7 @@ from pathlib import Path
 
 import polars as pl
 
+from .. import __version__
 from ..common.code import code_of
 from memnb.common.files import (
     Damaged,
@@ -322,7 +323,6 @@ def _result_key(p: Params) -> str:
 def facts() -> dict:
     "Versions and machine, for `params.json`."
     packages = (
-        "memnb",
         "torch",
         "torchvision",
         "numpy",
@@ -332,7 +332,10 @@ def facts() -> dict:
         "altair",
     )
     return dict(
-        python=platform.python_version(), cpus=os.cpu_count(), **{k: version(k) for k in packages}
+        python=platform.python_version(),
+        cpus=os.cpu_count(),
+        memnb=__version__,  # metadata of what is installed may be older than the sources
+        **{k: version(k) for k in packages},
     )
 
 # %% ../../nbs/lab/05_experiments.ipynb #cell25

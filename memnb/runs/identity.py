@@ -6,30 +6,26 @@
 __all__ = ['Unknown', 'fingerprint', 'modules_behind', 'start_of', 'architecture', 'differences']
 
 # %% ../../nbs/runs/03_identity.ipynb #cell03
-import dis
 import hashlib
 import json
+import operator
 import random
 import re
-import sys
-import sysconfig
 import types
-from collections import deque
+from collections import deque, namedtuple
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import date, datetime, timedelta
 from enum import Enum
-from functools import partial
-from importlib import import_module
-from importlib.util import find_spec, resolve_name
-from pathlib import Path, PurePath
+from functools import cached_property, partial
+from pathlib import PurePath
 
 import numpy as np
 import polars as pl
 import torch
 from torch import Tensor, nn
 
-import memnb
+from ..common.code import codes_in, is_library, modules_used_by, names_in
 from ..datasets.noisy_datasets import NoisyDataset
 
 # %% ../../nbs/runs/03_identity.ipynb #cell05
@@ -58,74 +54,6 @@ def _bytes(v: Tensor) -> str:
 def _tensor(v: Tensor) -> list:
     "Type, shape and numbers of a tensor; a meta tensor has none."
     return ["tensor", str(v.dtype), list(v.shape), "meta" if v.is_meta else _bytes(v)]
-
-# %% ../../nbs/runs/03_identity.ipynb #cell07
-def _installed() -> list[Path]:
-    "Folders of memnb, of Python and of what is installed."
-    places = {sysconfig.get_path(k) for k in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return [Path(memnb.__file__).parent, *(Path(p) for p in places if p)]
-
-
-_LIBRARIES = _installed()
-
-
-def _is_library(name: str | None) -> bool:
-    "Whether a module is memnb's, Python's or an installed one."
-    file = getattr(sys.modules.get(name or ""), "__file__", None)
-    if file is None:
-        return name not in (None, "__main__") and name in sys.modules
-    return any(Path(file).is_relative_to(place) for place in _LIBRARIES)
-
-
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    "A code and those inside it."
-    yield code
-    for c in code.co_consts:
-        if isinstance(c, types.CodeType):
-            yield from _codes(c)
-
-
-def _names_in(code: types.CodeType, *operations: str) -> list[str]:
-    "Names in a function, those inside it included, on which one of the operations works."
-    steps = (i for c in _codes(code) for i in dis.get_instructions(c) if i.opname in operations)
-    return sorted({i.argval for i in steps})
-
-
-def _found(name: str) -> types.ModuleType | None:
-    "A module that is nobody's library, imported if need be; None for any other."
-    with suppress(Exception):  # whatever it takes to import it: the function would fail, too
-        if name not in sys.modules:
-            spec = find_spec(name.partition(".")[0])
-            at = [spec.origin] if spec.has_location else spec.submodule_search_locations or []
-            if not at or any(Path(p).is_relative_to(place) for p in at for place in _LIBRARIES):
-                return None
-            import_module(name)
-        return None if _is_library(name) else sys.modules[name]
-    return None
-
-
-def _imports(f: types.FunctionType) -> dict[str, types.ModuleType]:
-    "Modules that a function imports when it is called, by name, but for libraries."
-    package = f.__globals__.get("__package__") or None
-    places = [f"{'.' * level}{name}" for level, name in _imported(f.__code__)]
-    names = []
-    for place in places:
-        with suppress(ImportError):  # a relative one outside of a package
-            names.append(resolve_name(place, package))
-    found = {name: _found(name) for name in names}
-    return {name: module for name, module in found.items() if module is not None}
-
-
-def _imported(code: types.CodeType) -> list[tuple[int, str]]:
-    "How many folders up, and name, of each `import` in a function."
-    found = set()
-    for c in _codes(code):
-        steps = list(dis.get_instructions(c))
-        for i, step in enumerate(steps):
-            if step.opname == "IMPORT_NAME":  # above it on the stack: the level, then the names
-                level = steps[i - 2].argval
-                found.add((level if isinstance(level, int) else 0, step.argval))
-    return sorted(found)
 
 # %% ../../nbs/runs/03_identity.ipynb #cell08
 class _Look:
@@ -167,8 +95,10 @@ class _Look:
         return repr(look(v))
 
     def mapping(self, v: Mapping) -> list:
-        items = [[self(key), self(value)] for key, value in v.items()]
-        return [_type(v), sorted(items, key=repr)]
+        "Keys and values, in an order that does not depend on that in which they were given."
+        named = all(type(key) is str for key in v)
+        keys = sorted(v, key=None if named else self._alone)
+        return [_type(v), [[self(key), self(v[key])] for key in keys]]
 
     def unknown(self, v) -> list:
         if self.strict:
@@ -181,22 +111,20 @@ class _Look:
         What derives from a plain type is its `repr`, too.
         """
         if isinstance(v, _BY_REPR):
-            return [_type(v), repr(v), self(type(v)), self.mapping(getattr(v, "__dict__", {}))]
+            return [_type(v), repr(v), self(type(v)), self.mapping(_attributes(v))]
         decisive = getattr(type(v), "decided_by", None)
         if decisive is not None:  # the rest comes with its use
             return [self(type(v)), [[name, self(getattr(v, name))] for name in decisive]]
         slots = [s for c in type(v).__mro__ for s in _slots(c)]
         if _hides(v) or not hasattr(v, "__dict__") and not slots:
             return self.unknown(v)
-        held = {s: getattr(v, s) for s in slots if hasattr(v, s)} | getattr(v, "__dict__", {})
+        held = {s: getattr(v, s) for s in slots if hasattr(v, s)} | _attributes(v)
         return [self(type(v)), self.mapping(held)]
 
 
 def _says_all(v) -> bool:
     "Whether a plain value is no more than its `repr`: its type is a library's, or an enumeration."
-    return (
-        isinstance(v, Enum) or type(v).__module__ == "builtins" or _is_library(type(v).__module__)
-    )
+    return isinstance(v, Enum) or type(v).__module__ == "builtins" or is_library(type(v).__module__)
 
 
 def _hides(v) -> bool:
@@ -209,6 +137,16 @@ def _hides(v) -> bool:
     except Exception:
         return True
     return False
+
+
+def _attributes(v) -> dict:
+    "What an object holds by name, but for properties that it has worked out and remembers."
+    held = getattr(v, "__dict__", {})
+    return {k: w for k, w in held.items() if not _is_cached(type(v), k)}
+
+
+def _is_cached(c: type, name: str) -> bool:
+    return isinstance(getattr(c, name, None), cached_property)
 
 
 def _slots(c: type) -> list[str]:
@@ -242,23 +180,25 @@ def _closure(f: types.FunctionType) -> dict:
 
 def _function(look: _Look, f: types.FunctionType) -> list:
     "A function by its code, its defaults and what it closes over, one of the user's with globals."
+    if f.__code__.co_qualname == "singledispatch.<locals>.wrapper":  # the rest of it is a memory
+        return ["dispatch", look.mapping(f.registry)]
     own = [_code(look, f.__code__), look(f.__defaults__), look(f.__kwdefaults__)]
-    used = {name for code in _codes(f.__code__) for name in code.co_names}
+    used = {name for code in codes_in(f.__code__) for name in code.co_names}
     around = _closure(f)
     own.append([[k, look(v), _of_module(look, v, used)] for k, v in around.items()])
-    if _is_library(f.__module__):
+    if is_library(f.__module__):
         look.libraries.add(f.__module__)
         return ["function", f.__module__, f.__qualname__, *own]
-    names = _names_in(f.__code__, "LOAD_GLOBAL", "LOAD_NAME")
+    names = names_in(f.__code__, "LOAD_GLOBAL", "LOAD_NAME")
     read = {k: f.__globals__[k] for k in names if k in f.__globals__}
-    read |= _imports(f)
+    read |= modules_used_by(f)
     own.append([[k, look(v), _of_module(look, v, used)] for k, v in read.items()])
     return ["function", *own, look.mapping(vars(f))] if vars(f) else ["function", *own]
 
 
 def _of_module(look: _Look, v, used: set[str]) -> list:
     "What may be used of a module that is nobody's library, as `mod.f` and `package.mod.f` do."
-    if not isinstance(v, types.ModuleType) or _is_library(v.__name__):
+    if not isinstance(v, types.ModuleType) or is_library(v.__name__):
         return []
     held = [(k, getattr(v, k)) for k in sorted(used) if hasattr(v, k)]
     return [[k, look(w), _of_module(look, w, used - {k})] for k, w in held]
@@ -274,7 +214,7 @@ def _builtin(look: _Look, f) -> list:
 
 def _class(look: _Look, c: type) -> list:
     "A library's class by its name; any other by its code."
-    if _is_library(c.__module__) or c.__module__ == "builtins":
+    if is_library(c.__module__) or c.__module__ == "builtins":
         look.libraries.add(c.__module__)
         return ["class", c.__module__, c.__qualname__]
     skip = ("__dict__", "__weakref__", "__doc__", "__module__", "__slotnames__", "__firstlineno__")
@@ -283,7 +223,7 @@ def _class(look: _Look, c: type) -> list:
     bases = look.all(c.__bases__)
     described = ["class", bases, [[k, look(v)] for k, v in sorted(own.items()) if k not in slots]]
     of = type(c)
-    return described if of is type or _is_library(of.__module__) else [*described, look(of)]
+    return described if of is type or is_library(of.__module__) else [*described, look(of)]
 
 # %% ../../nbs/runs/03_identity.ipynb #cell11
 _INSIDE = frozenset(vars(nn.Module()))  # what every module holds for torch
@@ -299,7 +239,7 @@ def _tensor_hooks(v: Tensor | None) -> Iterator[list]:
 
 def _layer(look: _Look, name: str, m: nn.Module) -> list:
     "A layer's class, mode, attributes and hooks; its own tensors by name, shape and type."
-    attributes = {k: v for k, v in vars(m).items() if k not in _INSIDE}
+    attributes = {k: v for k, v in _attributes(m).items() if k not in _INSIDE}
     hooks = [look.all(getattr(m, k).values()) for k in _HOOKS if getattr(m, k)]
     tensors = sorted({**m._parameters, **m._buffers}.items())
     shapes = []
@@ -355,7 +295,7 @@ def _mapping(look: _Look, v: Mapping) -> list:
 
 def _more(look: _Look, v) -> list:
     "The class and attributes of a container that is more than a container."
-    return [look(type(v)), look.mapping(vars(v))] if getattr(v, "__dict__", None) else []
+    return [look(type(v)), look.mapping(held)] if (held := _attributes(v)) else []
 
 
 def _frame(look: _Look, v: pl.DataFrame | pl.Series) -> list:
@@ -377,6 +317,12 @@ _BUILTINS = (
     types.MethodDescriptorType,
     np.ufunc,
 )
+_GETTERS = (
+    operator.itemgetter,
+    operator.attrgetter,
+    operator.methodcaller,
+    type(namedtuple("_", "_", rename=True)._0),
+)
 # (types, how a value of them is described): the first that fits counts
 _KINDS = (
     (Tensor, lambda look, v: _tensor(v)),
@@ -395,6 +341,8 @@ _KINDS = (
     (_BUILTINS, _builtin),
     ((staticmethod, classmethod), lambda look, v: [_type(v), look(v.__func__)]),
     (property, lambda look, v: ["property", look(v.fget), look(v.fset)]),
+    (cached_property, lambda look, v: ["property", look(v.func)]),
+    (_GETTERS, lambda look, v: ["getter", look(v.__reduce__())]),
     (types.ModuleType, lambda look, v: ["module", v.__name__]),
     (type, _class),
     (Mapping, _mapping),

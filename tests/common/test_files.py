@@ -468,6 +468,18 @@ def test_manifests_that_are_none(tmp_path, text):
         verify(tmp_path / "r")
 
 
+@pytest.mark.parametrize("write", [write_whole, write_checked])
+def test_a_link_stays_one_and_what_it_points_to_is_written(tmp_path, write):
+    (tmp_path / "kept").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(Path("kept", "file"))
+    for content in (b"first", b"second"):
+        assert write(link, lambda f, content=content: f.write(content)) == link
+        assert link.is_symlink()
+        assert (tmp_path / "kept" / "file").read_bytes() == link.read_bytes() == content
+        check_file(link)
+
+
 def test_the_digests_are_those_of_sha256sum(tmp_path):
     write_checked(tmp_path / "f", lambda f: f.write(b"abc"))
     # FIPS 180-2, of "abc"

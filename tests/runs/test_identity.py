@@ -9,7 +9,8 @@ import re
 import subprocess
 import sys
 import threading
-from collections import OrderedDict, deque
+import types
+from collections import OrderedDict, deque, namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,36 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.p * self.layer(x)
+
+
+class Remembering:
+    @functools.cached_property
+    def size(self):
+        return 3
+
+    @functools.cache  # noqa: B019, it lives as long as the test
+    def grow(self, s):
+        return self.size * s
+
+
+class RememberingMore(Remembering):
+    @functools.cached_property
+    def size(self):
+        return 4
+
+
+def by_type(k):
+    "A function that answers by the type of what it is given."
+
+    @functools.singledispatch
+    def answer(s):
+        return s
+
+    @answer.register
+    def _(s: int):
+        return k * s
+
+    return answer
 
 
 def closing(v):
@@ -171,6 +202,17 @@ PAIRS = [  # makers of values of which no two are alike
     lambda: dict(a=1),
     lambda: np.float32(1),
     lambda: sys,
+    lambda: Remembering,
+    lambda: RememberingMore,
+    lambda: by_type(2),
+    lambda: by_type(3),
+    lambda: namedtuple("Pair", "a b"),
+    lambda: namedtuple("Pair", "a c"),
+    lambda: operator.itemgetter(1),
+    lambda: operator.itemgetter(2),
+    lambda: operator.attrgetter("a"),
+    lambda: operator.methodcaller("a", 1),
+    lambda: operator.methodcaller("a", k=1),
 ]
 
 
@@ -260,6 +302,45 @@ def test_a_set_has_no_order_whatever_its_members_hold():
         return fingerprint([members, twin])
 
     assert named("a", "b") == named("b", "a") != named("a", "c")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda given: functools.partial(helper, **given),
+        dict,
+        OrderedDict,
+        lambda given: {Path(k): v for k, v in given.items()},
+        lambda given: {(k,): v for k, v in given.items()},
+        lambda given: types.SimpleNamespace(**given),
+    ],
+)
+def test_the_order_of_names_does_not_matter_where_they_share_a_value(make):
+    twin = [3]
+    assert fingerprint(make(dict(a=twin, b=twin))) == fingerprint(make(dict(b=twin, a=twin)))
+    assert fingerprint(make(dict(a=twin, b=twin))) != fingerprint(make(dict(a=twin, b=[3])))
+
+
+def test_what_a_function_remembers_is_no_part_of_it():
+    answer = by_type(2)
+    answer(1)
+    answer("a")
+    assert fingerprint(answer) == fingerprint(by_type(2))
+    used = Remembering()
+    used.grow(2)
+    assert fingerprint(used) == fingerprint(Remembering())
+
+
+def test_what_a_layer_remembers_is_no_part_of_it():
+    class Layer(nn.Linear):
+        @functools.cached_property
+        def scale(self):
+            return self.in_features**-0.5
+
+    used = Layer(3, 2)
+    fresh = architecture(used)
+    assert used.scale < 1
+    assert architecture(used) == fresh
 
 
 def test_names_comments_and_places_do_not_matter():
