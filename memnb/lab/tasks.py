@@ -177,6 +177,18 @@ def failed(folder: Path) -> Path:
     return folder.with_name(folder.name + ".failed")
 
 # %% ../../nbs/lab/06_tasks.ipynb #cell13
+def _anywhere(value):
+    """The value; a path from here to a file or folder becomes one that holds in any folder.
+
+    A name alone is that of a file, as `mnist` is a data set where there is a folder `mnist`, too.
+    """
+    if not isinstance(value, str):
+        return value
+    place = os.path.expanduser(value)
+    is_path = os.path.isfile(place) or os.path.dirname(place) and os.path.exists(place)
+    return os.path.abspath(place) if is_path else value
+
+
 def make_task(
     notebook: str | Path,  # path of a notebook with a cell of parameters
     values: dict | None = None,  # parameter -> value; others are as the notebook declares them
@@ -184,6 +196,7 @@ def make_task(
     "The task of a notebook and parameters. `ValueError` as for `cast`."
     notebook = local_path("notebook", notebook).resolve()
     values = cast(notebook, {} if values is None else values)
+    values = {name: _anywhere(value) for name, value in values.items()}
     _, code = _inspected(notebook.read_bytes())
     named = {name: named_value(value) for name, value in values.items()}
     made_of = json.dumps([code, named, code_of()], sort_keys=True)

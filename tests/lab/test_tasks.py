@@ -380,6 +380,23 @@ def test_a_file_counts_by_what_it_holds_and_not_by_its_folder(tmp_path, tiny):
     assert make_task(tiny, dict(name=str(here))).key != first.key
 
 
+def test_a_path_from_here_holds_in_the_folder_of_a_task(tmp_path, tiny, monkeypatch):
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "a.npz").write_bytes(b"1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def taken(name):
+        return dict(make_task(tiny, dict(name=name)).values)["name"]
+
+    for name in ("a.npz", "./a.npz", "mnist/../a.npz", "~/a.npz"):
+        assert taken(name) == str(tmp_path / "a.npz")
+    assert taken("./mnist") == str(tmp_path / "mnist")
+    assert taken("~") == str(tmp_path)
+    for name in ("mnist", "gone.npz", "./gone", "", "~nobody/a", "a\n", "x" * 5000, "a\0"):
+        assert taken(name) == name
+
+
 def test_a_disk_too_full_for_a_task_to_say_so(tmp_path, tiny, monkeypatch):
     "Not even the last line of its error could be written."
 
