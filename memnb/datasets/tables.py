@@ -16,7 +16,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from ..common.checks import caution, check_memory, names_of, shown
+from ..common.checks import caution, check_memory, columns_in_words, names_of, shown
 from .labels import Labels, coded, first_few
 from .noisy_datasets import NoisyDataset
 from .table_files import frame_of, is_text_file, label_column, padded_classes
@@ -306,12 +306,8 @@ class Columns:
 
 def _check_there(names: Sequence[str], frame: pl.DataFrame, what: str):
     if missing := [name for name in names if name not in frame.columns]:
-        there = ", ".join(frame.columns)
-        if len(frame.columns) > 20:  # the label is often the last
-            there = ", ".join([*frame.columns[:14], "...", *frame.columns[-5:]])
-        raise ValueError(
-            f"{what} {first_few(missing)}; the table has the columns {there or 'none'}"
-        )
+        there = columns_in_words(frame.columns)
+        raise ValueError(f"{what} {first_few(missing)}; the table has the columns {there}")
 
 
 def _columns_are(names: Sequence[str]) -> str:

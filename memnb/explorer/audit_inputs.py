@@ -34,7 +34,7 @@ from ..datasets.noisy_datasets import NoisyDataset
 from ..datasets.own_arrays import from_arrays
 from ..datasets.sources import DATASETS, read_arrays
 from ..datasets.tables import from_table
-from ..lab.audit_requests import AUDIT_RULES, TABLES
+from ..lab.audit_requests import AUDIT_RULES, TABLES, wants_label
 from ..lab.experiments import arguments_of
 from ..lab.parameters import KIND_OF_NOISE, Parameters, Params
 from ..lab.rules import FILE, Rule, count, one_of
@@ -116,7 +116,7 @@ def _check_model(p: Params):
     "`ValueError` for a network that neither memnb nor torchvision has."
     check_choice("model", p.model, (*AUDIT_NETWORKS, *_torchvision()))
     if p.data.lower().endswith(TABLES) and p.get("label") is None:
-        raise ValueError(f"data={p.data} is a table; label= names its column of labels")
+        raise ValueError(f"data={p.data} is a table; {wants_label(p.data)}")
     if p.get("report") and Path(p.report).expanduser().exists():
         raise FileExistsError(f"report={p.report} is there already; give another folder")
 

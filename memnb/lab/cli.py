@@ -226,7 +226,7 @@ def _say_list(cells: list, lines: list, budget: str | None):
     "--root",
     default="reproduction",
     show_default=True,
-    type=click.Path(path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     help="Folder of results.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")

@@ -268,7 +268,7 @@ def test_all_that_is_wrong_with_the_options_is_said_at_once_and_soon(tmp_path):
         cwd=tmp_path,
     )
     expected = """1 False Error: --size: for folders of pictures; DATA customers.csv is a table
-        DATA customers.csv is a table; --label names its column of labels
+        DATA customers.csv is a table; --label names its column of labels, of id, age, city, plan
         --weights w.pt needs --model, the network that they are of
         --weights w.pt is not there, or no file
         --epochs many must be a whole number
@@ -278,6 +278,30 @@ def test_all_that_is_wrong_with_the_options_is_said_at_once_and_soon(tmp_path):
         r is there already; give another folder, or remove it
     """
     assert done.stdout.split() == expected.split()
+
+
+def written(separator):
+    return lambda frame, path: frame.write_csv(path, separator=separator)
+
+
+@pytest.mark.parametrize(
+    "name, write, columns",
+    [
+        ("t.csv", written(";"), "a, b"),
+        ("t.tsv", written("\t"), "a, b"),
+        ("T.CSV", written(","), "a, b"),
+        ("t.parquet", pl.DataFrame.write_parquet, "a, b"),
+        ("t.csv", lambda frame, path: path.write_bytes(b""), None),
+        ("t.csv", lambda frame, path: path.write_bytes(bytes(range(256))), None),
+        ("t.parquet", lambda frame, path: path.write_bytes(b"PAR1"), None),
+    ],
+)
+def test_a_table_without_its_label_is_answered_by_its_columns(tmp_path, name, write, columns):
+    write(pl.DataFrame(dict(a=[1, 2], b=["x", "y"])), tmp_path / name)
+    done = run(tmp_path / name, "--out", tmp_path / "r")
+    wanted = "--label names its column of labels"
+    assert done.exit_code == 1
+    assert done.output.rstrip().endswith(f"{wanted}, of {columns}" if columns else wanted)
 
 
 def test_from_python_the_names_are_those_of_python(tmp_path):
