@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Shape', 'picture_size', 'as_bytes', 'are_pixels', 'ScaledBytes', 'scaling', 'say_unit_range', 'pixels_in',
-           'channels_first']
+           'channels_come_first', 'channels_first', 'as_pictures']
 
 # %% ../../nbs/datasets/07_pictures.ipynb #pi03
 from collections.abc import Sequence
@@ -168,11 +168,33 @@ def pixels_in(
     return [v for v in parts if are_pixels(v, alone)]
 
 
+def channels_come_first(
+    shape: Sequence[int],  # of a picture, with its channels
+) -> bool:
+    "Whether it is (C, H, W) and cannot be (H, W, C)."
+    return len(shape) == 3 and shape[0] in (1, 3, 4) and shape[-1] not in (1, 3, 4)
+
+
 def channels_first(
     x: Tensor,  # uint8 (n, ...)
 ) -> Tensor:
     "Pictures (n, H, W) or (n, H, W, C) as (n, C, H, W); anything else as it is."
     if x.ndim == 3:
         return x[:, None]
-    last = x.ndim == 4 and x.shape[-1] in (1, 3, 4) and x.shape[1] not in (1, 3, 4)
-    return x.movedim(-1, 1) if last else x
+    return x.movedim(-1, 1) if channels_come_first(x.shape[:0:-1]) else x
+
+
+def as_pictures(
+    v: Tensor,  # (n, ...), a part of a batch
+    alone: bool = False,  # whether it is all that the network reads
+) -> Tensor:
+    "Pictures of bytes with their channels first, said where that changes them."
+    if not are_pixels(v, alone):
+        return v
+    first = channels_first(v)
+    if first.shape != v.shape:
+        caution(
+            f"pictures {tuple(v.shape[1:])} are read as (channels, height, width) = "
+            f"{tuple(first.shape[1:])}"
+        )
+    return first
