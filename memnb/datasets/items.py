@@ -144,7 +144,10 @@ def without_label(
 def _tensor(value, where: str, shape: Shape) -> Tensor:
     "A part of an item as a tensor; `ValueError` for what is none."
     if isinstance(value, Image.Image):
-        return as_bytes(value, shape)
+        try:
+            return as_bytes(value, shape)
+        except ValueError as e:
+            raise ValueError(f"the input of {where} cannot be read: {e}") from e
     if isinstance(value, Tensor):
         return value.detach()
     try:

@@ -51,10 +51,18 @@ def picture_size(size) -> tuple[int, int] | None:
 
 
 def _deep(image: Image.Image) -> Image.Image:
-    "A picture of 16 or 32 bits as one of 8, which PIL would cut off at 255."
+    """A picture of 16 or 32 bits as one of 8, which PIL would cut off at 255.
+
+    `ValueError` for floats outside [0, 1], and for whole numbers that 16 bits do not hold.
+    """
     values = np.asarray(image)
-    peak = 65535.0 if image.mode.startswith("I") else max(1.0, float(values.max(initial=0)))
-    return Image.fromarray((values.clip(0, peak) / peak * 255).round().astype(np.uint8))
+    peak = 1.0 if image.mode.startswith("F") else 65535.0
+    if not ((values >= 0) & (values <= peak)).all():
+        raise ValueError(
+            f"a picture of mode {image.mode} holds {values.min():g} to {values.max():g}; it must "
+            f"lie in [0, {peak:g}]"
+        )
+    return Image.fromarray((values / peak * 255).round().astype(np.uint8))
 
 
 def as_bytes(
@@ -63,7 +71,8 @@ def as_bytes(
 ) -> Tensor:
     """(C, H, W) uint8: converted, resized so that it covers the size, and cropped at the centre.
 
-    As `Resize` and `CenterCrop` of torchvision. What is transparent keeps its colour.
+    As `Resize` and `CenterCrop` of torchvision. What is transparent keeps its colour. Floats lie in
+    [0, 1], and deep whole numbers in [0, 65535]; `ValueError` for others.
     """
     if image.mode.startswith(("I", "F")):
         image = _deep(image)

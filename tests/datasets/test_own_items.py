@@ -204,6 +204,13 @@ def test_pictures_of_different_sizes_are_named_and_can_be_resized():
     assert from_torch(items, size=4).x.batch().shape == (4, 3, 4, 4)
 
 
+def test_a_picture_that_cannot_be_read_is_named():
+    deep = Image.fromarray(np.full((4, 4), 200, dtype=np.float32))
+    items = [(picture(9, (4, 4)), 0), (deep, 1)]
+    with pytest.raises(ValueError, match="input of item 1 cannot be read: a picture of mode F"):
+        from_torch(items)
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
     for i in range(8):
