@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from memnb import datasets
 from memnb.common import checks
 from memnb.common.files import write_whole
+from memnb.datasets import label_noise
 from memnb.datasets import sources as arrays
 from memnb.datasets.inputs import in_memory
 from memnb.datasets.label_noise import NOISE, corrupt
@@ -124,6 +125,13 @@ def test_noise_invariants(kind, n, k, rho, seed):
         assert not once.is_noisy.any()
     if rho == 1 and kind != "redraw":
         assert once.is_noisy.all()
+
+
+def test_labels_by_a_matrix_are_those_of_one_draw(monkeypatch):
+    y = labelled().y
+    drawn = torch.multinomial(MATRIX[y], 1, generator=torch.Generator().manual_seed(7)).squeeze(1)
+    monkeypatch.setattr(label_noise, "_AT_ONCE", 4 * 999)
+    assert torch.equal(noisy("matrix", 7).y, drawn)
 
 
 @pytest.mark.parametrize("kind", NOISE)
