@@ -23,9 +23,10 @@ from memnb.common.checks import (
     items_of,
     names_of,
     shown,
+    whole,
 )
 from .labels import Labels, check_same_index, coded, first_few
-from .noisy_datasets import NoisyDataset
+from .noisy_datasets import MOST_CLASSES, NoisyDataset
 from memnb.datasets.table_files import (
     frame_of,
     is_text_file,
@@ -366,6 +367,8 @@ def _labels(table, frame: pl.DataFrame, label: str, clean, n_classes, classes) -
     read = is_text_file(table)
     given = label_column(frame, label, read)
     true = label_column(frame, clean, read) if isinstance(clean, str) else clean
+    if n_classes is not None:
+        n_classes = whole("n_classes", n_classes, 2, MOST_CLASSES)
     if classes is None:
         classes = padded_classes(given, n_classes)
     return coded(given, true, n_classes, classes)

@@ -305,6 +305,7 @@ def test_classes_in_the_order_of_the_networks_outputs():
         (pd.DataFrame([[1, 2, "a"]], columns=["x", "x", "price"]), {}, "columns must differ; 'x'"),
         (np.zeros((3, 2)), {}, "table is ndarray (3, 2); it must be a frame of pandas or polars"),
         (flats(), dict(standardize="no"), "standardize='no' must be True or False"),
+        (flats(price=["01", "02"] * 30), dict(n_classes="3"), "n_classes='3' must be a whole"),
         (flats(), dict(like=3), "like=3 must be a data set that from_table gave"),
         ("nothing.csv", {}, "is not there"),
         (".", {}, "is a folder"),
