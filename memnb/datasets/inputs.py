@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..common.checks import shown
+from ..common.checks import items_of, number, shown
 
 # %% ../../nbs/datasets/01_inputs.ipynb #in05
 def tensors_in(batch) -> Iterator[Tensor]:
@@ -41,6 +41,12 @@ def on_each(
     return batch
 
 # %% ../../nbs/datasets/01_inputs.ipynb #rows2
+def _may_be_mask(at, n: int) -> bool:
+    "Whether bytes are n noughts and ones, as old masks are."
+    is_bytes = isinstance(at, np.ndarray) and at.dtype == np.uint8
+    return is_bytes and at.shape == (n,) and n > 0 and at.max() <= 1
+
+
 def rows_at(
     rows: Tensor,  # (n,) int64
     at,  # a whole number, a slice, whole numbers (k,), or bool (n,); of numpy, torch or in a list
@@ -53,6 +59,8 @@ def rows_at(
         chosen = at.detach().cpu().numpy() if isinstance(at, Tensor) else at
         if np.ma.is_masked(chosen):
             raise IndexError("some of it is masked")
+        if _may_be_mask(chosen, len(rows)):
+            raise IndexError("as uint8 it may be a mask or numbers; make it bool or int64")
         found = np.asarray(rows.cpu().numpy()[chosen])
         if found.ndim > 1:
             raise IndexError(f"it has {found.ndim} dimensions")
@@ -200,7 +208,8 @@ def is_in_memory(x: Tensor | Inputs) -> bool:
 class Scaled:
     """For `Inputs(prepare=...)`: (x / peak - mean) / std, in each channel, as float32.
 
-    `ValueError` for a peak or a deviation that is not above 0.
+    `TypeError` or `ValueError` for what is no finite number, or not one for each channel, and for a
+    peak or a deviation that is not above 0.
     """
 
     peak: float = 255.0  # the stored value that becomes 1
@@ -208,6 +217,10 @@ class Scaled:
     std: tuple[float, ...] = (1.0,)
 
     def __post_init__(self):
+        for what in ("mean", "std"):
+            numbers = items_of(what, getattr(self, what))
+            numbers = tuple(number(f"{what} of channel {i}", v) for i, v in enumerate(numbers))
+            object.__setattr__(self, what, numbers)
         if not (self.peak > 0 and all(s > 0 for s in self.std)):
             raise ValueError(f"peak={self.peak} and std={self.std} must be above 0")
 

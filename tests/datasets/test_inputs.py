@@ -124,6 +124,18 @@ def test_what_is_no_choice(at):
             NoisyDataset(texts(), [0, 1] * 3).subset(at)
 
 
+MASK = np.array([0, 1, 1, 0, 0, 1], dtype=np.uint8)
+
+
+@pytest.mark.parametrize("mask", [MASK, torch.from_numpy(MASK)])
+def test_bytes_that_may_be_a_mask_are_no_choice(mask):
+    with pytest.raises(IndexError, match="as uint8 it may be a mask or numbers; make it bool or"):
+        texts()[mask]
+    with pytest.raises(ValueError, match="as uint8 it may be a mask"):
+        noisy(texts()).subset(mask)
+    assert len(texts()[mask[:3]]) == 3
+
+
 def test_what_is_no_tensor_says_how_it_becomes_one():
     x = in_memory(torch.ones(4, 2))
     with pytest.raises(TypeError, match=r"linear takes tensors.* x\[rows\]\.batch\(\)"):
@@ -168,6 +180,20 @@ def test_scaling_each_channel_against_torchvision():
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     expected = normalize(to_dtype(pixels, torch.float32, scale=True), list(mean), list(std))
     assert torch.allclose(Scaled(255, mean, std)(pixels), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "how, error",
+    [
+        (dict(std=1.0), TypeError),
+        (dict(mean=("a",)), TypeError),
+        (dict(mean=(torch.nan,)), ValueError),
+        (dict(std=(torch.inf,)), ValueError),
+    ],
+)
+def test_scales_that_are_no_numbers_for_each_channel(how, error):
+    with pytest.raises(error, match="must be a list of numbers|be a finite number"):
+        Scaled(**how)
 
 
 @pytest.mark.parametrize("how", [dict(peak=0), dict(std=(1.0, 0.0))])
@@ -234,6 +260,29 @@ def test_the_digest_is_that_of_what_is_read():
     digest = noisy(texts()).digest
     assert noisy(texts()).digest == digest
     assert noisy(in_memory({"ids": changed, "mask": (ids % 2).float()})).digest != digest
+
+
+@pytest.mark.parametrize(
+    "kind, other",
+    [
+        (torch.int32, torch.float32),
+        (torch.float64, torch.int64),
+        (torch.float16, torch.bfloat16),
+        (torch.float16, torch.int16),
+    ],
+)
+def test_the_digest_tells_types_whose_bytes_are_the_same(kind, other):
+    zeros = torch.zeros(6, 4)
+    assert zeros.to(kind).nbytes == zeros.to(other).nbytes
+    assert noisy(zeros.to(kind)).digest != noisy(zeros.to(other)).digest
+    assert noisy(in_memory(zeros.to(kind))).digest == noisy(zeros.to(kind)).digest
+
+
+@pytest.mark.parametrize(
+    "kind, digest", [(torch.float32, "ad13d8726a68c49a"), (torch.int64, "9380b8b71c05be04")]
+)
+def test_digests_that_name_stored_runs_stay(kind, digest):
+    assert noisy(torch.arange(24).view(6, 4).to(kind)).digest == digest
 
 
 @pytest.mark.parametrize(
