@@ -186,7 +186,7 @@ def test_leaving_out_sets_these_itself(name):
         (dict(epochs=1.5), ValueError, "epochs=1.5 must be a whole number"),
         (dict(epochs=0), ValueError, "epochs=0"),
         (dict(seed=-1), ValueError, "seed=-1"),
-        (dict(data=None), ValueError, "must be a NoisyDataset"),
+        (dict(data=None), TypeError, "must be a NoisyDataset"),
         (dict(data=clusters().subset([0])), ValueError, "2 or more"),
     ],
 )
