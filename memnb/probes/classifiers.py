@@ -50,9 +50,9 @@ def _as_tensors(X, y, n_classes: int | None) -> tuple[Tensor, Tensor, np.ndarray
         raise ValueError(f"y has shape {tuple(y.shape)}; {len(x)} activations need ({len(x)},)")
     if y.is_complex() or y.is_floating_point() and not y.isfinite().all():
         raise ValueError("y holds what is no class: NaN, infinity or complex numbers")
-    if y.is_floating_point() and (y != y.round()).any():
-        raise ValueError("y holds fractions, which are no classes: a probe is no regression")
     if n_classes is None:
+        if y.is_floating_point() and (y != y.round()).any():
+            raise ValueError("y holds fractions, which are no classes: a probe is no regression")
         classes, y = y.unique(return_inverse=True)
         return x, y, classes.cpu().numpy()
     low = y.min().item()
