@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from states import same, state
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 from memnb.datasets.label_noise import corrupt
@@ -549,3 +550,32 @@ def test_heads_of_networks_in_half_precision(dtype, bias):
         answer = predict(transfer(half, data, layer, "logistic"), data.x)
         assert answer.dtype == torch.float32
         assert (answer.argmax(1) == expected.argmax(1)).double().mean() > 0.95
+
+
+def old_weight_norm(head: nn.Linear):
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(head)
+
+
+@pytest.mark.parametrize(
+    "compute, what",
+    [
+        (weight_norm, "weight"),
+        (lambda head: weight_norm(head, "bias", dim=None), "bias"),
+        (old_weight_norm, "weight"),
+        (lambda head: prune.l1_unstructured(head, "weight", 0.5), "weight"),
+    ],
+)
+def test_a_head_that_is_computed_is_refused_and_left_as_it_is(compute, what):
+    net = small()
+    compute(net.out)
+    before = state(net)
+    with pytest.raises(ValueError, match=f"the {what} of 'out' is computed from others"):
+        put_head(net, "out", nn.Linear(7, 3).double())
+    assert same(before, state(net))
+
+
+@pytest.mark.parametrize("groups, error", [(["tset"], ValueError), ("test", TypeError)])
+def test_unknown_groups_are_refused_before_any_training(groups, error):
+    with pytest.raises(error, match="group"):
+        transferred(groups=groups)
