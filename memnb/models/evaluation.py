@@ -166,7 +166,7 @@ def predict(
     batch: int = 1024,  # examples at a time, 1 or more
     index: Tensor | None = None,  # (n,) of training examples, for layers that depend on it
 ) -> Tensor:
-    "The model's logits (n, K), in evaluation mode. `TypeError` where it gives none."
+    "The model's logits (n, K), in evaluation mode. Errors as of `logits_of` where it gives none."
     outputs = []
     with evaluating(model):
         for part, known in parts(x, batch, index):

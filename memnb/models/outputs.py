@@ -77,10 +77,21 @@ def _named(out) -> dict | None:
     return out._asdict() if hasattr(out, "_asdict") else None
 
 
-def _fits(value, n: int) -> bool:
+def _in_two_dimensions(value: Tensor, n: int) -> Tensor:
+    "One number an example as a column, and the answer of a network that squeezes one example."
+    if value.shape == (n,):
+        return value[:, None]
+    return value.reshape(1, -1) if n == 1 and value.ndim < 2 else value
+
+
+def _fits(value: Tensor, n: int) -> bool:
     "Whether these can be logits of n examples."
-    is_float = isinstance(value, Tensor) and value.is_floating_point()
-    return is_float and value.ndim == 2 and len(value) == n
+    return value.is_floating_point() and value.ndim == 2 and len(value) == n
+
+
+def _could_fit(value, n: int) -> bool:
+    "Whether one part of several can be logits of n examples; one number, such as a loss, cannot."
+    return isinstance(value, Tensor) and value.ndim > 0 and _fits(_in_two_dimensions(value, n), n)
 
 
 def logits_of(
@@ -89,30 +100,34 @@ def logits_of(
 ) -> Tensor:
     """(n, K) logits, or (n, 1) for two classes; float32 where they are in half precision.
 
-    `TypeError` where there are none, `ValueError` where several named parts could be meant.
+    `TypeError` where there is no tensor, `ValueError` for one of another form, and where several
+    parts could be meant.
     """
-    named = _named(out)
-    if named is not None:
-        fitting = [k for k, v in named.items() if _fits(v, n)]
-        chosen = ["logits"] if named.get("logits") is not None else fitting
+    parts = _named(out)
+    names = "" if parts is None else f" with {', '.join(map(str, parts))}"
+    if parts is None and isinstance(out, (tuple, list)):
+        parts = dict(enumerate(out))
+    if parts is not None:
+        fitting = [k for k, v in parts.items() if _could_fit(v, n)]
+        chosen = ["logits"] if parts.get("logits") is not None else fitting
         if len(chosen) > 1:
+            each = ", ".join(f"{k} {tuple(parts[k].shape)}" for k in fitting)
             raise ValueError(
-                f"the model gives {', '.join(fitting)}, and each could be the logits; say which "
+                f"the model gives {each}, and each could be the logits; say which "
                 f"by Classifier(model, output={chosen[0]!r})"
             )
-        out = named[chosen[0]] if chosen else out
-    elif isinstance(out, (tuple, list)):
-        out = next((v for v in out if _fits(v, n)), out)
+        out = parts[chosen[0]] if chosen else out
     if not isinstance(out, Tensor):
-        parts = "" if named is None else f" with {', '.join(map(str, named))}"
         raise TypeError(
-            f"the model gives {shown(out)}{parts}; it must give a tensor of logits: {OWN_OUTPUT}"
+            f"the model gives {shown(out)}{names}; it must give a tensor of logits: {OWN_OUTPUT}"
         )
-    if out.shape == (n,):
-        out = out[:, None]
-    elif n == 1 and out.ndim < 2:
-        out = out.reshape(1, -1)  # a network that squeezes what it gives
-    return out.float() if out.dtype in (torch.float16, torch.bfloat16) else out
+    logits = _in_two_dimensions(out, n)
+    if not _fits(logits, n):
+        raise ValueError(
+            f"the model gives {out.dtype} {tuple(out.shape)}{names} for {n} inputs; logits are "
+            f"floating-point numbers ({n}, K): {OWN_OUTPUT}"
+        )
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def answer(
@@ -141,6 +156,11 @@ class Classifier(nn.Module):
         out = self.body(*args, **kwargs)
         if callable(self.output):
             return self.output(out)
+        if isinstance(out, Tensor):
+            raise ValueError(
+                f"output={self.output!r} names a part, and the model gives one tensor "
+                f"{tuple(out.shape)}; leave Classifier out, or give a function"
+            )
         named = _named(out)
         by_name = named is not None and self.output in named
         try:

@@ -255,7 +255,11 @@ WRONG = {  # name -> network, data, what is said
         points,
         r"gives \(2, 1\) for 2 inputs; 10 classes need \(2, 10\)",
     ),
-    "classes": (lambda: Counts(*net_of()), points, r"gives \(2, 1\) for 2 inputs; 10 classes need"),
+    "classes": (
+        lambda: Counts(*net_of()),
+        points,
+        r"gives torch.int64 \(2,\) for 2 inputs; logits",
+    ),
     "NaN weights": (damaged, points, "parameter 2.weight holds NaN"),
     "NaN outputs": (lambda: Overflows(*net_of()), points, "outputs hold NaN or infinity"),
     "lazy": (
