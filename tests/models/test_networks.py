@@ -74,8 +74,8 @@ def test_forward_against_a_loop():
 @pytest.mark.parametrize(
     "args, says",
     [
-        (dict(d=2, width=0), "width=0.*at least 1"),
-        (dict(d=0, width=3), "d=0.*at least 1"),
+        (dict(d=2, width=0), "width=0 must be 1 or more"),
+        (dict(d=0, width=3), "d=0 must be 1 or more"),
         (dict(d=2, width=-1), "width=-1"),
         (dict(d=2, width=3, std=0), "std=0.*above 0"),
         (dict(d=2, width=3, std=float("nan")), "std=nan.*above 0"),
