@@ -50,8 +50,8 @@ def evaluating(
 ):
     """Evaluation mode without gradients; afterwards each module's own mode comes back.
 
-    A network that draws random numbers even so, as some keep dropout on, draws those of seed 0:
-    the same each time, and torch's generators are afterwards as they were.
+    A network that draws torch's random numbers even so, as some keep dropout on, draws those of
+    seed 0: the same each time, and torch's generators are afterwards as they were.
     """
     modes = [(m, m.training) for m in network(model).modules() if hasattr(m, "training")]
     if hasattr(model, "training"):  # a frozen program of torch.jit is always in evaluation mode
