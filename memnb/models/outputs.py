@@ -136,7 +136,7 @@ def logits_of(
     logits = main_output(out, n)
     if not _fits(logits, n):
         raise ValueError(
-            f"the model gives {logits.dtype} {tuple(logits.shape)} for {n} inputs; logits are "
+            f"the model gives {tuple(logits.shape)} for {n} inputs, of {logits.dtype}; logits are "
             f"floating-point numbers ({n}, K): {OWN_OUTPUT}"
         )
     return logits

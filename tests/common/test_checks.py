@@ -270,7 +270,7 @@ WRONG = {  # name -> network, data, what is said
     "classes": (
         lambda: Counts(*net_of()),
         points,
-        r"gives torch.int64 \(2, 1\) for 2 inputs; logits",
+        r"gives \(2, 1\) for 2 inputs, of torch.int64",
     ),
     "NaN weights": (damaged, points, "parameter 2.weight holds NaN"),
     "NaN outputs": (lambda: Overflows(*net_of()), points, "outputs hold NaN or infinity"),

@@ -67,7 +67,7 @@ def test_half_precision_comes_out_as_float32():
         ((Z[:, :2], Z), ValueError, r"0 \(2, 2\), 1 \(2, 3\), and each.*output=0"),
         ([Z, Z[:, 0]], ValueError, "each could be the logits"),
         (dict(hidden=Z, out=Z[:, 0]), ValueError, r"hidden \(2, 3\), out \(2,\)"),
-        (Z.T, ValueError, r"torch.float32 \(3, 2\) for 2 inputs.*\(2, K\)"),
+        (Z.T, ValueError, r"\(3, 2\) for 2 inputs, of torch.float32.*\(2, K\)"),
         (Z[0], ValueError, r"\(3,\) for 2 inputs"),
         (Z[:, :, None, None], ValueError, "Classifier"),
         (dict(logits=Z[:, None]), ValueError, r"\(2, 1, 3\)"),
