@@ -170,15 +170,29 @@ def described(x) -> str:
     return form(batch_of(x[:1]) if isinstance(x, Inputs) else x)
 
 
+def _forms(x: Tensor | Inputs, padded: bool):
+    "Of each tensor of one example its type and sizes, but the length of a text."
+    batch = batch_of(x[:1])
+    ids = (v for v in tensors_in(batch) if v.ndim == 2 and v.dtype in (torch.int64, torch.int32))
+    lengths = {v.shape[1] for v in ids}
+
+    def form(v: Tensor) -> str:
+        of_text = v.ndim > 1 and v.shape[1] in lengths
+        sizes = [] if padded else v.shape[2 if of_text else 1 :]
+        return f"{v.ndim} {tuple(sizes)} {v.dtype}"
+
+    return on_each(batch, form)
+
+
 def alike(a: Tensor | Inputs, b: Tensor | Inputs) -> bool:
     """Whether one network can read both: tensors of one shape and type, or the same parts.
 
-    Texts in `Inputs` may differ in length.
+    Texts in `Inputs` may differ in length: token ids (n, T), and what is as long as they are.
     """
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape[1:] == b.shape[1:] and a.dtype == b.dtype
-    parts = [on_each(batch_of(x[:1]), lambda v: f"{v.ndim} {v.dtype}") for x in (a, b)]
-    return parts[0] == parts[1]
+    padded = any(isinstance(x, Inputs) and x.padded for x in (a, b))
+    return _forms(a, padded) == _forms(b, padded)
 
 # %% ../../nbs/datasets/01_inputs.ipynb #in10
 def _taken(batch, rows: Tensor):

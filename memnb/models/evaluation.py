@@ -50,8 +50,8 @@ def evaluating(
 ):
     """Evaluation mode without gradients; afterwards each module's own mode comes back.
 
-    A network that draws random numbers even so, as some keep dropout on, draws those of seed 0:
-    the same each time, and torch's generators are afterwards as they were.
+    A network that draws torch's random numbers even so, as some keep dropout on, draws those of
+    seed 0: the same each time, and torch's generators are afterwards as they were.
     """
     modes = [(m, m.training) for m in network(model).modules() if hasattr(m, "training")]
     if hasattr(model, "training"):  # a frozen program of torch.jit is always in evaluation mode
@@ -166,7 +166,7 @@ def predict(
     batch: int = 1024,  # examples at a time, 1 or more
     index: Tensor | None = None,  # (n,) of training examples, for layers that depend on it
 ) -> Tensor:
-    "The model's logits (n, K), in evaluation mode. `TypeError` where it gives none."
+    "The model's logits (n, K), in evaluation mode. Errors as of `logits_of` where it gives none."
     outputs = []
     with evaluating(model):
         for part, known in parts(x, batch, index):

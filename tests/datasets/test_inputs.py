@@ -223,6 +223,31 @@ def test_likeness():
     assert described(texts()) == "{ids: (4,) int64, mask: (4,) float32}"
 
 
+@pytest.mark.parametrize("shape, other", [((3,), (5,)), ((3, 8, 8), (3, 9, 9)), ((4, 2), (5, 2))])
+def test_inputs_in_memory_of_other_sizes_are_not_alike(shape, other):
+    a = torch.zeros(4, *shape)
+    b = torch.zeros(4, *other)
+    assert alike(in_memory(a), in_memory(a[:2]))
+    assert not alike(in_memory(a), in_memory(b))
+    assert not alike(in_memory((a, torch.zeros(4, 2))), in_memory((b, torch.zeros(4, 2))))
+
+
+def test_a_text_may_differ_in_length_but_not_in_what_stands_beside_it():
+    ids = torch.zeros(4, 7).long()
+    one = in_memory(dict(ids=ids, mask=ids.float(), numbers=torch.zeros(4, 2)))
+    longer = torch.zeros(4, 9).long()
+    assert alike(one, in_memory(dict(ids=longer, mask=longer.float(), numbers=torch.zeros(4, 2))))
+    assert not alike(one, in_memory(dict(ids=ids, mask=ids.float(), numbers=torch.zeros(4, 3))))
+
+
+def test_what_is_padded_batch_by_batch_may_differ_in_size():
+    def read(length):
+        return Inputs(lambda rows: torch.zeros(len(rows), length, 3), torch.arange(4), padded=True)
+
+    assert alike(read(5), read(8))
+    assert not alike(read(5), in_memory(torch.zeros(4, 5)))
+
+
 # --- in a data set
 
 

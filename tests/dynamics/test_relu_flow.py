@@ -18,6 +18,7 @@ from scipy.integrate import solve_ivp
 from torch import nn
 from torch.nn import functional as F
 
+from memnb.datasets.inputs import in_memory
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
 from memnb.datasets.noisy_datasets import NoisyDataset
@@ -346,6 +347,35 @@ def test_bfloat16_products_are_close():
 def test_other_networks_are_refused(model):
     with pytest.raises(ValueError, match="two-layer|two linear"):
         two_layer(model, digits())
+
+
+@pytest.mark.parametrize("bias", [0.0, 5.0])
+@pytest.mark.parametrize("std", [0.3, 1e-3])
+@pytest.mark.parametrize("act", [nn.GELU(), nn.Tanh(), nn.Identity(), nn.LeakyReLU(0.5)])
+def test_other_activations_are_refused_at_any_scale_of_the_weights(act, std, bias):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), act, nn.Linear(20, 1))
+    for p in model.parameters():
+        nn.init.normal_(p, 0, std)
+    nn.init.constant_(model[3].bias, bias)
+    with pytest.raises(ValueError, match="not those of its two linear layers"):
+        two_layer(model, digits())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bias", [0.0, 5.0])
+@pytest.mark.parametrize("std", [0.3, 1e-3, 1e-8])
+def test_the_network_s_own_activation_is_taken_at_any_scale(std, bias, dtype):
+    model = TwoLayerReLU(64, 200, std).to(dtype)
+    nn.init.constant_(model.out.bias, bias)
+    assert two_layer(model, digits()).w.dtype == dtype
+
+
+def test_inputs_of_several_tensors_are_refused():
+    y = torch.tensor([0, 1, 0, 1])
+    data = NoisyDataset(in_memory((torch.zeros(4, 4), torch.zeros(4, 2))), y, y)
+    with pytest.raises(TypeError, match=r"the inputs are Inputs\(4 x .*must be a tensor"):
+        two_layer(TwoLayerReLU(4, 3), data)
 
 
 def test_any_network_of_that_form_is_taken():
