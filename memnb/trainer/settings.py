@@ -36,6 +36,7 @@ from .optimizers import SCHEDULES, make_optimizer, named
 from memnb.trainer.steps import (
     Training,
     check_outputs,
+    copied_when_read,
     joins,
     own_config,
     pick_device,
@@ -305,6 +306,15 @@ def _configuration(settings: Settings, model: nn.Module, test: NoisyDataset | No
         ) from None
 
 # %% ../../nbs/trainer/04_settings.ipynb #cell18p3
+def _fit_for(
+    model: nn.Module, data: NoisyDataset, test: NoisyDataset | None
+) -> tuple[NoisyDataset, NoisyDataset | None]:
+    "Both sets in the form in which this network can read them. Errors as of `check_outputs`."
+    if type(check_outputs(model, data).x) is type(data.x):
+        return data, test
+    return copied_when_read(data), None if test is None else copied_when_read(test)
+
+
 def prepare(
     model: nn.Module,  # moved to the device
     data: NoisyDataset,  # training set
@@ -318,7 +328,7 @@ def prepare(
     """
     settings = settings.checked()
     check_test(data, test)
-    check_outputs(model, data)
+    data, test = _fit_for(model, data, test)
     device = pick_device(settings.device)
     data = data.to(device)
     test = None if test is None else test.to(device)

@@ -7,6 +7,7 @@ __all__ = ['why_not', 'Stack']
 
 # %% ../../nbs/trainer/07_stacks.ipynb #cell03
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +116,9 @@ class Stack:
                 bias = self._joined([layer.bias for layer in group]) if has_bias else None
                 self.layers.append((weight, bias))
             elif not isinstance(group[0], nn.Flatten):
-                self.layers.append(group[0])
+                layer = copy(group[0])
+                layer.inplace = False  # it would write into inputs that all networks share
+                self.layers.append(layer)
 
     def _joined(self, parts: list[nn.Parameter]) -> Tensor:
         "The parameters as one tensor (M, ...), of which they become views."

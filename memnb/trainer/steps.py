@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['order', 'recorded_times', 'times_of', 'steps_of', 'copied', 'Training', 'loss_of', 'take_step', 'take_full_step',
-           'Diverged', 'check_finite', 'diverged', 'check_network', 'check_outputs', 'own_config', 'alone', 'joins',
-           'batches', 'pick_device']
+           'Diverged', 'check_finite', 'diverged', 'check_network', 'check_outputs', 'copied_when_read', 'own_config',
+           'alone', 'joins', 'batches', 'pick_device']
 
 # %% ../../nbs/trainer/02_steps.ipynb #cell03
 import math
@@ -21,7 +21,7 @@ from ..common.checks import caution, check_memory, items_of, number, seed_of, sh
 from ..common.rng import seeded
 from ..datasets.inputs import Inputs, batch_of, described, in_memory, on_each, tensors_in
 from ..datasets.noisy_datasets import NoisyDataset
-from ..models.evaluation import device_of, eager, evaluating, examples
+from ..models.evaluation import device_of, eager, evaluating, examples, version_of
 from ..models.outputs import OWN_OUTPUT, answer, fed, logits_of, outputs_of
 from ..runs.recorder import Recorder
 from ..runs.run import Run
@@ -320,6 +320,7 @@ def check_outputs(
     batch = fed(model, x)
     _say_cast(batch_of(x), batch)
     trial = on_each(batch, Tensor.clone)
+    before = list(map(version_of, tensors_in(trial)))
     try:
         out = _tried(model, trial)
     except Exception as e:  # whatever a stranger's network says
@@ -328,9 +329,13 @@ def check_outputs(
         ) from e
     logits = logits_of(out, len(x))
     _check_logits(logits, len(x), k)
-    if isinstance(x, Tensor) and not torch.equal(trial, batch):
-        data = replace(data, x=in_memory(data.x))  # batches are copies, which it may change
-    return data
+    left_alone = before == list(map(version_of, tensors_in(trial)))
+    return data if left_alone else copied_when_read(data)
+
+
+def copied_when_read(data: NoisyDataset) -> NoisyDataset:
+    "The data as `Inputs`, of which each batch is a copy that a network may change."
+    return replace(data, x=in_memory(data.x)) if isinstance(data.x, Tensor) else data
 
 
 def _check_logits(logits, n: int, k: int):
@@ -369,7 +374,8 @@ def alone(model: nn.Module, data: NoisyDataset) -> str:
     device = data.device
     try:
         with seeded(0, device), examples(data.index[:1]), torch.no_grad(), eager(model):
-            loss_of(answer(model, data.x[:1]), data.y[:1])
+            x = on_each(fed(model, data.x[:1]), Tensor.clone)
+            loss_of(answer(model, x), data.y[:1])
     except Exception as e:
         return str(e).splitlines()[0] if str(e) else type(e).__name__
     finally:
