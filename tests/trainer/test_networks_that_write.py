@@ -10,8 +10,7 @@ from torch.nn import functional as F
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.localization.rewinding import CONVENTIONS, retrain, rewind
 from memnb.models.evaluation import predict
-from memnb.probes.over_training import default_layers
-from memnb.probes.over_training import probe_model
+from memnb.probes.over_training import default_layers, probe_model
 from memnb.trainer.stacked import fit_stacked
 from memnb.trainer.training import fit
 
@@ -49,9 +48,7 @@ USES = {
     "probe": lambda net, data, test: probe_model(net, data, test, groups=["clean", "test"]),
     "layers": lambda net, data, test: default_layers(net, data.x),
     "predict": lambda net, data, test: predict(net, data.x, batch=7).tolist(),
-    "retrain": lambda net, data, test: retrain(
-        trained(net, data), data, ["hidden"], 2, model=net
-    ),
+    "retrain": lambda net, data, test: retrain(trained(net, data), data, ["hidden"], 2, model=net),
 } | {
     f"rewind, {way}": lambda net, data, test, way=way: rewind(
         trained(net, data), data, convention=way, model=net, batch=16
