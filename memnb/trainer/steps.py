@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..common.checks import caution, check_memory, items_of, number, seed_of, shown, whole
-from ..common.rng import check_device, seeded
+from ..common.rng import seeded
 from ..datasets.inputs import Inputs, batch_of, described, in_memory, on_each, tensors_in
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import device_of, eager, evaluating, examples, network, version_of
@@ -440,6 +440,10 @@ def pick_device(device: str | torch.device) -> torch.device:
     "`auto` is the GPU where there is one. `ValueError` for a device that is not there."
     if isinstance(device, str) and device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if check_device(device).type == "meta":
-        raise ValueError(f"device={shown(device)} holds no values; nothing can be trained there")
-    return torch.device(device)
+    try:
+        torch.empty(0, device=device)
+        if torch.device(device).type == "meta":
+            raise ValueError("it holds no values")
+        return torch.device(device)
+    except Exception as e:
+        raise ValueError(f"device={shown(device)} is not there: {str(e).splitlines()[0]}") from e
