@@ -284,7 +284,7 @@ def save_run(
     folder: str | Path,  # made with those above it
     # what decides the run's result, JSON values; see `memnb.trainer.fit`
     identity: dict | None = None,
-    # the network's state at the end, where that is not its last checkpoint; see `end_of`
+    # the network's state at the end, where its last checkpoint does not say it all; see `end_of`
     end: dict[str, Tensor] | None = None,
 ) -> bool:
     """Write `run` as a folder; False (and nothing written) if that folder holds something already.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..common.checks import caution, refuse_options
 from ..common.progress import progress_bar
@@ -38,6 +38,8 @@ from memnb.trainer.steps import (
     batches,
     check_finite,
     copied,
+    fill_buffers,
+    hidden_buffers,
     order,
     take_full_step,
     take_step,
@@ -211,11 +213,19 @@ def train(
 
 # %% ../../nbs/trainer/06_training.ipynb #cell13
 def _keep(s: Training, run: Run, place: Path, known: dict):
-    "Save a finished run, with the network's parameters at its end."
+    "Save a finished run, with the network's parameters and buffers at its end."
     end = {k: v.detach().cpu().clone() for k, v in s.model.state_dict().items()}
     recorded = run.checkpoints.setdefault(s.time, end)
-    same = all(torch.equal(v, recorded[k]) for k, v in end.items())
-    save_run(run, place, known, None if same else end)  # an observer may have changed it since
+    same = all(torch.equal(v, recorded[k]) for k, v in end.items())  # no observer changed it since
+    hidden = {k: v.detach().cpu().clone() for k, v in hidden_buffers(s.model).items()}
+    save_run(run, place, known, None if same and not hidden else end | hidden)
+
+
+def _read_end(model: nn.Module, end: dict[str, Tensor]):
+    "Put the network where a finished run left it."
+    hidden = hidden_buffers(model)
+    model.load_state_dict({k: v for k, v in end.items() if k not in hidden})
+    fill_buffers(model, end)
 
 
 def fit(
@@ -241,7 +251,7 @@ def fit(
     if place:
         known, unknown = identity(s, plan.settings)
         if run := finished_run(place, known, unknown):
-            s.model.load_state_dict(end_of(run, place))
+            _read_end(s.model, end_of(run, place))
             # of a process that was killed after it had saved the run
             Journal(journal_beside(place), known).remove()
             return run

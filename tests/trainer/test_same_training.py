@@ -78,6 +78,17 @@ def test_a_buffer_that_no_state_dict_holds_is_put_back():
     assert torch.equal(model.mean, means[-1])
 
 
+def test_a_buffer_that_no_state_dict_holds_is_read_from_a_folder(tmp_path):
+    first = Centred()
+    fit(first, noisy(), 2, folder=tmp_path / "run")
+    second = Centred()
+    run = fit(second, noisy(), 2, folder=tmp_path / "run")
+    assert first.mean.any()
+    assert torch.equal(first.mean, second.mean)
+    assert same(state(first), state(second))
+    assert same(run.at(2, Centred()).state_dict(), state(first))
+
+
 def test_an_observer_that_draws_changes_nothing():
     drawn = []
 
