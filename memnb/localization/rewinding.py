@@ -254,7 +254,7 @@ def _trained(run: Run, data: NoisyDataset, layers, mask, model, targets=("given"
     if not run.checkpoints:
         raise ValueError("this run kept no checkpoints: train with checkpoints=[...]")
     net = run.at(max(run.checkpoints), model).to(data.device)
-    check_outputs(net, data)
+    data = check_outputs(net, data)
     if layers is None:
         layers = layer_groups(net)
     else:
@@ -459,6 +459,7 @@ def retrain(
             f"there are {sorted(run.checkpoints)}"
         )
     trained = _trained(run, data, layers, mask, model)
+    data = trained.data
     recipe = _recipe(options, device=data.device, times=range(epochs + 1))
 
     def accuracies(s) -> list[dict]:

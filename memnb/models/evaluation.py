@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['network', 'inputs_of', 'device_of', 'evaluating', 'compiled', 'eager', 'examples', 'present_examples', 'predicted',
-           'parts', 'predict']
+           'version_of', 'parts', 'predict']
 
 # %% ../../nbs/models/04_evaluation.ipynb #cell03
 from collections.abc import Iterator
@@ -142,6 +142,11 @@ def predicted(
     return logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()
 
 # %% ../../nbs/models/04_evaluation.ipynb #cell24
+def version_of(x: Tensor) -> int | object:
+    "How often a tensor was written into; something new each time where torch does not count it."
+    return object() if x.is_inference() else x._version
+
+
 def parts(
     x: Tensor | Inputs,  # (n, ...) inputs
     batch: int,  # examples at a time, 1 or more
@@ -149,15 +154,23 @@ def parts(
 ) -> Iterator[tuple]:
     """Batches of x, each with a context in which its part of the index is known.
 
-    `ValueError` for an index of another length.
+    A network that writes into its batches writes into copies. `ValueError` for an index of
+    another length.
     """
     batch = whole("batch", batch, 1)
     inputs_of(x)
     if index is not None and len(index) != len(x):
         raise ValueError(f"{len(x)} inputs need an index of {len(x)}; given {len(index)}")
+    copies = isinstance(x, Tensor)  # until a network was seen to leave a batch as it is
     for i, part in enumerate(x.split(batch)):
         known = nullcontext() if index is None else examples(index[i * batch : (i + 1) * batch])
+        if not copies:
+            yield part, known
+            continue
+        part = part.clone()
+        before = version_of(part)
         yield part, known
+        copies = version_of(part) != before
 
 
 def predict(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.checks import names_of, shown
-from ..datasets.inputs import Inputs, tensors_in
+from ..datasets.inputs import Inputs, on_each, tensors_in
 from .evaluation import eager, evaluating, examples, inputs_of, network, parts
 from .outputs import fed, main_output, outputs_of
 
@@ -273,7 +273,7 @@ def linear_layers(
 ) -> dict[str, str]:
     "Linear layers in the order of their calls, each with the layer that it reads."
     names = layer_names(model)
-    x = fed(model, inputs_of(x))
+    x = on_each(fed(model, inputs_of(x)), Tensor.clone)
     trace = _Trace()
     if "input" not in names:
         trace.gives(first_tensor(x), "input")

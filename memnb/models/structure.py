@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.checks import caution, shown
-from ..datasets.inputs import Inputs
+from ..datasets.inputs import Inputs, on_each
 from .evaluation import eager, evaluating, examples, inputs_of, network
 from .layers import first_tensor, layer_names
 from .outputs import fed, main_output, outputs_of
@@ -226,7 +226,7 @@ def _calls(model: nn.Module, x: Tensor | Inputs) -> tuple[dict[str, _Call], Tens
             module = model.get_submodule(name)
             handles.append(module.register_forward_hook(note(name), with_kwargs=True))
         with graphed(model), examples(None):
-            out = outputs_of(model, fed(model, x))
+            out = outputs_of(model, on_each(fed(model, x), Tensor.clone))
             return calls, main_output(out, len(x))
     finally:
         for handle in handles:

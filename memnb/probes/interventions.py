@@ -313,18 +313,14 @@ def transplant(
     at = number("at", at)
 
     def act(s: Training) -> list[dict]:
-        if s.time < at:
-            act.waits = True
-        elif s.time == at:
-            act.waits = False
+        if s.time == at:
             name, reads = find_head(s.model, s.data, head)
             put_head(s.model, name, linear_head(fit_probe(s.model, s.data, reads)))
-        elif act.waits:
+        elif s.time > at and all(moment["time"] != at for moment in s.recorder.moments):
             raise ValueError(
                 f"time {at:g} was not recorded, so the last layer was not changed; "
                 f"{s.time:g} is the next one that is"
             )
         return []
 
-    act.waits = False
     return act

@@ -37,7 +37,7 @@ from memnb.probes.interventions import (
     transferred,
     transplant,
 )
-from memnb.trainer.training import fit
+from memnb.trainer.training import fit, train
 
 DEVICES = [
     "cpu",
@@ -498,12 +498,26 @@ def test_an_exchange_at_a_time_that_was_not_recorded():
     how = dict(lr=0.01, device="cpu")
     with pytest.raises(ValueError, match="time 1 was not recorded.*2 is the next"):
         fit(small(), data, 3, times=[0, 2, 3], observe=[transplant(1)], **how)
+    with pytest.raises(ValueError, match="time 1 was not recorded.*2 is the next"):
+        fit(small(), data, 3, times=[2, 3], observe=[transplant(1)], **how)
     # nothing was recorded before
     run = fit(small(), data, 3, times=[1, 3], checkpoints=[1, 3], observe=[transplant(1)], **how)
     assert torch.equal(
         run.prediction[0], run.at(1, small()).eval()(data.x).argmax(1).to(torch.int16)
     )
     assert not torch.equal(run.prediction[0], run.prediction[1])
+
+
+def test_an_exchange_that_was_made_before_the_training_was_resumed(tmp_path):
+    data = points()
+    start = small()
+    how = dict(times=[0, 1, 2, 3], lr=0.01, device="cpu")
+    for s in train(deepcopy(start), data, 3, journal=tmp_path, observe=[transplant(1)], **how):
+        if s.time == 3:
+            break
+    *_, s = train(deepcopy(start), data, 3, journal=tmp_path, observe=[transplant(1)], **how)
+    run = fit(deepcopy(start), data, 3, observe=[transplant(1)], **how)
+    assert torch.equal(s.recorder.run().loss, run.loss)
 
 
 def test_an_observer_that_is_told_the_head():
