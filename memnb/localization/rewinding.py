@@ -29,7 +29,7 @@ from memnb.common.checks import (
     whole,
 )
 from ..common.progress import progress_bar
-from ..common.rng import seeded
+from ..common.rng import drawn_since, random_state, seeded
 from ..datasets.inputs import Inputs
 from ..datasets.noisy_datasets import NoisyDataset
 from .accounting import group_mask
@@ -88,13 +88,6 @@ def _own(m: nn.Module, recurse: bool = True) -> set[int]:
     return {id(v) for v in [*m.parameters(recurse), *m.buffers(recurse)]}
 
 
-def _random_states(model: nn.Module) -> list[Tensor]:
-    "The states of torch's generators that a network draws from."
-    device = device_of(model)
-    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-    return [torch.get_rng_state(), *cuda]
-
-
 class _Prefix:
     "Outputs of the modules of one pass over a batch, to be replayed while a layer changes."
 
@@ -112,11 +105,10 @@ class _Prefix:
             handles.append(m.register_forward_pre_hook(self._enter, with_kwargs=True))
             handles.append(m.register_forward_hook(self._leave, with_kwargs=True))
         try:
-            states = _random_states(model)
+            states = random_state(device_of(model))
             with _Reads(lambda: len(self.events)) as reads, eager(model):
                 self.logits = answer(model, x)
-            after = _random_states(model)
-            self.draws = not all(map(torch.equal, states, after))
+            self.draws = drawn_since(states, device_of(model))
         finally:
             for h in handles:
                 h.remove()

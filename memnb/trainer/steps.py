@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..common.checks import caution, check_memory, items_of, number, seed_of, shown, whole
-from ..common.rng import seeded
+from ..common.rng import drawn_since, random_state, seeded
 from ..datasets.inputs import Inputs, batch_of, described, in_memory, on_each, tensors_in
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import device_of, eager, evaluating, examples, network, version_of
@@ -312,19 +312,13 @@ def _say_cast(read, given):
             )
 
 
-def _random_states(device: torch.device) -> list[Tensor]:
-    "The states of the generators that a network on this device draws from."
-    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-    return [torch.get_rng_state(), *cuda]
-
-
 def _tried(model: nn.Module, batch):
     "What the network gives for a batch. A warning where it draws random numbers for that."
     with examples(None), evaluating(model):
-        before = _random_states(device_of(model))
+        before = random_state(device_of(model))
         out = outputs_of(model, batch)
-        after = _random_states(device_of(model))
-    if not all(map(torch.equal, before, after)):
+        drew = drawn_since(before, device_of(model))
+    if drew:
         caution(
             "the network draws random numbers in evaluation mode, as dropout does that is always "
             "on: what is said of it holds for one draw"

@@ -335,7 +335,8 @@ def test_models_that_cannot_classify_the_data(act):
             line(3, 8, flat=False),
             data,
             "the model gives (2, 1, 8, 3) for 2 inputs, of torch.float32; logits are "
-            "floating-point numbers (2, K): Classifier(model, output=function) makes logits (n, K) of any answer",
+            "floating-point numbers (2, K): Classifier(model, output=function) makes logits (n, K) "
+            "of any answer",
         ),
         (line(10), clusters(k=2), "the model gives (2, 10) for 2 inputs; 2 classes need (2, 2)"),
     ]
