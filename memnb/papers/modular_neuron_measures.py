@@ -31,6 +31,7 @@ from memnb.modular.partitions import (
     coherence,
     importance,
     kept_curves,
+    numbers_kept,
     reader,
     smallest_share,
     strength_on,
@@ -198,11 +199,11 @@ def filtered_curves(
     rows = []
     for by, values in scores.items():
         order = values.argsort(descending=True, stable=True)
-        for share in SHARES_KEPT:
-            keep = order[: max(1, round(share * neurons))]
+        for kept in numbers_kept(SHARES_KEPT, neurons):
+            keep = order[:kept]
             part = whole.with_weights(whole.u[:, keep], whole.v[:, keep], whole.w[keep])
             accuracy = view.score(part.logits, test)
-            rows.append(dict(by=by, share=len(keep) / neurons, accuracy=accuracy))
+            rows.append(dict(by=by, share=kept / neurons, accuracy=accuracy))
     where = dict(part=pl.lit("filtered"), end=pl.lit("highest"), group=pl.lit("test"))
     columns = ("part", "by", "end", "share", "group", "accuracy")
     return pl.DataFrame(rows).with_columns(**where).select(columns)
