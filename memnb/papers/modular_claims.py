@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import polars as pl
 
-from ..lab.claims import Claim, judge, mean_value
+from ..lab.claims import Claim, judge, largest, mean_value, smallest
 from .modular_neuron_claims import SHUFFLED, UNTRAINED
 from .modular_training_claims import NOT_REPORTED
 
@@ -72,7 +72,7 @@ def _dip(f: pl.DataFrame) -> float:
     above = [a for width, a in tests.items() if width > threshold]
     if not below or not above:
         return math.nan
-    return min(max(below), above[-1]) - tests[threshold]
+    return smallest([largest(below), above[-1]]) - tests[threshold]
 
 
 def _moved(f: pl.DataFrame) -> float:
@@ -184,10 +184,10 @@ def _replaced(f: pl.DataFrame, activation: str) -> float:
     """
     before = _part(f, "network")
     after = _part(f, activation)
-    if max(before, after) < ANSWERS:
+    if not largest([before, after]) >= ANSWERS:
         return math.nan
     lost = _part(f, "network", "noisy") - _part(f, activation, "noisy")
-    return min(lost, after - before + GAIN)
+    return smallest([lost, after - before + GAIN])
 
 
 def _error_grows(f: pl.DataFrame) -> float:

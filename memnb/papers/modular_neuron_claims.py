@@ -13,7 +13,7 @@ from functools import partial
 
 import polars as pl
 
-from ..lab.claims import Claim, mean_value
+from ..lab.claims import Claim, mean_value, smallest
 from memnb.papers.modular_neuron_measures import (
     best_test,
     both_shares,
@@ -65,7 +65,7 @@ def _ahead(f: pl.DataFrame, task: str, by: str, than: str) -> float:
 def _split(f: pl.DataFrame, task: str, by: str) -> float:
     "The smaller of two: how far high neurons lead on test examples, and low ones on noisy labels."
     f = of_task(f, task)
-    return min(ends_apart(f, by, "test"), -ends_apart(f, by, "noisy"))
+    return smallest([ends_apart(f, by, "test"), -ends_apart(f, by, "noisy")])
 
 
 def _behind(f: pl.DataFrame, task: str, by: str) -> float:
