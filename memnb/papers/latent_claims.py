@@ -404,18 +404,26 @@ RESIST = [
 ]
 
 # %% ../../nbs/papers/09_latent_claims.ipynb #cell24
+_FIG22 = "not said; shown in Fig. 22 (E.3.3)"
 INTERVENE = [
     claim
-    for at, figure, section in ((10, 21, "E.3.2"), (40, 22, "E.3.3"))
+    for at, resists, generalizes in (
+        (
+            10,
+            "switches to a regime where it resists memorization (E.3.2, Fig. 21)",
+            "accompanied by better model generalization (E.3.2)",
+        ),
+        (40, _FIG22, _FIG22),
+    )
     for claim in (
         _resists(
             f"An exchange at epoch {at} makes the network resist",
-            f"switches to a regime where it resists memorization ({section}, Fig. {figure})",
+            resists,
             f"epoch {at}",
         ),
         _generalizes(
             f"... and generalize better, after epoch {at}",
-            f"accompanied by better model generalization ({section})",
+            generalizes,
             f"epoch {at}",
             above=0,
         ),

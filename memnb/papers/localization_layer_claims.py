@@ -49,8 +49,9 @@ def _opposed(f: pl.DataFrame) -> float:
 _ONLINE = "noisy over clean gradient norm, summed online, "
 GRADIENTS = [
     Claim(
-        statement="A tenth of the examples has gradients of the same size as the rest",
-        paper="closely follows that of clean examples in epochs 15 to 20 of 50 (Fig. 1)",
+        statement="The noisy examples, though fewer, have gradients of the same size as the rest",
+        paper="closely follows that of clean examples in epochs 15 to 20 of 50, 10% noise (Fig. "
+        "1); 5 to 20% (A.3)",
         definition=_ONLINE + "30 to 40% of the epochs; median over layers",
         control=RANDOM_GROUP,
         measure=lambda f: ratio(f, 0.3, 0.4),
@@ -168,7 +169,7 @@ REWINDING = [
     ),
     Claim(
         statement="Some earlier layer is",
-        paper="critical layers are initial and middle ones (Fig. 3)",
+        paper="the depth of critical layers differs between models (section 5.1, Fig. 3)",
         definition="the same for the layer, but the last, that matters most",
         control=ALONE,
         measure=lambda f: smallest(rewound_share(f, k) for k in layers_of(f)[:-1]),

@@ -127,7 +127,7 @@ SCALING = {
     "weight_decay": [
         Claim(
             statement="Weight decay moves the interpolation threshold to wider networks",
-            paper="more weight decay moves the interpolation threshold",
+            paper="more weight decay moves the interpolation threshold, it is not said which way",
             definition="doublings of M from the threshold of the smallest decay to the largest's",
             control=ONE_DECAY,
             measure=_moved,
