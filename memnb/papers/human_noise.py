@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MISTAKES', 'IMITATED', 'human_parameters', 'synthetic_mistakes', 'told_apart', 'by_case', 'case_rows', 'case_titles',
-           'exchanged_rows', 'own_rows', 'human_seconds', 'human_verdicts', 'both_verdicts', 'with_labels']
+           'exchanged_rows', 'own_rows', 'human_seconds', 'human_claims', 'human_verdicts', 'both_verdicts',
+           'with_labels']
 
 # %% ../../nbs/papers/23_human_noise.ipynb #hn02
 import math
@@ -45,7 +46,7 @@ from memnb.papers.localization import (
     marked,
 )
 from .localization_layer_claims import GRADIENTS, RETRAINING, REWINDING
-from .localization_unit_claims import TIED, neuron_claims
+from .localization_unit_claims import NEURONS, TIED, neuron_claims
 from ..probes.interventions import transferred
 from ..runs.run import Run
 from ..trainer.training import costs
@@ -269,6 +270,11 @@ _CLAIMS: dict[str, tuple[str, Callable[[pl.DataFrame], list[Claim]]]] = {
     "probes": ("latent", lambda f: PROBING),
     "transfer": ("latent", lambda f: TRANSFER),
 }
+
+
+def human_claims() -> list[Claim]:
+    "All claims that are judged on people's labels."
+    return [*GRADIENTS, *REWINDING, *RETRAINING, *NEURONS, *TIED, *PROBING, *TRANSFER]
 
 
 def human_verdicts(

@@ -22,7 +22,7 @@ from ..common.files import Damaged, alone_with, local_path, verify, write_whole
 from ..lab.claims import VERDICTS
 from .latent_claims import LATENT_CLAIMS
 from .relu_claims import RELU_CLAIMS
-from .verdicts import JUDGED, verdicts
+from .verdicts import JUDGED, is_stated, verdicts
 
 # %% ../../nbs/papers/27_stored_claims.ipynb #cell04
 SETTING = ("figure", "preset", "dataset", "model", "changed")  # what claims were found on
@@ -285,6 +285,15 @@ def _of_claims(claims: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def _at_other_rates(stored: pl.DataFrame, judged: pl.DataFrame) -> pl.DataFrame:
+    "Stored claims of settings that were judged, at rates that were not, and still in the code."
+    here = stored.select(_CLAIM).join(judged, on=SETTING, how="semi")
+    here = here.join(judged, on=[*SETTING, "rho"], how="anti", nulls_equal=True)
+    now = set(judged.select("figure", "statement").rows())
+    pairs = here.select("figure", "statement").rows()
+    return here.filter(pl.Series([p in now or is_stated(*p) for p in pairs], dtype=pl.Boolean))
+
+
 def merge(
     stored: pl.DataFrame | None,  # of `read_claims`
     new: pl.DataFrame,  # of `gathered`
@@ -300,13 +309,10 @@ def merge(
     weaker |= pl.col("ran_old") & ~pl.col("ran")
     kept = both.filter(weaker.fill_null(False))
     new = new.join(kept, on=ids, how="anti", nulls_equal=True)
-    # a claim that its setting no longer has is gone, and one at another rate stays
-    setting = new.select(SETTING).unique()
-    here = stored.join(setting, on=SETTING, how="semi")
-    other = stored.join(setting, on=SETTING, how="anti")
-    known = pl.concat([new.select(ids[:-1]), kept.select(ids[:-1])]).unique()
-    here = here.join(known, on=ids[:-1], how="semi")
-    here = here.join(new.select(ids), on=ids, how="anti", nulls_equal=True)
+    judged = pl.concat([new.select(ids), kept.select(ids)])
+    other = stored.join(judged, on=SETTING, how="anti")
+    rest = pl.concat([_at_other_rates(stored, judged), kept.select(ids)])
+    here = stored.join(rest, on=ids, how="semi", nulls_equal=True)
     whole = pl.concat([other, new, here], how="diagonal_relaxed").sort(SETTING, maintain_order=True)
     notes = [
         f"{', '.join(filter(None, words))}: {n} claims are kept as stored, judged over more seeds"
@@ -325,20 +331,18 @@ def update_claims(
     """
     file = local_path("file", file)
     new = None
-    for group in together(results):  # the newest first
-        claims = gathered(group)
-        if new is not None:
-            claims = claims.join(new, on=_CLAIM, how="anti", nulls_equal=True)
-            claims = pl.concat([new, claims], how="diagonal_relaxed")
-        new = claims
+    notes = []
+    for group in reversed(together(results)):  # the oldest first
+        new, kept = merge(new, gathered(group))
+        notes += kept
     if new is None:
         return []
     file.parent.mkdir(parents=True, exist_ok=True)
     with alone_with(file.parent):
-        whole, notes = merge(read_claims(file), new)
+        whole, kept = merge(read_claims(file), new)
         rounded = whole.with_columns(pl.col("^(ours|low|high)$").round_sig_figs(4))
         write_whole(file, rounded.write_csv)
-    return notes
+    return list(dict.fromkeys(notes + kept))
 
 # %% ../../nbs/papers/27_stored_claims.ipynb #chg1
 def changed_claims(
