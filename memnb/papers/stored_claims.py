@@ -285,13 +285,20 @@ def _of_claims(claims: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _at_other_rates(stored: pl.DataFrame, judged: pl.DataFrame) -> pl.DataFrame:
-    "Stored claims of settings that were judged, at rates that were not, and still in the code."
-    here = stored.select(_CLAIM).join(judged, on=SETTING, how="semi")
-    here = here.join(judged, on=[*SETTING, "rho"], how="anti", nulls_equal=True)
-    now = set(judged.select("figure", "statement").rows())
-    pairs = here.select("figure", "statement").rows()
-    return here.filter(pl.Series([p in now or is_stated(*p) for p in pairs], dtype=pl.Boolean))
+def _stronger(stored: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
+    "Claims that stay as stored in spite of new ones: judged over more seeds, or judged at all."
+    both = _of_claims(new).join(
+        _of_claims(stored), on=_CLAIM, how="left", suffix="_old", nulls_equal=True
+    )
+    more = (pl.col("over_old") > pl.col("over")) | ~pl.col("ran")
+    return both.filter((more & pl.col("ran_old")).fill_null(False))
+
+
+def _still_stated(stored: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
+    "The stored claims whose statements are in the code, or among new ones."
+    now = set(new.select("figure", "statement").rows())
+    pairs = stored.select("figure", "statement").rows()
+    return stored.filter(pl.Series([p in now or is_stated(*p) for p in pairs], dtype=pl.Boolean))
 
 
 def merge(
@@ -301,18 +308,14 @@ def merge(
     "Stored claims with new ones in their places, and in words what was kept in spite of new ones."
     if stored is None:
         return new.sort(SETTING, maintain_order=True), []
-    ids = _CLAIM
-    both = _of_claims(new).join(
-        _of_claims(stored), on=ids, how="left", suffix="_old", nulls_equal=True
-    )
-    weaker = (pl.col("over_old") > pl.col("over")) & pl.col("ran_old")
-    weaker |= pl.col("ran_old") & ~pl.col("ran")
-    kept = both.filter(weaker.fill_null(False))
-    new = new.join(kept, on=ids, how="anti", nulls_equal=True)
-    judged = pl.concat([new.select(ids), kept.select(ids)])
-    other = stored.join(judged, on=SETTING, how="anti")
-    rest = pl.concat([_at_other_rates(stored, judged), kept.select(ids)])
-    here = stored.join(rest, on=ids, how="semi", nulls_equal=True)
+    kept = _stronger(stored, new)
+    other = stored.join(new, on=SETTING, how="anti")
+    # at rates that were judged what is not there now is gone
+    here = stored.join(new, on=SETTING, how="semi")
+    elsewhere = here.join(new, on=[*SETTING, "rho"], how="anti", nulls_equal=True)
+    stays = pl.concat([_still_stated(elsewhere, new).select(_CLAIM), kept.select(_CLAIM)])
+    here = here.join(stays, on=_CLAIM, how="semi", nulls_equal=True)
+    new = new.join(kept, on=_CLAIM, how="anti", nulls_equal=True)
     whole = pl.concat([other, new, here], how="diagonal_relaxed").sort(SETTING, maintain_order=True)
     notes = [
         f"{', '.join(filter(None, words))}: {n} claims are kept as stored, judged over more seeds"
@@ -321,6 +324,15 @@ def merge(
     return whole, notes
 
 # %% ../../nbs/papers/27_stored_claims.ipynb #cell16
+def _beside(older: pl.DataFrame, newer: pl.DataFrame) -> pl.DataFrame:
+    "Claims of two groups of results, of each the one over more seeds, then the newer."
+    other = older.join(newer, on=SETTING, how="anti")
+    here = _still_stated(older.join(newer, on=SETTING, how="semi"), newer)
+    newer = newer.join(_stronger(older, newer), on=_CLAIM, how="anti", nulls_equal=True)
+    here = here.join(newer, on=_CLAIM, how="anti", nulls_equal=True)
+    return pl.concat([newer, here, other], how="diagonal_relaxed")
+
+
 def update_claims(
     file: str | Path,  # .csv, made if it is not there
     results: Iterable[StoredResult],
@@ -331,18 +343,17 @@ def update_claims(
     """
     file = local_path("file", file)
     new = None
-    notes = []
     for group in reversed(together(results)):  # the oldest first
-        new, kept = merge(new, gathered(group))
-        notes += kept
+        claims = gathered(group)
+        new = claims if new is None else _beside(new, claims)
     if new is None:
         return []
     file.parent.mkdir(parents=True, exist_ok=True)
     with alone_with(file.parent):
-        whole, kept = merge(read_claims(file), new)
+        whole, notes = merge(read_claims(file), new)
         rounded = whole.with_columns(pl.col("^(ours|low|high)$").round_sig_figs(4))
         write_whole(file, rounded.write_csv)
-    return list(dict.fromkeys(notes + kept))
+    return notes
 
 # %% ../../nbs/papers/27_stored_claims.ipynb #chg1
 def changed_claims(
