@@ -52,14 +52,14 @@ def in_options(
     "The message with the command's own options: `--size 32` in place of `size=32`."
     options = {p.name: p for p in command.params} if command else {}
 
-    def spelled(found: re.Match) -> str:
-        name, value = found.groups()
+    def spelled(match: re.Match) -> str:
+        name, value = match.groups()
         option = options.get(name) or options.get(_ALSO.get(name))
         is_list = bool(value) and value[0] == "["
         if command and name in _IN_PYTHON and (option is None or is_list):
-            return f"{found[0]} in Python"
+            return f"{match[0]} in Python"
         if option is None:
-            return found[0]
+            return match[0]
         is_flag = getattr(option, "is_flag", False)
         own = max(option.opts, key=len) if isinstance(option, click.Option) else option.name.upper()
         return own if not value or is_flag else f"{own} {_in_shell(value)}"
@@ -335,12 +335,12 @@ def results_(notebook: Path, root: Path, where, output, *, chart, y, color):
     _draw(frame, chart, y or "accuracy", color or "rho")
 
 
-def _update(file: Path, found: list):
+def _update(file: Path, stored: list):
     "Put claims into the table of stored ones, and say so."
     from memnb.papers.stored_claims import changed_claims, read_claims, update_claims
 
     before = read_claims(file)
-    for note in update_claims(file, found):
+    for note in update_claims(file, stored):
         click.echo(f"note: {note}", err=True)
     for note in changed_claims(before, read_claims(file)):
         click.echo(note)
@@ -367,16 +367,16 @@ def claims(root: Path, where, output, wide, update):
 
     if update:
         _refuse_beside("with --update", dict(where=where, wide=wide, output=output))
-    found = stored_results(root)
-    if not found:
+    stored = stored_results(root)
+    if not stored:
         raise no_results(None, root)
     if update:
-        _update(update, found)
+        _update(update, stored)
         return
     if wide:
-        frame = _rows(_of_each_run([result.folder for result in found]), where)
+        frame = _rows(_of_each_run([result.folder for result in stored]), where)
     else:
-        joint = pl.concat([gathered(g) for g in together(found)], how="diagonal_relaxed")
+        joint = pl.concat([gathered(g) for g in together(stored)], how="diagonal_relaxed")
         frame = one_row_a_claim(_rows(joint, where))
     if output:
         _show(frame, output)

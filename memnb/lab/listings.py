@@ -97,17 +97,17 @@ def paper_lines(
     papers = {}
     for row in rows:
         papers.setdefault(row["paper"], []).append(row)
-    said = []
+    page = []
     for paper, its in papers.items():
         texts = [_HEADER, *map(_cells, its)]
         header, *lines = one_line_rows(texts, width - 2, flexible={0: 14, 5: 17, 2: 8})
-        said += [paper, f"  {header}"]
+        page += [paper, f"  {header}"]
         for row, line in zip(its, lines, strict=True):
             if not row["notebook"]:
                 line = f"{_numbers(row['shows'])}  {row['state']}"
-            said.append(f"  {shortened(line, width - 2)}")
-        said.append("")
-    return said[:-1]
+            page.append(f"  {shortened(line, width - 2)}")
+        page.append("")
+    return page[:-1]
 
 # %% ../../nbs/lab/12_listings.ipynb #li13
 _FIRST = ("rho", "seed")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RANDOM_NEURONS', 'UNTRAINED', 'THE_NETWORK', 'ALL_NEURONS', 'ONE_WIDTH', 'GROUP_ORDER', 'SYMMETRIC', 'ORDINARY',
-           'UNTIED', 'SHUFFLED', 'TOLD_APART', 'BOTH_SHARES', 'TASKS', 'SCORE_NAMES', 'STRENGTH_WINS', 'WIDER',
+           'UNTIED', 'SHUFFLED', 'ENDS_APART', 'BOTH_SHARES', 'TASKS', 'SCORE_NAMES', 'STRENGTH_WINS', 'WIDER',
            'ARITHMETIC', 'TEXT_CLAIMS', 'PARTITION', 'ALL_FITTED', 'TIED_FIRST_LAYER', 'of_task']
 
 # %% ../../nbs/papers/21_modular_neuron_claims.ipynb #nc02
@@ -90,7 +90,7 @@ def _wide_gain(f: pl.DataFrame, task: str, by: str) -> float:
     return ahead[0] - ahead[1]
 
 # %% ../../nbs/papers/21_modular_neuron_claims.ipynb #nc08
-TOLD_APART = (
+ENDS_APART = (
     "the smaller of two differences, mean over shares kept: test accuracy of the highest neurons "
     "minus that of the lowest, accuracy on noisy labels of the lowest minus that of the highest"
 )
@@ -191,7 +191,7 @@ def _agnostic(task: str, by: str) -> list[Claim]:
         Claim(
             statement="... its high neurons generalize, and its low ones memorize",
             paper=NOT_REPORTED,
-            definition=TOLD_APART,
+            definition=ENDS_APART,
             control=RANDOM_NEURONS,
             measure=partial(_split, task=task, by=by),
             at_least=0.1,
@@ -283,7 +283,7 @@ def _phase_apart(f: pl.DataFrame) -> float:
     return abs(mean_value(tied, "phase_error") - mean_value(untied, "phase_error"))
 
 
-def _told(f: pl.DataFrame) -> float:
+def _mirror_lead(f: pl.DataFrame) -> float:
     "Test accuracy of a tied network where (b, a) was trained on minus where it was not."
     f = _cell(f)
     return _end(f, "test, mirror seen") - _end(f, "test, mirror unseen")
@@ -370,7 +370,7 @@ TIED_FIRST_LAYER = [
         paper=NOT_REPORTED,
         definition="test accuracy where (b, a) was trained on minus where it was not",
         control=UNTIED,
-        measure=_told,
+        measure=_mirror_lead,
         at_least=0.2,
         own=True,
     ),

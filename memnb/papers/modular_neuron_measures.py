@@ -23,7 +23,7 @@ from ..common.files import local_path
 from ..common.rng import generator
 from ..datasets.loading import load
 from ..datasets.noisy_datasets import NoisyDataset
-from ..lab.parameters import Params
+from ..lab.parameters import Params, share_to_test
 from ..modular.fourier import ResidueView, look
 from ..modular.neurons import filtration, purity, strength
 from memnb.modular.partitions import (
@@ -225,12 +225,11 @@ def load_pictures(
     p: Params,  # with dataset and noise_seed
 ) -> tuple[NoisyDataset, NoisyDataset]:
     "Clean training and test pictures of ten classes of `p.dataset`."
-    digits = p.dataset == "digits"
     return load(
         p.dataset,
         classes=range(10),
-        n=None if digits else MOST_PICTURES,
-        test_share=0.3322 if digits else None,
+        n=None if p.dataset == "digits" else MOST_PICTURES,
+        test_share=share_to_test(p.dataset),
         scale="unit",
         seed=p.noise_seed,
     )

@@ -25,8 +25,8 @@ from .relu_claims import RELU_CLAIMS
 from .verdicts import JUDGED, is_stated, verdicts
 
 # %% ../../nbs/papers/27_stored_claims.ipynb #cell04
-SETTING = ("figure", "preset", "dataset", "model", "changed")  # what claims were found on
-_TOLD = ("preset", "seed", "seeds", "rho", "rhos", "dataset", "model", "mode", "device", "modulus")
+SETTING = ("figure", "preset", "dataset", "model", "changed")  # what claims were judged on
+_NAMED = ("preset", "seed", "seeds", "rho", "rhos", "dataset", "model", "mode", "device", "modulus")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def setting_of(
     p: dict,  # resolved parameters of a notebook, with its `figure`
     given: dict,  # those that were given to its task
 ) -> dict:
-    "What a result is found on: `SETTING`, each a text."
+    "What a result was made with: `SETTING`, each a text."
     model = p.get("model") or ""
     if p.get("mode", "exact") != "exact":
         model += f", {p['mode']} search"
@@ -57,7 +57,7 @@ def setting_of(
     if "modulus" in p:
         beside = f", {dataset}" if p.get("dataset", "digits") != "digits" else ""
         dataset, model = f"modulo {p['modulus']}{beside}", ""
-    other = sorted((k, v) for k, v in given.items() if k not in _TOLD and v is not None)
+    other = sorted((k, v) for k, v in given.items() if k not in _NAMED and v is not None)
     changed = "; ".join(f"{k}={_shown(v)}" for k, v in other)
     return dict(
         figure=p["figure"], preset=p["preset"], dataset=dataset, model=model, changed=changed
@@ -107,14 +107,14 @@ def stored_results(
     *folders: str | Path,  # each looked through, with all folders below it
 ) -> list[StoredResult]:
     "Every result with claims, newest first. Damaged ones are left out, with a warning."
-    found = []
+    results = []
     for folder in (local_path("folder", place) for place in folders):
         for place in _places_of_claims(folder):
             try:
-                found.append(((place / "claims.parquet").stat().st_mtime, _read(place)))
+                results.append(((place / "claims.parquet").stat().st_mtime, _read(place)))
             except (Damaged, OSError, ValueError, KeyError) as e:
                 caution(f"{place} is left out: {e}")
-    return [result for _, result in sorted(found, key=itemgetter(0), reverse=True)]
+    return [result for _, result in sorted(results, key=itemgetter(0), reverse=True)]
 
 # %% ../../nbs/papers/27_stored_claims.ipynb #cell07
 _SEEDS = ("seed", "seeds", "out", "store")
