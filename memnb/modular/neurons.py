@@ -19,7 +19,7 @@ from memnb.modular.fourier import (
     ResidueView,
     are_integers,
     check_frequencies,
-    check_weights,
+    check_view_weights,
     dominant,
     joint_power,
     keep_frequency,
@@ -33,7 +33,7 @@ def filtration(
     view: ResidueView,  # of `look`
 ) -> tuple[ResidueView, ResidueView]:
     """G, each neuron at its dominant frequency, and R, the residual weights with the bias."""
-    k = dominant(joint_power(check_weights(view)))
+    k = dominant(joint_power(check_view_weights(view)))
     u = keep_frequency(view.u, k)
     v = keep_frequency(view.v, k)
     w = keep_frequency(view.w.T, k).T
@@ -49,7 +49,7 @@ def phase_errors(
 
     `ValueError` for an unknown operation, and for a view without weights.
     """
-    check_weights(view)
+    check_view_weights(view)
     operation = view.operation if operation is None else operation
     check_choice("operation", operation, ("add", "sub", "mul"))
     a, b, c = phases(view)
@@ -62,7 +62,7 @@ def with_activation(
     activation: str,  # a key of `ACTIVATIONS`
 ) -> ResidueView:
     "The network's weights under another activation."
-    check_weights(view)
+    check_view_weights(view)
     check_choice("activation", activation, ACTIVATIONS)
     other = replace(view, activation=activation)
     return other.with_weights(view.u, view.v, view.w, view.bias)
@@ -72,7 +72,7 @@ def purity(
     view: ResidueView,  # of `look`
 ) -> Tensor:
     "(M,) IPR of each neuron's output weights, in (0, 1], over frequencies but 0."
-    return participation(spectrum(check_weights(view).w.T))
+    return participation(spectrum(check_view_weights(view).w.T))
 
 
 @torch.no_grad()
