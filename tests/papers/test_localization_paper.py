@@ -153,7 +153,7 @@ def test_the_paper_takes_all_there_is_unless_n_is_given():
         (dict(examples=0), "examples=0.*at least 1"),
         (dict(p_gen=0), r"p_gen=0 must lie in \(0, 1\]"),
         (dict(p_mem=1.1), r"p_mem=1.1 must lie in \[0, 1\]"),
-        (dict(threshold=1), r"threshold=1 must lie in \(0, 1\)"),
+        (dict(threshold=1), r"threshold=1 must lie strictly between 0 and 1"),
         (dict(noise_seed=-1), "noise_seed=-1"),
         (dict(mode="fast"), "mode='fast'.*exact, hybrid, shared"),
         *((dict(epochs=e), "epochs") for e in (0.5, 1.5)),
