@@ -19,7 +19,7 @@ from mkdocs.config import load_config
 
 from memnb.lab.claims import Claim, judge, show
 from memnb.localization import TiedDropout
-from memnb.papers.reproduction import read_reproduction
+from memnb.papers.reproduction_table import read_reproduction
 
 ROOT = Path(__file__).parents[1]
 

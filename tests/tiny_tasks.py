@@ -101,7 +101,7 @@ def hidden(folder: Path) -> list[Path]:
 def quick(error=None, count=None):
     "In place of a process: what the notebook would do. `error(task)` is its error."
 
-    def run(task, part, threads, timeout):
+    def run(task, part, variables, timeout):
         if count is not None:
             count.append(task)
         p = dict(rho=0.2, seed=0, name="a") | dict(task.values)

@@ -27,7 +27,7 @@ from nbconvert.exporters import templateexporter
 from nbdev.showdoc import BasicMarkdownRenderer
 from torch import Tensor
 
-from memnb.papers.reproduction import read_reproduction
+from memnb.papers.reproduction_table import read_reproduction
 
 ROOT = Path(__file__).parents[2]
 GROUPS = {

@@ -18,7 +18,7 @@ from memnb.papers.latent import latent_parameters
 from memnb.papers.localization import localization_parameters
 from memnb.papers.modular import modular_parameters
 from memnb.papers.relu import relu_parameters
-from memnb.papers.reproduction import Line, hours_in_words
+from memnb.papers.reproduction_table import Line, hours_in_words
 from memnb.papers.stored_claims import SETTING, setting_of
 
 VERDICTS = {

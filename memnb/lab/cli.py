@@ -23,7 +23,7 @@ from .. import __version__
 from ..common.code import ROOT
 from ..common.files import data_root, local_path, write_whole
 from .audit_requests import check_audit
-from .listings import paper_lines, result_text, terminal_width
+from .listings import paper_lines, result_text, task_text, terminal_width, wrapped_text
 from .sweeps import each_once, no_results, results, sweep
 from .tasks import Failed, execute, failed, make_task
 
@@ -52,14 +52,14 @@ def in_options(
     "The message with the command's own options: `--size 32` in place of `size=32`."
     options = {p.name: p for p in command.params} if command else {}
 
-    def spelled(found: re.Match) -> str:
-        name, value = found.groups()
+    def spelled(match: re.Match) -> str:
+        name, value = match.groups()
         option = options.get(name) or options.get(_ALSO.get(name))
         is_list = bool(value) and value[0] == "["
         if command and name in _IN_PYTHON and (option is None or is_list):
-            return f"{found[0]} in Python"
+            return f"{match[0]} in Python"
         if option is None:
-            return found[0]
+            return match[0]
         is_flag = getattr(option, "is_flag", False)
         own = max(option.opts, key=len) if isinstance(option, click.Option) else option.name.upper()
         return own if not value or is_flag else f"{own} {_in_shell(value)}"
@@ -129,17 +129,6 @@ def run(notebook: Path, fixed, root: Path, timeout):
     click.echo(f"{'found' if cached else f'{time.time() - began:.0f} s,'} {folder}")
 
 # %% ../../nbs/lab/08_cli.ipynb #cell10
-def _table(frame: pl.DataFrame) -> str:
-    "All rows of a table of tasks, as text."
-    with pl.Config(
-        tbl_rows=-1,
-        tbl_hide_dataframe_shape=True,
-        tbl_hide_column_data_types=True,
-        fmt_str_lengths=60,
-    ):
-        return str(frame)
-
-
 _POOL_OPTIONS = (
     click.option(
         "--dask",
@@ -185,7 +174,7 @@ def sweep_(notebook: Path, axes, fixed, root: Path, *, slurm, dry_run, **options
         raise ValueError("a grid needs an axis: -g rho 0.1,0.2")
     options |= dict(fixed=each_once("-p", fixed), slurm=each_once("--slurm", slurm) or None)
     done = sweep(notebook, each_once("-g", axes), root, dry_run=dry_run, **options)
-    click.echo(_table(done))
+    click.echo(task_text(done))
     if not dry_run and (done["state"] != "done").any():
         raise click.exceptions.Exit(1 if (done["state"] == "failed").any() else 130)
 
@@ -196,13 +185,15 @@ def _table_file(given: Path | None) -> Path:
     return given or (here if here.is_file() else ROOT.parent / here)
 
 
-def _say_list(cells: list, lines: list, budget: str | None):
-    "Print a row for each line, below its paper, and what a budget would take."
-    from memnb.papers.reproduction import affordable, hours_in_words, overview
+def _say_list(cells: list, lines: list, **options):
+    "Print a row for each line, below its paper, and what would be run, if an option says how."
+    from memnb.papers.reproduction import schedule
+    from memnb.papers.reproduction_table import hours_in_words, overview
 
+    todo = schedule(cells, **options)
     for line in paper_lines(overview(cells, lines), terminal_width()):
         click.echo(line)
-    for cell in affordable(cells, budget) if budget else []:
+    for cell in todo.chosen if any(options.values()) else []:
         click.echo(f"{hours_in_words(cell.cpu_hours):>8}  {cell.name()}")
 
 # %% ../../nbs/lab/08_cli.ipynb #rep3
@@ -236,12 +227,14 @@ def _say_list(cells: list, lines: list, budget: str | None):
 @_pool_options
 def reproduce_(listed, budget, only, table, claims, *, root, slurm, **options):
     "Run what the four papers show. Started again, it does the rest."
-    from memnb.papers.reproduction import cells_of, read_reproduction, reproduce, selected
+    from memnb.papers.reproduction import reproduce
+    from memnb.papers.reproduction_table import cells_of, read_reproduction, selected
 
     table = _table_file(table)
     lines = selected(read_reproduction(table), only)
     if listed:
-        _say_list(cells_of(lines, root, options["device"]), lines, budget)
+        what = dict(budget=budget) | {name: options[name] for name in ("jobs", "retry", "renew")}
+        _say_list(cells_of(lines, root, options["device"]), lines, **what)
         return
     claims = claims or table.with_name("claims.csv")
     options["slurm"] = each_once("--slurm", slurm) or None
@@ -290,6 +283,12 @@ def _show(frame: pl.DataFrame, output: Path | None):
     click.echo(f"{len(frame)} rows in {output}")
 
 
+def _refuse_beside(how: str, options: dict):
+    "`ValueError` for an option that was given and does nothing in this case."
+    if given := [name for name, value in options.items() if value]:
+        raise ValueError(f"--{given[0]} does nothing {how}: leave it out")
+
+
 _WHERE = click.option(
     "--where",
     type=(str, str),
@@ -321,38 +320,27 @@ def _draw(frame: pl.DataFrame, chart: Path, y: str, color: str):
     type=click.Path(path_type=Path),
     help="A .png, .svg or .html file to draw; seeds become bands.",
 )
-@click.option("--y", default="accuracy", show_default=True, help="What to draw.")
-@click.option("--color", default="rho", show_default=True, help="Column that tells curves apart.")
+@click.option("--y", help="What to draw.  [default: accuracy]")
+@click.option("--color", help="Column by which curves are colored.  [default: rho]")
 def results_(notebook: Path, root: Path, where, output, *, chart, y, color):
     "The frames of all runs of NOTEBOOK: rho, seed and what differs first."
-    frame = _rows(results(notebook, root), where)
     if chart is None:
-        _show(frame, output)
+        _refuse_beside("without --chart", dict(y=y, color=color))
+        _show(_rows(results(notebook, root), where), output)
         return
+    _refuse_beside("with --chart", dict(output=output))
+    frame = _rows(results(notebook, root), where)
     if frame.is_empty():
         raise ValueError(f"no run of {notebook} in {root} has a row: there is nothing to draw")
-    _draw(frame, chart, y, color)
+    _draw(frame, chart, y or "accuracy", color or "rho")
 
 
-def _wrapped(frame: pl.DataFrame) -> str:
-    "A table of texts of any length, none of them cut, as wide as the terminal."
-    with pl.Config(
-        tbl_rows=-1,
-        tbl_cols=-1,
-        tbl_hide_dataframe_shape=True,
-        tbl_hide_column_data_types=True,
-        tbl_width_chars=terminal_width(),
-        fmt_str_lengths=10_000,
-    ):
-        return str(frame)
-
-
-def _update(file: Path, found: list):
+def _update(file: Path, stored: list):
     "Put claims into the table of stored ones, and say so."
     from memnb.papers.stored_claims import changed_claims, read_claims, update_claims
 
     before = read_claims(file)
-    for note in update_claims(file, found):
+    for note in update_claims(file, stored):
         click.echo(f"note: {note}", err=True)
     for note in changed_claims(before, read_claims(file)):
         click.echo(note)
@@ -377,21 +365,23 @@ def claims(root: Path, where, output, wide, update):
     "The verdict on each claim, over all seeds and noise rates."
     from memnb.papers.stored_claims import gathered, one_row_a_claim, stored_results, together
 
-    found = stored_results(root)
-    if not found:
+    if update:
+        _refuse_beside("with --update", dict(where=where, wide=wide, output=output))
+    stored = stored_results(root)
+    if not stored:
         raise no_results(None, root)
     if update:
-        _update(update, found)
+        _update(update, stored)
         return
     if wide:
-        frame = _rows(_of_each_run([result.folder for result in found]), where)
+        frame = _rows(_of_each_run([result.folder for result in stored]), where)
     else:
-        joint = pl.concat([gathered(g) for g in together(found)], how="diagonal_relaxed")
+        joint = pl.concat([gathered(g) for g in together(stored)], how="diagonal_relaxed")
         frame = one_row_a_claim(_rows(joint, where))
     if output:
         _show(frame, output)
     else:
-        click.echo(_wrapped(frame))
+        click.echo(wrapped_text(frame, terminal_width()))
 
 # %% ../../nbs/lab/08_cli.ipynb #au2
 _AUDIT_OPTIONS = (

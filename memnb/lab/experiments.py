@@ -28,6 +28,7 @@ from ..common.code import code_of
 from memnb.common.files import (
     Damaged,
     alone_with,
+    data_root,
     local_path,
     named_value,
     publish,
@@ -316,6 +317,9 @@ def _notebook_code() -> list[str]:
 
 def _result_key(p: Params) -> str:
     what = {k: named_value(v) for k, v in p.items() if k not in ("out", "store")}
+    file = data_root().absolute() / f"{p.get('dataset')}.npz"
+    if file.is_file():  # what a named data set was read from
+        what["data"] = named_value(str(file))
     known = json.dumps([what, code_of(), _notebook_code()], sort_keys=True)
     return hashlib.sha256(known.encode()).hexdigest()[:12]
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATASET', 'KIND_OF_NOISE', 'TRAINING_RULES', 'in_place_of', 'once', 'injected_names', 'kernel_cells', 'Params',
-           'resolve', 'Parameters', 'check_fits', 'check_source', 'size_of', 'setting']
+           'resolve', 'Parameters', 'check_fits', 'share_to_test', 'check_source', 'size_of', 'setting']
 
 # %% ../../nbs/lab/04_parameters.ipynb #cell03
 import ast
@@ -178,8 +178,8 @@ class Parameters:
     ) -> Params:
         """The parameters, cast, completed and checked: a given value, else the preset's.
 
-        `ValueError` or `OSError` before any work, for a name that papermill put in and that is
-        none of the parameters, too.
+        `ValueError` or `OSError` before any work, also for a name that papermill put in and that
+        is no parameter.
         """
         known = [*self.rules, "preset", "out", "store"]
         taken = {k: v for k, v in (names or {}).items() if k in known}
@@ -217,6 +217,11 @@ def check_fits(p: Params, memory: float, disk: float, because: str):
         )
 
 # %% ../../nbs/lab/04_parameters.ipynb #src1
+def share_to_test(dataset: str) -> float | None:
+    "The share of its examples that become the test set; None for a data set that has one."
+    return 0.3322 if dataset == "digits" else None
+
+
 def check_source(p: Params) -> Source:
     """What the data set holds; `ValueError` unless it has a test set and `n` balanced training
     examples of two classes or more.

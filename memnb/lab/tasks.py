@@ -180,12 +180,14 @@ def failed(folder: Path) -> Path:
 def _anywhere(value):
     """The value; a path from here to a file or folder becomes one that holds in any folder.
 
-    A name alone is that of a file, as `mnist` is a data set where there is a folder `mnist`, too.
+    A name alone is that of a file only with a suffix, as `mnist.npz`: `mnist` is a data set, and
+    `quick` a preset, whatever lies here under that name.
     """
     if not isinstance(value, str):
         return value
     place = os.path.expanduser(value)
-    is_path = os.path.isfile(place) or os.path.dirname(place) and os.path.exists(place)
+    is_file = "." in value and os.path.isfile(place)
+    is_path = is_file or os.path.dirname(place) and os.path.exists(place)
     return os.path.abspath(place) if is_path else value
 
 
@@ -254,13 +256,17 @@ def _end(mark: str):
     psutil.wait_procs(strangers, timeout=5)
 
 # %% ../../nbs/lab/06_tasks.ipynb #cell19
-def _command(task: Task, part: Path, threads: int | None) -> dict:
+def _variables(threads: int | None, more: dict[str, str] | None) -> dict[str, str]:
+    "Environment variables that a task has besides those of this process."
+    names = () if threads is None else ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    return dict.fromkeys(names, str(threads)) | (more or {})
+
+
+def _command(part: Path, variables: dict[str, str]) -> dict:
     "How the notebook in `part` is run: arguments of `subprocess.Popen`."
-    env = os.environ | {_MARK: part.name}
+    env = os.environ | variables | {_MARK: part.name}
     if env.get("MEMNB_DATA"):  # the process has a working folder of its own
         env["MEMNB_DATA"] = str(Path(env["MEMNB_DATA"]).expanduser().absolute())
-    if threads is not None:
-        env |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     return dict(
         args=[sys.executable, "-c", _RUN, str(os.getpid())],
         stdin=subprocess.DEVNULL,
@@ -290,13 +296,13 @@ def _is_full(folder: Path) -> bool:
     return False
 
 
-def _run(task: Task, part: Path, threads: int | None, timeout: float | None) -> str | None:
+def _run(task: Task, part: Path, variables: dict, timeout: float | None) -> str | None:
     "Run the notebook in `part`; what went wrong, or None."
     shutil.copy(task.notebook, part / "notebook.ipynb")
     log_file = part / "log.txt"
     try:
         with log_file.open("wb") as log:
-            process = subprocess.Popen(**_command(task, part, threads), stdout=log, stderr=log)
+            process = subprocess.Popen(**_command(part, variables), stdout=log, stderr=log)
             running[part.name] = process
             code = process.wait(timeout)
             if code and _is_full(part):
@@ -309,7 +315,7 @@ def _run(task: Task, part: Path, threads: int | None, timeout: float | None) -> 
     return None if code == 0 else _why(code, log_file)
 
 
-def _attempt(task: Task, part: Path, root: Path, threads: int | None, timeout: float | None) -> str:
+def _attempt(task: Task, part: Path, root: Path, variables: dict, timeout: float | None) -> str:
     """Run the notebook in `part`, up to three times; what went wrong, or nothing.
 
     It is run again where it was killed: whatever killed it, be it for memory, may leave the next
@@ -322,7 +328,7 @@ def _attempt(task: Task, part: Path, root: Path, threads: int | None, timeout: f
             raise InterruptedError(f"{task.name()} was given up")
         shutil.rmtree(part / "out", ignore_errors=True)
         (part / "given.json").write_text(json.dumps(given))
-        error = _run(task, part, threads, timeout) or ""
+        error = _run(task, part, variables, timeout) or ""
         if not error.startswith(KILLED):
             break
     if ending.is_set() and error:
@@ -396,6 +402,7 @@ def execute(
     root: str | Path,  # folder of results
     threads: int | None = None,  # of torch in it; default: torch decides
     timeout: float | None = None,  # seconds until it is ended; default: no limit
+    variables: dict[str, str] | None = None,  # of its environment, besides those of this process
 ) -> Path:
     """The folder of a task's result; the task is run unless the result is there.
 
@@ -413,7 +420,7 @@ def execute(
     part = Path(tempfile.mkdtemp(prefix=_owned(task.key, os.getpid()), dir=folder.parent))
     began = time.time()
     try:
-        error = _attempt(task, part, root, threads, timeout)
+        error = _attempt(task, part, root, _variables(threads, variables), timeout)
         if _FULL in error:  # which says nothing about the task
             raise OSError(errno.ENOSPC, f"{task.name()} was given up: {_FULL}", str(root))
         known = dict(

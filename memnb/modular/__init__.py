@@ -22,6 +22,7 @@ from memnb.modular.fourier import (
     look,
     neuron_spectra,
     participation,
+    phases,
     spectrum,
     strict,
 )
@@ -30,7 +31,6 @@ from memnb.modular.neurons import (
     filtration,
     keep_frequencies,
     phase_errors,
-    phases,
     purity,
     strength,
     top_frequencies,

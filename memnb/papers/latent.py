@@ -37,6 +37,7 @@ from memnb.lab.parameters import (
     once,
     one_of,
     setting,
+    share_to_test,
     size_of,
 )
 from ..models.evaluation import device_of, examples, predict, predicted
@@ -189,7 +190,7 @@ def _check_together(p: Params):
     _check_values(p)
     p["rhos"] = sorted(set(p.rhos))
     p["seeds"] = once(p.seeds)
-    p["test_share"] = 0.3322 if p.dataset == "digits" else None
+    p["test_share"] = share_to_test(p.dataset)
     p["stop_at"] = _OF_FIGURE.get(p.figure, _PRESETS[p.preset])["stop_at"]
     there = check_source(p)
     model = latent_network(p, there.shape, len(there.counts), p.seeds[0])

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from scipy.special import ndtri
 
-from ..lab.claims import Claim, judge
+from ..lab.claims import Claim, judge, largest, smallest
 from memnb.papers.latent_measures import (
     MEMORIZED,
     TEST,
@@ -71,7 +71,7 @@ def _falls_less(f: pl.DataFrame) -> float:
 
 
 def _ahead(f: pl.DataFrame, probe: str, which) -> float:
-    "The best or worst (`which`: max or min) layer's probe minus the network, at the end."
+    "The `largest` or `smallest` (`which`) of the layers' probes minus the network, at the end."
     return which(v[-1] for _, v in hidden(f, probe).values()) - float(test_curve(f)[1][-1])
 
 # %% ../../nbs/papers/09_latent_claims.ipynb #cell07
@@ -128,7 +128,7 @@ PROBING = [
         paper="there exists at least one layer (section 3)",
         definition="MASC on the best hidden layer minus the network, test accuracy at the end",
         control=CLEAN_LABELS,
-        measure=lambda f: _ahead(f, "masc", max),
+        measure=lambda f: _ahead(f, "masc", largest),
         above=0,
     ),
     Claim(
@@ -136,7 +136,7 @@ PROBING = [
         paper="in most cases, all layers' latent generalization outperform the model (section 8)",
         definition="VeLPIC on the worst hidden layer minus the network, test accuracy at the end",
         control=CLEAN_LABELS,
-        measure=lambda f: _ahead(f, "velpic", min),
+        measure=lambda f: _ahead(f, "velpic", smallest),
         above=0,
     ),
     Claim(
@@ -156,7 +156,7 @@ PROBING = [
         "the end",
         control=NOT_TRAINED,
         measure=lambda f: (
-            max(v[-1] for _, v in hidden(f, "velpic").values())
+            largest(v[-1] for _, v in hidden(f, "velpic").values())
             - last(f, probe="velpic", layer="input", **TEST)
         ),
         above=0,
@@ -404,18 +404,26 @@ RESIST = [
 ]
 
 # %% ../../nbs/papers/09_latent_claims.ipynb #cell24
+_FIG22 = "not said; shown in Fig. 22 (E.3.3)"
 INTERVENE = [
     claim
-    for at, figure, section in ((10, 21, "E.3.2"), (40, 22, "E.3.3"))
+    for at, resists, generalizes in (
+        (
+            10,
+            "switches to a regime where it resists memorization (E.3.2, Fig. 21)",
+            "accompanied by better model generalization (E.3.2)",
+        ),
+        (40, _FIG22, _FIG22),
+    )
     for claim in (
         _resists(
             f"An exchange at epoch {at} makes the network resist",
-            f"switches to a regime where it resists memorization ({section}, Fig. {figure})",
+            resists,
             f"epoch {at}",
         ),
         _generalizes(
             f"... and generalize better, after epoch {at}",
-            f"accompanied by better model generalization ({section})",
+            generalizes,
             f"epoch {at}",
             above=0,
         ),

@@ -24,11 +24,12 @@ from memnb.lab.parameters import (
     TRAINING_RULES,
     Parameters,
     Params,
-    Rule,
     check_source,
     count,
     one_of,
+    share_to_test,
 )
+from ..lab.rules import INSIDE
 from .modular_neuron_measures import WORDS, read_texts
 
 # %% ../../nbs/papers/24_lens_inputs.ipynb #li04
@@ -39,7 +40,7 @@ _PRESETS = {
     "ci": _QUICK | dict(n=300, texts=300, epochs=8, searched=3),
 }
 _RULES = {k: TRAINING_RULES[k] for k in ("dataset", "noise")} | {
-    "rho": Rule("number", "lie strictly between 0 and 1", lambda v: 0 < v < 1),
+    "rho": INSIDE,
     "labels": one_of(["", *HUMAN_LABELS]),
     "text": FILE,
     "n": replace(count(100, 10**6), optional=True),
@@ -55,7 +56,7 @@ def _check_together(p: Params):
     "`ValueError` unless the data set has so many examples, `OSError` for a file that is not there."
     if p.text and not local_path("text", p.text).is_file():
         raise FileNotFoundError(f"text={p.text}: there is no such file")
-    p["test_share"] = 0.3322 if p.dataset == "digits" else None
+    p["test_share"] = share_to_test(p.dataset)
     check_source(p)
 
 
@@ -65,15 +66,14 @@ lenses_parameters = Parameters(_PRESETS, _RULES, check=_check_together)
 def made_texts(
     n: int,  # texts, 1 or more
     seed: int = 0,  # 0 or more
-    topics: int = 10,  # 1 or more
 ) -> tuple[list[str], list[str]]:
-    "So many texts and the topic of each, in random order."
+    "So many texts and the topic of each, one of ten, in random order."
     rng = np.random.default_rng(seed)
     common = [f"word{i}" for i in range(150)]
     often = 1 / np.arange(1, 151)
     texts = []
     labels = []
-    for topic in rng.integers(topics, size=n):
+    for topic in rng.integers(10, size=n):
         words = rng.choice(common, rng.integers(6, 15), p=often / often.sum())
         own = rng.random(len(words)) < 0.4
         words[own] = [f"topic{topic}word{i}" for i in rng.integers(15, size=own.sum())]

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..datasets.noisy_datasets import NoisyDataset
 from ..localization.accounting import account
 from ..models.structure import layer_groups
+from .localization_measures import stretch
 from ..runs.run import Run
 
 # %% ../../nbs/papers/11_localization_frames.ipynb #fr04
@@ -86,13 +87,10 @@ def mean_norms(
     frame: pl.DataFrame,  # columns how, epoch, group, seed, norm and `by`
     low: float = 0.0,  # share of the training after which epochs count, in [0, 1]
     high: float = 1.0,  # share of the training up to which they count, in [0, 1]
-    by: str = "layer",  # the column that norms are told apart by
+    by: str = "layer",  # the column by which norms are kept apart
 ) -> pl.DataFrame:
     "`by, group, seed, norm`: the mean of online norms over a stretch of the training."
-    online = frame.filter(how="online")
-    end = online["epoch"].max() or 0.0
-    epoch = pl.col("epoch")
-    part = online.filter(epoch > low * end + 1e-9, epoch <= high * end + 1e-9)
+    part = stretch(frame.filter(how="online"), low, high)
     return part.group_by(by, "group", "seed", maintain_order=True).agg(pl.col("norm").mean())
 
 

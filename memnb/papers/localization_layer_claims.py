@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import polars as pl
 
-from ..lab.claims import Claim
+from ..lab.claims import Claim, largest, smallest
 from memnb.papers.localization_measures import (
     last_layer,
     layers_of,
@@ -36,7 +36,7 @@ def _smallest_ratio(f: pl.DataFrame) -> float:
     "Of ten equal stretches of the training, the one with the smallest ratio."
     stretches = [ratio(f, i / 10, (i + 1) / 10) for i in range(10)]
     there = [r for r in stretches if not math.isnan(r)]
-    return min(there) if there else math.nan
+    return smallest(there)
 
 
 def _opposed(f: pl.DataFrame) -> float:
@@ -49,8 +49,9 @@ def _opposed(f: pl.DataFrame) -> float:
 _ONLINE = "noisy over clean gradient norm, summed online, "
 GRADIENTS = [
     Claim(
-        statement="A tenth of the examples has gradients of the same size as the rest",
-        paper="closely follows that of clean examples in epochs 15 to 20 of 50 (Fig. 1)",
+        statement="The noisy examples, though fewer, have gradients of the same size as the rest",
+        paper="closely follows that of clean examples in epochs 15 to 20 of 50, 10% noise (Fig. "
+        "1); 5 to 20% (A.3)",
         definition=_ONLINE + "30 to 40% of the epochs; median over layers",
         control=RANDOM_GROUP,
         measure=lambda f: ratio(f, 0.3, 0.4),
@@ -72,7 +73,7 @@ GRADIENTS = [
         paper="no layer receives significantly more (section 4.1)",
         definition=_ONLINE + "30 to 40% of the epochs; the layer where it is largest",
         control="noise rate 0.9",
-        measure=lambda f: max(ratios(f, 0.3, 0.4).values(), default=math.nan),
+        measure=lambda f: largest(ratios(f, 0.3, 0.4).values()),
         at_most=2,
         own=True,
     ),
@@ -168,10 +169,10 @@ REWINDING = [
     ),
     Claim(
         statement="Some earlier layer is",
-        paper="critical layers are initial and middle ones (Fig. 3)",
+        paper="the depth of critical layers differs between models (section 5.1, Fig. 3)",
         definition="the same for the layer, but the last, that matters most",
         control=ALONE,
-        measure=lambda f: min((rewound_share(f, k) for k in layers_of(f)[:-1]), default=math.nan),
+        measure=lambda f: smallest(rewound_share(f, k) for k in layers_of(f)[:-1]),
         at_most=0.5,
         own=True,
     ),
@@ -255,7 +256,7 @@ RETRAINING = [
 # %% ../../nbs/papers/13_localization_layer_claims.ipynb #cell21
 def _worst_best(f: pl.DataFrame) -> float:
     "The worst layer's best accuracy in retraining."
-    return min(retrained(f, "best").values(), default=math.nan)
+    return smallest(retrained(f, "best").values())
 
 
 ATYPICAL = [

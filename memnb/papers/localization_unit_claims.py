@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 import polars as pl
 
-from ..lab.claims import Claim, mean_value
+from ..lab.claims import Claim, largest, mean_value
 from .localization_layer_claims import RANDOM_GROUP, TRUE
 from .localization_measures import BROKEN, spread, table2
 
@@ -127,7 +127,7 @@ NEURONS = [
         paper="scattered over multiple layers, hard to localize to a particular few (section 6.1)",
         definition="share of the noisy examples' units in the layer that has most of them",
         control="a network with a single hidden layer",
-        measure=lambda f: max(_shares(f, "noisy").values(), default=math.nan),
+        measure=lambda f: largest(_shares(f, "noisy").values()),
         at_most=0.5,
         own=True,
     ),
@@ -225,7 +225,7 @@ def table1_claim(dataset: str) -> Claim:
         definition="clean and noisy accuracy at preset paper, memory off: the larger distance from "
         "the paper's",
         control="a network without memory channels (p_gen 1)",
-        measure=lambda f: max(abs(_main(f, "clean") - clean), abs(_main(f, "noisy") - noisy)),
+        measure=lambda f: largest([abs(_main(f, "clean") - clean), abs(_main(f, "noisy") - noisy)]),
         at_most=0.05,
         own=True,
     )

@@ -23,6 +23,7 @@ from memnb.lab.parameters import (
     many,
     once,
     one_of,
+    share_to_test,
 )
 from ..models.modular import ACTIVATIONS
 from ..modular.arithmetic import LARGEST_MODULUS, OPERATIONS, check_modulus
@@ -147,13 +148,13 @@ _RULES = {
     "text": FILE,
     "rho": RATE,
     "operation": one_of(OPERATIONS),
-    "operations": one_of(OPERATIONS, many=True),
+    "operations": many(one_of(OPERATIONS)),
     "modulus": count(3, LARGEST_MODULUS),
     "width": count(1, 10**9),
     "widths": many(count(1, 10**9)),
     "epochs": count(1, 10**7),
     "activation": one_of(ACTIVATIONS),
-    "activations": one_of(ACTIVATIONS, many=True),
+    "activations": many(one_of(ACTIVATIONS)),
     "heads": count(1, 10**4),
     "hidden": count(1, 10**9),
     "frequencies": count(1, LARGEST_MODULUS),
@@ -223,7 +224,7 @@ def _check_tied(p: Params):
 
 def _check_pictures(p: Params):
     "`ValueError` unless the data set has the pictures of ten classes that are asked for."
-    there = source(p.dataset, 0.3322 if p.dataset == "digits" else None, p.noise_seed)
+    there = source(p.dataset, share_to_test(p.dataset), p.noise_seed)
     if absent := [c for c in range(10) if c not in there.counts]:
         raise ValueError(
             f"dataset={p.dataset} has no label {absent[0]}; pictures of the classes 0 to 9 are "
@@ -281,7 +282,7 @@ def _check_optimizer(p: Params):
 # %% ../../nbs/papers/16_modular.ipynb #par2
 def needs(
     p: Params,
-    runs: float,  # networks that are kept
+    runs: int,  # networks that are kept
 ) -> tuple[float, float]:
     "Bytes of memory and disk that so many networks take at least."
     widest = max(p.get("widths") or [p.width])

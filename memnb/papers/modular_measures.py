@@ -69,13 +69,13 @@ def inside(operation: str, train: NoisyDataset, test: NoisyDataset) -> Callable:
     def rows(s: Training) -> list[dict]:
         view = look(s.model, operation)
         projected = view.score(extract(view, "projection")[0], test)
-        found = [dict(part="projection", group="test", target="true", accuracy=projected)]
+        known = [dict(part="projection", group="test", target="true", accuracy=projected)]
         hits = _additive_hits(s.model, train)
         for group, those in (("clean", ~train.is_noisy), ("noisy", train.is_noisy)):
             if those.any():
                 accuracy = hits[those].double().mean()
-                found.append(dict(part="additive", group=group, target="given", accuracy=accuracy))
-        return found
+                known.append(dict(part="additive", group=group, target="given", accuracy=accuracy))
+        return known
 
     return rows
 
@@ -273,8 +273,8 @@ def label_head_frame(
         if count is not None:
             kept = keep_frequencies(answers, top_frequencies(answers, count))
         row = dict(part="kept" if count else "network", frequencies=count)
-        found = group_accuracies(view, kept.T.reshape(view.logits.shape), train, test)
-        rows += [row | dict(group=one["group"], accuracy=one["accuracy"]) for one in found]
+        groups = group_accuracies(view, kept.T.reshape(view.logits.shape), train, test)
+        rows += [row | dict(group=one["group"], accuracy=one["accuracy"]) for one in groups]
     return pl.DataFrame(rows, schema_overrides=dict(frequencies=pl.Int64))
 
 # %% ../../nbs/papers/17_modular_measures.ipynb #ph1

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RANDOM_NEURONS', 'UNTRAINED', 'THE_NETWORK', 'ALL_NEURONS', 'ONE_WIDTH', 'GROUP_ORDER', 'SYMMETRIC', 'ORDINARY',
-           'UNTIED', 'SHUFFLED', 'TOLD_APART', 'BOTH_SHARES', 'TASKS', 'SCORE_NAMES', 'STRENGTH_WINS', 'WIDER',
+           'UNTIED', 'SHUFFLED', 'ENDS_APART', 'BOTH_SHARES', 'TASKS', 'SCORE_NAMES', 'STRENGTH_WINS', 'WIDER',
            'ARITHMETIC', 'TEXT_CLAIMS', 'PARTITION', 'ALL_FITTED', 'TIED_FIRST_LAYER', 'of_task']
 
 # %% ../../nbs/papers/21_modular_neuron_claims.ipynb #nc02
@@ -13,7 +13,7 @@ from functools import partial
 
 import polars as pl
 
-from ..lab.claims import Claim, mean_value
+from ..lab.claims import Claim, mean_value, smallest
 from memnb.papers.modular_neuron_measures import (
     best_test,
     both_shares,
@@ -65,7 +65,7 @@ def _ahead(f: pl.DataFrame, task: str, by: str, than: str) -> float:
 def _split(f: pl.DataFrame, task: str, by: str) -> float:
     "The smaller of two: how far high neurons lead on test examples, and low ones on noisy labels."
     f = of_task(f, task)
-    return min(ends_apart(f, by, "test"), -ends_apart(f, by, "noisy"))
+    return smallest([ends_apart(f, by, "test"), -ends_apart(f, by, "noisy")])
 
 
 def _behind(f: pl.DataFrame, task: str, by: str) -> float:
@@ -90,7 +90,7 @@ def _wide_gain(f: pl.DataFrame, task: str, by: str) -> float:
     return ahead[0] - ahead[1]
 
 # %% ../../nbs/papers/21_modular_neuron_claims.ipynb #nc08
-TOLD_APART = (
+ENDS_APART = (
     "the smaller of two differences, mean over shares kept: test accuracy of the highest neurons "
     "minus that of the lowest, accuracy on noisy labels of the lowest minus that of the highest"
 )
@@ -191,7 +191,7 @@ def _agnostic(task: str, by: str) -> list[Claim]:
         Claim(
             statement="... its high neurons generalize, and its low ones memorize",
             paper=NOT_REPORTED,
-            definition=TOLD_APART,
+            definition=ENDS_APART,
             control=RANDOM_NEURONS,
             measure=partial(_split, task=task, by=by),
             at_least=0.1,
@@ -283,7 +283,7 @@ def _phase_apart(f: pl.DataFrame) -> float:
     return abs(mean_value(tied, "phase_error") - mean_value(untied, "phase_error"))
 
 
-def _told(f: pl.DataFrame) -> float:
+def _mirror_lead(f: pl.DataFrame) -> float:
     "Test accuracy of a tied network where (b, a) was trained on minus where it was not."
     f = _cell(f)
     return _end(f, "test, mirror seen") - _end(f, "test, mirror unseen")
@@ -370,7 +370,7 @@ TIED_FIRST_LAYER = [
         paper=NOT_REPORTED,
         definition="test accuracy where (b, a) was trained on minus where it was not",
         control=UNTIED,
-        measure=_told,
+        measure=_mirror_lead,
         at_least=0.2,
         own=True,
     ),

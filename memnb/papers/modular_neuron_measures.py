@@ -23,7 +23,7 @@ from ..common.files import local_path
 from ..common.rng import generator
 from ..datasets.loading import load
 from ..datasets.noisy_datasets import NoisyDataset
-from ..lab.parameters import Params
+from ..lab.parameters import Params, share_to_test
 from ..modular.fourier import ResidueView, look
 from ..modular.neurons import filtration, purity, strength
 from memnb.modular.partitions import (
@@ -31,6 +31,7 @@ from memnb.modular.partitions import (
     coherence,
     importance,
     kept_curves,
+    numbers_kept,
     reader,
     smallest_share,
     strength_on,
@@ -198,11 +199,11 @@ def filtered_curves(
     rows = []
     for by, values in scores.items():
         order = values.argsort(descending=True, stable=True)
-        for share in SHARES_KEPT:
-            keep = order[: max(1, round(share * neurons))]
+        for kept in numbers_kept(SHARES_KEPT, neurons):
+            keep = order[:kept]
             part = whole.with_weights(whole.u[:, keep], whole.v[:, keep], whole.w[keep])
             accuracy = view.score(part.logits, test)
-            rows.append(dict(by=by, share=len(keep) / neurons, accuracy=accuracy))
+            rows.append(dict(by=by, share=kept / neurons, accuracy=accuracy))
     where = dict(part=pl.lit("filtered"), end=pl.lit("highest"), group=pl.lit("test"))
     columns = ("part", "by", "end", "share", "group", "accuracy")
     return pl.DataFrame(rows).with_columns(**where).select(columns)
@@ -224,12 +225,11 @@ def load_pictures(
     p: Params,  # with dataset and noise_seed
 ) -> tuple[NoisyDataset, NoisyDataset]:
     "Clean training and test pictures of ten classes of `p.dataset`."
-    digits = p.dataset == "digits"
     return load(
         p.dataset,
         classes=range(10),
-        n=None if digits else MOST_PICTURES,
-        test_share=0.3322 if digits else None,
+        n=None if p.dataset == "digits" else MOST_PICTURES,
+        test_share=share_to_test(p.dataset),
         scale="unit",
         seed=p.noise_seed,
     )

@@ -13,7 +13,7 @@ from functools import partial
 
 import polars as pl
 
-from ..lab.claims import Claim, mean_value
+from ..lab.claims import Claim, mean_value, smallest
 from .modular_training_measures import HIGH, final_accuracies, phase_table
 
 # %% ../../nbs/papers/19_modular_training_claims.ipynb #cell04
@@ -35,10 +35,14 @@ def half(
     f: pl.DataFrame,  # columns part, group, target, epoch, accuracy
     group: str,  # clean or noisy
 ) -> float:
-    "First recorded epoch at which the network gives half of the group's labels; NaN if never."
+    """First recorded epoch at which the network gives half of the group's labels.
+
+    Infinite if it never does; NaN where it was not recorded.
+    """
     f = f.filter(part="network", group=group, target="given")
-    f = f.filter(pl.col("accuracy").fill_nan(0) >= 0.5)
-    return float(f["epoch"].min()) if len(f) else math.nan
+    there = f.filter(pl.col("accuracy").fill_nan(0) >= 0.5)
+    never = math.inf if len(f) else math.nan
+    return float(there["epoch"].min()) if len(there) else never
 
 
 def half_in_words(
@@ -47,7 +51,7 @@ def half_in_words(
 ) -> str:
     'When half of a group is given as labelled, the median over seeds: "at epoch 40".'
     epochs = [half(rows, group) for rows in frame.partition_by("seed", maintain_order=True)]
-    if any(math.isnan(epoch) for epoch in epochs):
+    if not all(math.isfinite(epoch) for epoch in epochs):
         return "not within the run"
     return f"at epoch {pl.Series(epochs).median():.0f}"
 
@@ -258,7 +262,7 @@ def _ends(f: pl.DataFrame, kind: str, group: str) -> float:
 
 def _both(f: pl.DataFrame) -> float:
     "The lower one of noisy and test accuracy, with the light weight decay."
-    return min(_ends(f, "light decay", "noisy"), _ends(f, "light decay", "test"))
+    return smallest(_ends(f, "light decay", group) for group in ("noisy", "test"))
 
 
 def _unlearned(f: pl.DataFrame, kind: str = "strong decay") -> float:
@@ -373,7 +377,7 @@ PHASES = [
         paper=_FORCED,
         definition="the lowest clean accuracy of the three, at the end",
         control=AT_THE_START,
-        measure=lambda f: min(_ends(f, kind, "clean") for kind in REGULARIZED),
+        measure=lambda f: smallest(_ends(f, kind, "clean") for kind in REGULARIZED),
         at_least=0.99,
         own=True,
         each_rho=False,

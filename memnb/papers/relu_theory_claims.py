@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import polars as pl
 
-from ..lab.claims import AGREE, NEAR_ZERO, Claim
+from ..lab.claims import AGREE, NEAR_ZERO, Claim, largest, smallest
 from memnb.papers.relu_measures import (
     Curve,
     at,
@@ -41,7 +41,7 @@ def _decay(f: pl.DataFrame, group: str) -> float:
     """
     c = within(curve(f, "direction_norm", group), balance(f), math.inf)
     t, v = c
-    return v[-1] / min(v[0], at(c, (t[0] + t[-1]) / 2)) if len(v) else math.nan
+    return v[-1] / smallest([v[0], at(c, (t[0] + t[-1]) / 2)]) if len(v) else math.nan
 
 
 def _rise(f: pl.DataFrame, group: str) -> float:
@@ -87,7 +87,7 @@ FIG6_DIRECTIONS = [
         definition="final directional norm over that when they balance (ratio 0.95) and over that"
         " at half of the time since, the largest, of clean and noisy",
         control=ENDED,
-        measure=lambda f: max(_decay(f, "clean"), _decay(f, "noisy")),
+        measure=lambda f: largest(_decay(f, group) for group in ("clean", "noisy")),
         at_most=0.9,
         own=True,
     ),
@@ -97,7 +97,7 @@ FIG6_DIRECTIONS = [
         definition="largest rise of a directional norm above its lowest value since they balance,"
         " over its value then, the larger of clean and noisy",
         control=REMARK,
-        measure=lambda f: max(_rise(f, "clean"), _rise(f, "noisy")),
+        measure=lambda f: largest(_rise(f, group) for group in ("clean", "noisy")),
         at_most=NEAR_ZERO,
         own=True,
     ),
@@ -259,7 +259,7 @@ def _far(f: pl.DataFrame) -> float:
 def _smallest_step(f: pl.DataFrame) -> float:
     "Smallest rise of the noisy margin's gain from one noise rate to the next."
     by_rate = f.sort("rho").partition_by("rho", maintain_order=True)
-    return float(np.diff([_gain(part, "noisy") for part in by_rate]).min())
+    return smallest(np.diff([_gain(part, "noisy") for part in by_rate]))
 
 
 ABOVE = "a start above the fixed point (m_n(0) = 2, m_c(0) = -2)"

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 
-from ..lab.claims import AGREE, NEAR_ZERO, Claim
+from ..lab.claims import AGREE, NEAR_ZERO, Claim, largest, smallest
 from memnb.papers.relu_measures import (
     Curve,
     at,
@@ -104,13 +104,13 @@ def _margin_step(f: pl.DataFrame) -> float:
     "Largest ratio of that margin at one noise rate to that at the next lower one."
     by_rate = f.sort("rho").partition_by("rho", maintain_order=True)
     margins = [_best_margin(part) for part in by_rate]
-    return max(high / low for low, high in pairwise(margins))
+    return largest(high / low for low, high in pairwise(margins))
 
 
-def _share_of_wait(f: pl.DataFrame) -> float:
-    "Epoch at which clean labels are fitted over that of memorization; NaN without memorization."
+def _before_memorization(f: pl.DataFrame, begin: float) -> float:
+    "`begin` over the epoch of memorization; NaN where the run has neither."
     end = memorized(f)
-    return math.nan if math.isinf(end) else learned(f) / end
+    return math.nan if math.isinf(begin) and math.isinf(end) else begin / end
 
 
 FIG2 = [
@@ -129,7 +129,7 @@ FIG2 = [
         paper="section 4.2",
         definition="epoch of 95% clean accuracy over epoch of 50% noisy accuracy",
         control=RANDOM_EXAMPLES,
-        measure=_share_of_wait,
+        measure=lambda f: _before_memorization(f, learned(f)),
         below=1,
         own=True,
     ),
@@ -193,10 +193,10 @@ def _net_radial(f: pl.DataFrame, y: str, begin: float) -> float:
     return highest((t, np.abs(net)), begin, math.inf) / np.abs(clean).max()
 
 
-def _before_memorization(f: pl.DataFrame, begin: float) -> float:
-    "`begin` over the epoch of memorization; NaN where the run has neither."
-    end = memorized(f)
-    return math.nan if math.isinf(begin) and math.isinf(end) else begin / end
+def _competes(f: pl.DataFrame) -> float:
+    "Largest noisy over clean magnitude, at most 1, while clean labels are fitted and noisy not."
+    ratio = ratio_curve(f, "radial_sum")
+    return smallest([1, highest(ratio, learned(f), memorized(f))])
 
 # %% ../../nbs/papers/04_relu_training_claims.ipynb #cell16
 FIG3_EARLY = [
@@ -257,7 +257,7 @@ FIG3_COMPETITION = [
         definition="largest noisy over clean |sum of <G, u>|, at most 1, from 95% of the clean"
         " labels fitted to half of the noisy ones",
         control=STOPPED,
-        measure=lambda f: min(1, highest(ratio_curve(f, "radial_sum"), learned(f), memorized(f))),
+        measure=_competes,
         at_least=AGREE,
         own=True,
     ),

@@ -22,11 +22,11 @@ from ..common.files import Damaged, alone_with, local_path, verify, write_whole
 from ..lab.claims import VERDICTS
 from .latent_claims import LATENT_CLAIMS
 from .relu_claims import RELU_CLAIMS
-from .verdicts import JUDGED, verdicts
+from .verdicts import JUDGED, is_stated, verdicts
 
 # %% ../../nbs/papers/27_stored_claims.ipynb #cell04
-SETTING = ("figure", "preset", "dataset", "model", "changed")  # what claims were found on
-_TOLD = ("preset", "seed", "seeds", "rho", "rhos", "dataset", "model", "mode", "device", "modulus")
+SETTING = ("figure", "preset", "dataset", "model", "changed")  # what claims were judged on
+_NAMED = ("preset", "seed", "seeds", "rho", "rhos", "dataset", "model", "mode", "device", "modulus")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def setting_of(
     p: dict,  # resolved parameters of a notebook, with its `figure`
     given: dict,  # those that were given to its task
 ) -> dict:
-    "What a result is found on: `SETTING`, each a text."
+    "What a result was made with: `SETTING`, each a text."
     model = p.get("model") or ""
     if p.get("mode", "exact") != "exact":
         model += f", {p['mode']} search"
@@ -57,7 +57,7 @@ def setting_of(
     if "modulus" in p:
         beside = f", {dataset}" if p.get("dataset", "digits") != "digits" else ""
         dataset, model = f"modulo {p['modulus']}{beside}", ""
-    other = sorted((k, v) for k, v in given.items() if k not in _TOLD and v is not None)
+    other = sorted((k, v) for k, v in given.items() if k not in _NAMED and v is not None)
     changed = "; ".join(f"{k}={_shown(v)}" for k, v in other)
     return dict(
         figure=p["figure"], preset=p["preset"], dataset=dataset, model=model, changed=changed
@@ -107,14 +107,14 @@ def stored_results(
     *folders: str | Path,  # each looked through, with all folders below it
 ) -> list[StoredResult]:
     "Every result with claims, newest first. Damaged ones are left out, with a warning."
-    found = []
+    results = []
     for folder in (local_path("folder", place) for place in folders):
         for place in _places_of_claims(folder):
             try:
-                found.append(((place / "claims.parquet").stat().st_mtime, _read(place)))
+                results.append(((place / "claims.parquet").stat().st_mtime, _read(place)))
             except (Damaged, OSError, ValueError, KeyError) as e:
                 caution(f"{place} is left out: {e}")
-    return [result for _, result in sorted(found, key=itemgetter(0), reverse=True)]
+    return [result for _, result in sorted(results, key=itemgetter(0), reverse=True)]
 
 # %% ../../nbs/papers/27_stored_claims.ipynb #cell07
 _SEEDS = ("seed", "seeds", "out", "store")
@@ -285,6 +285,22 @@ def _of_claims(claims: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def _stronger(stored: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
+    "Claims that stay as stored in spite of new ones: judged over more seeds, or judged at all."
+    both = _of_claims(new).join(
+        _of_claims(stored), on=_CLAIM, how="left", suffix="_old", nulls_equal=True
+    )
+    more = (pl.col("over_old") > pl.col("over")) | ~pl.col("ran")
+    return both.filter((more & pl.col("ran_old")).fill_null(False))
+
+
+def _still_stated(stored: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
+    "The stored claims whose statements are in the code, or among new ones."
+    now = set(new.select("figure", "statement").rows())
+    pairs = stored.select("figure", "statement").rows()
+    return stored.filter(pl.Series([p in now or is_stated(*p) for p in pairs], dtype=pl.Boolean))
+
+
 def merge(
     stored: pl.DataFrame | None,  # of `read_claims`
     new: pl.DataFrame,  # of `gathered`
@@ -292,21 +308,14 @@ def merge(
     "Stored claims with new ones in their places, and in words what was kept in spite of new ones."
     if stored is None:
         return new.sort(SETTING, maintain_order=True), []
-    ids = _CLAIM
-    both = _of_claims(new).join(
-        _of_claims(stored), on=ids, how="left", suffix="_old", nulls_equal=True
-    )
-    weaker = (pl.col("over_old") > pl.col("over")) & pl.col("ran_old")
-    weaker |= pl.col("ran_old") & ~pl.col("ran")
-    kept = both.filter(weaker.fill_null(False))
-    new = new.join(kept, on=ids, how="anti", nulls_equal=True)
-    # a claim that its setting no longer has is gone, and one at another rate stays
-    setting = new.select(SETTING).unique()
-    here = stored.join(setting, on=SETTING, how="semi")
-    other = stored.join(setting, on=SETTING, how="anti")
-    known = pl.concat([new.select(ids[:-1]), kept.select(ids[:-1])]).unique()
-    here = here.join(known, on=ids[:-1], how="semi")
-    here = here.join(new.select(ids), on=ids, how="anti", nulls_equal=True)
+    kept = _stronger(stored, new)
+    other = stored.join(new, on=SETTING, how="anti")
+    # at rates that were judged what is not there now is gone
+    here = stored.join(new, on=SETTING, how="semi")
+    elsewhere = here.join(new, on=[*SETTING, "rho"], how="anti", nulls_equal=True)
+    stays = pl.concat([_still_stated(elsewhere, new).select(_CLAIM), kept.select(_CLAIM)])
+    here = here.join(stays, on=_CLAIM, how="semi", nulls_equal=True)
+    new = new.join(kept, on=_CLAIM, how="anti", nulls_equal=True)
     whole = pl.concat([other, new, here], how="diagonal_relaxed").sort(SETTING, maintain_order=True)
     notes = [
         f"{', '.join(filter(None, words))}: {n} claims are kept as stored, judged over more seeds"
@@ -315,6 +324,15 @@ def merge(
     return whole, notes
 
 # %% ../../nbs/papers/27_stored_claims.ipynb #cell16
+def _beside(older: pl.DataFrame, newer: pl.DataFrame) -> pl.DataFrame:
+    "Claims of two groups of results, of each the one over more seeds, then the newer."
+    other = older.join(newer, on=SETTING, how="anti")
+    here = _still_stated(older.join(newer, on=SETTING, how="semi"), newer)
+    newer = newer.join(_stronger(older, newer), on=_CLAIM, how="anti", nulls_equal=True)
+    here = here.join(newer, on=_CLAIM, how="anti", nulls_equal=True)
+    return pl.concat([newer, here, other], how="diagonal_relaxed")
+
+
 def update_claims(
     file: str | Path,  # .csv, made if it is not there
     results: Iterable[StoredResult],
@@ -325,12 +343,9 @@ def update_claims(
     """
     file = local_path("file", file)
     new = None
-    for group in together(results):  # the newest first
+    for group in reversed(together(results)):  # the oldest first
         claims = gathered(group)
-        if new is not None:
-            claims = claims.join(new, on=_CLAIM, how="anti", nulls_equal=True)
-            claims = pl.concat([new, claims], how="diagonal_relaxed")
-        new = claims
+        new = claims if new is None else _beside(new, claims)
     if new is None:
         return []
     file.parent.mkdir(parents=True, exist_ok=True)

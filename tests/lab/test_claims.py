@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from memnb.lab.claims import Claim, interval, judge, not_run, show
+from memnb.lab.claims import Claim, interval, judge, largest, not_run, show, smallest
 
 
 def claim(**given) -> Claim:
@@ -95,6 +95,42 @@ def test_one_rate_is_not_enough_for_a_claim_over_all():
     table = judge("fig", [claim(at_least=0.5, each_rho=False)], frame(1.0))
     assert table["verdict"].item() == "not run"
     assert table["ours"].item() is None
+
+
+@pytest.mark.parametrize("values", [[2.0, 1.0], [1, math.nan], [math.nan, 1], [math.inf, -1]])
+def test_extremes_are_numpys(values):
+    assert smallest(iter(values)) == pytest.approx(np.min(values), nan_ok=True)
+    assert largest(iter(values)) == pytest.approx(np.max(values), nan_ok=True)
+
+
+def test_of_nothing_there_is_no_extreme():
+    assert math.isnan(smallest([]))
+    assert math.isnan(largest([]))
+
+
+def a_rise(f: pl.DataFrame) -> float:
+    "From the lowest rate to the next; an error for one rate."
+    return np.diff(f.sort("rho")["v"]).min()
+
+
+def test_a_seed_with_one_rate_is_left_out_of_a_claim_over_all():
+    over = Claim(
+        statement="it rises",
+        paper="1",
+        definition="v",
+        control="noise",
+        measure=a_rise,
+        above=0,
+        each_rho=False,
+    )
+    low, high = frame(1.0, 1.5), frame(3.0, rho=0.4)
+    second = pl.col("seed") == 1
+
+    row = judge("fig", [over], pl.concat([low, high])).row(0, named=True)
+    none = judge("fig", [over], pl.concat([low.filter(second), high]))
+
+    assert (row["ours"], row["seeds"], row["verdict"]) == (2.0, "1 of 1", "holds")
+    assert none["verdict"].to_list() == ["not run"]
 
 
 def test_what_was_not_run_has_the_columns_of_what_was():

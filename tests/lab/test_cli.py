@@ -397,6 +397,23 @@ def test_claims_go_into_the_table_of_stored_ones(swept, tmp_path):
     assert set(pl.read_csv(tmp_path / "c.csv")["figure"]) == {"tiny"}
 
 
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["claims", "--update", "c.csv", "--where", "rho", "0.1"], "--where does nothing with"),
+        (["claims", "--update", "c.csv", "--wide"], "--wide does nothing with --update"),
+        (["claims", "--update", "c.csv", "--output", "o.csv"], "--output does nothing with"),
+        (["results", "tiny", "--chart", "a.svg", "--output", "o.csv"], "--output does nothing"),
+        (["results", "tiny", "--y", "loss"], "--y does nothing without --chart"),
+        (["results", "tiny", "--color", "seed"], "--color does nothing without --chart"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(swept, tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    assert f"Error: {says}" in say(*words, "--root", swept, code=1)
+    assert os.listdir(tmp_path) == ["root"]
+
+
 def test_version():
     assert say("--version") == f"memnb, version {memnb.__version__}\n"
 

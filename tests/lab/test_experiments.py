@@ -474,6 +474,21 @@ def test_results_on_a_file_whose_content_changed_are_kept_beside_the_old_ones(tm
     assert [pl.read_parquet(f / "frame.parquet")["value"][0] for f in places] == [0, 1]
 
 
+def test_results_on_a_data_set_that_changed_are_kept_beside_the_old_ones(tmp_path, monkeypatch):
+    def kept(root, k):
+        monkeypatch.setenv("MEMNB_DATA", str(root))
+        p = parameters(out=str(tmp_path / "out"), preset="ci", dataset="digits")
+        p["dataset"] = "mnist"
+        frame = pl.DataFrame(dict(rho=[0.1], value=[k]))
+        return pl.read_parquet(keep(p, frame, None, {}) / "frame.parquet")["value"][0]
+
+    roots = [tmp_path / name for name in ("a", "b", "c")]
+    for root, content in zip(roots, (b"1", b"2", b"1"), strict=True):
+        root.mkdir()
+        (root / "mnist.npz").write_bytes(content)
+    assert [kept(root, k) for k, root in enumerate(roots)] == [0, 1, 0]
+
+
 class Observer:
     "Looks through a function that is no part of what decides the run."
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 
 import polars as pl
@@ -14,7 +15,7 @@ import pytest
 from tiny_tasks import happens, hidden, none_left, quick
 
 from memnb.common.files import seal
-from memnb.lab import tasks
+from memnb.lab import sweeps, tasks
 from memnb.lab.sweeps import figure, grid, plan, results, sweep, values_of
 from memnb.lab.tasks import failed, make_task
 
@@ -402,6 +403,33 @@ def test_ctrl_c(tiny, tmp_path, events):
     assert done.state(root) == "done"
 
 
+@pytest.mark.parametrize(
+    "where, threads",
+    [
+        ({}, 16),
+        (dict(dask="local"), 16),
+        (dict(dask="tcp://elsewhere:8786"), None),
+        (dict(slurm=dict(cpus_per_task=4)), None),
+    ],
+)
+def test_threads_are_shared_on_this_machine_and_left_to_others(
+    tiny, tmp_path, monkeypatch, where, threads
+):
+    given = []
+
+    class Executor:
+        def submit(self, function, task, root, threads, *more):
+            given.append(threads)
+            future = Future()
+            future.set_result(None)
+            return future
+
+    monkeypatch.setattr(sweeps.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(sweeps, "pool", lambda *_: contextlib.nullcontext(Executor()))
+    sweeps.run_tasks(grid(tiny, dict(seed=[0, 1])), tmp_path, jobs=4, **where)
+    assert given == [threads, threads]
+
+
 def test_dask_makes_the_same(tiny, tmp_path):
     root = tmp_path / "root"
     assert sweep(tiny, dict(rho=[0.1], seed=[1]), root, dask="local")["state"].to_list() == ["done"]
@@ -543,6 +571,16 @@ def test_results(tmp_path):
     assert results("other", str(tmp_path))["key"].to_list() == ["d"]
     put(tmp_path, "a", dict(statement=["s"]), what="claims")
     assert results("tiny", tmp_path, "claims")["statement"].to_list() == ["s"]
+
+
+def test_stored_runs_and_logs_are_not_looked_at(tmp_path, monkeypatch):
+    for folder in ("tiny", "runs", "logs"):
+        put(tmp_path, "a", dict(x=[1]), folder)
+    looked_at = []
+    verify = sweeps.verify
+    monkeypatch.setattr(sweeps, "verify", lambda place: (looked_at.append(place), verify(place))[1])
+    assert len(results(root=tmp_path)) == 1
+    assert [place.parent.name for place in looked_at] == ["tiny"]
 
 
 def test_damaged_ones_are_left_out(tmp_path):

@@ -397,6 +397,29 @@ def test_a_path_from_here_holds_in_the_folder_of_a_task(tmp_path, tiny, monkeypa
         assert taken(name) == name
 
 
+@pytest.mark.parametrize("name", ["quick", "mnist", "resnet9"])
+def test_a_word_is_no_file_though_one_of_that_name_lies_here(tmp_path, tiny, monkeypatch, name):
+    there = make_task(tiny, dict(name=name))
+    (tmp_path / name).write_text("a file without a suffix")
+    monkeypatch.chdir(tmp_path)
+    assert make_task(tiny, dict(name=name)) == there
+    assert dict(make_task(tiny, dict(name=f"./{name}")).values)["name"] == str(tmp_path / name)
+
+
+def test_a_task_has_its_own_variables_and_this_process_keeps_its(tmp_path, tiny, monkeypatch):
+    monkeypatch.delenv("MEMNB_TEST", raising=False)
+    program = (
+        "import json, os; p = 'task.env'; json.dump(dict(os.environ), open(p, 'w')); raise OSError"
+    )
+    monkeypatch.setattr(tasks, "_RUN", program)
+    task = make_task(tiny)
+    with pytest.raises(Failed):
+        execute(task, tmp_path / "root", threads=3, variables=dict(MEMNB_TEST="its own"))
+    env = json.loads((failed(task.folder(tmp_path / "root")) / "task.env").read_text())
+    assert (env["MEMNB_TEST"], env["OMP_NUM_THREADS"]) == ("its own", "3")
+    assert "MEMNB_TEST" not in os.environ
+
+
 def test_a_disk_too_full_for_a_task_to_say_so(tmp_path, tiny, monkeypatch):
     "Not even the last line of its error could be written."
 

@@ -1129,6 +1129,14 @@ def test_curves_by_hand():
         assert curve.filter(share=share)["accuracy"].to_list() == [right, right]
 
 
+@pytest.mark.parametrize("neurons", [1, 9, 17, 40])
+def test_each_number_of_neurons_is_a_row_of_a_curve_once(neurons):
+    data, _ = operation_table(5, "add", 0.9)
+    curve = kept_curves(ModularNet(5, neurons), torch.arange(float(neurons)), dict(a=data))
+    kept = sorted({max(1, round(i / 20 * neurons)) for i in range(1, 21)})
+    assert curve["share"].to_list() == pytest.approx([n / neurons for n in kept])
+
+
 @pytest.mark.parametrize("sets", [{}, [1], dict(a=1)])
 def test_curves_need_sets(sets):
     with pytest.raises(TypeError, match="must be a (dictionary of data sets|NoisyDataset)"):

@@ -128,7 +128,7 @@ def trained():
 def test_rows_are_told_apart(trained):
     run, given, _ = trained
 
-    rows = human.told_apart(run.frame(), run, Case("worst", "human", 3), 0.25, "course")
+    rows = human.marked_by_case(run.frame(), run, Case("worst", "human", 3), 0.25, "course")
 
     one = rows.select("labels", "mistakes", "case", "analysis", "rho", "seed").unique().rows()
     assert one == [("worst", "human", "worst, human", "course", 0.25, 3)]
@@ -139,7 +139,7 @@ def test_rows_are_told_apart(trained):
 def test_an_imitation_is_called_one(trained):
     run, *_ = trained
     names = [
-        human.told_apart(run.frame(), run, Case("imitated", m, 0), 0.2, "course")["case"][0]
+        human.marked_by_case(run.frame(), run, Case("imitated", m, 0), 0.2, "course")["case"][0]
         for m in human.MISTAKES
     ]
     assert names == ["control of the imitation", "imitation"]

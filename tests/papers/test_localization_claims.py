@@ -22,7 +22,11 @@ from memnb.models.evaluation import predict
 from memnb.models.networks import build
 from memnb.models.structure import layer_groups
 from memnb.papers import localization as runs
-from memnb.papers.localization_claims import LOCALIZATION_CLAIMS, localization_verdicts
+from memnb.papers.localization_claims import (
+    LOCALIZATION_CLAIMS,
+    localization_verdicts,
+    table1_data,
+)
 from memnb.papers.localization_layer_claims import (
     ALONE,
     ATYPICAL,
@@ -744,6 +748,21 @@ def test_table_1_is_judged_where_it_was_run():
         statement="Table 1 on mnist"
     )
     assert (table["verdict"].item(), table["ours"].item()) == ("holds", pytest.approx(0.029))
+
+
+TABLE1_SETTING = dict(width=1, n=None, rho=0.1, noise="wrong", p_gen=0.4, p_mem=0.2) | dict(
+    preset="paper", dataset="cifar10", model="resnet9", epochs=50, lr=0.1, batch=512
+)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [dict(rho=0.2), dict(noise="pair"), dict(p_gen=0.9), dict(p_mem=0.1), dict(lr=1e-3)]
+    + [dict(batch=8), dict(n=1000), dict(epochs=5), dict(width=0.25)],
+)
+def test_table_1_is_judged_at_its_own_setting_alone(other):
+    assert table1_data(TABLE1_SETTING) == "cifar10"
+    assert table1_data(TABLE1_SETTING | other) == ""
 
 
 def test_c_scores_are_counted_where_their_files_are():

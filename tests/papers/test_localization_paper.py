@@ -153,7 +153,7 @@ def test_the_paper_takes_all_there_is_unless_n_is_given():
         (dict(examples=0), "examples=0.*at least 1"),
         (dict(p_gen=0), r"p_gen=0 must lie in \(0, 1\]"),
         (dict(p_mem=1.1), r"p_mem=1.1 must lie in \[0, 1\]"),
-        (dict(threshold=1), r"threshold=1 must lie in \(0, 1\)"),
+        (dict(threshold=1), r"threshold=1 must lie strictly between 0 and 1"),
         (dict(noise_seed=-1), "noise_seed=-1"),
         (dict(mode="fast"), "mode='fast'.*exact, hybrid, shared"),
         *((dict(epochs=e), "epochs") for e in (0.5, 1.5)),
@@ -658,6 +658,39 @@ def test_expected_disk_is_about_what_is_used(tmp_path):
     made(p)
     used = sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file()) / 2**20
     assert used == pytest.approx(int(SAYS.match(expected(p, 1))[4]), abs=1)
+
+
+@pytest.fixture
+def bytes_of(monkeypatch):
+    "figure, parameters -> bytes of memory and disk that a notebook asks for before any work."
+    asked = []
+    monkeypatch.setattr(runs, "check_fits", lambda p, *needs: asked.append(needs))
+
+    def ask(figure: str, **given) -> tuple[float, float]:
+        common = dict(rho=0.1, noise="wrong", noise_seed=0, preset="ci", out="", store="")
+        tied = dict(p_gen=0.4, p_mem=0.2) if figure == "localization_dropout" else {}
+        runs.localization_parameters(figure, **dict.fromkeys(NAMES) | common | tied | given)
+        return asked[-1][:2]
+
+    return ask
+
+
+def test_what_is_asked_for_counts_every_run(bytes_of):
+    _, one = bytes_of("localization_rewinding")
+    assert bytes_of("localization_rewinding", seeds="0,1,2")[1] == 3 * one
+    assert bytes_of("localization_gradients", rhos="0.1,0.5")[1] == 2 * one
+    assert bytes_of("localization_gradients", rhos="0.2,0.5", seeds="0,1,2")[1] == 9 * one
+    small, large = (bytes_of("localization_dropout", cells=c) for c in ("0.4", "0.2,0.4,0.6"))
+    assert one < small[1] < large[1]
+    assert large[0] - small[0] == large[1] - small[1]  # all runs are held in memory
+
+
+def test_what_is_asked_for_is_about_what_a_run_takes(bytes_of, tmp_path):
+    given = dict(model="mlp", width=0.5, n=60, batch=20, epochs=8, store=str(tmp_path))
+    _, asked = bytes_of("localization_rewinding", **given)
+    made(params(**given))
+    used = sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file())
+    assert asked == pytest.approx(used, rel=0.1)
 
 
 def test_marked():

@@ -196,6 +196,25 @@ def test_a_score_that_is_not_there_is_not_measured(measure):
     assert math.isnan(measure(small(), "ipr"))
 
 
+@pytest.mark.parametrize("width", [9, 13, 19])
+def test_neurons_of_a_narrow_network_are_taken_apart(width):
+    "Several of the twenty shares keep as many of its neurons."
+    frame = as_task(taken_apart(ModularNet(P, width)), "add")
+    table = judge("modular_partition", claims.ARITHMETIC, frame)
+    assert len(table) == len(claims.ARITHMETIC)
+    assert measures.shares_frame(frame)["overlap"].null_count() == 0
+
+
+def test_a_split_needs_both_of_its_halves():
+    "Without accuracies of the lowest neurons on noisy labels one of two differences is unknown."
+    where = dict(task="add", net="trained", width=9, rho=0.3, seed=0)
+    f = small().with_columns(**{k: pl.lit(v) for k, v in where.items()})
+    half = f.filter((pl.col("end") == "highest") | (pl.col("group") != "noisy"))
+    (claim,) = (c for c in claims._agnostic("add", "strength") if c.statement.startswith("..."))
+    verdicts = [judge("f", [claim], frame)["verdict"].item() for frame in (f, half)]
+    assert verdicts == ["holds", "undecided"]
+
+
 def test_rank_correlations_are_spearmans():
     scores = {
         k: torch.rand(30, generator=torch.Generator().manual_seed(i)) for i, k in enumerate("abc")

@@ -123,6 +123,7 @@ def test_half_is_the_first_epoch_of_the_networks_given_labels():
     other = f.with_columns(part=pl.lit("additive"), accuracy=pl.lit(1.0))
     assert half(pl.concat([other, f.reverse()]), "noisy") == 20
     assert math.isnan(half(f, "clean"))
+    assert half(f.head(2), "noisy") == math.inf
     assert half_in_words(f, "noisy") == "at epoch 20"
     assert half_in_words(f, "clean") == "not within the run"
 
@@ -131,6 +132,17 @@ def test_labels_never_learnt_are_not_learnt_first():
     rows = dict(rho=RHO, seed=0, width=9, part="network", target="given", epoch=[0, 10])
     groups = [pl.DataFrame(rows | dict(group=g, accuracy=[0.0, 0.1])) for g in ("clean", "noisy")]
     assert verdicts([ORDER[0]], pl.concat(groups)) == ["undecided"]
+
+
+@pytest.mark.parametrize(
+    "clean, noisy, verdict",
+    [(0.0, 1.0, "holds"), (1.0, 0.0, "does not hold"), (0.0, 0.0, "undecided")],
+)
+def test_a_group_that_is_never_learnt_comes_last(clean, noisy, verdict):
+    rows = dict(rho=RHO, seed=0, width=9, part="network", target="given", epoch=[0, 10])
+    ends = dict(clean=clean, noisy=noisy)
+    groups = [pl.DataFrame(rows | dict(group=g, accuracy=[0.0, ends[g]])) for g in ends]
+    assert verdicts([ORDER[0]], pl.concat(groups)) == [verdict]
 
 
 def test_two_widths_do_not_tell_whether_the_next_one_is_slower():
@@ -349,6 +361,24 @@ def test_the_phases_are_there(phases):
     for claim in PHASES:
         if claim.statement not in NOT_HERE:
             assert verdicts([claim], phases) == ["holds"], claim.statement
+
+
+def test_a_kind_of_network_that_was_not_run_leaves_it_open():
+    rows = dict(share=0.8, rho=RHO, seed=0, part="network", epoch=10.0)
+    ends = dict(clean=("given", 1.0), noisy=("given", 0.0), test=("true", 1.0))
+    frame = pl.DataFrame(
+        rows | dict(kind=kind, rho=rho, group=group, target=target, accuracy=accuracy)
+        for kind in ("strong decay", "light decay")
+        for rho in (RHO, 0.5)
+        for group, (target, accuracy) in ends.items()
+    )
+    untested = frame.filter(pl.col("group") != "test")
+    (both,) = (c for c in PHASES if c.statement.startswith("Noisy labels are memorized"))
+    (others,) = (c for c in PHASES if c.statement.startswith("... while all other labels"))
+
+    assert verdicts([others], frame) == ["undecided"]
+    assert verdicts([both], frame) == ["does not hold"]
+    assert verdicts([both], untested) == ["undecided"]
 
 
 def test_how_many_neurons_are_pruned_is_told_by_held_out_labels():

@@ -227,6 +227,36 @@ def test_one_rate_is_not_enough_for_a_trend():
     assert (row["ours"], row["verdict"]) == (None, "not run")
 
 
+def never_fitted(group: str) -> pl.DataFrame:
+    "A run in which this group is never fitted, and another from the middle on."
+    rows = dict(rho=0.2, seed=0, epoch=[0.0, 50.0, 100.0], target="given")
+    ends = {g: [0.5, 0.6, 0.6] if g == group else [0.5, 1.0, 1.0] for g in ("clean", "noisy")}
+    sums = dict(clean=0.5, noisy=0.1)
+    parts = [pl.DataFrame(rows | dict(group=g, accuracy=ends[g], radial_sum=sums[g])) for g in ends]
+    return pl.concat(parts)
+
+
+def test_what_never_ends_is_no_competition():
+    "Nothing of the window is there, and the smaller of it and 1 is not 1."
+    (claim,) = (c for c in RELU_CLAIMS["fig3"] if c.statement.startswith("Competition emerges"))
+    assert judge("fig3", [claim], never_fitted("clean"))["verdict"].to_list() == ["undecided"]
+
+
+def test_noisy_labels_that_are_never_fitted_are_fitted_later():
+    frame = never_fitted("noisy").with_columns(
+        accuracy=pl.when(pl.col("group") == "noisy").then(0.1).otherwise("accuracy")
+    )
+    row = judge("fig2", RELU_CLAIMS["fig2"][1:2], frame).row(0, named=True)
+    assert (row["ours"], row["verdict"]) == (0.0, "holds")
+
+
+def test_a_seed_at_one_rate_takes_no_trend_from_the_others():
+    several = pl.concat([toy([0.2, 0.3]), toy([0.2]).with_columns(seed=1)])
+    rows = judge("fig4", RELU_CLAIMS["fig4"], several)
+    assert rows["verdict"].unique().to_list() == ["holds"]
+    assert rows["seeds"][-1] == "1 of 1"
+
+
 def uneven(points, end=100.0):
     "Epochs that crowd at the start, as the recorded ones do."
     return np.unique(np.r_[0.0, np.geomspace(0.5, end, points)])

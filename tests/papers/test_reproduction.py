@@ -18,20 +18,23 @@ from memnb.datasets.sources import data_root
 from memnb.lab import cli, tasks
 from memnb.papers import reproduction, stored_claims
 from memnb.papers.reproduction import (
+    jobs_that_fit,
+    reproduce,
+    schedule,
+    seconds_of,
+    that_fit,
+    wanted,
+)
+from memnb.papers.reproduction_table import (
     FIELDS,
     Cell,
     Line,
     cells_of,
     hours_in_words,
-    jobs_that_fit,
     missing_data,
     overview,
     read_reproduction,
-    reproduce,
-    seconds_of,
     selected,
-    that_fit,
-    wanted,
 )
 from memnb.papers.stored_claims import read_claims
 
@@ -265,12 +268,96 @@ def test_a_budget_takes_what_fits():
     assert that_fit([], 1.0) == []
 
 
-def test_what_one_cpu_cannot_do_within_the_budget_is_not_begun(monkeypatch):
-    monkeypatch.setattr(reproduction.os, "cpu_count", lambda: 8)
+def cpus(monkeypatch, count: int, memory_gb: float = 64):
+    "A machine with so many CPUs and so much free memory."
+    monkeypatch.setattr(os, "cpu_count", lambda: count)
+    monkeypatch.setattr(reproduction, "free_memory", lambda: memory_gb * 2**30)
+
+
+def test_what_a_tasks_share_of_the_cpus_cannot_do_within_the_budget_is_not_begun(monkeypatch):
+    cpus(monkeypatch, 8)
     cells = [cell("a", 3), cell("b", 1), cell("c", 1)]
-    assert names(reproduction.affordable(cells, "2h")) == [("b", 0), ("c", 0)]
+    assert names(schedule(cells, "2h", jobs=8).chosen) == [("b", 0), ("c", 0)]
     with pytest.raises(ValueError, match="16 h of CPU time, 2 h for one task, fits nothing"):
-        reproduction.affordable(cells[:1], "2h")
+        schedule(cells[:1], "2h", jobs=8)
+
+
+def test_fewer_tasks_at_once_have_more_cpus_each(monkeypatch):
+    cpus(monkeypatch, 8)
+    todo = schedule([cell("a", 3), cell("b", 1), cell("c", 1)], "2h")
+    assert names(todo.chosen) == [("b", 0), ("c", 0), ("a", 0)]
+    assert todo.jobs == 3  # with two threads each: 4 h of CPU time in 2 h
+
+
+def test_where_memory_allows_one_task_at_once_it_has_all_cpus(monkeypatch):
+    cpus(monkeypatch, 16, memory_gb=15)
+    large = [cell(name, 6) for name in "abcd"]
+    large = [replace(c, line=replace(c.line, memory_gb=10)) for c in large]
+    todo = schedule(large, "2h")
+    assert (len(todo.chosen), todo.jobs) == (4, 1)
+
+
+def test_a_large_task_that_takes_too_long_slows_no_other(monkeypatch):
+    cpus(monkeypatch, 4, memory_gb=15)
+    large = cell("large", 99)
+    cells = [replace(large, line=replace(large.line, memory_gb=10)), *map(cell, "abcd", [1] * 4)]
+    todo = schedule(cells, "2h")
+    assert (len(todo.left), len(todo.chosen), todo.jobs) == (5, 4, 4)
+
+
+@pytest.mark.parametrize("jobs", [0, -1, 1.5])
+def test_no_tasks_at_once(tiny, tmp_path, jobs, monkeypatch):
+    monkeypatch.setattr(tasks, "_run", never)
+    file = write(tmp_path, row())
+    with pytest.raises(ValueError, match=f"jobs={jobs} must be at least 1"):
+        reproduce(read_reproduction(file), tmp_path / "root", tmp_path / "c.csv", jobs=jobs)
+    assert not (tmp_path / "root").exists()
+
+
+def test_the_list_shows_what_would_be_run(tiny, tmp_path, count, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    file = write(tmp_path, row(seeds="12:15"), row("Fig. 2", "rho=0.3", "0:1", cpu_hours=0.02))
+    run(file)
+    list_ = ["--table", file, "--root", tmp_path / "root", "--list"]
+    assert say(*list_, "--retry").splitlines()[-1].endswith("tiny rho=0.1 seed=13")
+    assert "seed=13" not in say(*list_, "--budget", "1h")
+    other = ["--table", file, "--root", tmp_path / "other", "--list", "--budget", "60s"]
+    assert "Fig. 2: tiny rho=0.3 seed=0" not in say(*other, "--jobs", "2")
+    assert "Fig. 2: tiny rho=0.3 seed=0" in say(*other, "--jobs", "1")
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--device", "abacus"], "--device abacus is unknown; choose one of auto, cpu, cuda"),
+        (["--jobs", "0"], "--jobs 0 must be at least 1"),
+        (["--budget", "soon"], "must be a time such as"),
+    ],
+)
+@pytest.mark.parametrize("listed", [[], ["--list"]])
+def test_options_of_a_run_are_checked_in_a_list_too(tiny, tmp_path, words, says, listed):
+    file = write(tmp_path, row())
+    text = say("--table", file, "--root", tmp_path / "root", *words, *listed, code=1)
+    assert text.startswith("Error: ")
+    assert says in text
+    assert not (tmp_path / "root").exists()
+
+
+def test_on_the_cpu_tasks_see_no_graphics_card_and_the_caller_does(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    seen = []
+
+    def look(task, part, variables, timeout):
+        seen.append((variables.get("CUDA_VISIBLE_DEVICES"), variables["OMP_NUM_THREADS"]))
+        return quick()(task, part, variables, timeout)
+
+    monkeypatch.setattr(tasks, "_run", look)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    lines = read_reproduction(write(tmp_path, row()))
+    for device in ("cpu", "auto"):
+        reproduce(lines, tmp_path / device, tmp_path / "c.csv", "1h", device=device)
+    assert seen == [("", "3")] * 2 + [(None, "3")] * 2  # two tasks at once
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
 
 
 def test_as_many_tasks_at_once_as_cpus_and_memory_allow(monkeypatch):

@@ -6,6 +6,7 @@ import os
 import shutil
 import warnings
 from functools import partial
+from pathlib import Path
 from threading import Thread
 
 import polars as pl
@@ -26,6 +27,7 @@ from memnb.papers.stored_claims import (
     together,
     update_claims,
 )
+from memnb.papers.verdicts import is_stated
 from memnb.toy import trajectories
 
 MORE_NOISE = "More noise, a stronger shift toward the noisy labels"
@@ -195,6 +197,63 @@ def test_a_statement_that_a_figure_has_no_more_is_gone_and_other_settings_stay()
     stored = pl.DataFrame([a_claim(statement="gone"), a_claim(preset="paper", statement="gone")])
     whole, _ = merge(stored, pl.DataFrame([a_claim()]))
     assert whole.select("preset", "statement").rows() == [("paper", "gone"), ("quick", "s")]
+
+
+CHANCE = "Without any true label, every probe is at chance"  # judged where nothing is right
+FIRST = "MASC falls less than the network"
+
+
+@pytest.mark.parametrize(
+    "figure, statement",
+    [
+        ("latent_probes", CHANCE),
+        ("latent_probes", "MASC reads early layers better than late ones in a CNN"),
+        ("localization_dropout", "Table 1 on svhn"),
+        ("modular_extraction", "sub: Phases stand as the operation asks"),
+        ("human_noise", "worst, human: Most layers give back the noisy labels"),
+        ("a strangers figure", "s"),
+    ],
+)
+def test_what_was_judged_at_another_rate_stays(figure, statement):
+    stored = pl.DataFrame([a_claim(figure=figure, statement=statement, rho=1.0)])
+    new = pl.DataFrame([a_claim(figure=figure, statement="another", rho=0.4)])
+    whole, notes = merge(stored, new)
+    assert sorted(whole["statement"]) == sorted(["another", statement])
+    assert notes == []
+
+
+@pytest.mark.parametrize("statement, rho", [("no such claim", 1.0), (CHANCE, 0.4)])
+def test_what_the_code_says_no_more_or_not_at_this_rate_is_gone(statement, rho):
+    stored = pl.DataFrame([a_claim(figure="latent_probes", statement=statement, rho=rho)])
+    new = pl.DataFrame([a_claim(figure="latent_probes", statement=FIRST, rho=0.4)])
+    whole, _ = merge(stored, new)
+    assert whole["statement"].to_list() == [FIRST]
+
+
+def test_the_code_makes_every_statement_of_the_repositorys_table():
+    stored = read_claims(Path(__file__).parents[2] / "docs" / "claims.csv")
+    pairs = set(stored.select("figure", "statement").rows())
+    assert [pair for pair in pairs if not is_stated(*pair)] == []
+
+
+def test_of_groups_of_results_more_seeds_win_whichever_comes_first(tmp_path):
+    "A version that has one more parameter makes groups of its own."
+    for seed in range(3):
+        frame = of_fig4([0.2, 0.4], seed)
+        result(tmp_path / "r" / "fig4" / str(seed), frame=frame, rhos=[0.2, 0.4], seeds=[seed])
+    result(tmp_path / "r" / "fig4" / "new", rhos=[0.2, 0.4], seeds=[0], more=1)
+    os.utime(tmp_path / "r" / "fig4" / "new" / "claims.parquet", (4e9, 4e9))
+    found = stored_results(tmp_path / "r")
+    assert sorted(map(len, together(found))) == [1, 3]
+
+    update_claims(tmp_path / "at_once.csv", found)
+    for result_ in reversed(found):
+        update_claims(tmp_path / "one_by_one.csv", [result_])
+    update_claims(tmp_path / "one_by_one.csv", found)
+
+    at_once = read_claims(tmp_path / "at_once.csv")
+    assert set(at_once["seeds"]) == {"3 of 3"}
+    assert_frame_equal(at_once, read_claims(tmp_path / "one_by_one.csv"))
 
 
 def test_what_is_stored_beside_each_other(tmp_path):
