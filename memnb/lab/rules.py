@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..common.checks import shown
-from ..common.files import local_path
+from ..common.files import is_one_line, local_path
 
 # %% ../../nbs/lab/10_rules.ipynb #cell05
 LONGEST = 1000  # values in a list
@@ -46,7 +46,7 @@ def _text(v) -> str:
     if isinstance(v, bool) or not is_name:
         raise TypeError
     text = str(v).strip()
-    if not text.isprintable():
+    if not is_one_line(text):
         raise ValueError
     return text
 
