@@ -8,7 +8,7 @@ __all__ = ['ACTIONS', 'clear_lead', 'class_names', 'example_names', 'decide', 'c
 
 # %% ../../nbs/audit/05_cleaning.ipynb #cl03
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -17,7 +17,7 @@ import polars as pl
 import torch
 from sklearn.isotonic import IsotonicRegression
 
-from .noise_rate import Noise
+from .noise_rate import Noise, check_noise
 from ..common.checks import caution, number, shown
 from ..common.files import check_absent, local_path, publish
 from ..datasets.noisy_datasets import NoisyDataset, check_data
@@ -94,9 +94,14 @@ def _check_columns(audited: pl.DataFrame, k: int):
         raise ValueError(f"sure is of type {kind}; it must be numbers")
 
 
+def _with_index(audited: pl.DataFrame, data: NoisyDataset) -> pl.DataFrame:
+    "A frame of `audit_features`, which knows of no source, with the data's places in theirs."
+    places = pl.DataFrame(dict(row=range(len(data)), index=data.index.tolist()))
+    return audited.join(places.cast(dict(row=audited.schema["row"])), "row", "left")
+
+
 def _check_audited(audited: pl.DataFrame, data: NoisyDataset):
     "`ValueError` unless the frame is about these examples, with these labels."
-    _check_frame("audited", audited, "audit")
     needed = ("row", "index", "label", "rank", "suggested", "sure", "suspicion")
     if missing := [c for c in needed if c not in audited.columns]:
         raise ValueError(
@@ -119,7 +124,7 @@ def _check_audited(audited: pl.DataFrame, data: NoisyDataset):
 
 
 def decide(
-    audited: pl.DataFrame,  # of `audit`
+    audited: pl.DataFrame,  # of `audit` or `audit_features`
     data: NoisyDataset,  # what was audited
     # of the labels to act on, in [0, 1]; of a `Noise` its rate, of which the lower end is dropped;
     # nothing where that end is no label at all
@@ -137,7 +142,11 @@ def decide(
     data do not belong together.
     """
     check_data(data)
+    _check_frame("audited", audited, "audit")
+    if "index" not in audited.columns and {"row", "label"} <= set(audited.columns):
+        audited = _with_index(audited, data)
     if isinstance(share, Noise):
+        check_noise(share, data)
         may_be_none = share.may_be_none(len(data))
         most, surely = (0.0, 0.0) if may_be_none else (share.rate, share.low)
         rate = share.careful_rate
@@ -178,6 +187,20 @@ def decide(
     return decided
 
 # %% ../../nbs/audit/05_cleaning.ipynb #cl08
+def _check_actions(decisions: pl.DataFrame, columns: Sequence[str]):
+    """`TypeError` for what is no frame, `ValueError` for one that does not say what is to be done.
+
+    It must have these columns and known actions, and not drop every example.
+    """
+    _check_frame("decisions", decisions, "decide")
+    if missing := sorted({*columns, "given", "suggested", "action"} - set(decisions.columns)):
+        raise ValueError(f"the decisions lack {', '.join(missing)}; see decide")
+    if strange := sorted(set(decisions["action"]) - set(ACTIONS), key=str):
+        raise ValueError(f"action {shown(strange[0])} is unknown; there are {', '.join(ACTIONS)}")
+    if set(decisions["action"]) == {"drop"}:
+        raise ValueError("the decisions drop every example; nothing would be left")
+
+
 def check_decisions(
     decisions: pl.DataFrame,  # of `decide`
     data: NoisyDataset,
@@ -186,10 +209,7 @@ def check_decisions(
 
     `TypeError` for what is no frame.
     """
-    _check_frame("decisions", decisions, "decide")
-    missing = {"row", "given", "suggested", "action"} - set(decisions.columns)
-    if missing:
-        raise ValueError(f"the decisions lack {', '.join(sorted(missing))}; see decide")
+    _check_actions(decisions, ["row"])
     if decisions["row"].sort().to_list() != list(range(len(data))):
         raise ValueError(f"there must be one decision for each of the {len(data)} examples")
     by_row = decisions.sort("row")
@@ -204,10 +224,6 @@ def check_decisions(
             f"{shown(by_row['given'][row])}, here {shown(str(given[row]))}, example "
             f"{int(data.index[row])} of the source"
         )
-    if strange := sorted(set(decisions["action"]) - set(ACTIONS), key=str):
-        raise ValueError(f"action {shown(strange[0])} is unknown; there are {', '.join(ACTIONS)}")
-    if set(decisions["action"]) == {"drop"}:
-        raise ValueError("the decisions drop every example; nothing would be left")
     relabelled = decisions.filter(pl.col("action") == "relabel")["suggested"].cast(pl.String)
     if strange := sorted(set(relabelled) - set(class_names(data)), key=str):
         raise ValueError(
@@ -238,7 +254,11 @@ def cleaned(
 def cleaned_rows(
     decisions: pl.DataFrame,  # of `decide`
 ) -> pl.DataFrame:
-    "`name, index, label, given` of what is left, in the order of the source."
+    """`name, index, label, given` of what is left, in the order of the source.
+
+    `ValueError` for decisions that `decide` does not make.
+    """
+    _check_actions(decisions, ["row", "name", "index"])
     label = pl.when(pl.col("action") == "relabel").then("suggested").otherwise("given")
     left = decisions.filter(pl.col("action") != "drop").sort("row")
     return left.select("name", "index", label.alias("label"), "given")
@@ -270,6 +290,24 @@ def _targets(left: pl.DataFrame) -> list[PurePosixPath]:
     return targets
 
 
+def _is_below(name: str | None) -> bool:
+    "Whether a name leads from a folder to something in it."
+    path = Path(name or "..")
+    return not path.is_absolute() and bool(path.parts) and ".." not in path.parts
+
+
+def _check_inside(left: pl.DataFrame, classes: set[str | None], source: Path):
+    "`ValueError` unless each picture lies below the source, and each label is a class of it."
+    classes = {name for name in classes if _is_below(name) and Path(name).name == name}
+    if strange := [label for label in left["label"] if label not in classes]:
+        raise ValueError(
+            f"label {shown(strange[0])} is no class, or no folder can be called so; there are "
+            f"{shown(sorted(classes))}"
+        )
+    if strange := [name for name in left["name"] if not _is_below(name)]:
+        raise ValueError(f"name {shown(strange[0])} must be a path below {source}")
+
+
 def copy_tree(
     source: str | Path,  # folder of the pictures, one folder a class
     decisions: pl.DataFrame,  # of `decide`, whose names are paths below `source`
@@ -279,10 +317,16 @@ def copy_tree(
 
     A picture with a new label goes to that class. `FileExistsError` for a folder that is there,
     `FileNotFoundError` for a picture that is not, another `OSError` where the disk is full.
+    `ValueError` for decisions that `decide` does not make, with a label that is no class, or the
+    name of a picture elsewhere.
     """
     source = local_path("source", source)
     folder = check_absent(local_path("folder", folder))
-    left = cleaned_rows(decisions)
+    left = cleaned_rows(decisions).with_columns(pl.col("name", "label").cast(pl.String))
+    if not source.is_dir():
+        raise FileNotFoundError(f"source={str(source)!r} is no folder")
+    folders = {place.name for place in source.iterdir() if place.is_dir()}
+    _check_inside(left, folders | set(decisions["given"].cast(pl.String)), source)
     if absent := [name for name in left["name"] if not (source / name).is_file()]:
         raise FileNotFoundError(
             f"{len(absent)} of {len(left)} pictures are not in {source}, such as {absent[0]}"

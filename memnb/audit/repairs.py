@@ -16,7 +16,7 @@ import torch
 from scipy.stats import norm
 from torch import Tensor, nn
 
-from .noise_rate import Noise, estimate_noise
+from .noise_rate import Noise, check_noise, estimate_noise
 from .suspicion import check_model
 from ..common.checks import caution, names_of, number, seed_of, shown
 from ..datasets.duplicates import duplicates
@@ -151,10 +151,8 @@ def check_held(data: NoisyDataset, held: NoisyDataset, noise: Noise | None = Non
             f"held-out data of {held.n_classes} classes and inputs {described(held.x)} do "
             f"not fit {data.n_classes} classes and inputs {described(data.x)}"
         )
-    if noise is not None and len(noise.matrix) != data.n_classes:
-        raise ValueError(
-            f"the noise is that of {len(noise.matrix)} classes; the data have {data.n_classes}"
-        )
+    if noise is not None:
+        check_noise(noise, data)
     held = held.to(data.device)
     _check_not_trained_on(data, held)
     return held

@@ -17,7 +17,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from .cleaning import check_decisions, class_names, cleaned_rows, decide
-from .noise_rate import Noise
+from .noise_rate import Noise, check_noise
 from ..common.checks import whole
 from ..common.files import check_absent, local_path, publish
 from ..common.pictures import picture_address
@@ -246,6 +246,15 @@ def _broken(name: str) -> Markup:
     return Markup("<wbr>").join(re.findall(r"[^/_]*[/_]+|[^/_]+$", name))
 
 
+def _check_shown(decisions: pl.DataFrame, noise: Noise, data: NoisyDataset):
+    "`TypeError` or `ValueError` unless a page can say all that it says."
+    check_decisions(decisions, data)
+    needed = ("rank", "name", "sure")
+    if missing := [name for name in needed if name not in decisions.columns]:
+        raise ValueError(f"the decisions lack {', '.join(missing)}, which the report shows")
+    check_noise(noise, data)
+
+
 def page(
     decisions: pl.DataFrame,  # of `decide`
     data: NoisyDataset,
@@ -257,10 +266,14 @@ def page(
     by_hand: bool = False,  # whether the decisions are a person's
     share: float | None = None,  # of the labels to act on, where that was given
 ) -> str:
-    "The report as one page of HTML, which needs no other file."
+    """The report as one page of HTML, which needs no other file.
+
+    `TypeError` or `ValueError` for decisions or noise that are not of these data.
+    """
     top = whole("top", top, 1)
+    _check_shown(decisions, noise, data)
     cards = []
-    for row in decisions.head(top).iter_rows(named=True):
+    for row in decisions.sort("rank").head(top).iter_rows(named=True):
         kind, view = looks(data, row["row"], show)
         cards.append(row | dict(kind=kind, view=view))
     actions = decisions["action"]
@@ -304,21 +317,20 @@ def write_report(
     """The folder, in which `report.html`, `suspects.csv` and `cleaned.csv` are written.
 
     `FileExistsError` for a folder that is there already, another `OSError` where the disk is full,
-    `ValueError` for a frame or decisions about other data, or both decisions and a share; errors of
-    `page`.
+    `ValueError` for a frame or decisions about other data, noise of other classes, or both
+    decisions and a share; errors of `page`.
     """
     folder = check_absent(local_path("folder", folder))
+    check_noise(noise, data)
     by_hand = by_hand and decisions is not None
     if by_hand and share is not None:
         raise ValueError(f"share={share} is for decide; decisions= were made already")
     if decisions is None:
         decisions = decide(audited, data, noise if share is None else share)
-    check_decisions(decisions, data)
     html = page(decisions, data, noise, by_hand=by_hand, share=share, **how)
-
     texts = {
         "report.html": html,
-        "suspects.csv": decisions.drop("row").write_csv(float_precision=4),
+        "suspects.csv": decisions.sort("rank").drop("row").write_csv(float_precision=4),
         "cleaned.csv": cleaned_rows(decisions).write_csv(),
     }
     contents = {name: text.encode() for name, text in texts.items()}
