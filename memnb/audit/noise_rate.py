@@ -15,7 +15,7 @@ from scipy.stats import norm
 from torch import Tensor, nn
 
 from .suspicion import trained_model
-from ..common.checks import caution, number, shown
+from ..common.checks import caution, names_of, number, shown
 from ..datasets.noisy_datasets import NoisyDataset
 from ..localization.label_evidence import layer_evidence, mean_evidence, representation
 from ..localization.token_probes import token_evidence
@@ -312,10 +312,14 @@ def estimate_noise(
     See `noise_of`. `ValueError` where network and data do not belong together.
     """
     _checked_level(level)
+    if layers is not None:
+        layers = names_of("layers", layers)
+        if not layers:
+            raise ValueError("layers=[] names no layer to probe")
     run, model, data = trained_model(subject, data, model)
     e = token_evidence(model, data) if layers is None else None
     if e is None:
-        layers = layers or _unlearnt(model, data)
+        layers = _unlearnt(model, data) if layers is None else layers
         if by_layer is None or any(layer not in by_layer for layer in layers):
             by_layer = layer_evidence(model, data, layers, memory=memory, progress=progress)
         e = mean_evidence({layer: by_layer[layer] for layer in layers})

@@ -126,7 +126,7 @@ def reliability(
     """
     run, model, data = trained_model(subject, data, model)
     by_layer = layer_evidence(model, data) if by_layer is None else by_layer
-    e = _levelled(model, data, by_layer)
+    e = _levelled(model, data, by_layer)  # which refuses evidence of no layer
     first = next(iter(by_layer))  # the input, or what an embedding gives
     noise = noise_of(mean_evidence({first: by_layer[first]}), data.y)
     k = data.n_classes

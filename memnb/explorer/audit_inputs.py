@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..audit.noise_rate import Noise
-from ..audit.repairs import Repair, check_held, check_possible, unbiased_hits
+from ..audit.repairs import Repair, check_held, network_hits
 from ..audit.suspicion import check_model
 from ..common.checks import check_choice
 from ..common.files import add
@@ -39,7 +39,6 @@ from ..lab.experiments import arguments_of
 from ..lab.parameters import KIND_OF_NOISE, Parameters, Params
 from ..lab.rules import FILE, Rule, count, one_of
 from ..models.checkpoints import read_weights, unwrapped
-from ..models.evaluation import examples, predict, predicted
 from ..models.networks import build
 from ..probes.interventions import find_head
 from ..trainer.training import costs
@@ -366,9 +365,7 @@ def unjudged(
     try:
         held = check_held(data, held, noise)
         find_head(model, data)
-        with examples(None):
-            predictions = predicted(predict(model, held.x))
-        check_possible(unbiased_hits(predictions, held.y, noise.matrix), "the network")
+        network_hits(model, held, noise)
     except ValueError as e:
         return f"no gain can be estimated: {e}"
     return ""
