@@ -40,9 +40,10 @@ def looks(
     x = stored(data.x[row : row + 1])
     if x.ndim == 4 and x.shape[1] in (1, 3):
         return "picture", picture_address(x[0])
-    if data.names is not None:
+    if data.names is not None and data.names[row] != str(int(data.index[row])):
         return "text", str(data.names[row])
-    numbers = ", ".join(f"{v:.3g}" for v in x[0].flatten()[:8].tolist())
+    first = x[0].flatten()[:8].tolist()
+    numbers = ", ".join(str(v) if isinstance(v, int) else f"{v:.3g}" for v in first)
     return "text", numbers + (", ..." if x[0].numel() > 8 else "")
 
 # %% ../../nbs/audit/06_report.ipynb #re08

@@ -493,6 +493,16 @@ def test_how_examples_look():
     assert looks(NoisyDataset(ids, y), 1) == ("text", "10, 11, 12, 13, 14, 15, 16, 17, ...")
     assert looks(NoisyDataset(ids, y, names=["a", "b", "c"]), 1) == ("text", "b")
     assert looks(NoisyDataset(ids, y), 1, show=lambda row: f"row {row}") == ("text", "row 1")
+    numbers = replace(NoisyDataset(torch.tensor([[0.5, 30522.0]] * 3), y), names=["0", "1", "2"])
+    assert looks(numbers, 1) == ("text", "0.5, 3.05e+04")
+    assert looks(numbers.subset(torch.tensor([2])), 0) == ("text", "0.5, 3.05e+04")
+    assert looks(replace(numbers, names=["2", "0", "1"]), 1) == ("text", "0")
+
+
+def test_a_text_without_a_name_is_shown_by_its_tokens(tmp_path):
+    data = from_torch([(torch.tensor([5, 30522, i % 3]), i % 2) for i in range(30)])
+    assert data.names[0] == "0"
+    assert looks(data, 0) == ("text", "5, 30522, 0")
 
 
 def test_how_rows_of_a_table_look():
