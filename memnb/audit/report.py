@@ -170,8 +170,9 @@ td.word, th.word { text-align: left; } .matrix td { padding: .2rem .4rem; font-s
   .matrix th:first-child { min-width: 0; } .matrix .name span { max-width: 6rem; } }
 </style></head><body>
 <h1>Label audit: {{ title }}</h1>
-<p class="small">{{ n }} examples, {{ k }} classes. {% if acted == "0" %}No label is changed or
-dropped.{% else %}{{ relabelled }} get the suggested label, {{ dropped }} are dropped.{% endif %}
+<p class="small">{{ n|counted }} examples, {{ k }} classes. {% if not acted %}No label is changed or
+dropped.{% else %}{{ relabelled|counted }} get the suggested label, {{ dropped|counted }} are
+dropped.{% endif %}
 </p>
 {% for line in verdict %}<p>{{ line }}</p>{% endfor %}
 <h2>The most suspicious labels</h2>
@@ -212,7 +213,7 @@ column's label.</p>
 {% for shares in matrix %}<tr><th class="name"><span>{{ names[loop.index0]|broken }}</span></th>
 {% for share in shares %}<td style="background: rgba(213, 94, 0, {{ '%.2f' % share }})">
 {{ '%.0f' % (100 * share) }}%</td>{% endfor %}</tr>{% endfor %}</table></div>{% endif %}
-{% if acted != "0" %}<h2>What is done in each class</h2>
+{% if acted %}<h2>What is done in each class</h2>
 <div class="table">
 <table class="done"><tr><th>given label</th><th>examples</th><th>relabelled</th><th>dropped</th>
 <th>new with this label</th></tr>
@@ -281,13 +282,14 @@ def page(
     pairs = [_Pair(*row) for row in confusions(decisions).head(20).iter_rows()]
     pages = Environment(autoescape=True)
     pages.filters["broken"] = _broken
+    pages.filters["counted"] = "{:,}".format
     return pages.from_string(_PAGE).render(
         title=title or data.name or "your data",
-        n=f"{len(data):,}",
+        n=len(data),
         k=len(class_names(data)),
-        acted=f"{int((actions != 'keep').sum()):,}",
-        relabelled=f"{int((actions == 'relabel').sum()):,}",
-        dropped=f"{int((actions == 'drop').sum()):,}",
+        acted=bool((actions != "keep").any()),
+        relabelled=int((actions == "relabel").sum()),
+        dropped=int((actions == "drop").sum()),
         verdict=verdict(noise, len(data), by_hand),
         by_hand=by_hand,
         share=None if share is None else f"{share:.1%}",
