@@ -94,15 +94,13 @@ def _check_columns(audited: pl.DataFrame, k: int):
         raise ValueError(f"sure is of type {kind}; it must be numbers")
 
 
-def _with_index(audited: pl.DataFrame, data: NoisyDataset) -> pl.DataFrame:
-    "A frame of `audit_features`, which knows of no source, with the data's places in theirs."
-    places = pl.DataFrame(dict(row=range(len(data)), index=data.index.tolist()))
-    return audited.join(places.cast(dict(row=audited.schema["row"])), "row", "left")
+def _checked_audited(audited: pl.DataFrame, data: NoisyDataset) -> pl.DataFrame:
+    """The frame, with the data's places in their source where it knows of none.
 
-
-def _check_audited(audited: pl.DataFrame, data: NoisyDataset):
-    "`ValueError` unless the frame is about these examples, with these labels."
-    needed = ("row", "index", "label", "rank", "suggested", "sure", "suspicion")
+    `TypeError` or `ValueError` unless it is about these examples, with these labels.
+    """
+    _check_frame("audited", audited, "audit")
+    needed = ("row", "label", "rank", "suggested", "sure", "suspicion")
     if missing := [c for c in needed if c not in audited.columns]:
         raise ValueError(
             f"audited lacks {', '.join(missing)}: it must be the frame that audit gives; what "
@@ -111,6 +109,8 @@ def _check_audited(audited: pl.DataFrame, data: NoisyDataset):
     if len(audited) != len(data):
         raise ValueError(f"the audit has {len(audited)} rows, the data {len(data)} examples")
     by_row = audited.sort("row")
+    if "index" not in audited.columns:  # of `audit_features`
+        by_row = by_row.with_columns(index=pl.Series(data.index.tolist()))
     here = dict(row=range(len(data)), index=data.index.cpu(), label=data.y.cpu())
     for column, values in here.items():
         differs = np.flatnonzero(by_row[column].to_numpy() != np.asarray(values))
@@ -120,7 +120,21 @@ def _check_audited(audited: pl.DataFrame, data: NoisyDataset):
                 f"the audit is about other data: at row {row} its {column} is "
                 f"{by_row[column][row]}, that of the data {int(values[row])}"
             )
-    _check_columns(audited, data.n_classes)
+    _check_columns(by_row, data.n_classes)
+    return by_row
+
+
+def _action(sure: float, most: int, surely: int) -> pl.Expr:
+    "Relabel where suggestions are clear among the `most` first, else drop the `surely` first."
+    doubted = pl.col("suggested") != pl.col("label")
+    is_clear = (pl.col("sure") >= sure) & ~pl.col("sure").is_nan()  # polars: NaN is the largest
+    return (
+        pl.when((pl.col("rank") <= most) & doubted & is_clear)
+        .then(pl.lit("relabel"))
+        .when(pl.col("rank") <= surely)
+        .then(pl.lit("drop"))
+        .otherwise(pl.lit("keep"))
+    )
 
 
 def decide(
@@ -142,9 +156,7 @@ def decide(
     data do not belong together.
     """
     check_data(data)
-    _check_frame("audited", audited, "audit")
-    if "index" not in audited.columns and {"row", "label"} <= set(audited.columns):
-        audited = _with_index(audited, data)
+    audited = _checked_audited(audited, data)
     if isinstance(share, Noise):
         check_noise(share, data)
         may_be_none = share.may_be_none(len(data))
@@ -153,21 +165,12 @@ def decide(
     else:
         may_be_none = False
         most = surely = rate = number("share", share, "lie in [0, 1]", lambda v: 0 <= v <= 1)
-    _check_audited(audited, data)
     if sure is None:
         sure = clear_lead(audited, rate)
     sure = number("sure", sure, "be 0 or more", lambda v: v >= 0)
     classes = pl.Series(class_names(data))
     rows = audited.sort("rank")
-    doubted = pl.col("suggested") != pl.col("label")
-    is_clear = (pl.col("sure") >= sure) & ~pl.col("sure").is_nan()  # polars: NaN is the largest
-    action = (
-        pl.when((pl.col("rank") <= round(most * len(data))) & doubted & is_clear)
-        .then(pl.lit("relabel"))
-        .when(pl.col("rank") <= round(surely * len(data)))
-        .then(pl.lit("drop"))
-        .otherwise(pl.lit("keep"))
-    )
+    action = _action(sure, round(most * len(data)), round(surely * len(data)))
     decided = rows.select(
         "rank",
         pl.Series("name", example_names(data))[rows["row"]],
