@@ -165,6 +165,19 @@ def test_the_comparison_is_what_was_measured():
     assert measured in README
 
 
+def test_the_counts_of_claims_are_those_of_the_table():
+    stored = pl.read_csv(REPO / "docs" / "claims.csv", infer_schema=False)
+    small = stored.filter(
+        pl.col("figure").str.contains("^(latent|localization)_"),
+        (pl.col("preset") == "quick") & pl.col("changed").fill_null("").eq(""),
+    )
+    n = dict(small["verdict"].value_counts().rows())
+    assert (
+        f"{n['holds']} of the {len(small)} rows of claims hold, {n['does not hold']} do not, "
+        f"{n['undecided']} are undecided and {n['not run']} are not run"
+    ) in README
+
+
 def test_files_that_it_names_are_there():
     for path in re.findall(r"\]\(([\w/.-]+)\)", README):
         assert (REPO / path).exists(), path

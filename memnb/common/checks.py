@@ -83,7 +83,7 @@ def items_of(
     what: str,  # the argument's name
     value,
     of: str = "numbers",  # what it must hold, for the message
-    most: int = 10**6,
+    most: int = 10**6,  # how many it may hold
 ) -> list:
     "What a list or another iterable holds. `TypeError` unless it is one, `ValueError` if too long."
     try:
@@ -133,6 +133,12 @@ def _range(least: int | None, most: int | None) -> str:
     return f"at most {most}" if least is None else f"{least} to {most}"
 
 
+def _is_other(value) -> bool:
+    "Whether it is a truth value, a text or a complex number, which `float` would take."
+    dtype = str(getattr(value, "dtype", ""))
+    return isinstance(value, (bool, str, bytes, bytearray)) or "bool" in dtype or "complex" in dtype
+
+
 def whole(
     what: str,  # the argument's name
     value,  # an int, or anything that stands for one: 3.0, numpy.int64(3)
@@ -146,7 +152,7 @@ def whole(
     given = f"{what}={shown(value)}"
     allowed = _range(least, most)
     try:
-        if isinstance(value, (bool, str)):
+        if _is_other(value):
             raise TypeError
         exact = operator.index(value) if hasattr(value, "__index__") else float(value)
     except (TypeError, ValueError, RuntimeError):
@@ -168,7 +174,7 @@ def number(
 ) -> float:
     "`value` as a float. `TypeError` unless it is a number, `ValueError` unless it is allowed."
     try:
-        if isinstance(value, (bool, str)):
+        if _is_other(value):
             raise TypeError
         real = float(value)
     except (TypeError, ValueError, RuntimeError):

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import reprlib
+import secrets
 import shutil
 import tempfile
 import time
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from unicodedata import category
 
 from .checks import caution, in_words
 
@@ -30,6 +32,9 @@ except ImportError:  # on Windows
     fcntl = None
 
 # %% ../../nbs/common/03_files.ipynb #cell05
+_REFUSED = {"Cc", "Cs"}  # characters that control, and bytes that are none
+
+
 def local_path(
     what: str,  # the argument's name, for the message
     place: str | Path,
@@ -41,7 +46,7 @@ def local_path(
     """
     text = os.fspath(place) if isinstance(place, (str, os.PathLike)) else ""
     given = f"{what}={reprlib.repr(str(place) if text else place)}"
-    if not isinstance(text, str) or not text.strip() or not text.isprintable():
+    if not isinstance(text, str) or not text.strip() or _REFUSED & set(map(category, text)):
         raise ValueError(f"{given} must be a path on this machine: a text or a pathlib.Path")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         raise ValueError(
@@ -116,15 +121,24 @@ def sync(place: Path):
         os.close(fd)
 
 # %% ../../nbs/common/03_files.ipynb #cell10
+def _begin(name: str, most: int) -> str:
+    "The first characters of a name, which take at most so many bytes on the disk."
+    return os.fsencode(name)[:most].decode(errors="ignore")
+
+
 def _beside(path: Path, write: Callable) -> Path:
-    "A temporary file in the folder of `path`, which `write(file)` filled, synced."
+    """A temporary file in the folder of `path`, which `write(file)` filled, synced.
+
+    Its permissions are those of a file that is there, else those of any new file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
-    part = Path(name)
+    part = path.with_name(f".{_begin(path.name, 100)}.{secrets.token_hex(8)}")
+    file = part.open("xb")
     try:
-        with os.fdopen(fd, "wb") as f:
-            write(f)
-        part.chmod(0o644)
+        with file:
+            if path.is_file():
+                shutil.copymode(path, part)
+            write(file)
         sync(part)
     except BaseException:
         part.unlink()
@@ -155,6 +169,40 @@ def write_whole(
     return path
 
 # %% ../../nbs/common/03_files.ipynb #alone1
+def _lock(fd: int, what: str):
+    "Wait for the lock of an open file or folder, if its disk has locks."
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if what:
+            caution(f"another process {what}; it is waited for")
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    except OSError:  # some network disks have no locks
+        pass
+
+
+def _is_at(fd: int, place: Path) -> bool:
+    "Whether an open file is the one that has this name."
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(place))
+    except FileNotFoundError:
+        return False
+
+
+def _open_alone(place: Path, fleeting: bool, what: str) -> int:
+    "A place opened, and locked. A lock on a file that was removed meanwhile is worth nothing."
+    while True:
+        fd = os.open(place, os.O_RDONLY | (os.O_CREAT if fleeting else 0))
+        try:
+            _lock(fd, what)
+            if not fleeting or _is_at(fd, place):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
 @contextmanager
 def alone_with(
     place: Path,  # a folder, or a file that is there only meanwhile
@@ -165,16 +213,8 @@ def alone_with(
         yield
         return
     fleeting = not place.is_dir()
-    fd = os.open(place, os.O_RDONLY | (os.O_CREAT if fleeting else 0))
+    fd = _open_alone(place, fleeting, what)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if what:
-                caution(f"another process {what}; it is waited for")
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        except OSError:  # some network disks have no locks
-            pass
         yield
     finally:
         if fleeting:
@@ -295,14 +335,8 @@ def strangers(
         caution(f"{folder} holds {', '.join(more[:3])}, which memnb did not write there: not read")
 
 # %% ../../nbs/common/03_files.ipynb #cell17
-def add(
-    folder: Path,  # made if it is not there
-    # name -> `write(file)`; of files that are there already, at most one may be replaced
-    writes: dict[str, Callable],
-):
-    "Write files into a folder, and note them in its manifest. `Damaged` if the manifest is."
-    files, before = _read_manifest(folder) if (folder / MANIFEST).exists() else ({}, {})
-    parts = {name: _beside(folder / name, write) for name, write in writes.items()}
+def _join(folder: Path, parts: dict[str, Path], files: dict, before: dict):
+    "Give temporary files their names: new ones before the manifest has them, others afterwards."
     fresh = {name: _entry(part) for name, part in parts.items()}
     replaced = {}
     for name in sorted(fresh):
@@ -317,11 +351,29 @@ def add(
         if name in files:
             _rename(parts[name], folder / name)
 
+
+def add(
+    folder: Path,  # made if it is not there
+    # name -> `write(file)`; of files that are there already, at most one may be replaced
+    writes: dict[str, Callable],
+):
+    "Write files into a folder, and note them in its manifest. `Damaged` if the manifest is."
+    files, before = _read_manifest(folder) if (folder / MANIFEST).exists() else ({}, {})
+    parts = {}
+    try:
+        for name, write in writes.items():
+            parts[name] = _beside(folder / name, write)
+        _join(folder, parts, files, before)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
 # %% ../../nbs/common/03_files.ipynb #cell19
 def put(part: Path, folder: Path) -> bool:
     "Seal a folder and rename it; False if a folder with files is there already, which stays."
-    part.chmod(0o755)
     seal(part)
+    file = (part / MANIFEST).stat().st_mode & 0o777
+    part.chmod(file | (file & 0o444) >> 2)  # whoever may read its files may enter
     try:
         part.rename(folder)
     except OSError:
@@ -343,7 +395,7 @@ def publish(
     """
     folder = local_path("folder", folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", dir=folder.parent))
+    part = Path(tempfile.mkdtemp(prefix=f".{_begin(folder.name, 100)}.", dir=folder.parent))
     try:
         write(part)
         return put(part, folder)
@@ -363,7 +415,7 @@ def set_aside(
     then: str = "it is made again",  # what is done about it
 ):
     "Rename a damaged file or folder, with a warning. `OSError` where that is not possible."
-    aside = place.with_name(f".damaged-{place.name[:200]}-{time.time_ns()}")
+    aside = place.with_name(f".damaged-{_begin(place.name, 200)}-{time.time_ns()}")
     try:
         place.rename(aside)
     except FileNotFoundError:

@@ -10,13 +10,14 @@ __all__ = ['DATASETS', 'HUMAN_LABELS', 'Inputs', 'NOISE', 'SCALES', 'NoisyDatase
 # %% ../../nbs/datasets/00_datasets.ipynb #face3
 from .duplicates import duplicates
 from .folders import from_folder
+from .hugging_face import from_huggingface
 from .inputs import Inputs, Scaled, in_memory
 from .items import padded
 from .label_noise import NOISE, corrupt
 from .loading import HUMAN_LABELS, SCALES, c_scores, load
 from .noisy_datasets import NoisyDataset
 from .own_arrays import from_arrays
-from .own_items import from_huggingface, from_torch
+from .own_items import from_torch
 from .sources import DATASETS, Source, read, source
 from .tables import from_table
 

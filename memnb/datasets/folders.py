@@ -64,7 +64,7 @@ def _class_folders(path: Path) -> list[str]:
     if not path.is_dir():
         kind = "is a file" if path.exists() else "is not there"
         raise FileNotFoundError(
-            f"path={str(path)!r} {kind}; a folder with one folder a class is it"
+            f"path={str(path)!r} {kind}; give a folder that holds one folder for each class"
         )
     with os.scandir(path) as entries:
         shown_ones = [e for e in entries if not e.name.startswith(".")]
@@ -133,8 +133,8 @@ def files_of(
 ) -> Files:
     """The pictures in a folder, by class.
 
-    `OSError` where it cannot be read. `ValueError` for one class, an empty one, or folders that are
-    not among `classes`.
+    `OSError` where it cannot be read. `ValueError` for fewer than two classes, for one without
+    pictures that `classes` does not name, and for folders that are not among `classes`.
     """
     root = local_path("path", path)
     folders = _class_folders(root)
@@ -278,6 +278,24 @@ def _check_damaged(damaged: dict[int, str], names: list[str], skip: bool):
     caution(f"{what}; they are left out")
 
 
+def _without_damaged(files: Files, rows: Sequence[int]) -> Files:
+    """The files, without classes that have none of these rows, which a warning names.
+
+    `ValueError` where fewer than two are left.
+    """
+    left = sorted({files.labels[i] for i in rows})
+    if len(left) == len(files.classes):
+        return files
+    gone = [name for k, name in enumerate(files.classes) if k not in left]
+    what = f"all pictures of {first_few(gone)} are damaged"
+    if len(left) < 2:
+        raise ValueError(f"{what}; a network tells two classes or more apart")
+    caution(f"{what}: {'they are no classes' if len(gone) > 1 else 'it is no class'}")
+    place = {k: i for i, k in enumerate(left)}
+    labels = [place.get(k, -1) for k in files.labels]  # of damaged files, which are not taken, -1
+    return replace(files, labels=labels, classes=[files.classes[k] for k in left])
+
+
 def _are_three(*scales) -> bool:
     "Whether one of mean and std has three numbers, as of a network for coloured pictures."
     flat = (v.reshape(-1) if isinstance(v, (np.ndarray, Tensor)) else v for v in scales)
@@ -338,12 +356,15 @@ def from_folder(
     is_grey = first.grey and not _are_three(mean, std) if grey is None else bool(grey)
     workers = _WORKERS if first.size[0] * first.size[1] >= _LARGE else 1
     shape = Shape(size or first.size, resize, is_grey)
+    scaling(mean, std, shape.channels)  # refused before all files are read
     reader = FileReader(files.root, files.names, shape, workers)
     keep = fits(f"{len(files.names):,} pictures", reader.shape.numbers * len(files.names), memory)
     heads, pictures = _checked(reader, keep, progress)
     damaged = {i: h.damage for i, h in enumerate(heads) if h.damage}
     _check_damaged(damaged, files.names, skip_damaged)
     rows = [i for i in range(len(heads)) if i not in damaged]
+    if classes is None:
+        files = _without_damaged(files, rows)
     if size is None:
         _check_sizes([heads[i] for i in rows])
     elif resize is None:

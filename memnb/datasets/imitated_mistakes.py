@@ -52,7 +52,8 @@ def imitate_mistakes(
     strength = number("inverse_penalty", inverse_penalty, "be above 0 and finite", _positive)
     rng = np.random.default_rng(seed_of(seed))
     n = len(data)
-    x = data.x.flatten(1).cpu().numpy()
+    x = data.x.detach().flatten(1).cpu()
+    x = (x if x.dtype == torch.float64 else x.float()).numpy()
     y = data.clean.cpu().numpy()
     some = rng.choice(n, examples, replace=False)
     if len(np.unique(y[some])) < 2:
@@ -60,6 +61,7 @@ def imitate_mistakes(
     poor = LogisticRegression(C=strength, max_iter=300).fit(x[some], y[some])
     p = np.full((n, data.n_classes), 1e-9)
     p[:, poor.classes_] = poor.predict_proba(x)
+    p = np.maximum(p, 1e-300)  # of a class that is surely wrong 0 is left
     doubt = rng.gumbel(size=n) - np.log(p[np.arange(n), y])
     p[np.arange(n), y] = 0
     labels = y.copy()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..common.checks import shown
+from ..common.checks import items_of, number, shown
 
 # %% ../../nbs/datasets/01_inputs.ipynb #in05
 def tensors_in(batch) -> Iterator[Tensor]:
@@ -41,6 +41,12 @@ def on_each(
     return batch
 
 # %% ../../nbs/datasets/01_inputs.ipynb #rows2
+def _may_be_mask(at, n: int) -> bool:
+    "Whether bytes are n noughts and ones, as old masks are."
+    is_bytes = isinstance(at, np.ndarray) and at.dtype == np.uint8
+    return is_bytes and at.shape == (n,) and n > 0 and at.max() <= 1
+
+
 def rows_at(
     rows: Tensor,  # (n,) int64
     at,  # a whole number, a slice, whole numbers (k,), or bool (n,); of numpy, torch or in a list
@@ -53,6 +59,8 @@ def rows_at(
         chosen = at.detach().cpu().numpy() if isinstance(at, Tensor) else at
         if np.ma.is_masked(chosen):
             raise IndexError("some of it is masked")
+        if _may_be_mask(chosen, len(rows)):
+            raise IndexError("as uint8 it may be a mask or numbers; make it bool or int64")
         found = np.asarray(rows.cpu().numpy()[chosen])
         if found.ndim > 1:
             raise IndexError(f"it has {found.ndim} dimensions")
@@ -162,15 +170,29 @@ def described(x) -> str:
     return form(batch_of(x[:1]) if isinstance(x, Inputs) else x)
 
 
+def _forms(x: Tensor | Inputs, padded: bool):
+    "Of each tensor of one example its type and sizes, but the length of a text."
+    batch = batch_of(x[:1])
+    ids = (v for v in tensors_in(batch) if v.ndim == 2 and v.dtype in (torch.int64, torch.int32))
+    lengths = {v.shape[1] for v in ids}
+
+    def form(v: Tensor) -> str:
+        of_text = v.ndim > 1 and v.shape[1] in lengths
+        sizes = [] if padded else v.shape[2 if of_text else 1 :]
+        return f"{v.ndim} {tuple(sizes)} {v.dtype}"
+
+    return on_each(batch, form)
+
+
 def alike(a: Tensor | Inputs, b: Tensor | Inputs) -> bool:
     """Whether one network can read both: tensors of one shape and type, or the same parts.
 
-    Texts in `Inputs` may differ in length.
+    Texts in `Inputs` may differ in length: token ids (n, T), and what is as long as they are.
     """
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape[1:] == b.shape[1:] and a.dtype == b.dtype
-    parts = [on_each(batch_of(x[:1]), lambda v: f"{v.ndim} {v.dtype}") for x in (a, b)]
-    return parts[0] == parts[1]
+    padded = any(isinstance(x, Inputs) and x.padded for x in (a, b))
+    return _forms(a, padded) == _forms(b, padded)
 
 # %% ../../nbs/datasets/01_inputs.ipynb #in10
 def _taken(batch, rows: Tensor):
@@ -200,7 +222,8 @@ def is_in_memory(x: Tensor | Inputs) -> bool:
 class Scaled:
     """For `Inputs(prepare=...)`: (x / peak - mean) / std, in each channel, as float32.
 
-    `ValueError` for a peak or a deviation that is not above 0.
+    `TypeError` or `ValueError` for what is no finite number, or not one for each channel, and for a
+    peak or a deviation that is not above 0.
     """
 
     peak: float = 255.0  # the stored value that becomes 1
@@ -208,6 +231,10 @@ class Scaled:
     std: tuple[float, ...] = (1.0,)
 
     def __post_init__(self):
+        for what in ("mean", "std"):
+            numbers = items_of(what, getattr(self, what))
+            numbers = tuple(number(f"{what} of channel {i}", v) for i, v in enumerate(numbers))
+            object.__setattr__(self, what, numbers)
         if not (self.peak > 0 and all(s > 0 for s in self.std)):
             raise ValueError(f"peak={self.peak} and std={self.std} must be above 0")
 

@@ -45,8 +45,12 @@ def _pair(y: Tensor, rho: float, k: int, g: torch.Generator) -> Tensor:
     return torch.where(_exactly(y, rho, g), (y + 1) % k, y)
 
 
+_AT_ONCE = 2**20  # probabilities
+
+
 def _by_matrix(y: Tensor, matrix: Tensor, k: int, g: torch.Generator) -> Tensor:
-    return torch.multinomial(matrix[y], 1, generator=g).squeeze(1)
+    parts = y.split(max(1, _AT_ONCE // k))  # which draws the same as all at once
+    return torch.cat([torch.multinomial(matrix[part], 1, generator=g).squeeze(1) for part in parts])
 
 
 # kind -> (clean labels (n,), rho or a matrix (K, K), K, generator) -> observed labels (n,)

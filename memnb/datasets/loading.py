@@ -18,17 +18,26 @@ from ..common.checks import caution, check_choice, check_memory, seed_of, shown,
 from ..common.files import local_path
 from ..common.rng import check_device
 from .noisy_datasets import MOST_CLASSES, NoisyDataset, check_data
+from .pictures import channels_come_first
 from .sources import SPLITS, data_root, read, read_arrays
 
 # %% ../../nbs/datasets/05_loading.ipynb #cell27
 SCALES = ("unit", "symmetric", "standard")
 
 
-def _channels_first(x: Tensor) -> Tensor:
+def _pictures(x: Tensor) -> Tensor:
     "Pictures (n, H, W) or (n, H, W, C) as (n, C, H, W); anything else as it is."
     if x.ndim == 3:
         return x[:, None]
-    return x.movedim(-1, 1) if x.ndim == 4 else x
+    return x.movedim(-1, 1) if x.ndim == 4 and not channels_come_first(x.shape[1:]) else x
+
+
+def _float32(x: np.ndarray) -> Tensor:
+    "The array as a tensor. `ValueError` for numbers that float32, or their range, cannot hold."
+    largest = max(x.max(), -x.min()) if x.dtype.kind == "f" and x.size else 0
+    if largest > torch.finfo(torch.float32).max / 2:
+        raise ValueError(f"inputs reach {largest:.3g}; as float32 they must be below 1.7e38")
+    return torch.from_numpy(np.ascontiguousarray(x)).float()
 
 
 def scaled(
@@ -38,12 +47,12 @@ def scaled(
 ) -> tuple[Tensor, Tensor]:
     """Channel-first float32 inputs of training and test set.
 
-    Without a `peak` the range is that of the training inputs.
+    Without a `peak` the range is that of the training inputs. `ValueError` for numbers too large.
     """
-    train, test = (torch.from_numpy(np.ascontiguousarray(arrays[f"x_{s}"])).float() for s in SPLITS)
+    train, test = (_float32(arrays[f"x_{s}"]) for s in SPLITS)
     lo, hi = (0, peak) if peak else (train.min(), train.max())
     span = hi - lo if hi > lo else 1
-    train, test = (((_channels_first(x) - lo) / span).contiguous() for x in (train, test))
+    train, test = (((_pictures(x) - lo) / span).contiguous() for x in (train, test))
     if scale == "symmetric":
         return 2 * train - 1, 2 * test - 1
     if scale == "standard":
@@ -101,8 +110,8 @@ def _classes(classes: Sequence[int] | None, known: list[int], name: str) -> list
         return known
     if isinstance(classes, (np.ndarray, Tensor)):
         classes = classes.tolist()
-    if not isinstance(classes, (list, tuple, range, set)) or _length(classes) > MOST_CLASSES:
-        raise ValueError(f"classes={shown(classes)} must be a list of source labels")
+    if not isinstance(classes, (list, tuple, range)) or _length(classes) > MOST_CLASSES:
+        raise ValueError(f"classes={shown(classes)} must be a list of source labels, in order")
     chosen = [_plain(v) for v in classes]
     if strange := [v for v in chosen if isinstance(v, bool) or not isinstance(v, int)]:
         raise ValueError(
@@ -189,7 +198,9 @@ def _usable(given: np.ndarray, y: np.ndarray, classes: Sequence[int]) -> np.ndar
 
 def _places(y: np.ndarray, classes: Sequence[int]) -> Tensor:
     "(n,) int64 places of labels among the classes."
-    return torch.tensor(np.argmax(y[:, None] == np.array(classes), axis=1))
+    names = np.array(classes, dtype=np.int64)
+    order = np.argsort(names)
+    return torch.from_numpy(order[np.searchsorted(names[order], y.astype(np.int64))])
 
 
 def _peak(name: str, x: np.ndarray) -> float | None:
@@ -214,8 +225,9 @@ def load(
     root: str | Path | None = None,  # data root; default `$MEMNB_DATA`, else `~/.cache/memnb`
     device: str = "cpu",
 ) -> tuple[NoisyDataset, NoisyDataset | None]:
-    """`train, test` with clean labels, inputs (n, C, H, W) or as the file has them.
+    """`train, test` with clean labels, and inputs that are scaled, as float32.
 
+    Pictures are (n, C, H, W), a warning says where a file has them so; others keep their shape.
     With `labels` the training set's observed labels are those of people, see `human_labels`; a
     subset is balanced by the true ones. `test` is None if `test_share` is 0. `ValueError` or
     `OSError` for what is not there or does not fit.
@@ -240,7 +252,10 @@ def load(
         train=_chosen(arrays["y_train"], usable, classes, n, seed),
         test=_chosen(arrays["y_test"], np.isin(arrays["y_test"], classes), classes, None, seed),
     )
-    size = sum(map(len, rows.values())) * math.prod(arrays["x_train"].shape[1:])
+    shape = arrays["x_train"].shape[1:]
+    if channels_come_first(shape):
+        caution(f"{name}: pictures {shape} are read as (channels, height, width)")
+    size = sum(map(len, rows.values())) * math.prod(shape)
     check_memory(f"the inputs of {name} as float32 take", 2 * 4 * size)
     chosen = {f"x_{split}": arrays[f"x_{split}"][rows[split]] for split in SPLITS}
     inputs = scaled(chosen, scale, _peak(name, arrays["x_train"]))

@@ -111,6 +111,7 @@ def _words(what: str, values, n: int) -> np.ndarray:
     if given != n:
         raise ValueError(f"there are {given} {what} for {n}; each needs one")
     words = [str(v) for v in values]
+    check_memory(f"{what} take", 4 * n * max(map(len, words), default=0))  # each as the longest
     try:
         "".join(words).encode()
     except UnicodeEncodeError as e:
@@ -134,6 +135,9 @@ def _rows(rows, n: int) -> Tensor:
     return at
 
 # %% ../../nbs/datasets/02_noisy_datasets.ipynb #new60
+_USUAL = (torch.float32, torch.int64)  # whose digests name stored runs, without their type
+
+
 def _add(h, batch):
     "Add the bytes of a batch's tensors to a hash."
     for v in tensors_in(batch):
@@ -256,6 +260,8 @@ class NoisyDataset(Dataset):
         x = self.x
         first = batch_of(x[:1])
         shape = (len(x), *first.shape[1:]) if isinstance(first, Tensor) else described(x)
+        if isinstance(first, Tensor) and first.dtype not in _USUAL:
+            shape = (*shape, str(first.dtype))
         h = hashlib.sha256(repr((shape, self.n_classes, self.clean is None)).encode())
         for part in x.split(256) if isinstance(x, Inputs) else [x]:
             _add(h, part.batch() if isinstance(x, Inputs) else part)

@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..common.checks import caution, shown
+from ..common.checks import shown
 from .inputs import Inputs, in_memory, tensors_in
-from .labels import coded
+from .labels import coded, first_few
 from .noisy_datasets import NoisyDataset
 from memnb.datasets.pictures import (
     ScaledBytes,
-    are_pixels,
-    channels_first,
+    as_pictures,
     pixels_in,
     say_unit_range,
     scaling,
@@ -31,7 +30,11 @@ _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64}  # torch has few
 
 def _check_shapes(values: list, what: str):
     "`ValueError` for arrays of more shapes than one, which names the first that differs."
-    shapes = [tuple(np.shape(v)) for v in values if hasattr(v, "shape") or hasattr(v, "__len__")]
+    try:
+        parts = [v for v in values if hasattr(v, "shape") or hasattr(v, "__len__")]
+        shapes = [tuple(np.shape(v)) for v in parts]
+    except ValueError:  # an item that is no array; what reads it says so
+        return
     for i, shape in enumerate(shapes):
         if shape != shapes[0]:
             raise ValueError(
@@ -66,11 +69,7 @@ def as_inputs(
     if hasattr(value, "toarray"):
         raise TypeError(f"{what} are a sparse {shown(value)}; give {what}.toarray()")
     if isinstance(value, list):
-        try:
-            _check_shapes(value, what)
-        except ValueError as e:
-            if "must be of one shape" in str(e):
-                raise
+        _check_shapes(value, what)
         value = _stacked(value, what)
     try:
         if np.ma.is_masked(value):
@@ -127,28 +126,19 @@ def of_network(
         say_unit_range()
     return in_memory(batch, ScaledBytes(scaling(mean, std, first.shape[1])))
 
-
-def _moved(v: Tensor, alone: bool = False) -> Tensor:
-    "Pictures of bytes with their channels first, said where that changes them."
-    if not are_pixels(v, alone):
-        return v
-    first = channels_first(v)
-    if first.shape != v.shape:
-        caution(
-            f"pictures {tuple(v.shape[1:])} are read as (channels, height, width) = "
-            f"{tuple(first.shape[1:])}"
-        )
-    return first
-
 # %% ../../nbs/datasets/08_own_arrays.ipynb #oa07
 def _parts(x):
     "Arrays as tensors: one, or a dictionary or tuple of them."
     if isinstance(x, Mapping):
-        return {str(key): _moved(as_inputs(v, f"inputs {key!r}")) for key, v in x.items()}
+        if len(set(map(str, x))) < len(x):
+            raise ValueError(
+                f"inputs have the keys {first_few(list(x))}, of which two are one word"
+            )
+        return {str(key): as_pictures(as_inputs(v, f"inputs {key!r}")) for key, v in x.items()}
     arrays = isinstance(x, tuple) and all(np.ndim(v) > 0 and hasattr(v, "shape") for v in x)
     if arrays and x:
-        return tuple(_moved(as_inputs(v, f"inputs {i}")) for i, v in enumerate(x))
-    return _moved(as_inputs(x), alone=True)
+        return tuple(as_pictures(as_inputs(v, f"inputs {i}")) for i, v in enumerate(x))
+    return as_pictures(as_inputs(x), alone=True)
 
 
 def from_arrays(

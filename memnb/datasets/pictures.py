@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Shape', 'picture_size', 'as_bytes', 'are_pixels', 'ScaledBytes', 'scaling', 'say_unit_range', 'pixels_in',
-           'channels_first']
+           'channels_come_first', 'channels_first', 'as_pictures']
 
 # %% ../../nbs/datasets/07_pictures.ipynb #pi03
 from collections.abc import Sequence
@@ -51,10 +51,18 @@ def picture_size(size) -> tuple[int, int] | None:
 
 
 def _deep(image: Image.Image) -> Image.Image:
-    "A picture of 16 or 32 bits as one of 8, which PIL would cut off at 255."
+    """A picture of 16 or 32 bits as one of 8, which PIL would cut off at 255.
+
+    `ValueError` for floats outside [0, 1], and for whole numbers that 16 bits do not hold.
+    """
     values = np.asarray(image)
-    peak = 65535.0 if image.mode.startswith("I") else max(1.0, float(values.max(initial=0)))
-    return Image.fromarray((values.clip(0, peak) / peak * 255).round().astype(np.uint8))
+    peak = 1.0 if image.mode.startswith("F") else 65535.0
+    if not ((values >= 0) & (values <= peak)).all():
+        raise ValueError(
+            f"a picture of mode {image.mode} holds {values.min():g} to {values.max():g}; it must "
+            f"lie in [0, {peak:g}]"
+        )
+    return Image.fromarray((values / peak * 255).round().astype(np.uint8))
 
 
 def as_bytes(
@@ -63,7 +71,8 @@ def as_bytes(
 ) -> Tensor:
     """(C, H, W) uint8: converted, resized so that it covers the size, and cropped at the centre.
 
-    As `Resize` and `CenterCrop` of torchvision. What is transparent keeps its colour.
+    As `Resize` and `CenterCrop` of torchvision. What is transparent keeps its colour. Floats lie in
+    [0, 1], and deep whole numbers in [0, 65535]; `ValueError` for others.
     """
     if image.mode.startswith(("I", "F")):
         image = _deep(image)
@@ -168,11 +177,33 @@ def pixels_in(
     return [v for v in parts if are_pixels(v, alone)]
 
 
+def channels_come_first(
+    shape: Sequence[int],  # of a picture, with its channels
+) -> bool:
+    "Whether it is (C, H, W) and cannot be (H, W, C)."
+    return len(shape) == 3 and shape[0] in (1, 3, 4) and shape[-1] not in (1, 3, 4)
+
+
 def channels_first(
     x: Tensor,  # uint8 (n, ...)
 ) -> Tensor:
     "Pictures (n, H, W) or (n, H, W, C) as (n, C, H, W); anything else as it is."
     if x.ndim == 3:
         return x[:, None]
-    last = x.ndim == 4 and x.shape[-1] in (1, 3, 4) and x.shape[1] not in (1, 3, 4)
-    return x.movedim(-1, 1) if last else x
+    return x.movedim(-1, 1) if channels_come_first(x.shape[:0:-1]) else x
+
+
+def as_pictures(
+    v: Tensor,  # (n, ...), a part of a batch
+    alone: bool = False,  # whether it is all that the network reads
+) -> Tensor:
+    "Pictures of bytes with their channels first, said where that changes them."
+    if not are_pixels(v, alone):
+        return v
+    first = channels_first(v)
+    if first.shape != v.shape:
+        caution(
+            f"pictures {tuple(v.shape[1:])} are read as (channels, height, width) = "
+            f"{tuple(first.shape[1:])}"
+        )
+    return first

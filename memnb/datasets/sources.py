@@ -27,6 +27,8 @@ from memnb.common.files import (
     set_aside,
     write_checked,
 )
+from .noisy_datasets import share_of
+from .pictures import channels_come_first
 
 # %% ../../nbs/datasets/04_sources.ipynb #new55
 _HEADERS = {
@@ -307,12 +309,15 @@ def _all_digits() -> tuple[np.ndarray, np.ndarray]:
 
 def _digits(test_share: float | None, seed: int) -> dict[str, np.ndarray]:
     "scikit-learn's digits, a share of which, drawn at random, is the test set."
-    share = 0.2 if test_share is None else test_share
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
-        raise ValueError(f"test_share={shown(share)} must lie in [0, 1)")
+    share = share_of("test_share", 0.2 if test_share is None else test_share)
     x, y = _all_digits()
     order = np.random.default_rng(seed_of(seed)).permutation(len(y))
     size = round(share * len(y))
+    if size == len(y) or size == 0 < share:
+        raise ValueError(
+            f"test_share={share} of {len(y)} examples leaves an empty part; it must lie in [0, 1), "
+            "and 0 is no test set"
+        )
     test = np.sort(order[:size])
     train = np.sort(order[size:])
     return dict(
@@ -336,6 +341,15 @@ def _file_of(name: str | Path, root: str | Path | None) -> Path | None:
     return None if name == "digits" else data_root(root) / f"{name}.npz"
 
 
+def _check_own_test(name: str | Path, test_share: float | None):
+    "`ValueError` for a share of a data set that has a test set of its own."
+    if test_share:
+        raise ValueError(
+            f"test_share={shown(test_share)}: {name} has a test set of its own; only 0 (none) is "
+            "allowed"
+        )
+
+
 def read(
     name: str | Path,  # one of `DATASETS`, or a path to a `.npz` file
     root: str | Path | None = None,  # data root, see `data_root`
@@ -351,11 +365,7 @@ def read(
     file = _file_of(name, root)
     if file is None:
         return _digits(test_share, seed)
-    if test_share:
-        raise ValueError(
-            f"test_share={shown(test_share)}: {name} has a test set of its own; only 0 (none) is "
-            "allowed"
-        )
+    _check_own_test(name, test_share)
     if str(name).endswith(".npz"):
         return _read_npz(file)
     if file.exists():
@@ -400,11 +410,11 @@ _PUBLISHED = {
 }
 
 
-def _channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _loaded_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     "The shape that `load` makes of an input: channels, height, width of a picture."
     if len(shape) == 2:
         return (1, *shape)
-    if len(shape) == 3:
+    if len(shape) == 3 and not channels_come_first(shape):
         return (shape[-1], *shape[:-1])
     return shape
 
@@ -420,6 +430,8 @@ def source(
     `ValueError` or `OSError` for a file that is no data set.
     """
     file = _file_of(name, root)
+    if file is not None:
+        _check_own_test(name, test_share)
     if file is None:
         arrays = _digits(test_share, seed)
         shape = (8, 8)
@@ -439,4 +451,4 @@ def source(
     classes, counts = np.unique(labels["train"], return_counts=True)
     counts = dict(zip(classes.tolist(), counts.tolist(), strict=True))
     tests = int(np.isin(labels["test"], list(counts)).sum())
-    return Source(_channels_first(shape), counts, tests)
+    return Source(_loaded_shape(shape), counts, tests)

@@ -16,10 +16,24 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from ..common.checks import caution, check_memory, columns_in_words, names_of, shown
-from .labels import Labels, coded, first_few
-from .noisy_datasets import NoisyDataset
-from .table_files import frame_of, is_text_file, label_column, padded_classes
+from memnb.common.checks import (
+    caution,
+    check_memory,
+    columns_in_words,
+    items_of,
+    names_of,
+    shown,
+    whole,
+)
+from .labels import Labels, check_same_index, coded, first_few
+from .noisy_datasets import MOST_CLASSES, NoisyDataset
+from memnb.datasets.table_files import (
+    frame_of,
+    is_text_file,
+    label_column,
+    padded_classes,
+    thousands_in,
+)
 
 # %% ../../nbs/datasets/13_tables.ipynb #ta07
 MOST_CATEGORIES = 100  # of a column of words
@@ -57,8 +71,8 @@ class Column:
     flagged: bool = False  # whether a second feature says that the number is missing
     varies: bool = True  # whether the number itself is a feature
     categories: tuple[str, ...] | None = None  # of words; None: numbers
-    holds: str = "numbers"  # what is read as numbers: these, dates, times of day or durations
-    digits: str = "decimals"  # how numbers are written: so, as "whole" ones, or as "truth" values
+    holds: str = "numbers"  # what is read: "numbers", "dates", "times of day" or "durations"
+    digits: str = "decimals"  # how numbers are written: "decimals", "whole" or "truth"
 
     @property
     def features(self) -> list[str]:
@@ -168,6 +182,17 @@ def _categories(series: pl.Series) -> list[str]:
     return series.cast(pl.String).fill_null(_MISSING).to_list()
 
 
+def _check_thousands(series: pl.Series, drop: str):
+    "`ValueError` for numbers whose commas may be decimal ones, or stand between thousands."
+    if word := thousands_in(series.cast(pl.String)):
+        decimal = f"{word.replace(',', '.')} with a decimal comma, or " * (word.count(",") == 1)
+        whole = word.replace(",", "")
+        raise ValueError(
+            f"column {series.name!r} holds {word!r}, which is {decimal}{whole} with commas between "
+            f"thousands; write its numbers without commas: {drop}"
+        )
+
+
 def _learnt_words(series: pl.Series) -> Column | None:
     "A column of categories. `ValueError` for too many of them."
     n = len(series)
@@ -175,6 +200,7 @@ def _learnt_words(series: pl.Series) -> Column | None:
     names = words.to_series(0).to_list()
     counts = words.to_series(1).to_list()
     drop = f"drop=[{series.name!r}] leaves it out"
+    _check_thousands(series, drop)
     if len(names) > 20 and len(names) > n / 2:
         as_names = f", and rows={series.name!r} names the rows by it" * (len(names) == n)
         raise ValueError(
@@ -183,14 +209,14 @@ def _learnt_words(series: pl.Series) -> Column | None:
         )
     frequent = [w for w, c in zip(names, counts, strict=True) if c >= RARE]
     rare = sorted(set(names) - set(frequent))
-    if len(frequent) > MOST_CATEGORIES:
+    if len(names) < 2:
+        return None
+    joined = bool(frequent) and len(rare) > 1
+    if len(frequent) > MOST_CATEGORIES or not joined and len(names) > MOST_CATEGORIES + 1:
         raise ValueError(
             f"column {series.name!r} has {len(names)} categories, {len(frequent)} of them in "
             f"{RARE} rows or more; at most {MOST_CATEGORIES} are read: {drop}"
         )
-    if len(names) < 2:
-        return None
-    joined = bool(frequent) and len(rare) > 1
     if missing := series.null_count():
         where = _OTHER if joined and _MISSING in rare else _MISSING
         caution(
@@ -198,7 +224,7 @@ def _learnt_words(series: pl.Series) -> Column | None:
             "taken"
         )
     if not joined:
-        return Column(series.name, categories=tuple(sorted(names)[: MOST_CATEGORIES + 1]))
+        return Column(series.name, categories=tuple(sorted(names)))
     caution(
         f"column {series.name!r}: {len(rare)} categories of fewer than {RARE} rows are one, "
         f"{_OTHER!r}: {first_few(rare)}"
@@ -337,9 +363,12 @@ def _learnt(frame: pl.DataFrame, label: str, standardize: bool) -> Columns:
 
 def _labels(table, frame: pl.DataFrame, label: str, clean, n_classes, classes) -> Labels:
     "The labels of a table, of which `clean` may be a column or a list."
+    check_same_index(table, clean)
     read = is_text_file(table)
     given = label_column(frame, label, read)
     true = label_column(frame, clean, read) if isinstance(clean, str) else clean
+    if n_classes is not None:
+        n_classes = whole("n_classes", n_classes, 2, MOST_CLASSES)
     if classes is None:
         classes = padded_classes(given, n_classes)
     return coded(given, true, n_classes, classes)
@@ -356,7 +385,7 @@ def _say_one_hot(frame: pl.DataFrame, label: str, left_out: Sequence[str]):
     "Warn where the label is one of several columns with exactly one 1 a row: they tell it."
     if not _is_binary(frame[label]):
         return
-    stem = label.rstrip("0123456789") if label[-1].isdigit() else label[: label.rfind("_") + 1]
+    stem = label.rstrip("0123456789") if label[-1:].isdigit() else label[: label.rfind("_") + 1]
     others = [c for c in frame.columns if c not in (label, *left_out) and _is_binary(frame[c])]
     for group in (others, [c for c in others if stem and c.startswith(stem)]):
         columns = [label, *group]
@@ -376,6 +405,20 @@ def _columns_like(like) -> Columns:
     return columns
 
 
+def _column_name(value):
+    "The name of a column of pandas that has a number, as words; anything else as it is."
+    is_number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return str(value) if is_number else value
+
+
+def _dropped(drop) -> list[str]:
+    "Names of the columns that are left out, of which one may come alone."
+    alone = _column_name(drop)
+    if isinstance(alone, str):
+        return [alone]
+    return names_of("drop", list(map(_column_name, items_of("drop", drop, "names"))))
+
+
 def from_table(
     table,  # frame of pandas or polars, or path of a .csv or .parquet
     label: str,  # the column of labels
@@ -393,13 +436,12 @@ def from_table(
     Warnings say what is done to which column. `ValueError` for a column that is not there, with
     those that are, and for columns that are neither numbers, dates nor categories.
     """
-    rows = str(rows) if isinstance(rows, int) else rows
+    rows, label, clean = map(_column_name, (rows, label, clean))
+    drop = _dropped(drop)
     text = [name for name in (rows, label, clean) if isinstance(name, str)]
     frame, names = frame_of(table, text)
     if not isinstance(standardize, bool):
         raise TypeError(f"standardize={shown(standardize)} must be True or False")
-    label = str(label) if isinstance(label, int) else label
-    drop = [drop] if isinstance(drop, str) else names_of("drop", drop)
     true = [clean] if isinstance(clean, str) else []
     _check_there([label], frame, "there is no column for the label,")
     _check_there([*true, *drop, *([] if rows is None else [rows])], frame, "there are no columns")

@@ -85,8 +85,11 @@ def update_rates(net: TwoLayer) -> tuple[Tensor, Tensor]:
     return v * radial(G, net), v / net.r * directional(G, net)
 
 # %% ../../nbs/dynamics/03_decomposition.ipynb #cell19
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    "Cosine of two tensors taken as one long vector each; NaN if one is zero."
+def cosine(
+    a: Tensor,  # of any shape
+    b: Tensor,  # of the same shape
+) -> Tensor:
+    "() cosine of two tensors taken as one long vector each; NaN if one is zero."
     return (a * b).sum() / (a.norm() * b.norm())
 
 
@@ -96,7 +99,7 @@ def gate_similarity(
 ) -> Tensor:
     """Cosine of each neuron's gates at two times, averaged over neurons (appendix A.5).
 
-    Gates are (N, m) of 0.0 and 1.0. Neurons without an open gate at either time do not count.
+    Neurons without an open gate at either time do not count.
     """
     a = first.sum(0)
     b = now.sum(0)
@@ -105,11 +108,14 @@ def gate_similarity(
     return (both[live].double() / (a[live].double() * b[live]).sqrt()).mean()
 
 # %% ../../nbs/dynamics/03_decomposition.ipynb #cell22
-def components(net: TwoLayer, G_c: Tensor, G_n: Tensor) -> dict[str, dict]:
+def components(
+    net: TwoLayer,  # a snapshot of the flow
+    G_c: Tensor,  # (D, m) float64, as `target_vectors` gives it, in the snapshot's basis
+    G_n: Tensor,  # (D, m) float64, likewise
+) -> dict[str, dict]:
     """Size and alignment of the clean, noisy and net target vectors' parts (figures 3 and 6).
 
-    A dictionary of quantities for each of them. Parts are the radial and the directional one;
-    `G_c` and `G_n` are those of `target_vectors`, in any orthonormal basis.
+    A dictionary of quantities for each of them. Parts are the radial and the directional one.
     """
     v = net.v.double()
     r_c = radial(G_c, net)
@@ -145,14 +151,13 @@ def _relative_error(approximation: Tensor, G: Tensor) -> Tensor:
 
 
 def approximations(
-    net: TwoLayer,
-    G: Tensor,  # (D, m)
-    first: TwoLayer,
-    separation: Tensor,
+    net: TwoLayer,  # a snapshot of the flow
+    G: Tensor,  # (D, m) float64, its net target vector
+    first: TwoLayer,  # the snapshot at time 0, in the basis of `net`
+    separation: Tensor,  # (D, m) float64, the `class_separation` of `first`
 ) -> dict:
     """Propositions 3.1 and 3.2 against the net target vector G, and how far the network has come.
 
-    `first` is the snapshot at time 0, in the basis of `net`, and `separation` its class separation.
     The propositions' `_error` is relative to |G|. `moved` is |W - W0| / |W0| of the first layer,
     `cos_first` and `gate_cosine` are means over neurons.
     """

@@ -357,10 +357,14 @@ def integrate(
 
     `"euler"` takes steps of length `step`, the last one to an output shorter.
 
-    `ValueError` for what cannot be used, before any work. `FloatingPointError` where the
-    tolerance cannot be met, or the state is not finite.
+    `TypeError` or `ValueError` for what cannot be used, before any work. `FloatingPointError` where
+    the tolerance cannot be met, or the state is not finite.
     """
     check_choice("method", method, INTEGRATORS)
+    if not callable(field) or not isinstance(y0, Tensor):
+        raise TypeError(
+            f"field={shown(field)} must be a function of time and state, y0={shown(y0)} a tensor"
+        )
     if not y0.is_floating_point():
         raise ValueError(f"y0 has dtype {y0.dtype}; it must be floating")
     check_options(f"method={method!r}", INTEGRATORS[method], options)

@@ -23,6 +23,7 @@ from memnb.common.checks import (
     shown,
 )
 from ..common.progress import progress_bar
+from ..datasets.inputs import Inputs
 from ..datasets.noisy_datasets import NoisyDataset
 from .integrators import MOST_STEPS, increasing, integrate
 from ..models.networks import TwoLayer, clean_first, two_layer
@@ -50,9 +51,10 @@ class ReLUField:
     """Minus the gradient of the mean cross-entropy of a two-layer ReLU network.
 
     A field over one flat vector: the first layer with its biases, the outgoing weights, their bias.
+    What is fixed of w, b, v and c of the network stays where it is.
     """
 
-    def __init__(self, net: TwoLayer, dtype: torch.dtype | None = None):
+    def __init__(self, net: TwoLayer, dtype: torch.dtype | None = None, fixed: str = ""):
         self.net = net
         self.basis = row_space(net.x)
         self.n = len(net.x)
@@ -65,9 +67,17 @@ class ReLUField:
         self.x_low = self.x.to(self.dtype)
         first_layer = torch.cat([self.basis.T @ net.w, net.b[None]])
         self.y0 = torch.cat([first_layer.flatten(), net.v, net.c])
+        self.moves = self._moves(fixed) if fixed else None  # 1 or 0 for each number of the state
         self.last = None, None  # state and logits of the last evaluation
         self.first = None  # the snapshot at time 0
         self.first = self.at(self.y0)
+
+    def _moves(self, fixed: str) -> Tensor:
+        moves = torch.ones_like(self.y0)
+        w, v, c = self.split(moves)
+        for name, part in dict(w=w[:-1], b=w[-1], v=v, c=c).items():
+            part.fill_(name not in fixed)
+        return moves
 
     def split(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Views of the flat state.
@@ -90,6 +100,8 @@ class ReLUField:
         torch.mul(signal, v, out=dw)
         torch.sum(signal * w, 0, out=dv)
         dc.copy_(e.sum())
+        if self.moves is not None:
+            out *= self.moves
         self.last = y, z
         return out
 
@@ -126,12 +138,19 @@ def _falling(snapshots, first: TwoLayer):
 _MULTIPLIED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
+def _fixed(model: nn.Module) -> str:
+    "Which of the parameters w, b, v and c of a two-layer network it lacks, or does not train."
+    hidden, out = (m for m in model.modules() if isinstance(m, nn.Linear))
+    parameters = dict(w=hidden.weight, b=hidden.bias, v=out.weight, c=out.bias)
+    return "".join(k for k, p in parameters.items() if p is None or not p.requires_grad)
+
+
 def _flow_rkc(model, data, times, *, rtol=None, growth=None, dtype: torch.dtype | None = None):
     if dtype is not None and dtype not in _MULTIPLIED:
         raise TypeError(
             f"dtype={shown(dtype)} must be a floating torch.dtype, such as torch.float32"
         )
-    field = ReLUField(two_layer(model, data), dtype)
+    field = ReLUField(two_layer(model, data), dtype, _fixed(model))
     # A gate that flips within a step is an error of first order. Where gates are few, each counts.
     coarse = field.n * field.shape[1] >= 10**6
     if rtol is None:
@@ -192,7 +211,8 @@ def flow(
 ) -> Iterator[tuple[float, TwoLayer]]:
     """Yield `(t, snapshot)` of full-batch training on the mean cross-entropy.
 
-    In float32, or in the model's precision if that is finer. What is yielded at a time does not
+    In float32, or in the model's precision if that is finer. Frozen parameters stay where they are,
+    and biases that the network lacks are 0. What is yielded at a time does not
     depend, to the last bit, on the other times; each snapshot's `first` is the one at time 0.
 
     `"rkc"`: `rtol` is a step's error over the distance from the initial weights, `growth` the
@@ -210,6 +230,10 @@ def flow(
     check_choice("method", method, METHODS)
     check_options(f"method={method!r}", METHODS[method], options)
     times = increasing(times)
+    if isinstance(getattr(data, "x", None), Inputs):
+        raise TypeError(f"the inputs are {data.x}; a flow needs them as one tensor")
+    if isinstance(model, nn.Module) and not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("none of the network's parameters trains: all are frozen")
     if isinstance(model, nn.Module) and any(_is_coarse(p) for p in model.parameters()):
         model = deepcopy(model).float()  # steps smaller than its rounding would be lost
     return METHODS[method](model, data, times, **options)

@@ -18,6 +18,7 @@ from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import compiled, eager, evaluating, examples
 from ..models.outputs import answer
 from ..models.structure import belongs, owners
+from ..probes.over_training import check_probe_data
 from ..trainer.steps import Training, check_outputs, loss_of
 
 # %% ../../nbs/localization/01_accounting.ipynb #cell05
@@ -29,8 +30,7 @@ def group_mask(
 
     `ValueError` unless both have members, or for a mask of another shape.
     """
-    if not isinstance(data, NoisyDataset):
-        raise TypeError(f"the data are {shown(data)}; they must be a NoisyDataset")
+    check_probe_data(data)
     n = len(data)
     if mask is None:
         mask = data.is_noisy
@@ -71,6 +71,11 @@ def _members(model: nn.Module, layers: Sequence[str] | None) -> dict[str, list[l
             there = ", ".join(owned)
             raise ValueError(f"{layer!r} has no parameters of its own; these layers have: {there}")
     return members
+
+
+def _empty_sum(p: Tensor) -> Tensor:
+    "Zeros for a sum of a parameter's gradients: of half precision in float32, where none is lost."
+    return torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
 
 
 def _joined(g: Gradients, names: Sequence[str]) -> Tensor:
@@ -122,8 +127,8 @@ def account(
     free = {k: p for k, p in model.named_parameters() if p.requires_grad}
     if not free:
         raise ValueError("every parameter is frozen: there is no gradient to account for")
-    noisy = {k: torch.zeros_like(p) for k, p in model.named_parameters()}
-    clean = {k: torch.zeros_like(p) for k, p in model.named_parameters()}
+    noisy = {k: _empty_sum(p) for k, p in model.named_parameters()}
+    clean = {k: _empty_sum(p) for k, p in model.named_parameters()}
     with evaluating(model), eager(model), torch.enable_grad():
         for rows in torch.arange(len(data), device=data.y.device).split(batch):
             with examples(data.index[rows]):
@@ -175,8 +180,8 @@ class Accounting:
             )
         self.mask = self.mask.to(s.data.y.device)
         self.members = _members(s.model, self.layers)
-        self.noisy = [torch.zeros_like(p) for p in s.model.parameters()]
-        self.total = [torch.zeros_like(p) for p in s.model.parameters()]
+        self.noisy = [_empty_sum(p) for p in s.model.parameters()]
+        self.total = [_empty_sum(p) for p in s.model.parameters()]
         self.training = s
 
     def backward(self, s: Training, losses: Tensor):

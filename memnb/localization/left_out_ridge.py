@@ -96,20 +96,24 @@ def leave_one_out_ridge(
 
 
 def left_out_predictions(
-    features: Features | Given, y: Tensor, n_classes: int, curved: bool, ridge: float = 1.0
+    features: Features | Given,  # (n, d), read in blocks
+    y: Tensor,  # (n,) int64 labels in [0, n_classes)
+    n_classes: int,  # K, 2 or more
+    curved: bool,  # a Gaussian kernel's probe
+    ridge: float = 1.0,  # above 0, in units of the mean eigenvalue
 ) -> Tensor:
-    "See `leave_one_out_ridge`; two passes over the features in blocks."
+    "(n, K) float64: see `leave_one_out_ridge`; two passes over the features in blocks."
     targets = F.one_hot(y, n_classes).double()
     design = _curved_design(features) if curved else _linear_design(features)
     width = design(slice(0, 1)).shape[1]
-    solve = _by_examples if width > len(y) else _by_columns
-    predictions = solve(design, targets, width, ridge)
+    if width > len(y):
+        predictions = _by_examples(design, targets, ridge)
+    else:
+        predictions = _by_columns(design, targets, width, ridge)
     return predictions.masked_fill(targets.sum(0) == 0, -torch.inf)
 
 
-def _by_examples(
-    design: Callable[[slice], Tensor], targets: Tensor, width: int, ridge: float
-) -> Tensor:
+def _by_examples(design: Callable[[slice], Tensor], targets: Tensor, ridge: float) -> Tensor:
     """For fewer examples than columns.
 
     With A = ZZ' + aI the left-out prediction is Y - A^-1 Y / diag(A^-1).

@@ -29,13 +29,23 @@ from memnb.common.checks import (
     whole,
 )
 from ..common.progress import progress_bar
+from ..common.rng import drawn_since, random_state, seeded
 from ..datasets.inputs import Inputs
 from ..datasets.noisy_datasets import NoisyDataset
 from .accounting import group_mask
-from ..models.evaluation import eager, evaluating, examples, parts, predict, predicted
+from memnb.models.evaluation import (
+    device_of,
+    eager,
+    evaluating,
+    examples,
+    parts,
+    predict,
+    predicted,
+)
 from ..models.layers import check_layers
 from ..models.outputs import answer
 from ..models.structure import belongs, layer_groups, layer_state, put_back
+from ..probes.over_training import check_probe_data
 from ..runs.run import Run
 from ..trainer.optimizers import triangle
 from ..trainer.steps import alone, check_outputs
@@ -95,8 +105,10 @@ class _Prefix:
             handles.append(m.register_forward_pre_hook(self._enter, with_kwargs=True))
             handles.append(m.register_forward_hook(self._leave, with_kwargs=True))
         try:
+            states = random_state(device_of(model))
             with _Reads(lambda: len(self.events)) as reads, eager(model):
                 self.logits = answer(model, x)
+            self.draws = drawn_since(states, device_of(model))
         finally:
             for h in handles:
                 h.remove()
@@ -122,6 +134,8 @@ class _Prefix:
         """
         if layer.endswith("(root)"):
             return {}  # not of one module's own: the whole network runs
+        if self.draws:
+            return {}  # what is replayed would draw nothing, and later modules other numbers
         mine = _own(self.layers[layer])
         users = {m for m in self.layers.values() if self.calls[m] and _own(m, False) & mine}
         if mine - self.reads.keys() - {i for m in users for i in _own(m, False)}:
@@ -227,13 +241,12 @@ def _trained(run: Run, data: NoisyDataset, layers, mask, model, targets=("given"
     "`TypeError` or `ValueError` where these do not belong together."
     if not isinstance(run, Run):
         raise TypeError(f"the run is {shown(run)}; it must be a Run, of `fit` or a Recorder")
-    if not isinstance(data, NoisyDataset):
-        raise TypeError(f"the data are {shown(data)}; they must be a NoisyDataset")
+    check_probe_data(data)
     run.check(data)
     if not run.checkpoints:
         raise ValueError("this run kept no checkpoints: train with checkpoints=[...]")
     net = run.at(max(run.checkpoints), model).to(data.device)
-    check_outputs(net, data)
+    data = check_outputs(net, data)
     if layers is None:
         layers = layer_groups(net)
     else:
@@ -331,12 +344,15 @@ def _rewound(
     with torch.no_grad(), eager(net), _bar(steps, progress) as bar:
         for x, known in parts(data.x, batch, data.index):
             with known:
-                prefix = _Prefix(net, x) if cache else None
+                with evaluating(net):
+                    prefix = _Prefix(net, x) if cache else None
                 for layer in trained.layers:
                     with _replaying(prefix.before(layer)) if cache else nullcontext():
                         for time in times:
                             put(layer, time)
-                            logits = prefix.logits if cache and time == last else answer(net, x)
+                            with evaluating(net):  # draws the same numbers each time, if any
+                                intact = cache and time == last
+                                logits = prefix.logits if intact else answer(net, x)
                             answers[layer, time].append(predicted(logits))
                     put(layer, last)
                     bar.update()
@@ -375,7 +391,7 @@ def _fresh(net: nn.Module, run: Run, data: NoisyDataset, layer: str) -> nn.Modul
     own = {id(p) for k, p in anew.named_parameters(remove_duplicate=False) if belongs(k, layer)}
     for p in anew.parameters():
         p.requires_grad_(id(p) in own)
-    with examples(None):
+    with examples(None), seeded(0, data.device):
         used = answer(anew, data.x[:2]).requires_grad
     if not used:
         raise ValueError(f"layer {layer!r} is never used, so it cannot be trained")
@@ -435,6 +451,7 @@ def retrain(
             f"there are {sorted(run.checkpoints)}"
         )
     trained = _trained(run, data, layers, mask, model)
+    data = trained.data
     recipe = _recipe(options, device=data.device, times=range(epochs + 1))
 
     def accuracies(s) -> list[dict]:

@@ -22,10 +22,10 @@ from memnb.localization.label_evidence import (
     level_rare_classes,
     mean_evidence,
     other_class_lead,
+    scored_layers,
 )
 from ..models.evaluation import device_of, predict, predicted
 from ..models.features import MEMORY, average_maps, layer_features
-from ..models.structure import hidden_groups
 from ..runs.run import Run
 from ..trainer.steps import check_outputs
 
@@ -50,7 +50,8 @@ def _majority_label(
 def prediction_depth(
     model: nn.Module,  # trained; left as it is
     data: NoisyDataset,  # its training set
-    # in the order of the network; default: the input and `hidden_groups` with the head
+    # in the order of the network; default: the input, unless it is token ids, and `hidden_groups`
+    # with the head
     layers: Sequence[str] | None = None,
     k: int = 30,  # neighbours, below the number of examples
     batch: int = 1024,  # examples at a time, 1 or more
@@ -67,15 +68,17 @@ def prediction_depth(
         raise ValueError("layers=[] names no layer to look at")
     data = check_outputs(model, data)
     if layers is None:
-        layers = list(dict.fromkeys(["input", *hidden_groups(model, data.x, head=True)]))
+        layers = scored_layers(model, data.x, head=True)
     final = predicted(predict(model, data.x, batch, data.index))
     agree = []
     pools = {(layer, "depth"): average_maps for layer in layers}
     with layer_features(model, data.x, pools, batch, data.index) as features:
-        for layer in layers:
-            e = features.pop((layer, "depth")).rows(slice(0, len(data)))
+        for key in [key for key in pools if key in features]:  # token ids are left out
+            e = features.pop(key).rows(slice(0, len(data)))
             agree.append(_majority_label(e, data.y, k, data.n_classes) == final)
-    return len(layers) - torch.stack(agree).flip(0).long().cumprod(0).sum(0)
+    if not agree:
+        raise ValueError(f"layers={layers}: none of them gives features that can be compared")
+    return len(agree) - torch.stack(agree).flip(0).long().cumprod(0).sum(0)
 
 # %% ../../nbs/localization/08_scores.ipynb #89a23628
 SCORES = {  # name -> who proposed it

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..common.checks import caution, check_choice, names_of
 from ..datasets.inputs import Inputs, on_each
 from ..datasets.noisy_datasets import NoisyDataset
-from ..models.evaluation import evaluating, examples
+from ..models.evaluation import evaluating, examples, predicted
 from ..models.layers import activations, channel_dim, check_layers, edit, first_tensor
 from ..models.outputs import answer, fed, logits_of, outputs_of, weight_type
 from ..models.structure import graphed
@@ -259,3 +259,17 @@ class Masked:
         self.mask = mask
         with examples(index):
             return answer(self.model, x)
+
+    @torch.no_grad()
+    def accuracy(
+        self,
+        mask: Tensor,  # (1, units)
+        rows: Tensor,  # (k,) of the data
+        batch: int,  # examples at a time, 1 or more
+    ) -> float:
+        "Accuracy under one mask on the given labels of these examples; NaN of none."
+        hits = []
+        for part in rows.split(batch):
+            logits = self(self.data.x[part], mask, self.data.index[part])
+            hits.append(predicted(logits) == self.data.y[part])
+        return torch.cat(hits).double().mean().item()

@@ -20,10 +20,10 @@ from torch.utils._pytree import tree_leaves
 
 from ..common.checks import caution, check_choice, check_memory, number, seed_of, shown, whole
 from ..common.progress import progress_bar
-from ..datasets.inputs import Inputs, batch_of, tensors_in
+from ..datasets.inputs import Inputs, batch_of, on_each, tensors_in
 from ..datasets.noisy_datasets import NoisyDataset
 from .unit_masks import Masked
-from ..models.evaluation import evaluating, examples, predicted
+from ..models.evaluation import device_of, evaluating, examples, predicted
 from ..models.layers import activations, edit
 from ..models.outputs import fed, outputs_of
 from ..trainer.steps import loss_of
@@ -65,7 +65,7 @@ def _whole_numbers(model: nn.Module, x: Tensor | Inputs) -> tuple[list[Tensor], 
     "The whole numbers that a network makes of its inputs, and the embeddings that read its inputs."
     tables = []
     handles = []
-    batch = fed(model, x)
+    batch = on_each(fed(model, x), Tensor.clone)  # which the network may change
     with evaluating(model), _WholeNumbers(batch) as mode:
 
         def note(name: str):
@@ -122,11 +122,11 @@ class _EmbeddingNoise:
 class _Noise:
     "Gaussian noise for copies of an example, where its inputs or their embeddings are numbers."
 
-    def __init__(self, net: Masked, size: float, seed: int):
+    def __init__(self, net: Masked, x: Tensor | Inputs, size: float, seed: int):
         self.net = net
+        self.x = x  # of its data, a tensor even where it changes its inputs
         self.size = size
         self.seed = seed
-        x = net.data.x
         cast, tables = _whole_numbers(net.model, x[:64])
         self.embeddings = {}
         if not cast and isinstance(x, Tensor) and x.is_floating_point():
@@ -144,7 +144,7 @@ class _Noise:
 
     def _fractions(self, cast: list[Tensor]) -> Tensor:
         "Which of an example's numbers are no whole ones: none of integers, or of several inputs."
-        x = self.net.data.x
+        x = self.x
         if isinstance(x, Inputs) or not x.is_floating_point():
             return torch.zeros((), dtype=torch.bool)
         numbers = (x != x.round()).any(0)
@@ -187,10 +187,10 @@ class _Noise:
         "An example with its own noise in its inputs and in the outputs of embeddings."
         data = self.net.data
         g = torch.Generator().manual_seed((self.seed * 1_000_003 + int(data.index[row])) % 2**63)
-        if isinstance(data.x, Inputs):
-            x = data.x[[row] * copies]
+        if isinstance(self.x, Inputs):
+            x = self.x[[row] * copies]
         else:
-            x = data.x[row].expand(copies, *data.x.shape[1:])
+            x = self.x[row].expand(copies, *self.x.shape[1:])
         if self.numbers.any():
             drawn = torch.randn(x.shape, generator=g, dtype=x.dtype).to(x.device)
             x = x + self.sd * (drawn if self.numbers.all() else drawn * self.numbers)
@@ -350,7 +350,8 @@ def _search_all(
             if case.outcome == "open":
                 continue
             if check and case.outcome != "misclassified":
-                case.accuracy = _accuracy(net, case.mask[None], checked[checked != case.row])
+                others = checked[checked != case.row]
+                case.accuracy = net.accuracy(case.mask[None], others, _PASS)
             case.x = None  # its memory is free again
             case.added = {}
             yield case
@@ -366,13 +367,6 @@ def _switch_off(case: _Case, flipped: bool, unit: int, most: int):
     else:
         case.off.append(unit)
         case.mask[unit] = 0
-
-
-@torch.no_grad()
-def _accuracy(net: Masked, mask: Tensor, rows: Tensor) -> float:
-    "On the given labels of training examples, all under one mask (1, units)."
-    logits = net(net.data.x[rows], mask, net.data.index[rows])
-    return (predicted(logits) == net.data.y[rows]).double().mean().item()
 
 # %% ../../nbs/localization/04_unit_search.ipynb #cc6dde99
 _COLUMNS = dict(
@@ -430,10 +424,11 @@ def _rows_of(rows, n: int) -> list[int]:
     return rows
 
 # %% ../../nbs/localization/04_unit_search.ipynb #cell15
-def _in_memory(data: NoisyDataset) -> NoisyDataset:
-    "The data with their inputs in memory where they are one tensor, such as pictures."
+def _in_memory(model: nn.Module, data: NoisyDataset) -> NoisyDataset:
+    "The data by the model, with their inputs in memory where they are one tensor, as of pictures."
     if not isinstance(data, NoisyDataset):
         return data  # which is refused later
+    data = data.to(device_of(model))
     one = batch_of(data.x[:1]) if isinstance(data.x, Inputs) else None
     if not isinstance(one, Tensor):
         return data
@@ -477,14 +472,15 @@ def critical_units(
     if reference is not None:
         reference = whole("reference", reference, 0 if mode == "shared" else 1)
     seed = seed_of(seed)
-    net = Masked(model, _in_memory(data), layers, where)
+    data = _in_memory(model, data)
+    net = Masked(model, data, layers, where)
     rows = _rows_of(rows, len(net.data))
     together = min(batch, len(rows))
     check_memory(
         f"copies={copies} of {together} examples need",
         8 * together * copies * sum(v.numel() for v in tensors_in(batch_of(net.data.x[:1]))),
     )
-    added = _Noise(net, noise, seed)
+    added = _Noise(net, data.x, noise, seed)
     with (
         net.ready(),
         added.ready(),

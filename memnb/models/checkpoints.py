@@ -20,23 +20,23 @@ from ..common.files import local_path
 from ..datasets.labels import first_few
 
 # %% ../../nbs/models/09_checkpoints.ipynb #ck05
-def _unpacked(path: Path) -> int:
-    """Bytes that a file's contents take in memory.
+def _members(path: Path) -> list[zipfile.ZipInfo]:
+    "What is in a file of torch's, which is a zip archive; nothing for another or a damaged file."
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.infolist()
+    except (zipfile.BadZipFile, ValueError):
+        return []
 
-    torch's files are zip archives, whose members may be packed.
-    """
-    if not zipfile.is_zipfile(path):
-        return path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
-        return sum(member.file_size for member in archive.infolist())
+
+def _unpacked(path: Path) -> int:
+    "Bytes that a file's contents take in memory; those in an archive may be packed."
+    return sum(member.file_size for member in _members(path)) or path.stat().st_size
 
 
 def _is_program(path: Path) -> bool:
     "Whether a file holds a program of torch.jit, with its code."
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
+    return any(member.filename.split("/")[1:2] == ["code"] for member in _members(path))
 
 
 _HINT = 'Where you trust it, save its weights alone: torch.save(model.state_dict(), "weights.pt")'
@@ -152,6 +152,33 @@ def _casts(state: dict[str, Tensor], model: nn.Module, path: Path) -> str:
     )
 
 
+def _wide(v: Tensor) -> Tensor:
+    "Numbers of eight bits, among which torch finds no NaN, as float32."
+    return v.float() if v.is_floating_point() and v.dtype.itemsize == 1 else v
+
+
+def _check_values(state: dict[str, Tensor], model: nn.Module, path: Path):
+    """`ValueError` for NaN, for infinite weights, and for what the model's types cannot hold.
+
+    Infinite buffers pass: masks of attention hold them.
+    """
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name, to in model.state_dict().items():
+        v = state.get(name)
+        if not isinstance(v, Tensor) or not isinstance(to, Tensor) or to.is_meta:
+            continue
+        v = _wide(v)
+        cast = _wide(v.to(to.dtype))
+        if v.is_floating_point() and not to.is_floating_point() and not cast.to(v.dtype).equal(v):
+            raise ValueError(f"{path} holds fractions in {name!r}; the model has {to.dtype} there")
+        if cast.isnan().any() or name in parameters and v.isinf().any():
+            raise ValueError(f"{path} holds NaN or infinity in {name!r}; weights must be finite")
+        if (cast.isinf() & v.isfinite()).any():
+            raise ValueError(
+                f"{path} holds numbers in {name!r} that are too large for the model's {to.dtype}"
+            )
+
+
 def _differences(state: dict[str, Tensor], model: nn.Module) -> str:
     "What weights lack, have besides or have of another size, in words; empty for nothing."
     own = model.state_dict()
@@ -178,7 +205,7 @@ def load_weights(
     """The model with the weights of a file, in evaluation mode.
 
     A warning says what was taken off around the weights, and which types were cast. `ValueError`
-    for a file of anything else, or weights that do not fit the model.
+    for a file of anything else, for weights that do not fit the model, and for NaN or infinity.
     """
     state, said = unwrapped(read_weights(path), model)
     shapes = {name: v.shape for name, v in model.state_dict().items() if isinstance(v, Tensor)}
@@ -186,6 +213,7 @@ def load_weights(
         if shapes != {name: v.shape for name, v in state.items() if isinstance(v, Tensor)}:
             copy.deepcopy(model).load_state_dict(state)  # what does not fit leaves the model alone
         casts = _casts(state, model, Path(path))
+        _check_values(state, model, Path(path))
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as e:
         why = _differences(state, model) or e

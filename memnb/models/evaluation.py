@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['network', 'inputs_of', 'device_of', 'evaluating', 'compiled', 'eager', 'examples', 'present_examples', 'predicted',
-           'parts', 'predict']
+           'version_of', 'parts', 'predict']
 
 # %% ../../nbs/models/04_evaluation.ipynb #cell03
 from collections.abc import Iterator
@@ -50,8 +50,8 @@ def evaluating(
 ):
     """Evaluation mode without gradients; afterwards each module's own mode comes back.
 
-    A network that draws random numbers even so, as some keep dropout on, draws those of seed 0:
-    the same each time, and torch's generators are afterwards as they were.
+    A network that draws torch's random numbers even so, as some keep dropout on, draws those of
+    seed 0: the same each time, and torch's generators are afterwards as they were.
     """
     modes = [(m, m.training) for m in network(model).modules() if hasattr(m, "training")]
     if hasattr(model, "training"):  # a frozen program of torch.jit is always in evaluation mode
@@ -142,6 +142,11 @@ def predicted(
     return logits.argmax(1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()
 
 # %% ../../nbs/models/04_evaluation.ipynb #cell24
+def version_of(x: Tensor) -> int | object:
+    "How often a tensor was written into; something new each time where torch does not count it."
+    return object() if x.is_inference() else x._version
+
+
 def parts(
     x: Tensor | Inputs,  # (n, ...) inputs
     batch: int,  # examples at a time, 1 or more
@@ -149,15 +154,23 @@ def parts(
 ) -> Iterator[tuple]:
     """Batches of x, each with a context in which its part of the index is known.
 
-    `ValueError` for an index of another length.
+    A network that writes into its batches writes into copies. `ValueError` for an index of
+    another length.
     """
     batch = whole("batch", batch, 1)
     inputs_of(x)
     if index is not None and len(index) != len(x):
         raise ValueError(f"{len(x)} inputs need an index of {len(x)}; given {len(index)}")
+    copies = isinstance(x, Tensor)  # until a network was seen to leave a batch as it is
     for i, part in enumerate(x.split(batch)):
         known = nullcontext() if index is None else examples(index[i * batch : (i + 1) * batch])
+        if not copies:
+            yield part, known
+            continue
+        part = part.clone()
+        before = version_of(part)
         yield part, known
+        copies = version_of(part) != before
 
 
 def predict(
@@ -166,7 +179,7 @@ def predict(
     batch: int = 1024,  # examples at a time, 1 or more
     index: Tensor | None = None,  # (n,) of training examples, for layers that depend on it
 ) -> Tensor:
-    "The model's logits (n, K), in evaluation mode. `TypeError` where it gives none."
+    "The model's logits (n, K), in evaluation mode. Errors as of `logits_of` where it gives none."
     outputs = []
     with evaluating(model):
         for part, known in parts(x, batch, index):

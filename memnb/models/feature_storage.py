@@ -41,7 +41,8 @@ class Features:
         if kind == "whole":
             self.values = torch.empty(self.shape, dtype=first.dtype, device=self.device)
             return
-        self.offset = first.double().mean(0)
+        # the median of each column, which no single row of huge numbers moves
+        self.offset = first.double().sort(0).values[(len(first) - 1) // 2]
         self.scale = torch.empty(n, 1, dtype=torch.float64, device=self.device)
         if kind == "half":
             self.values = torch.empty(self.shape, dtype=torch.float16, device=self.device)
@@ -62,7 +63,7 @@ class Features:
         if self.file is None:
             self.values[rows] = half
         else:
-            _write(self.file, half.cpu().numpy(), self.shape)
+            _write(self.file, half.cpu().numpy(), rows.start, self.shape)
 
     def rows(self, rows: slice) -> Tensor:
         "(b, d) features of these rows, on the device of the layer."
@@ -95,7 +96,7 @@ class Features:
         if self.file is None:
             self.values[rows] = part["values"].to(self.device)
         else:
-            _write(self.file, part["values"].numpy(), self.shape)
+            _write(self.file, part["values"].numpy(), rows.start, self.shape)
 
     def close(self):
         "Give back what the features take."
@@ -125,9 +126,10 @@ def check_disk(size: int):
         raise _full(f"they take {in_words(size)}, and {in_words(free)} are free")
 
 
-def _write(file, values: np.ndarray, shape: tuple[int, int]):
-    "Write halves, of a layer whose whole shape says how much is needed."
+def _write(file, values: np.ndarray, start: int, shape: tuple[int, int]):
+    "Write halves from row `start` on, of a layer whose whole shape says how much is needed."
     try:
+        file.seek(2 * start * shape[1])
         file.write(memoryview(values).cast("B"))
         file.flush()
     except OSError as e:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..common.checks import caution, number, shown
 from ..common.progress import progress_bar
+from ..common.rng import random_state, set_random_state
 from ..common.unfinished import Unfinished
 from ..datasets.inputs import Inputs, batch_of, tensors_in
 from .evaluation import device_of, evaluating, inputs_of, parts
@@ -173,17 +174,20 @@ class _Reader:
             absent=dict(self.absent),
             features={key: f.part(rows) for key, f in self.features.items()},
             kinds={key: (f.kind, f.dtype) for key, f in self.features.items()},
-            random=torch.get_rng_state(),
+            random=random_state(device_of(self.model)),
         )
         work.write(self.name, part)
 
     def restore(self, work: Unfinished):
         "Begin with what was kept of an earlier pass, as far as it has what is asked for."
+        device = device_of(self.model)
         for part in work.read(self.name):
             left_out = part["absent"].keys() | part["integers"].keys()
             asked = [key for key in self.pools if key[0] not in left_out]
             if part["rows"][0] != self.seen or any(key not in part["features"] for key in asked):
                 return
+            if part["random"].keys() != random_state(device).keys():
+                return  # it was read on another kind of device
             self.absent = part["absent"]
             self.integers = part["integers"]
             for key in self.features.keys() - set(asked):
@@ -193,11 +197,11 @@ class _Reader:
                 if key not in self.features:
                     kind, dtype = part["kinds"][key]
                     width = kept["values"].shape[1]
-                    one = torch.zeros(1, width, dtype=dtype, device=device_of(self.model))
+                    one = torch.zeros(1, width, dtype=dtype, device=device)
                     self.features[key] = Features(one, self.n, kind)
                 self.features[key].restore(kept)
             self.seen = self.stored = part["rows"][1]
-            torch.set_rng_state(part["random"])
+            set_random_state(part["random"], device)
 
     def check_called(self):
         """`RuntimeError` where no pass called a layer, or none is left that each pass called.
@@ -237,7 +241,7 @@ class _Pass:
     "A pass over the data, that may have to be made twice."
 
     model: nn.Module
-    x: Tensor
+    x: Tensor | Inputs
     pools: Mapping
     batch: int
     index: Tensor | None
@@ -302,7 +306,7 @@ class _Pass:
 @contextmanager
 def layer_features(
     model: nn.Module,  # left as it is
-    x: Tensor,  # (n, ...) inputs
+    x: Tensor | Inputs,  # (n, ...) inputs
     # (layer, a name that tells pools of one layer apart) -> function that makes features (b, d) of
     # its activations: tokens (b, T, C), maps (b, C, H, W) or anything else (b, ...)
     pools: Mapping[tuple[str, str], Pool],

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ..common.checks import names_of, shown
-from ..datasets.inputs import Inputs, tensors_in
+from ..datasets.inputs import Inputs, on_each, tensors_in
 from .evaluation import eager, evaluating, examples, inputs_of, network, parts
-from .outputs import answer, fed, outputs_of
+from .outputs import fed, main_output, outputs_of
 
 # %% ../../nbs/models/05_layers.ipynb #cell08
 def check_layers(model: nn.Module) -> nn.Module:
@@ -188,12 +188,13 @@ def activations(
     `RuntimeError` for a layer that is not called in each pass, or twice; `ValueError` for one whose
     activation's first dimension does not count the examples.
     """
+    layers = names_of("layers", layers)
     end = 0
     for part, known in parts(x, batch, index):
         start, end = end, end + len(part)
         whole = fed(model, part)
         with known, evaluating(model), capture(model, layers) as got:
-            out = answer(model, whole)
+            out = main_output(outputs_of(model, whole), len(part))
         if missing := [n for n in layers if n not in got]:
             raise RuntimeError(
                 f"layers {', '.join(missing)} are not called in the pass over examples {start} to "
@@ -272,7 +273,7 @@ def linear_layers(
 ) -> dict[str, str]:
     "Linear layers in the order of their calls, each with the layer that it reads."
     names = layer_names(model)
-    x = fed(model, inputs_of(x))
+    x = on_each(fed(model, inputs_of(x)), Tensor.clone)
     trace = _Trace()
     if "input" not in names:
         trace.gives(first_tensor(x), "input")

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..common.checks import caution, shown
-from ..datasets.inputs import Inputs
+from ..datasets.inputs import Inputs, on_each
 from .evaluation import eager, evaluating, examples, inputs_of, network
 from .layers import first_tensor, layer_names
-from .outputs import fed, logits_of, outputs_of
+from .outputs import fed, main_output, outputs_of
 
 # %% ../../nbs/models/06_structure.ipynb #cell07
 def belongs(
@@ -77,6 +77,13 @@ def layer_state(
     return {k: state[k].detach().clone() for k in keys}
 
 
+def _kind(v: Tensor) -> str:
+    "Which numbers a tensor holds."
+    if v.is_floating_point() or v.is_complex():
+        return "complex" if v.is_complex() else "real"
+    return "bool" if v.dtype == torch.bool else "whole"
+
+
 @torch.no_grad()
 def put_back(
     model: nn.Module,  # changed in place
@@ -86,7 +93,8 @@ def put_back(
 ) -> nn.Module:
     """`model` with the layer's parameters (and buffers) as they are in `state`.
 
-    `ValueError` where the state lacks one, or has it in another shape; then nothing is changed.
+    `ValueError` where the state lacks one, or has it in another shape or as other numbers, such as
+    integers; then nothing is changed.
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"the state is {shown(state)}; it must be a state dict")
@@ -95,10 +103,14 @@ def put_back(
     for k in keys:
         if k not in state:
             raise ValueError(f"the state lacks {k}")
+        if not isinstance(state[k], Tensor):
+            raise TypeError(f"{k} is {shown(state[k])} in the state; it must be a tensor")
         here = tuple(now[k].shape)
         there = tuple(state[k].shape)
         if here != there:
             raise ValueError(f"{k} is {here} in the model, {there} in the state")
+        if _kind(now[k]) != _kind(state[k]):
+            raise ValueError(f"{k} is {now[k].dtype} in the model, {state[k].dtype} in the state")
     for k in keys:
         now[k].copy_(state[k])
     return model
@@ -214,8 +226,8 @@ def _calls(model: nn.Module, x: Tensor | Inputs) -> tuple[dict[str, _Call], Tens
             module = model.get_submodule(name)
             handles.append(module.register_forward_hook(note(name), with_kwargs=True))
         with graphed(model), examples(None):
-            out = outputs_of(model, fed(model, x))
-            return calls, logits_of(out, len(x))
+            out = outputs_of(model, on_each(fed(model, x), Tensor.clone))
+            return calls, main_output(out, len(x))
     finally:
         for handle in handles:
             handle.remove()

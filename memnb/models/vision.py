@@ -335,6 +335,8 @@ def _tokens(shape: Sequence[int], patch: int, shifted: bool) -> tuple[int, int]:
     "How many patches a picture has, and how many numbers each of them."
     channels, height, width = sizes("shape", shape, ("channels", "height", "width"))
     patch = whole("patch", patch, 1)
+    if shifted and patch == 1:
+        raise ValueError("patch=1 with shifted=True: half a pixel is no shift; give 2 or more")
     if height % patch or width % patch:
         raise ValueError(f"patch={patch} does not divide inputs of {height} x {width}")
     views = 5 if shifted else 1
@@ -404,7 +406,7 @@ def vit(
     *,
     dropout: float = 0.1,  # in [0, 1)
     n_classes: int = 10,  # 2 or more
-    shifted: bool = False,  # tokens of shifted patches
+    shifted: bool = False,  # tokens of shifted patches, of which `patch` is 2 or more
     seed: int = 0,  # of the initial weights, 0 or more
 ) -> ViT:
     """A small vision transformer: `patches, blocks.0, ..., norm, out`.

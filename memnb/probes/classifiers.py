@@ -22,6 +22,16 @@ from .geometry import ClassShapes, flat, one_blas_thread, unit
 from .subspaces import first_direction, subspace
 
 # %% ../../nbs/probes/03_classifiers.ipynb #cell06
+def _codes(y: np.ndarray, n_classes: int | None) -> Tensor:
+    "(n,) class numbers; `ValueError` for labels that are no numbers."
+    if y.dtype.kind not in "iub":
+        raise ValueError(
+            f"labels are {y.dtype}; with n_classes={n_classes} they are integers in "
+            f"[0, {n_classes - 1}]"
+        )
+    return torch.from_numpy(y.astype(np.int64))
+
+
 def _as_tensors(X, y, n_classes: int | None) -> tuple[Tensor, Tensor, np.ndarray]:
     """Activations (n, d), class numbers (n,) and the classes' labels (K,).
 
@@ -41,6 +51,8 @@ def _as_tensors(X, y, n_classes: int | None) -> tuple[Tensor, Tensor, np.ndarray
     if y.is_complex() or y.is_floating_point() and not y.isfinite().all():
         raise ValueError("y holds what is no class: NaN, infinity or complex numbers")
     if n_classes is None:
+        if y.is_floating_point() and (y != y.round()).any():
+            raise ValueError("y holds fractions, which are no classes: a probe is no regression")
         classes, y = y.unique(return_inverse=True)
         return x, y, classes.cpu().numpy()
     low = y.min().item()
@@ -79,7 +91,7 @@ class Probe(ClassifierMixin, BaseEstimator):
             X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
             check_classification_targets(y)
             names, codes = (None, y) if self.n_classes else np.unique(y, return_inverse=True)
-            self.fit(torch.from_numpy(np.ascontiguousarray(X)), torch.from_numpy(np.asarray(codes)))
+            self.fit(torch.from_numpy(np.ascontiguousarray(X)), _codes(codes, self.n_classes))
             if names is not None:
                 self.classes_ = names
             return self
@@ -91,13 +103,13 @@ class Probe(ClassifierMixin, BaseEstimator):
     def fit_shapes(
         self,
         shapes: ClassShapes,  # finished
-        classes: np.ndarray | None = None,
-        warn: bool = True,
+        classes: np.ndarray | None = None,  # (K,) their labels; default: 0 to K - 1
+        warn: bool = True,  # of classes without an example
     ):
         """The probe, fitted on the collected activations of a layer.
 
-        `classes` (K,) are their labels, 0 to K - 1 by default; `warn` of classes without an
-        example. `TypeError` for shapes that are not finished.
+        A probe that did not converge warns in any case. `TypeError` for shapes that are not
+        finished.
         """
         self._check_settings()
         if not isinstance(shapes, ClassShapes) or shapes.live is None:
@@ -114,7 +126,7 @@ class Probe(ClassifierMixin, BaseEstimator):
             caution(f"classes {absent} have no example; they are never predicted")
         with one_blas_thread():
             self._fit(shapes)
-        if warn and not getattr(self, "converged_", True):
+        if not getattr(self, "converged_", True):
             caution(
                 f"{type(self).__name__} did not converge in {self.n_iter_} steps; "
                 "give it more (max_iter)",
@@ -299,6 +311,9 @@ class CosineMean(VeLPIC):
         self.vectors_ = shapes.wide(unit(shapes.mean).to(shapes.dtype))
 
 # %% ../../nbs/probes/03_classifiers.ipynb #cell13
+_EVALUATIONS = 20  # of the loss, for each step that a line search may take; most take one or two
+
+
 class Logistic(Probe):
     """Multinomial logistic regression: minimizes C times the sum of cross-entropies plus |W|^2 / 2.
 
@@ -339,7 +354,11 @@ class Logistic(Probe):
         w = x.new_zeros(shapes.k, x.shape[1], requires_grad=True)
         b = x.new_zeros(shapes.k, 1, requires_grad=True)
         lbfgs = torch.optim.LBFGS(
-            [w, b], max_iter=self.max_iter, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+            [w, b],
+            max_iter=self.max_iter,
+            max_eval=_EVALUATIONS * self.max_iter,
+            tolerance_grad=1e-5,
+            line_search_fn="strong_wolfe",
         )
 
         def loss():
@@ -355,7 +374,8 @@ class Logistic(Probe):
         self.vectors_ = shapes.wide(w.detach())
         self.bias_ = b.detach()[:, 0]
         self.n_iter_ = lbfgs.state[w]["n_iter"]
-        self.converged_ = self.n_iter_ < self.max_iter
+        was_stopped = lbfgs.state[w]["func_evals"] >= _EVALUATIONS * self.max_iter
+        self.converged_ = self.n_iter_ < self.max_iter and not was_stopped
 
     def _scores(self, x: Tensor) -> Tensor:
         return x @ self.vectors_.to(x).T + self.bias_.to(x)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..common.checks import shown, whole
 
 # %% ../../nbs/probes/01_geometry.ipynb #cell06
-_WIDE = (torch.int32, torch.int64, torch.float64)
+_NEED_FLOAT64 = (torch.int32, torch.int64, torch.float64)
 
 
 def flat(x: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def flat(x: Tensor) -> Tensor:
         raise ValueError(
             f"activations have shape {tuple(x.shape)}; they must be (n, d) or (n, ...)"
         )
-    return x.flatten(1).to(torch.float64 if x.dtype in _WIDE else torch.float32)
+    return x.flatten(1).to(torch.float64 if x.dtype in _NEED_FLOAT64 else torch.float32)
 
 
 def unit(v: Tensor) -> Tensor:

@@ -26,15 +26,18 @@ from memnb.models.layers import (
 )
 from ..models.outputs import fed, outputs_of
 from .classifiers import PROBES, Probe
-from .over_training import collect, probe_model
+from .over_training import check_probe_groups, collect, probe_model
 from ..trainer.steps import Training, check_network, check_outputs
 
 # %% ../../nbs/probes/05_interventions.ipynb #cell06
-def find_head(model: nn.Module, data: NoisyDataset, head: str | None = None) -> tuple[str, str]:
+def find_head(
+    model: nn.Module,  # left as it is
+    data: NoisyDataset,  # of which two inputs are tried
+    head: str | None = None,  # name of the last linear layer; default: it is found
+) -> tuple[str, str]:
     """Names of the last linear layer and of what it reads.
 
-    `head` names that layer; by default it is found. `ValueError` asks for the name where it cannot
-    be found. Other errors as of `check_outputs`.
+    `ValueError` asks for the name where it cannot be found. Other errors as of `check_outputs`.
     """
     data = check_outputs(model, data)
     layers = linear_layers(model, data.x[:2])
@@ -216,14 +219,15 @@ def _one_logit(head: nn.Linear) -> nn.Linear:
 @torch.no_grad()
 def put_head(
     model: nn.Module,  # changed in place
-    name: str,
-    new: nn.Linear,
+    name: str,  # of a linear layer
+    new: nn.Linear,  # of its size, or of two logits in place of one
 ):
     """Give the model's layer `name` the numbers of `new`, in place.
 
     A layer of one logit for two classes gets the difference of the two. A bias is added only where
     it is needed. `TypeError` or `ValueError` unless both are linear
-    layers of the same size; `ValueError` where other layers would change with it.
+    layers of the same size; `ValueError` where other layers would change with it, or where its
+    numbers are computed from others.
     """
     modules = model.named_modules() if isinstance(model, nn.Module) else ()
     layers = {k: m for k, m in modules if isinstance(m, nn.Linear)}
@@ -251,16 +255,17 @@ def put_head(
             f"the weight of {name!r} is {', '.join(shared)}, too, which would change with it; "
             "copy it first"
         )
+    numbers = [k for k in ("weight", "bias") if getattr(old, k) is not None]
+    if computed := [k for k in numbers if k not in old._parameters]:
+        raise ValueError(
+            f"the {' and the '.join(computed)} of {name!r} is computed from others (a "
+            "parametrization), so it cannot be set; remove that first"
+        )
     old.weight.copy_(new.weight)
     if old.bias is not None:
         old.bias.copy_(0 if new.bias is None else new.bias)
     elif new.bias is not None and new.bias.any():
         old.bias = nn.Parameter(new.bias.detach().to(old.weight, copy=True))
-    if not torch.equal(old.weight, new.weight.to(old.weight)):
-        raise ValueError(
-            f"the weight of {name!r} is computed from others (a parametrization), "
-            "so it cannot be set; remove that first"
-        )
 
 # %% ../../nbs/probes/05_interventions.ipynb #cell12
 def resist(
@@ -277,21 +282,27 @@ def resist(
     return transfer(model, data, head=head)
 
 # %% ../../nbs/probes/05_interventions.ipynb #cell18
-def transferred(groups: Sequence[str] = ("test",), head: str | None = None) -> Callable:
+def transferred(
+    groups: Sequence[str] = ("test",),  # of test, clean, noisy
+    head: str | None = None,  # name of the last linear layer; default: found
+) -> Callable:
     """An observer: the accuracies of a transferred copy at each recorded time.
 
-    Its rows are those of `probe_model`, with the probe `transferred`.
+    Its rows are those of `probe_model`, with the probe `transferred`. `ValueError` for an unknown
+    group.
     """
+    groups = check_probe_groups(groups)
 
     def look(s: Training) -> list[dict]:
-        rows = probe_model(transfer(s.model, s.data, head=head), s.data, s.test, [], (), groups)
+        copy = transfer(s.model, s.data, head=head)
+        rows = probe_model(copy, s.data, s.test, [], (), groups)
         return [row | dict(probe="transferred") for row in rows]
 
     return look
 
 
 def transplant(
-    at: float,
+    at: float,  # a recorded time, in epochs
     head: str | None = None,  # name of the last linear layer; default: found
 ) -> Callable:
     """An observer that gives the network in training the VeLPIC head at the recorded time `at`.
@@ -302,18 +313,14 @@ def transplant(
     at = number("at", at)
 
     def act(s: Training) -> list[dict]:
-        if s.time < at:
-            act.waits = True
-        elif s.time == at:
-            act.waits = False
+        if s.time == at:
             name, reads = find_head(s.model, s.data, head)
             put_head(s.model, name, linear_head(fit_probe(s.model, s.data, reads)))
-        elif act.waits:
+        elif s.time > at and all(moment["time"] != at for moment in s.recorder.moments):
             raise ValueError(
                 f"time {at:g} was not recorded, so the last layer was not changed; "
                 f"{s.time:g} is the next one that is"
             )
         return []
 
-    act.waits = False
     return act

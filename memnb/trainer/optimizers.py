@@ -9,6 +9,7 @@ __all__ = ['OPTIMIZERS', 'SCHEDULES', 'Muon', 'triangle', 'make_optimizer', 'nam
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from inspect import signature
 
 import torch
 from torch import Tensor
@@ -125,6 +126,12 @@ def _own_optimizer(
     held = {id(p) for g in optimizer.param_groups for p in g["params"]}
     if not held & set(map(id, parameters)):
         raise ValueError("the optimizer holds none of the network's parameters")
+    closure = signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ValueError(
+            f"{type(optimizer).__name__} evaluates the loss again within its step, which this "
+            "training does not offer; use one that steps by gradients alone"
+        )
     if options:
         names = ", ".join(options)
         raise ValueError(f"{names}: options are for a named optimizer; this one is an object")

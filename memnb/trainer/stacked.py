@@ -6,6 +6,7 @@
 __all__ = ['copied_parameters', 'train_stacked', 'fit_stacked']
 
 # %% ../../nbs/trainer/08_stacked.ipynb #cell03
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,25 +14,27 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..common.checks import caution, number, refuse_options, shown
+from ..common.checks import caution, number, refuse_options, seed_of, shown, whole
+from ..datasets.inputs import Inputs
 from ..datasets.noisy_datasets import NoisyDataset
-from ..runs.recorder import Recorder
-from ..runs.run import Run
+from ..runs.recorder import Recorder, python_values
+from ..runs.run import Run, json_text
 from .optimizers import make_optimizer
 from .recording import record
-from .settings import check_functions, check_numbers, check_test
-from .stacks import Stack, why_not
+from .settings import check_functions, check_numbers, check_test, plain_number
+from .stacks import Stack, joint_inputs, losses_of_each, rows_of_each, why_not
 from memnb.trainer.steps import (
     Training,
     check_outputs,
+    last_step,
     order,
     own_config,
     pick_device,
     recorded_times,
     steps_of,
+    times_of,
 )
 from .training import fit
 
@@ -71,8 +74,18 @@ def _check_lists(m: int, data, test, config):
         check_test(data[i], test[i] if test else None)
 
 
+def _why_not_data(data, test) -> str:
+    "Why networks cannot be stacked on such data, in words; empty if they can."
+    sets = [d for many in (data, test) if isinstance(many, (list, tuple)) for d in many]
+    if any(isinstance(getattr(d, "x", None), Inputs) for d in sets):
+        return "their inputs are read as they are needed, and a stack holds tensors"
+    return ""
+
+
 def _check_alike(data: Sequence[NoisyDataset], test: Sequence[NoisyDataset] | None):
-    "`ValueError` unless all data sets are of one size and shape, and all test sets, too."
+    "`ValueError` unless all data sets are tensors of one size and shape, and all test sets, too."
+    if why := _why_not_data(data, test):
+        raise ValueError(f"the networks cannot be stacked: {why}")
     if test is not None and len({tuple(t.x.shape) for t in test}) > 1:
         raise ValueError("the test sets differ in size or input shape")
     if len({(tuple(d.x.shape), d.n_classes) for d in data}) > 1:
@@ -122,34 +135,14 @@ def _stacked_optimizer(
     return made
 
 
-def _losses(z: Tensor, y: Tensor) -> Tensor:
-    "(M,) mean cross-entropy of logits (M, b, K) and labels (M, b)."
-    if z.shape[2] == 1:
-        losses = F.binary_cross_entropy_with_logits(z[..., 0], y.to(z.dtype), reduction="none")
-    else:
-        flat = F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction="none")
-        losses = flat.view(y.shape)
-    return losses.mean(1)
-
-
-def _joint(parts: list[Tensor]) -> Tensor:
-    "(M, n, d) inputs, flattened; without copies where all are the same tensor."
-    one = parts[0].flatten(1)
-    if all(p is parts[0] or torch.equal(p, parts[0]) for p in parts):
-        return one.expand(len(parts), *one.shape)
-    return torch.stack([p.flatten(1) for p in parts])
-
-
 @torch.no_grad()
 def _outputs(stack: Stack, x: Tensor, batch: int = 1024) -> Tensor:
     return torch.cat([stack(part) for part in x.split(batch, 1)], 1)
 
 
-def _rows(x: Tensor, rows: Tensor) -> Tensor:
-    "(M, b, d) each network's rows (M, b) of the inputs (M, n, d)."
-    if x.stride(0) == 0:  # all networks share their inputs
-        return x[0][rows]
-    return x.gather(1, rows[..., None].expand(-1, -1, x.shape[2]))
+def _recorded_losses(z: Tensor, y: Tensor) -> Tensor:
+    "(M,) mean losses as a Run holds them, infinite where an output is not finite."
+    return losses_of_each(z, y).float().where(z.flatten(1).isfinite().all(1), torch.inf)
 
 # %% ../../nbs/trainer/08_stacked.ipynb #cell10
 @dataclass(eq=False)
@@ -160,6 +153,8 @@ class _Plan:
     last: int  # step
     per_epoch: int  # steps
     size: int  # examples a step
+    optimizer: str
+    options: dict  # of the optimizer
     most: Tensor | None  # (M,) largest norms of the gradients
     seeds: list[int]  # of the order, one a network of the stack
     observe: Sequence[Callable]
@@ -197,15 +192,23 @@ def _diverged(
 class _Joint:
     "The networks of a stack in training, and their data."
 
-    def __init__(self, stack: Stack, members: list[_Member], plan: _Plan):
+    def __init__(self, members: list[_Member], plan: _Plan):
         ranked = sorted(members, key=lambda s: s.place)
-        self.stack = stack
+        self.stack = Stack([s.model for s in ranked])
         self.plan = plan
-        self.optimizer = members[0].optimizer
+        self.optimizer = _stacked_optimizer(
+            self.stack, [s.lr for s in ranked], plan.optimizer, plan.options
+        )
+        for s in members:
+            s.optimizer = self.optimizer
         self.going = list(members)  # those that have not ended
-        self.x = _joint([s.data.x for s in ranked])  # (M, n, d)
+        dtype = self.stack.parameters[0].dtype
+        self.x = joint_inputs([s.data.x for s in ranked], dtype)  # (M, n, d)
         self.y = torch.stack([s.data.y for s in ranked])  # (M, n)
-        self.test_x = _joint([s.test.x for s in ranked]) if members[0].test else None
+        self.test_x = self.test_y = None
+        if members[0].test:
+            self.test_x = joint_inputs([s.test.x for s in ranked], dtype)
+            self.test_y = torch.stack([s.test.y for s in ranked])
         self.batches = ()  # rows (M, b) of the present epoch
         self.good = None  # stacked parameters at the last recorded time
         self.losses = []  # (M,) each, of the steps since
@@ -226,7 +229,10 @@ class _Joint:
         out = _outputs(self.stack, self.x)
         test_out = None if self.test_x is None else _outputs(self.stack, self.test_x)
         if self.going:
-            self.end_diverged([_losses(out, self.y).float()], step + 1)
+            losses = _recorded_losses(out, self.y)
+            if test_out is not None:
+                losses = losses + _recorded_losses(test_out, self.test_y)
+            self.end_diverged([losses], step + 1)
         for s in self.going:
             s.time = self.plan.at[step]
             record(
@@ -252,7 +258,7 @@ class _Joint:
             orders = [order(self.y.shape[1], epoch, seed) for seed in self.plan.seeds]
             self.batches = torch.stack(orders).to(self.y.device).split(self.plan.size, 1)
         rows = self.batches[at]
-        losses = _losses(self.stack(_rows(self.x, rows)), self.y.gather(1, rows))
+        losses = losses_of_each(self.stack(rows_of_each(self.x, rows)), self.y.gather(1, rows))
         self.stack.differentiate(losses, self.plan.most)
         self.optimizer.step()
         self.losses.append(losses.detach())
@@ -274,8 +280,7 @@ def _put_back(members: list[_Member]):
                 p.data = p.data.clone(memory_format=torch.contiguous_format)
 
 
-def _loop(stack: Stack, members: list[_Member], plan: _Plan) -> Iterator[list[Training]]:
-    joint = _Joint(stack, members, plan)
+def _loop(members: list[_Member], plan: _Plan) -> Iterator[list[Training]]:
     bar = tqdm(
         total=plan.last,
         desc=f"train {len(members)}",
@@ -284,6 +289,7 @@ def _loop(stack: Stack, members: list[_Member], plan: _Plan) -> Iterator[list[Tr
         disable=not plan.progress,
     )
     with _put_back(members), bar:
+        joint = _Joint(members, plan)  # from here on the networks are views of a stack
         for step in range(plan.last + 1):
             if step in plan.at:
                 ended = joint.record(step)
@@ -305,28 +311,26 @@ def _member(
     model: nn.Module,
     data: NoisyDataset,
     test: NoisyDataset | None,
-    optimizer: torch.optim.Optimizer,
     place: int,  # in the stack
-    *,
     known: dict,  # the settings that its Run stores
     config: dict | None,  # the caller's
 ) -> _Member:
     "The training of one network, at its start."
-    recorder = Recorder(data, test, config=known | own_config(known, config))
-    return _Member(model, data, test, optimizer, None, recorder, place=place)
+    config = json.loads(json_text("config and options", known | own_config(known, config)))
+    return _Member(model, data, test, None, None, Recorder(data, test, config=config), place=place)
 
 
 def _configuration(epochs, times, *, optimizer, batch, stop_at, options: dict) -> dict:
     "What the Runs store of their training; `lr`, `clip` and `seed` are filled in for each."
     return dict(
-        epochs=epochs,
-        times=None if times is None else [float(t) for t in times],
+        epochs=plain_number(epochs),
+        times=times,
         optimizer=optimizer,
         lr=None,
-        batch=batch,
+        batch=None if batch is None else whole("batch", batch),
         clip=None,
         seed=None,
-        stop_at=stop_at,
+        stop_at=plain_number(stop_at),
         **options,
     )
 
@@ -341,12 +345,13 @@ def _norms(clips: list[float | None], like: Tensor) -> Tensor | None:
 
 def _steps(epochs: float, times, n: int, batch: int | None) -> dict:
     "The fields `at`, `last`, `per_epoch` and `size` of a plan, for n examples."
-    size = min(batch or n, n)
+    size = min(whole("batch", batch or n), n)
     per_epoch = math.ceil(n / size)
+    last = last_step(epochs, per_epoch)
     at = steps_of(recorded_times(epochs) if times is None else times, per_epoch)
     if max(at.values()) > epochs:
         raise ValueError(f"time {max(at.values()):g} is after the last of {epochs:g} epochs")
-    return dict(at=at, last=round(epochs * per_epoch), per_epoch=per_epoch, size=size)
+    return dict(at=at, last=last, per_epoch=per_epoch, size=size)
 
 # %% ../../nbs/trainer/08_stacked.ipynb #cell12
 def _checked_own(epochs, batch, lr, clip, seed, *, stop_at, m: int) -> list[_Own]:
@@ -356,7 +361,7 @@ def _checked_own(epochs, batch, lr, clip, seed, *, stop_at, m: int) -> list[_Own
     for i in range(m):
         check_numbers(epochs, batch, clips[i], stop_at, seeds[i])
         rate = number("lr", lrs[i], "be above 0, and finite", lambda v: 0 < v < math.inf)
-        own.append(_Own(rate, clips[i], seeds[i]))
+        own.append(_Own(rate, plain_number(clips[i]), seed_of(seeds[i])))
     return own
 
 
@@ -393,6 +398,9 @@ def train_stacked(
     own = _checked_own(epochs, batch, lr, clip, seed, stop_at=stop_at, m=count)
     _check_lists(count, data, test, config)
     _check_alike(data, test)
+    times = None if times is None else times_of(times)
+    options = python_values(options)
+    make_optimizer(optimizer, models[0].parameters(), own[0].lr, options)  # refuses what is wrong
     data = [d.to(device) for d in data]
     test = [None] * count if test is None else [t.to(device) for t in test]
     for net, d in zip(models, data, strict=True):
@@ -400,29 +408,24 @@ def train_stacked(
     steps = _steps(epochs, times, len(data[0]), batch)
     # numbers of the networks in the order of the stack
     stacked = sorted(range(count), key=lambda network: own[network].lr)
-    stack = Stack([models[i] for i in stacked])
-    opt = _stacked_optimizer(stack, [own[i].lr for i in stacked], optimizer, options)
     known = _configuration(
         epochs, times, optimizer=optimizer, batch=batch, stop_at=stop_at, options=options
     )
     members = [
-        _member(
-            models[network],
-            data[network],
-            test[network],
-            opt,
-            stacked.index(network),
-            known=known | vars(own[network]),
-            config=config[network] if config else None,
-        )
-        for network in range(count)
+        _member(net, data[i], test[i], stacked.index(i), known | vars(own[i]), config and config[i])
+        for i, net in enumerate(models)
     ]
-    most = _norms([own[i].clip for i in stacked], like=stack.parameters[0])
-    seeds = [own[i].seed for i in stacked]
     plan = _Plan(
-        **steps, most=most, seeds=seeds, observe=observe, stop_at=stop_at, progress=progress
+        **steps,
+        optimizer=optimizer,
+        options=options,
+        most=_norms([own[i].clip for i in stacked], like=next(models[0].parameters())),
+        seeds=[own[i].seed for i in stacked],
+        observe=observe,
+        stop_at=stop_at,
+        progress=progress,
     )
-    return _loop(stack, members, plan)
+    return _loop(members, plan)
 
 # %% ../../nbs/trainer/08_stacked.ipynb #cell17
 def _fit_each(models, data, epochs, test, *, config, **options) -> list[Run]:
@@ -451,7 +454,9 @@ def fit_stacked(
         ("folder", "journal"),
         "one place cannot keep many runs; save each with memnb.runs.save_run",
     )
-    if why := why_not(models, options.get("optimizer", "sgd")):
+    if options.get("times") is not None:
+        options["times"] = times_of(options["times"])
+    if why := why_not(models, options.get("optimizer", "sgd")) or _why_not_data(data, test):
         caution(f"the networks are trained one by one: {why}")
         return _fit_each(models, data, epochs, test, **dict(config=None) | options)
     members = None

@@ -20,17 +20,21 @@ from .steps import Training
 # %% ../../nbs/trainer/05_storage.ipynb #cell06
 # what changes training; an observer only looks on
 _STRICT = ("optimizer", "schedule", "each_step", "backward")
+# names that an identity uses itself: what a configuration calls so is kept apart
+_OWN_NAMES = ("config", "data", "frozen", "start", "trained", "unknown")
 
 
-def identity(s: Training, settings: Settings) -> tuple[dict, list[str]]:
-    """What decides the run's result, as JSON values, and what of it cannot be compared, in words.
-
-    `settings` are the checked ones of the run, and `s` is the run at its start.
-    """
+def identity(
+    s: Training,  # the run at its start
+    settings: Settings,  # checked
+) -> tuple[dict, list[str]]:
+    "What decides the run's result, as JSON values, and what of it cannot be compared, in words."
     own = settings.own()
-    known = s.recorder.config | dict(
-        data=s.data.digest, network=architecture(s.model), start=start_of(s.model)
-    )
+    apart = {k: v for k, v in s.recorder.config.items() if k in _OWN_NAMES}
+    known = {k: v for k, v in s.recorder.config.items() if k not in apart}
+    if apart:
+        known["config"] = apart
+    known |= dict(data=s.data.digest, network=architecture(s.model), start=start_of(s.model))
     known["frozen"] = [k for k, v in s.model.named_parameters() if not v.requires_grad]
     if "optimizer" in own:
         names = {id(v): k for k, v in s.model.named_parameters()}
@@ -48,10 +52,10 @@ def identity(s: Training, settings: Settings) -> tuple[dict, list[str]]:
 
 # %% ../../nbs/trainer/05_storage.ipynb #cell10
 def open_journal(
-    folder: str | Path,
+    folder: str | Path,  # of the journal; there, or made with its first recorded time
     known: dict,  # the run's identity
     unknown: list[str],  # what of the run cannot be compared, in words
-    plan: Plan,
+    plan: Plan,  # of the run
 ) -> Journal | None:
     """The journal of an unfinished run, in its folder.
 

@@ -15,14 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..common.checks import caution, refuse_options
 from ..common.progress import progress_bar
 from ..common.rng import seeded
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import examples, predict
 from ..runs.recorder import Journal
-from ..runs.run import Run, save_run
+from ..runs.run import Run, end_of, save_run
 from .recording import check_recorded, record
 from memnb.trainer.settings import (
     Plan,
@@ -37,6 +38,8 @@ from memnb.trainer.steps import (
     batches,
     check_finite,
     copied,
+    fill_buffers,
+    hidden_buffers,
     order,
     take_full_step,
     take_step,
@@ -92,6 +95,18 @@ def _advance(s: Training, plan: Plan, cast, good: dict | None, bar):
             bar.update()
 
 
+def _generators(good: dict, seed: int, device: torch.device) -> int | dict:
+    "Where random numbers go on from a stored state; a warning where they cannot."
+    rng = good["rng"]
+    if not isinstance(rng, dict) or ("cuda" in rng) == (device.type == "cuda"):
+        return rng
+    caution(
+        f"this run was begun on another kind of device than {device}: its random numbers, such as "
+        "those of dropout, are not those that would have come there"
+    )
+    return (seed + good["step"]) % 2**63
+
+
 def _loop(s: Training, plan: Plan, journal: Journal | None) -> Iterator[Training]:
     settings = plan.settings
     device = s.data.device
@@ -102,8 +117,10 @@ def _loop(s: Training, plan: Plan, journal: Journal | None) -> Iterator[Training
         s.recorder.moments, good = journal.read()
         if good:
             s.restore(good)
-            rng = good["rng"]
+            rng = _generators(good, settings.seed, device)
             if good["ended"]:
+                s.ended = True
+                yield s
                 return
     with progress_bar(
         progress=settings.progress, total=plan.last, initial=s.step, desc="train", unit="step"
@@ -112,7 +129,7 @@ def _loop(s: Training, plan: Plan, journal: Journal | None) -> Iterator[Training
             if s.step in plan.at and (good is None or s.step > good["step"]):
                 check_finite(s, good)
                 s.time = plan.at[s.step]
-                with seeded(rng, device) as rng:
+                with seeded(rng, device):  # what observers draw is no part of the training
                     _record(s, plan, good)
                 yield s
                 good = copied(s.state() | dict(rng=rng, ended=s.ended))
@@ -165,8 +182,8 @@ def train(
 ) -> Iterator[Training]:
     """Train on the observed labels, and yield the `Training` at each recorded time.
 
-    `TypeError` or `ValueError` for what cannot be used, before any work. `Diverged` when the loss
-    is not finite.
+    Of a finished run's journal that is its end alone. `TypeError` or `ValueError` for what cannot
+    be used, before any work. `Diverged` when the loss is not finite.
     """
     settings = Settings(
         epochs=epochs,
@@ -196,10 +213,19 @@ def train(
 
 # %% ../../nbs/trainer/06_training.ipynb #cell13
 def _keep(s: Training, run: Run, place: Path, known: dict):
-    "Save a finished run, with the network's parameters at its end."
+    "Save a finished run, with the network's parameters and buffers at its end."
     end = {k: v.detach().cpu().clone() for k, v in s.model.state_dict().items()}
-    run.checkpoints.setdefault(s.time, end)  # from which the network is read back
-    save_run(run, place, known)
+    recorded = run.checkpoints.setdefault(s.time, end)
+    same = all(torch.equal(v, recorded[k]) for k, v in end.items())  # no observer changed it since
+    hidden = {k: v.detach().cpu().clone() for k, v in hidden_buffers(s.model).items()}
+    save_run(run, place, known, None if same and not hidden else end | hidden)
+
+
+def _read_end(model: nn.Module, end: dict[str, Tensor]):
+    "Put the network where a finished run left it."
+    hidden = hidden_buffers(model)
+    model.load_state_dict({k: v for k, v in end.items() if k not in hidden})
+    fill_buffers(model, end)
 
 
 def fit(
@@ -225,7 +251,7 @@ def fit(
     if place:
         known, unknown = identity(s, plan.settings)
         if run := finished_run(place, known, unknown):
-            s.model.load_state_dict(run.checkpoints[max(run.checkpoints)])
+            _read_end(s.model, end_of(run, place))
             # of a process that was killed after it had saved the run
             Journal(journal_beside(place), known).remove()
             return run
@@ -265,15 +291,17 @@ def costs(
 ) -> tuple[float, float]:
     """Median seconds of a training step, and seconds of a recorded time with its observers.
 
-    They are measured on a copy of the network.
+    They are measured on a copy of the network. `ValueError` for what is set for that.
     """
+    mine = ("device", "each_step", "epochs", "journal", "lr", "times")
+    refuse_options(options, mine, "`costs` sets what it measures with itself")
     check_test(data, test)
     check_positive("batch", batch, "1 or more, or None for all examples")
     batch = min(batch or len(data), len(data))
     stamps = []
 
     def now(*_):
-        if data.x.is_cuda:
+        if data.device.type == "cuda":
             torch.cuda.synchronize()
         stamps.append(time.perf_counter())
 

@@ -334,8 +334,9 @@ def test_models_that_cannot_classify_the_data(act):
         (
             line(3, 8, flat=False),
             data,
-            "the model gives (2, 1, 8, 3) for 2 inputs; 3 classes need (2, 3): "
-            "Classifier(model, output=function) makes logits (n, K) of any answer",
+            "the model gives (2, 1, 8, 3) for 2 inputs, of torch.float32; logits are "
+            "floating-point numbers (2, K): Classifier(model, output=function) makes logits (n, K) "
+            "of any answer",
         ),
         (line(10), clusters(k=2), "the model gives (2, 10) for 2 inputs; 2 classes need (2, 2)"),
     ]
@@ -384,7 +385,7 @@ class Gives(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "what", [lambda z: (z, z[:, :1]), lambda z: dict(loss=z.mean(), logits=z), lambda z: [z]]
+    "what", [lambda z: (z, z.mean()), lambda z: dict(loss=z.mean(), logits=z), lambda z: [z]]
 )
 def test_logits_in_a_tuple_or_a_dictionary_are_found(what):
     data = clusters()

@@ -72,6 +72,18 @@ def test_what_is_no_finite_number(value, error):
         number("lr", value)
 
 
+@pytest.mark.parametrize("check", [number, whole])
+@pytest.mark.parametrize(
+    "value",
+    [True, np.True_, torch.tensor(True), np.array(True), "3", b"3", bytearray(b"3"), np.bytes_(3)]
+    + [3j, np.complex64(3), torch.tensor(3j)],
+    ids=repr,
+)
+def test_truth_values_texts_and_complex_numbers_are_no_numbers(check, value):
+    with pytest.raises(TypeError, match="n=.* must be a .*number"):
+        check("n", value)
+
+
 @pytest.mark.parametrize(
     "value, error",
     [
@@ -255,7 +267,11 @@ WRONG = {  # name -> network, data, what is said
         points,
         r"gives \(2, 1\) for 2 inputs; 10 classes need \(2, 10\)",
     ),
-    "classes": (lambda: Counts(*net_of()), points, r"gives \(2, 1\) for 2 inputs; 10 classes need"),
+    "classes": (
+        lambda: Counts(*net_of()),
+        points,
+        r"gives \(2, 1\) for 2 inputs, of torch.int64",
+    ),
     "NaN weights": (damaged, points, "parameter 2.weight holds NaN"),
     "NaN outputs": (lambda: Overflows(*net_of()), points, "outputs hold NaN or infinity"),
     "lazy": (

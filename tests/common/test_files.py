@@ -9,6 +9,8 @@ import os
 import random
 import re
 import shutil
+import stat
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -26,10 +28,12 @@ from tiny_tasks import notebook, quick
 from memnb.common.files import (
     Damaged,
     add,
+    alone_with,
     check_file,
     local_path,
     publish,
     seal,
+    set_aside,
     verify,
     write_checked,
     write_whole,
@@ -377,7 +381,7 @@ def outlives(disk: list) -> bool:
     last = [
         (i, inodes, name)
         for i, (what, inodes, name) in enumerate(disk)
-        if what == "rename" and not re.search(r"/\.[^/]+\.[a-z0-9_]{8}/", name)
+        if what == "rename" and not re.search(r"/\.[^/]+\.[a-z0-9_]{8,16}/", name)
     ]
     for i, inodes, name in last:
         before = set().union(*(known for what, known, _ in disk[:i] if what == "sync"))
@@ -507,6 +511,9 @@ def test_the_digests_are_those_of_sha256sum(tmp_path):
         3,
         b"x",
         "a\0b",
+        "a\nb",
+        "a\x85b",
+        "a\udcffb",
         [],
         "~nobody-of-that-name/x",
     ],
@@ -517,7 +524,113 @@ def test_what_is_no_place_here(place):
 
 
 @pytest.mark.parametrize(
-    "place", ["runs", "C:/runs", "a:b", "/tmp/s3:x", "s3", "./s3:/x", Path("a")]
+    "place",
+    ["runs", "C:/runs", "a:b", "/tmp/s3:x", "s3", "./s3:/x", Path("a")]
+    + ["写真\u3000夏", "Screenshot 1.23\u202fPM.png", "a\xa0b", "👩\u200d🔬"],
 )
 def test_what_is_a_place_here(place):
     assert local_path("out", place) == Path(place)
+
+
+# --- names, permissions and locks of the file system
+
+
+@pytest.mark.parametrize("name", ["a" * 240, "漢" * 80, "é" * 120])
+def test_long_names_of_any_letters(tmp_path, name):
+    write_whole(tmp_path / name, lambda f: f.write(b"1"))
+    publish(tmp_path / "r" / name, lambda part: (part / "a").write_text("2"))
+    assert (tmp_path / name).read_bytes() == b"1"
+    assert verify(tmp_path / "r" / name) == ["a"]
+    with pytest.warns(UserWarning, match="damaged"):
+        set_aside(tmp_path / name, "it is damaged")
+    assert not (tmp_path / name).exists()
+
+
+@pytest.fixture(params=[0o022, 0o077, 0o002], ids=oct)
+def umask(request):
+    was = os.umask(request.param)
+    yield request.param
+    os.umask(was)
+
+
+def mode(place: Path) -> int:
+    return stat.S_IMODE(place.stat().st_mode)
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path, umask):
+    (tmp_path / "plain").write_text("1")
+    (tmp_path / "folder").mkdir()
+    written = write_whole(tmp_path / "own", lambda f: f.write(b"1"))
+    publish(tmp_path / "r", lambda part: (part / "a").write_text("2"))
+    add(tmp_path / "r", {"b": lambda f: f.write(b"3")})
+    assert mode(written) == mode(tmp_path / "plain")
+    assert {mode(tmp_path / "r" / name) for name in ("a", "b")} == {mode(tmp_path / "plain")}
+    assert mode(tmp_path / "r") == mode(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("private", [0o600, 0o640, 0o444])
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path, private):
+    file = tmp_path / "own"
+    file.write_text("secret")
+    file.chmod(private)
+    during = []
+
+    def write(f):
+        during.append(stat.S_IMODE(os.fstat(f.fileno()).st_mode))
+        f.write(b"new")
+
+    write_whole(file, write)
+    assert during == [private]
+    assert mode(file) == private
+    assert file.read_text() == "new"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_write_that_fails_leaves_no_temporary_file(tmp_path, there):
+    def fails(f):
+        raise OSError(28, "No space left on device")
+
+    if there:
+        publish(tmp_path / "r", lambda part: (part / "a").write_text("1"))
+    before = sorted(os.listdir(tmp_path / "r")) if there else []
+    with pytest.raises(OSError, match="No space"):
+        add(tmp_path / "r", {"a": lambda f: f.write(b"2"), "b": lambda f: fails(f)})
+    assert sorted(os.listdir(tmp_path / "r")) == before
+
+
+def test_of_three_that_want_one_place_one_goes_at_a_time(tmp_path, monkeypatch):
+    "The second waits for a lock file that the first removes; the third comes after that."
+    fcntl = pytest.importorskip("fcntl")
+    lock = fcntl.flock
+    place = tmp_path / "lock"
+    waits = threading.Event()
+    inside = threading.Event()
+    together = []
+    within = []
+
+    def flock(fd, how):
+        if how == fcntl.LOCK_EX:
+            waits.set()
+        lock(fd, how)
+
+    def enter(name: str, until: threading.Event):
+        with alone_with(place):
+            within.append(name)
+            together.append(list(within))
+            inside.set()
+            until.wait(0.5)
+            within.remove(name)
+
+    never = threading.Event()
+    monkeypatch.setattr(fcntl, "flock", flock)
+    second = threading.Thread(target=enter, args=("second", never))
+    third = threading.Thread(target=enter, args=("third", never))
+    with alone_with(place):
+        second.start()
+        assert waits.wait(10)
+    assert inside.wait(10)
+    third.start()
+    second.join()
+    third.join()
+    assert together == [["second"], ["third"]]
+    assert not place.exists()

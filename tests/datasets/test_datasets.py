@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from memnb import datasets
 from memnb.common import checks
 from memnb.common.files import write_whole
+from memnb.datasets import label_noise
 from memnb.datasets import sources as arrays
 from memnb.datasets.inputs import in_memory
 from memnb.datasets.label_noise import NOISE, corrupt
@@ -124,6 +125,13 @@ def test_noise_invariants(kind, n, k, rho, seed):
         assert not once.is_noisy.any()
     if rho == 1 and kind != "redraw":
         assert once.is_noisy.all()
+
+
+def test_labels_by_a_matrix_are_those_of_one_draw(monkeypatch):
+    y = labelled().y
+    drawn = torch.multinomial(MATRIX[y], 1, generator=torch.Generator().manual_seed(7)).squeeze(1)
+    monkeypatch.setattr(label_noise, "_AT_ONCE", 4 * 999)
+    assert torch.equal(noisy("matrix", 7).y, drawn)
 
 
 @pytest.mark.parametrize("kind", NOISE)
@@ -326,6 +334,9 @@ def test_scales():
         (dict(name="minst"), "minst.*digits.*npz"),
         (dict(scale="log"), "log.*unit, symmetric, standard"),
         (dict(test_share=1), r"test_share=1.*\[0, 1\)"),
+        (dict(test_share=0.0002), r"test_share=0.0002 of 1797 examples leaves an empty part"),
+        (dict(test_share=0.9999), r"test_share=0.9999 of 1797 examples leaves an empty part"),
+        (dict(classes={8, 1}), "must be a list of source labels, in order"),
         (dict(name="mnist", test_share=0.5), "test_share=0.5.*only 0"),
     ],
 )
@@ -358,6 +369,45 @@ def test_keras_layout(tmp_path, shape):
     assert test.y.tolist() == [0, 1]
     assert torch.equal(train.x, torch.tensor(a["x_train"])[:, None] / 255)
     assert torch.equal(test.x, torch.tensor(a["x_test"])[:, None] / 255)
+
+
+def file_of(place: Path, x: np.ndarray) -> Path:
+    "A Keras-layout file of these inputs, the last two of which are the test set."
+    y = np.arange(len(x)) % 2
+    np.savez(place, x_train=x[:-2], y_train=y[:-2], x_test=x[-2:], y_test=y[-2:])
+    return place
+
+
+def test_pictures_whose_channels_come_first_stay_so_and_it_is_said(tmp_path):
+    x = np.random.default_rng(0).random((12, 3, 8, 6), dtype=np.float32)
+    file = file_of(tmp_path / "first.npz", x)
+    with pytest.warns(UserWarning, match=r"pictures \(3, 8, 6\) are read as \(channels, height"):
+        train, _ = load(file)
+    expected, _ = load(file_of(tmp_path / "last.npz", x.transpose(0, 2, 3, 1)))
+    assert torch.equal(train.x, expected.x)
+    assert datasets.source(file).shape == (3, 8, 6)
+
+
+@pytest.mark.parametrize("largest", [3e300, 3e38])
+def test_numbers_that_float32_cannot_hold_are_named(tmp_path, largest):
+    x = np.outer(np.linspace(-largest, largest, 6), np.ones(3))
+    with pytest.raises(ValueError, match=r"inputs reach 3e\+\d+; as float32 they must be below"):
+        load(file_of(tmp_path / "large.npz", x))
+
+
+def test_a_share_of_a_data_set_with_its_own_test_set_has_no_source():
+    with pytest.raises(ValueError, match=r"test_share=0.5: mnist has a test set of its own"):
+        datasets.source("mnist", test_share=0.5)
+
+
+def test_classes_become_their_places_in_the_order_given(tmp_path):
+    y = np.array([7, 300, 5, 7, 300, 5, 7, 300], dtype=np.uint64)
+    np.savez(
+        tmp_path / "a.npz", x_train=np.zeros((8, 2)), y_train=y, x_test=np.zeros((8, 2)), y_test=y
+    )
+    train, test = load(tmp_path / "a.npz", classes=[300, 5])
+    expected = [[300, 5].index(v) for v in y.tolist() if v != 7]
+    assert train.y.tolist() == test.y.tolist() == expected
 
 
 def test_channels_and_plain_features(tmp_path):

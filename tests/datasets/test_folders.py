@@ -139,6 +139,39 @@ def test_sixteen_bits_are_not_cut_off(tmp_path):
     assert torch.allclose(from_folder(tmp_path).x.batch()[0] * 255, torch.tensor([0.0, 100, 255]))
 
 
+def floats(folder: Path, values: list, kind=np.float32):
+    "One picture of these numbers in each of two classes, and an ordinary one."
+    for name in "ab":
+        (folder / name).mkdir(exist_ok=True)
+        Image.fromarray(np.array(values, dtype=kind)).save(folder / name / "x.tif")
+        Image.fromarray(np.array([[0, 0.5, 1]], dtype=np.float32)).save(folder / name / "y.tif")
+
+
+def test_pictures_of_floats_keep_their_brightness(tmp_path):
+    floats(tmp_path, [[0, 0.1, 0.2]])
+    x = from_folder(tmp_path).x.batch()
+    expected = torch.tensor([[0, 0.1, 0.2], [0, 0.5, 1]])
+    assert torch.allclose(x[:2, 0, 0], expected, atol=0.5 / 255)
+
+
+@pytest.mark.parametrize(
+    "values, kind, says",
+    [
+        ([[0, 10, 20]], np.float32, "mode F holds 0 to 20; it must lie in [0, 1]"),
+        ([[0, -0.5, 1]], np.float32, "mode F holds -0.5 to 1"),
+        ([[0, np.nan, 1]], np.float32, "mode F holds nan to nan"),
+        ([[0, 9, 70_000]], np.int32, "mode I holds 0 to 70000; it must lie in [0, 65535]"),
+        ([[0, 9, -1]], np.int32, "mode I holds -1 to 9"),
+    ],
+)
+def test_numbers_that_are_no_brightness_are_damage(tmp_path, values, kind, says):
+    floats(tmp_path, values, kind)
+    with pytest.raises(ValueError, match=r"2 of 4 files are damaged: a/x.tif .*" + re.escape(says)):
+        from_folder(tmp_path)
+    with pytest.warns(UserWarning, match="2 of 4 files are damaged"):
+        assert from_folder(tmp_path, skip_damaged=True).names.tolist() == ["a/y.tif", "b/y.tif"]
+
+
 def test_parts_carry_names(pets):
     data = from_folder(pets)
     large, small = data.split(0.4, seed=0)
@@ -204,6 +237,45 @@ def test_damaged_files_are_skipped_on_request_with_their_count(pets, memory):
     assert data.names.tolist() == [whole.names[i] for i in data.index.tolist()]
     assert torch.equal(data.x.batch(), whole.x[data.index].batch())
     assert data.y.tolist() == whole.y[data.index].tolist()
+
+
+@pytest.mark.parametrize("memory", [0, 1e9])
+@pytest.mark.filterwarnings("ignore:.*more than memory", "ignore:.*files are damaged")
+def test_a_class_of_damaged_files_alone_is_no_class(pets, memory):
+    whole = from_folder(pets)
+    for name in ("ant", "cow"):
+        (pets / name).mkdir()
+        (pets / name / "a.png").write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match="all pictures of 'ant', 'cow' are damaged: they are no"):
+        data = from_folder(pets, skip_damaged=True, memory=memory)
+    assert data.classes == whole.classes == ("cat", "dog")
+    assert data.names.tolist() == whole.names.tolist()
+    assert torch.equal(data.y, whole.y)
+    assert torch.equal(data.x.batch(), whole.x.batch())
+    named = from_folder(pets, classes=["ant", "cat", "cow", "dog"], skip_damaged=True)
+    assert named.n_classes == 4
+
+
+def test_one_class_of_whole_files_is_no_data_set(pets):
+    for file in (pets / "cat").rglob("*.*"):
+        file.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="all pictures of 'cat' are damaged; a network tells two"):
+        from_folder(pets, skip_damaged=True)
+
+
+@pytest.mark.parametrize("more", [dict(mean=(0.1, 0.2)), dict(mean=120, std=60), dict(std=0)])
+def test_scales_that_do_not_fit_are_refused_before_all_files_are_read(pets, monkeypatch, more):
+    read = []
+    decoded = folders._decoded
+
+    def counted(path, shape):
+        read.append(path)
+        return decoded(path, shape)
+
+    monkeypatch.setattr(folders, "_decoded", counted)
+    with pytest.raises(ValueError, match="mean|std"):
+        from_folder(pets, **more)
+    assert len(read) <= 1
 
 
 def test_files_that_are_all_damaged(pets):

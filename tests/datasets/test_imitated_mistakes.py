@@ -62,6 +62,20 @@ def test_mistakes_lie_where_a_classifier_doubts_and_are_what_it_believes(digits)
     assert given[noisy].mean() > 2 * other[noisy].mean()
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+def test_inputs_of_every_type_of_float_are_read(digits, kind):
+    wrong = imitate_mistakes(replace(digits, x=digits.x.to(kind).requires_grad_()), 0.2)
+    expected = imitate_mistakes(replace(digits, x=digits.x.to(kind).to(torch.float64)), 0.2)
+    assert (wrong.y == expected.y).float().mean() > 0.98
+
+
+def test_a_classifier_without_a_doubt_makes_mistakes_too():
+    zeros_and_ones = load("digits", classes=[0, 1], scale="symmetric", test_share=0)[0]
+    sure = replace(zeros_and_ones, x=1e4 * zeros_and_ones.x)
+    wrong = imitate_mistakes(sure, 0.5, inverse_penalty=1e6)
+    assert int(wrong.is_noisy.sum()) == round(0.5 * len(sure))
+
+
 @pytest.mark.parametrize(
     "changes, given, says",
     [

@@ -124,6 +124,18 @@ def test_what_is_no_choice(at):
             NoisyDataset(texts(), [0, 1] * 3).subset(at)
 
 
+MASK = np.array([0, 1, 1, 0, 0, 1], dtype=np.uint8)
+
+
+@pytest.mark.parametrize("mask", [MASK, torch.from_numpy(MASK)])
+def test_bytes_that_may_be_a_mask_are_no_choice(mask):
+    with pytest.raises(IndexError, match="as uint8 it may be a mask or numbers; make it bool or"):
+        texts()[mask]
+    with pytest.raises(ValueError, match="as uint8 it may be a mask"):
+        noisy(texts()).subset(mask)
+    assert len(texts()[mask[:3]]) == 3
+
+
 def test_what_is_no_tensor_says_how_it_becomes_one():
     x = in_memory(torch.ones(4, 2))
     with pytest.raises(TypeError, match=r"linear takes tensors.* x\[rows\]\.batch\(\)"):
@@ -170,6 +182,20 @@ def test_scaling_each_channel_against_torchvision():
     assert torch.allclose(Scaled(255, mean, std)(pixels), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "how, error",
+    [
+        (dict(std=1.0), TypeError),
+        (dict(mean=("a",)), TypeError),
+        (dict(mean=(torch.nan,)), ValueError),
+        (dict(std=(torch.inf,)), ValueError),
+    ],
+)
+def test_scales_that_are_no_numbers_for_each_channel(how, error):
+    with pytest.raises(error, match="must be a list of numbers|be a finite number"):
+        Scaled(**how)
+
+
 @pytest.mark.parametrize("how", [dict(peak=0), dict(std=(1.0, 0.0))])
 def test_scales_that_are_none(how):
     with pytest.raises(ValueError, match="must be above 0"):
@@ -195,6 +221,31 @@ def test_likeness():
     assert not alike(texts(), torch.zeros(2, 3))
     assert not alike(torch.zeros(2, 3), torch.zeros(2, 4))
     assert described(texts()) == "{ids: (4,) int64, mask: (4,) float32}"
+
+
+@pytest.mark.parametrize("shape, other", [((3,), (5,)), ((3, 8, 8), (3, 9, 9)), ((4, 2), (5, 2))])
+def test_inputs_in_memory_of_other_sizes_are_not_alike(shape, other):
+    a = torch.zeros(4, *shape)
+    b = torch.zeros(4, *other)
+    assert alike(in_memory(a), in_memory(a[:2]))
+    assert not alike(in_memory(a), in_memory(b))
+    assert not alike(in_memory((a, torch.zeros(4, 2))), in_memory((b, torch.zeros(4, 2))))
+
+
+def test_a_text_may_differ_in_length_but_not_in_what_stands_beside_it():
+    ids = torch.zeros(4, 7).long()
+    one = in_memory(dict(ids=ids, mask=ids.float(), numbers=torch.zeros(4, 2)))
+    longer = torch.zeros(4, 9).long()
+    assert alike(one, in_memory(dict(ids=longer, mask=longer.float(), numbers=torch.zeros(4, 2))))
+    assert not alike(one, in_memory(dict(ids=ids, mask=ids.float(), numbers=torch.zeros(4, 3))))
+
+
+def test_what_is_padded_batch_by_batch_may_differ_in_size():
+    def read(length):
+        return Inputs(lambda rows: torch.zeros(len(rows), length, 3), torch.arange(4), padded=True)
+
+    assert alike(read(5), read(8))
+    assert not alike(read(5), in_memory(torch.zeros(4, 5)))
 
 
 # --- in a data set
@@ -234,6 +285,29 @@ def test_the_digest_is_that_of_what_is_read():
     digest = noisy(texts()).digest
     assert noisy(texts()).digest == digest
     assert noisy(in_memory({"ids": changed, "mask": (ids % 2).float()})).digest != digest
+
+
+@pytest.mark.parametrize(
+    "kind, other",
+    [
+        (torch.int32, torch.float32),
+        (torch.float64, torch.int64),
+        (torch.float16, torch.bfloat16),
+        (torch.float16, torch.int16),
+    ],
+)
+def test_the_digest_tells_types_whose_bytes_are_the_same(kind, other):
+    zeros = torch.zeros(6, 4)
+    assert zeros.to(kind).nbytes == zeros.to(other).nbytes
+    assert noisy(zeros.to(kind)).digest != noisy(zeros.to(other)).digest
+    assert noisy(in_memory(zeros.to(kind))).digest == noisy(zeros.to(kind)).digest
+
+
+@pytest.mark.parametrize(
+    "kind, digest", [(torch.float32, "ad13d8726a68c49a"), (torch.int64, "9380b8b71c05be04")]
+)
+def test_digests_that_name_stored_runs_stay(kind, digest):
+    assert noisy(torch.arange(24).view(6, 4).to(kind)).digest == digest
 
 
 @pytest.mark.parametrize(

@@ -368,3 +368,9 @@ def test_tensors_that_are_no_labels(change):
 def test_lists_of_single_numbers():
     for one in (np.array, torch.tensor):
         assert coded([one(0), one(1), one(1)]).y.tolist() == [0, 1, 1]
+
+
+def test_a_label_that_is_a_whole_text_is_refused():
+    labels = ["a" * 1_000_000, "b"] * 25
+    with pytest.raises(ValueError, match="of 1,000,000 characters; a label has at most 1,000"):
+        coded(labels)

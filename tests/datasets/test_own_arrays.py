@@ -197,3 +197,8 @@ def test_pictures_without_channels_beside_other_inputs_are_named():
     x = dict(image=np.full((2, 8, 9), 255, dtype=np.uint8), ids=np.array([[1], [2]]))
     with pytest.warns(UserWarning, match=re.escape("bytes (8, 9) beside other inputs stay")):
         assert from_arrays(x, [0, 1]).x.batch()["image"].unique().tolist() == [255]
+
+
+def test_two_inputs_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="keys 1, '1', of which two are one word"):
+        from_arrays({1: np.ones((4, 2)), "1": np.zeros((4, 2))}, [0, 1, 0, 1])

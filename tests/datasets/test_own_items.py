@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import (
+    BatchSampler,
     ConcatDataset,
     DataLoader,
     Dataset,
@@ -25,10 +26,11 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from memnb.datasets import items
+from memnb.datasets.hugging_face import from_huggingface
 from memnb.datasets.inputs import Inputs
 from memnb.datasets.items import padded
 from memnb.datasets.own_arrays import from_arrays
-from memnb.datasets.own_items import from_huggingface, from_torch
+from memnb.datasets.own_items import from_torch
 
 pytestmark = pytest.mark.filterwarnings("ignore:bytes are divided by 255")
 X = torch.rand(6, 3)
@@ -128,6 +130,15 @@ def test_places_and_keys_can_be_given():
         ([{"text": "a", "label": 0}] * 2, {}, "the input of item 0 is 'a'"),
         ([{"text": "a", "id": "b", "label": 0}] * 2, {}, "'text', 'id', which are no numbers"),
         ([(X[0], 0)] * 2, {}, "all 2 labels are 0; a network tells two classes"),
+        ([{"a": X[0], "label": 0}] * 2, dict(input="label"), "input='label' holds the label"),
+        ([{"a": X[0], "label": 0}] * 2, dict(input=["a", "label"]), "holds the label, 'label'"),
+        ([(X[0], X[0], 0)] * 2, dict(input=[0, 2]), "input=[0, 2] holds the label, 2"),
+        ([(X[0], X[0], 0)] * 2, dict(input=-1), "input=-1 holds the label, -1"),
+        (texts(), dict(input=["input_ids", "labels"], collate_fn=padded), "holds the label"),
+        ([{"a": X[0], "label": 0}, {"a": X[0], "b": X[0], "label": 1}], {}, "item 1 'a', 'b'"),
+        ([{"a": X[0], "b": X[0], "label": 0}, {"a": X[0], "label": 1}], {}, "item 1 one tensor"),
+        ([(X[0], X[0], 0), (X[0], X[0], 1, 1)], {}, "item 0 has 2 parts, item 1 3 parts"),
+        ([{"a": None, "b": X[0], "label": 0}, {"a": X[0], "b": X[0], "label": 1}], {}, "item 0"),
         ([], {}, "the torch data set is empty"),
         ({"a": 1}, {}, "no items to be counted"),
         (iter([]), {}, "no items to be counted"),
@@ -193,6 +204,13 @@ def test_pictures_of_different_sizes_are_named_and_can_be_resized():
     assert from_torch(items, size=4).x.batch().shape == (4, 3, 4, 4)
 
 
+def test_a_picture_that_cannot_be_read_is_named():
+    deep = Image.fromarray(np.full((4, 4), 200, dtype=np.float32))
+    items = [(picture(9, (4, 4)), 0), (deep, 1)]
+    with pytest.raises(ValueError, match="input of item 1 cannot be read: a picture of mode F"):
+        from_torch(items)
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
     for i in range(8):
@@ -241,6 +259,79 @@ def test_a_loader_gives_its_data_set_in_order():
     with pytest.warns(UserWarning, match="the loader shuffles"):
         data = from_torch(loader)
     assert torch.equal(data.x, X)
+
+
+def test_items_that_a_loader_drops_are_taken_and_it_is_said():
+    with pytest.warns(UserWarning, match=r"drops 2 of 6 items \(drop_last\): they are taken too"):
+        data = from_torch(DataLoader(TensorDataset(X, Y), batch_size=4, drop_last=True))
+    assert torch.equal(data.x, X)
+
+
+ONE_BATCH = BatchSampler(SubsetRandomSampler([1, 2]), 2, drop_last=False)
+
+
+@pytest.mark.parametrize("batches", [[[1, 2], [3]], ONE_BATCH])
+def test_a_loaders_batches_are_left_out_and_it_is_said(batches):
+    with pytest.warns(UserWarning, match="the loader's batch_sampler is left out: each item once"):
+        data = from_torch(DataLoader(TensorDataset(X, Y), batch_sampler=batches))
+    assert torch.equal(data.x, X)
+
+
+@pytest.mark.parametrize(
+    "more, error, says",
+    [
+        (dict(n_classes=1), ValueError, "n_classes=1 must be 2 to"),
+        (dict(n_classes=-5), ValueError, "n_classes=-5 must be 2 to"),
+        (dict(n_classes=True), TypeError, "n_classes=True must be a whole number"),
+        (dict(n_classes="3"), TypeError, "n_classes='3' must be a whole number"),
+        (dict(classes=["a"]), ValueError, "must be two or more words"),
+        (dict(classes=["a", "b"], n_classes=3), ValueError, "2 classes for n_classes=3 outputs"),
+        (dict(clean=[0, 1]), ValueError, "there are 2 true labels for 6 items"),
+        (dict(names=["a"]), ValueError, "there are 1 names for 6 items"),
+        (dict(device="abacus"), ValueError, "abacus"),
+        (dict(size=0), ValueError, "size=0"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused_before_an_item_is_read(more, error, says):
+    counted = Counted(pairs())
+    with pytest.raises(error, match=re.escape(says)):
+        from_torch(counted, **more)
+    assert counted.reads == 0
+
+
+def test_a_number_that_is_none_is_not_blamed_on_augmentation():
+    broken = X.clone()
+    broken[0, 1] = float("nan")
+    with pytest.raises(ValueError, match="NaN or infinity, first in example 0"):
+        from_torch(TensorDataset(broken, Y))
+
+
+def test_an_item_that_loses_a_part_differs_from_reading_to_reading():
+    class Losing(Counted):
+        def __getitem__(self, i):
+            item = super().__getitem__(i)
+            return item if self.reads % 2 else {"x": item["x"], "label": item["label"]}
+
+    with pytest.raises(ValueError, match="item 0 differs from reading to reading"):
+        from_torch(Losing([{"x": x, "z": x, "label": y} for x, y in pairs()]))
+
+
+@pytest.mark.filterwarnings("ignore:.*more than")
+@pytest.mark.parametrize("memory", [0, 1e9])
+@pytest.mark.parametrize("shape", [(8, 6, 3), (8, 6), (3, 8, 6)])
+def test_pictures_of_bytes_are_read_as_those_of_arrays(memory, shape):
+    x = np.random.default_rng(0).integers(0, 256, (6, *shape), dtype=np.uint8)
+    expected = torch.from_numpy(
+        x if shape[0] == 3 else x.reshape(6, 8, 6, -1).transpose(0, 3, 1, 2)
+    )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        data = from_torch(list(zip(x, Y, strict=True)), memory=memory)
+    moved = [str(w.message) for w in said if "read as (channels, height, width)" in str(w.message)]
+    assert len(moved) == (shape[0] != 3)
+    assert torch.allclose(data.x.batch(), expected / 255)
+    with warnings.catch_warnings(action="ignore"):
+        assert data.digest == from_arrays(x, Y).digest
 
 
 def test_a_loader_without_batches():
@@ -322,12 +413,65 @@ def test_what_fits_is_read_once_and_the_rest_when_needed():
     assert late.digest == data.digest
 
 
-@pytest.mark.filterwarnings("ignore:.*more than memory")
-def test_labels_that_a_data_set_lists_are_not_read_from_items():
-    listing = Counted(pairs() * 200, targets=Y.repeat(200))
-    plain = Counted(pairs() * 200)
-    assert torch.equal(from_torch(listing, memory=0).y, from_torch(plain, memory=0).y)
-    assert listing.reads < 300 < 1200 < plain.reads
+@pytest.fixture
+def many(folder) -> ImageFolder:
+    "1,600 pictures, whose labels are listed."
+    pets = ImageFolder(folder, transforms.ToTensor())
+    pets.samples *= 200
+    pets.targets *= 200
+    return pets
+
+
+@pytest.mark.filterwarnings("ignore:.*more than")
+def test_labels_that_torchvision_lists_are_not_read_from_items(many):
+    opened = []
+    load = many.loader
+
+    def counted(path: str) -> Image.Image:
+        opened.append(path)
+        return load(path)
+
+    many.loader = counted
+    for listing in (many, Subset(many, range(1600)), ConcatDataset([many])):
+        opened.clear()
+        assert from_torch(listing, memory=0).y.tolist() == ([0] * 4 + [1] * 4) * 200
+        assert len(opened) < 300
+
+
+def of_a_subclass(pets: ImageFolder) -> Dataset:
+    class Wrong(ImageFolder):
+        def __getitem__(self, i):
+            x, y = super().__getitem__(i)
+            return x, 1 - y if i == 3 else y
+
+    pets.__class__ = Wrong
+    return pets
+
+
+def of_a_part(pets: ImageFolder) -> Dataset:
+    class Wrong(Subset):
+        def __getitem__(self, i):
+            x, y = super().__getitem__(i)
+            return x, 1 - y if i == 3 else y
+
+        def __getitems__(self, places):
+            return [self[i] for i in places]
+
+    return Wrong(pets, range(1600))
+
+
+def of_other_samples(pets: ImageFolder) -> Dataset:
+    pets.samples[3] = (pets.samples[3][0], 1)
+    return pets
+
+
+@pytest.mark.filterwarnings("ignore:.*more than")
+@pytest.mark.parametrize("wrong", [of_a_subclass, of_a_part, of_other_samples])
+def test_one_label_that_differs_from_those_listed_is_that_of_the_item(many, wrong):
+    wrapper = wrong(many)
+    data = from_torch(wrapper, memory=0, progress=False)
+    assert data.y.tolist() == [wrapper[i][1] for i in range(1600)]
+    assert data.y[3] == 1 != many.targets[3]
 
 
 def test_listed_labels_that_are_not_those_of_the_items_are_not_taken():
@@ -384,6 +528,21 @@ def test_one_column_goes_in_alone():
 def test_rows_that_cannot_be_read(rows, more, says):
     with pytest.raises(ValueError, match=re.escape(says)):
         from_huggingface(rows, **more)
+
+
+def test_a_column_whose_first_number_is_missing_is_no_text():
+    rows = [{"text": None, "a": None, "b": [1.0], "label": 0}]
+    rows += [{"text": "hi", "a": [0.5], "b": [2.0], "label": 1}] * 2
+    with (
+        pytest.warns(UserWarning, match="the network does not get text$"),
+        pytest.raises(ValueError, match="the input of item 0, 'a', is None; it must be a tensor"),
+    ):
+        from_huggingface(Rows(rows))
+
+
+def test_the_label_of_rows_is_no_input():
+    with pytest.raises(ValueError, match="inputs hold the label, 'label'"):
+        from_huggingface(mails(), inputs=["input_ids", "label"], collate_fn=padded)
 
 
 @pytest.mark.filterwarnings("ignore:.*more than memory")
@@ -492,6 +651,43 @@ def test_a_text_without_a_token_has_one_of_padding(empty):
     assert batch["attention_mask"].sum(1).tolist() == [len(v) for v in ids]
     alone = padded([dict(input_ids=[], label=0)])
     assert alone["input_ids"].tolist() == [[0]] == alone["attention_mask"].tolist()
+
+
+def test_ids_alone_are_filled_up_with_another_value():
+    long = {"input_ids": [5, 6, 7], "token_type_ids": [1, 1, 1], "attention_mask": [1, 1, 1]}
+    short = {"input_ids": [5], "token_type_ids": [1], "attention_mask": [1]}
+    batch = padded([long, short], value=9)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [5, 9, 9]]
+    assert batch["token_type_ids"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    by_key = padded([long, short], value={"token_type_ids": 3})
+    assert by_key["token_type_ids"].tolist() == [[1, 1, 1], [1, 3, 3]]
+    assert by_key["input_ids"].tolist() == [[5, 6, 7], [5, 0, 0]]
+
+
+def test_the_only_or_the_unnamed_ids_are_filled_up():
+    assert padded([{"ids": [1, 2], "y": 0}, {"ids": [3], "y": 1}], 9)["ids"].tolist()[1] == [3, 9]
+    assert padded([([1, 2], 0), ([3], 1)], 9)[0].tolist() == [[1, 2], [3, 9]]
+
+
+@pytest.mark.parametrize(
+    "items, value, says",
+    [
+        ([{"a": [1], "b": [2]}] * 2, 1, "'a', 'b' of different lengths: give value={key: ...}"),
+        ([{"a": [1]}] * 2, {"b": 1}, "value= has 'b'; items have 'a'"),
+        ([{"a": [1]}, {"a": [1], "b": [1]}], 0, "the same keys; they have 'a' or 'a', 'b'"),
+    ],
+)
+def test_items_that_cannot_be_filled_up(items, value, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        padded(items, value)
+
+
+@pytest.mark.parametrize("rows", [[[1, 2], [0.5]], [[0.5], [1, 2]], [[], [0.5], [1, 2]]])
+def test_no_number_is_rounded_to_the_type_of_the_first(rows):
+    batch = padded([(row, 0) for row in rows])[0]
+    for got, row in zip(batch.tolist(), rows, strict=True):
+        assert got[: len(row)] == row
 
 
 # --- the worker processes of a loader

@@ -14,6 +14,7 @@ import torch
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from memnb.audit import LabelAuditor, write_report
+from memnb.datasets.own_arrays import from_arrays
 from memnb.datasets.tables import from_table, short_number
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* columns? of numbers (is|are) standardised")
@@ -304,6 +305,7 @@ def test_classes_in_the_order_of_the_networks_outputs():
         (pd.DataFrame([[1, 2, "a"]], columns=["x", "x", "price"]), {}, "columns must differ; 'x'"),
         (np.zeros((3, 2)), {}, "table is ndarray (3, 2); it must be a frame of pandas or polars"),
         (flats(), dict(standardize="no"), "standardize='no' must be True or False"),
+        (flats(price=["01", "02"] * 30), dict(n_classes="3"), "n_classes='3' must be a whole"),
         (flats(), dict(like=3), "like=3 must be a data set that from_table gave"),
         ("nothing.csv", {}, "is not there"),
         (".", {}, "is a folder"),
@@ -319,6 +321,75 @@ def test_too_many_categories_are_refused_with_their_number():
     table = pl.DataFrame({"street": [f"{i // 6}" for i in range(720)], "y": ["a", "b"] * 360})
     with pytest.raises(ValueError, match=r"'street' has 120 categories, 120 of them in 5 rows"):
         from_table(table.cast(pl.String), label="y")
+
+
+def test_no_rare_category_is_dropped_where_none_can_be_joined():
+    words = pl.Series([f"w{i % 101:03}" for i in range(303)])
+    table = pl.DataFrame({"word": words, "y": ["a", "b"] * 151 + ["a"]})
+    data = from_table(table, label="y")
+    assert torch.equal(data.x.sum(1), torch.ones(303))
+    assert torch.equal(data.x.argmax(1), torch.arange(303) % 101)
+    more = table.with_columns(word=pl.Series([f"w{i % 150:03}" for i in range(303)]))
+    with pytest.raises(ValueError, match="'word' has 150 categories, 0 of them in 5 rows"):
+        from_table(more, label="y")
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["999", "1,234", "2,500", "5"], "'1,234', which is 1.234 with a decimal comma, or 1234"),
+        (["-1,000", "2,000", "", ""], "'-1,000', which is -1.000 with a decimal comma, or -1000"),
+        (["1,234,567", "2,500", "1", "2"], "'1,234,567', which is 1234567 with commas between"),
+    ],
+)
+def test_commas_that_may_stand_between_thousands_are_refused(tmp_path, words, says):
+    file = tmp_path / "t.csv"
+    rows = [f'"{word}",{i},{"ab"[i % 2]}' for i, word in enumerate(words)]
+    file.write_text("\n".join(["price,place,y", *rows]))
+    for table in (file, pd.read_csv(file)):
+        with pytest.raises(ValueError, match=re.escape(f"column 'price' holds {says}")):
+            from_table(table, label="y")
+        assert from_table(table, label="y", drop="price").columns.names == ("place",)
+
+
+@pytest.mark.parametrize("first, number", [("0,123", 0.123), ("1234,500", 1234.5), ("1,5", 1.5)])
+@pytest.mark.filterwarnings("ignore:columns .* have decimal commas")
+def test_commas_that_can_only_be_decimal_are_read(tmp_path, first, number):
+    file = tmp_path / "t.csv"
+    file.write_text(f'price,y\n"{first}",a\n"2,250",b\n')
+    data = from_table(file, label="y", standardize=False)
+    assert data.x[:, 0].tolist() == [pytest.approx(number), 2.25]
+
+
+def test_true_labels_in_another_order_of_rows_are_refused():
+    table = pd.DataFrame({"x": [1.0, 2, 3, 4], "y": [0, 1, 1, 1]}, index=list("abcd"))
+    clean = table["y"].iloc[::-1]
+    with pytest.raises(ValueError, match="another index.*row 0 is 'd' there, and 'a' here"):
+        from_table(table, label="y", clean=clean)
+    with pytest.raises(ValueError, match="another index"):
+        from_arrays(table[["x"]].to_numpy(), table["y"], clean)
+    assert torch.equal(
+        from_table(table, "y", clean.loc[table.index]).clean, from_table(table, "y").y
+    )
+    assert from_table(table, label="y", clean=clean.to_numpy()).clean.tolist() == [1, 1, 1, 0]
+
+
+def test_numbered_columns_of_pandas_are_named_by_their_numbers():
+    table = pd.DataFrame([[1.0, 5.0, 0, 0], [2, 6, 1, 1], [3, 8, 0, 1], [5, 9, 1, 1]])
+    data = from_table(table, label=2, clean=3, drop=[0])
+    assert data.columns.names == ("1",)
+    assert data.clean.tolist() == [0, 1, 1, 1]
+    assert from_table(table, label=2, drop=np.int64(0)).columns.names == ("1", "3")
+
+
+def test_a_column_of_labels_may_have_no_name():
+    data = from_table(pl.DataFrame({"a": [1.0, 2, 3], "": [1, 0, 1]}), label="")
+    assert data.y.tolist() == [1, 0, 1]
+
+
+def test_labels_of_a_decimal_type_are_whole_numbers():
+    labels = pl.Series(["1", "0", "1"]).cast(pl.Decimal(10, 2))
+    assert from_table(pl.DataFrame({"a": [1.0, 2, 3], "y": labels}), "y").y.tolist() == [1, 0, 1]
 
 
 def test_decimal_commas_are_read_and_said(tmp_path):

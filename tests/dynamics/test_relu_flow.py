@@ -18,6 +18,7 @@ from scipy.integrate import solve_ivp
 from torch import nn
 from torch.nn import functional as F
 
+from memnb.datasets.inputs import in_memory
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
 from memnb.datasets.noisy_datasets import NoisyDataset
@@ -288,6 +289,13 @@ def test_bad_requests():
         list(integrate(lambda t, y: y * math.nan, y, [1]))
 
 
+def test_what_is_no_field_and_what_is_no_state():
+    with pytest.raises(TypeError, match=r"y0=\[1.0\] a tensor"):
+        integrate(hardening, [1.0], [1])
+    with pytest.raises(TypeError, match="field=3 must be a function"):
+        integrate(3, torch.ones(1), [1])
+
+
 def test_consumer_may_stop_early():
     calls = []
     steps = integrate(lambda t, y: calls.append(t) or -y, torch.ones(1), [1, 1000])
@@ -346,6 +354,35 @@ def test_bfloat16_products_are_close():
 def test_other_networks_are_refused(model):
     with pytest.raises(ValueError, match="two-layer|two linear"):
         two_layer(model, digits())
+
+
+@pytest.mark.parametrize("bias", [0.0, 5.0])
+@pytest.mark.parametrize("std", [0.3, 1e-3])
+@pytest.mark.parametrize("act", [nn.GELU(), nn.Tanh(), nn.Identity(), nn.LeakyReLU(0.5)])
+def test_other_activations_are_refused_at_any_scale_of_the_weights(act, std, bias):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), act, nn.Linear(20, 1))
+    for p in model.parameters():
+        nn.init.normal_(p, 0, std)
+    nn.init.constant_(model[3].bias, bias)
+    with pytest.raises(ValueError, match="not those of its two linear layers"):
+        two_layer(model, digits())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("bias", [0.0, 5.0])
+@pytest.mark.parametrize("std", [0.3, 1e-3, 1e-8])
+def test_the_network_s_own_activation_is_taken_at_any_scale(std, bias, dtype):
+    model = TwoLayerReLU(64, 200, std).to(dtype)
+    nn.init.constant_(model.out.bias, bias)
+    assert two_layer(model, digits()).w.dtype == dtype
+
+
+def test_inputs_of_several_tensors_are_refused():
+    y = torch.tensor([0, 1, 0, 1])
+    data = NoisyDataset(in_memory((torch.zeros(4, 4), torch.zeros(4, 2))), y, y)
+    with pytest.raises(TypeError, match=r"the inputs are Inputs\(4 x .*must be a tensor"):
+        two_layer(TwoLayerReLU(4, 3), data)
 
 
 def test_any_network_of_that_form_is_taken():
@@ -509,6 +546,50 @@ def test_method_gd_is_the_loop_anybody_would_write():
     )
 
 
+def plain_network(first=True, second=True) -> nn.Sequential:
+    "Of two layers, with and without biases."
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 20, bias=first), nn.ReLU(), nn.Linear(20, 1, bias=second)
+    )
+
+
+def frozen(*names: str) -> nn.Sequential:
+    model = plain_network()
+    for name in names:
+        model.get_parameter(name).requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        plain_network(first=False),
+        plain_network(second=False),
+        plain_network(first=False, second=False),
+        frozen("1.weight"),
+        frozen("1.bias", "3.weight"),
+        frozen("1.weight", "1.bias", "3.bias"),
+    ],
+)
+def test_what_does_not_train_stays_and_the_rest_follows_plain_descent(model):
+    data = digits(200)
+    before = two_layer(model, data)
+    *_, (_, got) = flow(model, data, [1, 20])
+    *_, (_, right) = flow(model, data, [1, 20], "gd", lr=0.01)
+    assert (got.z - right.z).abs().max() < 0.02 * right.z.abs().max()
+    trained = right.state_dict()
+    still = [name for name, v in before.state_dict().items() if torch.equal(trained[name], v)]
+    assert 0 < len(still) < 4
+    for name in still:
+        torch.testing.assert_close(got.state_dict()[name], before.state_dict()[name])
+
+
+def test_a_frozen_network_does_not_flow():
+    with pytest.raises(ValueError, match="none of the network's parameters trains"):
+        flow(frozen("1.weight", "1.bias", "3.weight", "3.bias"), digits(), [1])
+
+
 def test_run_is_in_the_order_of_the_data_and_rebuilds_its_network():
     data = digits(60)
     seed = torch.random.get_rng_state()
@@ -591,6 +672,12 @@ def test_a_network_of_half_precision_flows_in_single(how):
     assert got.z.dtype == torch.float32
     assert (got.z - right).abs().max() < 0.02 * right.abs().max()
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_inputs_that_are_read_do_not_flow():
+    data = digits(20)
+    with pytest.raises(TypeError, match="a flow needs them as one tensor"):
+        flow(TwoLayerReLU(64, 4), replace(data, x=in_memory(data.x)), [1])
 
 
 def test_products_in_a_type_that_torch_does_not_multiply():

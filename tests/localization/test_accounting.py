@@ -667,3 +667,43 @@ def test_a_second_training_of_another_network():
     assert set(rows["layer"]) == {*members(nets[0])}
     with pytest.raises(ValueError, match="of 40 examples, the training of 39"):
         accounted(small(), points().subset(torch.arange(39)), 1, a)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_in_half_precision_are_summed_in_single(dtype):
+    "Against sums of the same gradients in float64."
+    data = points(dtype=torch.float32)
+    net = nn.Linear(6, 3).to(dtype)
+    accounting = Accounting(data)
+    sums = [torch.zeros_like(p, dtype=torch.float64) for p in net.parameters()]
+
+    def add(s):
+        for total, p in zip(sums, net.parameters(), strict=True):
+            total += p.grad
+
+    with pytest.warns(UserWarning, match="cast"):
+        run = fit(
+            net,
+            data,
+            50,
+            times=[50],
+            lr=1e-6,
+            batch=1,
+            backward=accounting.backward,
+            each_step=[add],
+            observe=[lambda s: [dict(sums=v.norm().item()) for v in accounting.total]],
+        )
+    got = run.rows["sums"].to_list()
+    torch.testing.assert_close(got, [v.norm().item() for v in sums], rtol=1e-5, atol=0)
+
+
+def test_parts_of_many_batches_in_half_precision():
+    data = points(n=2000, dtype=torch.float32)
+    single = nn.Linear(6, 3)
+    half = nn.Linear(6, 3).bfloat16()
+    half.load_state_dict(single.state_dict())
+    single.load_state_dict(half.state_dict())  # rounded weights
+    with pytest.warns(UserWarning, match="cast"):
+        got = account(half, data, batch=1)["norm"]
+    expected = account(single, data, batch=1)["norm"]
+    torch.testing.assert_close(got.to_list(), expected.to_list(), rtol=0.01, atol=1e-4)

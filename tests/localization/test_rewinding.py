@@ -1121,3 +1121,41 @@ def test_a_retrained_run_is_left_as_it_is(name):
     assert not first.requires_grad
     assert all(p.requires_grad for p in others)
     first.requires_grad_(True)
+
+
+class Restless(nn.Module):
+    "Dropout that is always on."
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(6, 32)
+        self.b = nn.Linear(32, 32)
+        self.c = nn.Linear(32, 3)
+
+    def forward(self, x):
+        h = F.dropout(self.a(x).relu(), 0.5, True)
+        h = F.dropout(self.b(h).relu(), 0.5, True)
+        return self.c(h)
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.filterwarnings("ignore:the network draws random numbers")
+def test_a_network_that_draws_says_the_same_each_time(convention):
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(50) % 3
+    x = torch.randn(50, 6, generator=g) + F.one_hot(y, 6)
+    data = corrupt(NoisyDataset(x, y, y, n_classes=3), 0.3, "wrong")
+    net = Restless()
+    run = fit(net, data, 2, times=[0, 1, 2], checkpoints=[0, 1, 2], lr=0.1, device="cpu")
+    before = torch.get_rng_state()
+
+    first = rewind(run, data, convention=convention, model=net, batch=20)
+    second = rewind(run, data, convention=convention, model=net, batch=20)
+    whole = rewind(run, data, convention=convention, model=net, batch=20, cache=False)
+
+    assert_frame_equal(first, second)
+    assert_frame_equal(first, whole)
+    last = first.filter(time=2.0).group_by("group").agg(pl.col("accuracy").n_unique())
+    assert set(last["accuracy"]) == {1}  # the intact network, whatever the layer
+    retrain(run, data, ["b"], 1, model=net)
+    assert torch.equal(before, torch.get_rng_state())

@@ -23,7 +23,7 @@ from torch import nn
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
 from memnb.datasets.noisy_datasets import NoisyDataset
-from memnb.localization.label_evidence import representation
+from memnb.localization.label_evidence import layer_opinions, representation
 from memnb.localization.retraining_scores import leave_out_memorization, second_split_forgetting
 from memnb.localization.scores import SCORES, detection, mislabel_scores, prediction_depth
 from memnb.localization.tied_dropout import TiedDropout
@@ -776,3 +776,59 @@ def test_parametrized_layers_are_part_of_the_representation():
         nn.utils.parametrizations.weight_norm(layer)
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     assert representation(normed, x) == representation(plain, x) == ["input", "2.input"]
+
+
+class Text(nn.Module):
+    "Token ids, whose distances say nothing."
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(50, 8)
+        self.hidden = nn.Linear(8, 16)
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.out(self.hidden(self.embedding(x).mean(1)).relu())
+
+
+def texts(n=60) -> NoisyDataset:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(50, (n, 7), generator=g)
+    return corrupt(NoisyDataset(x, x[:, 0] % 3, x[:, 0] % 3, n_classes=3), 0.1, "wrong")
+
+
+def test_the_depth_of_a_text_network_begins_behind_its_tokens():
+    data = texts()
+    net = Text()
+    run = fit(net, data, 5, lr=0.1, batch=16)
+    got = prediction_depth(net, data, k=5)
+    assert got.tolist() == depth_by_hand(net, data, ["embedding", "hidden", "out"], 5)
+    scores = mislabel_scores(run, data, net, k=5)
+    assert scores["prediction_depth"].to_list() == got.tolist()
+
+
+def test_token_ids_that_are_asked_for_are_left_out():
+    data = texts()
+    net = Text()
+    fit(net, data, 5, lr=0.1, batch=16)
+    with pytest.warns(UserWarning, match="'input' gives whole numbers"):
+        got = prediction_depth(net, data, ["input", "hidden", "out"], k=5)
+    assert torch.equal(got, prediction_depth(net, data, ["hidden", "out"], k=5))
+    with (
+        pytest.warns(UserWarning, match="whole numbers"),
+        pytest.raises(ValueError, match="none of them gives features"),
+    ):
+        prediction_depth(net, data, ["input"], k=5)
+
+
+@pytest.mark.parametrize(
+    "kinds, error, says",
+    [
+        (["score"], ValueError, "kind='score' is unknown; choose one of scores, evidence"),
+        (["scores", "all"], ValueError, "kind='all'"),
+        ("scores", TypeError, "kinds='scores' must be a list of names"),
+    ],
+)
+def test_unknown_kinds_of_opinions(kinds, error, says):
+    with pytest.raises(error, match=says):
+        layer_opinions(trained()[1], clusters(), kinds=kinds)

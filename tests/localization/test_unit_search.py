@@ -1051,3 +1051,57 @@ def test_single_precision():
         critical_units(trained("mlp").float(), data)["outcome"].to_list()
         == critical_units(trained("mlp"), digits())["outcome"].to_list()
     )
+
+
+class Shrinks(nn.Module):
+    "It changes its inputs, or a copy of them."
+
+    def __init__(self, in_place: bool):
+        super().__init__()
+        self.in_place = in_place
+        self.hidden = nn.Linear(6, 12)
+        self.act = nn.ReLU()
+        self.out = nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = x.mul_(0.9) if self.in_place else x * 0.9
+        return self.out(self.act(self.hidden(x)))
+
+
+@modes
+def test_a_network_that_changes_its_inputs_gets_their_noise(mode, recwarn):
+    plain, data = labelled(Shrinks(False), torch.randn(30, 6))
+    changing = Shrinks(True).double()
+    changing.load_state_dict(plain.state_dict())
+    before = data.x.clone()
+
+    got = critical_units(changing, data, range(10), mode)
+
+    assert_frame_equal(got, critical_units(plain, data, range(10), mode))
+    assert set(got["noise"]) == {"input"}
+    assert torch.equal(data.x, before)
+    assert not [w for w in recwarn if "whole numbers" in str(w.message)]
+
+
+def test_accuracy_afterwards_is_measured_in_passes(monkeypatch):
+    net = trained("mlp")
+    whole = critical_units(net, digits(), range(6), check=60, copies=2, mode="shared")
+    monkeypatch.setattr(unit_search, "_PASS", 16)
+    sizes = []
+    handle = net.register_forward_pre_hook(lambda m, args: sizes.append(len(args[0])))
+
+    masked = Masked(net, digits())
+    with masked.ready():
+        del sizes[:]
+        accuracy = masked.accuracy(masked.ones()[None], torch.arange(60), 16)
+
+    assert sizes == [16, 16, 16, 12]
+    with torch.no_grad():
+        hits = net.eval()(digits().x).argmax(1) == digits().y
+    assert accuracy == hits.double().mean().item()
+    del sizes[:]
+    pieces = critical_units(net, digits(), range(6), check=60, copies=2, mode="shared")
+    handle.remove()
+    assert sizes[:4] == [2, 2, 2, 60]  # trials of inputs and layers
+    assert max(sizes[4:]) == 16
+    assert_frame_equal(whole, pieces)

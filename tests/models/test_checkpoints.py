@@ -118,6 +118,17 @@ def test_a_truncated_file(tmp_path):
         read_weights(tmp_path / "w.pt")
 
 
+@pytest.mark.parametrize("of", [b"PK\x01\x02", b"PK\x05\x06"])
+def test_a_damaged_directory_of_a_file(tmp_path, of):
+    torch.save(small().state_dict(), tmp_path / "w.pt")
+    content = bytearray((tmp_path / "w.pt").read_bytes())
+    at = content.rfind(of)
+    content[at : at + 4] = b"XXXX"
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="is not a whole file of weights"):
+        read_weights(tmp_path / "w.pt")
+
+
 def test_weights_that_are_refused_leave_the_model_as_it_was(tmp_path):
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     before = {name: v.clone() for name, v in model.state_dict().items()}
@@ -164,6 +175,35 @@ def test_floats_of_another_precision_are_cast_and_said(tmp_path, dtype):
     with pytest.warns(UserWarning, match=f"6 tensors are cast from {dtype} to .* torch.float32"):
         load_weights(net, tmp_path / "w.pt")
     assert torch.equal(net[0].weight, stored["0.weight"].float())
+
+
+@pytest.mark.parametrize(
+    "name, value, says",
+    [
+        ("0.weight", float("nan"), "NaN or infinity in '0.weight'"),
+        ("0.bias", float("-inf"), "NaN or infinity in '0.bias'"),
+        ("1.running_mean", float("nan"), "NaN or infinity in '1.running_mean'"),
+        ("0.weight", 1e9, "'0.weight' that are too large for the model's torch.float16"),
+        ("1.running_var", 1e9, "'1.running_var' that are too large"),
+        ("1.num_batches_tracked", 0.5, "fractions in '1.num_batches_tracked'.*torch.int64"),
+    ],
+)
+def test_values_that_a_model_cannot_hold_are_refused(tmp_path, name, value, says):
+    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).half()
+    stored = {k: v.float() for k, v in net.state_dict().items()}
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    stored[name].view(-1)[0] = value
+    torch.save(stored, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=says):
+        load_weights(net, tmp_path / "w.pt")
+    assert all(torch.equal(net.state_dict()[k], v) for k, v in before.items())
+
+
+def test_a_mask_may_hold_infinity(tmp_path):
+    net = nn.Linear(2, 2)
+    net.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    torch.save(net.state_dict(), tmp_path / "w.pt")
+    assert load_weights(net, tmp_path / "w.pt").mask[0, 1] == -torch.inf
 
 
 def test_a_counter_that_is_a_float_is_taken_in_silence(tmp_path):

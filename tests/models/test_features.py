@@ -107,6 +107,34 @@ def test_kept_rows_are_near_the_given_ones(kind, offset, scale):
     kept.close()
 
 
+@pytest.mark.parametrize("outlier", [1e4, 1e6, 1e20])
+@pytest.mark.parametrize("kind", ["half", "file"])
+def test_a_huge_row_in_the_first_batch_leaves_the_others_precise(kind, outlier):
+    x = 10 + torch.randn(300, 7, generator=torch.Generator().manual_seed(0))
+    x[2] = outlier
+    kept = Features(x[:100], 300, kind)
+    kept.add(x)
+    error = (kept.rows(slice(0, 300)) - x).abs().amax(1) / x.abs().amax(1)
+    assert error.max() < 2**-11
+    kept.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_added_after_others_were_read(kind):
+    x = torch.arange(24.0).view(8, 3)
+    kept = Features(x[:2], 8, kind)
+    other = Features(x[:2], 8, kind)
+    for part in x.split(2):
+        kept.add(part)
+        torch.testing.assert_close(kept.rows(slice(0, 1)), x[:1])
+        other.restore(kept.part(slice(kept.end - 2, kept.end)))
+        torch.testing.assert_close(other.rows(slice(0, 1)), x[:1])
+    torch.testing.assert_close(kept.rows(slice(0, 8)), x)
+    torch.testing.assert_close(other.rows(slice(0, 8)), x)
+    kept.close()
+    other.close()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_precision_of_what_is_read(kind, dtype):

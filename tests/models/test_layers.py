@@ -552,3 +552,9 @@ def test_a_part_that_is_a_program_is_named():
     net = nn.Sequential(nn.Flatten(), programs()[0])
     with pytest.raises(TypeError, match="layer '1' was scripted or traced"):
         list(activations(net, torch.zeros(2, 4), ["0"]))
+
+
+def test_names_of_layers_may_come_one_after_the_other():
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    got = [list(values) for _, values in activations(net, torch.ones(6, 4), iter(["0"]), batch=2)]
+    assert got == [["0"]] * 3

@@ -74,8 +74,8 @@ def test_forward_against_a_loop():
 @pytest.mark.parametrize(
     "args, says",
     [
-        (dict(d=2, width=0), "width=0.*at least 1"),
-        (dict(d=0, width=3), "d=0.*at least 1"),
+        (dict(d=2, width=0), "width=0 must be 1 or more"),
+        (dict(d=0, width=3), "d=0 must be 1 or more"),
         (dict(d=2, width=-1), "width=-1"),
         (dict(d=2, width=3, std=0), "std=0.*above 0"),
         (dict(d=2, width=3, std=float("nan")), "std=nan.*above 0"),
@@ -130,6 +130,65 @@ def test_blocks_go_on_where_the_last_one_ended(seed, sizes):
     with seeded(seed):
         right = [torch.rand(n) for n in sizes]
     assert all(torch.equal(a, b) for a, b in zip(parts, right, strict=True))
+
+
+class TwoGPUs:
+    "torch.cuda of two GPUs, of which the second is the current one; generators on the CPU."
+
+    def __init__(self):
+        self.default_generators = (torch.Generator(), torch.Generator())
+
+    def current_device(self):
+        return 1
+
+    def _of(self, device):
+        at = torch.device(device).index
+        return self.default_generators[self.current_device() if at is None else at]
+
+    def get_rng_state(self, device="cuda"):
+        return self._of(device).get_state()
+
+    def set_rng_state(self, state, device="cuda"):
+        self._of(device).set_state(state)
+
+
+class OneChip:
+    "torch.mps."
+
+    def __init__(self):
+        self.chip = torch.Generator()
+        self.manual_seed = self.chip.manual_seed
+
+    def get_rng_state(self, device="mps"):
+        return self.chip.get_state()
+
+    def set_rng_state(self, state, device="mps"):
+        self.chip.set_state(state)
+
+
+@pytest.mark.parametrize("device, at", [("cuda", 1), ("cuda:0", 0), ("cuda:1", 1), ("mps", None)])
+def test_the_generator_of_the_device_is_the_one_that_is_seeded(monkeypatch, device, at):
+    gpus = TwoGPUs()
+    chip = OneChip()
+    monkeypatch.setattr(torch, "cuda", gpus)
+    monkeypatch.setattr(torch, "mps", chip)
+    monkeypatch.setattr(torch, "get_device_module", lambda d: getattr(torch, d.type))
+    own = chip.chip if at is None else gpus.default_generators[at]
+    others = [g for g in (*gpus.default_generators, chip.chip) if g is not own]
+    before = own.get_state()
+    untouched = [g.get_state() for g in others]
+
+    with seeded(5, device) as end:
+        drawn = torch.rand(3, generator=own)
+    with seeded(end, device):
+        more = torch.rand(3, generator=own)
+
+    assert torch.equal(
+        torch.cat([drawn, more]), torch.rand(6, generator=torch.Generator().manual_seed(5))
+    )
+    assert list(end) == ["cpu", torch.device(device).type]
+    assert torch.equal(own.get_state(), before)
+    assert all(torch.equal(g.get_state(), u) for g, u in zip(others, untouched, strict=True))
 
 
 def test_blocks_within_blocks():

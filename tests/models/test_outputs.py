@@ -59,16 +59,38 @@ def test_half_precision_comes_out_as_float32():
 @pytest.mark.parametrize(
     "out, error, says",
     [
-        ({"coarse": Z, "fine": Z}, ValueError, "coarse, fine.*output='coarse'"),
+        ({"coarse": Z, "fine": Z}, ValueError, "coarse.*fine.*output='coarse'"),
         ({"loss": LOSS}, TypeError, "with loss; it must give"),
         ("word", TypeError, "'word'"),
         (None, TypeError, "None"),
         ((LOSS, LOSS), TypeError, "tensor of logits"),
+        ((Z[:, :2], Z), ValueError, r"0 \(2, 2\), 1 \(2, 3\), and each.*output=0"),
+        ([Z, Z[:, 0]], ValueError, "each could be the logits"),
+        (dict(hidden=Z, out=Z[:, 0]), ValueError, r"hidden \(2, 3\), out \(2,\)"),
+        (Z.T, ValueError, r"\(3, 2\) for 2 inputs, of torch.float32.*\(2, K\)"),
+        (Z[0], ValueError, r"\(3,\) for 2 inputs"),
+        (Z[:, :, None, None], ValueError, "Classifier"),
+        (dict(logits=Z[:, None]), ValueError, r"\(2, 1, 3\)"),
+        (Z.argmax(1), ValueError, "torch.int64"),
+        (Z.long(), ValueError, "torch.int64"),
     ],
 )
 def test_where_there_are_none(out, error, says):
     with pytest.raises(error, match=says):
         logits_of(out, 2)
+
+
+def test_a_squeezed_example_is_not_mistaken_for_its_features():
+    features = torch.ones(1, 8)
+    with pytest.raises(ValueError, match="each could be the logits"):
+        logits_of((torch.zeros(3), features), 1)
+
+
+@pytest.mark.parametrize("output", [0, "logits", -1])
+def test_no_example_is_taken_for_a_part(output):
+    net = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match=r"names a part, and the model gives one tensor \(2, 2\)"):
+        answer(Classifier(net, output), Z)
 
 
 class Several(nn.Module):

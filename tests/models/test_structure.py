@@ -179,6 +179,14 @@ def test_put_back_the_root_from_its_own_state():
             lambda s: s.update({"fc1.bias": torch.zeros(1)}),
             r"fc1\.bias is \(8,\) in the model, \(1,\) in the state",
         ),
+        *(
+            (
+                lambda s, dtype=dtype: s.update({"fc1.bias": torch.ones(8, dtype=dtype)}),
+                rf"fc1\.bias is torch.float64 in the model, {dtype} in the state",
+            )
+            for dtype in (torch.int64, torch.complex64, torch.bool)
+        ),
+        (lambda s: s.update({"fc1.bias": [0.0] * 8}), r"fc1\.bias is \[0.0, .* must be a tensor"),
     ],
 )
 def test_a_refused_state_changes_nothing(change, says):
@@ -186,7 +194,7 @@ def test_a_refused_state_changes_nothing(change, says):
     stored = state(net)
     change(stored)
     after = state(moved(net))
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises((ValueError, TypeError), match=says):
         put_back(net, stored, "fc1")
     assert same(state(net), after)
 

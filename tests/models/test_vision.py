@@ -267,6 +267,7 @@ def vit_by_hand(p, x, *, patch, heads, depth, shifted=False, drop=lambda h: h) -
     shifted=st.booleans(),
 )
 def test_vit_against_functions(*, c, patch, rows, columns, heads, d, depth, shifted):
+    patch += shifted  # half a pixel is no shift
     shape = (c, rows * patch, columns * patch)
     how = dict(patch=patch, heads=heads, depth=depth, shifted=shifted)
     net = stirred(vit(shape, width=heads * d, hidden=5, dropout=0.3, n_classes=4, **how))
@@ -353,6 +354,7 @@ def test_the_class_token_and_the_places_are_the_roots():
         (vit, dict(shape=(3, 8, 10), patch=4), "patch=4 .* 8 x 10"),
         (vit, dict(shape=(3, 10, 8), patch=4), "patch=4 .* 10 x 8"),
         (vit, dict(patch=64), "patch=64"),
+        (vit, dict(patch=1, shifted=True), "patch=1 with shifted=True"),
         (vit, dict(width=10, heads=4), "width=10 is no multiple of heads=4"),
         (vit, dict(dropout=1.5), "1.5"),
         (vit, dict(dropout=-0.1), "-0.1"),

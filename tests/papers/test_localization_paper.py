@@ -402,15 +402,34 @@ def test_the_expected_time_counts_the_analyses(figure, epochs, looks):
 )
 def test_the_expected_time_counts_what_is_done_once(figure, epochs, looks, monkeypatch):
     seconds = []
-    monkeypatch.setattr(
-        runs, "memorization_scores", lambda data, epochs, progress: seconds.append(5 + 2 * epochs)
-    )
+
+    def scores(data, subsets, epochs, progress):
+        seconds.append(5 + 2 * epochs)
+
+    monkeypatch.setattr(runs, "memorization_scores", scores)
     monkeypatch.setattr(runs.time, "perf_counter", lambda: float(sum(seconds)))
     p = params(model="mlp", width=0.1, n=20, examples=10)
     p["figure"] = figure
     once = 5 + 2 * 40
     got = runs._of_analyses(p, prepare(p, 0)[0], 3, 10.0, 1.0)
     assert got == 10 * epochs + looks + once
+
+
+def test_the_time_of_many_networks_is_expected_from_a_few_and_some_examples(monkeypatch):
+    seconds = []
+
+    def scores(data, subsets, epochs, progress):
+        assert len(data) <= 4000
+        seconds.append(subsets * len(data) * (2 + epochs))
+
+    monkeypatch.setattr(runs, "memorization_scores", scores)
+    monkeypatch.setattr(runs.time, "perf_counter", lambda: float(sum(seconds)))
+    pictures = torch.zeros(1, 3, 32, 32).expand(50_000, -1, -1, -1)
+
+    got = runs._seconds_of_memorization(NoisyDataset(pictures, torch.arange(50_000) % 10))
+
+    assert got == pytest.approx(40 * 50_000 * (2 + 40))
+    assert sum(seconds) < got / 100
 
 
 @pytest.mark.parametrize("nothing", [None, {}])

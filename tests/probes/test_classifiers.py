@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.decomposition import PCA
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -1022,3 +1022,78 @@ def test_cross_validation_and_pipelines():
     np.testing.assert_array_equal(
         pipe.predict(x[300:]), VeLPIC().fit(scale(x[:300]), y[:300]).predict(scale(x[300:]))
     )
+
+
+# --- whether logistic regression converged
+
+
+def ill_scaled(scale=1000.0):
+    g = torch.Generator().manual_seed(5)
+    x = torch.randn(300, 20, generator=g) * scale
+    return x, torch.randint(4, (300,), generator=g)
+
+
+def test_line_searches_that_take_many_looks_do_not_end_the_fit():
+    "torch ends L-BFGS after 1.25 looks at the loss for each step, unless told otherwise."
+    x, y = ill_scaled()
+    with pytest.warns(ConvergenceWarning):
+        few = Logistic(C=10, max_iter=5).fit_shapes(ClassShapes(4).add(x, y).finish())
+    assert few.n_iter_ == 5
+    assert not few.converged_
+
+
+@pytest.mark.parametrize("scale, seed", [(0.1, 0), (1.0, 1), (10.0, 2)])
+def test_a_probe_that_says_it_converged_is_scikit_learns(scale, seed):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(300, 20, generator=g, dtype=DOUBLE) * scale
+    y = torch.randint(4, (300,), generator=g)
+    probe = Logistic(C=1.0, max_iter=500).fit(x, y)
+    theirs = LogisticRegression(C=1.0, tol=1e-10, max_iter=5000).fit(x.numpy(), y.numpy())
+    assert probe.converged_
+    shares = probe.scores(x).softmax(1)
+    np.testing.assert_allclose(shares.numpy(), theirs.predict_proba(x.numpy()), atol=2e-3)
+
+
+@pytest.mark.parametrize("warn", [True, False])
+def test_a_probe_that_did_not_converge_warns_in_any_case(warn):
+    x, y = ill_scaled(1.0)
+    shapes = ClassShapes(4).add(x, y).finish()
+    with pytest.warns(ConvergenceWarning, match="Logistic did not converge in 1 steps"):
+        Logistic(max_iter=1).fit_shapes(shapes, warn=warn)
+
+
+# --- labels that are no classes
+
+
+@every
+def test_fractions_are_no_classes(probe):
+    "As scikit-learn says of arrays."
+    x = torch.randn(120, 6, generator=torch.Generator().manual_seed(0))
+    y = torch.linspace(0, 1, 120)
+    with pytest.raises(ValueError, match="fractions"):
+        probe().fit(x, y)
+    with pytest.raises(ValueError, match="continuous"):
+        probe().fit(x.numpy(), y.numpy())
+
+
+def test_whole_numbers_in_a_float_tensor_are_classes():
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(20) % 2
+    assert MASC().fit(x, y.double()).classes_.tolist() == [0.0, 1.0]
+    assert torch.equal(MASC().fit(x, y.double()).predict(x).long(), MASC().fit(x, y).predict(x))
+
+
+@pytest.mark.parametrize("kind", ["<U1", "float64"])
+def test_numbered_classes_need_numbers(kind):
+    x = np.random.default_rng(0).normal(size=(20, 6))
+    y = (np.arange(20) % 2).astype(kind)
+    with pytest.raises(ValueError, match=r"with n_classes=2 they are integers in \[0, 1\]"):
+        MASC(n_classes=2).fit(x, y)
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "uint16", "uint64", "bool"])
+def test_numbered_classes_may_be_of_any_whole_type(kind):
+    x = np.random.default_rng(0).normal(size=(20, 6))
+    y = np.arange(20) % 2
+    got = MASC(n_classes=2).fit(x, y.astype(kind)).predict(x)
+    assert got.tolist() == MASC(n_classes=2).fit(x, y).predict(x).tolist()

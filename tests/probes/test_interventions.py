@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from states import same, state
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 from memnb.datasets.label_noise import corrupt
@@ -36,7 +37,7 @@ from memnb.probes.interventions import (
     transferred,
     transplant,
 )
-from memnb.trainer.training import fit
+from memnb.trainer.training import fit, train
 
 DEVICES = [
     "cpu",
@@ -497,12 +498,26 @@ def test_an_exchange_at_a_time_that_was_not_recorded():
     how = dict(lr=0.01, device="cpu")
     with pytest.raises(ValueError, match="time 1 was not recorded.*2 is the next"):
         fit(small(), data, 3, times=[0, 2, 3], observe=[transplant(1)], **how)
+    with pytest.raises(ValueError, match="time 1 was not recorded.*2 is the next"):
+        fit(small(), data, 3, times=[2, 3], observe=[transplant(1)], **how)
     # nothing was recorded before
     run = fit(small(), data, 3, times=[1, 3], checkpoints=[1, 3], observe=[transplant(1)], **how)
     assert torch.equal(
         run.prediction[0], run.at(1, small()).eval()(data.x).argmax(1).to(torch.int16)
     )
     assert not torch.equal(run.prediction[0], run.prediction[1])
+
+
+def test_an_exchange_that_was_made_before_the_training_was_resumed(tmp_path):
+    data = points()
+    start = small()
+    how = dict(times=[0, 1, 2, 3], lr=0.01, device="cpu")
+    for s in train(deepcopy(start), data, 3, journal=tmp_path, observe=[transplant(1)], **how):
+        if s.time == 3:
+            break
+    *_, s = train(deepcopy(start), data, 3, journal=tmp_path, observe=[transplant(1)], **how)
+    run = fit(deepcopy(start), data, 3, observe=[transplant(1)], **how)
+    assert torch.equal(s.recorder.run().loss, run.loss)
 
 
 def test_an_observer_that_is_told_the_head():
@@ -549,3 +564,32 @@ def test_heads_of_networks_in_half_precision(dtype, bias):
         answer = predict(transfer(half, data, layer, "logistic"), data.x)
         assert answer.dtype == torch.float32
         assert (answer.argmax(1) == expected.argmax(1)).double().mean() > 0.95
+
+
+def old_weight_norm(head: nn.Linear):
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(head)
+
+
+@pytest.mark.parametrize(
+    "compute, what",
+    [
+        (weight_norm, "weight"),
+        (lambda head: weight_norm(head, "bias", dim=None), "bias"),
+        (old_weight_norm, "weight"),
+        (lambda head: prune.l1_unstructured(head, "weight", 0.5), "weight"),
+    ],
+)
+def test_a_head_that_is_computed_is_refused_and_left_as_it_is(compute, what):
+    net = small()
+    compute(net.out)
+    before = state(net)
+    with pytest.raises(ValueError, match=f"the {what} of 'out' is computed from others"):
+        put_head(net, "out", nn.Linear(7, 3).double())
+    assert same(before, state(net))
+
+
+@pytest.mark.parametrize("groups, error", [(["tset"], ValueError), ("test", TypeError)])
+def test_unknown_groups_are_refused_before_any_training(groups, error):
+    with pytest.raises(error, match="group"):
+        transferred(groups=groups)

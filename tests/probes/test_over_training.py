@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import torch
 from polars.testing import assert_frame_equal
+from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 from torch.nn import functional as F
 
@@ -732,3 +733,31 @@ def test_arguments_that_do_not_fit(options, error, says):
     with pytest.raises(error, match=says):
         probe_model(net, **dict(data=data, test=test) | options)
     assert sum(seen) <= 8  # before any work
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda net, data, few: probe_model(net, data, None, None, few, ["clean"]),
+        lambda net, data, few: probe_answers(net, data, None, few),
+        lambda net, data, few: probe(
+            fit(net, data, 1, checkpoints=[0, 1]), data, few, model=net, groups=["clean"]
+        ),
+        lambda net, data, few: fit(
+            net, data, 1, times=[1], observe=[prober(None, few, groups=["clean"])]
+        ),
+    ],
+)
+def test_a_probe_that_did_not_converge_is_said(look):
+    data, _ = clusters()
+    with pytest.warns(ConvergenceWarning, match="did not converge in 1 steps"):
+        look(small(), data, {"few": Logistic(max_iter=1)})
+
+
+@pytest.mark.parametrize("groups", [["test"], ["test", "clean"], ["noisy", "test"]])
+def test_the_group_test_needs_a_test_set(groups):
+    data, _ = clusters()
+    with pytest.raises(ValueError, match="the group test needs a test set"):
+        probe_model(small(), data, None, groups=groups)
+    with pytest.raises(ValueError, match="the group test needs a test set"):
+        fit(small(), data, 1, observe=[prober(groups=groups)])

@@ -209,6 +209,31 @@ def test_accuracy():
     assert share[0] != share[1]
 
 
+def test_accuracy_of_what_was_not_logged():
+    rec = Recorder(noisy())
+    with pytest.raises(ValueError, match="nothing was recorded"):
+        rec.accuracy()
+    rec.at(0)
+    with pytest.raises(ValueError, match="30 of 30 training examples were not logged"):
+        rec.accuracy()
+    rec.log(noisy().index[:20], randn(20, 4))
+    with pytest.raises(ValueError, match="10 of 30 training examples were not logged"):
+        rec.accuracy()
+
+
+def test_the_time_of_a_row_is_the_present_one():
+    rec = recorded(noisy(), randn(30, 4), randn(30, 4))
+    rec.add([dict(time=99, a=1)])
+    rows = rec.run().rows
+    assert rows.columns == ["time", "a"]
+    assert rows["time"].to_list() == [1.0]
+
+
+def test_a_test_set_with_labels_beyond_the_classes():
+    with pytest.raises(ValueError, match="labels up to 5; the training set has 4 classes"):
+        Recorder(noisy(k=4), noisy(k=6))
+
+
 def test_rows_may_differ():
     rec = recorded(noisy(), randn(30, 4))
     rec.add([dict(a=1, b=torch.tensor(2.5)), dict(a=1.5, name="x")])
@@ -586,3 +611,8 @@ def test_logits_of_another_shape(shape):
 def test_times_are_finite():
     with pytest.raises(ValueError, match="time nan is not finite"):
         Recorder(noisy()).at(math.nan)
+
+
+def test_a_configuration_that_no_file_can_hold():
+    with pytest.raises(ValueError, match="config must hold JSON values"):
+        Recorder(noisy(), config=dict(a={1, 2}))

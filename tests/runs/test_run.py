@@ -237,6 +237,26 @@ def test_at_fills_a_network_of_ones_own():
         run.at(1)
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_at_has_the_precision_of_the_checkpoint(own):
+    args = dict(name="two_layer_relu", d=3, width=4)
+    trained = build(**args).double()
+    trained.hidden.weight.data += 1e-12
+    run, _ = a_run(config=dict(model=args), checkpoints={1.0: trained.state_dict()})
+    given = build(**args)
+    net = run.at(1, given) if own else run.at(1)
+    for name, v in net.state_dict().items():
+        assert torch.equal(v, trained.state_dict()[name])
+        assert v.dtype == torch.float64
+    assert given.hidden.weight.dtype == torch.float32
+
+
+def test_at_of_a_run_whose_config_names_its_network_in_words():
+    run, _ = a_run(config=dict(model="my mlp"))
+    with pytest.raises(ValueError, match="does not say how its network is built"):
+        run.at(0)
+
+
 def test_check():
     data = NoisyDataset(torch.zeros(2, 1), torch.tensor([0, 1]))
     a_run(digest=data.digest)[0].check(data)

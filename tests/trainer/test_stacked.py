@@ -3,6 +3,7 @@
 Networks that cannot be stacked are trained one by one, with a warning.
 """
 
+import json
 import math
 import re
 import warnings
@@ -18,7 +19,9 @@ from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn import functional as F
 
+from memnb.datasets.inputs import in_memory
 from memnb.datasets.noisy_datasets import NoisyDataset
+from memnb.localization.tied_dropout import StandardDropout, TiedDropout
 from memnb.models.networks import TwoLayerReLU
 from memnb.trainer import stacked
 from memnb.trainer import training as trainer
@@ -42,6 +45,10 @@ def noisy(seed=0, n=N, k=3, rho=0.2) -> NoisyDataset:
         clean,
         n_classes=k,
     )
+
+
+def reading(data: NoisyDataset) -> NoisyDataset:
+    return NoisyDataset(in_memory(data.x), data.y, data.clean)
 
 
 def net(seed=0, out=3, act=None, bias=True) -> nn.Sequential:
@@ -490,6 +497,16 @@ def flat(*rest):
     return nn.Sequential(nn.Flatten(), *rest)
 
 
+def doubled(module, args, out):
+    return 2 * out
+
+
+def hooked(change) -> nn.Sequential:
+    model = flat(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    change(model)
+    return model
+
+
 STRANGE = {  # name -> a network that cannot be stacked, and what is said
     "dropout": (lambda: flat(nn.Linear(6, 6), nn.Dropout(), nn.Linear(6, 3)), "they hold Dropout"),
     "batchnorm": (lambda: flat(nn.BatchNorm1d(6), nn.Linear(6, 3)), "they hold BatchNorm1d"),
@@ -503,6 +520,35 @@ STRANGE = {  # name -> a network that cannot be stacked, and what is said
     "tied": (tied, "share parameters"),
     "frozen": (frozen, "."),
     "late Flatten": (lambda: nn.Sequential(nn.Linear(3, 2), nn.Flatten(), nn.Linear(4, 3)), "."),
+    "hook": (lambda: hooked(lambda m: m[2].register_forward_hook(doubled)), "hooks are attached"),
+    "hook before": (
+        lambda: hooked(lambda m: m[1].register_forward_pre_hook(lambda m, x: (2 * x[0],))),
+        "hooks are attached",
+    ),
+    "hook of the whole": (
+        lambda: hooked(lambda m: m.register_forward_hook(doubled)),
+        "hooks are attached",
+    ),
+    "hook on a gradient": (
+        lambda: hooked(lambda m: m[1].weight.register_hook(lambda g: 2 * g)),
+        "hooks are attached",
+    ),
+    "backward hook": (
+        lambda: hooked(lambda m: m[3].register_full_backward_hook(lambda m, a, b: (2 * a[0],))),
+        "hooks are attached",
+    ),
+    "own forward": (
+        lambda: hooked(lambda m: setattr(m[2], "forward", torch.tanh)),
+        "hooks are attached",
+    ),
+    "dropout by a hook": (
+        lambda: hooked(lambda m: StandardDropout(m, ["1"], kept=0.5)),
+        "hooks are attached",
+    ),
+    "tied dropout by a hook": (
+        lambda: hooked(lambda m: TiedDropout(m, ["2"])),
+        "hooks are attached",
+    ),
 }
 
 
@@ -672,6 +718,9 @@ def test_wrong_numbers(make, bad, says):
         (dict(times=[1, 1]), "times must increase"),
         (dict(times=[]), "times must increase"),
         (dict(times=[1, 1.1]), "two of the times fall on one step"),
+        (dict(epochs=0.1), "epochs=0.1 is not one step: an epoch has 3"),
+        (dict(config=[{}, dict(a={1}), {}]), "must hold JSON values"),
+        (dict(data=[reading(noisy())] * 3), "their inputs are read as they are needed"),
         (dict(models=nets(out=4)), r"gives \(2, 4\)"),
         (dict(models=[net(), net(), net(out=4)]), "differ in their layers|gives"),
     ],
@@ -679,6 +728,107 @@ def test_wrong_numbers(make, bad, says):
 def test_refused_before_any_work(bad, says):
     with pytest.raises(ValueError, match=says):
         train_stacked(**dict(models=nets(), data=sets(), epochs=2, batch=BATCH) | bad)
+
+
+def own_memory(models) -> bool:
+    "Whether no parameter is a part of a stack."
+    parameters = [p for m in models for p in m.parameters()]
+    return all(
+        p.is_contiguous() and p.untyped_storage().nbytes() == p.numel() * p.element_size()
+        for p in parameters
+    )
+
+
+@pytest.mark.parametrize(
+    "bad, error", [(dict(bogus=1), TypeError), (dict(config=[dict(lr=5)] * 3), ValueError)]
+)
+def test_what_is_refused_leaves_the_networks_alone(bad, error):
+    models = nets()
+    with pytest.raises(error):
+        fit_stacked(models, sets(), 1, **bad)
+    assert own_memory(models)
+
+
+def test_a_training_that_is_never_begun_leaves_the_networks_alone():
+    models = nets()
+    going = train_stacked(models, sets(), 1)
+    assert own_memory(models)
+    del going
+    assert all(same(state(m), state(net(i))) for i, m in enumerate(models))
+
+
+# --- numbers of other kinds
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_inputs_are_cast_to_the_networks_precision(dtype):
+    "The data are in double precision."
+    test = sets(3, n=20)
+    how = dict(lr=0.05, batch=BATCH, clip=1.0)
+    runs = fit_stacked([net(i).to(dtype) for i in range(3)], sets(), 3, test, **how)
+    for i, run in enumerate(runs):
+        alone = fit(net(i).to(dtype), noisy(i), 3, test[i], **how)
+        rough = 0.1 if dtype == torch.bfloat16 else 1e-5
+        assert torch.allclose(run.loss, alone.loss, atol=rough)
+        assert torch.allclose(run.test_loss, alone.test_loss, atol=rough)
+
+
+def test_numbers_of_numpy_and_times_of_a_generator():
+    how = dict(
+        lr=[np.float32(0.25), 0.5, 0.5], seed=[np.int64(1), 2, 3], clip=np.float32(0.5),
+        momentum=np.float32(0.5), stop_at=np.float64(1),
+    )  # fmt: skip
+    runs = fit_stacked(
+        nets(), sets(), np.int64(2), times=(t for t in (0, 2)), batch=np.int64(BATCH), **how
+    )
+    plain = dict(
+        lr=[0.25, 0.5, 0.5], seed=[1, 2, 3], clip=0.5, momentum=0.5, stop_at=1.0, times=[0, 2]
+    )
+    right = fit_stacked(nets(), sets(), 2, batch=BATCH, **plain)
+    for run, other in zip(runs, right, strict=True):
+        assert run.config == json.loads(json.dumps(run.config)) == other.config
+        assert torch.equal(run.loss, other.loss)
+
+
+def test_times_of_a_generator_serve_networks_that_are_trained_one_by_one():
+    with pytest.warns(UserWarning, match="one by one"):
+        runs = fit_stacked(DROPOUT(), sets(), 2, times=(t for t in (0, 2)))
+    assert [run.time.tolist() for run in runs] == [[0, 2]] * 3
+
+
+def test_inputs_that_are_read_are_trained_on_one_by_one():
+    data = [reading(d) for d in sets()]
+    with pytest.warns(UserWarning, match="one by one: their inputs are read as they are needed"):
+        runs = fit_stacked(nets(), data, 2, batch=BATCH)
+    for i, run in enumerate(runs):
+        assert_alike(run, fit(net(i), noisy(i), 2, batch=BATCH))
+
+
+def test_one_whose_test_outputs_are_infinite_ends_alone():
+    "Its weights on an input that is 0 in the training set grow too large for single precision."
+
+    def padded(seed: int) -> NoisyDataset:
+        d = noisy(seed)
+        return NoisyDataset(torch.cat([d.x.flatten(1), torch.zeros(N, 1)], 1).float(), d.y, d.clean)
+
+    def large(d: NoisyDataset) -> NoisyDataset:
+        return NoisyDataset(torch.cat([d.x[:, :6], torch.full((N, 1), 3e38)], 1), d.y, d.clean)
+
+    def made(seed: int) -> nn.Sequential:
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(7, 3))
+        nn.init.zeros_(model[0].weight[:, 6:].data)
+        return model
+
+    def grow(s):
+        if s.data is data[1] and s.time == 1:
+            s.model[0].weight.data[:, 6] = 10.0
+
+    data = [padded(i) for i in range(3)]
+    test = [large(d) for d in data]
+    with pytest.warns(UserWarning, match="not finite .* its Run ends at time 1"):
+        runs = fit_stacked([made(i) for i in range(3)], data, 3, test, observe=[grow])
+    assert [run.time.tolist() for run in runs] == [[0, 1, 2, 3], [0, 1], [0, 1, 2, 3]]
 
 
 def test_at_the_end_each_network_has_parameters_of_its_own():

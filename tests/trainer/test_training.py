@@ -506,6 +506,7 @@ def test_expectations():
     assert expected_space(model, noisy(2), 0, 0, 0).startswith("expected: ")
     assert "120 MB of memory" in expected_space(model, noisy(2), 0, 0, 0)
     assert "48 MB of disk" in expected_space(model, noisy(2), 0, 0, 2)
+    assert "160 MB of memory" in expected_space(model, noisy(2), 10, 0, 0)  # 2**20 * 10 outputs
 
 
 # --- stepping into the loop

@@ -1,0 +1,282 @@
+"A training is the same whoever looks on, and goes on from all that it was."
+
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from states import same, state
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from memnb.datasets.inputs import in_memory
+from memnb.datasets.noisy_datasets import NoisyDataset
+from memnb.probes.interventions import transplant
+from memnb.runs.run import load_run
+from memnb.trainer import training as trainer
+from memnb.trainer.steps import Diverged
+
+fit = partial(trainer.fit, device="cpu", lr=0.1, batch=16)
+train = partial(trainer.train, device="cpu", lr=0.1, batch=16)
+
+
+def noisy(n=50, seed=0) -> NoisyDataset:
+    "A blob for each of three classes, and a fifth of the labels wrong."
+    clean = torch.arange(n) % 3
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 6, generator=g) + 2 * F.one_hot(clean, 6)
+    return NoisyDataset(x, torch.where(torch.arange(n) % 5 == 0, (clean + 1) % 3, clean), clean)
+
+
+def net(*between, seed=0) -> nn.Sequential:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), *between, nn.Linear(8, 3))
+
+
+class Centred(nn.Module):
+    "Takes away a running mean, in a buffer that a state dict leaves out."
+
+    def __init__(self):
+        super().__init__()
+        self.body = net()
+        self.register_buffer("mean", torch.zeros(6), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.mul_(0.9).add_(0.1 * x.detach().mean(0))
+        return self.body(x - self.mean)
+
+
+def stopped(folder, at: float, model: nn.Module, **how):
+    "Train up to the recorded time before `at`, as of a process that was killed there."
+    for s in train(model, noisy(), 6, journal=folder, **how):
+        if s.time == at:
+            return
+
+
+def test_a_buffer_that_no_state_dict_holds_goes_on(tmp_path):
+    right = Centred()
+    run = fit(right, noisy(), 6)
+    stopped(tmp_path / "journal", 4, Centred())
+    model = Centred()
+    *_, s = train(model, noisy(), 6, journal=tmp_path / "journal")
+    assert torch.equal(s.recorder.run().loss, run.loss)
+    assert torch.equal(model.mean, right.mean)
+
+
+def test_a_buffer_that_no_state_dict_holds_is_put_back():
+    means = []
+    model = Centred()
+
+    def look(s):
+        means.append(s.model.mean.clone())
+
+    with pytest.raises(Diverged):
+        fit(model, noisy(), 6, lr=1e30, times=[0, 6], observe=[look])
+    assert torch.equal(model.mean, means[-1])
+
+
+def test_a_buffer_that_no_state_dict_holds_is_read_from_a_folder(tmp_path):
+    first = Centred()
+    fit(first, noisy(), 2, folder=tmp_path / "run")
+    second = Centred()
+    run = fit(second, noisy(), 2, folder=tmp_path / "run")
+    assert first.mean.any()
+    assert torch.equal(first.mean, second.mean)
+    assert same(state(first), state(second))
+    assert same(run.at(2, Centred()).state_dict(), state(first))
+
+
+def test_an_observer_that_draws_changes_nothing():
+    drawn = []
+
+    def look(s):
+        drawn.append(torch.rand(1).item())
+
+    looked_at = fit(net(nn.Dropout(0.5)), noisy(), 3, observe=[look])
+    alone = fit(net(nn.Dropout(0.5)), noisy(), 3)
+    assert torch.equal(looked_at.loss, alone.loss)
+    assert len(set(drawn)) == 4
+
+
+def test_the_network_of_a_folder_is_the_one_at_the_end(tmp_path):
+    first = net()
+    run = fit(first, noisy(), 2, folder=tmp_path / "run", observe=[transplant(2)])
+    second = net()
+    again = fit(second, noisy(), 2, folder=tmp_path / "run", observe=[transplant(2)])
+    plain = net()
+    fit(plain, noisy(), 2)
+    assert same(state(first), state(second))
+    assert not same(state(first), state(plain))
+    for stored in (
+        run,
+        again,
+        load_run(tmp_path / "run"),
+    ):  # what was recorded, as without a folder
+        assert same(stored.checkpoints[2], state(plain))
+
+
+def test_a_configuration_may_use_the_names_of_an_identity(tmp_path):
+    words = ("config", "data", "frozen", "start", "trained", "unknown")
+    config = {word: 5 for word in words}
+    run = fit(net(), noisy(), 1, folder=tmp_path / "run", config=config)
+    again = fit(net(), noisy(), 1, folder=tmp_path / "run", config=config)
+    assert again.config == run.config
+    assert again.config.items() >= config.items()
+    for word in words:
+        with pytest.raises(ValueError, match="holds another run: it differs in config"):
+            fit(net(), noisy(), 1, folder=tmp_path / "run", config=config | {word: 6})
+
+
+def test_a_finished_journal_gives_its_end(tmp_path):
+    times = [s.time for s in train(net(), noisy(), 3, journal=tmp_path / "journal")]
+    model = net()
+    *others, s = train(model, noisy(), 3, journal=tmp_path / "journal")
+    right = net()
+    run = fit(right, noisy(), 3)
+    assert not others
+    assert s.time == times[-1]
+    assert s.ended
+    assert torch.equal(s.recorder.run().loss, run.loss)
+    assert same(state(model), state(right))
+
+
+def test_a_journal_of_another_kind_of_device_is_said(tmp_path, monkeypatch):
+    "As if it came from a GPU, whose generator this machine does not have."
+    journal = tmp_path / "journal"
+    with monkeypatch.context() as m:
+        read = trainer.seeded
+
+        def with_a_gpu(seed, device):
+            seed = {k: v for k, v in seed.items() if k == "cpu"} if type(seed) is dict else seed
+            return _adding(read(seed, device), "cuda")
+
+        m.setattr(trainer, "seeded", with_a_gpu)
+        stopped(journal, 4, net(nn.Dropout(0.5)))
+    with pytest.warns(UserWarning, match="begun on another kind of device than cpu"):
+        *_, s = train(net(nn.Dropout(0.5)), noisy(), 6, journal=journal)
+    assert s.time == 6
+
+
+class _adding:
+    "The states that a context yields, with one more."
+
+    def __init__(self, context, name: str):
+        self.context = context
+        self.name = name
+
+    def __enter__(self):
+        self.end = self.context.__enter__()
+        return self.end
+
+    def __exit__(self, *why):
+        self.context.__exit__(*why)
+        self.end[self.name] = self.end["cpu"].clone()
+
+
+def test_rows_with_numbers_of_numpy_and_torch_go_on(tmp_path):
+    def look(s):
+        return [
+            dict(
+                many=[np.float64(1.5), torch.tensor(2.0)],
+                array=np.arange(2),
+                one=s.model[0].bias[0],
+            )
+        ]
+
+    how = dict(observe=[look])
+    stopped(tmp_path / "journal", 4, net(), **how)
+    times = [s.time for s in train(net(), noisy(), 6, journal=tmp_path / "journal", **how)]
+    run = fit(net(), noisy(), 6, **how)
+    assert times == [4, 5, 6]
+    assert run.rows["many"].to_list() == [[1.5, 2.0]] * 7
+    assert run.rows["array"].to_list() == [[0, 1]] * 7
+
+
+@pytest.mark.parametrize(
+    "how, plain",
+    [
+        (dict(seed=np.int64(3)), dict(seed=3)),
+        (dict(batch=np.int64(10)), dict(batch=10)),
+        (dict(batch=10.0), dict(batch=10)),
+        (dict(lr=np.float32(0.25)), dict(lr=0.25)),
+        (dict(lr=torch.tensor(0.25)), dict(lr=0.25)),
+        (dict(momentum=np.float32(0.5)), dict(momentum=0.5)),
+        (
+            dict(optimizer="adam", betas=(np.float32(0.5), np.float64(0.75))),
+            dict(optimizer="adam", betas=(0.5, 0.75)),
+        ),
+        (dict(epochs=np.int64(2)), dict(epochs=2)),
+        (dict(clip=np.float32(0.5), stop_at=np.float64(0.5)), dict(clip=0.5, stop_at=0.5)),
+    ],
+)
+def test_numbers_of_numpy_are_numbers(tmp_path, how, plain):
+    first = fit(net(), noisy(), folder=tmp_path / "run", **dict(epochs=2) | plain)
+    again = fit(net(), noisy(), folder=tmp_path / "run", **dict(epochs=2) | how)
+    alone = fit(net(), noisy(), **dict(epochs=2) | how)
+    assert first.config == again.config == alone.config
+    assert torch.equal(first.loss, alone.loss)
+
+
+class Stepped:
+    "A schedule that can only step."
+
+    def step(self):
+        pass
+
+
+class Noted(nn.Module):
+    "Keeps a text with its state."
+
+    def __init__(self):
+        super().__init__()
+        self.body = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+    def get_extra_state(self):
+        return "a text"
+
+    def set_extra_state(self, text):
+        pass
+
+
+def with_lbfgs() -> dict:
+    model = net()
+    return dict(model=model, optimizer=torch.optim.LBFGS(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    "how, says",
+    [
+        (dict(autocast=torch.float64), "must be a torch.dtype, bfloat16 or float16"),
+        (dict(autocast=torch.int32), "must be a torch.dtype, bfloat16 or float16"),
+        (dict(schedule=Stepped()), "which has step, state_dict, load_state_dict"),
+        (with_lbfgs(), "LBFGS evaluates the loss again within its step"),
+        (dict(model=Noted()), "state dict holds _extra_state, 'a text'"),
+        (dict(epochs=0.1, batch=None), "epochs=0.1 is not one step: an epoch has 1"),
+        (dict(epochs=0.1, batch=None, times=[0]), "epochs=0.1 is not one step"),
+        (dict(epochs=1.2, batch=None), r"an epoch has 1 steps \(1 and 1.2\)"),
+    ],
+)
+def test_refused_at_once(how, says):
+    how = dict(model=net(), data=noisy(), epochs=1) | how
+    before = state(copy.deepcopy(how["model"])) if not isinstance(how["model"], Noted) else {}
+    with pytest.raises((TypeError, ValueError), match=says):
+        next(train(**how))
+    assert not before or same(state(how["model"]), before)
+
+
+@pytest.mark.parametrize("name", ["lr", "times", "device", "each_step"])
+def test_what_costs_sets_itself_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name}: `costs` sets what it measures with itself"):
+        trainer.costs(net(), noisy(), **{name: [1]})
+
+
+def test_costs_of_inputs_that_are_read():
+    data = noisy()
+    read = NoisyDataset(in_memory(data.x), data.y, data.clean)
+    assert min(trainer.costs(net(), read, batch=16)) > 0
