@@ -1847,7 +1847,7 @@ class Wrapped(nn.Module):
 def test_remedies_of_a_network_that_is_one_part():
     assert (
         "as it is"
-        in remedies(Wrapped(), *small(), make=Wrapped, epochs=0.5, suspects=0)["remedy"].to_list()
+        in remedies(Wrapped(), *small(), make=Wrapped, epochs=1, suspects=0)["remedy"].to_list()
     )
 
 
