@@ -392,7 +392,7 @@ def test_weights_that_are_no_use_leave_nothing_behind(tmp_path):
     torch.save(broken, tmp_path / "w.pt")
     how = ["--model", "mlp", "--weights", tmp_path / "w.pt", "--out", tmp_path / "r"]
     done = run(source, *how)
-    assert "the parameter fc1.0.weight holds NaN or infinity" in done.output
+    assert "holds NaN or infinity in 'fc1.0.weight'" in done.output
     assert {place.name for place in tmp_path.iterdir()} == {"colors", "w.pt"}
 
 
