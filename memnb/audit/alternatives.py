@@ -18,10 +18,18 @@ from torch import Tensor, nn
 
 from .cleaning import cleaned, decide
 from .noise_rate import Noise, estimate_noise
-from .repairs import accuracy_of, check_held, cross_fitted, possible, unbiased_hits
+from memnb.audit.repairs import (
+    accuracy_of,
+    alike_data,
+    check_held,
+    cross_fitted,
+    network_hits,
+    possible,
+    unbiased_hits,
+)
 from .reviews import prior_chance
 from .suspicion import audit, check_model
-from ..common.checks import shown
+from ..common.checks import refuse_options, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
 from ..localization.tied_dropout import TiedDropout
 from ..localization.unit_masks import Masked, unit_layers
@@ -31,6 +39,7 @@ from ..models.layers import edit, linear_layers
 from ..probes.interventions import find_head, transfer
 from ..probes.over_training import default_layers
 from ..runs.run import Run
+from ..trainer.settings import prepare, settings_of
 from ..trainer.training import fit
 
 # %% ../../nbs/audit/04_alternatives.ipynb #cell05
@@ -47,6 +56,15 @@ def _generalized(s, losses: Tensor, q: float):
     ((1 - (-q * losses).exp()) / q).mean().backward()
 
 # %% ../../nbs/audit/04_alternatives.ipynb #cell07
+def _check_size(s, what: str, values: Tensor):
+    "`ValueError` unless there is a value for each example of the training `s`."
+    if len(values) != len(s.data):
+        raise ValueError(
+            f"there are {len(values)} {what} for {len(s.data)} training examples; there must be "
+            "one for each"
+        )
+
+
 def early_learning_regularization(
     data: NoisyDataset,  # the training set
     weight: float = 3.0,  # lambda, 0 or more
@@ -70,14 +88,17 @@ def early_learning_regularization(
 
 
 def _early_learning(s, losses: Tensor, targets: Tensor, weight: float, momentum: float):
+    _check_size(s, "targets", targets)
+    rows = s.batch.to(targets.device)
     logits = s.logits
     if logits.shape[1] == 1:  # of two classes
         logits = torch.cat([torch.zeros_like(logits), logits], 1)
     logits = logits.float()
     p = logits.softmax(1).clamp(1e-4, 1 - 1e-4)
     now = p.detach() / p.detach().sum(1, keepdim=True)
-    targets[s.batch] = momentum * targets[s.batch] + (1 - momentum) * now
-    (losses.mean() + weight * (1 - (targets[s.batch] * p).sum(1)).log().mean()).backward()
+    targets[rows] = momentum * targets[rows] + (1 - momentum) * now.to(targets)
+    learnt = targets[rows].to(p.device)
+    (losses.mean() + weight * (1 - (learnt * p).sum(1)).log().mean()).backward()
 
 # %% ../../nbs/audit/04_alternatives.ipynb #wl1
 def right_chance(
@@ -97,7 +118,7 @@ def weighted_loss(
     """For `fit(backward=...)`: the cross-entropy, in which each example counts by its weight.
 
     Weights are divided by their mean, so that equal ones change nothing. `ValueError` for weights
-    below 0, or all 0.
+    below 0, or all 0, and at the first step for fewer or more weights than examples.
     """
     weights = torch.as_tensor(weights)
     fits = weights.ndim == 1 and weights.isfinite().all() and (weights >= 0).all()
@@ -107,7 +128,8 @@ def weighted_loss(
 
 
 def _weighted(s, losses: Tensor, weights: Tensor):
-    (weights[s.batch].to(losses) * losses).mean().backward()
+    _check_size(s, "weights", weights)
+    (weights.to(losses)[s.batch] * losses).mean().backward()
 
 # %% ../../nbs/audit/04_alternatives.ipynb #cell10
 class Silenced(nn.Module):
@@ -194,22 +216,13 @@ def _retrained(
     return partial(predict, net)
 
 # %% ../../nbs/audit/04_alternatives.ipynb #cell15
-_TRAINED = (
-    "trained on cleaned labels",
-    "trained on weighted labels",
-    "tied dropout, memory dropped",
-    "generalized cross-entropy",
-    "early-learning regularization",
-)
-
-
 def _row(
     remedy: str,
     nets: list[Callable],  # inputs -> logits, of which one half of `held` chooses
     held: NoisyDataset,
     noise: Noise,
     test: NoisyDataset | None,
-    epochs: float,
+    epochs: float,  # of new training
 ) -> dict:
     with examples(None):
         predictions = [predicted(net(held.x)) for net in nets]
@@ -218,9 +231,8 @@ def _row(
         row = dict(remedy=remedy, accuracy=accuracy, low=low, high=high)
         if test is not None:
             best = nets[hits.mean(1).argmax()]
-            prediction = predicted(best(test.x.to(held.device))).cpu()
-            row["test"] = (prediction == test.y.cpu()).double().mean().item()
-    return row | dict(epochs=float(epochs) if remedy in _TRAINED else 0.0)
+            row["test"] = (predicted(best(test.x)) == test.y).double().mean().item()
+    return row | dict(epochs=epochs)
 
 # %% ../../nbs/audit/04_alternatives.ipynb #cell16
 def remedies(
@@ -241,15 +253,19 @@ def remedies(
 
     `accuracy` on true labels is estimated from the held-out ones, with a 90% interval; `test` is
     the accuracy on the test set, where there is one, and `epochs` those of new training. A remedy
-    that a network has no place for is left out. `ValueError` as of `repair`.
+    that a network has no place for is left out. `TypeError` or `ValueError` as of `repair`, for a
+    test set of another kind, and for options that `fit` does not take, before any training.
     """
     data = check_model(model, data)
-    if suspects < 0:
-        raise ValueError(f"suspects={suspects} must be 0 or more")
+    suspects = whole("suspects", suspects, 0)
     if run is not None:
         run.check(data)
     held = check_held(data, held, noise)
+    test = None if test is None else alike_data("test data", test, data)
+    if make is not None:
+        _check_training(make, model, data, epochs, how)
     noise = noise or estimate_noise(model, data)
+    network_hits(model, held, noise)  # which refuses labels that do not fit
     candidates = _of_weights(model, data, head)
     found = None
     if make is not None or suspects:
@@ -264,12 +280,24 @@ def remedies(
         candidates["early stop, class vectors as head"] = [
             partial(predict, transfer(net, data, head=head)) for net in stopped
         ]
-    if make is not None:
-        candidates |= _of_new_training(make, data, found, noise, epochs, how)
-    return pl.DataFrame(
-        [_row(name, nets, held, noise, test, epochs) for name, nets in candidates.items() if nets],
-        infer_schema_length=None,
-    )
+    anew = {} if make is None else _of_new_training(make, data, found, noise, epochs, how)
+    rows = [
+        _row(name, nets, held, noise, test, spent)
+        for spent, group in ((0.0, candidates), (float(epochs), anew))
+        for name, nets in group.items()
+        if nets
+    ]
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _check_training(make: Callable, model: nn.Module, data: NoisyDataset, epochs, how: dict):
+    "`TypeError` or `ValueError` unless `fit` takes these options for a network like the model."
+    if isinstance(make, nn.Module) or not callable(make):
+        raise TypeError(f"make={shown(make)} must be a function that gives a fresh network")
+    own = ("backward", "device", "folder", "journal", "times")
+    refuse_options(how, own, "not for remedies, which sets them itself or trains several networks")
+    settings = settings_of(epochs, **how | dict(times=[epochs], device=data.device, progress=False))
+    prepare(deepcopy(model).requires_grad_(), data, None, settings)
 
 
 def _of_weights(
@@ -297,14 +325,19 @@ def _of_new_training(
     how: dict,
 ) -> dict[str, list[Callable]]:
     "Networks that are trained anew."
-    anew, weighted, tied, generalized, early = _TRAINED
     has_units = hidden_unit_layers(make(), data)
     better = cleaned(data, decide(found, data, noise))
     chances = weighted_loss(right_chance(found, noise).to(data.device))
     return {
-        anew: [_retrained(make, better, epochs, None, how)],
-        weighted: [_retrained(make, data, epochs, chances, how)],
-        tied: [_with_tied_dropout(make, data, epochs, how)] if has_units else [],
-        generalized: [_retrained(make, data, epochs, generalized_cross_entropy(), how)],
-        early: [_retrained(make, data, epochs, early_learning_regularization(data), how)],
+        "trained on cleaned labels": [_retrained(make, better, epochs, None, how)],
+        "trained on weighted labels": [_retrained(make, data, epochs, chances, how)],
+        "tied dropout, memory dropped": (
+            [_with_tied_dropout(make, data, epochs, how)] if has_units else []
+        ),
+        "generalized cross-entropy": [
+            _retrained(make, data, epochs, generalized_cross_entropy(), how)
+        ],
+        "early-learning regularization": [
+            _retrained(make, data, epochs, early_learning_regularization(data), how)
+        ],
     }

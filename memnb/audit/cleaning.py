@@ -8,7 +8,7 @@ __all__ = ['ACTIONS', 'clear_lead', 'class_names', 'example_names', 'decide', 'c
 
 # %% ../../nbs/audit/05_cleaning.ipynb #cl03
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -17,7 +17,7 @@ import polars as pl
 import torch
 from sklearn.isotonic import IsotonicRegression
 
-from .noise_rate import Noise
+from .noise_rate import Noise, check_noise
 from ..common.checks import caution, number, shown
 from ..common.files import check_absent, local_path, publish
 from ..datasets.noisy_datasets import NoisyDataset, check_data
@@ -94,10 +94,13 @@ def _check_columns(audited: pl.DataFrame, k: int):
         raise ValueError(f"sure is of type {kind}; it must be numbers")
 
 
-def _check_audited(audited: pl.DataFrame, data: NoisyDataset):
-    "`ValueError` unless the frame is about these examples, with these labels."
+def _checked_audited(audited: pl.DataFrame, data: NoisyDataset) -> pl.DataFrame:
+    """The frame, with the data's places in their source where it knows of none.
+
+    `TypeError` or `ValueError` unless it is about these examples, with these labels.
+    """
     _check_frame("audited", audited, "audit")
-    needed = ("row", "index", "label", "rank", "suggested", "sure", "suspicion")
+    needed = ("row", "label", "rank", "suggested", "sure", "suspicion")
     if missing := [c for c in needed if c not in audited.columns]:
         raise ValueError(
             f"audited lacks {', '.join(missing)}: it must be the frame that audit gives; what "
@@ -106,6 +109,8 @@ def _check_audited(audited: pl.DataFrame, data: NoisyDataset):
     if len(audited) != len(data):
         raise ValueError(f"the audit has {len(audited)} rows, the data {len(data)} examples")
     by_row = audited.sort("row")
+    if "index" not in audited.columns:  # of `audit_features`
+        by_row = by_row.with_columns(index=pl.Series(data.index.tolist()))
     here = dict(row=range(len(data)), index=data.index.cpu(), label=data.y.cpu())
     for column, values in here.items():
         differs = np.flatnonzero(by_row[column].to_numpy() != np.asarray(values))
@@ -115,11 +120,25 @@ def _check_audited(audited: pl.DataFrame, data: NoisyDataset):
                 f"the audit is about other data: at row {row} its {column} is "
                 f"{by_row[column][row]}, that of the data {int(values[row])}"
             )
-    _check_columns(audited, data.n_classes)
+    _check_columns(by_row, data.n_classes)
+    return by_row
+
+
+def _action(sure: float, most: int, surely: int) -> pl.Expr:
+    "Relabel where suggestions are clear among the `most` first, else drop the `surely` first."
+    doubted = pl.col("suggested") != pl.col("label")
+    is_clear = (pl.col("sure") >= sure) & ~pl.col("sure").is_nan()  # polars: NaN is the largest
+    return (
+        pl.when((pl.col("rank") <= most) & doubted & is_clear)
+        .then(pl.lit("relabel"))
+        .when(pl.col("rank") <= surely)
+        .then(pl.lit("drop"))
+        .otherwise(pl.lit("keep"))
+    )
 
 
 def decide(
-    audited: pl.DataFrame,  # of `audit`
+    audited: pl.DataFrame,  # of `audit` or `audit_features`
     data: NoisyDataset,  # what was audited
     # of the labels to act on, in [0, 1]; of a `Noise` its rate, of which the lower end is dropped;
     # nothing where that end is no label at all
@@ -137,28 +156,21 @@ def decide(
     data do not belong together.
     """
     check_data(data)
+    audited = _checked_audited(audited, data)
     if isinstance(share, Noise):
+        check_noise(share, data)
         may_be_none = share.may_be_none(len(data))
         most, surely = (0.0, 0.0) if may_be_none else (share.rate, share.low)
         rate = share.careful_rate
     else:
         may_be_none = False
         most = surely = rate = number("share", share, "lie in [0, 1]", lambda v: 0 <= v <= 1)
-    _check_audited(audited, data)
     if sure is None:
         sure = clear_lead(audited, rate)
     sure = number("sure", sure, "be 0 or more", lambda v: v >= 0)
     classes = pl.Series(class_names(data))
     rows = audited.sort("rank")
-    doubted = pl.col("suggested") != pl.col("label")
-    is_clear = (pl.col("sure") >= sure) & ~pl.col("sure").is_nan()  # polars: NaN is the largest
-    action = (
-        pl.when((pl.col("rank") <= round(most * len(data))) & doubted & is_clear)
-        .then(pl.lit("relabel"))
-        .when(pl.col("rank") <= round(surely * len(data)))
-        .then(pl.lit("drop"))
-        .otherwise(pl.lit("keep"))
-    )
+    action = _action(sure, round(most * len(data)), round(surely * len(data)))
     decided = rows.select(
         "rank",
         pl.Series("name", example_names(data))[rows["row"]],
@@ -178,6 +190,20 @@ def decide(
     return decided
 
 # %% ../../nbs/audit/05_cleaning.ipynb #cl08
+def _check_actions(decisions: pl.DataFrame, columns: Sequence[str]):
+    """`TypeError` for what is no frame, `ValueError` for one that does not say what is to be done.
+
+    It must have these columns and known actions, and not drop every example.
+    """
+    _check_frame("decisions", decisions, "decide")
+    if missing := sorted({*columns, "given", "suggested", "action"} - set(decisions.columns)):
+        raise ValueError(f"the decisions lack {', '.join(missing)}; see decide")
+    if strange := sorted(set(decisions["action"]) - set(ACTIONS), key=str):
+        raise ValueError(f"action {shown(strange[0])} is unknown; there are {', '.join(ACTIONS)}")
+    if set(decisions["action"]) == {"drop"}:
+        raise ValueError("the decisions drop every example; nothing would be left")
+
+
 def check_decisions(
     decisions: pl.DataFrame,  # of `decide`
     data: NoisyDataset,
@@ -186,10 +212,7 @@ def check_decisions(
 
     `TypeError` for what is no frame.
     """
-    _check_frame("decisions", decisions, "decide")
-    missing = {"row", "given", "suggested", "action"} - set(decisions.columns)
-    if missing:
-        raise ValueError(f"the decisions lack {', '.join(sorted(missing))}; see decide")
+    _check_actions(decisions, ["row"])
     if decisions["row"].sort().to_list() != list(range(len(data))):
         raise ValueError(f"there must be one decision for each of the {len(data)} examples")
     by_row = decisions.sort("row")
@@ -204,10 +227,6 @@ def check_decisions(
             f"{shown(by_row['given'][row])}, here {shown(str(given[row]))}, example "
             f"{int(data.index[row])} of the source"
         )
-    if strange := sorted(set(decisions["action"]) - set(ACTIONS), key=str):
-        raise ValueError(f"action {shown(strange[0])} is unknown; there are {', '.join(ACTIONS)}")
-    if set(decisions["action"]) == {"drop"}:
-        raise ValueError("the decisions drop every example; nothing would be left")
     relabelled = decisions.filter(pl.col("action") == "relabel")["suggested"].cast(pl.String)
     if strange := sorted(set(relabelled) - set(class_names(data)), key=str):
         raise ValueError(
@@ -238,7 +257,11 @@ def cleaned(
 def cleaned_rows(
     decisions: pl.DataFrame,  # of `decide`
 ) -> pl.DataFrame:
-    "`name, index, label, given` of what is left, in the order of the source."
+    """`name, index, label, given` of what is left, in the order of the source.
+
+    `ValueError` for decisions that `decide` does not make.
+    """
+    _check_actions(decisions, ["row", "name", "index"])
     label = pl.when(pl.col("action") == "relabel").then("suggested").otherwise("given")
     left = decisions.filter(pl.col("action") != "drop").sort("row")
     return left.select("name", "index", label.alias("label"), "given")
@@ -270,6 +293,24 @@ def _targets(left: pl.DataFrame) -> list[PurePosixPath]:
     return targets
 
 
+def _is_below(name: str | None) -> bool:
+    "Whether a name leads from a folder to something in it."
+    path = Path(name or "..")
+    return not path.is_absolute() and bool(path.parts) and ".." not in path.parts
+
+
+def _check_inside(left: pl.DataFrame, classes: set[str | None], source: Path):
+    "`ValueError` unless each picture lies below the source, and each label is a class of it."
+    classes = {name for name in classes if _is_below(name) and Path(name).name == name}
+    if strange := [label for label in left["label"] if label not in classes]:
+        raise ValueError(
+            f"label {shown(strange[0])} is no class, or no folder can be called so; there are "
+            f"{shown(sorted(classes))}"
+        )
+    if strange := [name for name in left["name"] if not _is_below(name)]:
+        raise ValueError(f"name {shown(strange[0])} must be a path below {source}")
+
+
 def copy_tree(
     source: str | Path,  # folder of the pictures, one folder a class
     decisions: pl.DataFrame,  # of `decide`, whose names are paths below `source`
@@ -279,10 +320,16 @@ def copy_tree(
 
     A picture with a new label goes to that class. `FileExistsError` for a folder that is there,
     `FileNotFoundError` for a picture that is not, another `OSError` where the disk is full.
+    `ValueError` for decisions that `decide` does not make, with a label that is no class, or the
+    name of a picture elsewhere.
     """
     source = local_path("source", source)
     folder = check_absent(local_path("folder", folder))
-    left = cleaned_rows(decisions)
+    left = cleaned_rows(decisions).with_columns(pl.col("name", "label").cast(pl.String))
+    if not source.is_dir():
+        raise FileNotFoundError(f"source={str(source)!r} is no folder")
+    folders = {place.name for place in source.iterdir() if place.is_dir()}
+    _check_inside(left, folders | set(decisions["given"].cast(pl.String)), source)
     if absent := [name for name in left["name"] if not (source / name).is_file()]:
         raise FileNotFoundError(
             f"{len(absent)} of {len(left)} pictures are not in {source}, such as {absent[0]}"

@@ -13,7 +13,6 @@ import numpy as np
 import polars as pl
 import torch
 from scipy.stats import rankdata
-from torch import Tensor
 
 from memnb.audit.class_directions import (
     MOST_PASSES,
@@ -24,6 +23,7 @@ from memnb.audit.class_directions import (
     unit_rows,
 )
 from .feature_passes import RowBlock, float_type, passes, pieces_of, sum_of
+from .label_auditor import given_labels
 from ..common.checks import check_memory, number, shown, whole
 from ..models.features import row_blocks
 
@@ -31,31 +31,6 @@ from ..models.features import row_blocks
 def _rows_of(places: np.ndarray, most: int = 5) -> str:
     "The first places, in words."
     return ", ".join(map(str, places[:most].tolist())) + (" ..." if len(places) > most else "")
-
-
-def _array_of_labels(y, n: int) -> np.ndarray:
-    "(n,) whole numbers or words, as numpy has them."
-    if isinstance(y, np.ma.MaskedArray) and np.ma.is_masked(y):
-        rows = np.flatnonzero(np.ma.getmaskarray(y))
-        raise ValueError(f"labels of rows {_rows_of(rows)} are masked; each row needs one")
-    given = np.asarray(y.detach().cpu() if isinstance(y, Tensor) else y)
-    if given.shape != (n,):
-        raise ValueError(f"labels have shape {given.shape}; {n} rows of features need ({n},)")
-    if given.dtype.kind in "OT":
-        strange = np.flatnonzero([not isinstance(v, str) for v in given])
-        if len(strange):
-            raise ValueError(
-                f"labels of rows {_rows_of(strange)} are no words, such as "
-                f"{shown(given[strange[0]])}; all must be words, or all whole numbers"
-            )
-        return given.astype(str)
-    if given.dtype.kind not in "iubU":
-        missing = np.flatnonzero(given != given)
-        where = f", and are missing in rows {_rows_of(missing)}" if len(missing) else ""
-        raise ValueError(
-            f"labels have dtype {given.dtype}{where}; they must be whole numbers or words"
-        )
-    return given
 
 
 def _codes(y: np.ndarray, k: int | None, classes: list | None) -> tuple[np.ndarray, int]:
@@ -81,7 +56,11 @@ def _codes(y: np.ndarray, k: int | None, classes: list | None) -> tuple[np.ndarr
 
 def _labels(y, n: int, n_classes: int | None, classes) -> tuple[np.ndarray, int, list | None]:
     "Labels (n,) as numbers, K, and the names of the classes, if they have any."
-    given = _array_of_labels(y, n)
+    given, k = given_labels(y)
+    if len(given) != n:
+        raise ValueError(f"labels have shape ({len(given)},); {n} rows of features need ({n},)")
+    if n_classes is None and classes is None:
+        n_classes = k
     if classes is not None:
         classes = [str(v) for v in _listed("classes", classes)]
         if len(classes) < 2 or len(set(classes)) < len(classes):
@@ -380,7 +359,7 @@ def audit_features(
     # (n, d) floating point: an array, memory map, tensor or array of dask, or a list of them, whose
     # rows follow each other
     features,
-    y: Sequence,  # (n,) given labels: whole numbers in [0, K), or words
+    y: Sequence,  # (n,) given labels: whole numbers in [0, K), or words; or one-hot (n, K)
     n_classes: int | None = None,  # K, 2 or more; default: what `classes` or the labels say
     *,
     names: Sequence | None = None,  # (n,) of the examples, such as files

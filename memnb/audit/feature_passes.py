@@ -153,7 +153,7 @@ def _over(
     size: int,
     *,
     sums: dict | None = None,
-    tick: Callable[[int], object] = abs,
+    tick: Callable[[int], object] | None = None,
 ) -> tuple[dict, dict]:
     "Sums over the rows of a part, added to those that are there, and what is said of each row."
     sums = {} if sums is None else sums
@@ -167,7 +167,8 @@ def _over(
             said |= kernel(block, sums) or {}
         back = np.argsort(block.order)
         says.append({name: v[back] for name, v in said.items()})
-        tick(len(y))
+        if tick is not None:
+            tick(len(y))
     return sums, _below(says)
 
 

@@ -34,8 +34,7 @@ class Reliability:
     left_out: float  # share that the evidence predicts without having seen them
     chance: float  # share that it would predict if it knew only how large the classes are
     rare: int  # classes with fewer than 5 given labels, but at least one
-    # shares of the labels that are likely wrong, the low and the high end; None where unknown
-    wrong: tuple[float, float] | None = None
+    wrong: tuple[float, float]  # shares of the labels that are likely wrong: low and high end
 
     @property
     def kappa(self) -> float:
@@ -44,8 +43,8 @@ class Reliability:
 
     @property
     def most_right(self) -> float:
-        "The largest share of the doubted labels that may be wrong, in [0, 1]; 1 where unknown."
-        if self.wrong is None or self.left_out >= 1:
+        "The largest share of the doubted labels that may be wrong, in [0, 1]; 1 where none is."
+        if self.left_out >= 1:
             return 1.0
         return min(1.0, self.wrong[1] / (1 - self.left_out))
 
@@ -105,11 +104,10 @@ class Reliability:
             f"The network agrees with {self.network:.1%} of its training labels, its layers with "
             f"{self.left_out:.1%} without having seen them ({self.chance:.1%} by chance)."
         )
-        if self.wrong is not None:
-            text += (
-                f" They doubt {1 - self.left_out:.1%}; between {self.wrong[0]:.1%} and "
-                f"{self.wrong[1]:.1%} of all labels are likely wrong."
-            )
+        text += (
+            f" They doubt {1 - self.left_out:.1%}; between {self.wrong[0]:.1%} and "
+            f"{self.wrong[1]:.1%} of all labels are likely wrong."
+        )
         return "\n".join([text, *self.caveats])
 
 
@@ -126,7 +124,7 @@ def reliability(
     """
     run, model, data = trained_model(subject, data, model)
     by_layer = layer_evidence(model, data) if by_layer is None else by_layer
-    e = _levelled(model, data, by_layer)
+    e = _levelled(model, data, by_layer)  # which refuses evidence of no layer
     first = next(iter(by_layer))  # the input, or what an embedding gives
     noise = noise_of(mean_evidence({first: by_layer[first]}), data.y)
     k = data.n_classes

@@ -17,7 +17,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from .cleaning import check_decisions, class_names, cleaned_rows, decide
-from .noise_rate import Noise
+from .noise_rate import Noise, check_noise
 from ..common.checks import whole
 from ..common.files import check_absent, local_path, publish
 from ..common.pictures import picture_address
@@ -40,9 +40,10 @@ def looks(
     x = stored(data.x[row : row + 1])
     if x.ndim == 4 and x.shape[1] in (1, 3):
         return "picture", picture_address(x[0])
-    if data.names is not None:
+    if data.names is not None and data.names[row] != str(int(data.index[row])):
         return "text", str(data.names[row])
-    numbers = ", ".join(f"{v:.3g}" for v in x[0].flatten()[:8].tolist())
+    first = x[0].flatten()[:8].tolist()
+    numbers = ", ".join(str(v) if isinstance(v, int) else f"{v:.3g}" for v in first)
     return "text", numbers + (", ..." if x[0].numel() > 8 else "")
 
 # %% ../../nbs/audit/06_report.ipynb #re08
@@ -169,8 +170,9 @@ td.word, th.word { text-align: left; } .matrix td { padding: .2rem .4rem; font-s
   .matrix th:first-child { min-width: 0; } .matrix .name span { max-width: 6rem; } }
 </style></head><body>
 <h1>Label audit: {{ title }}</h1>
-<p class="small">{{ n }} examples, {{ k }} classes. {% if acted == "0" %}No label is changed or
-dropped.{% else %}{{ relabelled }} get the suggested label, {{ dropped }} are dropped.{% endif %}
+<p class="small">{{ n|counted }} examples, {{ k }} classes. {% if not acted %}No label is changed or
+dropped.{% else %}{{ relabelled|counted }} get the suggested label, {{ dropped|counted }} are
+dropped.{% endif %}
 </p>
 {% for line in verdict %}<p>{{ line }}</p>{% endfor %}
 <h2>The most suspicious labels</h2>
@@ -211,7 +213,7 @@ column's label.</p>
 {% for shares in matrix %}<tr><th class="name"><span>{{ names[loop.index0]|broken }}</span></th>
 {% for share in shares %}<td style="background: rgba(213, 94, 0, {{ '%.2f' % share }})">
 {{ '%.0f' % (100 * share) }}%</td>{% endfor %}</tr>{% endfor %}</table></div>{% endif %}
-{% if acted != "0" %}<h2>What is done in each class</h2>
+{% if acted %}<h2>What is done in each class</h2>
 <div class="table">
 <table class="done"><tr><th>given label</th><th>examples</th><th>relabelled</th><th>dropped</th>
 <th>new with this label</th></tr>
@@ -246,6 +248,15 @@ def _broken(name: str) -> Markup:
     return Markup("<wbr>").join(re.findall(r"[^/_]*[/_]+|[^/_]+$", name))
 
 
+def _check_shown(decisions: pl.DataFrame, noise: Noise, data: NoisyDataset):
+    "`TypeError` or `ValueError` unless a page can say all that it says."
+    check_decisions(decisions, data)
+    needed = ("rank", "name", "sure")
+    if missing := [name for name in needed if name not in decisions.columns]:
+        raise ValueError(f"the decisions lack {', '.join(missing)}, which the report shows")
+    check_noise(noise, data)
+
+
 def page(
     decisions: pl.DataFrame,  # of `decide`
     data: NoisyDataset,
@@ -257,23 +268,28 @@ def page(
     by_hand: bool = False,  # whether the decisions are a person's
     share: float | None = None,  # of the labels to act on, where that was given
 ) -> str:
-    "The report as one page of HTML, which needs no other file."
+    """The report as one page of HTML, which needs no other file.
+
+    `TypeError` or `ValueError` for decisions or noise that are not of these data.
+    """
     top = whole("top", top, 1)
+    _check_shown(decisions, noise, data)
     cards = []
-    for row in decisions.head(top).iter_rows(named=True):
+    for row in decisions.sort("rank").head(top).iter_rows(named=True):
         kind, view = looks(data, row["row"], show)
         cards.append(row | dict(kind=kind, view=view))
     actions = decisions["action"]
     pairs = [_Pair(*row) for row in confusions(decisions).head(20).iter_rows()]
     pages = Environment(autoescape=True)
     pages.filters["broken"] = _broken
+    pages.filters["counted"] = "{:,}".format
     return pages.from_string(_PAGE).render(
         title=title or data.name or "your data",
-        n=f"{len(data):,}",
+        n=len(data),
         k=len(class_names(data)),
-        acted=f"{int((actions != 'keep').sum()):,}",
-        relabelled=f"{int((actions == 'relabel').sum()):,}",
-        dropped=f"{int((actions == 'drop').sum()):,}",
+        acted=bool((actions != "keep").any()),
+        relabelled=int((actions == "relabel").sum()),
+        dropped=int((actions == "drop").sum()),
         verdict=verdict(noise, len(data), by_hand),
         by_hand=by_hand,
         share=None if share is None else f"{share:.1%}",
@@ -304,21 +320,20 @@ def write_report(
     """The folder, in which `report.html`, `suspects.csv` and `cleaned.csv` are written.
 
     `FileExistsError` for a folder that is there already, another `OSError` where the disk is full,
-    `ValueError` for a frame or decisions about other data, or both decisions and a share; errors of
-    `page`.
+    `ValueError` for a frame or decisions about other data, noise of other classes, or both
+    decisions and a share; errors of `page`.
     """
     folder = check_absent(local_path("folder", folder))
+    check_noise(noise, data)
     by_hand = by_hand and decisions is not None
     if by_hand and share is not None:
         raise ValueError(f"share={share} is for decide; decisions= were made already")
     if decisions is None:
         decisions = decide(audited, data, noise if share is None else share)
-    check_decisions(decisions, data)
     html = page(decisions, data, noise, by_hand=by_hand, share=share, **how)
-
     texts = {
         "report.html": html,
-        "suspects.csv": decisions.drop("row").write_csv(float_precision=4),
+        "suspects.csv": decisions.sort("rank").drop("row").write_csv(float_precision=4),
         "cleaned.csv": cleaned_rows(decisions).write_csv(),
     }
     contents = {name: text.encode() for name, text in texts.items()}

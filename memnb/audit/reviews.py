@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
 
 from .cleaning import ACTIONS, class_names, decide
-from .noise_rate import Noise
+from .noise_rate import Noise, check_noise
 from ..common.checks import check_choice, number, shown, whole
 from ..common.files import local_path, write_whole
 from ..datasets.noisy_datasets import NoisyDataset
@@ -90,12 +90,14 @@ class Review:
         self,
         audited: pl.DataFrame,  # of `audit`
         data: NoisyDataset,  # what was audited
-        noise: Noise | float,  # of `estimate_noise`, or a rate in (0, 1)
+        noise: Noise | float,  # of `estimate_noise`, or a rate in [0, 1]
         file: str | Path | None = None,  # CSV in which decisions are kept; None: nowhere
         every: int = 20,  # answers after which the order is learned anew, 1 or more
     ):
         self.rows = decide(audited, data, 0.0).sort("row")
         self.classes = class_names(data)
+        if isinstance(noise, Noise):
+            check_noise(noise, data)
         rate = noise.rate if isinstance(noise, Noise) else noise
         rate = number("noise", rate, "lie in [0, 1]", lambda v: 0 <= v <= 1)
         by_row = audited.sort("row")

@@ -12,6 +12,7 @@ import altair as alt
 import ipywidgets as widgets
 import polars as pl
 
+from ..common.checks import whole
 from ..datasets.inputs import described, stored
 from ..datasets.noisy_datasets import NoisyDataset
 from .live_charts import LiveChart
@@ -46,10 +47,9 @@ def ranked(
     columns = [c for c in _CLASSES if c in audited.columns]
     _check_names(names, audited, columns)
 
-    def named(column: str) -> pl.Expr:
-        return pl.col(column).map_elements(lambda k: str(names[k]), return_dtype=pl.String)
-
-    return audited.sort("rank").with_columns(named(c) for c in columns)
+    known = pl.Series([str(name) for name in names], dtype=pl.String)
+    rows = audited.sort("rank")
+    return rows.with_columns(known[rows[c]].alias(c) for c in columns)
 
 # %% ../../nbs/explorer/06_audit_gallery.ipynb #cell10
 def pictured(data: NoisyDataset) -> bool:
@@ -94,6 +94,7 @@ def precision(
     """
     if "noisy" not in audited.columns or audited["noisy"].null_count():
         raise ValueError("nobody knows which labels are wrong, so precision cannot be measured")
+    points = whole("points", points, 1)
     n = len(audited)
     lengths = sorted({max(1, round(i * n / points)) for i in range(1, points + 1)})
     rows = []
@@ -140,9 +141,9 @@ def _accuracies(table: pl.DataFrame) -> pl.DataFrame:
     estimates = [
         dict(
             remedy=r["remedy"],
-            accuracy=min(1.0, r["accuracy"]),
-            low=max(0.0, r["low"]),
-            high=min(1.0, r["high"]),
+            accuracy=r["accuracy"],
+            low=r["low"],
+            high=r["high"],
             kind=_KINDS[0],
         )
         for r in table.iter_rows(named=True)
@@ -191,8 +192,11 @@ class Browser(widgets.VBox):
         audited: pl.DataFrame,  # of `audit`
         data: NoisyDataset,  # pictures
         names: Sequence | None = None,  # of the classes; default: their numbers
-        page: int = 20,  # pictures at once
+        page: int = 20,  # pictures at once, 1 or more
     ):
+        page = whole("page", page, 1)
+        if not len(audited):
+            raise ValueError("the audit has no row, so there is nothing to look at")
         self.audited = audited.sort("rank")
         self.data = data
         self.names = list(range(data.n_classes) if names is None else names)
@@ -208,7 +212,7 @@ class Browser(widgets.VBox):
         self._draw()
 
     def _make_controls(self):
-        n = max(1, len(self.audited))
+        n = len(self.audited)
         surest = max(0.1, float(self.audited["sure"].max()))
         classes = [("any", None), *((str(name), i) for i, name in enumerate(self.names))]
         late = dict(continuous_update=False) | _WIDE  # sliders that are heard when they are let go

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..audit.noise_rate import Noise
-from ..audit.repairs import Repair, check_held, check_possible, unbiased_hits
+from ..audit.repairs import Repair, check_held, network_hits
 from ..audit.suspicion import check_model
 from ..common.checks import check_choice
 from ..common.files import add
@@ -39,7 +39,6 @@ from ..lab.experiments import arguments_of
 from ..lab.parameters import KIND_OF_NOISE, Parameters, Params
 from ..lab.rules import FILE, Rule, count, one_of
 from ..models.checkpoints import read_weights, unwrapped
-from ..models.evaluation import examples, predict, predicted
 from ..models.networks import build
 from ..probes.interventions import find_head
 from ..trainer.training import costs
@@ -112,9 +111,50 @@ def _completed(figure: str, given: dict) -> dict:
     return given | named
 
 
+_FOLDER = "folders of pictures"
+_TABLE = "tables"
+_ARRAYS = ".npz files"
+_NAME = "data sets with names"
+_FOR = {  # parameter -> the data that it is for
+    **dict.fromkeys(("label", "rows", "drop"), (_TABLE,)),
+    **dict.fromkeys(("size", "resize", "mean", "std"), (_FOLDER,)),
+    "classes": (_TABLE, _ARRAYS),
+    "scale": (_ARRAYS, _NAME),
+    "n": (_NAME,),
+}
+_SCALE = "unit"  # where none is given
+
+
+def _kind(data: str) -> str:
+    if data in DATASETS:
+        return _NAME
+    if Path(data).expanduser().is_dir():
+        return _FOLDER
+    return _TABLE if data.lower().endswith(TABLES) else _ARRAYS
+
+
+def _check_given(p: Params):
+    "`ValueError` for parameters that are not for these data."
+    kind = _kind(p.data)
+    given = {name for name in _FOR if p.get(name) not in (None, "", [])}
+    if p.get("scale") == _SCALE:
+        given.discard("scale")
+    wrong = [
+        f"{name}= is for {' and '.join(kinds)}"
+        for name, kinds in _FOR.items()
+        if name in given and kind not in kinds
+    ]
+    if wrong:
+        raise ValueError(f"{'; '.join(wrong)}; data={p.data!r} is one of {kind}")
+
+
 def _check_model(p: Params):
-    "`ValueError` for a network that neither memnb nor torchvision has."
+    """`ValueError` for a network that neither memnb nor torchvision has.
+
+    So it is for parameters that are for other data, and a table without its column of labels.
+    """
     check_choice("model", p.model, (*AUDIT_NETWORKS, *_torchvision()))
+    _check_given(p)
     if p.data.lower().endswith(TABLES) and p.get("label") is None:
         raise ValueError(f"data={p.data} is a table; {wants_label(p.data)}")
     if p.get("report") and Path(p.report).expanduser().exists():
@@ -366,9 +406,7 @@ def unjudged(
     try:
         held = check_held(data, held, noise)
         find_head(model, data)
-        with examples(None):
-            predictions = predicted(predict(model, held.x))
-        check_possible(unbiased_hits(predictions, held.y, noise.matrix), "the network")
+        network_hits(model, held, noise)
     except ValueError as e:
         return f"no gain can be estimated: {e}"
     return ""

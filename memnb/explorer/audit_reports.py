@@ -21,6 +21,7 @@ from ..audit.label_auditor import LabelAuditor
 from ..audit.noise_rate import Noise, estimate_noise
 from ..audit.report import actions_in_words, verdict, write_report
 from ..audit.suspicion import audit, check_model, snapshot, trained_model
+from ..common.checks import refuse_unknown
 from ..common.code import code_of
 from ..common.files import check_absent, sync
 from ..common.unfinished import Unfinished
@@ -55,8 +56,13 @@ _PARAMETERS = (
     "model",
     "classes",
     "epochs",
+    "lr",
+    "batch",
+    "seed",
+    "rho",
+    "noise",
+    "n",
 )
-_REST = ("lr", "batch", "seed", "rho", "noise", "n", "held", "top")
 _OF_PICTURES = dict(model="resnet9", epochs=30, lr=0.05)  # where no weights are given
 
 
@@ -110,7 +116,7 @@ def _looked_at(
 
 def _completed(data: str, weights: str, given: dict) -> Params:
     "The parameters, of which those that were not given are the presets'."
-    filled = dict.fromkeys((*_PARAMETERS, *_REST)) | given
+    filled = dict.fromkeys((*_PARAMETERS, "held", "top")) | given
     if Path(data).expanduser().is_dir() and not weights:
         filled |= {k: v for k, v in _OF_PICTURES.items() if filled[k] is None}
     filled |= dict(data=str(data), weights=weights, scale="unit", preset="quick")
@@ -182,26 +188,57 @@ def audit_report(
     title: str = "",  # of the page; default: the data's name
     skip_damaged: bool = False,  # leave out pictures that cannot be read
     progress: bool = True,  # whether bars show progress and an estimate
-    **given,  # parameters of the audit notebook: model, label, size, mean, std, ...
+    **given,  # model, label, size, mean, std, ... of the audit notebook
 ) -> Iterator[str]:
-    """Write the report, line by line of what there is to say.
+    """Lines of what there is to say; the report is written while they are read.
 
     What is computed is put into a folder beside `out`, called `out`.unfinished, until the report is
     there. Killed and started again, the work goes on from it, to the same report. `ValueError` or
-    `OSError` before any work, for parameters, data or weights that do not fit.
+    `OSError` at once, for parameters, data or weights that do not fit, and before any other work
+    for what is wrong in the data.
     """
+    refuse_unknown(given, _PARAMETERS)
     out = check_audit(data, out, tree=tree, share=share, top=top, weights=weights, **given)
     _check_name(data)
     p = _completed(data, weights, given)
-    check_weights(p)  # before pictures are read
+    check_weights(p)
+    page = dict(share=share, top=top, title=title)
+    options = dict(tree=tree, skip_damaged=skip_damaged, progress=progress)
+    return _lines(p, out, CLASSIFIERS.get(given.get("model")), page, **options)
+
+
+def _lines(
+    p: Params,
+    out: Path,
+    classifier: str | None,  # of `sklearn.ensemble`; None: a network
+    page: dict,
+    *,
+    tree: str | Path | None,
+    skip_damaged: bool,
+    progress: bool,
+) -> Iterator[str]:
+    "Read the data, and write the report on them."
     train, held, _, _ = audit_data(p, hold_out=False, skip_damaged=skip_damaged)
     if held is not None:
         yield f"{len(train)} examples are audited; {len(held)} were held out of training"
-    page = dict(share=share, top=top, title=title, show=_rows_of(p))
-    if given.get("model") in CLASSIFIERS:
-        classifier = getattr(ensemble, CLASSIFIERS[given["model"]])(random_state=p.seed)
-        yield from _by_classifier(classifier, train, out, page)
-        return
+    page = page | dict(show=_rows_of(p))
+    if classifier is None:
+        yield from _by_network(p, train, out, page, tree, progress=progress)
+    else:
+        judge = getattr(ensemble, classifier)(random_state=p.seed)
+        yield from _by_classifier(judge, train, out, page)
+
+
+def _by_network(
+    p: Params,
+    train: NoisyDataset,
+    out: Path,
+    page: dict,
+    tree: str | Path | None,
+    *,
+    progress: bool,
+) -> Iterator[str]:
+    "A report by a network, which is trained where no weights are given."
     net, _ = audit_network(p, train, p.seed)
     subject = net = load_weights(net, p.weights) if p.weights else net
     check_network(net)
@@ -216,7 +253,7 @@ def audit_report(
     found, noise = _looked_at(subject, train, net, progress, work)
     report = work.folder / "report"
     shutil.rmtree(report, ignore_errors=True)
-    decisions = decide(found, train, noise if share is None else share)
+    decisions = decide(found, train, noise if page["share"] is None else page["share"])
     write_report(report, found, train, noise, decisions=decisions, by_hand=False, **page)
     if tree is not None:
         _write_copy(p.data, decisions, tree, work)

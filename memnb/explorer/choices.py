@@ -11,7 +11,7 @@ from bisect import bisect_right
 
 import ipywidgets as widgets
 
-from .live_charts import LiveChart
+from .live_charts import LiveChart, ignore
 from .located import earlier_epochs, layers_of_network, units_off
 from .located_views import draw_forgotten
 from .sessions import Session
@@ -23,10 +23,6 @@ _LATE = dict(continuous_update=False) | _FIELD  # a slider that is heard when it
 _LINE = dict(layout=widgets.Layout(flex_flow="row wrap", align_items="center", width="100%"))
 
 
-def _ignore():
-    "Do nothing."
-
-
 class Choice(widgets.VBox):
     "Controls of a tab."
 
@@ -35,7 +31,7 @@ class Choice(widgets.VBox):
         controls: list[widgets.Widget],  # beside each other
         below: tuple[widgets.Widget, ...] = (),
     ):
-        self.changed = _ignore  # called when somebody has chosen something else
+        self.changed = ignore  # called when somebody has chosen something else
         self.entering = None  # the thread that fits the controls to a session
         super().__init__([widgets.HBox(controls, **_LINE), *below])
         for control in controls:

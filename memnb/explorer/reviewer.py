@@ -69,7 +69,7 @@ export default { render({ model, el }) {
         choose.firstChild.value = "";
         for (const name of state.get("classes")) { choose.append(make("option", "", name)); }
         status.textContent = state.get("status");
-        if (!at.name) { return; }
+        if (!at.kind) { return; }
         const picture = at.kind === "picture";
         const example = make(picture ? "img" : "div", "memnb-example", picture ? "" : at.view);
         if (picture) { example.src = at.view; example.alt = at.name; }

@@ -247,7 +247,7 @@ def _of_pictures(values: dict) -> dict:
     return {k: values[k] for k in ("rho", "dataset", "noise", "lr")}
 
 
-def _for_fig2(values: dict) -> dict:
+def _of_one_width(values: dict) -> dict:
     return _of_pictures(values) | dict(width=values["width"], seeds=str(values["seed"]))
 
 
@@ -257,10 +257,6 @@ def _for_latent_probes(values: dict) -> dict:
         seeds=str(values["seed"]),
         n=None if values["dataset"] == "digits" else 2000,
     )
-
-
-def _for_localization(values: dict) -> dict:
-    return _of_pictures(values) | dict(width=values["width"], seeds=str(values["seed"]))
 
 
 def _for_modular_extraction(values: dict) -> dict:
@@ -283,7 +279,7 @@ SESSIONS = {
         notebook="fig2",
         begin=_flow,
         resolve=relu_parameters,
-        translate=_for_fig2,
+        translate=_of_one_width,
         rho=(0.05, 0.45, 0.2),
         width=((10, 30, 100, 300), 100),
         lr=(0.005, 0.1, 0.04),
@@ -308,7 +304,7 @@ SESSIONS = {
         notebook="localization_rewinding",
         begin=_pictures,
         resolve=localization_parameters,
-        translate=_for_localization,
+        translate=_of_one_width,
         most_digits=True,
         rho=(0.02, 0.9, 0.1),
         width=((0.0625, 0.125, 0.25), 0.125),
@@ -321,7 +317,7 @@ SESSIONS = {
         notebook="localization_dropout",
         begin=_tied,
         resolve=localization_parameters,
-        translate=_for_localization,
+        translate=_of_one_width,
         most_digits=True,
         rho=(0.02, 0.9, 0.1),
         width=((0.125, 0.25), 0.25),

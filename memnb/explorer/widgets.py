@@ -17,7 +17,7 @@ import traitlets
 
 from ..common.checks import check_choice
 from .choices import CHOICES
-from .live_charts import LiveChart
+from .live_charts import LiveChart, ignore
 from .sessions import NOISE_KINDS, SESSIONS, Session, defaults
 from .tabs import VIEWS
 from .views import draw_examples, draw_history, tile_rows
@@ -235,10 +235,6 @@ class Transport(widgets.VBox):
         self.progress.layout.display = None if training else "none"
 
 # %% ../../nbs/explorer/03_widgets.ipynb #cell12
-def _ignore():
-    "Do nothing."
-
-
 def _labelled(chart: alt.TopLevelMixin) -> alt.TopLevelMixin:
     "A chart whose title says that it is of the pinned session."
     title = chart.title
@@ -270,7 +266,7 @@ class Stage(widgets.Tab):
         self.pinned_rows = []  # of the pinned session's
         self.picked = None  # one of them
         self.is_pinned = False  # whether it is one of the pinned session's
-        self.redraw = _ignore  # called when an example was clicked on
+        self.redraw = ignore  # called when an example was clicked on
         pages = [self._page(name) for name in VIEWS]
         super().__init__(pages, titles=list(VIEWS), selected_index=0)
 

@@ -59,8 +59,8 @@ GLOSSARY = {  # what charts say -> what it means, and the lesson about it
         "localization/03_unit_masks",
     ),
     "units of an example": (
-        "those whose loss hurts it most and other examples least, one after the other, until the "
-        "answer changes",
+        "those whose removal hurts it most and other examples least, one after the other, until "
+        "the answer changes",
         "localization/04_unit_search",
     ),
     "example-tied dropout": (
@@ -69,7 +69,7 @@ GLOSSARY = {  # what charts say -> what it means, and the lesson about it
         "localization/05_tied_dropout",
     ),
     "memory off": (
-        "no example has its own channels on, as is always so for a test example",
+        "no example's own channels are on, as is always the case for test examples",
         "localization/05_tied_dropout",
     ),
     "pair": ("two numbers that are to be added, subtracted or multiplied", "modular/01_arithmetic"),

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from memnb.audit import audit, cleaned, copy_tree, decide, estimate_noise, write_report
+from memnb.audit import Review, audit, cleaned, copy_tree, decide, estimate_noise, write_report
 from memnb.audit.cleaning import cleaned_rows, clear_lead
 from memnb.audit.report import actions_in_words, by_class, confusions, looks, page, verdict
 from memnb.datasets import (
@@ -354,7 +354,82 @@ def test_a_copy_is_whole_or_not_there(tmp_path):
         copy_tree(source, three(), tmp_path / "new")
 
 
+@pytest.mark.parametrize("label", ["B ", "../../evil", "/tmp/evil", "..", "", None])
+def test_a_copy_has_no_label_that_is_no_class(tmp_path, label):
+    source = folder_of(tmp_path / "deep" / "er", three()["name"])
+    suggested = pl.Series([label, "dog", "cat"], dtype=pl.String)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="is no class.*there are .'cat', 'dog'."):
+        copy_tree(source, three().with_columns(suggested=suggested), tmp_path / "deep" / "new")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_class_of_a_copy_may_have_no_picture_yet(tmp_path):
+    source = folder_of(tmp_path, three()["name"])
+    (source / "bird").mkdir()
+    suggested = pl.Series(["bird", "dog", "cat"])
+    copy_tree(source, three().with_columns(suggested=suggested), tmp_path / "new")
+    assert (tmp_path / "new" / "bird" / "1 (was cat).png").read_bytes() == b"cat/1.png"
+
+
+@pytest.mark.parametrize("name", ["../mine/cat/1.png", "cat/../../secret.png", None])
+def test_a_copy_has_no_picture_from_elsewhere(tmp_path, name):
+    source = folder_of(tmp_path, [*three()["name"], "../secret.png"])
+    names = pl.Series([name, *three()["name"][1:]], dtype=pl.String)
+    with pytest.raises(ValueError, match="must be a path below"):
+        copy_tree(source, three().with_columns(name=names), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "decisions, error, says",
+    [
+        (three(("Drop", "keep", "keep")), ValueError, "'Drop' is unknown; there are keep, relabel"),
+        (three(("drop",) * 3), ValueError, "drop every example"),
+        (three().drop("action"), ValueError, "lack action"),
+        (three().drop("name"), ValueError, "lack name"),
+        ("decisions", TypeError, "must be a polars.DataFrame"),
+    ],
+)
+def test_a_copy_is_made_of_decisions_alone(tmp_path, decisions, error, says):
+    source = folder_of(tmp_path, three()["name"])
+    with pytest.raises(error, match=says):
+        copy_tree(source, decisions, tmp_path / "new")
+
+
 # --- the report
+
+
+def test_the_page_begins_with_the_first_rank_however_decisions_are_sorted(tmp_path):
+    found, data, noise = audited()
+    decisions = decide(found, data, noise)
+    shuffled = decisions.sample(fraction=1, shuffle=True, seed=1)
+    assert page(shuffled, data, noise) == page(decisions, data, noise)
+    folder = write_report(tmp_path / "report", found, data, noise, decisions=shuffled)
+    assert pl.read_csv(folder / "suspects.csv")["rank"].to_list() == list(range(1, 501))
+
+
+@pytest.mark.parametrize("column", ["rank", "name", "sure"])
+def test_decisions_without_what_a_report_shows(tmp_path, column):
+    found, data, noise = audited()
+    decisions = decide(found, data, noise).drop(column)
+    with pytest.raises(ValueError, match=f"lack {column}"):
+        write_report(tmp_path / "report", found, data, noise, decisions=decisions)
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("other", ["noise of three classes", 0.2, None])
+def test_noise_that_is_not_of_these_data(tmp_path, other):
+    found, data, noise = audited()
+    if other == "noise of three classes":
+        other = replace(noise, matrix=torch.eye(3, dtype=torch.float64))
+    with pytest.raises((TypeError, ValueError), match="noise"):
+        write_report(tmp_path / "report", found, data, other, share=0.1)
+    if other is not None and other != 0.2:
+        with pytest.raises(ValueError, match="noise is that of 3 classes; the data have 10"):
+            decide(found, data, other)
+        with pytest.raises(ValueError, match="noise is that of 3 classes; the data have 10"):
+            Review(found, data, other)
 
 
 def test_the_files_of_a_report(tmp_path):
@@ -418,6 +493,16 @@ def test_how_examples_look():
     assert looks(NoisyDataset(ids, y), 1) == ("text", "10, 11, 12, 13, 14, 15, 16, 17, ...")
     assert looks(NoisyDataset(ids, y, names=["a", "b", "c"]), 1) == ("text", "b")
     assert looks(NoisyDataset(ids, y), 1, show=lambda row: f"row {row}") == ("text", "row 1")
+    numbers = replace(NoisyDataset(torch.tensor([[0.5, 30522.0]] * 3), y), names=["0", "1", "2"])
+    assert looks(numbers, 1) == ("text", "0.5, 3.05e+04")
+    assert looks(numbers.subset(torch.tensor([2])), 0) == ("text", "0.5, 3.05e+04")
+    assert looks(replace(numbers, names=["2", "0", "1"]), 1) == ("text", "0")
+
+
+def test_a_text_without_a_name_is_shown_by_its_tokens(tmp_path):
+    data = from_torch([(torch.tensor([5, 30522, i % 3]), i % 2) for i in range(30)])
+    assert data.names[0] == "0"
+    assert looks(data, 0) == ("text", "5, 30522, 0")
 
 
 def test_how_rows_of_a_table_look():

@@ -13,9 +13,10 @@ from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
-from memnb.audit import audit_features, feature_passes
+from memnb.audit import Review, audit_features, cleaned, decide, feature_passes
 from memnb.audit.class_directions import LongestDirections, WantedImages, add_images, minus_mean
 from memnb.audit.feature_passes import passes
+from memnb.datasets import NoisyDataset
 from memnb.localization.label_evidence import level_rare_classes, other_class_lead
 from memnb.localization.left_out_ridge import leave_one_out_ridge
 from memnb.probes.classifiers import PROBES, VeLPIC
@@ -214,6 +215,42 @@ def test_names_of_classes_and_examples_stand_beside_their_numbers():
     assert found["instead"].to_list() == np.array(["cat", "dog"])[found["suggested"]].tolist()
 
 
+@pytest.mark.filterwarnings("ignore:labels .* are one-hot")
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda y: np.array(y.tolist(), dtype=object),
+        lambda y: y.astype(float),
+        lambda y: np.eye(K, dtype=int)[y],
+        lambda y: y[:, None],
+        lambda y: pl.Series(y),
+        lambda y: torch.from_numpy(y),
+    ],
+)
+def test_forms_of_labels_are_those_of_a_table(form):
+    x, y, _ = clusters()
+    assert audit_features(x, form(y), K).equals(audit_features(x, y, K))
+
+
+def test_one_hot_labels_say_how_many_classes_there_are():
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    with pytest.warns(UserWarning, match="one-hot"):
+        given = audit_features(x, np.eye(5, dtype=int)[np.arange(40) % 2])
+    assert given.equals(audit_features(x, np.arange(40) % 2, 5))
+
+
+def test_what_is_to_be_done_follows_from_an_audit_of_features():
+    x, y, _ = clusters()
+    data = NoisyDataset(torch.from_numpy(x), torch.from_numpy(y), n_classes=K)
+    part = data.subset(torch.arange(100, 600))
+    found = audit_features(x[100:], y[100:], K)
+    decisions = decide(found, part, 0.1)
+    assert decisions["index"].to_list() == (decisions["row"] + 100).to_list()
+    assert decisions["row"].to_list() == found.sort("rank")["row"].to_list()
+    assert len(cleaned(part, decisions)) < 500
+    assert len(Review(found, part, 0.1).rows) == 500
+
+
 def with_rows(value, *rows, dtype=np.float32):
     x = clusters()[0].astype(dtype)
     x[list(rows), 3] = value
@@ -243,8 +280,10 @@ def with_rows(value, *rows, dtype=np.float32):
         (np.ones((3, 2)), [0, 1], ValueError, "shape \\(2,\\); 3 rows of features need \\(3,\\)"),
         (np.ones((3, 2)), [0, 9, -1], ValueError, "2 rows, such as 9 of row 1, .* in \\[0, 7\\]"),
         (np.ones((3, 2)), [1, 1, 1], ValueError, "all 3 labels are 1"),
-        (np.ones((3, 2)), [0.0, 1.0, 1.0], ValueError, "dtype float64; they must be whole numbers"),
-        (np.ones((3, 2)), ["a", None, "b"], ValueError, "labels of rows 1 are no words.*None"),
+        (np.ones((3, 2)), [0.5, 1.0, 1.0], ValueError, "dtype float64; they must be whole numbers"),
+        (np.ones((3, 2)), ["a", None, "b"], ValueError, "labels hold None at row 1.*1 of 3 are"),
+        (np.ones((3, 2)), ["a", 1, "b"], ValueError, "labels hold 1 among words"),
+        (np.ones((3, 2)), np.ma.array([0.0, 1, 1], mask=[0, 0, 1]), ValueError, "masked .* row 2"),
         (np.ones((1, 2)), [0], ValueError, "1 rows of features"),
     ],
 )

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import torch
 from scipy.sparse import csr_matrix
 from sklearn.base import clone
 from sklearn.compose import make_column_transformer
@@ -143,6 +144,13 @@ def test_a_class_of_one_row_is_said():
         (dict(y=[1, "1"] * 10), "labels hold 1 among words; they must be all words"),
         (dict(y=np.array([1, "1"] * 10, dtype=object)), "labels hold 1 among words"),
         (dict(y=[0.5, 1.5] * 10), "dtype float64; they must be whole numbers or words"),
+        (dict(y=[np.inf, 1.0] * 10), "dtype float64; they must be whole numbers or words"),
+        (dict(y=np.array([])), "labels are empty"),
+        (dict(y=np.ma.array(np.arange(20) % 2, mask=np.arange(20) == 4)), "masked value at row 4"),
+        (
+            dict(y=np.ma.array(np.arange(20) % 2.0, mask=np.arange(20) == 4)),
+            "masked value at row 4",
+        ),
         (dict(estimator=LinearSVC()), "has no predict_proba"),
         (dict(folds=1), "folds=1"),
         (dict(seed=-1), "seed"),
@@ -175,6 +183,46 @@ def test_forms_of_labels(form):
     auditor = LabelAuditor(LINEAR).fit(X, form(y))
     assert auditor.audit_.equals(plain.audit_)
     assert auditor.classes_.tolist() == [0, 1]
+
+
+class Interrupted(LogisticRegression):
+    def fit(self, X, y):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "estimator, y, error",
+    [
+        (LINEAR, np.array(["p", "q"] * 20), ValueError),
+        (Interrupted(), np.array(["p", "q"] * 30), KeyboardInterrupt),
+    ],
+)
+def test_a_second_fit_that_fails_leaves_the_first(estimator, y, error):
+    X, truth = make_classification(60, random_state=0)
+    auditor = LabelAuditor(LINEAR).fit(X, truth)
+    before = dict(vars(auditor))
+    auditor.estimator = estimator
+    with pytest.raises(error):
+        auditor.fit(X, y)
+    assert vars(auditor) == before | dict(estimator=estimator)
+
+
+def test_a_data_set_brings_its_own_labels():
+    X, y = make_classification(60, random_state=0)
+    with pytest.raises(ValueError, match="y= is given beside a NoisyDataset"):
+        LabelAuditor(LINEAR).fit(from_arrays(X, y), y)
+
+
+def test_rows_that_are_left_of_a_data_set():
+    rng = np.random.default_rng(0)
+    y = np.arange(90) % 3
+    X = rng.normal(size=(90, 4)) + 4 * np.eye(3, 4)[y]
+    y[:5] = (y[:5] + 1) % 3
+    part = from_arrays(X, y).subset(torch.arange(30, 90))
+    kept, labels = LabelAuditor(LINEAR).fit_resample(part)
+    expected = LabelAuditor(LINEAR).fit_resample(X[30:], y[30:])
+    assert np.allclose(kept.numpy(), expected[0], atol=1e-6)
+    assert labels.astype(int).tolist() == expected[1].tolist()
 
 
 def test_classes_of_a_data_set_stay_in_its_order():

@@ -101,7 +101,7 @@ def test_labels_that_the_inputs_do_not_tell():
     ],
 )
 def test_caveats_by_number(numbers, says):
-    got = Reliability(**dict(chance=0.1, rare=0) | numbers).caveats
+    got = Reliability(**dict(chance=0.1, rare=0, wrong=(0.0, 1.0)) | numbers).caveats
     assert len(got) == len(says)
     for text, part in zip(got, says, strict=True):
         assert part in text

@@ -882,6 +882,84 @@ def test_held_out_data_that_cannot_judge(remedy):
         remedy(net, data, data.subset(torch.arange(30)))
 
 
+def named(data: NoisyDataset, names: str) -> NoisyDataset:
+    return replace(data, classes=list(names))
+
+
+@pytest.mark.parametrize("remedy", [repair, remedies])
+def test_classes_that_are_named_in_another_order(remedy):
+    data, held, _ = digits()
+    net = memorizer()[1]
+    with pytest.raises(ValueError, match="held-out data have the classes .*in the same order"):
+        remedy(net, named(data, "abcdefghij"), named(held, "jihgfedcba"))
+    with pytest.raises(ValueError, match="test data have the classes .*in the same order"):
+        other = named(held, "bacdefghij")
+        remedies(net, named(data, "abcdefghij"), held, test=other, suspects=0)
+    few = replace(some(k=2, seed=1), classes=["a", "c"])
+    with pytest.raises(ValueError, match="in the same order"):
+        check_held(replace(some(), classes=["a", "b", "c"]), few)
+    first = replace(some(k=2, seed=1), classes=["a", "b"])
+    assert check_held(replace(some(), classes=["a", "b", "c"]), first).classes == ("a", "b")
+
+
+@pytest.mark.parametrize("rho", [0.02, 0.2])
+@pytest.mark.parametrize("remedy", [repair, partial(remedies, suspects=0)])
+def test_held_out_labels_whose_classes_count_otherwise(remedy, rho):
+    data, held, _ = digits()
+    net = clean_network()
+    noise = Noise(rho, rho / 2, 2 * rho, uniform(10, rho))
+    shifted = replace(held, y=(held.y + 1) % 10, clean=None)
+    with pytest.raises(ValueError, match="if their classes stood in another order"):
+        remedy(net, data, shifted, noise=noise)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_few_labels_that_are_guessed_are_in_no_other_order(seed):
+    g = torch.Generator().manual_seed(seed)
+    guess, y = torch.randint(10, (2, 20), generator=g)
+    repairs._check_order(guess, some(n=20, k=10), 10)
+    repairs._check_order(guess, replace(some(n=20, k=10), y=y), 10)
+
+
+@pytest.mark.parametrize("remedy", [repair, remedies])
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (dict(held=None), "held-out data are None; they must be a NoisyDataset"),
+        (dict(noise=0.2), "noise=0.2 must be what estimate_noise gives"),
+        (dict(noise=Noise(0.2, 0.1, 0.3, torch.eye(3))), "noise is that of 3 classes"),
+    ],
+)
+def test_what_cannot_judge_is_refused(remedy, options, says):
+    data, held, _ = digits()
+    with pytest.raises((TypeError, ValueError), match=says):
+        remedy(memorizer()[1], data, **dict(held=held) | options)
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (dict(suspects=2.5), "suspects=2.5 must be a whole number"),
+        (dict(suspects=-1), "suspects=-1 must be 0 or more"),
+        (dict(test="x"), "test data are 'x'; they must be a NoisyDataset"),
+        (dict(test=some(k=10)), "test data of 10 classes and inputs .* do not fit"),
+        (dict(epochs=-1), "epochs=-1"),
+        (dict(lrr=0.1), "lrr"),
+        (dict(lr=-0.1), "lr=-0.1"),
+        (dict(batch=0), "batch=0"),
+        (dict(folder="x"), "folder: not for remedies"),
+        (dict(make=nn.Linear(64, 10)), "must be a function that gives a fresh network"),
+    ],
+)
+def test_remedies_refuse_before_any_work(options, says, monkeypatch):
+    data, held, _ = digits()
+    for name in ("audit", "fit", "silence_suspects", "estimate_noise"):
+        monkeypatch.setattr(f"memnb.audit.alternatives.{name}", None)
+    given = dict(make=fresh) | options
+    with pytest.raises((TypeError, ValueError), match=says):
+        remedies(memorizer()[1], data, held, **given)
+
+
 @pytest.mark.parametrize("remedy", [repair, remedies])
 def test_networks_that_cannot_be_judged(remedy):
     data, held = small()
@@ -973,7 +1051,7 @@ def gradient(backward, z, y, one_logit=False, batch=None) -> torch.Tensor:
         if one_logit
         else F.cross_entropy(z, y, reduction="none")
     )
-    backward(SimpleNamespace(logits=z, batch=batch), losses)
+    backward(SimpleNamespace(data=range(10), logits=z, batch=batch), losses)
     return z.grad
 
 
@@ -1769,7 +1847,7 @@ class Wrapped(nn.Module):
 def test_remedies_of_a_network_that_is_one_part():
     assert (
         "as it is"
-        in remedies(Wrapped(), *small(), make=Wrapped, epochs=0.5, suspects=0)["remedy"].to_list()
+        in remedies(Wrapped(), *small(), make=Wrapped, epochs=1, suspects=0)["remedy"].to_list()
     )
 
 
@@ -1835,6 +1913,22 @@ def test_chances_have_the_share_of_right_labels_as_their_mean_and_the_order_of_t
     chance = right_chance(audited, Noise(0.3, 0.1, 0.5, torch.eye(2)))
     assert chance.mean().item() == pytest.approx(0.7)
     assert chance.argsort().tolist() == [2, 3, 0, 1]
+
+
+@pytest.mark.parametrize("n", [9, 11])
+def test_as_many_weights_as_examples(n):
+    net = nn.Linear(4, 3)
+    before = state(net)
+    with pytest.raises(ValueError, match=f"there are {n} weights for 10 training examples"):
+        fit(net, points(), 1, lr=0.1, batch=8, backward=weighted_loss(torch.ones(n)))
+    assert same(before, state(net))
+
+
+def test_early_learning_is_of_the_data_that_are_trained_on():
+    net = nn.Linear(4, 3)
+    with pytest.raises(ValueError, match="there are 12 targets for 10 training examples"):
+        backward = early_learning_regularization(points(n=12))
+        fit(net, points(), 1, lr=0.1, batch=8, backward=backward)
 
 
 @pytest.mark.parametrize("weights", [[0.0, 0], [1, -1], [[1.0]], [1, float("nan")]])

@@ -666,12 +666,37 @@ def test_the_length_of_an_activation_tells_nothing():
         (dict(more=[1]), "more=.* by name"),
         (dict(more=dict(a=[1, 2])), r"more\['a'\] has shape \(2,\); there must be 60"),
         (dict(more=dict(a="x")), "more must hold numbers"),
+        (dict(more=dict(a=[0.0] * 59 + [math.nan])), r"more\['a'\] is NaN for 1 of 60.* row 59"),
+        (dict(more=dict(rank=[0.0] * 60)), "more has rank, which the audit has itself"),
+        (dict(more=dict(probe_margin=[0.0] * 60)), "more has probe_margin, which"),
+        (dict(more=dict(prediction_depth=[0.0] * 60), k=3), "more has prediction_depth, which"),
+        (dict(by_layer={}), "by_layer={} has no layer"),
     ],
 )
 def test_options_that_nobody_means_are_refused_before_any_work(options, says, monkeypatch):
     monkeypatch.setattr("memnb.audit.suspicion.trained_model", None)
     with pytest.raises((TypeError, ValueError), match=says):
         audit(line(), clusters(), **options)
+
+
+def test_no_column_of_an_audit_is_given_by_another(monkeypatch):
+    run = trained()[0]
+    columns = audit(run, clusters(), k=3).columns
+    monkeypatch.setattr("memnb.audit.suspicion.trained_model", None)
+    for name in columns:
+        with pytest.raises(ValueError, match=f"more has {name}, which the audit has itself"):
+            audit(run, clusters(), k=3, more={name: torch.zeros(60)})
+
+
+def test_a_network_alone_may_be_given_the_history_that_it_lacks():
+    found = audit(trained()[1], clusters(), more=dict(learning_time=torch.arange(60)))
+    assert found["learning_time"].to_list() == list(range(60))
+
+
+@pytest.mark.parametrize("layers, says", [([], "names no layer"), ("fc", "must be a list")])
+def test_layers_of_the_noise_are_a_list_of_some(layers, says):
+    with pytest.raises((TypeError, ValueError), match=says):
+        estimate_noise(line(), clusters(), layers=layers)
 
 
 def test_a_level_is_a_number():

@@ -212,7 +212,6 @@ def test_given_values_win_and_are_cast():
         top=1,
         seed=0,
         model="resnet18",
-        classes=4,
         scale="none",
         weights=Path("a b.pt"),
     )
@@ -229,7 +228,7 @@ def test_given_values_win_and_are_cast():
         top=1,
         seed=0,
         model="resnet18",
-        classes=4,
+        classes=None,
         scale="none",
         weights="a b.pt",
         preset="small",
@@ -239,6 +238,39 @@ def test_given_values_win_and_are_cast():
     assert isinstance(p.batch, int)
     assert isinstance(p.epochs, int)
     assert isinstance(p.rho, float)
+
+
+@pytest.mark.parametrize("data", ["digits", "a.npz", "a.csv", "folder"])
+def test_parameters_that_are_not_for_these_data_are_refused(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    for file in ("a.npz", "a.csv"):
+        Path(file).touch()
+    values = dict(
+        label="y",
+        rows="name",
+        drop="a,b",
+        size=8,
+        resize="8",
+        mean="0.5",
+        std="0.5",
+        classes=3,
+        scale="symmetric",
+        n=50,
+    )
+    fit = {
+        "digits": {"scale", "n"},
+        "a.npz": {"scale", "classes"},
+        "a.csv": {"label", "rows", "drop", "classes"},
+        "folder": {"size", "resize", "mean", "std"},
+    }
+    needed = dict(data=data, label="y") if data == "a.csv" else dict(data=data)
+    for name, value in values.items():
+        if name in fit[data]:
+            assert P(**needed | {name: value})[name] is not None
+        else:
+            with pytest.raises(ValueError, match=f"^{name}= is for .*; data='{data}' is one of "):
+                P(**needed | {name: value})
 
 
 KINDS = ", ".join(kind for kind in NOISE if kind != "matrix")
@@ -1220,7 +1252,31 @@ def test_the_list_is_ranked_and_has_names():
     )
 
 
+def test_of_a_class_that_is_not_known_there_is_no_name():
+    rows = table(4).with_columns(alternative=pl.Series([0, None, 2, 1]))
+    known = ranked(rows, ["a", "b", "c"])["alternative"].to_list()
+    before = rows.sort("rank")["alternative"].to_list()
+    assert known == [None if k is None else "abc"[k] for k in before]
+
+
+@pytest.mark.parametrize("page", [0, -1, 2.5, "x"])
+def test_a_page_shows_one_picture_or_more(page):
+    with pytest.raises((TypeError, ValueError), match="page="):
+        Browser(table(), data_of(), page=page)
+
+
+def test_an_audit_without_rows_has_no_pages():
+    with pytest.raises(ValueError, match="no row"):
+        Browser(table().head(0), data_of())
+
+
 # --- is it so?
+
+
+@pytest.mark.parametrize("points", [0, -1, 2.5, "x"])
+def test_how_many_lengths_there_are_is_a_number(points):
+    with pytest.raises((TypeError, ValueError), match="points="):
+        precision(table(), points=points)
 
 
 @pytest.mark.parametrize("points", [1, 7, 60])
@@ -1303,8 +1359,8 @@ TABLE = pl.DataFrame(
     dict(
         remedy=["as it is", "z", "a"],
         accuracy=[0.7, 0.98, 0.02],
-        low=[0.6, 0.9, -0.1],
-        high=[0.8, 1.06, 0.14],
+        low=[0.6, 0.9, 0.0],
+        high=[0.8, 1.0, 0.14],
         test=[0.72, None, 0.05],
         epochs=[0.0, 0.0, 3.0],
     )
@@ -1327,7 +1383,7 @@ def test_the_chart_of_remedies_holds_the_numbers(frame):
             for kind in ("estimated from held-out labels", "on true test labels")
         )
         assert estimated.select("low", "accuracy", "high").rows() == [
-            (max(0, r["low"]), r["accuracy"], min(1, r["high"]))
+            (r["low"], r["accuracy"], r["high"])
         ]
         assert true["accuracy"].to_list() == [v for v in [r.get("test")] if v is not None]
     y = d["layer"][0]["encoding"]["y"]

@@ -369,7 +369,20 @@ def test_weights_are_looked_at_before_pictures_are_read(tmp_path, monkeypatch):
     (tmp_path / "w.pt").write_bytes(b"no weights")
     monkeypatch.setattr(audit_reports, "audit_data", lambda *_, **__: pytest.fail("data were read"))
     with pytest.raises(ValueError, match="w.pt"):
-        list(audit_report(source, tmp_path / "r", str(tmp_path / "w.pt"), model="mlp"))
+        audit_report(source, tmp_path / "r", str(tmp_path / "w.pt"), model="mlp")
+
+
+@pytest.mark.parametrize(
+    "data, given, error, says",
+    [
+        ("nowhere", {}, FileNotFoundError, "nowhere"),
+        ("digits", dict(nonsense=3), ValueError, "unknown parameter 'nonsense'"),
+        ("digits", dict(share=2), ValueError, "share=2"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_a_line_is_read(tmp_path, data, given, error, says):
+    with pytest.raises(error, match=says):
+        audit_report(data, tmp_path / "r", **given)
 
 
 def test_weights_that_are_no_use_leave_nothing_behind(tmp_path):
@@ -379,7 +392,7 @@ def test_weights_that_are_no_use_leave_nothing_behind(tmp_path):
     torch.save(broken, tmp_path / "w.pt")
     how = ["--model", "mlp", "--weights", tmp_path / "w.pt", "--out", tmp_path / "r"]
     done = run(source, *how)
-    assert "the parameter fc1.0.weight holds NaN or infinity" in done.output
+    assert "holds NaN or infinity in 'fc1.0.weight'" in done.output
     assert {place.name for place in tmp_path.iterdir()} == {"colors", "w.pt"}
 
 
