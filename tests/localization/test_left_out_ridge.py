@@ -52,7 +52,7 @@ def test_features_whose_squares_vanish_and_masked_labels_are_refused():
     x, y = clouds()
     with pytest.raises(ValueError, match="largest number of the features is .*at least 1e-140"):
         audit_features(x.numpy() * 1e-200, y, progress=False)
-    with pytest.raises(ValueError, match="labels of rows 3 are masked"):
+    with pytest.raises(ValueError, match="labels hold a masked value at row 3"):
         audit_features(x.numpy(), np.ma.array(y, mask=np.arange(60) == 3), progress=False)
 
 
