@@ -60,12 +60,13 @@ def check_choice(
 def refuse_unknown(
     names,  # those that were given
     valid: Sequence[str],  # those that are allowed
+    what: str = "this notebook",  # has them
 ):
     "`ValueError` for a name that is not valid, with the nearest valid one and all of them."
     for name in sorted(set(names) - set(valid)):
         near = difflib.get_close_matches(name, valid, 1, 0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown parameter {name!r}; {hint}this notebook has {', '.join(valid)}")
+        raise ValueError(f"unknown parameter {name!r}; {hint}{what} has {', '.join(valid)}")
 
 # %% ../../nbs/common/01_checks.ipynb #given1
 def refuse_options(

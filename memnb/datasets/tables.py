@@ -232,6 +232,16 @@ def _learnt_words(series: pl.Series) -> Column | None:
     return Column(series.name, categories=(*sorted(frequent), _OTHER))
 
 
+def _say_rounding(series: pl.Series, known: np.ndarray):
+    "Warn where whole numbers that differ are one in float32."
+    is_whole = (known == np.round(known)).all()
+    if is_whole and len(np.unique(known.astype(np.float32))) < len(np.unique(known)):
+        caution(
+            f"column {series.name!r} has whole numbers too large for float32 to tell apart, such "
+            f"as {known.max():.0f}; standardize=True keeps more of them apart"
+        )
+
+
 def _learnt_numbers(series: pl.Series, standardize: bool) -> Column | None:
     values = numbers_of(series)
     missing = np.isnan(values)
@@ -254,6 +264,8 @@ def _learnt_numbers(series: pl.Series, standardize: bool) -> Column | None:
         )
     if not varies and not missing.any():
         return None
+    if not standardize:
+        _say_rounding(series, known)
     is_id = series.dtype.is_integer() and len(values) >= 20
     if is_id and (np.diff(np.sort(values)) > 0).all() and (np.abs(np.diff(values)) == 1).all():
         caution(

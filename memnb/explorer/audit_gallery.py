@@ -90,8 +90,10 @@ def precision(
 ) -> pl.DataFrame:
     """`score, k, precision, recall` down the list that each score gives.
 
-    `ValueError` where the truth is unknown.
+    `ValueError` where the truth is unknown, or for a column that is not there.
     """
+    if missing := [name for name in by if name not in audited.columns]:
+        raise ValueError(f"there is no score {missing[0]!r}; the audit has {audited.columns}")
     if "noisy" not in audited.columns or audited["noisy"].null_count():
         raise ValueError("nobody knows which labels are wrong, so precision cannot be measured")
     points = whole("points", points, 1)

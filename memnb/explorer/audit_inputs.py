@@ -29,7 +29,7 @@ from ..datasets.folders import from_folder
 from ..datasets.inputs import batch_of
 from ..datasets.label_noise import corrupt
 from ..datasets.labels import first_few
-from ..datasets.loading import SCALES, load, scaled
+from ..datasets.loading import SCALES, in_float32, load, scaled
 from ..datasets.noisy_datasets import NoisyDataset
 from ..datasets.own_arrays import from_arrays
 from ..datasets.sources import DATASETS, read_arrays
@@ -225,7 +225,7 @@ def _check_codes(path: Path, labels: np.ndarray):
 def _inputs(arrays: dict[str, np.ndarray], splits: list[str], scale: str) -> torch.Tensor:
     "The inputs of all splits below each other, scaled as asked for."
     if scale == "none":
-        return torch.cat([torch.from_numpy(arrays[f"x_{k}"]).float() for k in splits])
+        return torch.cat([in_float32(arrays[f"x_{k}"]) for k in splits])
     whole_scale = 255 if arrays["x_train"].dtype == np.uint8 else None
     parts = scaled({"x_test": arrays["x_train"][:0], **arrays}, scale, whole_scale)
     return torch.cat(parts[: len(splits)])

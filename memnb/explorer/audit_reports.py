@@ -197,7 +197,7 @@ def audit_report(
     `OSError` at once, for parameters, data or weights that do not fit, and before any other work
     for what is wrong in the data.
     """
-    refuse_unknown(given, _PARAMETERS)
+    refuse_unknown(given, _PARAMETERS, "an audit")
     out = check_audit(data, out, tree=tree, share=share, top=top, weights=weights, **given)
     _check_name(data)
     p = _completed(data, weights, given)

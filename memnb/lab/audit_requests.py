@@ -119,6 +119,8 @@ def _of_model(data: str, given: dict) -> Iterator[Exception]:
             yield ValueError(f"{used}: for networks; model={model!r} is none")
     if weights and not model:
         yield ValueError(f"weights={str(weights)!r} needs model=, the network that they are of")
+    if weights and (used := _used(given, ("epochs", "lr", "batch"))):
+        yield ValueError(f"{used}: of a training; with weights= nothing is trained")
     if weights and not Path(weights).expanduser().is_file():
         yield FileNotFoundError(f"weights={str(weights)!r} is not there, or no file")
 

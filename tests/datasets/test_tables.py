@@ -589,3 +589,19 @@ def test_a_label_that_is_one_of_one_hot_columns_is_said(names):
         warnings.simplefilter("always")
         from_table(table, label=names[0], drop=names[1:])
     assert not any("one-hot" in str(w.message) for w in caught)
+
+
+def test_large_whole_numbers_that_float32_merges_are_said():
+    seconds = [1_700_000_000 + i for i in range(40)]
+    frame = pl.DataFrame(dict(at=seconds[::2] + seconds[1::2], label=["a", "b"] * 20))
+    with pytest.warns(UserWarning, match="column 'at' has whole numbers too large for float32"):
+        merged = from_table(frame, "label", standardize=False)
+    assert len(merged.x.unique()) < 40
+    assert len(from_table(frame, "label").x.unique()) == 40
+
+
+def test_decimals_are_merged_by_float32_without_a_word():
+    frame = pl.DataFrame(dict(at=[i + i * 1e-9 for i in range(40)], label=["a", "b"] * 20))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        from_table(frame, "label", standardize=False)

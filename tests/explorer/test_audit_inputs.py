@@ -1301,6 +1301,11 @@ def test_precision_is_that_of_a_plain_loop(n, points):
     assert got["k"].max() == n
 
 
+def test_precision_names_a_score_that_is_not_there():
+    with pytest.raises(ValueError, match="there is no score 'nope'; the audit has .*'suspicion'"):
+        precision(table(), ["suspicion", "nope"])
+
+
 def test_precision_needs_the_truth():
     unknown = table().with_columns(pl.when(pl.col("row") > 3).then("noisy").alias("noisy"))
     for f in (table().drop("noisy"), table().with_columns(noisy=None), unknown):

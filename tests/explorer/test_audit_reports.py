@@ -232,6 +232,10 @@ def test_a_table_by_a_classifier_of_scikit_learn(tmp_path, name, classifier):
             ["customers.csv", "--label", "plan", "--size", "3"],
             "--size: for folders of pictures; DATA customers.csv is a table",
         ),
+        (
+            ["colors", "--model", "mlp", "--weights", "customers.csv", "--lr", "1", "--batch", "9"],
+            "--epochs, --lr, --batch: of a training; with --weights nothing is trained",
+        ),
         (["colors", "--classes", "5"], "--classes: for tables and arrays; DATA colors is a folder"),
     ],
 )
@@ -270,6 +274,7 @@ def test_all_that_is_wrong_with_the_options_is_said_at_once_and_soon(tmp_path):
     expected = """1 False Error: --size: for folders of pictures; DATA customers.csv is a table
         DATA customers.csv is a table; --label names its column of labels, of id, age, city, plan
         --weights w.pt needs --model, the network that they are of
+        --epochs, --lr: of a training; with --weights nothing is trained
         --weights w.pt is not there, or no file
         --epochs many must be a whole number
         --lr 0 must be above 0, from 1e-12 to 1000
