@@ -363,7 +363,7 @@ def _of_each_run(folders: list[Path]) -> pl.DataFrame:
 @click.option("--update", type=click.Path(path_type=Path), help="Table of claims they go into.")
 def claims(root: Path, where, output, wide, update):
     "The verdict on each claim, over all seeds and noise rates."
-    from memnb.papers.stored_claims import gathered, one_row_a_claim, stored_results, together
+    from memnb.papers.stored_claims import judged, one_row_a_claim, stored_results
 
     if update:
         _refuse_beside("with --update", dict(where=where, wide=wide, output=output))
@@ -376,8 +376,9 @@ def claims(root: Path, where, output, wide, update):
     if wide:
         frame = _rows(_of_each_run([result.folder for result in stored]), where)
     else:
-        joint = pl.concat([gathered(g) for g in together(stored)], how="diagonal_relaxed")
-        frame = one_row_a_claim(_rows(joint, where))
+        if not (tables := judged(stored)):
+            raise ValueError(f"{root} has no result that this version of memnb can judge")
+        frame = one_row_a_claim(_rows(pl.concat(tables, how="diagonal_relaxed"), where))
     if output:
         _show(frame, output)
     else:

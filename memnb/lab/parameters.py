@@ -217,7 +217,9 @@ def check_fits(p: Params, memory: float, disk: float, because: str):
         )
 
 # %% ../../nbs/lab/04_parameters.ipynb #src1
-def share_to_test(dataset: str) -> float | None:
+def share_to_test(
+    dataset: str,  # name of one of `DATASETS`
+) -> float | None:
     "The share of its examples that become the test set; None for a data set that has one."
     return 0.3322 if dataset == "digits" else None
 

@@ -88,6 +88,32 @@ def test_of_two_results_of_one_seed_and_rate_the_newest_counts_once(tmp_path):
     assert claims["date"].unique().to_list() == ["2033-05-18"]
 
 
+@pytest.mark.parametrize("runs", [1, 2])
+def test_what_older_code_said_of_a_frame_is_not_said_again(tmp_path, runs):
+    frame = of_fig4([0.1, 0.2])
+    today = judge("fig4", RELU_CLAIMS["fig4"], frame)
+    then = today.with_columns(statement=pl.lit("said no more"), paper=pl.lit("misquoted"))
+    for seed in range(runs):
+        result(tmp_path / "r" / str(seed), claims=then, frame=of_fig4([0.1, 0.2], seed))
+    update_claims(tmp_path / "c.csv", stored_results(tmp_path / "r"))
+    stored = read_claims(tmp_path / "c.csv")
+    of = ["statement", "paper", "definition", "rho", "verdict"]
+    assert_frame_equal(stored.select(of), today.select(of), check_row_order=False)
+    assert set(stored["version"]) == {"0.2.0"}  # of the data
+
+
+def test_a_frame_that_lacks_what_claims_need_is_left_out_by_name(tmp_path):
+    result(tmp_path / "r" / "whole", rhos=[0.2])
+    update_claims(tmp_path / "c.csv", stored_results(tmp_path / "r"))
+    before = read_claims(tmp_path / "c.csv")
+    poor = of_fig4([0.2]).select("rho", "seed")
+    claims = judge("fig4", RELU_CLAIMS["fig4"], of_fig4([0.2]))
+    result(tmp_path / "r" / "old", frame=poor, claims=claims, rhos=[0.2], more=1)
+    with pytest.warns(UserWarning, match="left out: .*old cannot be judged by this version"):
+        update_claims(tmp_path / "c.csv", stored_results(tmp_path / "r"))
+    assert_frame_equal(read_claims(tmp_path / "c.csv"), before)
+
+
 def test_curves_over_windows_of_other_lengths_are_not_put_together(tmp_path):
     for seed, window in ((0, 46), (1, 46), (2, 29)):
         claims = pl.DataFrame([dict(figure="fig5", statement="s", rho=0.2)])
@@ -262,12 +288,12 @@ def test_what_is_stored_beside_each_other(tmp_path):
     modular = dict(preset="quick", modulus=31, epochs=9)
     search = dict(preset="quick", dataset="digits", model="resnet9")
     given = {
-        "a": ("fig1", dict(preset="quick", dataset="digits")),
-        "b": ("fig1", dict(preset="paper", dataset="mnist")),
-        "c": ("modular_order", modular | dict(dataset="digits")),
-        "d": ("modular_order", modular | dict(dataset="mnist")),
-        "e": ("localization_neurons", search | dict(mode="exact")),
-        "f": ("localization_neurons", search | dict(mode="hybrid")),
+        "a": ("a figure", dict(preset="quick", dataset="digits")),
+        "b": ("a figure", dict(preset="paper", dataset="mnist")),
+        "c": ("b modular figure", modular | dict(dataset="digits")),
+        "d": ("b modular figure", modular | dict(dataset="mnist")),
+        "e": ("a search", search | dict(mode="exact")),
+        "f": ("a search", search | dict(mode="hybrid")),
     }
     for name, (figure, p) in given.items():
         claims = one.with_columns(figure=pl.lit(figure))
@@ -275,18 +301,24 @@ def test_what_is_stored_beside_each_other(tmp_path):
     file = tmp_path / "c.csv"
 
     update_claims(file, stored_results(tmp_path / "r"))
-    claims = one.with_columns(figure=pl.lit("fig1"), verdict=pl.lit("undecided"))
-    result(tmp_path / "s" / "fig1" / "k", "fig1", claims=claims, preset="quick", dataset="digits")
+    claims = one.with_columns(figure=pl.lit("a figure"), verdict=pl.lit("undecided"))
+    result(
+        tmp_path / "s" / "a figure" / "k",
+        "a figure",
+        claims=claims,
+        preset="quick",
+        dataset="digits",
+    )
     update_claims(file, stored_results(tmp_path / "s"))
 
     stored = read_claims(file)
     assert stored.select("figure", "preset", "dataset", "model", "epochs", "verdict").rows() == [
-        ("fig1", "paper", "mnist", "", None, "holds"),
-        ("fig1", "quick", "digits", "", None, "undecided"),
-        ("localization_neurons", "quick", "digits", "resnet9", None, "holds"),
-        ("localization_neurons", "quick", "digits", "resnet9, hybrid search", None, "holds"),
-        ("modular_order", "quick", "modulo 31", "", 9, "holds"),
-        ("modular_order", "quick", "modulo 31, mnist", "", 9, "holds"),
+        ("a figure", "paper", "mnist", "", None, "holds"),
+        ("a figure", "quick", "digits", "", None, "undecided"),
+        ("a search", "quick", "digits", "resnet9", None, "holds"),
+        ("a search", "quick", "digits", "resnet9, hybrid search", None, "holds"),
+        ("b modular figure", "quick", "modulo 31", "", 9, "holds"),
+        ("b modular figure", "quick", "modulo 31, mnist", "", 9, "holds"),
     ]
     assert set(stored["ours"]) == {0.1235}
 
@@ -294,7 +326,7 @@ def test_what_is_stored_beside_each_other(tmp_path):
 def test_two_claims_with_one_statement_both_stay(tmp_path):
     "As *... its high neurons generalize* under each of three ways to choose neurons."
     claims = pl.DataFrame([a_claim(), a_claim(), a_claim(statement="t")]).drop("changed", "model")
-    result(tmp_path / "r" / "k", "modular_partition", claims=claims, rho=0.1)
+    result(tmp_path / "r" / "k", "a figure", claims=claims, rho=0.1)
     update_claims(tmp_path / "c.csv", stored_results(tmp_path / "r"))
     assert read_claims(tmp_path / "c.csv")["statement"].to_list() == ["s", "s", "t"]
 
@@ -313,17 +345,17 @@ def let_in(second: Thread):
 
 def test_of_two_writers_at_once_neither_loses_its_claims(tmp_path, monkeypatch):
     file = tmp_path / "c.csv"
-    for name in ("fig2", "fig3"):
+    for name in ("a figure", "b figure"):
         claims = pl.DataFrame([a_claim()]).drop("figure", "changed", "model", "preset", "dataset")
         result(tmp_path / name / "k", name, claims=claims, rhos=[0.1])
-    one, other = (stored_results(tmp_path / name) for name in ("fig2", "fig3"))
+    one, other = (stored_results(tmp_path / name) for name in ("a figure", "b figure"))
     second = Thread(target=update_claims, args=(file, other))
     monkeypatch.setattr(stored_claims, "write_whole", let_in(second))
 
     update_claims(file, one)
     second.join()
 
-    assert read_claims(file)["figure"].to_list() == ["fig2", "fig3"]
+    assert read_claims(file)["figure"].to_list() == ["a figure", "b figure"]
 
 
 def test_written_again_nothing_changes(tmp_path):
