@@ -93,3 +93,20 @@ def test_modules_are_short():
     }
     assert len(lengths) > 60
     assert {name: n for name, n in lengths.items() if n > MODULE_LINES} == {}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        path.relative_to(REPO).as_posix()
+        for path in sorted((REPO / "memnb").rglob("*.py"))
+        if path.name != "__init__.py"  # a face hands on what it imports
+    ],
+)
+def test_a_module_uses_what_it_imports(path):
+    "What only a cell that is not exported needs is imported there."
+    tree = ast.parse((REPO / path).read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {a.asname or a.name.partition(".")[0] for node in imports for a in node.names}
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert names <= used

@@ -22,7 +22,7 @@ from .suspicion import best_order, check_model
 from ..common.checks import caution, names_of, number, seed_of, shown
 from ..datasets.duplicates import duplicates
 from ..datasets.inputs import alike, described
-from ..datasets.noisy_datasets import NoisyDataset
+from ..datasets.noisy_datasets import NoisyDataset, check_data
 from ..models.evaluation import examples, predict, predicted
 from ..models.layers import linear_layers
 from ..probes.interventions import find_head, transfer
@@ -147,8 +147,7 @@ def alike_data(
 
     `TypeError` or `ValueError` unless inputs and classes are like its own, in the same order.
     """
-    if not isinstance(other, NoisyDataset):
-        raise TypeError(f"{what} are {shown(other)}; they must be a NoisyDataset")
+    check_data(other, what)
     if isinstance(other.x, Tensor) and isinstance(data.x, Tensor):
         other = replace(other, x=other.x.to(data.x.dtype))
     if not alike(other.x, data.x) or other.n_classes > data.n_classes:

@@ -305,9 +305,6 @@ class NoisyDataset(Dataset):
 
 # %% ../../nbs/datasets/02_noisy_datasets.ipynb #checkdata
 def check_data(data: NoisyDataset, what: str = "the data"):
-    "`ValueError` for anything but a `NoisyDataset`."
+    "`TypeError` for anything but a `NoisyDataset`."
     if not isinstance(data, NoisyDataset):
-        raise ValueError(
-            f"{what} are a {type(data).__name__}; they must be a NoisyDataset, such as `load` and "
-            "`from_torch` give"
-        )
+        raise TypeError(f"{what} are {shown(data)}; they must be a NoisyDataset (see from_arrays)")

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..common.checks import names_of, shown, whole
-from ..datasets.noisy_datasets import NoisyDataset
+from ..datasets.noisy_datasets import NoisyDataset, check_data
 from ..models.evaluation import compiled, eager, evaluating, examples
 from ..models.outputs import answer
 from ..models.structure import belongs, owners
-from ..probes.over_training import check_probe_data
 from ..trainer.steps import Training, check_outputs, loss_of
 
 # %% ../../nbs/localization/01_accounting.ipynb #cell05
@@ -30,7 +29,7 @@ def group_mask(
 
     `ValueError` unless both have members, or for a mask of another shape.
     """
-    check_probe_data(data)
+    check_data(data)
     n = len(data)
     if mask is None:
         mask = data.is_noisy

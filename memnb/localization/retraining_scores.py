@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from ..common.checks import caution, check_memory, number, refuse_options, seed_of, whole
 from ..common.progress import progress_bar
 from ..datasets.inputs import batch_of, tensors_in
-from ..datasets.noisy_datasets import NoisyDataset
+from ..datasets.noisy_datasets import NoisyDataset, check_data
 from ..models.evaluation import device_of, examples, predict, predicted
-from ..probes.over_training import check_probe_data
 from ..trainer.stacked import fit_stacked
 from ..trainer.stacks import why_not
 from ..trainer.training import fit
@@ -38,7 +37,7 @@ def second_split_forgetting(
     """
     refuse_options(options, ("folder", "journal"), "one place cannot keep four runs")
     refuse_options(options, ("times", "observe"), "this score sets the times and what is observed")
-    check_probe_data(data)
+    check_data(data)
     epochs = whole("epochs", epochs, 1, 10**9)
     second = whole("second", second, 1, 10**9)
     if len(data) < 2:
@@ -191,7 +190,7 @@ def leave_out_memorization(
     """
     refuse_options(options, ("folder", "journal"), "one place cannot keep the runs of all subsets")
     refuse_options(options, ("times",), "only the networks at the end of training count")
-    check_probe_data(data)
+    check_data(data)
     share = number("share", share, "lie between 0 and 1", lambda v: 0 < v < 1)
     subsets = whole("subsets", subsets, 2, 100_000)
     seed = seed_of(seed)

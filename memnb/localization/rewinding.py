@@ -31,7 +31,7 @@ from memnb.common.checks import (
 from ..common.progress import progress_bar
 from ..common.rng import drawn_since, random_state, seeded
 from ..datasets.inputs import Inputs
-from ..datasets.noisy_datasets import NoisyDataset
+from ..datasets.noisy_datasets import NoisyDataset, check_data
 from .accounting import group_mask
 from memnb.models.evaluation import (
     device_of,
@@ -45,7 +45,6 @@ from memnb.models.evaluation import (
 from ..models.layers import check_layers
 from ..models.outputs import answer
 from ..models.structure import belongs, layer_groups, layer_state, put_back
-from ..probes.over_training import check_probe_data
 from ..runs.run import Run
 from ..trainer.optimizers import triangle
 from ..trainer.steps import alone, check_outputs
@@ -241,7 +240,7 @@ def _trained(run: Run, data: NoisyDataset, layers, mask, model, targets=("given"
     "`TypeError` or `ValueError` where these do not belong together."
     if not isinstance(run, Run):
         raise TypeError(f"the run is {shown(run)}; it must be a Run, of `fit` or a Recorder")
-    check_probe_data(data)
+    check_data(data)
     run.check(data)
     if not run.checkpoints:
         raise ValueError("this run kept no checkpoints: train with checkpoints=[...]")
@@ -265,18 +264,10 @@ def _checkpoints(run: Run, times: Sequence[float] | None) -> list[float]:
         return sorted(run.checkpoints)
     if isinstance(times, (str, dict)) or not hasattr(times, "__iter__"):
         raise TypeError(f"times={shown(times)} must be a list of numbers")
-    wanted = list(times)
-    for t in wanted:
-        number("a time", t)
+    wanted = [number("a time", t) for t in times]
     if not wanted:
         raise ValueError("times=[] names no checkpoint to go back to")
-
-    def near(t: float) -> list[float]:
-        return [k for k in run.checkpoints if abs(k - t) <= 1e-9 * max(1, abs(t))]
-
-    if missing := [t for t in wanted if not near(t)]:
-        raise ValueError(f"no checkpoints at {missing}; there are {sorted(run.checkpoints)}")
-    return list(dict.fromkeys(near(t)[0] for t in wanted))
+    return list(dict.fromkeys(map(run.checkpoint_time, wanted)))
 
 
 def rewind(

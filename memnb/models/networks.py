@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.checks import check_choice, check_memory, number, seed_of, shown, sizes, whole
-from ..datasets.noisy_datasets import NoisyDataset
+from ..datasets.noisy_datasets import NoisyDataset, check_data
 from .evaluation import network
 from .modular import ModularNet, modular_transformer
 from .vision import alexnet, cnn, dense, made, resnet9, resnet50, vit
@@ -173,8 +173,7 @@ class TwoLayer:
 # %% ../../nbs/models/01_networks.ipynb #cell24
 def clean_first(data: NoisyDataset) -> Tensor:
     "(N,) rows of `data`, clean ones before noisy ones, otherwise in order."
-    if not isinstance(data, NoisyDataset):
-        raise TypeError(f"the data are {shown(data)}; they must be a NoisyDataset")
+    check_data(data)
     return data.is_noisy.to(torch.uint8).argsort(stable=True)
 
 # %% ../../nbs/models/01_networks.ipynb #cell27

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..common.checks import check_choice, check_memory, seed_of, shown, whole
-from ..datasets.noisy_datasets import NoisyDataset
+from ..datasets.noisy_datasets import NoisyDataset, check_data
 from ..models.modular import ACTIVATIONS, ModularNet
 from .arithmetic import LARGEST_MODULUS, OPERATIONS, check_modulus, is_prime
 
@@ -85,8 +85,7 @@ class ResidueView:
         Pairs that do not lie there are left out; a label that does not is -1. `ValueError` if no
         pair lies there, or the data have another modulus.
         """
-        if not isinstance(data, NoisyDataset):
-            raise TypeError(f"the data are {shown(data)}; they must be a NoisyDataset")
+        check_data(data)
         if data.n_classes != self.p:
             raise ValueError(
                 f"the data have labels modulo {data.n_classes}, the view is modulo {self.p}"
@@ -200,8 +199,7 @@ def label_table(
 
     A logit is 1 for the label of a training pair and 0 elsewhere.
     """
-    if not isinstance(data, NoisyDataset):
-        raise TypeError(f"the data are {shown(data)}; they must be a NoisyDataset")
+    check_data(data)
     p = data.n_classes
     order = circle(p, operation).to(data.y.device)
     if int(data.index.max()) >= p * p:
@@ -438,8 +436,8 @@ def extract(
     """
     _check_view(view)
     m = EXTRACT[check_choice("method", str(method), EXTRACT)]
-    if held is not None and not isinstance(held, NoisyDataset):
-        raise TypeError(f"held is {shown(held)}; it must be a NoisyDataset, or None")
+    if held is not None:
+        check_data(held, "the held-out data")
     if m.weights and view.u is None:
         raise ValueError(
             f"{method} works on weights, and this view has none; with logits alone there are "

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..common.checks import number, shown, whole
 from ..datasets.duplicates import digests
-from ..datasets.noisy_datasets import NoisyDataset
+from ..datasets.noisy_datasets import NoisyDataset, check_data
 from ..models.evaluation import evaluating, examples, parts, predict, predicted
 from ..models.layers import activations, edit, linear_layers
 from ..models.outputs import answer
@@ -44,11 +44,6 @@ def reader(
     return layer
 
 
-def _check(data, what: str = "the data"):
-    if not isinstance(data, NoisyDataset):
-        raise TypeError(f"{what} are {shown(data)}; they must be a NoisyDataset (see from_arrays)")
-
-
 def signals(
     model: nn.Module,  # left as it is
     data: NoisyDataset,  # n examples
@@ -60,7 +55,7 @@ def signals(
     The network is in evaluation mode. `ValueError` for inputs of another shape, `RuntimeError` for
     a layer that is called more than once.
     """
-    _check(data)
+    check_data(data)
     batch = whole("batch", batch, 1)
     layer = reader(model, data.x, layer)
     seen = {}
@@ -104,7 +99,7 @@ def coherence(
 
     It is 0 for a neuron that is silent.
     """
-    _check(data)
+    check_data(data)
     total = 0
     apart = 0
     for h, g in signals(model, data, reader(model, data.x, layer)):
@@ -121,7 +116,7 @@ def importance(
     layer: str | None = None,  # that reads the neurons; default: the last linear one
 ) -> Tensor:
     "(M,) float64: the mean loss that switching each neuron off would add, to first order."
-    _check(data)
+    check_data(data)
     layer = reader(model, data.x, layer)
     w = model.get_submodule(layer).weight.detach().double()
     total = 0
@@ -171,7 +166,7 @@ def _check_held(data: NoisyDataset, held: NoisyDataset | None):
             "held has no examples: give noisy labels that were not trained on, such as the second "
             "part of data.split(0.1)"
         )
-    _check(held, "the held-out data")
+    check_data(held, "the held-out data")
     both = len(_named(data) & _named(held))
     if both:
         raise ValueError(
@@ -230,7 +225,7 @@ def partition(
 
     Uses observed labels only. `ValueError` without held-out labels, or where they were trained on.
     """
-    _check(data)
+    check_data(data)
     _check_held(data, held)
     shares = _checked_shares(shares)
     layer = reader(model, data.x, layer)
@@ -253,7 +248,7 @@ def correct(
 ) -> float:
     "Share of the labels `data.y` that the network predicts, in [0, 1]."
     check_network(model)
-    _check(data)
+    check_data(data)
     if part is not None and not isinstance(part, Partition):
         raise TypeError(f"part={shown(part)} must be a Partition, or None")
     with nullcontext() if part is None else part.only(model), examples(None):
@@ -282,7 +277,7 @@ def kept_curves(
     if not isinstance(sets, dict) or not sets:
         raise TypeError(f"sets={shown(sets)} must be a dictionary of data sets, one at least")
     for name, data in sets.items():
-        _check(data, f"the data of set {name!r}")
+        check_data(data, f"the data of set {name!r}")
     layer = reader(model, next(iter(sets.values())).x, layer)
     _check_scores(scores, model.get_submodule(layer).in_features)
     order = scores.argsort(descending=not lowest, stable=True)
@@ -324,7 +319,7 @@ def strength_on(
     For a network of residues `strength` says it for all inputs there could be. `ValueError` for a
     layer that does not read one row of neurons an example.
     """
-    _check(data)
+    check_data(data)
     layer = reader(model, data.x, layer)
     most = 0
     for _, read in activations(model, data.x, [f"{layer}.input"]):

@@ -42,7 +42,6 @@ from memnb.lab.parameters import (
 )
 from ..models.evaluation import device_of, examples, predict, predicted
 from ..models.layers import activations
-from ..models.networks import build
 from memnb.probes.interventions import (
     find_head,
     fit_probe,

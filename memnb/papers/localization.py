@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from ..common.checks import check_choice, shown
 from ..common.files import local_path
-from ..datasets.loading import load
 from ..datasets.noisy_datasets import NoisyDataset
 from ..datasets.sources import Source, data_root
 from ..lab.experiments import arguments_of

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..common.checks import number, shown
 from ..common.files import MANIFEST, Damaged, add, local_path, publish, set_aside, verify
-from ..datasets.noisy_datasets import NoisyDataset
+from ..datasets.noisy_datasets import NoisyDataset, check_data
 from .identity import differences
 from .run import Run, json_text, outcome
 
@@ -138,9 +138,9 @@ class Recorder:
         unit: str = "epoch",  # of time
         config: dict | None = None,  # stored with the Run; JSON values
     ):
-        for what, d in (("training", data), ("test", test)):
-            if not isinstance(d, NoisyDataset) and not (d is None and what == "test"):
-                raise TypeError(f"the {what} data are {shown(d)}; they must be a NoisyDataset")
+        check_data(data, "the training data")
+        if test is not None:
+            check_data(test, "the test data")
         if not isinstance(unit, str):
             raise TypeError(f"unit={shown(unit)} must be a text")
         if config is not None and not isinstance(config, dict):

@@ -35,7 +35,7 @@ from memnb.common.files import (
     strangers,
     verify,
 )
-from ..datasets.noisy_datasets import NoisyDataset
+from ..datasets.noisy_datasets import NoisyDataset, check_data
 from ..models.networks import build
 
 # %% ../../nbs/runs/01_run.ipynb #cell06
@@ -95,11 +95,6 @@ class _Curve:
             schema_overrides=dict(loss=pl.Float64, margin=pl.Float64),
         )
 
-
-def _check_data(data):
-    if not isinstance(data, NoisyDataset):
-        raise ValueError(f"data={data!r} must be a NoisyDataset")
-
 # %% ../../nbs/runs/01_run.ipynb #cell11
 @dataclass(eq=False)
 class Run:
@@ -143,7 +138,7 @@ class Run:
 
     def check(self, data: NoisyDataset):
         "`ValueError` if `data` is not what this run was trained on."
-        _check_data(data)
+        check_data(data)
         if data.digest != self.digest:
             raise ValueError(f"this run was trained on data {self.digest}, not on {data.digest}")
 
@@ -484,7 +479,7 @@ def cached_run(
     A damaged one is set aside and made again, with a warning. `OSError` for a store that cannot be
     written, before anything is made.
     """
-    _check_data(data)
+    check_data(data)
     if not callable(make):
         raise ValueError(f"make={make!r} must be a function that makes the run")
     if store is None or isinstance(store, str) and not store:

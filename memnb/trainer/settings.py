@@ -28,7 +28,7 @@ from memnb.common.checks import (
     whole,
 )
 from ..datasets.inputs import Inputs, alike, described
-from ..datasets.noisy_datasets import NoisyDataset
+from ..datasets.noisy_datasets import NoisyDataset, check_data
 from ..models.evaluation import eager, examples, predict
 from ..models.layers import first_tensor
 from ..runs.recorder import Recorder, python_values
@@ -74,11 +74,10 @@ def check_test(
     test: NoisyDataset | None,  # held-out examples of the same shape and classes
 ):
     "`TypeError` or `ValueError` unless the test set is like the training set."
-    for what, d in (("training", data), ("test", test)):
-        if not isinstance(d, NoisyDataset) and not (d is None and what == "test"):
-            raise TypeError(f"the {what} data are {shown(d)}; they must be a NoisyDataset")
+    check_data(data, "the training data")
     if test is None:
         return
+    check_data(test, "the test data")
     if not alike(data.x, test.x) or test.n_classes != data.n_classes:
         raise ValueError(
             f"test examples are {described(test.x)} of {test.n_classes} classes, training examples "

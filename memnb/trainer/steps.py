@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ..common.checks import caution, check_memory, items_of, number, seed_of, shown, whole
 from ..common.rng import drawn_since, random_state, seeded
 from ..datasets.inputs import Inputs, batch_of, described, in_memory, on_each, tensors_in
-from ..datasets.noisy_datasets import NoisyDataset
+from ..datasets.noisy_datasets import NoisyDataset, check_data
 from ..models.evaluation import device_of, eager, evaluating, examples, network, version_of
 from ..models.outputs import OWN_OUTPUT, answer, fed, logits_of, outputs_of
 from ..runs.recorder import Recorder
@@ -337,10 +337,7 @@ def check_outputs(
     classes (or one for two classes). Two examples are tried.
     """
     check_network(model)
-    if not isinstance(data, NoisyDataset):
-        raise TypeError(
-            f"the data are {shown(data)}; they must be a NoisyDataset (see from_arrays)"
-        )
+    check_data(data)
     data = data.to(device_of(model))
     x = data.x[:2]
     k = data.n_classes

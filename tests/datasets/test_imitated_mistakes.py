@@ -95,5 +95,5 @@ def test_what_cannot_be_imitated_is_refused(digits, changes, given, says):
 
 
 def test_anything_but_data_is_refused():
-    with pytest.raises(ValueError, match="must be a NoisyDataset"):
+    with pytest.raises(TypeError, match="must be a NoisyDataset"):
         imitate_mistakes([1, 2], 0.1)

@@ -836,9 +836,7 @@ def test_a_layer_begins_where_the_run_began():
 
 def test_unknown_times_and_conventions():
     run, data, _ = run_of("mlp")
-    with pytest.raises(
-        ValueError, match=r"no checkpoints at \[2, 5.5\]; there are \[0.0, 1.0, 6.0\]"
-    ):
+    with pytest.raises(ValueError, match=r"no checkpoint at 2.0; there are \[0.0, 1.0, 6.0\]"):
         rewind(run, data, times=[0, 2, 5.5])
     for how, says in (
         (dict(batch=0), "batch=0 must be 1 or more"),
@@ -888,7 +886,7 @@ def test_times_are_as_exact_as_those_of_a_run(t):
     run.at(t)
     assert rewind(run, data, times=[t, 0.3]).equals(rewind(run, data, times=[0.3]))
     assert set(rewind(run, data, times=[t])["time"]) == {0.3}
-    with pytest.raises(ValueError, match="no checkpoints at"):
+    with pytest.raises(ValueError, match="no checkpoint at"):
         rewind(run, data, times=[t + 1e-8])
 
 

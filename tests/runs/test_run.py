@@ -600,17 +600,20 @@ def test_no_store_writes_nothing(tmp_path, data, monkeypatch, store):
             "config must hold JSON values",
         ),
         (lambda d, data: cached_run(d / "s", {}, data, lambda: None), "only a Run can be saved"),
-        (lambda d, data: cached_run(d / "s", {}, None, a_run), "data=None must be a NoisyDataset"),
+        (
+            lambda d, data: cached_run(d / "s", {}, None, a_run),
+            "the data are None; they must be a NoisyDataset",
+        ),
         (lambda d, data: cached_run(d / "s", {}, data, None), "make=None must be a function"),
         (lambda d, data: outcome(None, torch.zeros(2).long()), "logits=None must be a tensor"),
         (lambda d, data: outcome(torch.zeros(2, 2), [0, 1]), "labels must be a tensor"),
         (lambda d, data: a_run()[0].at(None), "time=None must be a number"),
-        (lambda d, data: a_run()[0].check(None), "data=None must be a NoisyDataset"),
+        (lambda d, data: a_run()[0].check(None), "the data are None; they must be a NoisyDataset"),
     ],
 )
 def test_bad_calls(tmp_path, monkeypatch, data, call, says):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises((TypeError, ValueError), match=says):
         call(tmp_path, data)
     assert not list(tmp_path.rglob("*.*"))
 
