@@ -344,8 +344,9 @@ def panel_names(
 def latent_subtitle(p: Params, data: NoisyDataset) -> str:
     "Data, sizes, network with its widths and seeds in a few words, for a picture's subtitle."
     size = "" if p.get("n") else f", {len(data):,} training examples"
-    widths = "-".join(str(int(w)) if w == int(w) else f"{w:g}" for w in p.widths)
-    return setting(Params(p | dict(model=f"{p.model} {widths}"))) + size
+    widths = "-".join(f"{w:.8g}" for w in p.widths)
+    model = f"alexnet, width {widths}" if p.model == "alexnet" else f"{p.model} {widths}"
+    return setting(Params(p | dict(model=model))) + size
 
 # %% ../../nbs/papers/07_latent.ipynb #cell19
 _NEAR = 1e-5  # of an activation's length: what float32 may round

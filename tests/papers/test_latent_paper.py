@@ -650,7 +650,7 @@ def test_a_pictures_subtitle_says_data_and_size():
     subtitle = latent.latent_subtitle(params(preset="quick"), data)
     assert subtitle == "preset quick, digits, mlp 32-64-128-128, 3 seeds, 1,200 training examples"
     factor = Params(params(n=100) | dict(model="alexnet", widths=[0.5]))
-    assert "alexnet 0.5," in latent.latent_subtitle(factor, None)
+    assert "alexnet, width 0.5," in latent.latent_subtitle(factor, None)
 
 
 # what later cells need, before any work
