@@ -49,7 +49,7 @@ def _opposed(f: pl.DataFrame) -> float:
 _ONLINE = "noisy over clean gradient norm, summed online, "
 GRADIENTS = [
     Claim(
-        statement="The noisy examples, though fewer, have gradients of the same size as the rest",
+        statement="The noisy examples have gradients of the same size as the clean ones",
         paper="closely follows that of clean examples in epochs 15 to 20 of 50, 10% noise (Fig. "
         "1); 5 to 20% (A.3)",
         definition=_ONLINE + "30 to 40% of the epochs; median over layers",

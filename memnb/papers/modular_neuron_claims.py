@@ -174,10 +174,10 @@ STRENGTH_WINS = [
 def _agnostic(task: str, by: str) -> list[Claim]:
     "Claims of a score on a task: it finds a better part, and halves that differ."
     paper = "this subnetwork improves generalization" if by == "strength" else NOT_REPORTED
-    part = f"the part by {SCORE_NAMES[by]}"
+    score = SCORE_NAMES[by]
     return [
         Claim(
-            statement=f"{TASKS[task]}: {part} generalizes better than the network",
+            statement=f"{TASKS[task]}: the part by {score} generalizes better than the network",
             paper=paper,
             definition=(
                 "its test accuracy minus the network's, as many neurons kept as agree best with "
@@ -189,7 +189,7 @@ def _agnostic(task: str, by: str) -> list[Claim]:
             own=True,
         ),
         Claim(
-            statement="... its high neurons generalize, and its low ones memorize",
+            statement=f"{TASKS[task]}: high neurons by {score} generalize, low ones memorize",
             paper=NOT_REPORTED,
             definition=ENDS_APART,
             control=RANDOM_NEURONS,

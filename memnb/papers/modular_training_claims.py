@@ -446,7 +446,7 @@ PHASES = [
         each_rho=False,
     ),
     Claim(
-        statement="... so does dropout",
+        statement="... and so does dropout",
         paper=_FORCE_ALL,
         definition="mean IPR with dropout minus that without, light decay",
         control=BASE,

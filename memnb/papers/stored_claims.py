@@ -176,6 +176,38 @@ def _joint_frame(results: Sequence[StoredResult]) -> tuple[pl.DataFrame, list[St
     return pl.concat(frames, how="diagonal_relaxed"), used
 
 
+# what a frame that lacks something, or holds something else, leads to
+_UNFIT = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    TypeError,
+    ValueError,
+    pl.exceptions.PolarsError,
+)
+
+
+def _with_stored(claims: pl.DataFrame, stored: pl.DataFrame) -> pl.DataFrame:
+    "Claims, and as stored those that cannot be run here: some need files beside the frame."
+    of = ["statement", "rho"]
+    ran = stored.filter(pl.col("verdict") != "not run")
+    left = claims.filter(verdict="not run").join(ran, on=of, how="semi", nulls_equal=True)
+    ran = ran.join(left, on=of, how="semi", nulls_equal=True)
+    claims = claims.join(left, on=of, how="anti", nulls_equal=True)
+    return pl.concat([claims, ran], how="diagonal_relaxed")
+
+
+def _verdicts(results: Sequence[StoredResult]) -> tuple[pl.DataFrame, Sequence[StoredResult]]:
+    "Claims as they are judged today, and the results in them."
+    figure = results[0].p["figure"]
+    if figure not in JUDGED:
+        return _table(results[0], "claims"), results[:1]
+    frame, used = _joint_frame(results)
+    claims = verdicts(figure, frame, results[0].p)
+    return _with_stored(claims, _table(used[0], "claims")), used
+
+
 def gathered(
     results: Sequence[StoredResult],  # of one group, newest first
 ) -> pl.DataFrame:
@@ -183,16 +215,12 @@ def gathered(
 
     `ValueError` for frames that these claims cannot judge, as those of an older version.
     """
-    figure = results[0].p["figure"]
-    if figure in JUDGED:
-        frame, used = _joint_frame(results)
-        try:
-            claims = verdicts(figure, frame, results[0].p)
-        except (KeyError, TypeError, ValueError, pl.exceptions.PolarsError) as e:
-            where = ", ".join(str(r.folder) for r in used)
-            raise ValueError(f"{where} cannot be judged by this version of memnb: {e}") from e
-    else:
-        claims, used = _table(results[0], "claims"), results[:1]
+    try:
+        claims, used = _verdicts(results)
+    except _UNFIT as e:
+        where = ", ".join(str(r.folder) for r in results)
+        why = f"{type(e).__name__}: {e}"
+        raise ValueError(f"{where} cannot be judged by this version of memnb: {why}") from e
     claims = claims.select(c for c in _COLUMNS if c in claims.columns)
     if "seeds" not in claims.columns:
         claims = claims.with_columns(seeds=pl.lit(""))
@@ -204,17 +232,23 @@ def gathered(
     return claims.with_columns(**{k: pl.lit(v) for k, v in known.items()})
 
 
+def _judged(group: Sequence[StoredResult]) -> list[pl.DataFrame]:
+    "`gathered`, without the results that cannot be judged; empty where none can."
+    try:
+        return [gathered(group)]
+    except ValueError as e:
+        able = [r for r in group if len(group) > 1 and _judged([r])]
+        if 0 < len(able) < len(group):
+            return _judged(able)
+        caution(f"left out: {e}")
+        return []
+
+
 def judged(
     results: Iterable[StoredResult],  # newest first
 ) -> list[pl.DataFrame]:
     "`gathered` of each group of results. What cannot be judged is left out, with a warning."
-    tables = []
-    for group in together(results):
-        try:
-            tables.append(gathered(group))
-        except ValueError as e:
-            caution(f"left out: {e}")
-    return tables
+    return [table for group in together(results) for table in _judged(group)]
 
 # %% ../../nbs/papers/27_stored_claims.ipynb #cell12
 def _measured(part: pl.DataFrame) -> str:
@@ -320,6 +354,17 @@ def _still_stated(stored: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
     return stored.filter(pl.Series([p in now or is_stated(*p) for p in pairs], dtype=pl.Boolean))
 
 
+def _setting_in_words(setting: tuple[str, ...]) -> str:
+    return ", ".join(filter(None, setting))
+
+
+def _counted(counts: list[tuple[int, str]]) -> str:
+    "As `5 claims judged anew, 1 gone`."
+    (n, what), *more = counts
+    first = f"{n} claim{'s' * (n > 1)} {what}"
+    return ", ".join([first, *(f"{n} {what}" for n, what in more)])
+
+
 def merge(
     stored: pl.DataFrame | None,  # of `read_claims`
     new: pl.DataFrame,  # of `gathered`
@@ -336,9 +381,11 @@ def merge(
     here = here.join(stays, on=_CLAIM, how="semi", nulls_equal=True)
     new = new.join(kept, on=_CLAIM, how="anti", nulls_equal=True)
     whole = pl.concat([other, new, here], how="diagonal_relaxed").sort(SETTING, maintain_order=True)
+    why = {True: "judged over more seeds", False: "not run in the new results"}
+    counts = kept.group_by([*SETTING, "ran"], maintain_order=True).len().rows()
     notes = [
-        f"{', '.join(filter(None, words))}: {n} claims are kept as stored, judged over more seeds"
-        for *words, n in kept.group_by(SETTING, maintain_order=True).len().rows()
+        f"{_setting_in_words(words)}: {_counted([(n, 'kept as stored, ' + why[ran])])}"
+        for *words, ran, n in counts
     ]
     return whole, notes
 
@@ -401,14 +448,3 @@ def changed_claims(
         for *setting, n in claims.group_by(SETTING).len().rows():
             counts.setdefault(tuple(setting), []).append((n, what))
     return [f"{_setting_in_words(s)}: {_counted(counts[s])}" for s in sorted(counts)]
-
-
-def _setting_in_words(setting: tuple[str, ...]) -> str:
-    return ", ".join(filter(None, setting))
-
-
-def _counted(counts: list[tuple[int, str]]) -> str:
-    "As `5 claims judged anew, 1 gone`."
-    (n, what), *more = counts
-    first = f"{n} claim{'s' * (n > 1)} {what}"
-    return ", ".join([first, *(f"{n} {what}" for n, what in more)])

@@ -210,7 +210,7 @@ def test_a_split_needs_both_of_its_halves():
     where = dict(task="add", net="trained", width=9, rho=0.3, seed=0)
     f = small().with_columns(**{k: pl.lit(v) for k, v in where.items()})
     half = f.filter((pl.col("end") == "highest") | (pl.col("group") != "noisy"))
-    (claim,) = (c for c in claims._agnostic("add", "strength") if c.statement.startswith("..."))
+    (claim,) = (c for c in claims._agnostic("add", "strength") if "high neurons" in c.statement)
     verdicts = [judge("f", [claim], frame)["verdict"].item() for frame in (f, half)]
     assert verdicts == ["holds", "undecided"]
 

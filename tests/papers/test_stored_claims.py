@@ -18,8 +18,10 @@ from memnb.lab.claims import judge
 from memnb.papers import stored_claims
 from memnb.papers.relu_claims import RELU_CLAIMS
 from memnb.papers.stored_claims import (
+    SETTING,
     changed_claims,
     gathered,
+    judged,
     merge,
     one_row_a_claim,
     read_claims,
@@ -27,7 +29,7 @@ from memnb.papers.stored_claims import (
     together,
     update_claims,
 )
-from memnb.papers.verdicts import is_stated
+from memnb.papers.verdicts import JUDGED, is_stated
 from memnb.toy import trajectories
 
 MORE_NOISE = "More noise, a stronger shift toward the noisy labels"
@@ -114,6 +116,35 @@ def test_a_frame_that_lacks_what_claims_need_is_left_out_by_name(tmp_path):
     assert_frame_equal(read_claims(tmp_path / "c.csv"), before)
 
 
+@pytest.mark.parametrize("lost", ["seed", "rho", "margin", "frame.parquet"])
+def test_of_a_group_only_what_cannot_be_judged_is_left_out(tmp_path, lost):
+    for seed in range(3):
+        result(tmp_path / "r" / str(seed), frame=of_fig4([0.1, 0.2], seed))
+    place = tmp_path / "r" / "1"
+    frame = pl.read_parquet(place / "frame.parquet")
+    shutil.rmtree(place)
+    result(place, frame=frame, claims=judge("fig4", RELU_CLAIMS["fig4"], frame))
+    if lost == "frame.parquet":
+        (place / lost).unlink()
+    else:
+        frame.drop(lost).write_parquet(place / "frame.parquet")
+    seal(place)
+    with pytest.warns(UserWarning, match="left out: .*1 cannot be judged by this version"):
+        update_claims(tmp_path / "c.csv", stored_results(tmp_path / "r"))
+    assert set(read_claims(tmp_path / "c.csv")["seeds"]) <= {"2 of 2", "1 of 2", "0 of 2"}
+
+
+def test_verdicts_that_need_a_file_beside_the_frame_stay_where_it_is_gone(tmp_path, monkeypatch):
+    frame = pl.DataFrame(dict(rho=[0.1], seed=[0]))
+    claim = dict(figure="localization_atypical", statement="s", rho=None, verdict="holds", ours=2.0)
+    monkeypatch.setattr(
+        stored_claims, "verdicts", lambda *_: pl.DataFrame([claim | dict(verdict="not run")])
+    )
+    result(tmp_path / "k", "localization_atypical", frame, pl.DataFrame([claim]))
+    (claims,) = judged(stored_results(tmp_path))
+    assert claims["verdict"].to_list() == ["holds"]
+
+
 def test_curves_over_windows_of_other_lengths_are_not_put_together(tmp_path):
     for seed, window in ((0, 46), (1, 46), (2, 29)):
         claims = pl.DataFrame([dict(figure="fig5", statement="s", rho=0.2)])
@@ -197,7 +228,7 @@ def test_fewer_seeds_replace_no_more_and_it_is_said():
     new = pl.DataFrame([a_claim(ours=9.0, seeds="1 of 1"), a_claim(rho=0.3, seeds="1 of 1")])
     whole, notes = merge(stored, new)
     assert dict(whole.select("rho", "ours").rows()) == {0.1: 1.0, 0.2: 2.0, 0.3: 1.0}
-    assert notes == ["a figure, quick, digits: 1 claims are kept as stored, judged over more seeds"]
+    assert notes == ["a figure, quick, digits: 1 claim kept as stored, judged over more seeds"]
 
 
 @pytest.mark.parametrize("over", ["3 of 3", "0 of 5"])
@@ -262,6 +293,12 @@ def test_the_code_makes_every_statement_of_the_repositorys_table():
     assert [pair for pair in pairs if not is_stated(*pair)] == []
 
 
+@pytest.mark.parametrize("figure", JUDGED)
+def test_statements_of_a_figure_tell_its_claims_apart(figure):
+    stored = read_claims(Path(__file__).parents[2] / "docs" / "claims.csv").filter(figure=figure)
+    assert not stored.select(*SETTING, "statement", "rho").is_duplicated().any()
+
+
 def test_of_groups_of_results_more_seeds_win_whichever_comes_first(tmp_path):
     "A version that has one more parameter makes groups of its own."
     for seed in range(3):
@@ -324,7 +361,7 @@ def test_what_is_stored_beside_each_other(tmp_path):
 
 
 def test_two_claims_with_one_statement_both_stay(tmp_path):
-    "As *... its high neurons generalize* under each of three ways to choose neurons."
+    "Of a figure that memnb does not know; its own have statements of their own."
     claims = pl.DataFrame([a_claim(), a_claim(), a_claim(statement="t")]).drop("changed", "model")
     result(tmp_path / "r" / "k", "a figure", claims=claims, rho=0.1)
     update_claims(tmp_path / "c.csv", stored_results(tmp_path / "r"))
