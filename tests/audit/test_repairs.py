@@ -49,6 +49,7 @@ from memnb.datasets.items import padded
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
 from memnb.datasets.noisy_datasets import NoisyDataset
+from memnb.datasets.own_arrays import from_arrays
 from memnb.datasets.own_items import from_torch
 from memnb.datasets.tables import from_table
 from memnb.localization.tied_dropout import TiedDropout
@@ -900,6 +901,47 @@ def test_classes_that_are_named_in_another_order(remedy):
         check_held(replace(some(), classes=["a", "b", "c"]), few)
     first = replace(some(k=2, seed=1), classes=["a", "b"])
     assert check_held(replace(some(), classes=["a", "b", "c"]), first).classes == ("a", "b")
+
+
+class Pictures(torch.utils.data.Dataset):
+    "What torchvision's data sets are: pairs, and the classes' names."
+
+    classes = ["cat", "dog", "owl"]
+
+    def __init__(self, x, y):
+        self.pairs = list(zip(x, y.tolist(), strict=True))
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, i):
+        return self.pairs[i]
+
+
+@pytest.mark.parametrize("named_is_held", [False, True])
+@pytest.mark.parametrize("numbered", ["arrays", "torch"])
+def test_numbers_of_classes_fit_names(numbered, named_is_held):
+    x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(60) % 3
+    named = from_torch(Pictures(x[:30], y[:30]))
+    if numbered == "arrays":
+        plain = from_arrays(x[30:].numpy(), y[30:].numpy())
+    else:
+        plain = from_torch(torch.utils.data.TensorDataset(x[30:], y[30:]))
+    plain = replace(plain, index=torch.arange(30, 60))
+    data, held = (plain, named) if named_is_held else (named, plain)
+    checked = check_held(data, held)
+    assert torch.equal(checked.y, held.y)
+    assert checked.classes == held.classes
+
+
+@pytest.mark.parametrize("labels", [[0, 2], [1, 2, 3]])
+def test_numbers_that_are_no_places_do_not_fit_names(labels):
+    held = from_arrays(np.random.default_rng(0).normal(size=(30, 5)), np.resize(labels, 30))
+    for names in (["cat", "dog", "owl"], ["0", "1", "2"]):
+        data = replace(some(shape=(5,)), classes=names)
+        with pytest.raises(ValueError, match="in the same order"):
+            check_held(data, held)
 
 
 @pytest.mark.parametrize("rho", [0.02, 0.2])
