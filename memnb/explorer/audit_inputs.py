@@ -34,7 +34,7 @@ from ..datasets.noisy_datasets import NoisyDataset
 from ..datasets.own_arrays import from_arrays
 from ..datasets.sources import DATASETS, read_arrays
 from ..datasets.tables import from_table
-from ..lab.audit_requests import AUDIT_RULES, TABLES, wants_label
+from ..lab.audit_requests import AUDIT_RULES, TABLES, is_table, wants_label
 from ..lab.experiments import arguments_of
 from ..lab.parameters import KIND_OF_NOISE, Parameters, Params
 from ..lab.rules import FILE, Rule, count, one_of
@@ -130,7 +130,7 @@ def _kind(data: str) -> str:
         return _NAME
     if Path(data).expanduser().is_dir():
         return _FOLDER
-    return _TABLE if data.lower().endswith(TABLES) else _ARRAYS
+    return _TABLE if is_table(data) else _ARRAYS
 
 
 def _check_given(p: Params):
@@ -155,7 +155,7 @@ def _check_model(p: Params):
     """
     check_choice("model", p.model, (*AUDIT_NETWORKS, *_torchvision()))
     _check_given(p)
-    if p.data.lower().endswith(TABLES) and p.get("label") is None:
+    if is_table(p.data) and p.get("label") is None:
         raise ValueError(f"data={p.data} is a table; {wants_label(p.data)}")
     if p.get("report") and Path(p.report).expanduser().exists():
         raise FileExistsError(f"report={p.report} is there already; give another folder")
