@@ -121,8 +121,8 @@ def weighted_loss(
     below 0, or all 0, and at the first step for fewer or more weights than examples.
     """
     weights = torch.as_tensor(weights)
-    fits = weights.ndim == 1 and weights.isfinite().all() and (weights >= 0).all()
-    if not fits or not weights.any():
+    fits = weights.ndim == 1 and not weights.is_complex() and weights.isfinite().all()
+    if not fits or (weights < 0).any() or not weights.any():
         raise ValueError(f"weights={shown(weights)} must be (n,) numbers of 0 or more, not all 0")
     return partial(_weighted, weights=weights / weights.float().mean())
 

@@ -366,6 +366,8 @@ def _checked_more(more: dict | None, n: int, own: set[str]) -> dict[str, Tensor]
             raise ValueError(
                 f"more[{name!r}] has shape {tuple(v.shape)}; there must be {n} numbers"
             )
+        if v.is_complex():
+            raise TypeError(f"more[{name!r}] is {v.dtype}; complex numbers are in no order")
         missing = v.isnan().nonzero().flatten().tolist()
         if missing:
             raise ValueError(

@@ -1973,7 +1973,7 @@ def test_early_learning_is_of_the_data_that_are_trained_on():
         fit(net, points(), 1, lr=0.1, batch=8, backward=backward)
 
 
-@pytest.mark.parametrize("weights", [[0.0, 0], [1, -1], [[1.0]], [1, float("nan")]])
+@pytest.mark.parametrize("weights", [[0.0, 0], [1, -1], [[1.0]], [1, float("nan")], [1, 1j]])
 def test_weights_that_cannot_be(weights):
     with pytest.raises(ValueError, match="numbers of 0 or more, not all 0"):
         weighted_loss(torch.tensor(weights))
