@@ -991,6 +991,11 @@ def test_what_cannot_judge_is_refused(remedy, options, says):
         (dict(batch=0), "batch=0"),
         (dict(folder="x"), "folder: not for remedies"),
         (dict(make=nn.Linear(64, 10)), "must be a function that gives a fresh network"),
+        (dict(make=cache(make)), "share the parameter .* a new network at each call"),
+        (dict(make=lambda: memorizer()[1]), "share the parameter .* a new network at each call"),
+        (dict(make=None, lrr=0.1), "lrr"),
+        (dict(make=None, epochs=-1), "epochs=-1"),
+        (dict(make=None, batch=0), "batch=0"),
     ],
 )
 def test_remedies_refuse_before_any_work(options, says, monkeypatch):
