@@ -31,6 +31,7 @@ from .reviews import prior_chance
 from .suspicion import audit, check_model
 from ..common.checks import refuse_options, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
+from ..localization.retraining_scores import check_separate
 from ..localization.tied_dropout import TiedDropout
 from ..localization.unit_masks import Masked, unit_layers
 from ..localization.unit_search import critical_units
@@ -39,7 +40,8 @@ from ..models.layers import edit, linear_layers
 from ..probes.interventions import find_head, transfer
 from ..probes.over_training import default_layers
 from ..runs.run import Run
-from ..trainer.settings import prepare, settings_of
+from ..trainer.optimizers import make_optimizer
+from ..trainer.settings import Settings, prepare, settings_of
 from ..trainer.training import fit
 
 # %% ../../nbs/audit/04_alternatives.ipynb #cell05
@@ -121,8 +123,8 @@ def weighted_loss(
     below 0, or all 0, and at the first step for fewer or more weights than examples.
     """
     weights = torch.as_tensor(weights)
-    fits = weights.ndim == 1 and weights.isfinite().all() and (weights >= 0).all()
-    if not fits or not weights.any():
+    fits = weights.ndim == 1 and not weights.is_complex() and weights.isfinite().all()
+    if not fits or (weights < 0).any() or not weights.any():
         raise ValueError(f"weights={shown(weights)} must be (n,) numbers of 0 or more, not all 0")
     return partial(_weighted, weights=weights / weights.float().mean())
 
@@ -194,9 +196,9 @@ def hidden_unit_layers(model: nn.Module, data: NoisyDataset) -> list[str]:
         return []
 
 
-def _with_tied_dropout(make: Callable, data: NoisyDataset, epochs: float, how: dict) -> Callable:
+def _with_tied_dropout(net: nn.Module, data: NoisyDataset, epochs: float, how: dict) -> Callable:
     "Logits of a network trained with example-tied dropout, its memory dropped."
-    net = make().to(data.device)
+    net = net.to(data.device)
     tied = TiedDropout(net, hidden_unit_layers(net, data))
     fit(net, data, epochs, times=[epochs], device=data.device, **how)
 
@@ -208,10 +210,9 @@ def _with_tied_dropout(make: Callable, data: NoisyDataset, epochs: float, how: d
 
 
 def _retrained(
-    make: Callable, data: NoisyDataset, epochs: float, backward: Callable | None, how: dict
+    net: nn.Module, data: NoisyDataset, epochs: float, backward: Callable | None, how: dict
 ) -> Callable:
     "Logits of a network trained with another loss, or on other labels."
-    net = make()
     fit(net, data, epochs, times=[epochs], device=data.device, backward=backward, **how)
     return partial(predict, net)
 
@@ -247,14 +248,15 @@ def remedies(
     test: NoisyDataset | None = None,  # whose labels are right, to check the estimates
     suspects: int = 30,  # learnt examples whose critical units are looked for; 0: none
     head: str | None = None,  # the last linear layer, if it cannot be found
-    **how,  # of `fit`, for new trainings: lr, batch, ...
+    **how,  # of `fit`, for new trainings: lr, batch, ...; without `make` they are only checked
 ) -> pl.DataFrame:
     """One row for each remedy: `remedy, accuracy, low, high, test, epochs`.
 
     `accuracy` on true labels is estimated from the held-out ones, with a 90% interval; `test` is
     the accuracy on the test set, where there is one, and `epochs` those of new training. A remedy
     that a network has no place for is left out. `TypeError` or `ValueError` as of `repair`, for a
-    test set of another kind, and for options that `fit` does not take, before any training.
+    test set of another kind, and, before any training, for options that `fit` does not take and
+    networks of `make` that share parameters with each other or the model.
     """
     data = check_model(model, data)
     suspects = whole("suspects", suspects, 0)
@@ -262,8 +264,8 @@ def remedies(
         run.check(data)
     held = check_held(data, held, noise)
     test = None if test is None else alike_data("test data", test, data)
-    if make is not None:
-        _check_training(make, model, data, epochs, how)
+    settings = _checked_settings(data, epochs, how)
+    fresh = () if make is None else _checked_networks(make, model, data, settings)
     noise = noise or estimate_noise(model, data)
     network_hits(model, held, noise)  # which refuses labels that do not fit
     candidates = _of_weights(model, data, head)
@@ -280,7 +282,9 @@ def remedies(
         candidates["early stop, class vectors as head"] = [
             partial(predict, transfer(net, data, head=head)) for net in stopped
         ]
-    anew = {} if make is None else _of_new_training(make, data, found, noise, epochs, how)
+    anew = {}
+    if make is not None:
+        anew = _of_new_training(make, fresh, data, found, noise, epochs=epochs, how=how)
     rows = [
         _row(name, nets, held, noise, test, spent)
         for spent, group in ((0.0, candidates), (float(epochs), anew))
@@ -290,14 +294,30 @@ def remedies(
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def _check_training(make: Callable, model: nn.Module, data: NoisyDataset, epochs, how: dict):
-    "`TypeError` or `ValueError` unless `fit` takes these options for a network like the model."
-    if isinstance(make, nn.Module) or not callable(make):
-        raise TypeError(f"make={shown(make)} must be a function that gives a fresh network")
+def _checked_settings(data: NoisyDataset, epochs, how: dict) -> Settings:
+    "Settings of `fit`. `TypeError` or `ValueError` for options that it does not take."
     own = ("backward", "device", "folder", "journal", "times")
     refuse_options(how, own, "not for remedies, which sets them itself or trains several networks")
     settings = settings_of(epochs, **how | dict(times=[epochs], device=data.device, progress=False))
+    settings = settings.checked()
+    some = [nn.Parameter(torch.zeros(2, 2))]
+    make_optimizer(settings.optimizer, some, settings.lr, settings.options)
+    return settings
+
+
+def _checked_networks(
+    make: Callable, model: nn.Module, data: NoisyDataset, settings: Settings
+) -> list[nn.Module]:
+    """The first two fresh networks.
+
+    `TypeError` or `ValueError` unless they can be trained so, each by itself.
+    """
+    if isinstance(make, nn.Module) or not callable(make):
+        raise TypeError(f"make={shown(make)} must be a function that gives a fresh network")
     prepare(deepcopy(model).requires_grad_(), data, None, settings)
+    fresh = [make(), make()]
+    check_separate([model, *fresh])
+    return fresh
 
 
 def _of_weights(
@@ -318,26 +338,28 @@ def _of_weights(
 
 def _of_new_training(
     make: Callable,
+    fresh: list[nn.Module],  # what it gave at its first two calls
     data: NoisyDataset,
     found: pl.DataFrame,
     noise: Noise,
+    *,
     epochs: float,
     how: dict,
 ) -> dict[str, list[Callable]]:
     "Networks that are trained anew."
-    has_units = hidden_unit_layers(make(), data)
+    has_units = hidden_unit_layers(fresh[0], data)
     better = cleaned(data, decide(found, data, noise))
     chances = weighted_loss(right_chance(found, noise).to(data.device))
     return {
-        "trained on cleaned labels": [_retrained(make, better, epochs, None, how)],
-        "trained on weighted labels": [_retrained(make, data, epochs, chances, how)],
+        "trained on cleaned labels": [_retrained(fresh[1], better, epochs, None, how)],
+        "trained on weighted labels": [_retrained(make(), data, epochs, chances, how)],
         "tied dropout, memory dropped": (
-            [_with_tied_dropout(make, data, epochs, how)] if has_units else []
+            [_with_tied_dropout(make(), data, epochs, how)] if has_units else []
         ),
         "generalized cross-entropy": [
-            _retrained(make, data, epochs, generalized_cross_entropy(), how)
+            _retrained(make(), data, epochs, generalized_cross_entropy(), how)
         ],
         "early-learning regularization": [
-            _retrained(make, data, epochs, early_learning_regularization(data), how)
+            _retrained(make(), data, epochs, early_learning_regularization(data), how)
         ],
     }

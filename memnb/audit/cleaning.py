@@ -81,6 +81,14 @@ def _check_frame(what: str, frame, maker: str):
         )
 
 
+def _check_numbers(frame: pl.DataFrame, columns: Sequence[str]):
+    "`ValueError` for one of these columns that is there and holds anything but numbers."
+    for column in columns:
+        kind = frame.schema.get(column, pl.Null())
+        if not (kind.is_numeric() or kind == pl.Null):
+            raise ValueError(f"{column} is of type {kind}; it must be numbers")
+
+
 def _check_columns(audited: pl.DataFrame, k: int):
     "`ValueError` unless ranks, suggestions and leads are what `audit` gives."
     n = len(audited)
@@ -89,9 +97,6 @@ def _check_columns(audited: pl.DataFrame, k: int):
     suggested = audited["suggested"].unique().to_list()
     if wrong := [c for c in suggested if not (isinstance(c, int) and 0 <= c < k)]:
         raise ValueError(f"suggested holds {shown(wrong[0])}; classes are numbered 0 to {k - 1}")
-    kind = audited["sure"].dtype
-    if not (kind.is_numeric() or kind == pl.Null):
-        raise ValueError(f"sure is of type {kind}; it must be numbers")
 
 
 def _checked_audited(audited: pl.DataFrame, data: NoisyDataset) -> pl.DataFrame:
@@ -108,6 +113,7 @@ def _checked_audited(audited: pl.DataFrame, data: NoisyDataset) -> pl.DataFrame:
         )
     if len(audited) != len(data):
         raise ValueError(f"the audit has {len(audited)} rows, the data {len(data)} examples")
+    _check_numbers(audited, ("row", "index", "label", "rank", "sure", "suspicion"))
     by_row = audited.sort("row")
     if "index" not in audited.columns:  # of `audit_features`
         by_row = by_row.with_columns(index=pl.Series(data.index.tolist()))
@@ -213,6 +219,7 @@ def check_decisions(
     `TypeError` for what is no frame.
     """
     _check_actions(decisions, ["row"])
+    _check_numbers(decisions, ("row", "index"))
     if decisions["row"].sort().to_list() != list(range(len(data))):
         raise ValueError(f"there must be one decision for each of the {len(data)} examples")
     by_row = decisions.sort("row")

@@ -28,6 +28,9 @@ from ..common.checks import check_memory, number, shown, whole
 from ..models.features import row_blocks
 
 # %% ../../nbs/audit/12_features.ipynb #fa06
+_MOST_CLASSES = 10**7
+
+
 def _rows_of(places: np.ndarray, most: int = 5) -> str:
     "The first places, in words."
     return ", ".join(map(str, places[:most].tolist())) + (" ..." if len(places) > most else "")
@@ -44,11 +47,11 @@ def _codes(y: np.ndarray, k: int | None, classes: list | None) -> tuple[np.ndarr
                 f"{shown(classes)}"
             )
         return np.array([place[v] for v in y.tolist()], dtype=np.int64), len(classes)
-    k = k or (len(classes) if classes else max(2, int(y.max()) + 1))
+    k = k or (len(classes) if classes else max(2, min(int(y.max()) + 1, _MOST_CLASSES)))
     strange = np.flatnonzero((y < 0) | (y >= k))
     if len(strange):
         raise ValueError(
-            f"the labels of {len(strange):,} rows, such as {int(y[strange[0]])} of row "
+            f"the labels of {len(strange):,} rows, such as {shown(int(y[strange[0]]))} of row "
             f"{strange[0]}, are none of the {k} classes; they must lie in [0, {k - 1}]"
         )
     return y.astype(np.int64), k
@@ -68,7 +71,7 @@ def _labels(y, n: int, n_classes: int | None, classes) -> tuple[np.ndarray, int,
     elif given.dtype.kind == "U":
         classes = sorted(set(given.tolist()))
     if n_classes is not None:
-        n_classes = whole("n_classes", n_classes, 2, 10**7)
+        n_classes = whole("n_classes", n_classes, 2, _MOST_CLASSES)
         if classes is not None and len(classes) != n_classes:
             raise ValueError(f"there are {len(classes)} names for n_classes={n_classes} classes")
     codes, k = _codes(given, n_classes, classes)

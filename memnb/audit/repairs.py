@@ -18,7 +18,7 @@ from scipy.stats import norm
 from torch import Tensor, nn
 
 from .noise_rate import Noise, check_noise, estimate_noise
-from .suspicion import best_order, check_model
+from .suspicion import best_order, check_model, in_other_order
 from ..common.checks import caution, names_of, number, seed_of, shown
 from ..datasets.duplicates import duplicates
 from ..datasets.inputs import alike, described
@@ -138,6 +138,22 @@ class Repair:
         return f"left as it is: the best repair promises {gain}, which may be none"
 
 # %% ../../nbs/audit/03_repairs.ipynb #cell09
+def _are_places(names: Sequence[str]) -> bool:
+    "Whether names of classes are their places, as those of labels that are numbers."
+    return list(names) == [str(i) for i in range(len(names))]
+
+
+def _contradict(ours: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
+    "Whether names of classes cannot be of the same ones; places and words can."
+    if ours == theirs:
+        return False
+    for some, others in ((ours, theirs), (theirs, ours)):
+        words = [name for name in others if not name.lstrip("-").isdecimal()]
+        if _are_places(some) and words:
+            return False
+    return True
+
+
 def alike_data(
     what: str,  # which data, for the message
     other: NoisyDataset,
@@ -145,7 +161,9 @@ def alike_data(
 ) -> NoisyDataset:
     """The other data in the precision and on the device of the training set.
 
-    `TypeError` or `ValueError` unless inputs and classes are like its own, in the same order.
+    `TypeError` or `ValueError` unless inputs and classes are like its own, in the same order. Of
+    classes that have names on one side alone, and are numbered on the other, the order is not known
+    here.
     """
     check_data(other, what)
     if isinstance(other.x, Tensor) and isinstance(data.x, Tensor):
@@ -155,7 +173,8 @@ def alike_data(
             f"{what} of {other.n_classes} classes and inputs {described(other.x)} do "
             f"not fit {data.n_classes} classes and inputs {described(data.x)}"
         )
-    if data.classes and other.classes and other.classes != data.classes[: other.n_classes]:
+    names = data.classes[: other.n_classes] if data.classes else ()
+    if names and other.classes and _contradict(names, other.classes):
         raise ValueError(
             f"{what} have the classes {shown(other.classes)}, the training data "
             f"{shown(data.classes)}; they must be the same, in the same order"
@@ -218,11 +237,8 @@ def _check_order(prediction: Tensor, held: NoisyDataset, k: int):
     for found_on, judged_on in (halves, halves[::-1]):
         order = best_order(prediction[found_on], y[found_on], k)
         best += (order[prediction[judged_on]] == y[judged_on]).double().sum().item() / len(y)
-    if best > 0.6 and best - now > 0.3:
-        raise ValueError(
-            f"the network agrees with {now:.1%} of the held-out labels, and would with {best:.1%} "
-            "if their classes stood in another order; number them as in the training data"
-        )
+    if said := in_other_order(now, best, "held-out labels", "their classes stood"):
+        raise ValueError(f"{said}; number them as in the training data")
 
 
 def network_hits(

@@ -28,13 +28,13 @@ from ..common.rng import seeded
 from ..datasets.folders import from_folder
 from ..datasets.inputs import batch_of
 from ..datasets.label_noise import corrupt
-from ..datasets.labels import first_few
+from ..datasets.labels import first_few, label_values
 from ..datasets.loading import SCALES, in_float32, load, scaled
 from ..datasets.noisy_datasets import NoisyDataset
 from ..datasets.own_arrays import from_arrays
 from ..datasets.sources import DATASETS, read_arrays
 from ..datasets.tables import from_table
-from ..lab.audit_requests import AUDIT_RULES, TABLES, wants_label
+from ..lab.audit_requests import AUDIT_RULES, TABLES, is_table, wants_label
 from ..lab.experiments import arguments_of
 from ..lab.parameters import KIND_OF_NOISE, Parameters, Params
 from ..lab.rules import FILE, Rule, count, one_of
@@ -130,7 +130,7 @@ def _kind(data: str) -> str:
         return _NAME
     if Path(data).expanduser().is_dir():
         return _FOLDER
-    return _TABLE if data.lower().endswith(TABLES) else _ARRAYS
+    return _TABLE if is_table(data) else _ARRAYS
 
 
 def _check_given(p: Params):
@@ -155,7 +155,7 @@ def _check_model(p: Params):
     """
     check_choice("model", p.model, (*AUDIT_NETWORKS, *_torchvision()))
     _check_given(p)
-    if p.data.lower().endswith(TABLES) and p.get("label") is None:
+    if is_table(p.data) and p.get("label") is None:
         raise ValueError(f"data={p.data} is a table; {wants_label(p.data)}")
     if p.get("report") and Path(p.report).expanduser().exists():
         raise FileExistsError(f"report={p.report} is there already; give another folder")
@@ -167,6 +167,24 @@ audit_parameters = Parameters(_PRESETS, _RULES, _completed, _check_model)
 def _read(path: Path) -> dict[str, np.ndarray]:
     "The arrays of a `.npz` file that the audit knows, in this machine's byte order."
     return read_arrays(path, (), ("x_train", "y_train", "x_test", "y_test", "clean_train", "names"))
+
+
+def _from_one_hot(
+    path: Path, arrays: dict[str, np.ndarray], k: int | None
+) -> tuple[dict[str, np.ndarray], int | None]:
+    "The arrays with numbers for labels that are one-hot, and the K of such labels, or the given k."
+    arrays = dict(arrays)
+    for key in ("y_train", "y_test", "clean_train"):
+        if key not in arrays or arrays[key].ndim != 2 or arrays[key].shape[1] < 2:
+            continue
+        arrays[key], width = label_values(arrays[key], f"{path}: {key}")
+        k = k or width
+        if width != k:
+            raise ValueError(
+                f"{path}: {key} has {width} one-hot columns for {k} classes; there must be one "
+                "for each"
+            )
+    return arrays, k
 
 
 def _check_split(path: Path, arrays: dict[str, np.ndarray], split: str):
@@ -266,7 +284,7 @@ def _made_wrong(p: Params, data: NoisyDataset) -> NoisyDataset:
 
 def _of_arrays(p: Params, path: Path) -> tuple[NoisyDataset, NoisyDataset | None, list]:
     "Training and held-out data of a `.npz` file, and the names of its classes."
-    arrays = _read(path)
+    arrays, k = _from_one_hot(path, _read(path), p.classes)
     _note(p, path)
     splits = _check(path, arrays)
     x = _inputs(arrays, splits, p.scale)
@@ -277,9 +295,9 @@ def _of_arrays(p: Params, path: Path) -> tuple[NoisyDataset, NoisyDataset | None
     labels = joined("y_train", "y_test")
     clean = joined("clean_train", "y_test") if "clean_train" in arrays else None
     names = arrays["names"].reshape(-1) if "names" in arrays else None
-    if p.weights and names is None and not p.classes:
+    if p.weights and names is None and not k:
         _check_codes(path, labels)
-    data = _made_wrong(p, from_arrays(x, labels, clean, p.classes, names))
+    data = _made_wrong(p, from_arrays(x, labels, clean, k, names))
     rows = torch.arange(len(data))
     m = arrays["y_train"].size
     held = data.subset(rows[m:]) if m < len(data) else None

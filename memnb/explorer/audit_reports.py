@@ -36,7 +36,7 @@ from memnb.explorer.audit_inputs import (
     audit_settings,
     check_weights,
 )
-from ..lab.audit_requests import CLASSIFIERS, TABLES, check_audit, unfinished_folder
+from ..lab.audit_requests import CLASSIFIERS, check_audit, is_table, unfinished_folder
 from ..lab.parameters import Params
 from ..localization.label_evidence import layer_opinions
 from ..models.checkpoints import load_weights
@@ -68,7 +68,7 @@ _OF_PICTURES = dict(model="resnet9", epochs=30, lr=0.05)  # where no weights are
 
 def _rows_of(p: Params) -> Callable | None:
     "How a row of a table looks; None for anything else."
-    if not p.data.lower().endswith(TABLES):
+    if not is_table(p.data):
         return None
     with warnings.catch_warnings(action="ignore"):  # what there is to say was said when it was read
         table = read_table(p.data, [name for name in (p.label, p.get("rows")) if name])
@@ -247,7 +247,8 @@ def _by_network(
     if work.resumed:
         yield f"the work of an earlier start goes on, from what is in {work.folder}"
     if not p.weights:
-        yield f"no weights are given: {p.model} is trained for {p.epochs} epochs"
+        epochs = f"{p.epochs} epoch{'s' * (p.epochs != 1)}"
+        yield f"no weights are given: {p.model} is trained for {epochs}"
         how |= dict(progress=progress, folder=work.folder / "run")
         subject = fit(net, train, p.epochs, **how)
     found, noise = _looked_at(subject, train, net, progress, work)

@@ -29,7 +29,7 @@ from .tasks import Failed, execute, failed, make_task
 
 # %% ../../nbs/lab/08_cli.ipynb #opt2
 _PARAMETER = re.compile(
-    r"""(?<![\w.'"-])([a-z_]+)=(\[[^\]]*\]|\([^)]*\)|'[^']*'|"[^"]*"|[\w./~+-]*\w)?"""
+    r"""(?<![\w.'"/\\-])([a-z_]+)=(\[[^\]]*\]|\([^)]*\)|'[^']*'|"[^"]*"|[\w./~+-]*\w)?"""
 )
 _ALSO = {"path": "data", "table": "data", "n_classes": "classes"}  # names of the same in functions
 _IN_PYTHON = ("classes", "layers", "memory", "share", "standardize")  # that no command takes
@@ -49,12 +49,15 @@ def in_options(
     text: str,  # a message of the library
     command: click.Command | None,  # whose options are known; None: the message stays as it is
 ) -> str:
-    "The message with the command's own options: `--size 32` in place of `size=32`."
+    "The message with the command's own options, `--size 32` for `size=32`; what was typed stays."
+    context = click.get_current_context(silent=True)
+    given = [str(Path(v)) for v in (context and context.obj) or () if "=" in v]
+    pattern = "|".join([*map(re.escape, given), _PARAMETER.pattern])
     options = {p.name: p for p in command.params} if command else {}
 
     def spelled(match: re.Match) -> str:
         name, value = match.groups()
-        option = options.get(name) or options.get(_ALSO.get(name))
+        option = name and (options.get(name) or options.get(_ALSO.get(name)))
         is_list = bool(value) and value[0] == "["
         if command and name in _IN_PYTHON and (option is None or is_list):
             return f"{match[0]} in Python"
@@ -64,7 +67,7 @@ def in_options(
         own = max(option.opts, key=len) if isinstance(option, click.Option) else option.name.upper()
         return own if not value or is_flag else f"{own} {_in_shell(value)}"
 
-    return _PARAMETER.sub(spelled, text)
+    return re.sub(pattern, spelled, text)
 
 # %% ../../nbs/lab/08_cli.ipynb #cell06
 _ROOT = click.option(
@@ -87,6 +90,10 @@ _NOTEBOOK = click.argument("notebook", type=click.Path(path_type=Path))
 
 class _Plain(click.Group):
     "A user's mistakes end in their message, not in a traceback."
+
+    def parse_args(self, ctx, args):
+        ctx.obj = [v.partition("=")[2] if v.startswith("-") else v for v in args]
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx):
         try:

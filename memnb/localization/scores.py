@@ -59,8 +59,9 @@ def prediction_depth(
     """(n,) int64 layers before the one from which on all agree with the network's prediction.
 
     It is 0 where the first layer already decides, and the number of layers where the last does not
-    agree. Neighbours are scikit-learn's, of all pairs: time grows with the square of n.
-    `ValueError` for too many neighbours, or no layer.
+    agree. A layer that is named twice counts once. One that gives no features, such as token ids,
+    is left out with a warning, and does not count. Neighbours are scikit-learn's, of all pairs:
+    time grows with the square of n. `ValueError` for too many neighbours, or no layer.
     """
     if not 1 <= k < len(data):
         raise ValueError(f"k={k} neighbours need more than {k} examples; there are {len(data)}")

@@ -7,13 +7,14 @@ __all__ = ['find_head', 'fit_probe', 'linear_head', 'Truncated', 'read_until', '
            'transplant']
 
 # %% ../../nbs/probes/05_interventions.ipynb #cell03
+import math
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
-from ..common.checks import check_choice, number, shown, whole
+from ..common.checks import caution, check_choice, number, shown, whole
 from ..datasets.inputs import Inputs
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import examples
@@ -308,18 +309,26 @@ def transplant(
     """An observer that gives the network in training the VeLPIC head at the recorded time `at`.
 
     This is the intervention of appendix E.3.2. `ValueError` where that time is passed without
-    being recorded.
+    being recorded; a warning where the end of the training is recorded before it.
     """
     at = number("at", at)
 
+    def is_there(time: float) -> bool:
+        return math.isclose(time, at, rel_tol=1e-9, abs_tol=1e-9)
+
     def act(s: Training) -> list[dict]:
-        if s.time == at:
+        if is_there(s.time):
             name, reads = find_head(s.model, s.data, head)
             put_head(s.model, name, linear_head(fit_probe(s.model, s.data, reads)))
-        elif s.time > at and all(moment["time"] != at for moment in s.recorder.moments):
+        elif s.time > at and not any(is_there(moment["time"]) for moment in s.recorder.moments):
             raise ValueError(
                 f"time {at:g} was not recorded, so the last layer was not changed; "
                 f"{s.time:g} is the next one that is"
+            )
+        elif s.ended and s.time < at:
+            caution(
+                f"the training ends at time {s.time:g}, before {at:g}, so the last layer was not "
+                "changed"
             )
         return []
 

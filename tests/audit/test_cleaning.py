@@ -145,6 +145,11 @@ def test_a_suggestion_without_a_lead_replaces_no_label(lead):
         (dict(rank=pl.lit(1)), "rank must be 1 to 500, each once"),
         (dict(rank=pl.lit(None, dtype=pl.Int64)), "rank must be 1 to 500, each once"),
         (dict(sure=pl.lit("a")), "sure is of type String; it must be numbers"),
+        (dict(row=pl.col("row").cast(pl.String)), "row is of type String; it must be numbers"),
+        (dict(label=pl.col("label").cast(pl.String)), "label is of type String; it must be"),
+        (dict(index=pl.col("index").cast(pl.String)), "index is of type String; it must be"),
+        (dict(rank=pl.col("rank").cast(pl.String)), "rank is of type String; it must be"),
+        (dict(suspicion=pl.lit("a")), "suspicion is of type String; it must be"),
     ],
 )
 def test_columns_that_audit_does_not_give(change, says):
@@ -271,6 +276,8 @@ def test_a_part_of_the_data_keeps_row_and_index_apart():
     "change, says",
     [
         (lambda d: d.head(10), "one decision for each of the 500"),
+        (lambda d: d.with_columns(pl.col("row").cast(pl.String)), "row is of type String; it must"),
+        (lambda d: d.with_columns(pl.col("index").cast(pl.String)), "index is of type String"),
         (lambda d: d.drop("action"), "lack action"),
         (lambda d: d.with_columns(action=pl.lit("burn")), "'burn' is unknown.*keep, relabel, drop"),
         (

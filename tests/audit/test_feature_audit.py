@@ -294,6 +294,15 @@ def test_what_does_not_fit_is_refused_with_its_rows(x, y, error, message):
         audit_features(x, y, None if "a" in y else K)
 
 
+@pytest.mark.parametrize("k", [None, 3])
+@pytest.mark.parametrize("label", [1e300, -1e300, 1e17])
+def test_a_label_of_many_digits_is_said_shortly(label, k):
+    y = np.array([0, 1, label])
+    with pytest.raises(ValueError, match="labels of 1 rows, such as .* of row 2") as refused:
+        audit_features(np.ones((3, 2)), y, k)
+    assert len(str(refused.value)) < 160
+
+
 @pytest.mark.parametrize(
     ("how", "error", "message"),
     [

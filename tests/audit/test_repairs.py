@@ -49,6 +49,7 @@ from memnb.datasets.items import padded
 from memnb.datasets.label_noise import corrupt
 from memnb.datasets.loading import load
 from memnb.datasets.noisy_datasets import NoisyDataset
+from memnb.datasets.own_arrays import from_arrays
 from memnb.datasets.own_items import from_torch
 from memnb.datasets.tables import from_table
 from memnb.localization.tied_dropout import TiedDropout
@@ -902,6 +903,47 @@ def test_classes_that_are_named_in_another_order(remedy):
     assert check_held(replace(some(), classes=["a", "b", "c"]), first).classes == ("a", "b")
 
 
+class Pictures(torch.utils.data.Dataset):
+    "What torchvision's data sets are: pairs, and the classes' names."
+
+    classes = ["cat", "dog", "owl"]
+
+    def __init__(self, x, y):
+        self.pairs = list(zip(x, y.tolist(), strict=True))
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, i):
+        return self.pairs[i]
+
+
+@pytest.mark.parametrize("named_is_held", [False, True])
+@pytest.mark.parametrize("numbered", ["arrays", "torch"])
+def test_numbers_of_classes_fit_names(numbered, named_is_held):
+    x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(60) % 3
+    named = from_torch(Pictures(x[:30], y[:30]))
+    if numbered == "arrays":
+        plain = from_arrays(x[30:].numpy(), y[30:].numpy())
+    else:
+        plain = from_torch(torch.utils.data.TensorDataset(x[30:], y[30:]))
+    plain = replace(plain, index=torch.arange(30, 60))
+    data, held = (plain, named) if named_is_held else (named, plain)
+    checked = check_held(data, held)
+    assert torch.equal(checked.y, held.y)
+    assert checked.classes == held.classes
+
+
+@pytest.mark.parametrize("labels", [[0, 2], [1, 2, 3]])
+def test_numbers_that_are_no_places_do_not_fit_names(labels):
+    held = from_arrays(np.random.default_rng(0).normal(size=(30, 5)), np.resize(labels, 30))
+    for names in (["cat", "dog", "owl"], ["0", "1", "2"]):
+        data = replace(some(shape=(5,)), classes=names)
+        with pytest.raises(ValueError, match="in the same order"):
+            check_held(data, held)
+
+
 @pytest.mark.parametrize("rho", [0.02, 0.2])
 @pytest.mark.parametrize("remedy", [repair, partial(remedies, suspects=0)])
 def test_held_out_labels_whose_classes_count_otherwise(remedy, rho):
@@ -949,6 +991,11 @@ def test_what_cannot_judge_is_refused(remedy, options, says):
         (dict(batch=0), "batch=0"),
         (dict(folder="x"), "folder: not for remedies"),
         (dict(make=nn.Linear(64, 10)), "must be a function that gives a fresh network"),
+        (dict(make=cache(make)), "share the parameter .* a new network at each call"),
+        (dict(make=lambda: memorizer()[1]), "share the parameter .* a new network at each call"),
+        (dict(make=None, lrr=0.1), "lrr"),
+        (dict(make=None, epochs=-1), "epochs=-1"),
+        (dict(make=None, batch=0), "batch=0"),
     ],
 )
 def test_remedies_refuse_before_any_work(options, says, monkeypatch):
@@ -1931,7 +1978,7 @@ def test_early_learning_is_of_the_data_that_are_trained_on():
         fit(net, points(), 1, lr=0.1, batch=8, backward=backward)
 
 
-@pytest.mark.parametrize("weights", [[0.0, 0], [1, -1], [[1.0]], [1, float("nan")]])
+@pytest.mark.parametrize("weights", [[0.0, 0], [1, -1], [[1.0]], [1, float("nan")], [1, 1j]])
 def test_weights_that_cannot_be(weights):
     with pytest.raises(ValueError, match="numbers of 0 or more, not all 0"):
         weighted_loss(torch.tensor(weights))

@@ -667,6 +667,7 @@ def test_the_length_of_an_activation_tells_nothing():
         (dict(more=dict(a=[1, 2])), r"more\['a'\] has shape \(2,\); there must be 60"),
         (dict(more=dict(a="x")), "more must hold numbers"),
         (dict(more=dict(a=[0.0] * 59 + [math.nan])), r"more\['a'\] is NaN for 1 of 60.* row 59"),
+        (dict(more=dict(a=[1j] * 60)), r"more\['a'\] is torch.complex64; complex numbers are in"),
         (dict(more=dict(rank=[0.0] * 60)), "more has rank, which the audit has itself"),
         (dict(more=dict(probe_margin=[0.0] * 60)), "more has probe_margin, which"),
         (dict(more=dict(prediction_depth=[0.0] * 60), k=3), "more has prediction_depth, which"),

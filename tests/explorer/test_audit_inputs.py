@@ -553,6 +553,29 @@ def test_labels_may_stand_in_a_column(npz):
     assert whole(npz(x_train=X, y_train=Y[:, None], clean_train=1 - Y[:, None])).is_noisy.all()
 
 
+@pytest.mark.parametrize("weights", ["", "w"])
+@pytest.mark.filterwarnings("ignore:.* are one-hot")
+def test_labels_may_be_one_hot(npz, weights):
+    rows = np.eye(4)
+    path = npz(x_train=X, y_train=rows[Y + 2], clean_train=rows[Y], x_test=X[:5], y_test=Y[:5])
+    data, held, _, names = audit_data(P(data=path, weights=weights))
+    assert data.y.tolist() == (Y + 2).tolist()
+    assert data.clean.tolist() == Y.tolist()
+    assert held.y.tolist() == Y[:5].tolist()
+    assert names == ["0", "1", "2", "3"]
+
+
+@pytest.mark.filterwarnings("ignore:.* are one-hot")
+def test_one_hot_labels_have_a_column_for_each_class(npz):
+    path = npz(x_train=X, y_train=np.eye(3)[Y], x_test=X, y_test=np.eye(2)[Y])
+    with pytest.raises(ValueError, match="y_test has 2 one-hot columns for 3 classes"):
+        whole(path)
+    with pytest.raises(ValueError, match="y_train has 3 one-hot columns for 5 classes"):
+        audit_data(P(data=npz(x_train=X, y_train=np.eye(3)[Y]), classes=5))
+    with pytest.raises(ValueError, match="y_train have shape .20, 3., and row 0"):
+        whole(npz(x_train=X, y_train=np.ones((20, 3))))
+
+
 def test_given_classes_leave_numbers_as_they_are(npz):
     path = npz(x_train=X, y_train=Y * 3)
     data, _, _, names = audit_data(P(data=path, classes=6, weights="w"))

@@ -356,6 +356,33 @@ def test_hints_of_a_table_name_options_and_come_once(tmp_path):
     assert commas.output.count("have decimal commas") == 1
 
 
+@pytest.mark.parametrize("name", ["pics.csv", "pics.parquet", "pics.npz"])
+def test_a_folder_is_one_whatever_it_is_called(name, tmp_path):
+    source = folder_of_pictures(tmp_path / name, 8)
+    done = run(source, "--model", "mlp", "--epochs", 1, "--size", 4, "--out", tmp_path / "r")
+    tabular = run(source, "--model", "boosting", "--out", tmp_path / "r2")
+    assert f"the report is {tmp_path / 'r' / 'report.html'}" in done.output
+    assert "mlp is trained for 1 epoch\n" in done.output
+    assert f"--model boosting is for tables, .csv, .parquet, .tsv; DATA {source}" in tabular.output
+    labelled = run(source, "--label", "plan", "--out", tmp_path / "r2")
+    assert f"--label: for tables; DATA {source} is a folder" in labelled.output
+
+
+@pytest.mark.parametrize("place", ["size=3", "./size=3", "o/size=3"])
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_place_that_looks_like_an_option_is_said_as_it_is(place, joined, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "o").mkdir()
+    file = table(tmp_path / "t.csv")
+    how = ["--label", "plan", "--rows", "id", "--model", "random_forest"]
+    how += [f"--out={place}"] if joined else ["--out", place]
+    done = run(file, *how)
+    again = run(file, *how)
+    assert done.output.splitlines()[-1] == f"the report is {place.removeprefix('./')}/report.html"
+    assert place.removeprefix("./") in again.output
+    assert "--size" not in done.output + again.output
+
+
 def test_what_only_python_takes_is_said_to_be_python():
     said = "more than 2 GB (memory=). Raise memory=, name fewer layers=[...]"
     expected = (

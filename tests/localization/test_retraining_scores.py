@@ -1,6 +1,8 @@
 """How subsets are drawn and trained on, against single trainings."""
 
 import warnings
+from collections.abc import Callable
+from copy import copy
 from functools import cache
 
 import pytest
@@ -11,6 +13,7 @@ from memnb.datasets.label_noise import corrupt
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.localization import retraining_scores
 from memnb.localization.retraining_scores import (
+    check_separate,
     leave_out_memorization,
     networks_at_once,
     random_subsets,
@@ -160,6 +163,40 @@ def test_what_an_example_owns_is_on_only_where_it_was_trained_on():
     with pytest.warns(UserWarning, match="one by one"):
         score = leave_out_memorization(make, clusters(), 2, subsets=3, **HOW)
     assert score.shape == (60,)
+
+
+def one_network(form: str) -> Callable:
+    "A function that gives networks which are no fresh ones."
+    net = mlp(0)
+    held = net.state_dict()
+
+    def filled():
+        other = mlp(1)
+        other.load_state_dict(held, assign=True)
+        return other
+
+    return dict(same=lambda: net, shallow=lambda: copy(net), filled=filled)[form]
+
+
+@pytest.mark.parametrize("form", ["same", "shallow", "filled"])
+def test_networks_that_share_parameters_are_refused_before_any_training(form, monkeypatch):
+    for name in ("fit", "fit_stacked"):
+        monkeypatch.setattr(f"memnb.localization.retraining_scores.{name}", None)
+    make = one_network(form)
+    with pytest.raises(ValueError, match="share the parameter .* must build a new network"):
+        second_split_forgetting(make, clusters(), 1, 1)
+    with pytest.raises(ValueError, match="share the parameter .* must build a new network"):
+        leave_out_memorization(lambda seed: make(), clusters(), 1)
+
+
+def test_a_frozen_part_may_be_shared():
+    body = nn.Linear(4, 4).requires_grad_(False)
+    check_separate([nn.Sequential(body, nn.Linear(4, 2)) for _ in range(3)])
+
+
+def test_what_is_no_network_is_named():
+    with pytest.raises(TypeError, match="network 1 is None; it must be a torch.nn.Module"):
+        check_separate([mlp(0), None])
 
 
 @pytest.mark.parametrize("name", ["times", "observe", "folder", "journal"])

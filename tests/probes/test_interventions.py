@@ -508,6 +508,25 @@ def test_an_exchange_at_a_time_that_was_not_recorded():
     assert not torch.equal(run.prediction[0], run.prediction[1])
 
 
+def test_the_time_of_an_exchange_may_differ_by_rounding():
+    data = points()
+    start = small()
+    how = dict(times=[0, 0.3, 1], batch=len(data) // 10, lr=0.01, device="cpu")
+    run = fit(deepcopy(start), data, 1, observe=[transplant(0.1 + 0.2)], **how)
+    exact = fit(deepcopy(start), data, 1, observe=[transplant(0.3)], **how)
+    assert torch.equal(run.loss, exact.loss)
+    assert not torch.equal(run.loss, fit(deepcopy(start), data, 1, **how).loss)
+
+
+def test_an_exchange_behind_the_end_is_said_not_to_be_made():
+    data = points()
+    start = small()
+    how = dict(lr=0.01, device="cpu")
+    with pytest.warns(UserWarning, match="ends at time 4, before 9, so the last layer was not"):
+        run = fit(deepcopy(start), data, 4, observe=[transplant(9)], **how)
+    assert torch.equal(run.loss, fit(deepcopy(start), data, 4, **how).loss)
+
+
 def test_an_exchange_that_was_made_before_the_training_was_resumed(tmp_path):
     data = points()
     start = small()
