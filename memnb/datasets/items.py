@@ -7,7 +7,7 @@ __all__ = ['LABEL_KEYS', 'label_place', 'plain_label', 'holds_words', 'check_wit
            'read_items']
 
 # %% ../../nbs/datasets/09_items.ipynb #it03
-import copy
+import io
 import pickle
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -228,6 +228,19 @@ class Reader:
         except Exception as e:  # whatever a stranger's data set says
             raise ValueError(f"item {i} cannot be read: {type(e).__name__}: {e}") from e
 
+    def read_of(self, item):
+        "An item of the parts alone that are read: those that `inputs` names, and the label."
+        if self.collate is not None or self.inputs is None:
+            return item
+        chosen = self.inputs if isinstance(self.inputs, (list, tuple)) else [self.inputs]
+        read = {*chosen, self.label}
+        if isinstance(item, Mapping):
+            return {key: v for key, v in item.items() if key in read}
+        if not isinstance(item, (tuple, list)):
+            return item
+        n = len(item)  # places may be counted from the end
+        return tuple(v if {i, i - n} & read else None for i, v in enumerate(item))
+
     def alone(self, i: int):
         "The inputs of item `i`, as tensors."
         part = without_label(self.item(i), self.label, self.n_parts, self.inputs)
@@ -324,9 +337,33 @@ _SLOW = 5.0  # seconds of reading that worker processes are worth
 _NO_WORKERS = (RuntimeError, AttributeError, TypeError, OSError, pickle.PicklingError)
 
 
+class _Pickler(pickle.Pickler):
+    "Of a tensor that is part of a larger one it pickles that part alone."
+
+    def reducer_override(self, value):
+        if type(value) is not Tensor or value.layout is not torch.strided:
+            return NotImplemented
+        if value.untyped_storage().nbytes() <= value.nbytes:
+            return NotImplemented
+        return value.detach().clone().__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+
+
+def _pickled(item, i: int) -> bytes:
+    "Item `i` as bytes. `RuntimeError` for one that cannot be sent to another process."
+    written = io.BytesIO()
+    try:
+        _Pickler(written, pickle.HIGHEST_PROTOCOL).dump(item)
+    except Exception as e:  # whatever a stranger's class says
+        raise RuntimeError(f"item {i} cannot be sent: {type(e).__name__}: {e}") from e
+    return written.getvalue()
+
+
 @dataclass(frozen=True, eq=False)
 class _Answers(Dataset):
-    "Each item of a reader, or what is wrong with it."
+    """Each item of a reader as bytes, or what is wrong with it.
+
+    They are pickled here: where the loader's own thread fails to, nobody hears of it.
+    """
 
     reader: Reader
     n: int
@@ -336,9 +373,10 @@ class _Answers(Dataset):
 
     def __getitem__(self, i: int):
         try:
-            return self.reader.item(i), ""
+            item = self.reader.read_of(self.reader.item(i))
         except ValueError as e:
             return None, str(e)
+        return _pickled(item, i), ""
 
 
 def _seconds(reader: Reader, n: int) -> float:
@@ -363,7 +401,7 @@ def _by_workers(reader: Reader, n: int, loader: DataLoader, bar: tqdm) -> list[t
     batches = iter(DataLoader(_Answers(reader, n), 16, collate_fn=list, **how))
     try:
         for batch in batches:
-            answers += copy.deepcopy(batch)  # out of the memory that is shared, which is scarce
+            answers += [(None if why else pickle.loads(item), why) for item, why in batch]
             bar.update(len(batch))
     finally:
         batches = None  # the last reference, with which the processes end
@@ -382,7 +420,8 @@ def read_items(
             try:
                 answers = _by_workers(reader, n, loader, bar)
             except _NO_WORKERS as e:
-                caution(f"the loader's workers fail ({shown(e)}): items are read one by one")
+                last = (str(e) or type(e).__name__).strip().splitlines()[-1]  # of its traceback
+                caution(f"the loader's workers fail ({last}): items are read one by one")
                 bar.reset()
             else:
                 if wrong := next((why for _, why in answers if why), ""):
@@ -390,6 +429,6 @@ def read_items(
                 return [item for item, _ in answers]
         items = []
         for i in range(n):
-            items.append(reader.item(i))
+            items.append(reader.read_of(reader.item(i)))
             bar.update()
         return items

@@ -754,6 +754,49 @@ def test_a_worker_that_dies_is_said_and_its_items_are_read_here(workers_pay):
     assert multiprocessing.active_children() == []
 
 
+class WithGenerator(Numbered):
+    "Items of which one part is no input and cannot be pickled."
+
+    def __getitem__(self, i):
+        return super().__getitem__(i) | {"lines": (line for line in ())}
+
+
+def test_workers_send_only_what_is_read(workers_pay):
+    data = from_torch(DataLoader(WithGenerator(), num_workers=2), input=["x", "worked"])
+    assert data.x.batch()["worked"].all()
+
+
+def test_items_that_no_worker_can_send_are_read_here(workers_pay):
+    loader = DataLoader(WithGenerator(), num_workers=2, timeout=60)
+    with pytest.warns(UserWarning, match="fail .*cannot be sent: TypeError.*one by one"):
+        data = from_torch(loader, collate_fn=only_x)
+    assert torch.equal(data.x.batch()[:, 0, 0], torch.arange(50.0))
+
+
+def only_x(items):
+    return {"x": torch.stack([item["x"] for item in items])}
+
+
+class Rows2000(TensorDataset):
+    "Its items are parts of one large tensor."
+
+    def __init__(self):
+        super().__init__(torch.rand(2000, 10), torch.arange(2000) % 2)
+
+
+def test_a_worker_sends_of_a_large_tensor_the_item_alone():
+    reader = items.Reader(Rows2000(), 1, 2)
+    item, _ = items._Answers(reader, 2000)[7]
+    assert len(item) < 2000
+
+
+def test_parts_that_are_not_read_are_not_kept():
+    numbered = [(x, object(), y) for x, y in pairs()]
+    read = items.read_items(items.Reader(numbered, 2, 3, inputs=-3), 6)
+    assert [v[1] for v in read] == [None] * 6
+    assert torch.equal(torch.stack([v[0] for v in read]), X)
+
+
 def test_many_items_of_workers_need_no_open_files(workers_pay):
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     from_torch(DataLoader(Numbered(3000), num_workers=2), input="x")
