@@ -41,6 +41,7 @@ from memnb.datasets.items import (
     label_place,
     plain_label,
     read_items,
+    say_other_labels,
     without_label,
 )
 from .labels import checked_classes, coded, first_few
@@ -284,9 +285,11 @@ def _readable(reader: Reader) -> Reader:
         return reader
     n = len(reader.source)
     strange = [k for k in part if holds_words(reader.item(i).get(k) for i in range(n))]
+    rest = [k for k in part if k not in strange]
+    if reader.inputs is None:
+        say_other_labels(rest, "input=")
     if not strange:
         return reader
-    rest = [k for k in part if k not in strange]
     if not rest:
         raise ValueError(
             f"items have {', '.join(map(repr, part))}, which are no numbers; give collate_fn=, "
@@ -400,6 +403,8 @@ def _check_arguments(n: int, clean, names, n_classes, classes):
     if classes is not None:
         checked_classes(classes, n_classes)
     for what, values in (("true labels", clean), ("names", names)):
+        if isinstance(values, (str, bytes)):
+            raise TypeError(f"{what} are the text {shown(values)}; there must be one for each item")
         if hasattr(values, "__len__") and getattr(values, "ndim", 1) and len(values) != n:
             raise ValueError(f"there are {len(values)} {what} for {n} items; each needs one")
 

@@ -545,6 +545,59 @@ def test_the_label_of_rows_is_no_input():
         from_huggingface(mails(), inputs=["input_ids", "label"], collate_fn=padded)
 
 
+def test_a_format_that_leaves_out_a_column_is_named():
+    import datasets as hf
+
+    rows = hf.Dataset.from_dict(dict(x=X.tolist(), label=Y.tolist()))
+    with pytest.raises(ValueError, match="rows have x, and no 'label': the data set's format"):
+        from_huggingface(rows.with_format("torch", columns=["x"]))
+
+
+def test_true_labels_of_rows_may_be_a_column():
+    rows = [dict(x=x.tolist(), label=y, true=(y + 1) % 3) for x, y in pairs()]
+    data = from_huggingface(Rows(rows), clean="true")
+    assert torch.allclose(data.x, X)
+    assert torch.equal(data.y, Y)
+    assert torch.equal(data.clean, (Y + 1) % 3)
+    with pytest.raises(ValueError, match="there is no column 'clean'; there are x, label, true"):
+        from_huggingface(Rows(rows), clean="clean")
+
+
+def test_a_column_of_true_labels_must_number_the_same_classes():
+    rows = Rows([dict(x=[0.5], label=i, true=i) for i in (0, 1)], ["cat", "dog"])
+    rows.features["true"] = type("ClassLabel", (), {"names": ["dog", "cat"]})
+    with pytest.raises(ValueError, match="'label' numbers the classes cat, dog, and 'true' dog,"):
+        from_huggingface(rows, clean="true")
+
+
+@pytest.mark.parametrize("more", [dict(clean="true68"), dict(names="abcdef")])
+def test_a_text_is_no_list_of_labels_or_names(more):
+    with pytest.raises(TypeError, match="are the text '.*'; there must be one for each item"):
+        from_torch(pairs(), **more)
+
+
+@pytest.mark.parametrize("other", ["labels", "target", "y"])
+def test_inputs_that_are_called_as_labels_are_said(other):
+    rows = [{"x": x.tolist(), "label": y, other: float(y)} for x, y in pairs()]
+    with pytest.warns(UserWarning, match=f"^'{other}' is among the inputs"):
+        data = from_huggingface(Rows(rows))
+    assert set(data.x.batch()) == {"x", other}
+
+
+def test_a_second_label_of_dictionaries_is_said():
+    with pytest.warns(UserWarning, match="^'target' is among the inputs.*input="):
+        from_torch([{"x": x, "label": y, "target": y} for x, y in pairs()])
+
+
+def test_a_collate_function_gets_the_words_that_it_needs():
+    def lengths(rows):
+        return {"x": torch.tensor([[float(len(row["text"]))] for row in rows])}
+
+    rows = Rows([dict(text="a" * i, n=7, label=i % 2) for i in range(1, 5)])
+    data = from_huggingface(rows, collate_fn=lengths)
+    assert data.x.batch().tolist() == [[1.0], [2.0], [3.0], [4.0]]
+
+
 @pytest.mark.filterwarnings("ignore:.*more than memory")
 def test_a_data_set_of_hugging_face():
     import datasets as hf
