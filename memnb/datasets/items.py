@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ..common.checks import caution, shown
 from .inputs import on_each, tensors_in
+from .own_arrays import native_tensor
 from .pictures import Shape, are_pixels, as_bytes, channels_first
 
 # %% ../../nbs/datasets/09_items.ipynb #oi05
@@ -161,19 +162,19 @@ def _tensor(value, where: str, shape: Shape) -> Tensor:
         except ValueError as e:
             raise ValueError(f"the input of {where} cannot be read: {e}") from e
     if isinstance(value, Tensor):
-        return value.detach()
+        return native_tensor(value)
     try:
         if isinstance(value, (str, bytes)) or value is None:
-            raise TypeError("no number")
+            raise TypeError("it is no number")
         array = np.asarray(value)
         if array.dtype == np.float64 and not isinstance(value, (np.ndarray, np.generic)):
             return torch.tensor(value)  # Python's floats, as torch takes them
-        return torch.as_tensor(array)
+        return native_tensor(array)
     except (TypeError, ValueError, RuntimeError, OverflowError) as e:
         raise ValueError(
             f"the input of {where} is {shown(value)}; it must be a tensor: for pictures, "
             "give the data set the transform torchvision.transforms.ToTensor(), for texts "
-            "collate_fn="
+            f"collate_fn= ({e})"
         ) from e
 
 
@@ -330,11 +331,19 @@ def _values(item: Mapping, value: int | Mapping) -> dict:
     return dict.fromkeys(item, 0) | dict(value)
 
 
+def _numbers(value) -> Tensor:
+    "Numbers of an item as a tensor."
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = np.asarray(value)
+        return native_tensor(value)
+    return native_tensor(torch.as_tensor(value))
+
+
 def _padded(values: list, value: int):
     "One tensor of sequences, the shorter ones filled up; what is no sequence of numbers stays."
     if any(isinstance(v, (str, bytes)) or v is None for v in values):
         return values
-    tensors = [torch.as_tensor(v) for v in values]
+    tensors = list(map(_numbers, values))
     kinds = [v.dtype for v in tensors if v.numel()] or [torch.int64]  # torch's [] are floats
     kind = reduce(torch.promote_types, kinds)
     tensors = [v.to(kind) for v in tensors]

@@ -589,6 +589,36 @@ def test_a_second_label_of_dictionaries_is_said():
         from_torch([{"x": x, "label": y, "target": y} for x, y in pairs()])
 
 
+@pytest.mark.parametrize("dtype", ["u2", "u4", "u8", ">f4", ">u2", "f2", "f8", "i1"])
+def test_numpy_items_are_read_as_arrays_are(dtype):
+    x = (np.arange(24).reshape(6, 4) % 7).astype(dtype)[:, ::-1]
+    data = from_torch(list(zip(x, Y.tolist(), strict=True)))
+    assert data.x.dtype == from_arrays(x, Y).x.dtype
+    assert np.array_equal(data.x.double().numpy(), x.astype(float))
+
+
+def test_pictures_whose_channels_are_turned_round():
+    x = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    data = from_torch([(v[..., ::-1], y) for v, y in zip(x, Y.tolist(), strict=True)])
+    expected = x[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32) / 255
+    assert np.allclose(data.x.batch().numpy(), expected)
+
+
+def test_tensors_of_items_are_of_types_that_torch_computes_with():
+    data = from_torch([(torch.arange(3).to(torch.uint16), y) for y in Y.tolist()])
+    assert data.x.dtype == torch.int32
+
+
+def test_numbers_too_large_are_named():
+    with pytest.raises(ValueError, match=r"input of item 0 is ndarray \(2,\).*largest is 18446"):
+        from_torch([(np.array([1, 2**64 - 1], dtype=np.uint64), y) for y in (0, 1)])
+
+
+def test_padded_takes_arrays_of_any_strides_and_type():
+    batch, _ = padded([(np.arange(3, dtype=np.uint16)[::-1], 0), (np.array([5]), 1)], value=9)
+    assert batch.tolist() == [[2, 1, 0], [5, 9, 9]]
+
+
 def test_a_collate_function_gets_the_words_that_it_needs():
     def lengths(rows):
         return {"x": torch.tensor([[float(len(row["text"]))] for row in rows])}
