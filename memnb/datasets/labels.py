@@ -276,6 +276,10 @@ def checked_classes(
     return names
 
 # %% ../../nbs/datasets/06_labels.ipynb #la11
+_UNLABELLED = (-1, -100)  # what stands for no label, in scikit-learn and in torch
+_NO_LABEL = "which often stands for no label: leave such rows out"
+
+
 def _by_value(labels: np.ndarray, names: list) -> list:
     "Names as numbers, where labels are numbers and all of the names are written like some."
     if labels.dtype.kind != "i":
@@ -305,11 +309,29 @@ def _codes(labels: np.ndarray, names: list) -> np.ndarray:
     return np.array([place[v] for v in labels.tolist()], dtype=np.int64)
 
 
+def _check_labelled(given: list[np.ndarray], names: list):
+    """`ValueError` for -1 or -100, with the row, where it is the one number below 0.
+
+    It stands for no label then, unless the classes are -1 and 1.
+    """
+    below = [v for v in names if isinstance(v, int) and v < 0]
+    if len(below) != 1 or below[0] not in _UNLABELLED or names == [-1, 1]:
+        return
+    for what, labels in zip(("observed", "clean"), given, strict=False):
+        rows = np.flatnonzero(labels == below[0])
+        if len(rows):
+            raise ValueError(
+                f"the {what} label of row {rows[0]} is {below[0]}, {_NO_LABEL}; where it is a "
+                f"class, give classes={shown(names)}"
+            )
+
+
 def _occurring(given: list[np.ndarray]) -> list:
     "The classes, where nobody names them. `ValueError` for one alone."
     if given[0].dtype.kind == "b":
         return ["False", "True"]
     names = _in_order(np.concatenate(given))
+    _check_labelled(given, names)
     if len(names) < 2:
         raise ValueError(
             f"all {len(given[0])} labels are {names[0]!r}; a network tells two classes or more "
@@ -358,7 +380,8 @@ def coded(
 
     With neither `n_classes` nor `classes`, the labels that occur are the classes, in the order of
     numbers and then of the alphabet, "2" before "10": right for a network that is yet to be
-    trained. `TypeError` or `ValueError` for labels that do not fit.
+    trained. `TypeError` or `ValueError` for labels that do not fit, and for a -1 or -100 that seems
+    to stand for no label.
     """
     if n_classes is not None:
         n_classes = whole("n_classes", n_classes, 2, MOST_CLASSES)
@@ -403,7 +426,8 @@ def _check_codes(what: str, codes: np.ndarray, n_classes: int):
     wrong = np.flatnonzero((codes < 0) | (codes >= n_classes))
     if len(wrong):
         row = int(wrong[0])
+        why = f", {_NO_LABEL}" if codes[row] in _UNLABELLED else ""
         raise ValueError(
             f"the {what} label of row {row} is {codes[row]}; with {n_classes} classes labels lie "
-            f"in [0, {n_classes - 1}]"
+            f"in [0, {n_classes - 1}]{why}"
         )

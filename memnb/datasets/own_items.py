@@ -280,8 +280,10 @@ def fits(what: str, size: float, memory: float) -> bool:
 # %% ../../nbs/datasets/10_own_items.ipynb #oi14
 def _readable(reader: Reader) -> Reader:
     "The reader without the parts of a dictionary that are no numbers, which a warning names."
-    part = without_label(reader.item(0), reader.label, reader.n_parts, reader.inputs)
-    if reader.collate is not None or not isinstance(part, Mapping):
+    item = reader.item(0)
+    part = without_label(item, reader.label, reader.n_parts, reader.inputs)
+    has_names = isinstance(item, Mapping) and not any(part is v for v in item.values())
+    if reader.collate is not None or not has_names:
         return reader
     n = len(reader.source)
     strange = [k for k in part if holds_words(reader.item(i).get(k) for i in range(n))]
@@ -342,9 +344,12 @@ def _classes(labels: list, clean, n_classes: int | None, classes, named: list | 
     if n_classes is None and any(isinstance(v, bool) for v in labels):
         return n_classes, classes
     true = [] if clean is None else np.asarray(clean).reshape(-1).tolist()
-    largest = max([*labels, *(v for v in true if isinstance(v, int))])
+    numbers = [*labels, *(v for v in true if isinstance(v, int))]
+    largest = max(numbers)
     if named is not None and n_classes in (None, len(named)) and largest < len(named):
         return n_classes, named
+    if n_classes is None and min(numbers) < 0:
+        return None, None  # `coded` says which of these can be classes
     if n_classes is None and largest > 0:
         n_classes = min(largest + 1, MOST_CLASSES)
     return n_classes if n_classes is None else max(n_classes, 2), None

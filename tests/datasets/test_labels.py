@@ -60,7 +60,7 @@ def test_columns_of_any_library_give_their_labels_back(labels, classes):
 
 
 LABELS = st.one_of(
-    st.lists(st.integers(-3, 12), min_size=2, max_size=12),
+    st.lists(st.integers(-9, 12).filter(lambda v: v != -1), min_size=2, max_size=12),
     st.lists(st.sampled_from(["a", "b", "ab", "ß", "10", "9"]), min_size=2, max_size=12),
 ).filter(lambda labels: len(set(labels)) > 1)
 
@@ -374,3 +374,38 @@ def test_a_label_that_is_a_whole_text_is_refused():
     labels = ["a" * 1_000_000, "b"] * 25
     with pytest.raises(ValueError, match="of 1,000,000 characters; a label has at most 1,000"):
         coded(labels)
+
+
+@pytest.mark.parametrize(
+    "labels, clean, says",
+    [
+        ([0, -1, 1], None, "the observed label of row 1 is -1, which often stands for no label"),
+        ([0, -1], None, "where it is a class, give classes=[-1, 0]"),
+        ([0, 1, -100], None, "the observed label of row 2 is -100"),
+        ([-1, 1], [-1, 0], "the observed label of row 0 is -1"),
+        ([0, 1], [1, -1], "the clean label of row 1 is -1"),
+        ([-1, -1], None, "the observed label of row 0 is -1"),
+    ],
+)
+def test_minus_one_is_no_class_unless_somebody_says_so(labels, clean, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        coded(labels, clean)
+
+
+def test_minus_one_and_one_are_two_classes():
+    found = coded([-1, 1, 1], [1, 1, -1])
+    assert found.classes == ("-1", "1")
+    assert found.y.tolist() == [0, 1, 1]
+    assert found.clean.tolist() == [1, 1, 0]
+
+
+def test_minus_one_that_is_named_or_not_alone_below_0_is_a_class():
+    assert coded([0, -1, 1], classes=[-1, 0, 1]).y.tolist() == [1, 0, 2]
+    assert coded([0, -2, -1]).classes == ("-2", "-1", "0")
+
+
+def test_a_number_below_0_beside_n_classes_is_explained():
+    with pytest.raises(
+        ValueError, match="row 1 is -1; with 2 classes.*which often stands for no label"
+    ):
+        coded([0, -1], n_classes=2)

@@ -619,6 +619,29 @@ def test_padded_takes_arrays_of_any_strides_and_type():
     assert batch.tolist() == [[2, 1, 0], [5, 9, 9]]
 
 
+def test_items_of_torch_take_labels_below_0_as_arrays_do():
+    two = torch.tensor([-1, 1, 1, -1, 1, -1])
+    data = from_torch(TensorDataset(X, two), clean=-two)
+    assert data.classes == from_arrays(X, two).classes == ("-1", "1")
+    assert data.y.tolist() == [0, 1, 1, 0, 1, 0]
+    assert data.clean.tolist() == [1, 0, 0, 1, 0, 1]
+    for unlabelled in (two.clamp(max=0), torch.tensor([-1, 0, 1, 2, 0, 1])):
+        with pytest.raises(ValueError, match="observed label of row 0 is -1, which often stands"):
+            from_torch(TensorDataset(X, unlabelled))
+    named = TensorDataset(X, torch.tensor([0, 1, -1, 0, 1, 0]))
+    named.classes = ["cat", "dog"]
+    with pytest.raises(ValueError, match="row 2 is -1; with 2 classes.*often stands for no label"):
+        from_torch(named)
+
+
+@pytest.mark.parametrize("wrap", [lambda x, y: (x, y), lambda x, y: {"both": x, "label": y}])
+def test_inputs_that_are_a_dictionary_within_an_item(wrap):
+    data = from_torch([wrap({"a": x, "b": x[:1]}, y) for x, y in pairs()])
+    batch = data.x.batch()
+    assert torch.equal(batch["a"], X)
+    assert torch.equal(batch["b"], X[:, :1])
+
+
 def test_a_collate_function_gets_the_words_that_it_needs():
     def lengths(rows):
         return {"x": torch.tensor([[float(len(row["text"]))] for row in rows])}
