@@ -86,7 +86,8 @@ def _sampled(loader: DataLoader) -> Dataset:
     if batches is not None and getattr(batches, "sampler", None) is not sampler:
         caution("the loader's batch_sampler is left out: each item once")
     elif isinstance(sampler, SubsetRandomSampler):
-        dataset = Subset(dataset, sorted(int(i) for i in sampler.indices))
+        n = item_count(dataset)  # places may be counted from the end
+        dataset = Subset(dataset, sorted(int(i) + n * (i < 0) for i in sampler.indices))
     elif isinstance(sampler, RandomSampler):
         caution("the loader shuffles: its items are taken in order")
     elif not isinstance(sampler, SequentialSampler):
@@ -97,6 +98,12 @@ def _sampled(loader: DataLoader) -> Dataset:
             f"the loader drops {n % loader.batch_size} of {n} items (drop_last): they are taken too"
         )
     return dataset
+
+
+def _places(loader: DataLoader | None, dataset: Dataset) -> list[int] | None:
+    "Where the items that a sampler names lie in the loader's data set; None for all of them."
+    is_part = loader is not None and dataset is not loader.dataset
+    return dataset.indices if is_part else None
 
 
 def item_count(dataset) -> int:
@@ -438,8 +445,9 @@ def from_torch(
     A part that is alone goes into the network as it is, several by their keys or in their order.
     The workers of a `DataLoader` read them where that takes more than five seconds and they fit
     into memory. PIL pictures become bytes, and bytes are scaled to [0, 1]. What is left out is said
-    by a warning. `ValueError`, with the item's number, for items that cannot be read, differ in
-    shape, or change from reading to reading.
+    by a warning. `index` is an item's place in the data set that was given, or in the loader's.
+    `ValueError`, with the item's number, for items that cannot be read, differ in shape, or change
+    from reading to reading.
     """
     loader = dataset if isinstance(dataset, DataLoader) else None
     dataset, collate_fn = _unwrapped(dataset, collate_fn)
@@ -456,11 +464,14 @@ def from_torch(
     labels = _label_list(reader, items, n, progress)
     n_classes, classes = _classes(labels, clean, n_classes, classes, _classes_in(dataset))
     found = coded(labels, clean, n_classes, classes)
+    index = _places(loader, dataset)
     if names is None:
-        names = _whole_of(dataset, _files_in) or range(n)
+        names = _whole_of(dataset, _files_in) or index or range(n)
     if items is not None:
         reader = replace(reader, source=items)
     x = _kept(reader, n, prepare, items is not None)
     name = _name_of(dataset)
-    data = NoisyDataset(x, found.y, found.clean, name=name, names=names, classes=found.classes)
+    data = NoisyDataset(
+        x, found.y, found.clean, index, name=name, names=names, classes=found.classes
+    )
     return data.to(device)

@@ -342,6 +342,14 @@ def test_a_loader_of_some_items_gives_these():
     sampler = SubsetRandomSampler([4, 1, 3])
     data = from_torch(DataLoader(TensorDataset(X, Y), sampler=sampler))
     assert torch.equal(data.x, X[[1, 3, 4]])
+    assert data.names.tolist() == ["1", "3", "4"]
+    assert data.index.tolist() == [1, 3, 4]
+
+
+def test_places_from_the_end_are_those_of_the_data_set():
+    data = from_torch(DataLoader(TensorDataset(X, Y), sampler=SubsetRandomSampler([-1, 2])))
+    assert torch.equal(data.x, X[[2, 5]])
+    assert data.index.tolist() == [2, 5]
 
 
 def test_a_stream_is_refused():
