@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ..common.checks import caution, shown
 from .inputs import on_each, tensors_in
+from .labels import word_of
 from .own_arrays import native_tensor
 from .pictures import Shape, are_pixels, as_bytes, channels_first
 
@@ -70,8 +71,8 @@ def label_place(
     return label % len(item)
 
 
-def plain_label(value, i: int):
-    "The label of item `i` as Python has it."
+def plain_label(value, i: int, what: str = "label"):
+    "The label of item `i` as Python has it. `ValueError` for a fraction."
     if isinstance(value, (Tensor, np.ndarray)):
         value = value.tolist()
         while isinstance(value, list) and len(value) == 1:
@@ -80,9 +81,11 @@ def plain_label(value, i: int):
         value = value.item()
     if isinstance(value, float) and value == value:
         if not value.is_integer():
-            raise ValueError(f"the label of item {i} is {value}; it must be one integer, or a word")
+            raise ValueError(
+                f"the {what} of item {i} is {value}; it must be one integer, or a word"
+            )
         return int(value)
-    return value
+    return word_of(value) if isinstance(value, bytes) else value
 
 
 def holds_words(

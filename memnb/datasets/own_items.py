@@ -341,6 +341,18 @@ def _label_list(reader: Reader, items: list | None, n: int, progress: bool) -> l
     return [label_of(reader.item(i), i) for i in bar]
 
 
+def _true_labels(clean, n: int):
+    "True labels, of which whole floats are read as integers, as those of items are."
+    try:
+        values = np.asarray(clean)
+    except (TypeError, ValueError, RuntimeError):  # `coded` says what is wrong with these
+        return clean
+    if values.dtype.kind != "f" or values.size != n:
+        return clean
+    caution("true labels are floats: whole ones are read as integers")
+    return [plain_label(v, i, "true label") for i, v in enumerate(values.reshape(-1).tolist())]
+
+
 def _classes(labels: list, clean, n_classes: int | None, classes, named: list | None):
     "`n_classes` and `classes`: as given, as the data set says, or all numbers up to the largest."
     are_words = all(isinstance(v, str) for v in labels)
@@ -462,6 +474,7 @@ def from_torch(
     if fits(f"{n:,} inputs", n * each, memory):
         items = read_items(reader, n, loader, progress)
     labels = _label_list(reader, items, n, progress)
+    clean = _true_labels(clean, n)
     n_classes, classes = _classes(labels, clean, n_classes, classes, _classes_in(dataset))
     found = coded(labels, clean, n_classes, classes)
     index = _places(loader, dataset)

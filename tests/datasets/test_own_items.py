@@ -650,6 +650,28 @@ def test_inputs_that_are_a_dictionary_within_an_item(wrap):
     assert torch.equal(batch["b"], X[:, :1])
 
 
+@pytest.mark.parametrize(
+    "form", [lambda y: y.float(), lambda y: y.numpy().astype("f4"), lambda y: y.double().tolist()]
+)
+def test_true_labels_that_are_floats_are_read_as_those_of_items(form):
+    with pytest.warns(UserWarning, match="^true labels are floats: whole ones are read as int"):
+        data = from_torch(TensorDataset(X, Y), clean=form(Y.flip(0)))
+    assert torch.equal(data.clean, Y.flip(0))
+
+
+@pytest.mark.filterwarnings("ignore:true labels are floats")
+def test_true_labels_that_are_no_numbers_of_classes():
+    with pytest.raises(ValueError, match="the true label of item 0 is 0.5; it must be one integer"):
+        from_torch(pairs(), clean=[0.5] * 6)
+    with pytest.raises(ValueError, match="clean labels hold nan at row 1"):
+        from_torch(pairs(), clean=[0.0, float("nan"), 0.0, 0.0, 0.0, 0.0])
+
+
+def test_labels_of_bytes_are_the_names_that_a_data_set_lists():
+    items = Counted([(x, [b"dog", b"cat"][y % 2]) for x, y in pairs()], classes=["dog", "cat"])
+    assert from_torch(items).classes == ("dog", "cat")
+
+
 def test_a_collate_function_gets_the_words_that_it_needs():
     def lengths(rows):
         return {"x": torch.tensor([[float(len(row["text"]))] for row in rows])}
