@@ -263,8 +263,10 @@ class Reader:
         return _on_leaves(part, lambda v, where: _tensor(v, where, self.shape), f"item {i}")
 
     def __call__(self, rows: Tensor):
-        "The batch of these items, of pictures of bytes with their channels first."
+        "The batch of these items as it is stored: channels come first, truth alone is 0 and 1."
         batch = self.stacked(rows)
+        if isinstance(batch, Tensor) and batch.dtype == torch.bool:
+            return batch.float()
         alone = isinstance(batch, Tensor)
         return on_each(batch, lambda v: channels_first(v) if are_pixels(v, alone) else v)
 

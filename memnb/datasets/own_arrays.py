@@ -130,8 +130,6 @@ def of_network(
         if not (alone and batch.is_floating_point() and batch.ndim > 1):
             raise ValueError("mean and std are for pictures: one tensor of bytes or of floats")
         return in_memory(batch, scaling(mean, std, batch.shape[1], peak=1.0))
-    if any(v.ndim < 2 for v in has_bytes):
-        raise ValueError("inputs of bytes must be (n, ...), one row an example")
     first = has_bytes[0]
     if not normalised:
         say_unit_range()

@@ -380,9 +380,7 @@ def _prepare(first, mean, std):
     if has_bytes:
         if mean is None and std is None:
             say_unit_range()
-        return ScaledBytes(
-            scaling(mean, std, has_bytes[0].shape[1] if has_bytes[0].ndim > 1 else 1)
-        )
+        return ScaledBytes(scaling(mean, std, has_bytes[0].shape[1]))
     if mean is None and std is None:
         return None
     if not isinstance(first, Tensor) or not first.is_floating_point():
@@ -396,7 +394,7 @@ def _kept(reader: Reader, n: int, prepare, whole: bool) -> Tensor | Inputs:
         return Inputs(reader, torch.arange(n), prepare, padded=reader.collate is not None)
     batch = reader(torch.arange(n))
     if isinstance(batch, Tensor) and prepare is None:
-        return batch.float() if batch.dtype == torch.bool else batch
+        return batch
     return in_memory(batch, prepare)
 
 
@@ -415,6 +413,11 @@ def _opened(dataset, collate_fn, input, label, shape: Shape) -> tuple[Reader, ob
     check_repeatable(reader, some)
     first = reader.stacked(torch.tensor(some))
     alone = isinstance(first, Tensor)
+    if alone and first.ndim < 2:
+        raise ValueError(
+            f"inputs of {len(some)} items have shape {tuple(first.shape)}; they must be (n, ...), "
+            "one row an item"
+        )
     first = on_each(first, lambda v: as_pictures(v, alone))
     stacked = 2 * _size(tuple(tensors_in(first))) / len(some)  # items, and a tensor of them
     return reader, first, stacked if collate_fn is None else _size(item)

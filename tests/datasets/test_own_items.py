@@ -672,6 +672,26 @@ def test_labels_of_bytes_are_the_names_that_a_data_set_lists():
     assert from_torch(items).classes == ("dog", "cat")
 
 
+def stacked_pairs(items):
+    return torch.stack([x for x, _ in items]), torch.tensor([y for _, y in items])
+
+
+@pytest.mark.filterwarnings("ignore:.*more than 0 MB")
+@pytest.mark.parametrize("more", [{}, dict(memory=0), dict(collate_fn=stacked_pairs)])
+def test_truth_values_are_numbers_wherever_they_are_read(more):
+    data = from_torch(pairs(X > 0.5), **more)
+    batch = data.x if isinstance(data.x, torch.Tensor) else data.x.batch()
+    assert torch.equal(batch, (X > 0.5).float())
+    assert data.digest == from_arrays(X > 0.5, Y).digest
+
+
+@pytest.mark.parametrize("memory", [0, 1e9])
+@pytest.mark.parametrize("kind", [np.uint8, float, bool])
+def test_one_number_an_item_is_no_row(kind, memory):
+    with pytest.raises(ValueError, match=r"have shape \(6,\); they must be \(n, ...\), one row"):
+        from_torch([(kind(i % 2), i % 2) for i in range(6)], memory=memory)
+
+
 def test_a_collate_function_gets_the_words_that_it_needs():
     def lengths(rows):
         return {"x": torch.tensor([[float(len(row["text"]))] for row in rows])}
