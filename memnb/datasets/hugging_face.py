@@ -12,15 +12,15 @@ from dataclasses import replace
 from torch.utils.data import Dataset
 
 from ..common.checks import caution
-from .items import holds_words
+from .items import holds_words, say_other_labels
 from .noisy_datasets import NoisyDataset
-from .own_items import from_torch, item_count
+from .own_items import from_torch, item_count, unmoved_generators
 
 # %% ../../nbs/datasets/16_hugging_face.ipynb #oi20
 _IDS = ("id", "idx", "guid", "__index_level_0__")  # columns that name rows
 
 
-def _check_columns(dataset, label: str, inputs: list[str]):
+def _check_columns(dataset, label: str, clean, inputs: list[str]):
     "`ValueError` unless this is one split, held in full, with these columns."
     if isinstance(dataset, Mapping):
         splits = ", ".join(map(repr, dataset))
@@ -31,11 +31,21 @@ def _check_columns(dataset, label: str, inputs: list[str]):
             f"a {type(dataset).__name__} has no columns and rows to be counted; give a "
             "datasets.Dataset that is not streamed"
         )
-    for name in (label, *inputs):
+    labels = [label, clean] if isinstance(clean, str) else [label]
+    for name in (*labels, *inputs):
         if name not in columns:
             raise ValueError(f"there is no column {name!r}; there are {', '.join(columns)}")
-    if label in inputs:
-        raise ValueError(f"inputs hold the label, {label!r}; the network must not read it")
+    for name in labels:
+        if name in inputs:
+            raise ValueError(f"inputs hold the label, {name!r}; the network must not read it")
+    item_count(dataset)
+    row = dataset[0]
+    for name in (*labels, *inputs):
+        if name not in row:
+            raise ValueError(
+                f"rows have {', '.join(row)}, and no {name!r}: the data set's format leaves it "
+                "out; give with_format(...) without columns="
+            )
 
 
 class _Selected(Dataset):
@@ -61,18 +71,58 @@ def _values(dataset, first: Mapping, column: str) -> Iterator:
         yield dataset[i][column]
 
 
+def _joins(collate_fn: Callable, row: Mapping) -> bool:
+    "Whether a collate function makes a batch of a row."
+    try:
+        with unmoved_generators():
+            collate_fn([row])
+    except Exception:  # whatever a stranger's function says
+        return False
+    return True
+
+
+def _default_inputs(dataset, row: Mapping, label: str, collate_fn: Callable | None) -> list[str]:
+    """The columns of a row that are read, where nobody names them; warnings say what is odd.
+
+    Words are among them where a collate function needs them.
+    """
+    rest = [c for c in row if c != label]
+    words = [c for c in rest if holds_words(_values(dataset, row, c))]
+    if words and collate_fn is not None:
+        numbers = {c: v for c, v in row.items() if c not in words}
+        if not _joins(collate_fn, numbers) and _joins(collate_fn, row):
+            words = []
+    chosen = [c for c in rest if c not in words] or rest
+    if left := [c for c in rest if c not in chosen]:
+        caution(f"the network does not get {', '.join(left)}")
+    say_other_labels(chosen, "inputs=")
+    return chosen
+
+
 def _feature_names(dataset, label: str) -> list | None:
     "The classes' names that the label's column states."
     names = getattr((getattr(dataset, "features", None) or {}).get(label), "names", None)
     return list(names) if names else None
 
 
+def _true_labels(dataset, label: str, clean: str) -> list:
+    "A column of true labels. `ValueError` where its numbers stand for other classes."
+    given, true = (_feature_names(dataset, column) for column in (label, clean))
+    if given and true and given != true:
+        raise ValueError(
+            f"{label!r} numbers the classes {', '.join(given)}, and {clean!r} {', '.join(true)}; "
+            "cast both to one ClassLabel"
+        )
+    return list(dataset[clean])
+
+
 def from_huggingface(
     dataset,  # a `datasets.Dataset`: one split, not streamed
     label: str = "label",  # the column of labels
-    # the columns that the network reads, or `collate_fn`; default: all that are no words
+    # the columns that the network reads, or `collate_fn`; default: all that are no words, and words
+    # where `collate_fn` needs them
     inputs: str | Sequence[str] | None = None,
-    clean: Sequence | None = None,  # (n,) true labels, where known
+    clean: str | Sequence | None = None,  # the column of true labels, or (n,) of them
     *,
     collate_fn: Callable | None = None,  # makes a batch of rows, such as DataCollatorWithPadding
     classes: Sequence | None = None,  # (K,) in the order of the outputs; default: the column's
@@ -84,16 +134,15 @@ def from_huggingface(
     that is not there, with those that are.
     """
     chosen = [inputs] if isinstance(inputs, str) else list(inputs or [])
-    _check_columns(dataset, label, chosen)
-    item_count(dataset)
+    _check_columns(dataset, label, clean, chosen)
     row = dataset[0]
-    ids = [c for c in _IDS if c in row and c not in chosen and c != label]
-    rest = [c for c in row if c != label and c not in ids]
+    true = [clean] if isinstance(clean, str) else []
+    ids = [c for c in _IDS if c in row and c not in (*chosen, label, *true)]
     if not chosen:
-        words = [c for c in rest if holds_words(_values(dataset, row, c))]
-        chosen = [c for c in rest if c not in words] or rest
-        if left := [c for c in rest if c not in chosen]:
-            caution(f"the network does not get {', '.join(left)}")
+        row = {c: v for c, v in row.items() if c not in (*true, *ids)}
+        chosen = _default_inputs(dataset, row, label, collate_fn)
+    if true:
+        clean = _true_labels(dataset, label, clean)
     if ids and "names" not in options:
         options["names"] = list(dataset[ids[0]])
     kept = [*chosen, label]

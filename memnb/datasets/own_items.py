@@ -41,6 +41,7 @@ from memnb.datasets.items import (
     label_place,
     plain_label,
     read_items,
+    say_other_labels,
     without_label,
 )
 from .labels import checked_classes, coded, first_few
@@ -85,7 +86,8 @@ def _sampled(loader: DataLoader) -> Dataset:
     if batches is not None and getattr(batches, "sampler", None) is not sampler:
         caution("the loader's batch_sampler is left out: each item once")
     elif isinstance(sampler, SubsetRandomSampler):
-        dataset = Subset(dataset, sorted(int(i) for i in sampler.indices))
+        n = item_count(dataset)  # places may be counted from the end
+        dataset = Subset(dataset, sorted(int(i) + n * (i < 0) for i in sampler.indices))
     elif isinstance(sampler, RandomSampler):
         caution("the loader shuffles: its items are taken in order")
     elif not isinstance(sampler, SequentialSampler):
@@ -96,6 +98,12 @@ def _sampled(loader: DataLoader) -> Dataset:
             f"the loader drops {n % loader.batch_size} of {n} items (drop_last): they are taken too"
         )
     return dataset
+
+
+def _places(loader: DataLoader | None, dataset: Dataset) -> list[int] | None:
+    "Where the items that a sampler names lie in the loader's data set; None for all of them."
+    is_part = loader is not None and dataset is not loader.dataset
+    return dataset.indices if is_part else None
 
 
 def item_count(dataset) -> int:
@@ -279,14 +287,18 @@ def fits(what: str, size: float, memory: float) -> bool:
 # %% ../../nbs/datasets/10_own_items.ipynb #oi14
 def _readable(reader: Reader) -> Reader:
     "The reader without the parts of a dictionary that are no numbers, which a warning names."
-    part = without_label(reader.item(0), reader.label, reader.n_parts, reader.inputs)
-    if reader.collate is not None or not isinstance(part, Mapping):
+    item = reader.item(0)
+    part = without_label(item, reader.label, reader.n_parts, reader.inputs)
+    has_names = isinstance(item, Mapping) and not any(part is v for v in item.values())
+    if reader.collate is not None or not has_names:
         return reader
     n = len(reader.source)
     strange = [k for k in part if holds_words(reader.item(i).get(k) for i in range(n))]
+    rest = [k for k in part if k not in strange]
+    if reader.inputs is None:
+        say_other_labels(rest, "input=")
     if not strange:
         return reader
-    rest = [k for k in part if k not in strange]
     if not rest:
         raise ValueError(
             f"items have {', '.join(map(repr, part))}, which are no numbers; give collate_fn=, "
@@ -329,6 +341,18 @@ def _label_list(reader: Reader, items: list | None, n: int, progress: bool) -> l
     return [label_of(reader.item(i), i) for i in bar]
 
 
+def _true_labels(clean, n: int):
+    "True labels, of which whole floats are read as integers, as those of items are."
+    try:
+        values = np.asarray(clean)
+    except (TypeError, ValueError, RuntimeError):  # `coded` says what is wrong with these
+        return clean
+    if values.dtype.kind != "f" or values.size != n:
+        return clean
+    caution("true labels are floats: whole ones are read as integers")
+    return [plain_label(v, i, "true label") for i, v in enumerate(values.reshape(-1).tolist())]
+
+
 def _classes(labels: list, clean, n_classes: int | None, classes, named: list | None):
     "`n_classes` and `classes`: as given, as the data set says, or all numbers up to the largest."
     are_words = all(isinstance(v, str) for v in labels)
@@ -339,9 +363,12 @@ def _classes(labels: list, clean, n_classes: int | None, classes, named: list | 
     if n_classes is None and any(isinstance(v, bool) for v in labels):
         return n_classes, classes
     true = [] if clean is None else np.asarray(clean).reshape(-1).tolist()
-    largest = max([*labels, *(v for v in true if isinstance(v, int))])
+    numbers = [*labels, *(v for v in true if isinstance(v, int))]
+    largest = max(numbers)
     if named is not None and n_classes in (None, len(named)) and largest < len(named):
         return n_classes, named
+    if n_classes is None and min(numbers) < 0:
+        return None, None  # `coded` says which of these can be classes
     if n_classes is None and largest > 0:
         n_classes = min(largest + 1, MOST_CLASSES)
     return n_classes if n_classes is None else max(n_classes, 2), None
@@ -353,9 +380,7 @@ def _prepare(first, mean, std):
     if has_bytes:
         if mean is None and std is None:
             say_unit_range()
-        return ScaledBytes(
-            scaling(mean, std, has_bytes[0].shape[1] if has_bytes[0].ndim > 1 else 1)
-        )
+        return ScaledBytes(scaling(mean, std, has_bytes[0].shape[1]))
     if mean is None and std is None:
         return None
     if not isinstance(first, Tensor) or not first.is_floating_point():
@@ -369,7 +394,7 @@ def _kept(reader: Reader, n: int, prepare, whole: bool) -> Tensor | Inputs:
         return Inputs(reader, torch.arange(n), prepare, padded=reader.collate is not None)
     batch = reader(torch.arange(n))
     if isinstance(batch, Tensor) and prepare is None:
-        return batch.float() if batch.dtype == torch.bool else batch
+        return batch
     return in_memory(batch, prepare)
 
 
@@ -388,6 +413,11 @@ def _opened(dataset, collate_fn, input, label, shape: Shape) -> tuple[Reader, ob
     check_repeatable(reader, some)
     first = reader.stacked(torch.tensor(some))
     alone = isinstance(first, Tensor)
+    if alone and first.ndim < 2:
+        raise ValueError(
+            f"inputs of {len(some)} items have shape {tuple(first.shape)}; they must be (n, ...), "
+            "one row an item"
+        )
     first = on_each(first, lambda v: as_pictures(v, alone))
     stacked = 2 * _size(tuple(tensors_in(first))) / len(some)  # items, and a tensor of them
     return reader, first, stacked if collate_fn is None else _size(item)
@@ -400,6 +430,8 @@ def _check_arguments(n: int, clean, names, n_classes, classes):
     if classes is not None:
         checked_classes(classes, n_classes)
     for what, values in (("true labels", clean), ("names", names)):
+        if isinstance(values, (str, bytes)):
+            raise TypeError(f"{what} are the text {shown(values)}; there must be one for each item")
         if hasattr(values, "__len__") and getattr(values, "ndim", 1) and len(values) != n:
             raise ValueError(f"there are {len(values)} {what} for {n} items; each needs one")
 
@@ -428,8 +460,9 @@ def from_torch(
     A part that is alone goes into the network as it is, several by their keys or in their order.
     The workers of a `DataLoader` read them where that takes more than five seconds and they fit
     into memory. PIL pictures become bytes, and bytes are scaled to [0, 1]. What is left out is said
-    by a warning. `ValueError`, with the item's number, for items that cannot be read, differ in
-    shape, or change from reading to reading.
+    by a warning. `index` is an item's place in the data set that was given, or in the loader's.
+    `ValueError`, with the item's number, for items that cannot be read, differ in shape, or change
+    from reading to reading.
     """
     loader = dataset if isinstance(dataset, DataLoader) else None
     dataset, collate_fn = _unwrapped(dataset, collate_fn)
@@ -444,13 +477,17 @@ def from_torch(
     if fits(f"{n:,} inputs", n * each, memory):
         items = read_items(reader, n, loader, progress)
     labels = _label_list(reader, items, n, progress)
+    clean = _true_labels(clean, n)
     n_classes, classes = _classes(labels, clean, n_classes, classes, _classes_in(dataset))
     found = coded(labels, clean, n_classes, classes)
+    index = _places(loader, dataset)
     if names is None:
-        names = _whole_of(dataset, _files_in) or range(n)
+        names = _whole_of(dataset, _files_in) or index or range(n)
     if items is not None:
         reader = replace(reader, source=items)
     x = _kept(reader, n, prepare, items is not None)
     name = _name_of(dataset)
-    data = NoisyDataset(x, found.y, found.clean, name=name, names=names, classes=found.classes)
+    data = NoisyDataset(
+        x, found.y, found.clean, index, name=name, names=names, classes=found.classes
+    )
     return data.to(device)

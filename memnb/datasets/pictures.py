@@ -165,7 +165,10 @@ def say_unit_range():
 def pixels_in(
     batch,  # tensor, or a dictionary or tuple of such
 ) -> list[Tensor]:
-    "The parts whose bytes are scaled. A warning says where (H, W) bytes beside others are not."
+    """The parts whose bytes are scaled. A warning says where (H, W) bytes beside others are not.
+
+    `ValueError` for one byte an example, without a row of its own.
+    """
     parts = list(tensors_in(batch))
     alone = isinstance(batch, Tensor)
     strange = [v for v in parts if v.dtype == torch.uint8 and v.ndim == 3 and not alone]
@@ -174,7 +177,10 @@ def pixels_in(
             f"bytes {tuple(strange[0].shape[1:])} beside other inputs stay as they are; pictures "
             "are scaled where they are (channels, height, width)"
         )
-    return [v for v in parts if are_pixels(v, alone)]
+    pixels = [v for v in parts if are_pixels(v, alone)]
+    if any(v.ndim < 2 for v in pixels):
+        raise ValueError("inputs of bytes must be (n, ...), one row an example")
+    return pixels
 
 
 def channels_come_first(

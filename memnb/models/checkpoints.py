@@ -10,12 +10,13 @@ import copy
 import pickle
 import zipfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..common.checks import caution, check_memory, shown
+from ..common.checks import caution, check_memory
 from ..common.files import local_path
 from ..datasets.labels import first_few
 
@@ -94,11 +95,17 @@ def _inner(held: dict) -> tuple[dict[str, Tensor], list[str]]:
     return held, under
 
 
-def _bare(name: str) -> str:
-    "A parameter's name without the prefixes of wrappers."
-    while prefix := next((p for p in _PREFIXES if name.startswith(p)), ""):
-        name = name.removeprefix(prefix)
-    return name
+def _wrappers(names: Iterable[str]) -> list[str]:
+    "Prefixes of wrappers that all names have: none, the first, the first two, and so on."
+    names = list(names)
+    levels = [""]
+    while names:
+        longer = (levels[-1] + prefix for prefix in _PREFIXES)
+        common = next((p for p in longer if all(name.startswith(p) for name in names)), "")
+        if not common:
+            break
+        levels.append(common)
+    return levels
 
 
 def unwrapped(
@@ -107,28 +114,24 @@ def unwrapped(
 ) -> tuple[dict[str, Tensor], str]:
     """The state dict by the model's own names, and what was taken off or put on, in words.
 
-    Names are changed only where the model has others. `ValueError` where two names become one.
+    Only prefixes that all names have are changed, and only where the model has more of the names
+    then.
     """
     state, under = _inner(held)
     said = [f"the weights lie under {', '.join(map(repr, under))}"] if under else []
-    own = list(model.state_dict())
-    if set(state) == set(own):
-        return state, "; ".join(said)
-    for prefix in _PREFIXES:
-        bare = {name.removeprefix(prefix): v for name, v in state.items()}
-        if set(bare) == set(own) and all(name.startswith(prefix) for name in state):
-            return bare, "; ".join([*said, f"{len(bare)} names lose {prefix!r}"])
-    by_bare = {}
-    for name in own:
-        by_bare.setdefault(_bare(name), name)
-    renamed = {name: by_bare.get(_bare(name), name) for name in state}
-    if len(set(renamed.values())) < len(renamed):
-        raise ValueError(f"names such as {shown(next(iter(state)))} become the same without prefix")
-    changed = [(old, new) for old, new in renamed.items() if old != new]
-    if changed:
-        old, new = changed[0]
-        said.append(f"{len(changed)} names are changed, such as {old!r} to {new!r}")
-    return {renamed[name]: v for name, v in state.items()}, "; ".join(said)
+    own = set(model.state_dict())
+    pairs = [(old, new) for old in _wrappers(state) for new in _wrappers(own)]
+    renamed = [{new + name[len(old) :]: v for name, v in state.items()} for old, new in pairs]
+    shared = [len(own & set(names)) for names in renamed]
+    best = shared.index(max(shared))  # of equals the one that changes least
+    old, new = pairs[best]
+    if old and not new:
+        said.append(f"{len(state)} names lose {old!r}")
+    elif new:
+        first = next(iter(state))
+        renaming = f"{first!r} to {next(iter(renamed[best]))!r}"
+        said.append(f"{len(state)} names are changed, such as {renaming}")
+    return renamed[best], "; ".join(said)
 
 
 def _casts(state: dict[str, Tensor], model: nn.Module, path: Path) -> str:

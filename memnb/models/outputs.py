@@ -164,14 +164,21 @@ class Classifier(nn.Module):
         self.output = output
 
     def forward(self, *args, **kwargs) -> Tensor:
-        "The chosen part. `ValueError` where there is none of that name or position."
+        """The chosen part. `ValueError` where there is none of that name or position.
+
+        One tensor in evaluation is the first part or the logits of a network that gives several
+        in training, such as those of further heads.
+        """
         out = self.body(*args, **kwargs)
         if callable(self.output):
             return self.output(out)
         if isinstance(out, Tensor):
+            if not self.training and self.output in (0, "logits"):
+                return out
             raise ValueError(
                 f"output={self.output!r} names a part, and the model gives one tensor "
-                f"{tuple(out.shape)}; leave Classifier out, or give a function"
+                f"{tuple(out.shape)}; where it always does, leave Classifier out, else give a "
+                "function that takes either"
             )
         named = _named(out)
         by_name = named is not None and self.output in named

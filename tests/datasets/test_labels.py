@@ -60,7 +60,7 @@ def test_columns_of_any_library_give_their_labels_back(labels, classes):
 
 
 LABELS = st.one_of(
-    st.lists(st.integers(-3, 12), min_size=2, max_size=12),
+    st.lists(st.integers(-9, 12).filter(lambda v: v != -1), min_size=2, max_size=12),
     st.lists(st.sampled_from(["a", "b", "ab", "ß", "10", "9"]), min_size=2, max_size=12),
 ).filter(lambda labels: len(set(labels)) > 1)
 
@@ -374,3 +374,86 @@ def test_a_label_that_is_a_whole_text_is_refused():
     labels = ["a" * 1_000_000, "b"] * 25
     with pytest.raises(ValueError, match="of 1,000,000 characters; a label has at most 1,000"):
         coded(labels)
+
+
+@pytest.mark.parametrize(
+    "labels, clean, says",
+    [
+        ([0, -1, 1], None, "the observed label of row 1 is -1, which often stands for no label"),
+        ([0, -1], None, "where it is a class, give classes=[-1, 0]"),
+        ([0, 1, -100], None, "the observed label of row 2 is -100"),
+        ([-1, 1], [-1, 0], "the observed label of row 0 is -1"),
+        ([0, 1], [1, -1], "the clean label of row 1 is -1"),
+        ([-1, -1], None, "the observed label of row 0 is -1"),
+    ],
+)
+def test_minus_one_is_no_class_unless_somebody_says_so(labels, clean, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        coded(labels, clean)
+
+
+def test_minus_one_and_one_are_two_classes():
+    found = coded([-1, 1, 1], [1, 1, -1])
+    assert found.classes == ("-1", "1")
+    assert found.y.tolist() == [0, 1, 1]
+    assert found.clean.tolist() == [1, 1, 0]
+
+
+def test_minus_one_that_is_named_or_not_alone_below_0_is_a_class():
+    assert coded([0, -1, 1], classes=[-1, 0, 1]).y.tolist() == [1, 0, 2]
+    assert coded([0, -2, -1]).classes == ("-2", "-1", "0")
+
+
+def test_a_number_below_0_beside_n_classes_is_explained():
+    with pytest.raises(
+        ValueError, match="row 1 is -1; with 2 classes.*which often stands for no label"
+    ):
+        coded([0, -1], n_classes=2)
+
+
+@pytest.mark.parametrize(
+    "labels, clean, classes",
+    [
+        ([b"a", b"b"], ["b", "a"], None),
+        (["a", "b"], [b"b", b"a"], None),
+        ([b"a", "b"], np.array([b"b", b"a"]), None),
+        (np.array([b"a", b"b"]), ["b", "a"], None),
+        ([b"a", b"b"], [b"b", b"a"], ["a", "b"]),
+        (["a", "b"], ["b", "a"], [b"a", b"b"]),
+    ],
+)
+def test_bytes_are_words(labels, clean, classes):
+    found = coded(labels, clean, classes=classes)
+    assert found.classes == ("a", "b")
+    assert found.y.tolist() == [0, 1]
+    assert found.clean.tolist() == [1, 0]
+
+
+def test_bytes_that_are_no_text_stay_different():
+    assert coded([b"\xff", b"\xfe", b"\xc3\xa9"]).classes == ("\\xfe", "\\xff", "é")
+
+
+@pytest.mark.parametrize("order, row", [([1, None, 2, 3], None), ([1, None, 3, 2], 2)])
+@pytest.mark.parametrize(
+    "index_of",
+    [
+        lambda v: pd.array(v, dtype="Int64"),
+        lambda v: pd.MultiIndex.from_arrays([[7] * 4, pd.array(v, dtype="Int64")]),
+        lambda v: pd.Index(v, dtype=object),
+    ],
+)
+def test_rows_may_be_named_by_nothing(index_of, order, row):
+    labels = pd.Series([0, 1, 0, 1], index=index_of([1, None, 2, 3]))
+    clean = pd.Series([0, 1, 1, 1], index=index_of(order), dtype="int8")
+    if row is None:
+        assert coded(labels, clean).clean.tolist() == [0, 1, 1, 1]
+        return
+    with pytest.raises(ValueError, match=f"another index than the given ones: row {row} is"):
+        coded(labels, clean)
+
+
+def test_a_name_of_a_row_that_is_missing_differs_from_any_other():
+    labels = pd.Series([0, 1], index=pd.array([1, None], dtype="Int64"))
+    clean = pd.Series([0, 1], index=pd.array([1, 2], dtype="Int64"))
+    with pytest.raises(ValueError, match="row 1 is"):
+        coded(labels, clean)

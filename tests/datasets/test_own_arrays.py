@@ -202,3 +202,9 @@ def test_pictures_without_channels_beside_other_inputs_are_named():
 def test_two_inputs_of_one_name_are_refused():
     with pytest.raises(ValueError, match="keys 1, '1', of which two are one word"):
         from_arrays({1: np.ones((4, 2)), "1": np.zeros((4, 2))}, [0, 1, 0, 1])
+
+
+def test_a_list_of_arrays_in_another_byte_order():
+    x = [np.arange(3, dtype=">f4") + i for i in range(4)]
+    data = from_arrays(x, [0, 1, 0, 1])
+    assert data.x.tolist() == [[i, i + 1, i + 2] for i in range(4)]

@@ -342,6 +342,14 @@ def test_a_loader_of_some_items_gives_these():
     sampler = SubsetRandomSampler([4, 1, 3])
     data = from_torch(DataLoader(TensorDataset(X, Y), sampler=sampler))
     assert torch.equal(data.x, X[[1, 3, 4]])
+    assert data.names.tolist() == ["1", "3", "4"]
+    assert data.index.tolist() == [1, 3, 4]
+
+
+def test_places_from_the_end_are_those_of_the_data_set():
+    data = from_torch(DataLoader(TensorDataset(X, Y), sampler=SubsetRandomSampler([-1, 2])))
+    assert torch.equal(data.x, X[[2, 5]])
+    assert data.index.tolist() == [2, 5]
 
 
 def test_a_stream_is_refused():
@@ -543,6 +551,154 @@ def test_a_column_whose_first_number_is_missing_is_no_text():
 def test_the_label_of_rows_is_no_input():
     with pytest.raises(ValueError, match="inputs hold the label, 'label'"):
         from_huggingface(mails(), inputs=["input_ids", "label"], collate_fn=padded)
+
+
+def test_a_format_that_leaves_out_a_column_is_named():
+    import datasets as hf
+
+    rows = hf.Dataset.from_dict(dict(x=X.tolist(), label=Y.tolist()))
+    with pytest.raises(ValueError, match="rows have x, and no 'label': the data set's format"):
+        from_huggingface(rows.with_format("torch", columns=["x"]))
+
+
+def test_true_labels_of_rows_may_be_a_column():
+    rows = [dict(x=x.tolist(), label=y, true=(y + 1) % 3) for x, y in pairs()]
+    data = from_huggingface(Rows(rows), clean="true")
+    assert torch.allclose(data.x, X)
+    assert torch.equal(data.y, Y)
+    assert torch.equal(data.clean, (Y + 1) % 3)
+    with pytest.raises(ValueError, match="there is no column 'clean'; there are x, label, true"):
+        from_huggingface(Rows(rows), clean="clean")
+
+
+def test_a_column_of_true_labels_must_number_the_same_classes():
+    rows = Rows([dict(x=[0.5], label=i, true=i) for i in (0, 1)], ["cat", "dog"])
+    rows.features["true"] = type("ClassLabel", (), {"names": ["dog", "cat"]})
+    with pytest.raises(ValueError, match="'label' numbers the classes cat, dog, and 'true' dog,"):
+        from_huggingface(rows, clean="true")
+
+
+@pytest.mark.parametrize("more", [dict(clean="true68"), dict(names="abcdef")])
+def test_a_text_is_no_list_of_labels_or_names(more):
+    with pytest.raises(TypeError, match="are the text '.*'; there must be one for each item"):
+        from_torch(pairs(), **more)
+
+
+@pytest.mark.parametrize("other", ["labels", "target", "y"])
+def test_inputs_that_are_called_as_labels_are_said(other):
+    rows = [{"x": x.tolist(), "label": y, other: float(y)} for x, y in pairs()]
+    with pytest.warns(UserWarning, match=f"^'{other}' is among the inputs"):
+        data = from_huggingface(Rows(rows))
+    assert set(data.x.batch()) == {"x", other}
+
+
+def test_a_second_label_of_dictionaries_is_said():
+    with pytest.warns(UserWarning, match="^'target' is among the inputs.*input="):
+        from_torch([{"x": x, "label": y, "target": y} for x, y in pairs()])
+
+
+@pytest.mark.parametrize("dtype", ["u2", "u4", "u8", ">f4", ">u2", "f2", "f8", "i1"])
+def test_numpy_items_are_read_as_arrays_are(dtype):
+    x = (np.arange(24).reshape(6, 4) % 7).astype(dtype)[:, ::-1]
+    data = from_torch(list(zip(x, Y.tolist(), strict=True)))
+    assert data.x.dtype == from_arrays(x, Y).x.dtype
+    assert np.array_equal(data.x.double().numpy(), x.astype(float))
+
+
+def test_pictures_whose_channels_are_turned_round():
+    x = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    data = from_torch([(v[..., ::-1], y) for v, y in zip(x, Y.tolist(), strict=True)])
+    expected = x[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32) / 255
+    assert np.allclose(data.x.batch().numpy(), expected)
+
+
+def test_tensors_of_items_are_of_types_that_torch_computes_with():
+    data = from_torch([(torch.arange(3).to(torch.uint16), y) for y in Y.tolist()])
+    assert data.x.dtype == torch.int32
+
+
+def test_numbers_too_large_are_named():
+    with pytest.raises(ValueError, match=r"input of item 0 is ndarray \(2,\).*largest is 18446"):
+        from_torch([(np.array([1, 2**64 - 1], dtype=np.uint64), y) for y in (0, 1)])
+
+
+def test_padded_takes_arrays_of_any_strides_and_type():
+    batch, _ = padded([(np.arange(3, dtype=np.uint16)[::-1], 0), (np.array([5]), 1)], value=9)
+    assert batch.tolist() == [[2, 1, 0], [5, 9, 9]]
+
+
+def test_items_of_torch_take_labels_below_0_as_arrays_do():
+    two = torch.tensor([-1, 1, 1, -1, 1, -1])
+    data = from_torch(TensorDataset(X, two), clean=-two)
+    assert data.classes == from_arrays(X, two).classes == ("-1", "1")
+    assert data.y.tolist() == [0, 1, 1, 0, 1, 0]
+    assert data.clean.tolist() == [1, 0, 0, 1, 0, 1]
+    for unlabelled in (two.clamp(max=0), torch.tensor([-1, 0, 1, 2, 0, 1])):
+        with pytest.raises(ValueError, match="observed label of row 0 is -1, which often stands"):
+            from_torch(TensorDataset(X, unlabelled))
+    named = TensorDataset(X, torch.tensor([0, 1, -1, 0, 1, 0]))
+    named.classes = ["cat", "dog"]
+    with pytest.raises(ValueError, match="row 2 is -1; with 2 classes.*often stands for no label"):
+        from_torch(named)
+
+
+@pytest.mark.parametrize("wrap", [lambda x, y: (x, y), lambda x, y: {"both": x, "label": y}])
+def test_inputs_that_are_a_dictionary_within_an_item(wrap):
+    data = from_torch([wrap({"a": x, "b": x[:1]}, y) for x, y in pairs()])
+    batch = data.x.batch()
+    assert torch.equal(batch["a"], X)
+    assert torch.equal(batch["b"], X[:, :1])
+
+
+@pytest.mark.parametrize(
+    "form", [lambda y: y.float(), lambda y: y.numpy().astype("f4"), lambda y: y.double().tolist()]
+)
+def test_true_labels_that_are_floats_are_read_as_those_of_items(form):
+    with pytest.warns(UserWarning, match="^true labels are floats: whole ones are read as int"):
+        data = from_torch(TensorDataset(X, Y), clean=form(Y.flip(0)))
+    assert torch.equal(data.clean, Y.flip(0))
+
+
+@pytest.mark.filterwarnings("ignore:true labels are floats")
+def test_true_labels_that_are_no_numbers_of_classes():
+    with pytest.raises(ValueError, match="the true label of item 0 is 0.5; it must be one integer"):
+        from_torch(pairs(), clean=[0.5] * 6)
+    with pytest.raises(ValueError, match="clean labels hold nan at row 1"):
+        from_torch(pairs(), clean=[0.0, float("nan"), 0.0, 0.0, 0.0, 0.0])
+
+
+def test_labels_of_bytes_are_the_names_that_a_data_set_lists():
+    items = Counted([(x, [b"dog", b"cat"][y % 2]) for x, y in pairs()], classes=["dog", "cat"])
+    assert from_torch(items).classes == ("dog", "cat")
+
+
+def stacked_pairs(items):
+    return torch.stack([x for x, _ in items]), torch.tensor([y for _, y in items])
+
+
+@pytest.mark.filterwarnings("ignore:.*more than 0 MB")
+@pytest.mark.parametrize("more", [{}, dict(memory=0), dict(collate_fn=stacked_pairs)])
+def test_truth_values_are_numbers_wherever_they_are_read(more):
+    data = from_torch(pairs(X > 0.5), **more)
+    batch = data.x if isinstance(data.x, torch.Tensor) else data.x.batch()
+    assert torch.equal(batch, (X > 0.5).float())
+    assert data.digest == from_arrays(X > 0.5, Y).digest
+
+
+@pytest.mark.parametrize("memory", [0, 1e9])
+@pytest.mark.parametrize("kind", [np.uint8, float, bool])
+def test_one_number_an_item_is_no_row(kind, memory):
+    with pytest.raises(ValueError, match=r"have shape \(6,\); they must be \(n, ...\), one row"):
+        from_torch([(kind(i % 2), i % 2) for i in range(6)], memory=memory)
+
+
+def test_a_collate_function_gets_the_words_that_it_needs():
+    def lengths(rows):
+        return {"x": torch.tensor([[float(len(row["text"]))] for row in rows])}
+
+    rows = Rows([dict(text="a" * i, n=7, label=i % 2) for i in range(1, 5)])
+    data = from_huggingface(rows, collate_fn=lengths)
+    assert data.x.batch().tolist() == [[1.0], [2.0], [3.0], [4.0]]
 
 
 @pytest.mark.filterwarnings("ignore:.*more than memory")
@@ -752,6 +908,49 @@ def test_a_worker_that_dies_is_said_and_its_items_are_read_here(workers_pay):
         data = from_torch(DataLoader(Numbered(in_worker=dies_at_20), num_workers=2), input="x")
     assert torch.equal(data.x[:, 0, 0], torch.arange(50.0))
     assert multiprocessing.active_children() == []
+
+
+class WithGenerator(Numbered):
+    "Items of which one part is no input and cannot be pickled."
+
+    def __getitem__(self, i):
+        return super().__getitem__(i) | {"lines": (line for line in ())}
+
+
+def test_workers_send_only_what_is_read(workers_pay):
+    data = from_torch(DataLoader(WithGenerator(), num_workers=2), input=["x", "worked"])
+    assert data.x.batch()["worked"].all()
+
+
+def test_items_that_no_worker_can_send_are_read_here(workers_pay):
+    loader = DataLoader(WithGenerator(), num_workers=2, timeout=60)
+    with pytest.warns(UserWarning, match="fail .*cannot be sent: TypeError.*one by one"):
+        data = from_torch(loader, collate_fn=only_x)
+    assert torch.equal(data.x.batch()[:, 0, 0], torch.arange(50.0))
+
+
+def only_x(items):
+    return {"x": torch.stack([item["x"] for item in items])}
+
+
+class Rows2000(TensorDataset):
+    "Its items are parts of one large tensor."
+
+    def __init__(self):
+        super().__init__(torch.rand(2000, 10), torch.arange(2000) % 2)
+
+
+def test_a_worker_sends_of_a_large_tensor_the_item_alone():
+    reader = items.Reader(Rows2000(), 1, 2)
+    item, _ = items._Answers(reader, 2000)[7]
+    assert len(item) < 2000
+
+
+def test_parts_that_are_not_read_are_not_kept():
+    numbered = [(x, object(), y) for x, y in pairs()]
+    read = items.read_items(items.Reader(numbered, 2, 3, inputs=-3), 6)
+    assert [v[1] for v in read] == [None] * 6
+    assert torch.equal(torch.stack([v[0] for v in read]), X)
 
 
 def test_many_items_of_workers_need_no_open_files(workers_pay):

@@ -69,6 +69,41 @@ def test_a_network_with_a_part_called_model_is_left_alone(tmp_path):
     assert torch.equal(net.model.weight, made(0).model.weight)
 
 
+class TwoParts(nn.Module):
+    "Its parts are called as wrappers call theirs."
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.model = nn.Linear(2, 2)
+        self.net = nn.Linear(2, 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*names lose")
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod.", "model.net."])
+def test_a_networks_own_names_are_no_wrappers(tmp_path, prefix):
+    state = TwoParts(0).state_dict()
+    torch.save(prefixed(state, prefix), tmp_path / "w.pt")
+    net = load_weights(TwoParts(1), tmp_path / "w.pt")
+    for name, v in state.items():
+        assert torch.equal(net.state_dict()[name], v)
+
+
+def test_what_weights_have_besides_is_said_where_parts_are_called_as_wrappers(tmp_path):
+    torch.save(TwoParts(0).state_dict() | {"queue": torch.ones(2)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="does not fit TwoParts: it has 'queue' besides$"):
+        load_weights(TwoParts(1), tmp_path / "w.pt")
+
+
+def test_a_network_whose_one_part_is_called_model_takes_the_parts_weights(tmp_path):
+    net = nn.Module()
+    net.model = small(1)
+    torch.save(small(0).state_dict(), tmp_path / "w.pt")
+    with pytest.warns(UserWarning, match="names are changed, such as '0.weight' to 'model.0.weig"):
+        load_weights(net, tmp_path / "w.pt")
+    assert torch.equal(net.model[0].weight, small(0)[0].weight)
+
+
 def test_safetensors(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     safetensors.save_file(small(0).state_dict(), tmp_path / "w.safetensors")

@@ -93,6 +93,40 @@ def test_no_example_is_taken_for_a_part(output):
         answer(Classifier(net, output), Z)
 
 
+class TwoHeads(nn.Module):
+    "Gives the second head's logits in training alone."
+
+    def __init__(self):
+        super().__init__()
+        self.main = nn.Linear(3, 2)
+        self.second = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return (self.main(x), self.second(x)) if self.training else self.main(x)
+
+
+def test_a_part_of_what_is_given_in_training_is_all_of_it_in_evaluation():
+    net = TwoHeads()
+    with pytest.raises(ValueError, match=r"say which by Classifier\(model, output=0\)"):
+        answer(net, Z)
+    as_told = Classifier(net, output=0)
+    assert torch.equal(answer(as_told, Z), net.main(Z))
+    assert torch.equal(answer(as_told.eval(), Z), net.main(Z))
+
+
+@pytest.mark.parametrize("output", [1, "second"])
+def test_another_part_is_not_there_in_evaluation(output):
+    with pytest.raises(ValueError, match="give a function that takes either"):
+        answer(Classifier(TwoHeads(), output).eval(), Z)
+
+
+def test_a_network_of_two_heads_is_trained_as_it_is_told():
+    x = torch.randn(8, 3)
+    data = NoisyDataset(x, torch.arange(8) % 2)
+    run = fit(Classifier(TwoHeads(), output=0), data, 2)
+    assert torch.isfinite(run.loss).all()
+
+
 class Several(nn.Module):
     def forward(self, x):
         return {"coarse": x[:, :2], "fine": (x, x + 1)}
