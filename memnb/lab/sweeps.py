@@ -89,7 +89,7 @@ def grid(
 ) -> list[Task]:
     """The tasks of a grid, each once; a point that is there twice is warned of.
 
-    `ValueError` for unknown parameters, or values that cannot be cast.
+    `ValueError` for unknown parameters, one in both, or values that cannot be cast.
     """
     if not isinstance(axes, dict):
         raise ValueError(
@@ -97,6 +97,11 @@ def grid(
         )
     if fixed is not None and not isinstance(fixed, dict):
         raise ValueError(f"fixed={fixed!r} must be a dictionary of parameters")
+    if both := [name for name in axes if name in (fixed or {})]:
+        raise ValueError(
+            f"{', '.join(both)} cannot be both an axis of the grid and a parameter that is the "
+            "same in all tasks"
+        )
     values = [values_of(v) for v in axes.values()]
     _check_points(math.prod(map(len, values)), axes)
     points = [
