@@ -36,6 +36,7 @@ from memnb.common.files import (
     verify,
 )
 from .parameters import Params, kernel_cells
+from .rules import named_values
 from ..runs.identity import Unknown, fingerprint, modules_behind
 from ..runs.run import Run, save_run, stored_run
 from ..trainer.stacked import fit_stacked, why_not
@@ -316,10 +317,10 @@ def _notebook_code() -> list[str]:
 
 
 def _result_key(p: Params) -> str:
-    what = {k: named_value(v) for k, v in p.items() if k not in ("out", "store")}
-    file = data_root().absolute() / f"{p.get('dataset')}.npz"
+    what = named_values(p)
+    file = data_root().absolute() / f"{p.get('dataset', p.get('data'))}.npz"
     if file.is_file():  # what a named data set was read from
-        what["data"] = named_value(str(file))
+        what["source"] = named_value(str(file))
     known = json.dumps([what, code_of(), _notebook_code()], sort_keys=True)
     return hashlib.sha256(known.encode()).hexdigest()[:12]
 

@@ -19,13 +19,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import polars as pl
 from tqdm import tqdm
 
 from ..common.checks import caution, shown
-from ..common.files import Damaged, check_writable, local_path, publish, verify
+from ..common.files import Damaged, check_writable, folder_digest, local_path, publish, verify
 from memnb.lab.tasks import (
     Failed,
     Task,
@@ -104,8 +105,9 @@ def grid(
         )
     values = [values_of(v) for v in axes.values()]
     _check_points(math.prod(map(len, values)), axes)
+    digest = cache(folder_digest)  # a folder of many files is looked at once
     points = [
-        make_task(notebook, (fixed or {}) | dict(zip(axes, point, strict=True)))
+        make_task(notebook, (fixed or {}) | dict(zip(axes, point, strict=True)), digest)
         for point in itertools.product(*values)
     ]
     tasks = list({t.key: t for t in points}.values())

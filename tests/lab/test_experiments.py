@@ -462,8 +462,12 @@ def test_when_parameters_were_resolved_and_where_results_go_is_no_part_of_a_runs
     assert named[0] == named[1] != named[2]
 
 
-def test_results_on_a_file_whose_content_changed_are_kept_beside_the_old_ones(tmp_path):
-    file = tmp_path / "my.npz"
+@pytest.mark.parametrize("file", ["{}/my.npz", "./my.npz", "my.npz"])
+def test_results_on_a_file_whose_content_changed_are_kept_beside_the_old_ones(
+    tmp_path, monkeypatch, file
+):
+    monkeypatch.chdir(tmp_path)
+    file = file.format(tmp_path)
     places = []
     for k in (0, 1):
         images = np.full((200, 8, 8), k, dtype=np.uint8)
@@ -474,11 +478,27 @@ def test_results_on_a_file_whose_content_changed_are_kept_beside_the_old_ones(tm
     assert [pl.read_parquet(f / "frame.parquet")["value"][0] for f in places] == [0, 1]
 
 
-def test_results_on_a_data_set_that_changed_are_kept_beside_the_old_ones(tmp_path, monkeypatch):
+def test_results_on_a_folder_whose_files_changed_are_kept_beside_the_old_ones(tmp_path):
+    pets = tmp_path / "pets"
+    (pets / "cat").mkdir(parents=True)
+    places = []
+    for k in (0, 1):
+        (pets / "cat" / f"{k}.png").touch()
+        p = parameters(out=str(tmp_path / "out"), preset="ci")
+        p["data"] = str(pets)
+        places.append(keep(p, pl.DataFrame(dict(rho=[0.1], value=[k])), None, {}))
+    assert places[0] != places[1] == keep(p, pl.DataFrame(dict(rho=[0.1])), None, {})
+
+
+@pytest.mark.parametrize("name", ["dataset", "data"])
+def test_results_on_a_data_set_that_changed_are_kept_beside_the_old_ones(
+    tmp_path, monkeypatch, name
+):
     def kept(root, k):
         monkeypatch.setenv("MEMNB_DATA", str(root))
         p = parameters(out=str(tmp_path / "out"), preset="ci", dataset="digits")
-        p["dataset"] = "mnist"
+        del p["dataset"]
+        p[name] = "mnist"
         frame = pl.DataFrame(dict(rho=[0.1], value=[k]))
         return pl.read_parquet(keep(p, frame, None, {}) / "frame.parquet")["value"][0]
 
