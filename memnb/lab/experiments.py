@@ -35,6 +35,7 @@ from memnb.common.files import (
     set_aside,
     verify,
 )
+from ..datasets.inputs import is_in_memory, stored
 from .parameters import Params, kernel_cells
 from .rules import named_values
 from ..runs.identity import Unknown, fingerprint, modules_behind
@@ -297,7 +298,7 @@ def expect(
     test = given.get("test")
     record = len(cases) * _recorded(given) * (18 * len(data) + 10 * len(test or ()))
     kept = max(1, len(given.get("checkpoints", ())))
-    inputs = data.x.numel() * data.x.element_size()
+    inputs = len(data) * stored(data.x[:1]).nbytes if is_in_memory(data.x) else 0
     in_training = sum(weights) if _stack_of(most) else max(weights)
     memory = record + 20 * in_training + 4 * kept * sum(weights) + 3 * inputs
     disk = record + 4 * kept * sum(weights) if p.store else 0

@@ -1,6 +1,7 @@
 "Parameters refused before any work, verdicts counted, results whole or not at all."
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch
 from paper_experiments import RELU_PARAMETERS
 
 from memnb.datasets import corrupt, load
+from memnb.datasets.inputs import Inputs, in_memory
 from memnb.lab import experiments
 from memnb.lab.experiments import each, expect, gather, keep, run_name, training_seconds
 from memnb.lab.layouts import live
@@ -553,6 +555,23 @@ def test_what_to_expect_grows_with_the_runs(tmp_path):
     assert "0 MB of disk" in expect(case(), training, seconds=lambda call: 10.0)
     assert expect(case(), training, rho=[], seed=[0]) == "expected: 0 runs"
     assert each(case(), training, rho=[], seed=[0]) == {}
+
+
+def test_what_to_expect_of_inputs_that_are_held_or_read(tmp_path):
+    data = corrupt(load("digits")[0], 0.1)
+    held = in_memory(data.x.repeat(1, 100, 1, 1))  # about 37 MB
+    read = Inputs(lambda rows: held[rows].batch(), held.rows)
+    net = build("mlp", shape=data.x.shape[1:], widths=[4], seed=0)
+
+    def expected(x):
+        def experiment(seed):
+            return partial(fit, net, replace(data, x=x), 1)
+
+        said = expect(case(tmp_path), experiment, lambda call: 1.0, seed=[0])
+        return int(re.search(r"(\d+) MB of memory", said)[1])
+
+    assert expected(held) == expected(held.batch())
+    assert 100 < expected(held) - expected(read) < 120
 
 
 def test_a_wide_network_is_expected_to_take_its_time(tmp_path):
