@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..common.checks import caution, shown, whole
-from ..common.files import local_path
+from ..common.files import files_below, local_path
 from ..common.rng import check_device
 from .inputs import Inputs, in_memory
 from .labels import checked_classes, first_few, say_alike
@@ -39,24 +39,6 @@ from memnb.datasets.pictures import (
 # %% ../../nbs/datasets/11_folders.ipynb #fo05
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _SPLITS = {"train", "test", "val", "valid", "validation", "training", "testing"}
-
-
-def _refuse(error: OSError):
-    raise error
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    "All files below a folder but hidden ones, each folder once. `OSError` for an unreadable one."
-    seen = set()
-    walk = os.walk(folder, followlinks=True, onerror=_refuse)
-    for place, folders, files in walk:
-        real = os.path.realpath(place)
-        if real in seen:
-            folders[:] = []  # a link back to where we were
-            continue
-        seen.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        yield from (Path(place, f) for f in sorted(files) if not f.startswith("."))
 
 
 def _class_folders(path: Path) -> list[str]:
@@ -143,7 +125,7 @@ def files_of(
         raise ValueError(
             f"folders {first_few(strange)} are not among the classes {first_few(order)}"
         )
-    below = {folder: list(_below(root / folder)) for folder in folders}
+    below = {folder: list(files_below(root / folder)) for folder in folders}
     if classes is None:
         order = _with_pictures(root, below, skip_empty)
     say_alike(order)

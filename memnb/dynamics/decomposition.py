@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['target_vectors', 'radial', 'directional', 'rate', 'class_separation', 'onset_signal', 'update_rates', 'cosine',
-           'gate_similarity', 'components', 'approximations', 'follow']
+           'gate_similarity', 'components', 'approximations', 'beginnings', 'follow']
 
 # %% ../../nbs/dynamics/03_decomposition.ipynb #cell03
 from collections.abc import Callable
@@ -178,17 +178,31 @@ def approximations(
     )
 
 # %% ../../nbs/dynamics/03_decomposition.ipynb #cell24
-def _beginning(t: float, net: TwoLayer, known: TwoLayer | None) -> TwoLayer:
-    "The snapshot at time 0 of the run that `net` belongs to; `known` is the one seen last."
-    first = net.first or (net if t == 0 else known)
-    if first is None:
-        raise ValueError(
-            f"the first snapshot is at time {t:g} and does not hold the network at time 0: begin "
-            "there, or give replace(snapshot, first=two_layer(untrained, data))"
-        )
-    if first.w.shape != net.w.shape or (first.basis is None) != (net.basis is None):
-        raise ValueError("the snapshot at time 0 is of another network, or in another basis")
-    return first
+def beginnings() -> Callable[[float, TwoLayer], TwoLayer]:
+    """A function that gives the snapshot at time 0 of the run that a snapshot belongs to.
+
+    It is told of all snapshots, in order; where the time does not grow, another run begins.
+    `ValueError` where the snapshot at time 0 is not known, or does not fit.
+    """
+    first = None
+    last = None
+
+    def beginning(t: float, net: TwoLayer) -> TwoLayer:
+        nonlocal first, last
+        known = first if last is not None and t > last else None
+        start = net.first or (net if t == 0 else known)
+        if start is None:
+            raise ValueError(
+                f"the first snapshot is at time {t:g} and does not hold the network at time 0: "
+                "begin there, or give replace(snapshot, first=two_layer(untrained, data))"
+            )
+        if start.w.shape != net.w.shape or (start.basis is None) != (net.basis is None):
+            raise ValueError("the snapshot at time 0 is of another network, or in another basis")
+        first = start
+        last = t
+        return start
+
+    return beginning
 
 
 def follow() -> Callable[[float, TwoLayer], list[dict]]:
@@ -197,16 +211,14 @@ def follow() -> Callable[[float, TwoLayer], list[dict]]:
     It returns one row each for the groups clean, noisy and net, with a column for each quantity. A
     row depends on the network at its time and at time 0 alone, whatever the recorded times are.
     """
+    beginning = beginnings()
     first = None
     separation = None
-    last = None
 
     def observe(t: float, net: TwoLayer) -> list[dict]:
-        nonlocal first, separation, last
-        goes_on = last is not None and t > last
+        nonlocal first, separation
         before = first
-        first = _beginning(t, net, first if goes_on else None)
-        last = t
+        first = beginning(t, net)
         if first is not before:
             separation = class_separation(first)
         clean, noisy = target_vectors(net)

@@ -35,7 +35,9 @@ from memnb.common.files import (
     set_aside,
     verify,
 )
+from ..datasets.inputs import is_in_memory, stored
 from .parameters import Params, kernel_cells
+from .rules import named_values
 from ..runs.identity import Unknown, fingerprint, modules_behind
 from ..runs.run import Run, save_run, stored_run
 from ..trainer.stacked import fit_stacked, why_not
@@ -296,7 +298,7 @@ def expect(
     test = given.get("test")
     record = len(cases) * _recorded(given) * (18 * len(data) + 10 * len(test or ()))
     kept = max(1, len(given.get("checkpoints", ())))
-    inputs = data.x.numel() * data.x.element_size()
+    inputs = len(data) * stored(data.x[:1]).nbytes if is_in_memory(data.x) else 0
     in_training = sum(weights) if _stack_of(most) else max(weights)
     memory = record + 20 * in_training + 4 * kept * sum(weights) + 3 * inputs
     disk = record + 4 * kept * sum(weights) if p.store else 0
@@ -316,10 +318,10 @@ def _notebook_code() -> list[str]:
 
 
 def _result_key(p: Params) -> str:
-    what = {k: named_value(v) for k, v in p.items() if k not in ("out", "store")}
-    file = data_root().absolute() / f"{p.get('dataset')}.npz"
+    what = named_values(p)
+    file = data_root().absolute() / f"{p.get('dataset', p.get('data'))}.npz"
     if file.is_file():  # what a named data set was read from
-        what["data"] = named_value(str(file))
+        what["source"] = named_value(str(file))
     known = json.dumps([what, code_of(), _notebook_code()], sort_keys=True)
     return hashlib.sha256(known.encode()).hexdigest()[:12]
 

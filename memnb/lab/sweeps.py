@@ -19,13 +19,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import polars as pl
 from tqdm import tqdm
 
 from ..common.checks import caution, shown
-from ..common.files import Damaged, check_writable, local_path, publish, verify
+from ..common.files import Damaged, check_writable, folder_digest, local_path, publish, verify
 from memnb.lab.tasks import (
     Failed,
     Task,
@@ -89,7 +90,7 @@ def grid(
 ) -> list[Task]:
     """The tasks of a grid, each once; a point that is there twice is warned of.
 
-    `ValueError` for unknown parameters, or values that cannot be cast.
+    `ValueError` for unknown parameters, one in both, or values that cannot be cast.
     """
     if not isinstance(axes, dict):
         raise ValueError(
@@ -97,10 +98,16 @@ def grid(
         )
     if fixed is not None and not isinstance(fixed, dict):
         raise ValueError(f"fixed={fixed!r} must be a dictionary of parameters")
+    if both := [name for name in axes if name in (fixed or {})]:
+        raise ValueError(
+            f"{', '.join(both)} cannot be both an axis of the grid and a parameter that is the "
+            "same in all tasks"
+        )
     values = [values_of(v) for v in axes.values()]
     _check_points(math.prod(map(len, values)), axes)
+    digest = cache(folder_digest)  # a folder of many files is looked at once
     points = [
-        make_task(notebook, (fixed or {}) | dict(zip(axes, point, strict=True)))
+        make_task(notebook, (fixed or {}) | dict(zip(axes, point, strict=True)), digest)
         for point in itertools.product(*values)
     ]
     tasks = list({t.key: t for t in points}.values())

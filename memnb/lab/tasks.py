@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,12 +33,13 @@ from ..common.code import code_of
 from memnb.common.files import (
     Damaged,
     check_writable,
+    folder_digest,
     local_path,
-    named_value,
     put,
     set_aside,
     verify,
 )
+from .rules import READ, anywhere, named_values
 
 # %% ../../nbs/lab/06_tasks.ipynb #cell06
 @lru_cache(maxsize=4)  # a grid makes many tasks of one notebook, and reading one takes long
@@ -137,6 +139,7 @@ class Task:
     notebook: Path
     values: tuple[tuple[str, object], ...]  # sorted pairs
     key: str  # sixteen hexadecimal digits
+    read: str = ""  # what the files and folders were that its parameters name
 
     def folder(self, root: str | Path) -> Path:
         "Where the result lies below a folder of results."
@@ -177,33 +180,26 @@ def failed(folder: Path) -> Path:
     return folder.with_name(folder.name + ".failed")
 
 # %% ../../nbs/lab/06_tasks.ipynb #cell13
-def _anywhere(value):
-    """The value; a path from here to a file or folder becomes one that holds in any folder.
-
-    A name alone is that of a file only with a suffix, as `mnist.npz`: `mnist` is a data set, and
-    `quick` a preset, whatever lies here under that name.
-    """
-    if not isinstance(value, str):
-        return value
-    place = os.path.expanduser(value)
-    is_file = "." in value and os.path.isfile(place)
-    is_path = is_file or os.path.dirname(place) and os.path.exists(place)
-    return os.path.abspath(place) if is_path else value
+def _read(named: dict) -> str:
+    "Those of `named_values` that are read."
+    return json.dumps([named.get(name) for name in READ])
 
 
 def make_task(
     notebook: str | Path,  # path of a notebook with a cell of parameters
     values: dict | None = None,  # parameter -> value; others are as the notebook declares them
+    digest: Callable[[str], str] = folder_digest,  # of a folder that is read
 ) -> Task:
     "The task of a notebook and parameters. `ValueError` as for `cast`."
     notebook = local_path("notebook", notebook).resolve()
     values = cast(notebook, {} if values is None else values)
-    values = {name: _anywhere(value) for name, value in values.items()}
+    known = declared(notebook)
+    values = {name: anywhere(name, value, known[name][2]) for name, value in values.items()}
     _, code = _inspected(notebook.read_bytes())
-    named = {name: named_value(value) for name, value in values.items()}
+    named = named_values(values, digest)
     made_of = json.dumps([code, named, code_of()], sort_keys=True)
     key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
-    return Task(notebook, tuple(sorted(values.items())), key)
+    return Task(notebook, tuple(sorted(values.items())), key, _read(named))
 
 # %% ../../nbs/lab/06_tasks.ipynb #cell17
 class Failed(RuntimeError):
@@ -284,6 +280,13 @@ def _why(code: int, log: Path) -> str:
     if lines and "DeadKernelError" in lines[-1]:
         return f"{KILLED} the death of its kernel, which was killed or ran out of memory"
     return lines[-1] if lines else f"ended with {code}"
+
+
+def _changed(task: Task) -> str:
+    "What to say where what a task reads is not what it was when its key was made."
+    if _read(named_values(dict(task.values))) == task.read:
+        return ""
+    return "a file or folder that it reads has changed since it was to be run; start it again"
 
 
 def _is_full(folder: Path) -> bool:
@@ -420,7 +423,8 @@ def execute(
     part = Path(tempfile.mkdtemp(prefix=_owned(task.key, os.getpid()), dir=folder.parent))
     began = time.time()
     try:
-        error = _attempt(task, part, root, _variables(threads, variables), timeout)
+        how = (_variables(threads, variables), timeout)
+        error = _changed(task) or _attempt(task, part, root, *how) or _changed(task)
         if _FULL in error:  # which says nothing about the task
             raise OSError(errno.ENOSPC, f"{task.name()} was given up: {_FULL}", str(root))
         known = dict(

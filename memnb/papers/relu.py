@@ -23,6 +23,7 @@ from ..common.checks import check_choice
 from ..datasets.noisy_datasets import NoisyDataset
 from ..datasets.sources import source
 from memnb.dynamics.decomposition import (
+    beginnings,
     components,
     cosine,
     follow,
@@ -206,14 +207,15 @@ def drift() -> Callable:
 
     Rows of group `net`, means over neurons: `length_change` |r - r0| / r0, `turn` |u - u0|;
     `scale_change`, the norm of v/r - v0/r0 over that of v0/r0; `cos_fitted`, the cosine with the
-    weights at the fit, from there on.
+    weights at the fit, from there on. `ValueError` where the snapshot at time 0 is not known.
     """
+    beginning = beginnings()
     first = None
     fitted = None
 
     def observe(t: float, net: TwoLayer) -> list[dict]:
         nonlocal first, fitted
-        start = net.first or (net if t == 0 else first)
+        start = beginning(t, net)
         if start is not first:  # another run
             first = start
             fitted = None

@@ -55,30 +55,18 @@ def wanted(
     return sorted(left, key=lambda c: (c.round, c.line.priority, c.cpu_hours))
 
 
-def _fitting(cells: Sequence[Cell], cpu_hours: float, longest: float) -> list[Cell]:
+def that_fit(
+    cells: Sequence[Cell],  # of `wanted`
+    cpu_hours: float,
+    longest: float = math.inf,  # CPU hours that one task may take
+) -> list[Cell]:
+    "Those that fit, each in its turn."
     chosen = []
     rest = cpu_hours
     for cell in cells:
         if cell.cpu_hours <= min(rest, longest):
             chosen.append(cell)
             rest -= cell.cpu_hours
-    return chosen
-
-
-def that_fit(
-    cells: Sequence[Cell],  # of `wanted`
-    cpu_hours: float,
-    longest: float = math.inf,  # CPU hours that one task may take
-) -> list[Cell]:
-    "Those that fit, each in its turn. `ValueError` that names the cheapest where none does."
-    chosen = _fitting(cells, cpu_hours, longest)
-    if cells and not chosen:
-        least = min(cells, key=lambda c: c.cpu_hours)
-        each = f", {hours_in_words(longest)} for one task," if longest < cpu_hours else ""
-        raise ValueError(
-            f"the budget of {hours_in_words(cpu_hours)} of CPU time{each} fits nothing that is "
-            f"left; the cheapest is {least.line.name()}, about {hours_in_words(least.cpu_hours)}"
-        )
     return chosen
 
 # %% ../../nbs/papers/29_reproduction.ipynb #sch1
@@ -98,6 +86,16 @@ class Schedule:
     jobs: int  # at once, which share the CPUs
 
 
+def _nothing_fits(cells: Sequence[Cell], cpu_hours: float, longest: float) -> ValueError:
+    "The error for a budget, which names the cheapest."
+    least = min(cells, key=lambda c: c.cpu_hours)
+    each = f", {hours_in_words(longest)} for one task," if longest < cpu_hours else ""
+    return ValueError(
+        f"the budget of {hours_in_words(cpu_hours)} of CPU time{each} fits nothing that is "
+        f"left; the cheapest is {least.line.name()}, about {hours_in_words(least.cpu_hours)}"
+    )
+
+
 def schedule(
     cells: Sequence[Cell],  # of `cells_of`
     budget: str | None = None,  # of wall time, as 90s, 20m, 3h or 1.5d; None: no end
@@ -106,7 +104,7 @@ def schedule(
     retry: bool = False,  # also what failed before
     renew: bool = False,  # also what another version did
 ) -> Schedule:
-    """What is run within a budget, and how much of it at once.
+    """What is run within a budget, and how much of it at once: what uses most of the CPUs' time.
 
     A task may take what its share of the CPUs does in the whole time. `ValueError` for a budget
     that fits nothing, which names the cheapest.
@@ -116,13 +114,19 @@ def schedule(
     left = wanted(cells, retry=retry, renew=renew)
     if budget is None:
         return Schedule(left, left, jobs or jobs_that_fit(left))
-    hours = seconds_of(budget) / 3600
-    for n in [jobs] if jobs else range(min(len(left), os.cpu_count() or 1), 1, -1):
-        chosen = _fitting(left, cpu_hours_of(budget), threads_each(n) * hours)
-        if chosen and (jobs or jobs_that_fit(chosen) >= n):
-            return Schedule(left, chosen, n)
-    n = jobs or 1
-    return Schedule(left, that_fit(left, cpu_hours_of(budget), threads_each(n) * hours), n)
+    hours = cpu_hours_of(budget)
+    longest = seconds_of(budget) / 3600  # of a task with one thread
+    counts = [jobs] if jobs else range(max(1, min(len(left), os.cpu_count() or 1)), 0, -1)
+    fitting = {n: that_fit(left, hours, threads_each(n) * longest) for n in counts}
+    used = {
+        n: sum(cell.cpu_hours for cell in chosen)
+        for n, chosen in fitting.items()
+        if jobs or jobs_that_fit(chosen) >= n
+    }
+    most = max(used, key=used.get)  # of equals the first, with most at once
+    if left and not fitting[most]:
+        raise _nothing_fits(left, hours, threads_each(most) * longest)
+    return Schedule(left, fitting[most], most)
 
 # %% ../../nbs/papers/29_reproduction.ipynb #cell19
 def _say_plan(todo: Schedule):

@@ -30,6 +30,7 @@ from memnb.common.files import (
     add,
     alone_with,
     check_file,
+    folder_digest,
     local_path,
     publish,
     seal,
@@ -634,3 +635,20 @@ def test_of_three_that_want_one_place_one_goes_at_a_time(tmp_path, monkeypatch):
     third.join()
     assert together == [["second"], ["third"]]
     assert not place.exists()
+
+
+def test_the_digest_of_a_folder_with_links(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "1").write_text("1")
+    before = folder_digest(tmp_path)
+    (tmp_path / "a" / "b" / "loop").symlink_to(tmp_path / "a")
+    assert folder_digest(tmp_path) == before
+    (tmp_path / "a" / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / os.fsdecode(b"\xff")).touch()
+    assert folder_digest(str(tmp_path)) != before
+    shutil.copytree(tmp_path / "a", tmp_path / "c" / "a", symlinks=True)
+    other = folder_digest(tmp_path / "c")
+    shutil.move(tmp_path / "c", tmp_path / "d")
+    assert folder_digest(tmp_path / "d") == other
+    with pytest.raises(OSError):
+        folder_digest(tmp_path / "nowhere")

@@ -243,6 +243,7 @@ def test_sweep_with_failures(tiny, tmp_path, count, monkeypatch):
             "-g rho is given twice; several values of an axis are one: -g rho 0.1,0.2",
         ),
         (["-g", "seed", "0:2", "-p", "rho", "0.1", "-p", "rho", "0.2"], "-p rho is given twice"),
+        (["-g", "rho", "0.1", "-p", "rho", "0.2"], "rho cannot be both an axis"),
     ],
 )
 def test_refused_sweeps(tiny, tmp_path, words, says):

@@ -1,6 +1,7 @@
 "Parameters refused before any work, verdicts counted, results whole or not at all."
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch
 from paper_experiments import RELU_PARAMETERS
 
 from memnb.datasets import corrupt, load
+from memnb.datasets.inputs import Inputs, in_memory
 from memnb.lab import experiments
 from memnb.lab.experiments import each, expect, gather, keep, run_name, training_seconds
 from memnb.lab.layouts import live
@@ -462,8 +464,12 @@ def test_when_parameters_were_resolved_and_where_results_go_is_no_part_of_a_runs
     assert named[0] == named[1] != named[2]
 
 
-def test_results_on_a_file_whose_content_changed_are_kept_beside_the_old_ones(tmp_path):
-    file = tmp_path / "my.npz"
+@pytest.mark.parametrize("file", ["{}/my.npz", "./my.npz", "my.npz"])
+def test_results_on_a_file_whose_content_changed_are_kept_beside_the_old_ones(
+    tmp_path, monkeypatch, file
+):
+    monkeypatch.chdir(tmp_path)
+    file = file.format(tmp_path)
     places = []
     for k in (0, 1):
         images = np.full((200, 8, 8), k, dtype=np.uint8)
@@ -474,11 +480,27 @@ def test_results_on_a_file_whose_content_changed_are_kept_beside_the_old_ones(tm
     assert [pl.read_parquet(f / "frame.parquet")["value"][0] for f in places] == [0, 1]
 
 
-def test_results_on_a_data_set_that_changed_are_kept_beside_the_old_ones(tmp_path, monkeypatch):
+def test_results_on_a_folder_whose_files_changed_are_kept_beside_the_old_ones(tmp_path):
+    pets = tmp_path / "pets"
+    (pets / "cat").mkdir(parents=True)
+    places = []
+    for k in (0, 1):
+        (pets / "cat" / f"{k}.png").touch()
+        p = parameters(out=str(tmp_path / "out"), preset="ci")
+        p["data"] = str(pets)
+        places.append(keep(p, pl.DataFrame(dict(rho=[0.1], value=[k])), None, {}))
+    assert places[0] != places[1] == keep(p, pl.DataFrame(dict(rho=[0.1])), None, {})
+
+
+@pytest.mark.parametrize("name", ["dataset", "data"])
+def test_results_on_a_data_set_that_changed_are_kept_beside_the_old_ones(
+    tmp_path, monkeypatch, name
+):
     def kept(root, k):
         monkeypatch.setenv("MEMNB_DATA", str(root))
         p = parameters(out=str(tmp_path / "out"), preset="ci", dataset="digits")
-        p["dataset"] = "mnist"
+        del p["dataset"]
+        p[name] = "mnist"
         frame = pl.DataFrame(dict(rho=[0.1], value=[k]))
         return pl.read_parquet(keep(p, frame, None, {}) / "frame.parquet")["value"][0]
 
@@ -533,6 +555,23 @@ def test_what_to_expect_grows_with_the_runs(tmp_path):
     assert "0 MB of disk" in expect(case(), training, seconds=lambda call: 10.0)
     assert expect(case(), training, rho=[], seed=[0]) == "expected: 0 runs"
     assert each(case(), training, rho=[], seed=[0]) == {}
+
+
+def test_what_to_expect_of_inputs_that_are_held_or_read(tmp_path):
+    data = corrupt(load("digits")[0], 0.1)
+    held = in_memory(data.x.repeat(1, 100, 1, 1))  # about 37 MB
+    read = Inputs(lambda rows: held[rows].batch(), held.rows)
+    net = build("mlp", shape=data.x.shape[1:], widths=[4], seed=0)
+
+    def expected(x):
+        def experiment(seed):
+            return partial(fit, net, replace(data, x=x), 1)
+
+        said = expect(case(tmp_path), experiment, lambda call: 1.0, seed=[0])
+        return int(re.search(r"(\d+) MB of memory", said)[1])
+
+    assert expected(held) == expected(held.batch())
+    assert 100 < expected(held) - expected(read) < 120
 
 
 def test_a_wide_network_is_expected_to_take_its_time(tmp_path):

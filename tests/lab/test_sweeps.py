@@ -136,6 +136,7 @@ def test_grid(tiny):
         (dict(seed="0,1.5"), {}, "seed='1.5'"),
         (dict(seed=""), {}, "no values"),
         (dict(seed="0:2"), dict(naem=1), "did you mean 'name'"),
+        (dict(rho="0.1", seed="0:2"), dict(seed=1, rho=0.2), "rho, seed cannot be both an axis"),
     ],
 )
 def test_refused_grids(tiny, tmp_path, axes, fixed, says):

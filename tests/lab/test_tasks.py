@@ -27,7 +27,9 @@ from tiny_tasks import (
     waiting,
 )
 
-from memnb.lab import tasks
+from memnb.lab import sweeps, tasks
+from memnb.lab.rules import READ, anywhere
+from memnb.lab.sweeps import grid
 from memnb.lab.tasks import Failed, cast, declared, execute, failed, make_task, task_record
 
 # --- what a notebook takes
@@ -380,7 +382,118 @@ def test_a_file_counts_by_what_it_holds_and_not_by_its_folder(tmp_path, tiny):
     assert make_task(tiny, dict(name=str(here))).key != first.key
 
 
-def test_a_path_from_here_holds_in_the_folder_of_a_task(tmp_path, tiny, monkeypatch):
+@pytest.fixture
+def reader(tmp_path):
+    "A notebook with parameters for files and folders."
+    lines = """data: str = None  # digits, mnist, ... or what one has
+label: str = None  # column of a table
+scores: str = ""  # published, or a .npz
+plan: str = ""  # a file of one's own
+report: str = ""  # folder that is written"""
+    return notebook(tmp_path / "nb", parameters=f"{PARAMETERS}\n{lines}")
+
+
+@pytest.fixture
+def pets(tmp_path):
+    "A folder of pictures, named by one of its classes."
+    folder = tmp_path / "pets"
+    for file in ("cat/1.png", "cat/2.png", "dog/3.png"):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(b"a picture")
+    return folder
+
+
+def _moved(pets):
+    (pets / "cat" / "1.png").rename(pets / "dog" / "1.png")
+
+
+def _painted(pets):
+    (pets / "cat" / "1.png").write_bytes(b"another")
+
+
+def _touched(pets):
+    os.utime(pets / "cat" / "1.png", ns=(0, 1))
+
+
+@pytest.mark.parametrize("change", [_moved, _painted, _touched])
+def test_a_folder_that_is_read_counts_by_the_files_below_it(reader, pets, change):
+    before = make_task(reader, dict(data=str(pets)))
+    (pets / "cat" / ".hidden").touch()
+    assert make_task(reader, dict(data=str(pets))) == before
+    assert grid(reader, dict(data=[str(pets)])) == [before]
+
+    change(pets)
+
+    assert make_task(reader, dict(data=str(pets))).key != before.key
+
+
+def test_a_folder_that_is_written_counts_by_its_path(reader, pets, tmp_path):
+    for name in ("report", "plan"):
+        before = make_task(reader, {name: str(pets)})
+        _touched(pets)
+        assert make_task(reader, {name: str(pets)}) == before
+        assert make_task(reader, {name: str(tmp_path)}).key != before.key
+
+
+def test_a_grid_looks_at_a_folder_once(reader, pets, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sweeps, "folder_digest", lambda folder: seen.append(folder) or "digest")
+    assert len({t.key for t in grid(reader, dict(seed="0:5"), dict(data=str(pets)))}) == 5
+    assert seen == [str(pets)]
+
+
+def test_what_changes_while_it_is_read_is_no_result(reader, pets, tmp_path, monkeypatch):
+    root = tmp_path / "root"
+    task = make_task(reader, dict(data=str(pets)))
+    monkeypatch.setattr(tasks, "_run", quick(lambda task: _moved(pets)))
+    with pytest.raises(Failed, match="has changed since it was to be run"):
+        execute(task, root)
+    assert task.state(root) == "failed"
+    assert make_task(reader, dict(data=str(pets))).state(root) == "missing"
+
+    monkeypatch.setattr(tasks, "_run", never)
+    with pytest.raises(Failed, match="has changed since it was to be run"):
+        execute(task, root)  # which is not begun
+
+
+def test_a_path_without_a_slash_is_told_by_its_parameter(reader, pets, tmp_path, monkeypatch):
+    for name in ("plan.x", "published", "mnist", "text", "quick"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+
+    def taken(name, value):
+        return dict(make_task(reader, {name: value}).values)[name]
+
+    for name, value in (("data", "pets"), ("data", "plan.x"), ("plan", "text"), ("scores", "text")):
+        assert taken(name, value) == str(tmp_path / value)
+    for name, value in (
+        ("label", "plan.x"),
+        ("label", "pets"),
+        ("name", "quick"),
+        ("scores", "published"),
+        ("data", "mnist"),
+        ("plan", "mnist"),
+        ("data", "gone"),
+    ):
+        assert taken(name, value) == value
+    assert taken("data", "./mnist") == str(tmp_path / "mnist")
+
+
+def test_parameters_of_the_notebooks_that_name_files_and_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("here").touch()
+    names = set()
+    for file in (Path(tasks.__file__).parents[2] / "nbs").glob("*.ipynb"):
+        if file.stem in ("explore", "index"):
+            continue  # without parameters
+        for name, (kind, _, comment) in declared(file).items():
+            if kind == "str" and anywhere(name, "here", comment) != "here":
+                names.add(name)
+    assert names == {*READ, "report"}
+
+
+def test_a_path_from_here_holds_in_the_folder_of_a_task(tmp_path, monkeypatch):
+    tiny = notebook(tmp_path / "nb", parameters=PARAMETERS.replace("# text", "# a file"))
     (tmp_path / "mnist").mkdir()
     (tmp_path / "a.npz").write_bytes(b"1")
     monkeypatch.chdir(tmp_path)

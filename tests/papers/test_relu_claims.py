@@ -358,6 +358,21 @@ def test_one_observer_may_watch_several_runs(store):
     assert row["turn"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("observer", [relu.drift, relu.watch])
+def test_drift_needs_the_network_at_time_0(store, observer):
+    data, net = start(params(store=store))
+    with pytest.raises(ValueError, match="first snapshot is at time 1"):
+        observer()(1.0, two_layer(net, data))
+    look = observer()
+    look(0.0, two_layer(net, data))
+    other = TwoLayerReLU(data.x[0].numel(), net.hidden.out_features + 1)
+    with pytest.raises(ValueError, match="another network"):
+        look(1.0, two_layer(other, data))
+    look(2.0, two_layer(net, data))
+    with pytest.raises(ValueError, match="first snapshot is at time 1"):
+        look(1.0, two_layer(net, data))  # another run
+
+
 def test_the_clean_network_is_slowed_by_the_realised_rate(store):
     p = params(store=store, window=3)
     data, net = start(p)

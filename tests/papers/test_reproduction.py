@@ -265,7 +265,7 @@ def test_a_budget_takes_what_fits():
     assert names(that_fit(cells, 4.5)) == [("b", 0), ("a", 0)]
     assert names(that_fit(cells, 5.0)) == [("b", 0), ("a", 0), ("b", 1)]
     assert names(that_fit(cells, 5.0, longest=2.0)) == [("b", 0), ("b", 1)]
-    assert that_fit([], 1.0) == []
+    assert that_fit(cells, 0.5) == that_fit([], 1.0) == []
 
 
 def cpus(monkeypatch, count: int, memory_gb: float = 64):
@@ -287,6 +287,14 @@ def test_fewer_tasks_at_once_have_more_cpus_each(monkeypatch):
     todo = schedule([cell("a", 3), cell("b", 1), cell("c", 1)], "2h")
     assert names(todo.chosen) == [("b", 0), ("c", 0), ("a", 0)]
     assert todo.jobs == 3  # with two threads each: 4 h of CPU time in 2 h
+
+
+def test_so_many_at_once_that_most_of_the_budget_is_used(monkeypatch):
+    cpus(monkeypatch, 2)
+    cells = [cell("a", 3), cell("b", 0.1), cell("c", 0.1)]
+    todo = schedule(cells, "2h")
+    assert (names(todo.chosen), todo.jobs) == ([("b", 0), ("c", 0), ("a", 0)], 1)
+    assert schedule(cells, "3h").jobs == 2  # where all is run, more at once
 
 
 def test_where_memory_allows_one_task_at_once_it_has_all_cpus(monkeypatch):
@@ -377,7 +385,8 @@ def test_a_budget_that_fits_nothing_names_the_cheapest(tiny, tmp_path, monkeypat
     with pytest.raises(
         ValueError, match="fits nothing that is left; the cheapest is b: x, about 60 min"
     ):
-        that_fit(wanted([cell("a", 3), cell("b", 1)]), 0.5)
+        schedule([cell("a", 3), cell("b", 1)], "1s")
+    assert schedule([], "1s").chosen == []
     monkeypatch.setattr(tasks, "_run", never)
     file = write(tmp_path, row(cpu_hours=100), row("Fig. 2", "rho=0.3", cpu_hours=50))
     text = say("--table", file, "--root", tmp_path / "root", "--budget", "1m", code=1)
