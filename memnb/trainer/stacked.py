@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..common.checks import caution, number, refuse_options, seed_of, shown, whole
+from ..common.rng import seed_at, seeded
 from ..datasets.inputs import Inputs
 from ..datasets.noisy_datasets import NoisyDataset
 from ..runs.recorder import Recorder, python_values
@@ -235,15 +236,16 @@ class _Joint:
             self.end_diverged([losses], step + 1)
         for s in self.going:
             s.time = self.plan.at[step]
-            record(
-                s,
-                out[s.place],
-                None if test_out is None else test_out[s.place],
-                last=step >= self.plan.last,
-                stop_at=self.plan.stop_at,
-                keep=step == max(self.plan.at),
-                observe=self.plan.observe,
-            )
+            with seeded(seed_at(self.plan.seeds[s.place], step), s.data.device):  # as in `train`
+                record(
+                    s,
+                    out[s.place],
+                    None if test_out is None else test_out[s.place],
+                    last=step >= self.plan.last,
+                    stop_at=self.plan.stop_at,
+                    keep=step == max(self.plan.at),
+                    observe=self.plan.observe,
+                )
         return [s for s in self.going if s.ended]
 
     def remember(self):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..common.checks import caution, refuse_options
 from ..common.progress import progress_bar
-from ..common.rng import seeded
+from ..common.rng import seed_at, seeded
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import examples, predict
 from ..runs.recorder import Journal
@@ -129,7 +129,7 @@ def _loop(s: Training, plan: Plan, journal: Journal | None) -> Iterator[Training
             if s.step in plan.at and (good is None or s.step > good["step"]):
                 check_finite(s, good)
                 s.time = plan.at[s.step]
-                with seeded(rng, device):  # what observers draw is no part of the training
+                with seeded(seed_at(settings.seed, s.step), device):  # what observers draw
                     _record(s, plan, good)
                 yield s
                 good = copied(s.state() | dict(rng=rng, ended=s.ended))

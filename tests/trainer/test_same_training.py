@@ -14,11 +14,13 @@ from memnb.datasets.inputs import in_memory
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.probes.interventions import transplant
 from memnb.runs.run import load_run
+from memnb.trainer import stacked
 from memnb.trainer import training as trainer
 from memnb.trainer.steps import Diverged
 
 fit = partial(trainer.fit, device="cpu", lr=0.1, batch=16)
 train = partial(trainer.train, device="cpu", lr=0.1, batch=16)
+fit_stacked = partial(stacked.fit_stacked, device="cpu", lr=0.1, batch=16)
 
 
 def noisy(n=50, seed=0) -> NoisyDataset:
@@ -99,6 +101,47 @@ def test_an_observer_that_draws_changes_nothing():
     alone = fit(net(nn.Dropout(0.5)), noisy(), 3)
     assert torch.equal(looked_at.loss, alone.loss)
     assert len(set(drawn)) == 4
+
+
+def drawn(s) -> list[dict]:
+    return [dict(v=torch.rand(()).item())]
+
+
+def test_what_observers_draw_is_another_at_each_time(tmp_path):
+    run = fit(net(), noisy(), 6, observe=[drawn])
+    some = fit(net(), noisy(), 6, times=[0, 1.5, 3, 6], observe=[drawn])
+    stopped(tmp_path / "journal", 4, net(), observe=[drawn])
+    *_, s = train(net(), noisy(), 6, journal=tmp_path / "journal", observe=[drawn])
+    at = dict(zip(run.time.tolist(), run.rows["v"].to_list(), strict=True))
+    assert len(set(at.values())) == 7
+    assert s.recorder.run().rows.equals(run.rows)
+    assert [v for t, v in some.rows.select("time", "v").rows() if t != 1.5] == [at[0], at[3], at[6]]
+    assert not fit(net(), noisy(), 6, seed=1, observe=[drawn]).rows["v"].is_in(at.values()).any()
+
+
+def test_what_observers_draw_is_not_what_the_next_steps_drop():
+    masks = []
+    seen = []
+
+    def look(s):
+        seen.append(torch.rand(8).tolist())
+
+    class Noisy(nn.Module):
+        def forward(self, x):
+            if self.training and len(x) > 1:
+                masks.append(torch.rand(8).tolist())
+            return x
+
+    fit(net(Noisy()), noisy(), 3, observe=[look])
+    assert not {tuple(v) for v in seen} & {tuple(v) for v in masks}
+
+
+def test_observers_of_a_stack_draw_as_those_of_one_network():
+    before = torch.random.get_rng_state()
+    together = fit_stacked([net(), net()], [noisy()] * 2, 3, seed=[0, 5], observe=[drawn])
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for run, seed in zip(together, (0, 5), strict=True):
+        assert run.rows.equals(fit(net(), noisy(), 3, seed=seed, observe=[drawn]).rows)
 
 
 def test_the_network_of_a_folder_is_the_one_at_the_end(tmp_path):
