@@ -293,7 +293,9 @@ class Recorder:
             n_classes=data.n_classes,
             digest=data.digest,
             rows=pl.DataFrame(rows, infer_schema_length=None),
-            checkpoints={m["time"]: m["checkpoint"] for m in moments if m["checkpoint"]},
+            checkpoints={
+                m["time"]: m["checkpoint"] for m in moments if m["checkpoint"] is not None
+            },
             true_loss=true_loss,
             true_margin=true_margin,
             test_y=None if self.test is None else self.test.y.cpu(),

@@ -166,13 +166,10 @@ class Settings:
 
     def own(self) -> dict:
         "The caller's functions and objects, by the name of their setting."
-        functions = {k: getattr(self, k) for k in ("each_step", "observe", "backward")}
-        objects = {
-            k: getattr(self, k)
-            for k in ("optimizer", "schedule")
-            if not isinstance(getattr(self, k), str)
-        }
-        return {k: v for k, v in (functions | objects).items() if v}
+        functions = {k: getattr(self, k) for k in ("each_step", "observe")}
+        objects = {k: getattr(self, k) for k in ("backward", "optimizer", "schedule")}
+        own = {k: v for k, v in objects.items() if not isinstance(v, (str, NoneType))}
+        return {k: v for k, v in functions.items() if v} | own
 
 
 def settings_of(
@@ -281,7 +278,7 @@ def _own_gradient(
 ) -> Callable[[], Tensor] | None:
     "The network's own gradient over all examples, if it has one and each step is on all of them."
     make = getattr(model, "full_batch_gradient", None)
-    watched = settings.each_step or settings.backward or settings.autocast
+    watched = settings.each_step or settings.backward is not None or settings.autocast
     if make is None or size < len(data) or watched:
         return None
     return make(data)
@@ -303,7 +300,7 @@ def _configuration(settings: Settings, model: nn.Module, test: NoisyDataset | No
         test=None if test is None else test.digest,
         network=hashlib.sha256(repr(model).encode()).hexdigest()[:16],
     )
-    if settings.backward:
+    if settings.backward is not None:
         known["backward"] = named(settings.backward)
     if isinstance(settings.optimizer, str):
         known |= dict(lr=settings.lr) | settings.options

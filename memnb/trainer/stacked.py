@@ -207,7 +207,7 @@ class _Joint:
         self.x = joint_inputs([s.data.x for s in ranked], dtype)  # (M, n, d)
         self.y = torch.stack([s.data.y for s in ranked])  # (M, n)
         self.test_x = self.test_y = None
-        if members[0].test:
+        if members[0].test is not None:
             self.test_x = joint_inputs([s.test.x for s in ranked], dtype)
             self.test_y = torch.stack([s.test.y for s in ranked])
         self.batches = ()  # rows (M, b) of the present epoch

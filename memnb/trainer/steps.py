@@ -150,7 +150,7 @@ class Training:
             model=self.model.state_dict(),
             buffers=hidden_buffers(self.model),
             optimizer=self.optimizer.state_dict(),
-            schedule=self.schedule.state_dict() if self.schedule else {},
+            schedule={} if self.schedule is None else self.schedule.state_dict(),
         )
 
     def restore(self, state: dict):
@@ -158,7 +158,8 @@ class Training:
         self.step = state["step"]
         self.time = state["time"]
         for k in ("model", "optimizer", "schedule"):
-            if part := getattr(self, k):
+            part = getattr(self, k)
+            if part is not None:  # a network may have a length, and that of 0
                 part.load_state_dict(copied(state[k]))
         fill_buffers(self.model, state.get("buffers", {}))
 
@@ -206,15 +207,15 @@ def take_step(
     y, index = (v.index_select(0, rows) for v in (s.data.y, s.data.index))
     with examples(index):
         s.logits = _logits(s, x, cast)
-        loss = loss_of(s.logits, y, "none" if backward else "mean")
+        loss = loss_of(s.logits, y, "mean" if backward is None else "none")
         s.optimizer.zero_grad()
-        if backward:
-            backward(s, loss)
-        else:
+        if backward is None:
             loss.backward()
+        else:
+            backward(s, loss)
         for look in each_step:
             look(s)
-    _change(s, loss.detach().mean() if backward else loss.detach(), clip)
+    _change(s, loss.detach() if backward is None else loss.detach().mean(), clip)
 
 
 def take_full_step(
@@ -233,7 +234,7 @@ def _change(s: Training, loss: Tensor, clip: float | None):
         torch.nn.utils.clip_grad_norm_(s.model.parameters(), clip)
     s.losses.append((loss, s.lr))
     s.optimizer.step()
-    if s.schedule:
+    if s.schedule is not None:
         s.schedule.step()
     s.step += 1
 

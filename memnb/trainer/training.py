@@ -81,7 +81,7 @@ def _advance(s: Training, plan: Plan, cast, good: dict | None, bar):
     goal = min((step for step in plan.at if step > s.step), default=plan.last)
     for epoch in range(s.step // plan.per_epoch, math.ceil(goal / plan.per_epoch)):
         check_finite(s, good)
-        if plan.gradient:
+        if plan.gradient is not None:
             take_full_step(s, plan.gradient, settings.clip)
             s.time = s.step / plan.per_epoch
             bar.update()
@@ -307,7 +307,8 @@ def costs(
 
     model = deepcopy(model)
     looks = dict(each_step=[now])
-    whole = batch == len(data) and not options.get("backward") and not options.get("autocast")
+    watched = any(options.get(k) is not None for k in ("backward", "autocast"))
+    whole = batch == len(data) and not watched
     make = getattr(model, "full_batch_gradient", None) if whole else None
     if make and make(data):
         model.full_batch_gradient = _after(now, make)

@@ -103,6 +103,63 @@ def test_an_observer_that_draws_changes_nothing():
     assert len(set(drawn)) == 4
 
 
+class Empty:
+    "Has a length, of 0, as a network or schedule may that counts something of its own."
+
+    def __len__(self):
+        return 0
+
+
+class EmptyNetwork(Empty, Centred):
+    pass
+
+
+class Halves(Empty):
+    "A schedule that halves the rate at each step."
+
+    def __init__(self, optimizer, steps):
+        self.optimizer = optimizer
+        self.taken = 0
+
+    def step(self):
+        self.taken += 1
+        self.optimizer.param_groups[0]["lr"] /= 2
+
+    def state_dict(self):
+        return dict(taken=self.taken)
+
+    def load_state_dict(self, state):
+        self.taken = state["taken"]
+
+
+class Summed(Empty):
+    "A backward pass of the sum of the losses."
+
+    def __call__(self, s, losses):
+        losses.sum().backward()
+
+
+def test_a_network_of_length_0_is_put_back(tmp_path):
+    run = fit(EmptyNetwork(), noisy(), 6)
+    stopped(tmp_path / "journal", 4, EmptyNetwork())
+    *_, s = train(EmptyNetwork(), noisy(), 6, journal=tmp_path / "journal")
+    assert torch.equal(s.recorder.run().loss, run.loss)
+
+
+def test_schedules_and_passes_of_length_0_are_used(tmp_path):
+    plain = fit(net(), noisy(), 3)
+    halved = fit(net(), noisy(), 3, schedule=Halves)
+    summed = fit(net(), noisy(), 3, backward=Summed())
+    assert not torch.equal(halved.loss, plain.loss)
+    assert not torch.equal(summed.loss, plain.loss)
+    stopped(tmp_path / "journal", 2, net(), schedule=Halves)
+    *_, s = train(net(), noisy(), 6, journal=tmp_path / "journal", schedule=Halves)
+    assert s.schedule.taken == 6 * 4  # steps an epoch
+    with pytest.raises(ValueError, match="holds another run: it differs in .*backward"):
+        fit(net(), noisy(), 3, folder=tmp_path / "run", backward=Summed())
+        fit(net(), noisy(), 3, folder=tmp_path / "run")
+
+
 def drawn(s) -> list[dict]:
     return [dict(v=torch.rand(()).item())]
 
