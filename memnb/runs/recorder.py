@@ -9,16 +9,22 @@ __all__ = ['python_values', 'Recorder', 'Journal']
 import math
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from datetime import date, datetime, timedelta, timezone
+from datetime import time as day_time
 from pathlib import Path
+from pickle import UnpicklingError
+from threading import RLock
+from typing import BinaryIO
 
 import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from ..common.checks import number, shown
+from ..common.checks import caution, number, shown
 from ..common.files import MANIFEST, Damaged, add, local_path, publish, set_aside, verify
 from ..datasets.noisy_datasets import NoisyDataset, check_data
 from .identity import differences
@@ -305,6 +311,46 @@ class Recorder:
         )
 
 # %% ../../nbs/runs/02_recorder.ipynb #cell17
+def _plain_dtypes() -> list[type]:
+    "Types of numpy's numbers, texts and dates: those whose values are bytes, and no objects."
+    return sorted({type(np.dtype(c)) for c in np.typecodes["All"] if c not in "OV"}, key=str)
+
+
+# what a journal may hold beside torch's own, so that a run goes on with the very same values
+_READABLE = [
+    *(date, datetime, timedelta, day_time, timezone),
+    *(np.dtype, np.ndarray, np._core.multiarray.scalar, np._core.multiarray._reconstruct),
+    *_plain_dtypes(),
+]
+_lock = RLock()  # all threads share what torch reads
+
+
+def _read(file: str | Path, mmap: bool = False):
+    "What a file of a journal holds, on the CPU."
+    with _lock, safe_globals(_READABLE):
+        return torch.load(file, weights_only=True, map_location="cpu", mmap=mmap)
+
+
+class _Unreadable(TypeError):
+    "Something that no journal reads back."
+
+
+def _saver(part) -> Callable:
+    "A function that writes `part` to a file. `_Unreadable` for what could not be read again."
+
+    def save(file: BinaryIO):
+        torch.save(part, file)
+        file.flush()
+        try:
+            _read(file.name, mmap=True)  # without the numbers of the tensors
+        except UnpicklingError as e:
+            with _lock, safe_globals(_READABLE):
+                strange = get_unsafe_globals_in_checkpoint(file.name)
+            raise _Unreadable(", ".join(sorted(strange)) or "an array of objects") from e
+
+    return save
+
+
 class Journal:
     "A folder that holds an unfinished run: one file a recorded time, and the state to go on from."
 
@@ -315,6 +361,7 @@ class Journal:
     ):
         self.folder = local_path("journal", folder)
         self.identity = identity
+        self.stopped = False  # nothing more is written
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(
                 f"journal={str(self.folder)!r} is a file; it must be a folder, or nothing yet"
@@ -366,7 +413,7 @@ class Journal:
         "A file's content; `Damaged` unless it is among those that were written."
         if name not in names:
             raise Damaged(f"it lacks {name}")
-        return torch.load(self.folder / name, weights_only=True, map_location="cpu")
+        return _read(self.folder / name)
 
     def _file(self, i: int) -> str:
         return f"{i:06d}.pt"
@@ -378,15 +425,29 @@ class Journal:
     ):
         """Add the last of the recorded times, and the state after it.
 
-        All of them where the folder is gone, as after another process that made the same run.
+        All of them where the folder is gone, as after another process that made the same run. With
+        a warning nothing more is written where the state could not be read again.
         """
+        if self.stopped:
+            return
+        try:
+            self._write(moments, state)
+        except _Unreadable as e:
+            self.stopped = True
+            caution(
+                f"this run holds {e}, which cannot be read back from its journal: nothing is kept "
+                f"from time {moments[-1]['time']:g} on, and if it is killed, that is done again"
+            )
+
+    def _write(self, moments: list[dict], state: dict):
         kept = {"state.pt": dict(identity=self.identity, count=len(moments), state=state)}
         times = {self._file(i): moment for i, moment in enumerate(moments)}
         last = self._file(len(moments) - 1)
 
         def write_all(folder: Path):
             for name, part in (times | kept).items():
-                torch.save(part, folder / name)
+                with (folder / name).open("xb") as f:
+                    _saver(part)(f)
 
         if (self.folder / MANIFEST).exists():
             with suppress(FileNotFoundError):  # it goes away while one writes
@@ -398,7 +459,3 @@ class Journal:
     def remove(self):
         "Delete the folder, if there is one."
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _saver(thing):
-    return lambda file: torch.save(thing, file)

@@ -1,7 +1,9 @@
 "A training is the same whoever looks on, and goes on from all that it was."
 
 import copy
+from datetime import datetime
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ import torch
 from states import same, state
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR
 
 from memnb.datasets.inputs import in_memory
 from memnb.datasets.noisy_datasets import NoisyDataset
@@ -293,6 +297,76 @@ def test_rows_with_numbers_of_numpy_and_torch_go_on(tmp_path):
     assert times == [4, 5, 6]
     assert run.rows["many"].to_list() == [[1.5, 2.0]] * 7
     assert run.rows["array"].to_list() == [[0, 1]] * 7
+
+
+def cosine(optimizer, steps):
+    return LambdaLR(optimizer, lambda i: 0.5 * (1 + np.cos(np.pi * i / steps)))
+
+
+class Warm:
+    "Rises over `steps` steps, a number of numpy in single precision."
+
+    def __init__(self):
+        self.steps = np.float32(7)
+
+    def __call__(self, i):
+        return min(1.0, (i + 1) / self.steps)
+
+
+def warm(optimizer, steps):
+    return LambdaLR(optimizer, Warm())
+
+
+def dated(s):
+    return [dict(day=datetime(2020, 1, 1), also=np.datetime64("2020-01-01"), step=s.step)]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda model: dict(schedule=cosine),
+        lambda model: dict(schedule=warm),
+        lambda model: dict(optimizer=SGD(model.parameters(), lr=np.float64(0.1))),
+        lambda model: dict(observe=[dated]),
+    ],
+    ids=["schedule", "schedule's object", "optimizer", "rows"],
+)
+def test_a_run_with_numbers_of_numpy_or_dates_goes_on(tmp_path, how):
+    right = net()
+    run = fit(right, noisy(), 6, **how(right))
+    first = net()
+    stopped(tmp_path / "journal", 4, first, **how(first))
+    model = net()
+    times = []
+    for s in train(model, noisy(), 6, journal=tmp_path / "journal", **how(model)):
+        times.append(s.time)
+    assert times == [4, 5, 6]
+    assert torch.equal(s.recorder.run().loss, run.loss)
+    assert s.recorder.run().rows.equals(run.rows)
+    assert same(state(model), state(right))
+
+
+class Ranged(LambdaLR):
+    "Holds what no journal reads back, from step 8 on."
+
+    def step(self, *how):
+        super().step(*how)
+        if self.last_epoch >= 8:
+            self.held = Path("x")
+
+
+def test_a_state_that_cannot_be_read_back_is_said_when_it_is_met(tmp_path):
+    def how():
+        return dict(schedule=lambda optimizer, steps: Ranged(optimizer, lambda i: 1 / (1 + i)))
+
+    run = fit(net(), noisy(), 6, **how())
+    said = "holds pathlib.*Path, which cannot be read back.* nothing is kept from time 2 on"
+    with pytest.warns(UserWarning, match=said):
+        stopped(tmp_path / "journal", 4, net(), **how())
+    with pytest.warns(UserWarning, match=said):
+        going = list(train(net(), noisy(), 6, journal=tmp_path / "journal", **how()))
+    assert len(going) == 5
+    assert torch.equal(going[-1].recorder.run().loss, run.loss)
 
 
 @pytest.mark.parametrize(
