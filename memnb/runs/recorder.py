@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from ..common.checks import caution, number, shown
+from ..common.checks import caution, joint_kind, number, shown, table_value
 from ..common.files import MANIFEST, Damaged, add, local_path, publish, set_aside, verify
 from ..datasets.noisy_datasets import NoisyDataset, check_data
 from .identity import differences
@@ -158,6 +158,8 @@ class Recorder:
         json_text("config", self.config)
         self.moments = []  # what was recorded, one dictionary a time
         self.open = None  # the present time
+        self.kinds = {}  # column of the rows -> its kind
+        self.checked = 0  # how many of the moments they are of
         index = data.index.cpu()
         self.given = _Sheet(data.y.cpu(), index, "training")
         self.noisy = None  # noisy examples, held against their true labels
@@ -213,7 +215,11 @@ class Recorder:
         self,
         rows: Iterable[dict],  # column -> value
     ):
-        "Append an observer's rows; their `time` is the present one."
+        """Append an observer's rows; their `time` is the present one.
+
+        `TypeError` for a value that the Run's table cannot hold: see `table_value`. Those of one
+        column must be of one kind.
+        """
         if isinstance(rows, (str, dict)) or not hasattr(rows, "__iter__"):
             raise TypeError(f"rows={shown(rows)} must be a list of dictionaries")
         rows = list(rows)
@@ -221,8 +227,33 @@ class Recorder:
             raise TypeError(f"the rows hold {shown(strange[0])}; they must be dictionaries")
         now = self._now()
         for row in rows:
-            values = {k: v for k, v in python_values(row).items() if k != "time"}
+            values = {k: self._cell(k, v) for k, v in python_values(row).items() if k != "time"}
             now["rows"].append({"time": now["time"], **values})
+
+    def _cell(self, column: str, v):
+        "A value as the Run's table holds it in this column."
+        if not isinstance(column, str):
+            raise TypeError(f"the column {shown(column)} of a row must be a text")
+        value, kind = table_value(f"column {column!r}", v)
+        before = self._kind_of(column)
+        joint = joint_kind(before, kind)
+        if joint is None:
+            raise TypeError(
+                f"column {column!r} holds a {' of '.join(before)} before, and now {shown(v)}, a "
+                f"{' of '.join(kind)}; a column must be of one kind"
+            )
+        self.kinds[column] = joint
+        return value
+
+    def _kind_of(self, column: str) -> tuple[str, ...]:
+        "The kind of a column, also of rows that were read from a journal; empty for a new one."
+        while self.checked < len(self.moments):
+            for row in self.moments[self.checked]["rows"]:
+                for k, v in row.items():
+                    _, kind = table_value(k, v)
+                    self.kinds[k] = joint_kind(self.kinds.get(k, ()), kind) or kind
+            self.checked += 1
+        return self.kinds.get(column, ())
 
     def checkpoint(
         self,
@@ -248,7 +279,9 @@ class Recorder:
         "End the present time; `ValueError` if examples are missing."
         if self.open is None:
             return
-        self.moments.append(self._whole())
+        whole = self._whole()
+        self.checked += self.checked == len(self.moments)  # its rows were, as they came
+        self.moments.append(whole)
         self.open = None
 
     def _whole(self) -> dict:
@@ -310,7 +343,7 @@ class Recorder:
             test_margin=test_margin,
         )
 
-# %% ../../nbs/runs/02_recorder.ipynb #cell17
+# %% ../../nbs/runs/02_recorder.ipynb #read1
 def _plain_dtypes() -> list[type]:
     "Types of numpy's numbers, texts and dates: those whose values are bytes, and no objects."
     return sorted({type(np.dtype(c)) for c in np.typecodes["All"] if c not in "OV"}, key=str)
@@ -350,7 +383,7 @@ def _saver(part) -> Callable:
 
     return save
 
-
+# %% ../../nbs/runs/02_recorder.ipynb #cell17
 class Journal:
     "A folder that holds an unfinished run: one file a recorded time, and the state to go on from."
 
