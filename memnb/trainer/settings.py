@@ -36,7 +36,7 @@ from ..runs.run import json_text
 from .optimizers import SCHEDULES, make_optimizer, named
 from memnb.trainer.steps import (
     Training,
-    check_outputs,
+    checked_outputs,
     copied_when_read,
     joins,
     last_step,
@@ -310,11 +310,15 @@ def _configuration(settings: Settings, model: nn.Module, test: NoisyDataset | No
 # %% ../../nbs/trainer/04_settings.ipynb #cell18p3
 def _fit_for(
     model: nn.Module, data: NoisyDataset, test: NoisyDataset | None
-) -> tuple[NoisyDataset, NoisyDataset | None]:
-    "Both sets in the form in which this network can read them. Errors as of `check_outputs`."
-    if type(check_outputs(model, data).x) is type(data.x):
-        return data, test
-    return copied_when_read(data), None if test is None else copied_when_read(test)
+) -> tuple[NoisyDataset, NoisyDataset | None, int]:
+    """Both sets in the form in which this network can read them, and how many logits it gives.
+
+    Errors as of `check_outputs`.
+    """
+    fit_for, columns = checked_outputs(model, data)
+    if type(fit_for.x) is type(data.x):
+        return data, test, columns
+    return copied_when_read(data), None if test is None else copied_when_read(test), columns
 
 
 def _check_state(model: nn.Module):
@@ -340,7 +344,7 @@ def prepare(
     """
     settings = settings.checked()
     check_test(data, test)
-    data, test = _fit_for(model, data, test)
+    data, test, columns = _fit_for(model, data, test)
     _check_state(model)
     device = pick_device(settings.device)
     data = data.to(device)
@@ -365,4 +369,4 @@ def prepare(
     recorder = Recorder(data, test, config=config)
     gradient = _own_gradient(model, data, size, settings)
     plan = Plan(settings, at, last, per_epoch, size, join, gradient)
-    return Training(model, data, test, optimizer, schedule, recorder), plan
+    return Training(model, data, test, optimizer, schedule, recorder, columns=columns), plan

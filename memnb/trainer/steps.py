@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['order', 'recorded_times', 'times_of', 'steps_of', 'last_step', 'hidden_buffers', 'fill_buffers', 'copied', 'Training',
            'loss_of', 'take_step', 'take_full_step', 'Diverged', 'check_finite', 'diverged', 'check_network',
-           'check_outputs', 'copied_when_read', 'own_config', 'alone', 'joins', 'batches', 'pick_device']
+           'check_outputs', 'checked_outputs', 'copied_when_read', 'own_config', 'alone', 'joins', 'batches',
+           'pick_device']
 
 # %% ../../nbs/trainer/02_steps.ipynb #cell03
 import math
@@ -136,6 +137,7 @@ class Training:
     # loss and learning rate of the steps since the last check
     losses: list[tuple[Tensor, float]] = field(default_factory=list)
     ended: bool = False  # whether training ends at the present time
+    columns: int | None = None  # of the logits in evaluation mode, where that is known
 
     @property
     def lr(self) -> float:
@@ -181,14 +183,20 @@ def loss_of(
     return F.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype), reduction=reduction)
 
 
+def _columns(k: int) -> tuple[int, ...]:
+    "How many logits an example may have, of k classes."
+    return (1, 2) if k == 2 else (k,)
+
+
 def _logits(s: Training, x: Tensor | Inputs, cast) -> Tensor:
-    "(b, K) outputs in training mode; `ValueError` where they are not one row an example."
+    "(b, K) outputs in training mode; `ValueError` where they are of another number of classes."
     with cast:
         logits = answer(s.model, x)
-    if logits.ndim != 2 or len(logits) != len(x):
+    allowed = _columns(s.data.n_classes) if s.columns is None else (s.columns,)
+    if logits.shape[1] not in allowed:
         raise ValueError(
-            f"in training mode the model gives {shown(logits)} for {len(x)} inputs; it must give a "
-            f"tensor ({len(x)}, {s.data.n_classes})"
+            f"in training mode the model gives {tuple(logits.shape)} for {len(logits)} inputs; it "
+            f"must give ({len(logits)}, {allowed[-1]}), as in evaluation mode: {OWN_OUTPUT}"
         )
     return logits
 
@@ -201,7 +209,7 @@ def take_step(
     each_step: Sequence[Callable],  # called between the backward pass and the optimizer's step
     backward: Callable | None = None,  # in place of `losses.mean().backward()`
 ):
-    "Take one optimizer step on a batch. `ValueError` for outputs that are not one row an example."
+    "Take one optimizer step on a batch. `ValueError` for outputs that are not as in evaluation."
     s.batch = rows
     x = s.data.x[rows] if isinstance(s.data.x, Inputs) else s.data.x.index_select(0, rows)
     y, index = (v.index_select(0, rows) for v in (s.data.y, s.data.index))
@@ -337,6 +345,14 @@ def check_outputs(
     parameters are finite, it takes such inputs, and it gives finite logits, one for each of the
     classes (or one for two classes). Two examples are tried.
     """
+    return checked_outputs(model, data)[0]
+
+
+def checked_outputs(
+    model: nn.Module,  # any network
+    data: NoisyDataset,  # training set
+) -> tuple[NoisyDataset, int]:
+    "The data of `check_outputs`, with its errors, and the number of logits an example has."
     check_network(model)
     check_data(data)
     data = data.to(device_of(model))
@@ -353,9 +369,9 @@ def check_outputs(
             f"the model does not take inputs {described(batch)}; {_reads(model)}: {e}"
         ) from e
     logits = logits_of(out, len(x))
-    _check_logits(logits, len(x), k)
+    _check_logits(logits, k)
     left_alone = before == list(map(version_of, tensors_in(trial)))
-    return data if left_alone else copied_when_read(data)
+    return data if left_alone else copied_when_read(data), logits.shape[1]
 
 
 def copied_when_read(data: NoisyDataset) -> NoisyDataset:
@@ -363,17 +379,13 @@ def copied_when_read(data: NoisyDataset) -> NoisyDataset:
     return replace(data, x=in_memory(data.x)) if isinstance(data.x, Tensor) else data
 
 
-def _check_logits(logits, n: int, k: int):
-    "`ValueError` unless they are finite numbers (n, K), or (n, 1) for two classes."
-    fits = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == n
-    if not fits or logits.shape[1] not in ((1, 2) if k == 2 else (k,)):
-        what = shown(logits) if not isinstance(logits, Tensor) else tuple(logits.shape)
-        remedy = "" if isinstance(logits, Tensor) and logits.ndim == 2 else f": {OWN_OUTPUT}"
+def _check_logits(logits: Tensor, k: int):
+    "`ValueError` unless logits (n, columns) are of k classes, and finite."
+    n = len(logits)
+    if logits.shape[1] not in _columns(k):
         raise ValueError(
-            f"the model gives {what} for {n} inputs; {k} classes need ({n}, {k}){remedy}"
+            f"the model gives {tuple(logits.shape)} for {n} inputs; {k} classes need ({n}, {k})"
         )
-    if not logits.is_floating_point():
-        raise ValueError(f"the model gives {logits.dtype}; logits must be floating point")
     if not logits.isfinite().all():
         raise ValueError("the model's outputs hold NaN or infinity; logits must be finite")
 

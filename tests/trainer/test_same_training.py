@@ -444,6 +444,32 @@ def test_refused_at_once(how, says):
     assert not before or same(state(how["model"]), before)
 
 
+class Changed(nn.Module):
+    "Gives two logits, and something else of them in training mode."
+
+    def __init__(self, change):
+        super().__init__()
+        self.body = nn.Linear(6, 2)
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.body(x)
+        return self.change(z) if self.training else z
+
+
+@pytest.mark.parametrize(
+    "change, shape",
+    [(lambda z: torch.cat([z, z], 1), r"\(16, 4\)"), (lambda z: z[:, :1], r"\(16, 1\)")],
+    ids=["more", "fewer"],
+)
+def test_other_logits_in_training_mode_are_refused(change, shape):
+    data = noisy()
+    data = NoisyDataset(data.x, data.y.clamp_max(1), n_classes=2)
+    says = rf"in training mode the model gives {shape} for 16 inputs; it must give \(16, 2\)"
+    with pytest.raises(ValueError, match=says):
+        fit(Changed(change), data, 1)
+
+
 @pytest.mark.parametrize("name", ["lr", "times", "device", "each_step"])
 def test_what_costs_sets_itself_is_refused(name):
     with pytest.raises(ValueError, match=f"{name}: `costs` sets what it measures with itself"):
