@@ -38,6 +38,7 @@ from memnb.trainer.steps import (
     Training,
     checked_outputs,
     copied_when_read,
+    default_times,
     joins,
     last_step,
     own_config,
@@ -331,6 +332,19 @@ def _check_state(model: nn.Module):
             )
 
 
+def _plan_of(model: nn.Module, data: NoisyDataset, settings: Settings, by_default: bool) -> Plan:
+    "The plan of checked settings; times that are there by default lie on steps of their own."
+    size = min(settings.batch or len(data), len(data))
+    join = joins(model, data, size)
+    per_epoch = math.ceil(len(data) / size) - join
+    last = last_step(settings.epochs, per_epoch)
+    if by_default:
+        times = default_times(settings.epochs, per_epoch)
+        check_among_times("checkpoints", settings.checkpoints, times)
+        settings = replace(settings, times=times)
+    return Plan(settings, steps_of(settings.times, per_epoch), last, per_epoch, size, join)
+
+
 def prepare(
     model: nn.Module,  # moved to the device
     data: NoisyDataset,  # training set
@@ -342,6 +356,7 @@ def prepare(
     `TypeError` or `ValueError` for settings, data or a network that cannot be used together. With
     `progress`, the expected memory and disk are printed.
     """
+    by_default = settings.times is None
     settings = settings.checked()
     check_test(data, test)
     data, test, columns = _fit_for(model, data, test)
@@ -350,23 +365,19 @@ def prepare(
     data = data.to(device)
     test = None if test is None else test.to(device)
     model = model.to(device)
-    size = min(settings.batch or len(data), len(data))
-    join = joins(model, data, size)
-    per_epoch = math.ceil(len(data) / size) - join
-    last = last_step(settings.epochs, per_epoch)
-    at = steps_of(settings.times, per_epoch)
+    plan = _plan_of(model, data, settings, by_default)
+    settings = plan.settings
     optimizer = make_optimizer(
         settings.optimizer, model.parameters(), settings.lr, settings.options
     )
-    schedule = make_schedule(settings.schedule, optimizer, last)
+    schedule = make_schedule(settings.schedule, optimizer, plan.last)
     config = _configuration(settings, model, test)
     if settings.progress:
         times = len(settings.times)
         checkpoints = len(settings.checkpoints)
-        message = expected_space(model, data, size, times, checkpoints)
+        message = expected_space(model, data, plan.size, times, checkpoints)
         if message:
             print(message)
     recorder = Recorder(data, test, config=config)
-    gradient = _own_gradient(model, data, size, settings)
-    plan = Plan(settings, at, last, per_epoch, size, join, gradient)
+    plan.gradient = _own_gradient(model, data, plan.size, settings)
     return Training(model, data, test, optimizer, schedule, recorder, columns=columns), plan

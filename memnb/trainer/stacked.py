@@ -46,11 +46,11 @@ from memnb.trainer.steps import (
     Diverged,
     Training,
     check_outputs,
+    default_times,
     last_step,
     order,
     own_config,
     pick_device,
-    recorded_times,
     steps_of,
     times_of,
 )
@@ -355,7 +355,7 @@ def _steps(epochs: float, times, n: int, batch: int | None) -> dict:
     size = min(whole("batch", batch or n), n)
     per_epoch = math.ceil(n / size)
     last = last_step(epochs, per_epoch)
-    at = steps_of(recorded_times(epochs) if times is None else times, per_epoch)
+    at = steps_of(default_times(epochs, per_epoch) if times is None else times, per_epoch)
     if max(at.values()) > epochs:
         raise ValueError(f"time {max(at.values()):g} is after the last of {epochs:g} epochs")
     return dict(at=at, last=last, per_epoch=per_epoch, size=size)

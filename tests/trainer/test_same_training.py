@@ -423,6 +423,12 @@ def with_lbfgs() -> dict:
     return dict(model=model, optimizer=torch.optim.LBFGS(model.parameters()))
 
 
+def with_frozen() -> dict:
+    model = net()
+    model[0].requires_grad_(False)
+    return dict(model=model, optimizer=SGD(model[0].parameters(), lr=0.1))
+
+
 @pytest.mark.parametrize(
     "how, says",
     [
@@ -433,7 +439,9 @@ def with_lbfgs() -> dict:
         (dict(model=Noted()), "state dict holds _extra_state, 'a text'"),
         (dict(epochs=0.1, batch=None), "epochs=0.1 is not one step: an epoch has 1"),
         (dict(epochs=0.1, batch=None, times=[0]), "epochs=0.1 is not one step"),
-        (dict(epochs=1.2, batch=None), r"an epoch has 1 steps \(1 and 1.2\)"),
+        (dict(epochs=1.2, batch=None, times=[1, 1.2]), r"an epoch has 1 steps \(1 and 1.2\)"),
+        (dict(model=net().requires_grad_(False)), "none of the network's parameters trains"),
+        (with_frozen(), "all of the network's parameters that the optimizer holds are frozen"),
     ],
 )
 def test_refused_at_once(how, says):
@@ -442,6 +450,22 @@ def test_refused_at_once(how, says):
     with pytest.raises((TypeError, ValueError), match=says):
         next(train(**how))
     assert not before or same(state(how["model"]), before)
+
+
+def test_a_frozen_network_leaves_no_journal(tmp_path):
+    with pytest.raises(ValueError, match="all are frozen"):
+        fit(net().requires_grad_(False), noisy(), 1, folder=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("epochs, last", [(10.5, [8, 9, 10.5]), (1.3, [0, 1.3]), (2.0, [0, 1, 2])])
+def test_default_times_lie_on_steps_of_their_own(epochs, last):
+    how = dict(batch=None)
+    run = fit(net(), noisy(), epochs, **how)
+    assert run.time.tolist()[-3:] == run.config["times"][-3:] == last
+    assert list(run.checkpoints) == [epochs]
+    for together in fit_stacked([net(), net()], [noisy()] * 2, epochs, **how):
+        assert together.time.tolist() == run.time.tolist()
 
 
 class Changed(nn.Module):
