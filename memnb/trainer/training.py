@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..common.checks import caution, refuse_options
 from ..common.progress import progress_bar
 from ..common.rng import seed_at, seeded
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import examples, predict
+from ..models.structure import load_whole_state, whole_state
 from ..runs.recorder import Journal
 from ..runs.run import Run, end_of, save_run
 from .recording import check_recorded, record
@@ -38,8 +39,6 @@ from memnb.trainer.steps import (
     batches,
     check_finite,
     copied,
-    fill_buffers,
-    hidden_buffers,
     order,
     take_full_step,
     take_step,
@@ -214,18 +213,10 @@ def train(
 # %% ../../nbs/trainer/06_training.ipynb #cell13
 def _keep(s: Training, run: Run, place: Path, known: dict):
     "Save a finished run, with the network's parameters and buffers at its end."
-    end = {k: v.detach().cpu().clone() for k, v in s.model.state_dict().items()}
-    recorded = run.checkpoints.setdefault(s.time, end)
-    same = all(torch.equal(v, recorded[k]) for k, v in end.items())  # no observer changed it since
-    hidden = {k: v.detach().cpu().clone() for k, v in hidden_buffers(s.model).items()}
-    save_run(run, place, known, None if same and not hidden else end | hidden)
-
-
-def _read_end(model: nn.Module, end: dict[str, Tensor]):
-    "Put the network where a finished run left it."
-    hidden = hidden_buffers(model)
-    model.load_state_dict({k: v for k, v in end.items() if k not in hidden})
-    fill_buffers(model, end)
+    end = {k: v.detach().cpu().clone() for k, v in whole_state(s.model).items()}
+    last = run.checkpoints.get(max(run.checkpoints, default=None), {})
+    same = all(torch.equal(v, last[k]) for k, v in end.items() if k in last)
+    save_run(run, place, known, None if same and last.keys() == end.keys() else end)
 
 
 def fit(
@@ -251,7 +242,7 @@ def fit(
     if place:
         known, unknown = identity(s, plan.settings)
         if run := finished_run(place, known, unknown):
-            _read_end(s.model, end_of(run, place))
+            load_whole_state(s.model, end_of(run, place))
             # of a process that was killed after it had saved the run
             Journal(journal_beside(place), known).remove()
             return run

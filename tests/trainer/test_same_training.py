@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from same_runs import assert_same_run
 from states import same, state
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from memnb.datasets.inputs import in_memory
 from memnb.datasets.noisy_datasets import NoisyDataset
+from memnb.models.evaluation import predict
 from memnb.probes.interventions import transplant
 from memnb.runs.run import load_run
 from memnb.trainer import stacked
@@ -93,6 +95,41 @@ def test_a_buffer_that_no_state_dict_holds_is_read_from_a_folder(tmp_path):
     assert torch.equal(first.mean, second.mean)
     assert same(state(first), state(second))
     assert same(run.at(2, Centred()).state_dict(), state(first))
+
+
+def test_a_buffer_that_no_state_dict_holds_is_kept_with_checkpoints(tmp_path):
+    outputs = {}
+    data = noisy()
+
+    def look(s):
+        outputs[s.time] = predict(s.model, data.x)
+
+    run = fit(Centred(), data, 3, checkpoints=[1, 3], observe=[look])
+    fit(Centred(), data, 3, checkpoints=[1, 3], folder=tmp_path / "run")
+    for stored in (run, load_run(tmp_path / "run")):
+        for time in (1, 3):
+            assert torch.equal(predict(stored.at(time, Centred()), data.x), outputs[time])
+
+
+def test_a_buffer_that_no_state_dict_holds_is_in_the_run_of_one_that_diverges():
+    model = Centred()
+    with pytest.raises(Diverged) as e:
+        fit(model, noisy(), 6, lr=1e30, times=[0, 6])
+    assert torch.equal(e.value.run.at(0, Centred()).mean, model.mean)
+
+
+@pytest.mark.parametrize(
+    "how", [dict(checkpoints=[]), dict(times=[0, 1]), dict(stop_at=0.5), dict(checkpoints=[0, 1])]
+)
+def test_a_folder_does_not_change_the_run(tmp_path, how):
+    plain = fit(net(), noisy(), 2, **how)
+    first = net()
+    kept = fit(first, noisy(), 2, folder=tmp_path / "run", **how)
+    second = net()
+    again = fit(second, noisy(), 2, folder=tmp_path / "run", **how)
+    for run in (kept, again):
+        assert_same_run(run, plain)
+    assert same(state(first), state(second))
 
 
 def test_an_observer_that_draws_changes_nothing():
