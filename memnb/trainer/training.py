@@ -272,6 +272,18 @@ def _after(look: Callable, make: Callable) -> Callable:
     return made
 
 
+def _check_options(options: dict):
+    "`ValueError` for options of `train` that `costs` sets, or that belong to another network."
+    mine = ("checkpoints", "device", "each_step", "epochs", "journal", "lr", "stop_at", "times")
+    refuse_options(options, mine, "`costs` sets what it measures with itself")
+    objects = {k: options.get(k, "") for k in ("optimizer", "schedule")}
+    refuse_options(
+        {k: v for k, v in objects.items() if not isinstance(v, str) and not callable(v)},
+        objects,
+        "an object is of the network itself, and `costs` trains a copy; give a name",
+    )
+
+
 def costs(
     model: nn.Module,  # left as it is
     data: NoisyDataset,  # training set
@@ -284,8 +296,7 @@ def costs(
 
     They are measured on a copy of the network. `ValueError` for what is set for that.
     """
-    mine = ("device", "each_step", "epochs", "journal", "lr", "times")
-    refuse_options(options, mine, "`costs` sets what it measures with itself")
+    _check_options(options)
     check_test(data, test)
     check_positive("batch", batch, "1 or more, or None for all examples")
     batch = min(batch or len(data), len(data))

@@ -531,10 +531,20 @@ def test_other_logits_in_training_mode_are_refused(change, shape):
         fit(Changed(change), data, 1)
 
 
-@pytest.mark.parametrize("name", ["lr", "times", "device", "each_step"])
+@pytest.mark.parametrize("name", ["lr", "times", "device", "each_step", "stop_at", "checkpoints"])
 def test_what_costs_sets_itself_is_refused(name):
     with pytest.raises(ValueError, match=f"{name}: `costs` sets what it measures with itself"):
         trainer.costs(net(), noisy(), **{name: [1]})
+
+
+def test_costs_take_no_optimizer_of_another_network():
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    schedule = LambdaLR(optimizer, lambda i: 1.0)
+    for how in (dict(optimizer=optimizer), dict(schedule=schedule)):
+        with pytest.raises(ValueError, match="is of the network itself, and `costs` trains a copy"):
+            trainer.costs(model, noisy(), **how)
+    assert min(trainer.costs(model, noisy(), batch=16, schedule=cosine)) > 0
 
 
 def test_costs_of_inputs_that_are_read():
