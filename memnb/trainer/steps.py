@@ -8,6 +8,7 @@ __all__ = ['order', 'recorded_times', 'times_of', 'default_times', 'steps_of', '
            'checked_outputs', 'copied_when_read', 'own_config', 'alone', 'joins', 'batches', 'pick_device']
 
 # %% ../../nbs/trainer/02_steps.ipynb #cell03
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ from ..models.evaluation import device_of, eager, evaluating, examples, network,
 from ..models.outputs import OWN_OUTPUT, answer, fed, logits_of, outputs_of
 from ..models.structure import load_whole_state, whole_state
 from ..runs.recorder import Recorder
-from ..runs.run import Run
+from ..runs.run import Run, json_text
 
 # %% ../../nbs/trainer/02_steps.ipynb #cell16
 def order(
@@ -387,13 +388,16 @@ def own_config(
     known: dict,  # what the training's arguments say
     config: dict | None,  # what the user says
 ) -> dict:
-    """The user's configuration. `ValueError` where it contradicts what is known of the training.
+    """The user's configuration, as it is read back from a folder.
 
-    Both stand in `Run.config`, by which a stored run is found again.
+    Both stand in `Run.config`, by which a stored run is found again. `ValueError` for what JSON
+    cannot hold, and where it contradicts what is known of the training.
     """
-    config = config or {}
-    if wrong := {k: v for k, v in config.items() if k in known and v != known[k]}:
-        right = {k: known[k] for k in wrong}
+    config = json.loads(json_text("config", config or {}))
+    both = {k: v for k, v in known.items() if k in config}
+    both = json.loads(json_text("config and options", both))
+    if wrong := {k: config[k] for k in both if config[k] != both[k]}:
+        right = {k: both[k] for k in wrong}
         raise ValueError(f"config={wrong} contradicts the training, which has {right}; rename them")
     return config
 

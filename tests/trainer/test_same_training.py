@@ -431,6 +431,12 @@ def test_numbers_of_numpy_are_numbers(tmp_path, how, plain):
     assert torch.equal(first.loss, alone.loss)
 
 
+def test_a_configuration_may_say_what_is_known():
+    how = dict(optimizer="adam", betas=(0.5, 0.75), times=[0, 1])
+    run = fit(net(), noisy(), 1, config=dict(betas=(0.5, 0.75), times=(0, 1.0)), **how)
+    assert run.config == fit(net(), noisy(), 1, **how).config
+
+
 class Stepped:
     "A schedule that can only step."
 
@@ -474,6 +480,9 @@ def with_frozen() -> dict:
         (dict(schedule=Stepped()), "which has step, state_dict, load_state_dict"),
         (with_lbfgs(), "LBFGS evaluates the loss again within its step"),
         (dict(model=Noted()), "state dict holds _extra_state, 'a text'"),
+        (dict(config=dict(times=np.array([0, 1]))), "config must hold JSON values"),
+        (dict(config=dict(note={1, 2})), "config must hold JSON values"),
+        (dict(config=dict(times=(0, 2))), r"config={'times': \[0, 2\]} contradicts the training"),
         (dict(epochs=0.1, batch=None), "epochs=0.1 is not one step: an epoch has 1"),
         (dict(epochs=0.1, batch=None, times=[0]), "epochs=0.1 is not one step"),
         (dict(epochs=1.2, batch=None, times=[1, 1.2]), r"an epoch has 1 steps \(1 and 1.2\)"),
