@@ -105,7 +105,8 @@ def seeded(
 ):
     """Torch's generators of CPU and `device` start from `seed`.
 
-    Yields a dict that holds their states at the end of the block. Other threads wait their turn.
+    Yields a dict that holds their states at the end of the block. Other threads wait their turn to
+    enter such a block. One that waits for such a thread within its own block waits for ever.
     """
     device = _accelerator(device) or torch.device("cpu")  # which one may change in the block
     start = seed if isinstance(seed, dict) else seed_of(seed)

@@ -164,7 +164,9 @@ def train(
     autocast: torch.dtype | None = None,  # e.g. torch.bfloat16: precision of the forward pass
     seed: int = 0,  # of the order and of dropout
     device: str = "auto",  # a torch device; auto: a GPU if there is one, else the CPU
-    # called with the `Training` at recorded times; return rows for the Run, or None
+    # called with the `Training` at recorded times; return rows for the Run, or None. They have
+    # random numbers of their own. One that waits for another thread which predicts or draws
+    # waits for ever: see `seeded`
     observe: Sequence[Callable] = (),
     # called with the `Training` between the backward pass and the optimizer's step
     each_step: Sequence[Callable] = (),
