@@ -257,7 +257,7 @@ def test_rows_may_differ():
 
 @pytest.mark.parametrize(
     "value",
-    [Path("x"), 1j, {1, 2}, {"a": 1}, b"x", 2**200, [1, "a"], [[1], 2], np.array([1j]), object()],
+    [Path("x"), 1j, {1, 2}, {"a": 1}, b"x", 2**200, [1, "a"], [[1], 2], np.array([1j])],
     ids=str,
 )
 def test_a_value_that_no_table_holds_is_refused_when_it_comes(value):
