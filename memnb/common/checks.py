@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LARGEST', 'LARGEST_SEED', 'shown', 'columns_in_words', 'check_choice', 'refuse_unknown', 'refuse_options', 'items_of',
-           'check_options', 'check_among_times', 'whole', 'number', 'sizes', 'names_of', 'seed_of', 'free_memory',
-           'in_words', 'check_memory', 'caution']
+           'check_options', 'check_among_times', 'whole', 'number', 'sizes', 'names_of', 'seed_of', 'joint_kind',
+           'table_value', 'free_memory', 'in_words', 'check_memory', 'caution']
 
 # %% ../../nbs/common/01_checks.ipynb #cell02
 import difflib
@@ -17,6 +17,8 @@ import reprlib
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date, datetime, timedelta, timezone
+from datetime import time as day_time
 from inspect import signature
 from itertools import islice
 from pathlib import Path
@@ -222,6 +224,72 @@ def seed_of(
 ) -> int:
     "A seed as an int. `TypeError` or `ValueError` unless it is whole, from 0 to 2**63 - 1."
     return whole(what, value, 0, LARGEST_SEED)
+
+# %% ../../nbs/common/01_checks.ipynb #rows1
+# kind -> Python's type; the first of them may stand among those that follow
+_NUMBERS = {"truth value": bool, "whole number": int, "number": float}
+_KINDS = {
+    **_NUMBERS,
+    "text": str,
+    "date": date,
+    "datetime": datetime,
+    "timedelta": timedelta,
+    "time": day_time,
+}
+_LARGEST_IN_A_TABLE = 2**127 - 1
+
+
+def joint_kind(
+    a: tuple[str, ...],  # of `table_value`; empty for None
+    b: tuple[str, ...],
+) -> tuple[str, ...] | None:
+    "The kind of a column that holds values of both kinds; None where there is no such column."
+    if a[: len(b)] == b:
+        return a
+    if b[: len(a)] == a:
+        return b
+    if a[:-1] != b[:-1] or not {a[-1], b[-1]} <= set(_NUMBERS):
+        return None
+    return max(a, b, key=lambda kind: list(_NUMBERS).index(kind[-1]))
+
+
+def _each_as(make: type, v):
+    "Numbers in nested lists, all of one type."
+    if isinstance(v, list):
+        return [_each_as(make, w) for w in v]
+    return v if v is None else make(v)
+
+
+def table_value(
+    what: str,  # column, for the message
+    v,  # text, number, truth value, None or date, or a list of such
+):
+    """The value as a table holds it, and its kind.
+
+    `TypeError` for what no table holds, and for a list of different kinds.
+    """
+    if v is None:
+        return v, ()
+    if isinstance(v, (list, tuple)):
+        pairs = [table_value(what, w) for w in v]
+        kind = ()
+        for _, other in pairs:
+            before, kind = kind, joint_kind(kind, other)
+            if kind is None:
+                names = f"{' of '.join(before)} and {' of '.join(other)}"
+                raise TypeError(f"{what}: the list {shown(v)} holds both {names}")
+        values = [w for w, _ in pairs]
+        number_type = _NUMBERS.get(kind[-1]) if kind else None
+        return _each_as(number_type, values) if number_type else values, ("list", *kind)
+    name = next((k for k, t in _KINDS.items() if type(v) is t), None)
+    name = name or next((k for k, t in _KINDS.items() if isinstance(v, t)), None)
+    fits = name != "whole number" or abs(v) <= _LARGEST_IN_A_TABLE
+    if name is None or not fits or getattr(v, "tzinfo", None) not in (None, timezone.utc):
+        raise TypeError(
+            f"{what}: {shown(v)} must be a text, a number, True, False, None, a date or time "
+            "(of UTC, or without a zone), or a list of such"
+        )
+    return v, (name,)
 
 # %% ../../nbs/common/01_checks.ipynb #new51
 def _number_in(path: str, pattern: str) -> float:

@@ -44,7 +44,13 @@ from memnb.models.evaluation import (
 )
 from ..models.layers import check_layers
 from ..models.outputs import answer
-from ..models.structure import belongs, layer_groups, layer_state, put_back
+from memnb.models.structure import (
+    belongs,
+    layer_groups,
+    layer_state,
+    load_whole_state,
+    put_back,
+)
 from ..runs.run import Run
 from ..trainer.optimizers import triangle
 from ..trainer.steps import alone, check_outputs
@@ -364,7 +370,7 @@ def _reestimated(
     rows = []
     with _bar(len(trained.layers) * len(times), progress) as bar:
         for layer, time in product(trained.layers, times):
-            net.load_state_dict(end)
+            load_whole_state(net, end)
             put_back(net, run.checkpoints[time], layer, buffers=False)
             _reestimate(net, data, batch)
             answers = predicted(predict(net, data.x, batch, data.index))

@@ -56,6 +56,31 @@ def _tensor(v: Tensor) -> list:
     return ["tensor", str(v.dtype), list(v.shape), "meta" if v.is_meta else _bytes(v)]
 
 # %% ../../nbs/runs/03_identity.ipynb #cell08
+class _Met:
+    "The values that one pass has met, in order: they live on, so that their ids do."
+
+    def __init__(
+        self,
+        before: "_Met | None" = None,  # of an outer pass that waits for this one
+    ):
+        self.before = before
+        self.first = 0 if before is None else len(before)
+        self.own = {}  # id -> (number, value)
+
+    def __len__(self):
+        return self.first + len(self.own)
+
+    def number(self, v) -> int | None:
+        "The number of a value; None, and it gets one, if it was not met before."
+        met = self
+        while met is not None:
+            if id(v) in met.own:
+                return met.own[id(v)][0]
+            met = met.before
+        self.own[id(v)] = len(self), v
+        return None
+
+
 class _Look:
     "One pass over a value; what was met before is named by its number, so that cycles end."
 
@@ -64,7 +89,7 @@ class _Look:
         strict: bool,  # `Unknown` for what has no description; else it counts by its type
     ):
         self.strict = strict
-        self.met = {}  # id -> (number, value): the value lives on, so that its id does
+        self.met = _Met()
         self.libraries = set()  # modules of libraries whose functions and classes were met
 
     def __call__(self, v):
@@ -73,9 +98,9 @@ class _Look:
             return [_type(v), repr(v)]
         if isinstance(v, PurePath):
             return ["path", str(v)]
-        if id(v) in self.met:
-            return ["again", self.met[id(v)][0]]
-        self.met[id(v)] = len(self.met), v
+        number = self.met.number(v)
+        if number is not None:
+            return ["again", number]
         for kinds, describe in _KINDS:
             if isinstance(v, kinds):
                 return describe(self, v)
@@ -91,7 +116,7 @@ class _Look:
     def _alone(self, v) -> str:
         "The description of a member as if it were the first one that is met."
         look = _Look(strict=False)
-        look.met = dict(self.met)
+        look.met = _Met(self.met)
         return repr(look(v))
 
     def mapping(self, v: Mapping) -> list:

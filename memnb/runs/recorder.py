@@ -9,16 +9,22 @@ __all__ = ['python_values', 'Recorder', 'Journal']
 import math
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from datetime import date, datetime, timedelta, timezone
+from datetime import time as day_time
 from pathlib import Path
+from pickle import UnpicklingError
+from threading import RLock
+from typing import BinaryIO
 
 import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from ..common.checks import number, shown
+from ..common.checks import caution, joint_kind, number, shown, table_value
 from ..common.files import MANIFEST, Damaged, add, local_path, publish, set_aside, verify
 from ..datasets.noisy_datasets import NoisyDataset, check_data
 from .identity import differences
@@ -152,6 +158,8 @@ class Recorder:
         json_text("config", self.config)
         self.moments = []  # what was recorded, one dictionary a time
         self.open = None  # the present time
+        self.kinds = {}  # column of the rows -> its kind
+        self.checked = 0  # how many of the moments they are of
         index = data.index.cpu()
         self.given = _Sheet(data.y.cpu(), index, "training")
         self.noisy = None  # noisy examples, held against their true labels
@@ -207,7 +215,11 @@ class Recorder:
         self,
         rows: Iterable[dict],  # column -> value
     ):
-        "Append an observer's rows; their `time` is the present one."
+        """Append an observer's rows; their `time` is the present one.
+
+        `TypeError` for a value that the Run's table cannot hold: see `table_value`. Those of one
+        column must be of one kind.
+        """
         if isinstance(rows, (str, dict)) or not hasattr(rows, "__iter__"):
             raise TypeError(f"rows={shown(rows)} must be a list of dictionaries")
         rows = list(rows)
@@ -215,8 +227,33 @@ class Recorder:
             raise TypeError(f"the rows hold {shown(strange[0])}; they must be dictionaries")
         now = self._now()
         for row in rows:
-            values = {k: v for k, v in python_values(row).items() if k != "time"}
+            values = {k: self._cell(k, v) for k, v in python_values(row).items() if k != "time"}
             now["rows"].append({"time": now["time"], **values})
+
+    def _cell(self, column: str, v):
+        "A value as the Run's table holds it in this column."
+        if not isinstance(column, str):
+            raise TypeError(f"the column {shown(column)} of a row must be a text")
+        value, kind = table_value(f"column {column!r}", v)
+        before = self._kind_of(column)
+        joint = joint_kind(before, kind)
+        if joint is None:
+            raise TypeError(
+                f"column {column!r} holds a {' of '.join(before)} before, and now {shown(v)}, a "
+                f"{' of '.join(kind)}; a column must be of one kind"
+            )
+        self.kinds[column] = joint
+        return value
+
+    def _kind_of(self, column: str) -> tuple[str, ...]:
+        "The kind of a column, also of rows that were read from a journal; empty for a new one."
+        while self.checked < len(self.moments):
+            for row in self.moments[self.checked]["rows"]:
+                for k, v in row.items():
+                    _, kind = table_value(k, v)
+                    self.kinds[k] = joint_kind(self.kinds.get(k, ()), kind) or kind
+            self.checked += 1
+        return self.kinds.get(column, ())
 
     def checkpoint(
         self,
@@ -242,7 +279,9 @@ class Recorder:
         "End the present time; `ValueError` if examples are missing."
         if self.open is None:
             return
-        self.moments.append(self._whole())
+        whole = self._whole()
+        self.checked += self.checked == len(self.moments)  # its rows were, as they came
+        self.moments.append(whole)
         self.open = None
 
     def _whole(self) -> dict:
@@ -293,7 +332,9 @@ class Recorder:
             n_classes=data.n_classes,
             digest=data.digest,
             rows=pl.DataFrame(rows, infer_schema_length=None),
-            checkpoints={m["time"]: m["checkpoint"] for m in moments if m["checkpoint"]},
+            checkpoints={
+                m["time"]: m["checkpoint"] for m in moments if m["checkpoint"] is not None
+            },
             true_loss=true_loss,
             true_margin=true_margin,
             test_y=None if self.test is None else self.test.y.cpu(),
@@ -301,6 +342,46 @@ class Recorder:
             test_loss=test_loss,
             test_margin=test_margin,
         )
+
+# %% ../../nbs/runs/02_recorder.ipynb #read1
+def _plain_dtypes() -> list[type]:
+    "Types of numpy's numbers, texts and dates: those whose values are bytes, and no objects."
+    return sorted({type(np.dtype(c)) for c in np.typecodes["All"] if c not in "OV"}, key=str)
+
+
+# what a journal may hold beside torch's own, so that a run goes on with the very same values
+_READABLE = [
+    *(date, datetime, timedelta, day_time, timezone),
+    *(np.dtype, np.ndarray, np._core.multiarray.scalar, np._core.multiarray._reconstruct),
+    *_plain_dtypes(),
+]
+_lock = RLock()  # all threads share what torch reads
+
+
+def _read(file: str | Path, mmap: bool = False):
+    "What a file of a journal holds, on the CPU."
+    with _lock, safe_globals(_READABLE):
+        return torch.load(file, weights_only=True, map_location="cpu", mmap=mmap)
+
+
+class _Unreadable(TypeError):
+    "Something that no journal reads back."
+
+
+def _saver(part) -> Callable:
+    "A function that writes `part` to a file. `_Unreadable` for what could not be read again."
+
+    def save(file: BinaryIO):
+        torch.save(part, file)
+        file.flush()
+        try:
+            _read(file.name, mmap=True)  # without the numbers of the tensors
+        except UnpicklingError as e:
+            with _lock, safe_globals(_READABLE):
+                strange = get_unsafe_globals_in_checkpoint(file.name)
+            raise _Unreadable(", ".join(sorted(strange)) or "an array of objects") from e
+
+    return save
 
 # %% ../../nbs/runs/02_recorder.ipynb #cell17
 class Journal:
@@ -313,6 +394,7 @@ class Journal:
     ):
         self.folder = local_path("journal", folder)
         self.identity = identity
+        self.stopped = False  # nothing more is written
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(
                 f"journal={str(self.folder)!r} is a file; it must be a folder, or nothing yet"
@@ -364,7 +446,7 @@ class Journal:
         "A file's content; `Damaged` unless it is among those that were written."
         if name not in names:
             raise Damaged(f"it lacks {name}")
-        return torch.load(self.folder / name, weights_only=True, map_location="cpu")
+        return _read(self.folder / name)
 
     def _file(self, i: int) -> str:
         return f"{i:06d}.pt"
@@ -376,15 +458,29 @@ class Journal:
     ):
         """Add the last of the recorded times, and the state after it.
 
-        All of them where the folder is gone, as after another process that made the same run.
+        All of them where the folder is gone, as after another process that made the same run. With
+        a warning nothing more is written where the state could not be read again.
         """
+        if self.stopped:
+            return
+        try:
+            self._write(moments, state)
+        except _Unreadable as e:
+            self.stopped = True
+            caution(
+                f"this run holds {e}, which cannot be read back from its journal: nothing is kept "
+                f"from time {moments[-1]['time']:g} on, and if it is killed, that is done again"
+            )
+
+    def _write(self, moments: list[dict], state: dict):
         kept = {"state.pt": dict(identity=self.identity, count=len(moments), state=state)}
         times = {self._file(i): moment for i, moment in enumerate(moments)}
         last = self._file(len(moments) - 1)
 
         def write_all(folder: Path):
             for name, part in (times | kept).items():
-                torch.save(part, folder / name)
+                with (folder / name).open("xb") as f:
+                    _saver(part)(f)
 
         if (self.folder / MANIFEST).exists():
             with suppress(FileNotFoundError):  # it goes away while one writes
@@ -396,7 +492,3 @@ class Journal:
     def remove(self):
         "Delete the folder, if there is one."
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _saver(thing):
-    return lambda file: torch.save(thing, file)

@@ -37,6 +37,7 @@ from memnb.common.files import (
 )
 from ..datasets.noisy_datasets import NoisyDataset, check_data
 from ..models.networks import build
+from ..models.structure import load_whole_state
 
 # %% ../../nbs/runs/01_run.ipynb #cell06
 def outcome(
@@ -220,8 +221,8 @@ class Run:
     ) -> nn.Module:
         """The network as it was at a checkpoint; of a `model` that is given, a copy is filled.
 
-        Its numbers are of the checkpoint's type. `ValueError` where there is no checkpoint, and for
-        a network that does not fit it.
+        Buffers that a state dict leaves out are filled, too. The numbers are of the checkpoint's
+        type. `ValueError` where there is no checkpoint, and for a network that does not fit it.
         """
         state = self.checkpoints[self.checkpoint_time(time)]
         if model is None and not isinstance(self.config.get("model"), dict):
@@ -235,7 +236,7 @@ class Run:
         for name, v in chain(model.named_parameters(), model.named_buffers()):
             v.data = v.data.to(state.get(name, v).dtype)
         try:
-            model.load_state_dict(state)
+            load_whole_state(model, state)
         except RuntimeError as e:
             raise ValueError(f"the network does not fit the run's checkpoint: {e}") from None
         return model.eval()
@@ -446,13 +447,16 @@ def identity_of(folder: Path) -> dict | None:
 
 
 def end_of(
-    run: Run,  # with checkpoints
+    run: Run,
     folder: Path,  # from which it was read
-) -> dict[str, Tensor]:
-    "The state in which a run left its network, after the observers of the last recorded time."
+) -> dict[str, Tensor] | None:
+    """The state in which a run left its network, after the observers of the last recorded time.
+
+    None where the folder does not say it.
+    """
     if _END in listed(folder):
         return torch.load(folder / _END, weights_only=True)
-    return run.checkpoints[max(run.checkpoints)]
+    return run.checkpoints[max(run.checkpoints)] if run.checkpoints else None
 
 
 def holds_run(folder: Path) -> bool:

@@ -122,10 +122,13 @@ SCHEDULES = {  # name -> (optimizer, number of steps) -> scheduler, or None
 def _own_optimizer(
     optimizer: torch.optim.Optimizer, parameters: list[Tensor], options: dict
 ) -> torch.optim.Optimizer:
-    "The given optimizer; `ValueError` unless it holds some of the parameters, and no options."
+    "The given optimizer; `ValueError` unless it holds some that train, and no options."
     held = {id(p) for g in optimizer.param_groups for p in g["params"]}
-    if not held & set(map(id, parameters)):
+    own = [p for p in parameters if id(p) in held]
+    if not own:
         raise ValueError("the optimizer holds none of the network's parameters")
+    if not any(p.requires_grad for p in own):
+        raise ValueError("all of the network's parameters that the optimizer holds are frozen")
     closure = signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise ValueError(
@@ -146,8 +149,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The named optimizer over the parameters, or the given one.
 
-    `TypeError` or `ValueError` for a name, rate or option that the optimizer does not take, and
-    for an object that holds none of the parameters.
+    `TypeError` or `ValueError` for a name, rate or option that the optimizer does not take, for
+    an object that holds none of the parameters, and where all of them are frozen.
     """
     if not hasattr(parameters, "__iter__") or not isinstance(options, dict):
         raise TypeError(
@@ -157,6 +160,8 @@ def make_optimizer(
     parameters = list(parameters)
     if strange := [p for p in parameters if not isinstance(p, Tensor)]:
         raise TypeError(f"the parameters hold {shown(strange[0])}; they must be tensors")
+    if parameters and not any(p.requires_grad for p in parameters):
+        raise ValueError("none of the network's parameters trains: all are frozen")
     if isinstance(optimizer, torch.optim.Optimizer):
         return _own_optimizer(optimizer, parameters, options)
     lr = number("lr", lr, "be above 0, and finite", lambda v: 0 < v < math.inf)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from ..models.structure import whole_state
 from .steps import Training, diverged, loss_of
 
 # %% ../../nbs/trainer/03_recording.ipynb #cell05
@@ -45,7 +46,7 @@ def record(
         s.recorder.log(s.test.index, test_logits, test=True)
     s.ended = last or (stop_at is not None and s.recorder.accuracy() >= stop_at)
     if keep or (s.ended and keep_end):
-        s.recorder.checkpoint(s.model.state_dict())  # before an observer changes it
+        s.recorder.checkpoint(whole_state(s.model))  # before an observer changes it
     for look in observe:
         s.recorder.add(look(s) or [])
     s.recorder.close()

@@ -36,8 +36,9 @@ from ..runs.run import json_text
 from .optimizers import SCHEDULES, make_optimizer, named
 from memnb.trainer.steps import (
     Training,
-    check_outputs,
+    checked_outputs,
     copied_when_read,
+    default_times,
     joins,
     last_step,
     own_config,
@@ -166,13 +167,10 @@ class Settings:
 
     def own(self) -> dict:
         "The caller's functions and objects, by the name of their setting."
-        functions = {k: getattr(self, k) for k in ("each_step", "observe", "backward")}
-        objects = {
-            k: getattr(self, k)
-            for k in ("optimizer", "schedule")
-            if not isinstance(getattr(self, k), str)
-        }
-        return {k: v for k, v in (functions | objects).items() if v}
+        functions = {k: getattr(self, k) for k in ("each_step", "observe")}
+        objects = {k: getattr(self, k) for k in ("backward", "optimizer", "schedule")}
+        own = {k: v for k, v in objects.items() if not isinstance(v, (str, NoneType))}
+        return {k: v for k, v in functions.items() if v} | own
 
 
 def settings_of(
@@ -281,7 +279,7 @@ def _own_gradient(
 ) -> Callable[[], Tensor] | None:
     "The network's own gradient over all examples, if it has one and each step is on all of them."
     make = getattr(model, "full_batch_gradient", None)
-    watched = settings.each_step or settings.backward or settings.autocast
+    watched = settings.each_step or settings.backward is not None or settings.autocast
     if make is None or size < len(data) or watched:
         return None
     return make(data)
@@ -303,7 +301,7 @@ def _configuration(settings: Settings, model: nn.Module, test: NoisyDataset | No
         test=None if test is None else test.digest,
         network=hashlib.sha256(repr(model).encode()).hexdigest()[:16],
     )
-    if settings.backward:
+    if settings.backward is not None:
         known["backward"] = named(settings.backward)
     if isinstance(settings.optimizer, str):
         known |= dict(lr=settings.lr) | settings.options
@@ -313,11 +311,15 @@ def _configuration(settings: Settings, model: nn.Module, test: NoisyDataset | No
 # %% ../../nbs/trainer/04_settings.ipynb #cell18p3
 def _fit_for(
     model: nn.Module, data: NoisyDataset, test: NoisyDataset | None
-) -> tuple[NoisyDataset, NoisyDataset | None]:
-    "Both sets in the form in which this network can read them. Errors as of `check_outputs`."
-    if type(check_outputs(model, data).x) is type(data.x):
-        return data, test
-    return copied_when_read(data), None if test is None else copied_when_read(test)
+) -> tuple[NoisyDataset, NoisyDataset | None, int]:
+    """Both sets in the form in which this network can read them, and how many logits it gives.
+
+    Errors as of `check_outputs`.
+    """
+    fit_for, columns = checked_outputs(model, data)
+    if type(fit_for.x) is type(data.x):
+        return data, test, columns
+    return copied_when_read(data), None if test is None else copied_when_read(test), columns
 
 
 def _check_state(model: nn.Module):
@@ -328,6 +330,19 @@ def _check_state(model: nn.Module):
                 f"the network's state dict holds {name}, {shown(v)}; only tensors can be recorded "
                 "(see its get_extra_state)"
             )
+
+
+def _plan_of(model: nn.Module, data: NoisyDataset, settings: Settings, by_default: bool) -> Plan:
+    "The plan of checked settings; times that are there by default lie on steps of their own."
+    size = min(settings.batch or len(data), len(data))
+    join = joins(model, data, size)
+    per_epoch = math.ceil(len(data) / size) - join
+    last = last_step(settings.epochs, per_epoch)
+    if by_default:
+        times = default_times(settings.epochs, per_epoch)
+        check_among_times("checkpoints", settings.checkpoints, times)
+        settings = replace(settings, times=times)
+    return Plan(settings, steps_of(settings.times, per_epoch), last, per_epoch, size, join)
 
 
 def prepare(
@@ -341,31 +356,28 @@ def prepare(
     `TypeError` or `ValueError` for settings, data or a network that cannot be used together. With
     `progress`, the expected memory and disk are printed.
     """
+    by_default = settings.times is None
     settings = settings.checked()
     check_test(data, test)
-    data, test = _fit_for(model, data, test)
+    data, test, columns = _fit_for(model, data, test)
     _check_state(model)
     device = pick_device(settings.device)
     data = data.to(device)
     test = None if test is None else test.to(device)
     model = model.to(device)
-    size = min(settings.batch or len(data), len(data))
-    join = joins(model, data, size)
-    per_epoch = math.ceil(len(data) / size) - join
-    last = last_step(settings.epochs, per_epoch)
-    at = steps_of(settings.times, per_epoch)
+    plan = _plan_of(model, data, settings, by_default)
+    settings = plan.settings
     optimizer = make_optimizer(
         settings.optimizer, model.parameters(), settings.lr, settings.options
     )
-    schedule = make_schedule(settings.schedule, optimizer, last)
+    schedule = make_schedule(settings.schedule, optimizer, plan.last)
     config = _configuration(settings, model, test)
     if settings.progress:
         times = len(settings.times)
         checkpoints = len(settings.checkpoints)
-        message = expected_space(model, data, size, times, checkpoints)
+        message = expected_space(model, data, plan.size, times, checkpoints)
         if message:
             print(message)
     recorder = Recorder(data, test, config=config)
-    gradient = _own_gradient(model, data, size, settings)
-    plan = Plan(settings, at, last, per_epoch, size, join, gradient)
-    return Training(model, data, test, optimizer, schedule, recorder), plan
+    plan.gradient = _own_gradient(model, data, plan.size, settings)
+    return Training(model, data, test, optimizer, schedule, recorder, columns=columns), plan

@@ -8,6 +8,7 @@ __all__ = ['copied_parameters', 'train_stacked', 'fit_stacked']
 # %% ../../nbs/trainer/08_stacked.ipynb #cell03
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,22 +18,39 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..common.checks import caution, number, refuse_options, seed_of, shown, whole
+from ..common.rng import seed_at, seeded
 from ..datasets.inputs import Inputs
 from ..datasets.noisy_datasets import NoisyDataset
 from ..runs.recorder import Recorder, python_values
 from ..runs.run import Run, json_text
 from .optimizers import make_optimizer
 from .recording import record
-from .settings import check_functions, check_numbers, check_test, plain_number
-from .stacks import Stack, joint_inputs, losses_of_each, rows_of_each, why_not
+from memnb.trainer.settings import (
+    check_functions,
+    check_numbers,
+    check_test,
+    plain_number,
+    prepare,
+    settings_of,
+)
+from memnb.trainer.stacks import (
+    Stack,
+    check_apart,
+    joint_inputs,
+    losses_of_each,
+    rows_of_each,
+    stacked_optimizer,
+    why_not,
+)
 from memnb.trainer.steps import (
+    Diverged,
     Training,
     check_outputs,
+    default_times,
     last_step,
     order,
     own_config,
     pick_device,
-    recorded_times,
     steps_of,
     times_of,
 )
@@ -59,6 +77,20 @@ def _each(what: str, v, m: int) -> list:
     if len(v) != m:
         raise ValueError(f"{what} has {len(v)} values for {m} networks")
     return v
+
+
+def _check_of_stacks(optimizer, options: dict):
+    "`TypeError` or `ValueError` for settings of `fit` that a stack does not have."
+    if not isinstance(optimizer, str):
+        raise TypeError(
+            f"optimizer={shown(optimizer)} must be a name: the networks of a stack have one "
+            "optimizer, which is made for them; train each with `fit` to give it its own"
+        )
+    refuse_options(
+        options,
+        ("schedule", "each_step", "backward", "autocast", "checkpoints"),
+        "a stack has none; train each network with `fit`",
+    )
 
 
 def _check_lists(m: int, data, test, config):
@@ -109,32 +141,6 @@ def copied_parameters(s: Training) -> dict[str, Tensor]:
     return {k: v.clone() for k, v in s.model.state_dict().items()}
 
 # %% ../../nbs/trainer/08_stacked.ipynb #cell08
-def _slices(lr: Sequence[float]) -> dict[float, slice]:
-    "Learning rate -> its slice of the networks, which are sorted by it."
-    rates = list(lr)
-    return {v: slice(rates.index(v), rates.index(v) + rates.count(v)) for v in sorted(set(rates))}
-
-
-def _stacked_optimizer(
-    stack: Stack,
-    lr: Sequence[float],  # one a network, sorted
-    optimizer: str,
-    options: dict,
-) -> torch.optim.Optimizer:
-    "One optimizer, with a group of parameters for each learning rate."
-    groups = []
-    for rate, part in _slices(lr).items():
-        views = [p.detach()[part].requires_grad_() for p in stack.parameters]
-        for view, slices in zip(views, stack.slices, strict=True):
-            slices.append((part, view))
-        groups.append((views, rate))
-    (views, rate), *others = groups
-    made = make_optimizer(optimizer, views, rate, options)
-    for views, rate in others:
-        made.add_param_group(dict(params=views, lr=rate))
-    return made
-
-
 @torch.no_grad()
 def _outputs(stack: Stack, x: Tensor, batch: int = 1024) -> Tensor:
     return torch.cat([stack(part) for part in x.split(batch, 1)], 1)
@@ -196,7 +202,7 @@ class _Joint:
         ranked = sorted(members, key=lambda s: s.place)
         self.stack = Stack([s.model for s in ranked])
         self.plan = plan
-        self.optimizer = _stacked_optimizer(
+        self.optimizer = stacked_optimizer(
             self.stack, [s.lr for s in ranked], plan.optimizer, plan.options
         )
         for s in members:
@@ -206,7 +212,7 @@ class _Joint:
         self.x = joint_inputs([s.data.x for s in ranked], dtype)  # (M, n, d)
         self.y = torch.stack([s.data.y for s in ranked])  # (M, n)
         self.test_x = self.test_y = None
-        if members[0].test:
+        if members[0].test is not None:
             self.test_x = joint_inputs([s.test.x for s in ranked], dtype)
             self.test_y = torch.stack([s.test.y for s in ranked])
         self.batches = ()  # rows (M, b) of the present epoch
@@ -235,15 +241,16 @@ class _Joint:
             self.end_diverged([losses], step + 1)
         for s in self.going:
             s.time = self.plan.at[step]
-            record(
-                s,
-                out[s.place],
-                None if test_out is None else test_out[s.place],
-                last=step >= self.plan.last,
-                stop_at=self.plan.stop_at,
-                keep=step == max(self.plan.at),
-                observe=self.plan.observe,
-            )
+            with seeded(seed_at(self.plan.seeds[s.place], step), s.data.device):  # as in `train`
+                record(
+                    s,
+                    out[s.place],
+                    None if test_out is None else test_out[s.place],
+                    last=step >= self.plan.last,
+                    stop_at=self.plan.stop_at,
+                    keep=step == max(self.plan.at),
+                    observe=self.plan.observe,
+                )
         return [s for s in self.going if s.ended]
 
     def remember(self):
@@ -348,7 +355,7 @@ def _steps(epochs: float, times, n: int, batch: int | None) -> dict:
     size = min(whole("batch", batch or n), n)
     per_epoch = math.ceil(n / size)
     last = last_step(epochs, per_epoch)
-    at = steps_of(recorded_times(epochs) if times is None else times, per_epoch)
+    at = steps_of(default_times(epochs, per_epoch) if times is None else times, per_epoch)
     if max(at.values()) > epochs:
         raise ValueError(f"time {max(at.values()):g} is after the last of {epochs:g} epochs")
     return dict(at=at, last=last, per_epoch=per_epoch, size=size)
@@ -391,6 +398,7 @@ def train_stacked(
     what cannot be used, before any work.
     """
     observe = check_functions("observe", observe)
+    _check_of_stacks(optimizer, options)
     if why := why_not(models, optimizer):
         raise ValueError(f"the networks cannot be stacked: {why}")
     count = len(models)
@@ -429,16 +437,32 @@ def train_stacked(
 
 # %% ../../nbs/trainer/08_stacked.ipynb #cell17
 def _fit_each(models, data, epochs, test, *, config, **options) -> list[Run]:
-    "A Run for each network, trained one after the other."
+    "A Run for each network, trained one after the other. All are checked before."
     m = len(models)
     _check_lists(m, data, test, config)
+    test = [None] * m if test is None else test
     own = {k: _each(k, options.pop(k), m) for k in ("lr", "clip", "seed") if k in options}
-    runs = []
-    for i in range(m):
-        settings = {k: v[i] for k, v in own.items()} | options
-        settings["config"] = config[i] if config else None
-        runs.append(fit(models[i], data[i], epochs, test and test[i], **settings))
-    return runs
+    own["config"] = [None] * m if config is None else config
+    each = [options | {k: v[i] for k, v in own.items()} for i in range(m)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come with the training
+        for model, d, t, how in zip(models, data, test, each, strict=True):
+            prepare(model, d, t, settings_of(epochs, **how | dict(progress=False)))
+    return [
+        _fit_as_far(model, d, epochs, t, **how)
+        for model, d, t, how in zip(models, data, test, each, strict=True)
+    ]
+
+
+def _fit_as_far(*args, **how) -> Run:
+    "The Run of `fit`; of a network that diverges, with a warning, the part until then."
+    try:
+        return fit(*args, **how)
+    except Diverged as e:
+        if e.run is None:
+            raise
+        caution(f"a network diverged: {e}, where its Run ends")
+        return e.run
 
 
 def fit_stacked(
@@ -448,7 +472,11 @@ def fit_stacked(
     test: Sequence[NoisyDataset] | None = None,  # one a network
     **options,  # of `train_stacked`
 ) -> list[Run]:
-    "A Run for each network. Errors as of `train_stacked`; `ValueError` for a folder or journal."
+    """A Run for each network.
+
+    Those that cannot be stacked are trained one by one, with a warning. Errors as of
+    `train_stacked`; `ValueError` for a folder or journal, and where networks share what they train.
+    """
     refuse_options(
         options,
         ("folder", "journal"),
@@ -456,7 +484,11 @@ def fit_stacked(
     )
     if options.get("times") is not None:
         options["times"] = times_of(options["times"])
-    if why := why_not(models, options.get("optimizer", "sgd")) or _why_not_data(data, test):
+    optimizer = options.get("optimizer", "sgd")
+    _check_of_stacks(optimizer, options)
+    why = why_not(models, optimizer) or _why_not_data(data, test)
+    check_apart(models)
+    if why:
         caution(f"the networks are trained one by one: {why}")
         return _fit_each(models, data, epochs, test, **dict(config=None) | options)
     members = None

@@ -13,7 +13,7 @@ from ..common.checks import caution
 from ..common.files import check_writable, local_path
 from ..runs.identity import Unknown, architecture, differences, fingerprint, start_of
 from ..runs.recorder import Journal
-from ..runs.run import Run, holds_run, identity_of, stored_run
+from ..runs.run import Run, end_of, holds_run, identity_of, stored_run
 from .settings import Plan, Settings
 from .steps import Training
 
@@ -134,7 +134,7 @@ def finished_run(
         )
     if differ := differences(stored, known):
         raise ValueError(f"{place} holds another run: it differs in {differ}; {read}")
-    if not run.checkpoints:
+    if end_of(run, place) is None:
         raise ValueError(
             f"{place} holds a run without checkpoints, from which the network cannot be had; {read}"
         )

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..common.checks import caution, refuse_options
 from ..common.progress import progress_bar
-from ..common.rng import seeded
+from ..common.rng import seed_at, seeded
 from ..datasets.noisy_datasets import NoisyDataset
 from ..models.evaluation import examples, predict
+from ..models.structure import load_whole_state, whole_state
 from ..runs.recorder import Journal
 from ..runs.run import Run, end_of, save_run
 from .recording import check_recorded, record
@@ -38,8 +39,6 @@ from memnb.trainer.steps import (
     batches,
     check_finite,
     copied,
-    fill_buffers,
-    hidden_buffers,
     order,
     take_full_step,
     take_step,
@@ -81,7 +80,7 @@ def _advance(s: Training, plan: Plan, cast, good: dict | None, bar):
     goal = min((step for step in plan.at if step > s.step), default=plan.last)
     for epoch in range(s.step // plan.per_epoch, math.ceil(goal / plan.per_epoch)):
         check_finite(s, good)
-        if plan.gradient:
+        if plan.gradient is not None:
             take_full_step(s, plan.gradient, settings.clip)
             s.time = s.step / plan.per_epoch
             bar.update()
@@ -129,7 +128,7 @@ def _loop(s: Training, plan: Plan, journal: Journal | None) -> Iterator[Training
             if s.step in plan.at and (good is None or s.step > good["step"]):
                 check_finite(s, good)
                 s.time = plan.at[s.step]
-                with seeded(rng, device):  # what observers draw is no part of the training
+                with seeded(seed_at(settings.seed, s.step), device):  # what observers draw
                     _record(s, plan, good)
                 yield s
                 good = copied(s.state() | dict(rng=rng, ended=s.ended))
@@ -165,7 +164,9 @@ def train(
     autocast: torch.dtype | None = None,  # e.g. torch.bfloat16: precision of the forward pass
     seed: int = 0,  # of the order and of dropout
     device: str = "auto",  # a torch device; auto: a GPU if there is one, else the CPU
-    # called with the `Training` at recorded times; return rows for the Run, or None
+    # called with the `Training` at recorded times; return rows for the Run, or None. They have
+    # random numbers of their own. One that waits for another thread which predicts or draws
+    # waits for ever: see `seeded`
     observe: Sequence[Callable] = (),
     # called with the `Training` between the backward pass and the optimizer's step
     each_step: Sequence[Callable] = (),
@@ -214,18 +215,10 @@ def train(
 # %% ../../nbs/trainer/06_training.ipynb #cell13
 def _keep(s: Training, run: Run, place: Path, known: dict):
     "Save a finished run, with the network's parameters and buffers at its end."
-    end = {k: v.detach().cpu().clone() for k, v in s.model.state_dict().items()}
-    recorded = run.checkpoints.setdefault(s.time, end)
-    same = all(torch.equal(v, recorded[k]) for k, v in end.items())  # no observer changed it since
-    hidden = {k: v.detach().cpu().clone() for k, v in hidden_buffers(s.model).items()}
-    save_run(run, place, known, None if same and not hidden else end | hidden)
-
-
-def _read_end(model: nn.Module, end: dict[str, Tensor]):
-    "Put the network where a finished run left it."
-    hidden = hidden_buffers(model)
-    model.load_state_dict({k: v for k, v in end.items() if k not in hidden})
-    fill_buffers(model, end)
+    end = {k: v.detach().cpu().clone() for k, v in whole_state(s.model).items()}
+    last = run.checkpoints.get(max(run.checkpoints, default=None), {})
+    same = all(torch.equal(v, last[k]) for k, v in end.items() if k in last)
+    save_run(run, place, known, None if same and last.keys() == end.keys() else end)
 
 
 def fit(
@@ -251,7 +244,7 @@ def fit(
     if place:
         known, unknown = identity(s, plan.settings)
         if run := finished_run(place, known, unknown):
-            _read_end(s.model, end_of(run, place))
+            load_whole_state(s.model, end_of(run, place))
             # of a process that was killed after it had saved the run
             Journal(journal_beside(place), known).remove()
             return run
@@ -281,6 +274,18 @@ def _after(look: Callable, make: Callable) -> Callable:
     return made
 
 
+def _check_options(options: dict):
+    "`ValueError` for options of `train` that `costs` sets, or that belong to another network."
+    mine = ("checkpoints", "device", "each_step", "epochs", "journal", "lr", "stop_at", "times")
+    refuse_options(options, mine, "`costs` sets what it measures with itself")
+    objects = {k: options.get(k, "") for k in ("optimizer", "schedule")}
+    refuse_options(
+        {k: v for k, v in objects.items() if not isinstance(v, str) and not callable(v)},
+        objects,
+        "an object is of the network itself, and `costs` trains a copy; give a name",
+    )
+
+
 def costs(
     model: nn.Module,  # left as it is
     data: NoisyDataset,  # training set
@@ -293,8 +298,7 @@ def costs(
 
     They are measured on a copy of the network. `ValueError` for what is set for that.
     """
-    mine = ("device", "each_step", "epochs", "journal", "lr", "times")
-    refuse_options(options, mine, "`costs` sets what it measures with itself")
+    _check_options(options)
     check_test(data, test)
     check_positive("batch", batch, "1 or more, or None for all examples")
     batch = min(batch or len(data), len(data))
@@ -307,7 +311,8 @@ def costs(
 
     model = deepcopy(model)
     looks = dict(each_step=[now])
-    whole = batch == len(data) and not options.get("backward") and not options.get("autocast")
+    watched = any(options.get(k) is not None for k in ("backward", "autocast"))
+    whole = batch == len(data) and not watched
     make = getattr(model, "full_batch_gradient", None) if whole else None
     if make and make(data):
         model.full_batch_gradient = _after(now, make)

@@ -534,3 +534,19 @@ def test_what_is_no_network(bad):
     for f in (start_of, architecture):
         with pytest.raises(ValueError, match="must be a network"):
             f(bad)
+
+
+@pytest.mark.parametrize(
+    "value, known",
+    [
+        ({1: 2, "a": 3}, "54ed3da2d66c2572"),
+        ({"x", "y", (1, "z")}, "1c16c64e04deaa9a"),
+        ({frozenset({1}): 2, frozenset({3}): 1}, "e4aec084a2afcfa1"),
+        ({i: {j: [1] for j in range(100)} for i in range(60)}, "39b6e3802f1f5a67"),
+        ([{(i, j) for j in range(20)} for i in range(400)], "5ffbed08ada8872b"),
+    ],
+    ids=["keys", "set", "sets as keys", "many keys", "many sets"],
+)
+def test_stored_fingerprints_of_containers_stay(value, known):
+    "As runs that were stored before have them."
+    assert fingerprint(value) == known

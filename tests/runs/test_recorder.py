@@ -6,6 +6,8 @@ What was forgotten is found.
 import math
 from collections import OrderedDict
 from dataclasses import fields
+from datetime import date, datetime, time, timedelta
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -251,6 +253,68 @@ def test_rows_may_differ():
             )
         )
     )
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Path("x"), 1j, {1, 2}, {"a": 1}, b"x", 2**200, [1, "a"], [[1], 2], np.array([1j])],
+    ids=str,
+)
+def test_a_value_that_no_table_holds_is_refused_when_it_comes(value):
+    rec = recorded(noisy(), randn(30, 4))
+    with pytest.raises(TypeError, match="column 'v': "):
+        rec.add([dict(v=value)])
+
+
+@pytest.mark.parametrize(
+    "first, then",
+    [([1], 2), (1, "x"), ("x", 2.5), (date(2020, 1, 1), 3), ([1], ["a"]), ([[1]], [1])],
+)
+def test_the_values_of_a_column_are_of_one_kind(first, then):
+    rec = recorded(noisy(), randn(30, 4))
+    rec.add([dict(v=first), dict(v=None)])
+    rec.at(1)
+    rec.log(noisy().index, randn(30, 4))
+    with pytest.raises(TypeError, match="column 'v' holds a .* before, and now"):
+        rec.add([dict(v=then)])
+    again = Recorder(noisy())
+    again.moments = rec.moments  # as of a journal
+    again.at(1)
+    with pytest.raises(TypeError, match="column 'v' holds a .* before, and now"):
+        again.add([dict(v=then)])
+
+
+def test_a_column_has_a_name():
+    rec = recorded(noisy(), randn(30, 4))
+    with pytest.raises(TypeError, match="the column 3 of a row must be a text"):
+        rec.add([{3: 1}])
+
+
+@pytest.mark.parametrize(
+    "values, stored",
+    [
+        ([True, 2, None, 2.5], [1.0, 2.0, None, 2.5]),
+        ([[1, 2.5], [3]], [[1.0, 2.5], [3.0]]),
+        ([[], [[1], [2.5, None]]], [[], [[1.0], [2.5, None]]]),
+        ([(True, 2)], [[1, 2]]),
+        ([2**70, 1], [2**70, 1]),
+        ([float("inf"), 1], [float("inf"), 1.0]),
+        ([date(2020, 1, 1), None], [date(2020, 1, 1), None]),
+        ([np.datetime64("2020-01-01T10:00")], [datetime(2020, 1, 1, 10)]),
+        ([time(3), None, time(4)], [time(3), None, time(4)]),
+        ([timedelta(1)], [timedelta(1)]),
+        ([np.array([[1, 2]]), [[0.5]]], [[[1.0, 2.0]], [[0.5]]]),
+        (["a", None, "b"], ["a", None, "b"]),
+    ],
+    ids=str,
+)
+def test_what_a_column_holds_comes_back_from_a_folder(tmp_path, values, stored):
+    rec = recorded(noisy(), randn(30, 4))
+    rec.add([dict(v=v) for v in values])
+    run = rec.run()
+    save_run(run, tmp_path / "run")
+    assert run.rows["v"].to_list() == stored
+    assert load_run(tmp_path / "run").rows["v"].to_list() == stored
 
 
 def test_a_checkpoint_is_a_copy():

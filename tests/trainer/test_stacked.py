@@ -839,3 +839,70 @@ def test_at_the_end_each_network_has_parameters_of_its_own():
             assert p.is_contiguous()
             assert p.untyped_storage().nbytes() == p.numel() * p.element_size()
         nn.utils.parameters_to_vector(m.parameters())
+
+
+# --- one by one
+
+
+@pytest.mark.parametrize(
+    "bad, says",
+    [
+        (dict(lr=[0.1, 0.1, -1.0]), "lr=-1.0 must be"),
+        (dict(clip=[1, None, -1]), "clip=-1"),
+        (dict(seed=[0, 1, -2]), "seed=-2"),
+        (dict(config=[{}, {}, dict(lr=5)]), "contradicts the training"),
+        (dict(data=[noisy(), noisy(), noisy(k=4)]), "4 classes"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the networks are trained one by one")
+def test_all_networks_are_checked_before_the_first_is_trained(bad, says):
+    models = DROPOUT()
+    before = [state(m) for m in models]
+    with pytest.raises(ValueError, match=says):
+        fit_stacked(**dict(models=models, data=sets(), epochs=1) | bad)
+    assert all(same(state(m), was) for m, was in zip(models, before, strict=True))
+
+
+def test_one_that_diverges_alone_keeps_the_others_runs():
+    models = DROPOUT()
+    with pytest.warns(UserWarning, match="a network diverged: the loss is .* its Run ends"):
+        runs = fit_stacked(models, sets(), 4, lr=[0.1, 1e300, 0.1], batch=BATCH)
+    assert [len(run.time) == 5 for run in runs] == [True, False, True]
+    last = runs[1].checkpoints[runs[1].time[-1].item()]
+    assert same(last, state(models[1]))
+
+
+def test_networks_that_share_what_they_train_are_refused():
+    for one in (DROPOUT()[0], net()):
+        for other in (one, nn.Sequential(one, nn.Tanh())):
+            with pytest.raises(ValueError, match="the networks 0 and 1 share the parameter"):
+                fit_stacked([one, other], sets(2), 1)
+
+
+def test_networks_may_share_what_is_frozen():
+    common = nn.Sequential(nn.Flatten(), nn.Linear(6, 6)).double().requires_grad_(False)
+    models = [nn.Sequential(common, nn.Linear(6, 3).double()) for _ in range(2)]
+    with pytest.warns(UserWarning, match="one by one: they share parameters"):
+        runs = fit_stacked(models, sets(2), 2)
+    assert len(runs) == 2
+
+
+@pytest.mark.parametrize("make", [nets, lambda: DROPOUT()], ids=["stacked", "one by one"])
+@pytest.mark.parametrize(
+    "setting, error, says",
+    [
+        (lambda models: dict(schedule="cosine"), ValueError, "schedule: a stack has none"),
+        (
+            lambda models: dict(optimizer=torch.optim.SGD(models[0].parameters(), lr=0.1)),
+            TypeError,
+            "optimizer=.*SGD.* must be a name",
+        ),
+    ],
+    ids=["schedule", "optimizer"],
+)
+def test_settings_that_no_stack_has(make, setting, error, says):
+    models = make()
+    with pytest.raises(error, match=says):
+        fit_stacked(models, sets(), 1, **setting(models))
+    with pytest.raises(error, match=says):
+        train_stacked(models, sets(), 1, **setting(models))
