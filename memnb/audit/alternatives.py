@@ -31,7 +31,6 @@ from .reviews import prior_chance
 from .suspicion import audit, check_model
 from ..common.checks import refuse_options, shown, whole
 from ..datasets.noisy_datasets import NoisyDataset
-from ..localization.retraining_scores import check_separate
 from ..localization.tied_dropout import TiedDropout
 from ..localization.unit_masks import Masked, unit_layers
 from ..localization.unit_search import critical_units
@@ -42,6 +41,7 @@ from ..probes.over_training import default_layers
 from ..runs.run import Run
 from ..trainer.optimizers import make_optimizer
 from ..trainer.settings import Settings, prepare, settings_of
+from ..trainer.stacks import check_apart
 from ..trainer.training import fit
 
 # %% ../../nbs/audit/04_alternatives.ipynb #cell05
@@ -316,7 +316,7 @@ def _checked_networks(
         raise TypeError(f"make={shown(make)} must be a function that gives a fresh network")
     prepare(deepcopy(model).requires_grad_(), data, None, settings)
     fresh = [make(), make()]
-    check_separate([model, *fresh])
+    check_apart([model, *fresh])
     return fresh
 
 

@@ -12,6 +12,7 @@ from copy import copy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 from ..common.checks import shown
 from .optimizers import make_optimizer
@@ -108,14 +109,23 @@ def why_not(
 def check_apart(
     models: Sequence[nn.Module],  # which may have layers in common that are frozen
 ):
-    "`ValueError` where a parameter that is trained belongs to two of the networks."
-    owner = {}
+    """`ValueError` where a parameter that is trained belongs to two of the networks.
+
+    `TypeError` for what is no network.
+    """
+    owners = {}
     for i, model in enumerate(models):
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"network {i} is {shown(model)}; it must be a torch.nn.Module")
         for name, p in model.named_parameters():
-            if p.requires_grad and owner.setdefault(id(p), i) != i:
+            if not p.requires_grad:
+                continue
+            place = 0 if is_lazy(p) else p.data_ptr()
+            owner = owners.setdefault((p.device, place or id(p)), i)
+            if owner != i:
                 raise ValueError(
-                    f"the networks {owner[id(p)]} and {i} share the parameter {name}, which each "
-                    "would train; give every network its own, as copy.deepcopy makes them"
+                    f"the networks {owner} and {i} share the parameter {name}, so that training "
+                    "one trains the other; build each network anew"
                 )
 
 # %% ../../nbs/trainer/07_stacks.ipynb #cell10

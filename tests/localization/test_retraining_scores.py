@@ -13,7 +13,6 @@ from memnb.datasets.label_noise import corrupt
 from memnb.datasets.noisy_datasets import NoisyDataset
 from memnb.localization import retraining_scores
 from memnb.localization.retraining_scores import (
-    check_separate,
     leave_out_memorization,
     networks_at_once,
     random_subsets,
@@ -23,6 +22,7 @@ from memnb.localization.retraining_scores import (
 from memnb.localization.tied_dropout import TiedDropout
 from memnb.models.evaluation import examples
 from memnb.models.networks import build
+from memnb.trainer.stacks import check_apart
 from memnb.trainer.training import fit
 
 HOW = dict(lr=0.05, momentum=0.9, batch=16, device="cpu")
@@ -183,20 +183,20 @@ def test_networks_that_share_parameters_are_refused_before_any_training(form, mo
     for name in ("fit", "fit_stacked"):
         monkeypatch.setattr(f"memnb.localization.retraining_scores.{name}", None)
     make = one_network(form)
-    with pytest.raises(ValueError, match="share the parameter .* must build a new network"):
+    with pytest.raises(ValueError, match="share the parameter .* build each network anew"):
         second_split_forgetting(make, clusters(), 1, 1)
-    with pytest.raises(ValueError, match="share the parameter .* must build a new network"):
+    with pytest.raises(ValueError, match="share the parameter .* build each network anew"):
         leave_out_memorization(lambda seed: make(), clusters(), 1)
 
 
 def test_a_frozen_part_may_be_shared():
     body = nn.Linear(4, 4).requires_grad_(False)
-    check_separate([nn.Sequential(body, nn.Linear(4, 2)) for _ in range(3)])
+    check_apart([nn.Sequential(body, nn.Linear(4, 2)) for _ in range(3)])
 
 
 def test_what_is_no_network_is_named():
     with pytest.raises(TypeError, match="network 1 is None; it must be a torch.nn.Module"):
-        check_separate([mlp(0), None])
+        check_apart([mlp(0), None])
 
 
 @pytest.mark.parametrize("name", ["times", "observe", "folder", "journal"])

@@ -576,7 +576,7 @@ def test_chosen_times():
 
 def test_times_without_a_checkpoint():
     run, data, test = trained()
-    with pytest.raises(ValueError, match=r"\[3\.0\].*\[0\.0, 2\.0, 5\.0\]"):
+    with pytest.raises(ValueError, match=r"no checkpoint at 3\.0.*\[0\.0, 2\.0, 5\.0\]"):
         probe(run, data, times=[0, 3], test=test, model=small())
 
 
@@ -705,7 +705,7 @@ def test_networks_and_inputs_that_do_not_fit(look, net, change, error, says):
     [
         (dict(data=None), TypeError, "data are None.*NoisyDataset"),
         (dict(data=torch.ones(3, 6)), TypeError, r"data are Tensor \(3, 6\)"),
-        (dict(test="digits"), TypeError, "test set is 'digits'.*NoisyDataset"),
+        (dict(test="digits"), TypeError, "test data are 'digits'.*NoisyDataset"),
         (
             dict(test=clusters(d=5)[1]),
             ValueError,
