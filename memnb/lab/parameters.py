@@ -260,6 +260,8 @@ def setting(p: Params) -> str:
         words.append(p.model)
     if p.get("width") and "widths" not in p:
         words.append(f"width {p.width:g}")
+    if p.get("precision", "float32") != "float32":
+        words.append(f"products in {p.precision}")
     seeds = len(p.get("seeds") or [0])
     words.append("1 seed" if seeds == 1 else f"{seeds} seeds")
     return ", ".join(words)

@@ -40,11 +40,13 @@ from memnb.lab.parameters import (
 )
 from ..lab.rules import INSIDE
 from ..models.structure import layer_groups
+from ..models.vision import PRECISIONS
 from .latent import agreement
 from .latent_claims import PROBING, TRANSFER
 from memnb.papers.localization import (
     LOCALIZATION_NETWORKS,
     check_course,
+    check_precision,
     checkpoint_epochs,
     localization_network,
     marked,
@@ -63,6 +65,7 @@ _PAPER = dict(
     labels="worst,aggregate",
     model="resnet9",
     width=1.0,
+    precision="float32",
     seeds="0",
     epochs=50,
     retraining=20,
@@ -90,6 +93,7 @@ _RULES = {
     "n": replace(count(120, 10**12), optional=True),
     "tests": count(1, 10**12),
     "width": between(1e-4, 100),
+    "precision": one_of(PRECISIONS),
     "epochs": count(1, 10**5),
     "retraining": count(1, 10**5),
     "examples": count(1, 10**9),
@@ -132,6 +136,7 @@ def _check_together(p: Params):
     p["labels"] = once(p.labels)
     p["test_share"] = share_to_test(p.dataset)
     _check_labels(p)
+    check_precision(p)
     check_course(p)
     there = check_source(p)
     size = size_of(localization_network(p, there.shape, len(there.counts), 0))
