@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import joblib
 import numpy as np
 import torch
 from PIL import Image
@@ -153,7 +154,7 @@ def files_of(
     return files
 
 # %% ../../nbs/datasets/11_folders.ipynb #fo07
-_WORKERS = min(8, os.cpu_count() or 1)
+_WORKERS = min(8, joblib.cpu_count())
 _LARGE = 100 * 100  # pixels; what is smaller is read in less time than a thread needs to be called
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 

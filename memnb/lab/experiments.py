@@ -11,7 +11,6 @@ import inspect
 import itertools
 import json
 import math
-import os
 import platform
 import time
 from collections import namedtuple
@@ -21,6 +20,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import joblib
 import polars as pl
 
 from .. import __version__
@@ -339,7 +339,7 @@ def facts() -> dict:
     )
     return dict(
         python=platform.python_version(),
-        cpus=os.cpu_count(),
+        cpus=joblib.cpu_count(),
         memnb=__version__,  # metadata of what is installed may be older than the sources
         **{k: version(k) for k in packages},
     )

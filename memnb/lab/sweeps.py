@@ -12,7 +12,6 @@ import glob
 import itertools
 import json
 import math
-import os
 import re
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import joblib
 import polars as pl
 from tqdm import tqdm
 
@@ -285,8 +285,8 @@ def check_jobs(jobs):
 
 
 def threads_each(jobs: int) -> int:
-    "Threads of a task where so many at once share the CPUs of this machine."
-    return max(1, (os.cpu_count() or 1) // jobs)
+    "Threads of a task where so many at once share the CPUs that this process may use."
+    return max(1, joblib.cpu_count() // jobs)
 
 
 def _check_options(jobs, dask, slurm, timeout, watch):

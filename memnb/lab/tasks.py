@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import joblib
 import polars as pl
 
 from ..common.checks import refuse_unknown
@@ -432,7 +433,7 @@ def execute(
             key=task.key,
             parameters=dict(task.values),
             wall_seconds=round(time.time() - began, 1),
-            threads=threads or os.cpu_count(),
+            threads=threads or joblib.cpu_count(),
         )
         error = _gather(task, part, known, error)
         shutil.rmtree(failed(folder), ignore_errors=True)

@@ -211,15 +211,16 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 class Bfloat16Products(nn.Sequential):
-    """Layers whose products are in bfloat16. Weights, gradients and logits stay in float32.
+    """Layers in a row whose products are in bfloat16. Weights and logits stay in float32.
 
     On a processor that does not multiply bfloat16 that is slower than float32.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        "Logits (n, K) in float32 of inputs (n, ...)."
+        "Logits (n, K) of inputs (n, ...), of the weights' type."
         with torch.autocast(x.device.type, torch.bfloat16):
-            return super().forward(x).float()
+            logits = super().forward(x)
+        return logits.to(next(self.parameters()).dtype)
 
 # %% ../../nbs/models/02_vision.ipynb #cell17
 def resnet9(

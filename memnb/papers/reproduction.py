@@ -7,13 +7,13 @@ __all__ = ['seconds_of', 'cpu_hours_of', 'wanted', 'that_fit', 'jobs_that_fit', 
 
 # %% ../../nbs/papers/29_reproduction.ipynb #cell02
 import math
-import os
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import joblib
 import polars as pl
 
 from ..common.checks import free_memory
@@ -37,8 +37,8 @@ def seconds_of(
 
 
 def cpu_hours_of(budget: str) -> float:
-    "What all CPUs of this machine do in a time."
-    return seconds_of(budget) * (os.cpu_count() or 1) / 3600
+    "What the CPUs that this process may use do in a time."
+    return seconds_of(budget) * joblib.cpu_count() / 3600
 
 
 def wanted(
@@ -73,7 +73,7 @@ def that_fit(
 def jobs_that_fit(chosen: Sequence[Cell]) -> int:
     "How many of these tasks run at once: one a CPU, as far as the largest of them has memory."
     largest = max((cell.line.memory_gb for cell in chosen), default=0) * 2**30
-    jobs = min(len(chosen), os.cpu_count() or 1)
+    jobs = min(len(chosen), joblib.cpu_count())
     return max(1, int(min(jobs, free_memory() / largest) if largest else jobs))
 
 
@@ -116,7 +116,7 @@ def schedule(
         return Schedule(left, left, jobs or jobs_that_fit(left))
     hours = cpu_hours_of(budget)
     longest = seconds_of(budget) / 3600  # of a task with one thread
-    counts = [jobs] if jobs else range(max(1, min(len(left), os.cpu_count() or 1)), 0, -1)
+    counts = [jobs] if jobs else range(max(1, min(len(left), joblib.cpu_count())), 0, -1)
     fitting = {n: that_fit(left, hours, threads_each(n) * longest) for n in counts}
     used = {
         n: sum(cell.cpu_hours for cell in chosen)
@@ -134,7 +134,7 @@ def _say_plan(todo: Schedule):
         print("nothing is left to run")
         return
     hours = sum(cell.cpu_hours for cell in todo.chosen)
-    cpus = os.cpu_count() or 1
+    cpus = joblib.cpu_count()
     print(
         f"{len(todo.chosen)} of {len(todo.left)} tasks that are left, about "
         f"{hours_in_words(hours)} of CPU time, {hours_in_words(hours / cpus)} on {cpus} CPUs"

@@ -10,6 +10,7 @@ import threading
 from concurrent.futures import Future
 from pathlib import Path
 
+import joblib
 import polars as pl
 import pytest
 from tiny_tasks import happens, hidden, none_left, quick
@@ -425,7 +426,7 @@ def test_threads_are_shared_on_this_machine_and_left_to_others(
             future.set_result(None)
             return future
 
-    monkeypatch.setattr(sweeps.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 64)
     monkeypatch.setattr(sweeps, "pool", lambda *_: contextlib.nullcontext(Executor()))
     sweeps.run_tasks(grid(tiny, dict(seed=[0, 1])), tmp_path, jobs=4, **where)
     assert given == [threads, threads]

@@ -19,7 +19,7 @@ from memnb.common.rng import seeded
 from memnb.models.evaluation import evaluating
 from memnb.models.networks import build
 from memnb.models.structure import layer_state
-from memnb.models.vision import resnet9, resnet50, vit
+from memnb.models.vision import PRECISIONS, resnet9, resnet50, vit
 
 
 def close(a, b) -> bool:
@@ -180,6 +180,50 @@ def test_resnet9s_width(width):
 
 
 # --- ResNet-50
+
+
+def gradient(net, z, y) -> torch.Tensor:
+    F.cross_entropy(z.float(), y).backward()
+    return torch.cat([p.grad.flatten() for p in net.parameters()])
+
+
+def test_products_in_bfloat16_are_those_of_torchs_autocast():
+    x = pictures(64, 3, 32, 32).float()
+    y = torch.arange(64) % 10
+    net, plain = (resnet9(width=0.25, seed=3, precision=p) for p in ("bfloat16", "float32"))
+    z = net(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = plain(x)
+    assert torch.equal(z, expected.float())
+    assert torch.equal(gradient(net, z, y), gradient(plain, expected, y))
+
+
+def test_products_in_bfloat16_are_close_to_those_in_float32():
+    x = pictures(64, 3, 32, 32).float()
+    z, low = (resnet9(width=0.25, seed=3, precision=p)(x) for p in PRECISIONS)
+    assert 0 < (z - low).norm() < 0.02 * z.norm()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_precision_is_that_of_the_products_alone(precision):
+    net = resnet9(shape=(1, 8, 8), width=0.25, precision=precision)
+    seen = {}
+    net.conv1.conv.register_forward_hook(lambda m, args, out: seen.update(product=out.dtype))
+    logits = net(torch.rand(4, 1, 8, 8))
+    assert seen["product"] == getattr(torch, precision)
+    assert logits.dtype == torch.float32
+    assert {v.dtype for v in net.parameters()} == {torch.float32}
+
+
+def test_layers_and_initial_weights_do_not_depend_on_the_precision():
+    a, b = (resnet9(shape=(1, 8, 8), width=0.1, seed=4, precision=p) for p in PRECISIONS)
+    assert [k for k, _ in a.named_modules()] == [k for k, _ in b.named_modules()]
+    assert same(state(a), state(b))
+
+
+def test_a_network_in_float64_stays_in_float64():
+    net = resnet9(shape=(1, 8, 8), width=0.1, precision="bfloat16").double()
+    assert net(pictures(2, 1, 8, 8)).dtype == torch.float64
 
 
 @cache
@@ -350,6 +394,7 @@ def test_the_class_token_and_the_places_are_the_roots():
             for k in ("patch", "width", "depth", "heads", "hidden")
             for v in (0, -2)
         ),
+        (resnet9, dict(precision="float16"), "float16.*float32, bfloat16"),
         (vit, dict(patch=3), "patch=3 does not divide inputs of 32 x 32"),
         (vit, dict(shape=(3, 8, 10), patch=4), "patch=4 .* 8 x 10"),
         (vit, dict(shape=(3, 10, 8), patch=4), "patch=4 .* 10 x 8"),

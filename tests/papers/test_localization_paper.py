@@ -21,6 +21,7 @@ from memnb.localization.tied_dropout import SparseChannels, StandardDropout, Tie
 from memnb.models.evaluation import predict
 from memnb.models.networks import build
 from memnb.models.structure import layer_groups
+from memnb.models.vision import Bfloat16Products
 from memnb.papers import localization as runs
 from memnb.trainer import training as trainer
 
@@ -29,6 +30,7 @@ NAMES = [
     "dataset",
     "model",
     "width",
+    "precision",
     "rhos",
     "seeds",
     "lr",
@@ -380,6 +382,24 @@ def test_resnet50_has_one_width():
     )
     with pytest.raises(ValueError, match="width=0.5: resnet50 comes in one width"):
         params(model="resnet50", width=0.5)
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn", "vit", "resnet50"])
+def test_products_in_bfloat16_are_of_resnet9(model):
+    with pytest.raises(ValueError, match=f"bfloat16 is of model=resnet9; model={model} has"):
+        params(model=model, precision="bfloat16")
+
+
+def test_analyses_run_in_the_precision_of_the_training():
+    p = params(model="resnet9", n=60, epochs=2, batch=20, precision="bfloat16")
+    run, net, _ = made(p)
+    again = run.at(p.epochs)
+    data, _ = prepare(p, p.rho)
+    assert type(again) is Bfloat16Products
+    assert torch.equal(predict(again, data.x), predict(net, data.x))
+    exact = build(**run.config["model"] | dict(precision="float32"))
+    exact.load_state_dict(again.state_dict())
+    assert not torch.equal(predict(exact, data.x), predict(net, data.x))
 
 
 @pytest.mark.parametrize(
@@ -786,3 +806,9 @@ def test_a_pictures_subtitle_says_data_and_size():
     p = params(**TINY)
     words = runs.localization_subtitle(p, prepare(p, 0.2)[0])
     assert words == "preset ci, digits, 60 examples, mlp, width 0.03, 1 seed, 12 wrong labels"
+
+
+def test_a_pictures_subtitle_says_in_what_was_multiplied():
+    p = params(**TINY | dict(model="resnet9", precision="bfloat16"))
+    words = runs.localization_subtitle(p, prepare(p, 0.2)[0])
+    assert "resnet9, width 0.03, products in bfloat16, 1 seed" in words

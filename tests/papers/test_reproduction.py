@@ -9,6 +9,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import joblib
 import polars as pl
 import pytest
 from click.testing import CliRunner
@@ -135,7 +136,7 @@ def test_a_line_at_a_papers_size_exists_for_every_notebook_that_trains(lines):
 
 
 def test_cheap_lines_are_run_at_preset_ci(lines, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # threads wait long for a core that is busy
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 1)  # threads wait long for a core that is busy
     names = {"fig4", "latent_transfer", "modular_tied"}
     first = {line.notebook.stem: line for line in reversed(lines) if line.notebook}
     small = [
@@ -270,8 +271,19 @@ def test_a_budget_takes_what_fits():
 
 def cpus(monkeypatch, count: int, memory_gb: float = 64):
     "A machine with so many CPUs and so much free memory."
-    monkeypatch.setattr(os, "cpu_count", lambda: count)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: count)
     monkeypatch.setattr(reproduction, "free_memory", lambda: memory_gb * 2**30)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="CPUs are given to it on Linux")
+def test_a_process_counts_the_cpus_that_it_was_given():
+    one = min(os.sched_getaffinity(0))
+    seen = "from memnb.lab.sweeps import threads_each\n"
+    seen += "from memnb.papers.reproduction import cpu_hours_of\n"
+    seen += f"import os; os.sched_setaffinity(0, [{one}])\n"
+    seen += "print(cpu_hours_of('3h'), threads_each(1))"
+    out = subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["3.0", "1"]
 
 
 def test_what_a_tasks_share_of_the_cpus_cannot_do_within_the_budget_is_not_begun(monkeypatch):
@@ -323,7 +335,7 @@ def test_no_tasks_at_once(tiny, tmp_path, jobs, monkeypatch):
 
 
 def test_the_list_shows_what_would_be_run(tiny, tmp_path, count, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
     file = write(tmp_path, row(seeds="12:15"), row("Fig. 2", "rho=0.3", "0:1", cpu_hours=0.02))
     run(file)
     list_ = ["--table", file, "--root", tmp_path / "root", "--list"]
@@ -352,7 +364,7 @@ def test_options_of_a_run_are_checked_in_a_list_too(tiny, tmp_path, words, says,
 
 
 def test_on_the_cpu_tasks_see_no_graphics_card_and_the_caller_does(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 6)
     seen = []
 
     def look(task, part, variables, timeout):
@@ -369,7 +381,7 @@ def test_on_the_cpu_tasks_see_no_graphics_card_and_the_caller_does(tiny, tmp_pat
 
 
 def test_as_many_tasks_at_once_as_cpus_and_memory_allow(monkeypatch):
-    monkeypatch.setattr(reproduction.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
     monkeypatch.setattr(reproduction, "free_memory", lambda: 7 * 2**30)
     cells = [cell(name, 1) for name in "abcdefghijkl"]
     assert jobs_that_fit(cells[:2]) == 2
@@ -447,7 +459,7 @@ def test_run_and_run_again(tiny, tmp_path, count):
 
 
 def test_a_budget_and_then_the_rest(tiny, tmp_path, count, monkeypatch):
-    monkeypatch.setattr(reproduction.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 1)
     file = write(tmp_path, row(cpu_hours=0.01), row("Fig. 2", "rho=0.3", cpu_hours=0.02))
     run(file, budget="120s")
     assert [dict(t.values)["rho"] for t in count] == [0.1, 0.3]
