@@ -201,7 +201,7 @@ def test_products_in_bfloat16_are_those_of_torchs_autocast():
 def test_products_in_bfloat16_are_close_to_those_in_float32():
     x = pictures(64, 3, 32, 32).float()
     z, low = (resnet9(width=0.25, seed=3, precision=p)(x) for p in PRECISIONS)
-    assert 0 < (z - low).norm() < 0.02 * z.norm()
+    assert 0 < (z - low).norm() < 0.05 * z.norm()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
