@@ -22,10 +22,11 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from ..common.checks import check_choice, shown
+from ..common.checks import caution, check_choice, shown
 from ..common.files import local_path
 from ..datasets.noisy_datasets import NoisyDataset
 from ..datasets.sources import Source, data_root
+from ..dynamics.relu_flow import fast_bfloat16
 from ..lab.experiments import arguments_of
 from memnb.lab.parameters import (
     FILE,
@@ -144,11 +145,18 @@ _RULES = {
 
 # %% ../../nbs/papers/10_localization.ipynb #cell05p1
 def check_precision(p: Params):
-    "`ValueError` for products in bfloat16 of another network than resnet9."
-    if p.precision != "float32" and p.model != "resnet9":
+    """`ValueError` for products in bfloat16 of another network than resnet9.
+
+    A warning where the processor does not multiply it.
+    """
+    if p.precision == "float32":
+        return
+    if p.model != "resnet9":
         raise ValueError(
             f"precision={p.precision} is of model=resnet9; model={p.model} has float32 alone"
         )
+    if not torch.cuda.is_available() and not fast_bfloat16("cpu"):
+        caution("this processor does not multiply bfloat16: float32 would be faster")
 
 
 def check_course(p: Params):

@@ -5,6 +5,7 @@ With what is attached to a network, and what was counted.
 
 import json
 import re
+import warnings
 
 import numpy as np
 import polars as pl
@@ -388,6 +389,18 @@ def test_resnet50_has_one_width():
 def test_products_in_bfloat16_are_of_resnet9(model):
     with pytest.raises(ValueError, match=f"bfloat16 is of model=resnet9; model={model} has"):
         params(model=model, precision="bfloat16")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_processor_that_does_not_multiply_bfloat16_is_said_to_be_slower(fast, monkeypatch):
+    monkeypatch.setattr(runs, "fast_bfloat16", lambda device: fast)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        params(model="resnet9", precision="bfloat16")
+    assert [str(w.message) for w in said] == (
+        [] if fast else ["this processor does not multiply bfloat16: float32 would be faster"]
+    )
 
 
 def test_analyses_run_in_the_precision_of_the_training():
