@@ -149,11 +149,12 @@ def check_precision(p: Params):
 
     A warning where the processor does not multiply it.
     """
-    if p.precision == "float32":
+    precision = p.get("precision", "float32")
+    if precision == "float32":
         return
     if p.model != "resnet9":
         raise ValueError(
-            f"precision={p.precision} is of model=resnet9; model={p.model} has float32 alone"
+            f"precision={precision} is of model=resnet9; model={p.model} has float32 alone"
         )
     if not torch.cuda.is_available() and not fast_bfloat16("cpu"):
         caution("this processor does not multiply bfloat16: float32 would be faster")
@@ -229,7 +230,7 @@ def localization_network(p: Params, shape: Sequence[int], n_classes: int, seed: 
         return max(1, round(of_paper * p.width / multiple)) * multiple
 
     own = {
-        "resnet9": dict(width=p.width, precision=p.precision),
+        "resnet9": dict(width=p.width, precision=p.get("precision", "float32")),
         "resnet50": {},
         "vit": dict(width=units(512, 8), hidden=units(512)),
         "mlp": dict(widths=[units(512)] * 3),
