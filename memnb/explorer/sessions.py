@@ -163,8 +163,8 @@ def _tied(p: Params) -> Course:
     return _pictures(p, dict(name="tied", p_gen=p.p_gen, p_mem=p.p_mem))
 
 # %% ../../nbs/explorer/01_sessions.ipynb #cell06
-_LOCALIZATION = dict(
-    model=None, n=None, batch=None, epochs=None, seed=None, noise_seed=0, out="", store=""
+_LOCALIZATION = dict.fromkeys(("model", "precision", "n", "batch", "epochs", "seed")) | dict(
+    noise_seed=0, out="", store=""
 )
 _DEFAULTS = {  # notebook -> its parameters that are not explored
     "localization_rewinding": _LOCALIZATION,

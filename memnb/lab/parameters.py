@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DATASET', 'KIND_OF_NOISE', 'TRAINING_RULES', 'in_place_of', 'once', 'injected_names', 'kernel_cells', 'Params',
-           'resolve', 'Parameters', 'check_fits', 'share_to_test', 'check_source', 'size_of', 'setting']
+           'resolve', 'Parameters', 'check_fits', 'share_to_test', 'check_source', 'size_of', 'check_precision',
+           'setting']
 
 # %% ../../nbs/lab/04_parameters.ipynb #cell03
 import ast
@@ -20,10 +21,18 @@ from pathlib import Path
 
 import torch
 
-from ..common.checks import check_choice, check_memory, in_words, refuse_unknown, shown
+from memnb.common.checks import (
+    caution,
+    check_choice,
+    check_memory,
+    in_words,
+    refuse_unknown,
+    shown,
+)
 from ..common.files import local_path
 from ..datasets.label_noise import NOISE
 from ..datasets.sources import DATASETS, Source, source
+from ..dynamics.relu_flow import fast_bfloat16
 from .rules import FILE, RATE, SEED, Rule, between, count, many, one_of
 from ..models.networks import build
 
@@ -248,6 +257,22 @@ def size_of(model: dict) -> int:
     "Numbers in the state of a network that `memnb.models.build` would make; it is not made."
     with torch.device("meta"):
         return sum(v.numel() for v in build(**model).state_dict().values())
+
+# %% ../../nbs/lab/04_parameters.ipynb #prec1
+def check_precision(p: Params):
+    """`ValueError` for products in bfloat16 of another network than resnet9.
+
+    A warning where the processor does not multiply it.
+    """
+    precision = p.get("precision", "float32")
+    if precision == "float32":
+        return
+    if p.model != "resnet9":
+        raise ValueError(
+            f"precision={precision} is of model=resnet9; model={p.model} has float32 alone"
+        )
+    if not torch.cuda.is_available() and not fast_bfloat16("cpu"):
+        caution("this processor does not multiply bfloat16: float32 would be faster")
 
 # %% ../../nbs/lab/04_parameters.ipynb #set1
 def setting(p: Params) -> str:

@@ -29,6 +29,7 @@ from memnb.lab.parameters import (
     Rule,
     between,
     check_fits,
+    check_precision,
     check_source,
     count,
     in_place_of,
@@ -46,7 +47,6 @@ from .latent_claims import PROBING, TRANSFER
 from memnb.papers.localization import (
     LOCALIZATION_NETWORKS,
     check_course,
-    check_precision,
     checkpoint_epochs,
     localization_network,
     marked,

@@ -489,7 +489,8 @@ def test_few_outputs_on_mnist():
     run = gradient_flow(TwoLayerReLU(784, 100), data, [50, 150])
     frame = run.frame().filter(target="given", group="clean")
     assert frame["margin"].to_list() == pytest.approx([2.47, 5.51], abs=0.02)
-    assert frame["accuracy"].to_list() == pytest.approx([0.991, 0.997], abs=0.0015)
+    one = 1 / int((~data.is_noisy).sum())  # near a margin of 0, rounding decides its side
+    assert frame["accuracy"].to_list() == pytest.approx([0.991, 0.997], abs=1.2 * one)
 
 
 def test_a_single_output_after_clean_training_is_where_plain_descent_is():

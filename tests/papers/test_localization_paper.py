@@ -16,6 +16,7 @@ from paper_experiments import folders
 from polars.testing import assert_frame_equal
 
 from memnb.datasets.noisy_datasets import NoisyDataset
+from memnb.lab import parameters
 from memnb.localization.accounting import Accounting
 from memnb.localization.retraining_scores import leave_out_memorization
 from memnb.localization.tied_dropout import SparseChannels, StandardDropout, TiedDropout, by_mode
@@ -393,7 +394,7 @@ def test_products_in_bfloat16_are_of_resnet9(model):
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_a_processor_that_does_not_multiply_bfloat16_is_said_to_be_slower(fast, monkeypatch):
-    monkeypatch.setattr(runs, "fast_bfloat16", lambda device: fast)
+    monkeypatch.setattr(parameters, "fast_bfloat16", lambda device: fast)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
