@@ -269,7 +269,7 @@ def check_precision(p: Params):
         return
     if p.model != "resnet9":
         raise ValueError(
-            f"precision={precision} is of model=resnet9; model={p.model} has float32 alone"
+            f"precision={precision} works only with model=resnet9; given model={p.model}"
         )
     if not torch.cuda.is_available() and not fast_bfloat16("cpu"):
         caution("this processor does not multiply bfloat16: float32 would be faster")

@@ -315,7 +315,8 @@ def run_tasks(
 ) -> bool:
     """Run tasks in this order; False where it was interrupted, and what is done is kept.
 
-    They share the CPUs of this machine; on another one torch decides how many threads it takes.
+    They share the CPUs that this process may use; on another machine torch decides how many
+    threads it takes.
     `OSError` where the disk is full: what is done is kept, too.
     """
     here = dask is None and slurm is None

@@ -211,16 +211,20 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 class Bfloat16Products(nn.Sequential):
-    """Layers in a row whose products are in bfloat16. Weights and logits stay in float32.
+    """Layers in a row whose products are in bfloat16, but for those of a linear layer.
 
-    On a processor that does not multiply bfloat16 that is slower than float32.
+    So weights and logits are in float32, and logits that are nearly equal are not made equal. On a
+    processor that does not multiply bfloat16 that is slower than float32.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        "Logits (n, K) of inputs (n, ...), of the weights' type."
-        with torch.autocast(x.device.type, torch.bfloat16):
-            logits = super().forward(x)
-        return logits.to(next(self.parameters()).dtype)
+    def forward(self, input: Tensor) -> Tensor:
+        "Logits (n, K) of inputs (n, ...)."
+        x = input
+        for layer in self:
+            exact = isinstance(layer, nn.Linear)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=not exact):
+                x = layer(x.to(layer.weight.dtype) if exact else x)
+        return x
 
 # %% ../../nbs/models/02_vision.ipynb #cell17
 def resnet9(
@@ -229,7 +233,7 @@ def resnet9(
     width: float = 1.0,  # channels relative to the paper's 64, 128, 256, 128; above 0
     n_classes: int = 10,  # 2 or more
     seed: int = 0,  # of the initial weights, 0 or more
-    precision: str = "float32",  # of the products, one of `PRECISIONS`
+    precision: str = "float32",  # of the products before the head, one of `PRECISIONS`
 ) -> nn.Sequential:
     """ResNet-9: `conv1, conv2, res1, conv3, pool, res2, conv4, peak, flatten, out`.
 

@@ -213,8 +213,10 @@ def localization_network(p: Params, shape: Sequence[int], n_classes: int, seed: 
     def units(of_paper: int, multiple: int = 1) -> int:
         return max(1, round(of_paper * p.width / multiple)) * multiple
 
+    # float32 is not named: a network that was stored before there was a choice is the same
+    precision = {} if p.get("precision", "float32") == "float32" else dict(precision=p.precision)
     own = {
-        "resnet9": dict(width=p.width, precision=p.get("precision", "float32")),
+        "resnet9": dict(width=p.width, **precision),
         "resnet50": {},
         "vit": dict(width=units(512, 8), hidden=units(512)),
         "mlp": dict(widths=[units(512)] * 3),

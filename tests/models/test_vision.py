@@ -193,8 +193,9 @@ def test_products_in_bfloat16_are_those_of_torchs_autocast():
     net, plain = (resnet9(width=0.25, seed=3, precision=p) for p in ("bfloat16", "float32"))
     z = net(x)
     with torch.autocast("cpu", torch.bfloat16):
-        expected = plain(x)
-    assert torch.equal(z, expected.float())
+        before_the_head = plain[:-1](x)
+    expected = plain.out(before_the_head.float())
+    assert torch.equal(z, expected)
     assert torch.equal(gradient(net, z, y), gradient(plain, expected, y))
 
 
@@ -213,6 +214,19 @@ def test_the_precision_is_that_of_the_products_alone(precision):
     assert seen["product"] == getattr(torch, precision)
     assert logits.dtype == torch.float32
     assert {v.dtype for v in net.parameters()} == {torch.float32}
+
+
+def test_logits_in_bfloat16_are_not_rounded():
+    z = resnet9(width=0.25, precision="bfloat16")(pictures(64, 3, 32, 32).float())
+    assert not torch.equal(z, z.bfloat16().float())
+
+
+@pytest.mark.parametrize("part", [slice(0, 5), slice(4, 5), slice(7, 9), slice(7, 10)])
+def test_a_part_of_a_network_in_bfloat16_runs(part):
+    whole = resnet9(shape=(1, 8, 8), width=0.1, precision="bfloat16").eval()
+    x = torch.rand(3, 1, 8, 8)
+    before = whole[: part.start](x) if part.start else x
+    assert torch.equal(whole[part.stop :](whole[part](before)), whole(input=x))
 
 
 def test_layers_and_initial_weights_do_not_depend_on_the_precision():

@@ -758,10 +758,11 @@ TABLE1_SETTING = dict(width=1, n=None, rho=0.1, noise="wrong", p_gen=0.4, p_mem=
 @pytest.mark.parametrize(
     "other",
     [dict(rho=0.2), dict(noise="pair"), dict(p_gen=0.9), dict(p_mem=0.1), dict(lr=1e-3)]
-    + [dict(batch=8), dict(n=1000), dict(epochs=5), dict(width=0.25)],
+    + [dict(batch=8), dict(n=1000), dict(epochs=5), dict(width=0.25), dict(precision="bfloat16")],
 )
 def test_table_1_is_judged_at_its_own_setting_alone(other):
     assert table1_data(TABLE1_SETTING) == "cifar10"
+    assert table1_data(TABLE1_SETTING | dict(precision="float32")) == "cifar10"
     assert table1_data(TABLE1_SETTING | other) == ""
 
 

@@ -386,9 +386,18 @@ def test_resnet50_has_one_width():
         params(model="resnet50", width=0.5)
 
 
+@pytest.mark.parametrize("precision", [None, "float32"])
+def test_a_network_in_float32_is_named_as_before_there_was_a_choice(precision):
+    p = params(model="resnet9", precision=precision)
+    named = runs.localization_network(p, [1, 8, 8], 10, 0)
+    assert named == dict(name="resnet9", shape=[1, 8, 8], n_classes=10, seed=0, width=p.width)
+
+
 @pytest.mark.parametrize("model", ["mlp", "cnn", "vit", "resnet50"])
 def test_products_in_bfloat16_are_of_resnet9(model):
-    with pytest.raises(ValueError, match=f"bfloat16 is of model=resnet9; model={model} has"):
+    with pytest.raises(
+        ValueError, match=f"bfloat16 works only with model=resnet9; given model={model}"
+    ):
         params(model=model, precision="bfloat16")
 
 
@@ -822,7 +831,7 @@ def test_a_pictures_subtitle_says_data_and_size():
     assert words == "preset ci, digits, 60 examples, mlp, width 0.03, 1 seed, 12 wrong labels"
 
 
-def test_a_pictures_subtitle_says_in_what_was_multiplied():
+def test_a_pictures_subtitle_names_the_precision():
     p = params(**TINY | dict(model="resnet9", precision="bfloat16"))
     words = runs.localization_subtitle(p, prepare(p, 0.2)[0])
     assert "resnet9, width 0.03, products in bfloat16, 1 seed" in words

@@ -111,6 +111,23 @@ def test_predictions_are_the_probes_every_one(probe, seed, k):
 
 
 @every
+@pytest.mark.parametrize("epochs", [0, 3])
+def test_a_network_that_multiplies_in_bfloat16(probe, epochs):
+    "Products that are rounded to 8 bits would tie most of these answers."
+    data, _ = load("digits", n=300, scale="symmetric")
+    net = build("resnet9", shape=(1, 8, 8), width=0.25, precision="bfloat16")
+    if epochs:
+        fit(net, data, epochs, lr=0.05, momentum=0.9, batch=64)
+    p = fit_probe(net, data, "flatten", probe)
+    h = read(net, data.x, "flatten")
+    best = p.scores(h.float()).topk(2).values
+    clear = best[:, 0] - best[:, 1] > 1e-5 * h.norm(dim=1)
+    new = transfer(net, data, probe=probe)
+    assert clear.float().mean() > 0.95
+    assert torch.equal(guess(new, data.x)[clear], p.predict(h)[clear])
+
+
+@every
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_trained_network_in_single_precision(probe, device):
     train, test = (d.to(device) for d in load("digits", n=300))
