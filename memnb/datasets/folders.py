@@ -154,7 +154,6 @@ def files_of(
     return files
 
 # %% ../../nbs/datasets/11_folders.ipynb #fo07
-_WORKERS = min(8, joblib.cpu_count())
 _LARGE = 100 * 100  # pixels; what is smaller is read in less time than a thread needs to be called
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
@@ -337,7 +336,8 @@ def from_folder(
     files = files_of(path, classes, skip_empty=skip_damaged)
     first = _first(files)
     is_grey = first.grey and not _are_three(mean, std) if grey is None else bool(grey)
-    workers = _WORKERS if first.size[0] * first.size[1] >= _LARGE else 1
+    large = first.size[0] * first.size[1] >= _LARGE
+    workers = min(8, joblib.cpu_count()) if large else 1
     shape = Shape(size or first.size, resize, is_grey)
     scaling(mean, std, shape.channels)  # refused before all files are read
     reader = FileReader(files.root, files.names, shape, workers)

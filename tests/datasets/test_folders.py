@@ -206,7 +206,7 @@ def test_threads_keep_the_order(tmp_path, monkeypatch):
         save(tmp_path / "ab"[i % 2] / f"{i:02}.png", (4, 4))
     alone = from_folder(tmp_path, memory=0)
     monkeypatch.setattr(folders, "_LARGE", 0)
-    monkeypatch.setattr(folders, "_WORKERS", 4)
+    monkeypatch.setattr(folders.joblib, "cpu_count", lambda: 4)
     together = from_folder(tmp_path, memory=0)
     assert together.x.read.workers == 4
     assert torch.equal(together.x.batch(), alone.x.batch())
