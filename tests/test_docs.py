@@ -20,6 +20,7 @@ from mkdocs.config import load_config
 from memnb.lab.claims import Claim, judge, show
 from memnb.localization import TiedDropout
 from memnb.papers.reproduction_table import read_reproduction
+from memnb.papers.stored_claims import SETTING
 
 ROOT = Path(__file__).parents[1]
 
@@ -370,6 +371,68 @@ def test_what_was_run_and_what_more_would_cost(tmp_path):
     assert ran == "<code>preset=paper; rhos=0.05,0.1,0.2,0.3,0.4</code>, 2 seeds"
     assert "preset=quick; rhos=0.05,0.1,0.2,0.3,0.4</code>: 3 of 3 seeds, 72 s each, 0.5 GB" in left
     assert "preset=paper; rhos=0.05,0.1,0.2,0.3,0.4</code>: 3 of 5 seeds, 18 min each" in left
+
+
+def line_of(notebook: str, **values):
+    "The line of the table that runs a notebook with these parameters."
+    lines = read_reproduction(ROOT / "docs/reproduce.csv")
+    runs = [x for x in lines if x.notebook and x.notebook.stem == notebook]
+    (line,) = [x for x in runs if x.values == values]
+    return line
+
+
+def claims_about(line, *rates: float, seeds: str = "1 of 1") -> list[dict]:
+    about = reproduction.expected_setting(line) | dict(statement="s", verdict="holds", seeds=seeds)
+    return [about | dict(rho=str(rate)) for rate in rates]
+
+
+@pytest.mark.parametrize("rates, run", [([0.6], 0), ([1.0], 0), ([0.6, 1.0], 1)])
+def test_a_line_was_run_only_if_each_of_its_rates_was_judged(rates, run):
+    line = line_of("latent_probes", preset="paper", rhos="0,0.6,1")  # nothing is judged at 0
+    assert reproduction.seeds_run(line, claims_about(line, *rates)) == run
+
+
+def test_a_line_was_run_over_as_many_seeds_as_at_the_rate_that_has_fewest():
+    line = line_of("latent_probes", preset="paper", rhos="0,0.6,1")
+    claims = claims_about(line, 0.6, seeds="3 of 3") + claims_about(line, 1.0, seeds="0 of 2")
+    assert reproduction.seeds_run(line, claims) == 2
+
+
+@pytest.mark.parametrize("given, judged", [({}, 0.1), (dict(rho="0.05"), 0.05)])
+def test_another_noise_rate_of_a_localization_notebook_is_another_run(given, judged):
+    line = line_of("localization_gradients", preset="overnight", **given)
+    at = {rate: reproduction.seeds_run(line, claims_about(line, rate)) for rate in (0.05, 0.1, 0.2)}
+    assert at == dict.fromkeys(at, 0) | {judged: 1}
+
+
+def test_claims_of_one_setting_may_differ_in_seeds_and_dates(tmp_path):
+    other = dict(seeds="1 of 1", date="2026-03-04", version="0.3.0")
+    claims_of(tmp_path, {}, dict(statement="b") | other, dict(statement="c", date="", version=""))
+    text = page_of_fig2(tmp_path)
+    assert (
+        "Found at preset quick, digits, 1 to 3 seeds, 2026-01-31, 0.2.0, 2026-03-04, 0.3.0, "
+        "some without a date:" in text
+    )
+
+
+def test_claims_without_a_date_say_so(tmp_path):
+    claims_of(tmp_path, dict(date="", version=""))
+    assert "Found at preset quick, digits, 3 seeds, no date recorded:" in page_of_fig2(tmp_path)
+
+
+def test_a_size_that_is_not_the_papers_says_what_it_is():
+    stored = reproduction.read_rows(ROOT / "docs" / "claims.csv")
+    lines = [x for x in read_reproduction(ROOT / "docs/reproduce.csv") if "Localized" in x.paper]
+    made = reproduction.pages(ROOT, lines, {})["reproduction-localization.md"][1]
+    assert any(row["preset"] == "overnight" for row in stored)
+    assert "Preset overnight: the paper&#x27;s data and epochs, with a quarter of its" in made
+
+
+def test_each_setting_that_is_stored_has_a_line_that_runs_it():
+    lines = [x for x in read_reproduction(ROOT / "docs/reproduce.csv") if x.notebook]
+    known = [reproduction.expected_setting(line) for line in lines]
+    stored = reproduction.read_rows(ROOT / "docs" / "claims.csv")
+    assert [s for s in ({k: row[k] for k in SETTING} for row in stored) if s not in known] == []
 
 
 def test_the_table_of_what_to_run_expects_the_settings_that_are_stored():

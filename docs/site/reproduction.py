@@ -65,33 +65,51 @@ def _declared(notebook: Path) -> dict:
     return {n.target.id: ast.literal_eval(n.value) for n in body}
 
 
-def expected_setting(line: Line) -> dict:
-    "What the results of a line will be found on."
+def _resolved(line: Line) -> dict:
+    "A line's parameters, as its notebook resolves them."
     name = line.notebook.stem
     _, parameters = _of_figure(name)
     given = _declared(line.notebook) | line.values
-    preset = given["preset"]
     own = {k: v for k, v in parameters.complete(name, given).items() if v is not None}
-    p = dict(figure=name) | parameters.presets[preset] | own
-    known = {k: v for k, v in p.items() if k in {*given, "figure"}}  # as a notebook resolves it
-    return setting_of(known, line.values)
+    p = dict(figure=name) | parameters.presets[given["preset"]] | own
+    return {k: v for k, v in p.items() if k in {*given, "figure"}}
+
+
+def expected_setting(line: Line) -> dict:
+    "What the results of a line will be found on."
+    return setting_of(_resolved(line), line.values)
 
 
 def _rates(line: Line) -> set[float]:
-    "Noise rates that a line names."
-    text = str(line.values.get("rhos") or line.values.get("rho") or "")
-    return {float(part) for part in text.split(",") if part.strip()}
+    """Noise rates that a line's claims must be about; empty where it names none.
+
+    A localization notebook judges its own `rho`. Nothing is judged at rate 0.
+    """
+    name = line.notebook.stem
+    given = _resolved(line) if name.startswith("localization") else line.values
+    text = str(given.get("rho") or given.get("rhos") or "")
+    return {float(part) for part in text.split(",") if part.strip()} - {0.0}
+
+
+def _over(row: dict) -> int:
+    "The number of seeds over which a claim was judged."
+    return int((row.get("seeds") or "0 of 1").rpartition(" ")[2])
 
 
 def seeds_run(line: Line, claims: list[dict]) -> int:
-    "Over how many seeds the claims of a line were judged; 0 where it was not run."
+    """Over how many seeds the claims of a line were judged, at each of its rates; 0 where not.
+
+    So a line that names a rate at which its notebook judges nothing does not count as run.
+    """
     setting = expected_setting(line)
     mine = [c for c in claims if all((c.get(k) or "") == setting[k] for k in SETTING)]
     mine = [c for c in mine if c["verdict"] != "not run"]
-    rates = {float(c["rho"]) for c in mine if c.get("rho")}
-    if not mine or (rates and not {r for r in _rates(line) if 0 < r < 1} <= rates):
-        return 0
-    return max(int((c.get("seeds") or "0 of 1").rpartition(" ")[2]) for c in mine)
+    at = defaultdict(int)
+    for row in mine:
+        rate = float(row["rho"]) if row.get("rho") else None
+        at[rate] = max(at[rate], _over(row))
+    rates = _rates(line) if set(at) - {None} else set()  # all claims may be about all rates
+    return min((at[rate] for rate in rates), default=max(at.values(), default=0))
 
 
 # --- what was found
@@ -185,14 +203,26 @@ def claims_table(rows: list[dict]) -> str:
     return _table(list(cells[0]), [list(c.values()) for c in cells])
 
 
-def _setting_in_words(row: dict) -> str:
-    words = [f"preset {row['preset']}", row.get("dataset"), row.get("model"), row.get("changed")]
-    seeds = {r.rpartition(" ")[2] for r in [row.get("seeds") or ""] if r}
-    words += [f"{n} seed{'s' if n != '1' else ''}" for n in seeds]
-    if row.get("epochs"):
-        words.append(f"{row['epochs']} epochs")
-    made = [row[k] for k in ("date", "version") if row.get(k)]
-    return html.escape(", ".join(w for w in (*words, *made) if w))
+def _setting_in_words(rows: list[dict]) -> str:
+    "What the claims of one setting were judged on, and when; these may differ between them."
+    first = rows[0]
+    words = [first.get(k) for k in ("dataset", "model", "changed")]
+    over = sorted({_over(row) for row in rows if row.get("seeds")})
+    if over:
+        words.append(f"{' to '.join(map(str, over[:1] + over[1:][-1:]))} seed{'s' * (over != [1])}")
+    words += [f"{n} epochs" for n in dict.fromkeys(row.get("epochs") for row in rows) if n]
+    made = [", ".join(row[k] for k in ("date", "version") if row.get(k)) for row in rows]
+    words += sorted(set(filter(None, made)))
+    if not all(made):
+        words.append("no date recorded" if not any(made) else "some without a date")
+    return html.escape(", ".join(w for w in (f"preset {first['preset']}", *words) if w))
+
+
+def _note(name: str, preset: str) -> str:
+    "What a preset is beside the paper's set-up; empty where nothing is said."
+    notes = _of_figure(name)[1].notes
+    note = notes.get(f"{name} {preset}", notes.get(preset))
+    return f"<p>Preset {preset}: {html.escape(note)}</p>" if note else ""
 
 
 def _size(setting: tuple) -> int:
@@ -208,8 +238,8 @@ def found(claims: list[dict]) -> str:
         settings[tuple(row.get(k) or "" for k in SETTING)].append(row)
     parts = []
     for setting in sorted(settings, key=_size):
-        words = _setting_in_words(settings[setting][0])
-        table = claims_table(settings[setting])
+        words = _setting_in_words(settings[setting])
+        table = _note(*setting[:2]) + claims_table(settings[setting])
         if parts:
             parts.append(f"<details><summary>{words}</summary>{table}</details>")
         else:

@@ -100,7 +100,7 @@ def paper_lines(
     page = []
     for paper, its in papers.items():
         texts = [_HEADER, *map(_cells, its)]
-        header, *lines = one_line_rows(texts, width - 2, flexible={0: 14, 5: 17, 2: 8})
+        header, *lines = one_line_rows(texts, width - 2, flexible={0: 14, 5: 22, 2: 8})
         page += [paper, f"  {header}"]
         for row, line in zip(its, lines, strict=True):
             if not row["notebook"]:

@@ -102,7 +102,7 @@ _PRESETS = {
         scores="",
     ),
     "overnight": _PAPER
-    | dict(width=0.25, seeds="0", rhos="0.1,0.5", cells="0.2,0.4", shares="0.2"),
+    | dict(width=0.25, seeds="0", rhos="0.01,0.1,0.99", cells="0.2,0.4", shares="0.2"),
     "paper": _PAPER,
     "ci": _PAPER
     | dict(

@@ -154,12 +154,13 @@ def _judge(claims: str | Path, folder: Path):
 
 
 def _stored(claims: str | Path) -> pl.DataFrame | None:
-    "The table of claims; None where there is none that can be read."
+    "The table of claims; None where there is none, or, said aloud, none that can be read."
     from memnb.papers.stored_claims import read_claims
 
     try:
         return read_claims(claims)
-    except (ValueError, pl.exceptions.PolarsError):
+    except ValueError as e:
+        print(f"{e}; results are kept, their claims go nowhere until it is mended or moved away")
         return None
 
 

@@ -118,36 +118,51 @@ def _line(fields: dict, folder: Path) -> Line:
         raise ValueError("cpu_hours must be above 0")
     if line.seeds and "seed" in line.values:
         raise ValueError("the seed stands in `seeds`, and in `parameters`, too")
-    if bad := [name for name in line.data if Path(name).is_absolute()]:
-        raise ValueError(f"data {bad[0]!r} must be named from the data root")
+    if bad := [name for name in line.data if Path(name).is_absolute() or "**" in name]:
+        raise ValueError(f"data {bad[0]!r} must be named from the data root, without **")
     make_task(line.notebook, line.about() | (dict(seed=line.seeds[0]) if line.seeds else {}))
     return line
 
 # %% ../../nbs/papers/28_reproduction_table.ipynb #cell06
+def _check_new(line: Line, before: dict[int, Line]):
+    "`ValueError` for a line that runs a notebook as another one does."
+    for number, other in before.items():
+        if line.notebook and (line.notebook, line.values) == (other.notebook, other.values):
+            raise ValueError(
+                f"it runs what line {number} runs; give that one all figures and seeds"
+            )
+
+
 def read_reproduction(
     file: str | Path,  # .csv; notebooks are named from the folder above its own
 ) -> list[Line]:
     """The lines of a table of what is to be reproduced.
 
-    `ValueError` that names every line whose notebook or parameters are not there.
+    `ValueError` that names every line whose notebook or parameters are not there, or that is
+    there twice.
     """
     file = local_path("table", file)
     if not file.is_file():
         raise FileNotFoundError(f"there is no table {str(file)!r} of what is to be reproduced")
-    reader = csv.DictReader(file.read_text(encoding="utf-8").splitlines())
+    try:
+        reader = csv.DictReader(file.read_text(encoding="utf-8").splitlines())
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{file} is no text in UTF-8: {e}") from None
     if missing := [name for name in FIELDS if name not in (reader.fieldnames or ())]:
         raise ValueError(f"{file} lacks the columns {', '.join(missing)}")
-    lines = []
+    lines = {}  # number -> line
     wrong = []
     for number, fields in enumerate(reader, 2):
         fields = {name: (fields[name] or "").strip() for name in FIELDS}
         try:
-            lines.append(_line(fields, file.resolve().parent.parent))
+            line = _line(fields, file.resolve().parent.parent)
+            _check_new(line, lines)
+            lines[number] = line
         except ValueError as e:
             wrong.append(f"line {number} ({fields['shows']}, {fields['notebook']}): {e}")
     if wrong:
         raise ValueError(f"{file} has lines that cannot be run:\n" + "\n".join(wrong))
-    return lines
+    return list(lines.values())
 
 # %% ../../nbs/papers/28_reproduction_table.ipynb #cell11
 _PLACES = {  # data set -> names in the data root, any of which will do

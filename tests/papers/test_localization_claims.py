@@ -56,8 +56,10 @@ from memnb.papers.localization_unit_claims import (
     OTHERS,
     SAME_UNTRAINED,
     TABLE2,
+    TABLE3,
     broken,
 )
+from memnb.papers.localization_unit_claims import TIED as TIED_CLAIMS
 from memnb.trainer.training import fit
 
 RHO = 0.1
@@ -265,7 +267,12 @@ def retrained_on_all(run, data):
     one = some(len(data), 1) & ~data.is_noisy
     one = one if one.any() else torch.arange(len(data)) == int((~data.is_noisy).nonzero()[0])
     retrain(run, data, epochs=5, batch=20, mask=one, look=look)
-    return marked(pl.DataFrame(rows), run)
+    return beside_itself(pl.DataFrame(rows), run)
+
+
+def beside_itself(rows, run):
+    "Rows of layers trained anew, and those of the network itself."
+    return pl.concat([marked(rows, run), marked(run.frame(), run)], how="diagonal")
 
 
 @pytest.mark.parametrize("claim", RETRAINING, ids=lambda c: c.statement)
@@ -275,9 +282,9 @@ def test_a_claim_about_retraining_fails_on_its_control(claim, mlp, alone):
         net = build(**run.config["model"])
         fit(net, true_labels(data), 40, lr=0.05, momentum=0.9, batch=20, times=[40])
         run = replace(run, checkpoints={0.0: run.checkpoints[0], 40.0: state(net)})
-        control = marked(retrain(run, data, epochs=5, batch=20), run)
+        control = beside_itself(retrain(run, data, epochs=5, batch=20), run)
     elif claim.control == ALONE:
-        control = marked(retrain(alone, data, epochs=5, batch=20), alone)
+        control = beside_itself(retrain(alone, data, epochs=5, batch=20), alone)
     else:
         assert claim.control == "retraining on the noisy examples, too"
         control = retrained_on_all(run, data)
@@ -286,7 +293,7 @@ def test_a_claim_about_retraining_fails_on_its_control(claim, mlp, alone):
 
 def test_the_last_layer_of_a_resnet_gives_the_noisy_labels_back(resnet):
     data, run, _ = resnet
-    again = marked(retrain(run, data, layers=["out"], epochs=5, batch=32), run)
+    again = beside_itself(retrain(run, data, layers=["out"], epochs=5, batch=32), run)
     assert verdict(RETRAINING[2], again) == "holds"
 
 
@@ -448,9 +455,9 @@ def taught_the_true_labels(tied):
 
 
 def memory_on(f):
-    "The grid with the memory on, in the place of that with the memory off."
-    own = f.filter(cell="grid", mode="own").with_columns(mode=pl.lit("drop"))
-    return pl.concat([f.filter(pl.col("cell") != "grid"), own])
+    "Networks with the memory on, in the place of those with the memory off."
+    own = f.filter(mode="own").drop_nulls("p_gen").with_columns(mode=pl.lit("drop"))
+    return pl.concat([f.filter(pl.col("mode") != "drop"), own])
 
 
 @pytest.mark.parametrize("claim", DROPOUT, ids=lambda c: c.statement)
@@ -510,7 +517,10 @@ def test_a_claim_about_atypical_examples_fails_on_its_control(claim, atypical):
         assert claim.control == "a network that never saw the atypical examples"
         blind = never_saw(data, mask, run)
         again = retrain(blind, data, mask=mask, epochs=5, batch=20)
-        control = marked(again, blind, analysis="retraining")
+        itself = rewind(run, data, mask=mask)  # which had seen them
+        rows = dict(rewinding=marked(itself, run), retraining=marked(again, blind))
+        parts = [f.with_columns(analysis=pl.lit(name)) for name, f in rows.items()]
+        control = pl.concat(parts, how="diagonal")
     must_fail(claim, control)
 
 
@@ -636,16 +646,43 @@ def test_what_was_not_learnt_cannot_be_lost(end, share):
 
 def test_retraining_by_hand():
     course = dict(first=[1.0, 0.5, 0.15], middle=[1.0, 0.92, 0.05], last=[1.0, 0.97, 0.1])
+    f = trained_anew(course)
+    assert retrained(f, "best") == dict(first=0.5, middle=0.92, last=0.97)  # without epoch 0
+    assert [c.measure(f) for c in RETRAINING] == pytest.approx([2 / 3, 0.075, 0.97])
+    again = f.drop_nulls("layer").with_columns(analysis=pl.lit("retraining"))
+    itself = put_back().drop_nulls("layer").with_columns(analysis=pl.lit("rewinding"))
+    atypical = pl.concat([again, itself], how="diagonal")
+    assert [c.measure(atypical) for c in ATYPICAL[2:]] == pytest.approx([0.5, 0.1])
+
+
+def trained_anew(course, end=1.0):
+    "Accuracies on noisy examples at epochs 0, 3 and 20 by layer, and the network's own."
     rows = [
-        dict(epoch=e, layer=k, group="noisy", accuracy=a)
-        for k, values in course.items()
+        dict(epoch=e, layer=k, group="noisy", target="given", accuracy=a)
+        for k, values in ({None: [0.1, 0.2, end]} | course).items()
         for e, a in zip((0.0, 3.0, 20.0), values, strict=True)
     ]
-    f = pl.DataFrame(rows).with_columns(rho=RHO, seed=0)
-    assert retrained(f, "best") == dict(first=0.5, middle=0.92, last=0.97)  # without epoch 0
-    assert [c.measure(f) for c in RETRAINING] == pytest.approx([2 / 3, 0.1, 0.97])
-    again = f.with_columns(analysis=pl.lit("retraining"))
-    assert [c.measure(again) for c in ATYPICAL[2:]] == pytest.approx([0.5, 0.1])
+    return pl.DataFrame(rows).with_columns(rho=RHO, seed=0)
+
+
+def test_noise_that_was_not_learnt_cannot_come_back():
+    course = dict.fromkeys(LAYERS, [0.1, 0.12, 0.1])
+    assert {verdict(c, trained_anew(course, end=0.1)) for c in RETRAINING} == {"undecided"}
+    assert [verdict(c, trained_anew(course)) for c in RETRAINING] == [
+        "does not hold",
+        "undecided",  # no layer had given anything back
+        "does not hold",
+    ]
+    again = trained_anew(course).drop_nulls("layer").with_columns(analysis=pl.lit("retraining"))
+    itself = put_back(0.1).drop_nulls("layer").with_columns(analysis=pl.lit("rewinding"))
+    f = pl.concat([again, itself], how="diagonal")
+    assert {verdict(c, f) for c in ATYPICAL[2:]} == {"undecided"}
+
+
+def test_layers_that_gave_nothing_back_have_nothing_to_lose():
+    "Three of seven layers keep what they gave back; the others never did."
+    course = {f"layer {i}": [1.0, 1.0, 1.0] if i < 3 else [1.0, 0.1, 0.1] for i in range(7)}
+    assert verdict(RETRAINING[1], trained_anew(course)) == "does not hold"
 
 
 def test_units_by_hand():
@@ -667,6 +704,8 @@ def test_units_by_hand():
     assert [c.measure(f) for c in NEURONS] == pytest.approx(by_hand)
     nothing = f.filter(outcome="misclassified")
     assert {verdict(c, nothing) for c in NEURONS} == {"undecided"}
+    given_up = f.filter(group="noisy").with_columns(outcome=pl.lit("kept"), units=8)
+    assert NEURONS[2].measure(given_up) == 0  # eight units, and the prediction still stands
 
 
 def grid_of(*cells):
@@ -683,7 +722,7 @@ def test_a_broken_network_does_not_count_in_table_2():
     f = grid_of(
         (0.2, 0.1, 0.40, 0.09), (0.2, 0.6, 0.98, 0.11), (0.2, 0.4, 0.95, 0.02), (0.1, 0.1, 1, 1)
     )
-    assert [c.measure(f) for c in TABLE2] == [1, 1]
+    assert [c.measure(f) for c in TABLE2] == [1, 1, 1.0]  # the largest is that at p_mem 0.1
     assert table2(f).filter(p_mem=0.2)["counts"].to_list() == [False, True, True]
     assert math.isnan(TABLE2[0].measure(f.filter(pl.col("p_gen") < 0.5)))  # one network is left
 
@@ -691,8 +730,62 @@ def test_a_broken_network_does_not_count_in_table_2():
 def test_accuracy_that_is_higher_at_the_last_p_gen_only_does_not_rise():
     f = grid_of((0.2, 0.2, 0.9, 0.1), (0.2, 0.4, 0.8, 0.1), (0.2, 0.6, 0.7, 0.1))
     f = pl.concat([f, grid_of((0.2, 0.8, 0.95, 0.1))])
-    assert [c.measure(f) for c in TABLE2] == [0, 0]  # three pairs rise, three fall; all are equal
-    assert [verdict(c, f) for c in TABLE2] == ["does not hold"] * 2
+    assert [c.measure(f) for c in TABLE2] == [0, 0, 0.1]  # three rise, three fall; all are equal
+    assert [verdict(c, f) for c in TABLE2] == ["does not hold", "does not hold", "holds"]
+
+
+def test_table_2_is_judged_at_each_p_mem():
+    rises = [(0.2, 0.2, 0.8, 0.02), (0.2, 0.4, 0.9, 0.03)]
+    falls = [(0.1, 0.2, 0.9, 0.30), (0.1, 0.4, 0.6, 0.02)]
+    assert [c.measure(grid_of(*rises)) for c in TABLE2] == [1, 1, 0.03]
+    assert [c.measure(grid_of(*rises, *falls)) for c in TABLE2] == [0, 0, 0.3]
+
+
+def networks_of(own, drop, rival=(1.0, 0.995), p_gen=0.4):
+    "Clean and noisy accuracy: memory on, memory off, and of the networks beside it."
+    by_mode = {("main", "own"): own, ("main", "drop"): drop}
+    by_mode |= {(cell, "own"): rival for cell in OTHERS}
+    rows = [
+        dict(
+            cell=cell,
+            mode=mode,
+            p_gen=p_gen if cell == "main" else None,
+            group=g,
+            accuracy=a,
+            p_mem=None,
+        )
+        for (cell, mode), values in by_mode.items()
+        for g, a in zip(("clean", "noisy"), values, strict=True)
+    ]
+    return pl.DataFrame(rows).with_columns(rho=RHO, seed=0)
+
+
+FORGOTTEN = [TIED_CLAIMS[1], *TABLE3[-2:]]
+
+
+def test_what_forgets():
+    f = networks_of((1.0, 0.99), (0.91, 0.03))
+    assert [c.measure(f) for c in FORGOTTEN] == pytest.approx([0.03, 0.965, 0.965])
+    assert TIED_CLAIMS[2].measure(f) == pytest.approx(0.09)
+
+
+@pytest.mark.parametrize(
+    "own, drop", [((0.1, 0.1), (0.1, 0.1)), ((1.0, 0.03), (0.9, 0.03)), ((1.0, 1.0), (0.1, 0.1))]
+)
+def test_a_network_that_learnt_nothing_or_is_broken_forgets_nothing(own, drop):
+    f = networks_of(own, drop)
+    assert {verdict(c, f) for c in FORGOTTEN} == {"undecided"}
+    assert verdict(TIED_CLAIMS[2], f) != "holds" or own[0] == 1.0
+
+
+def test_table_3_compares_networks_that_work_at_one_share_of_channels():
+    broken_rival = networks_of((1.0, 0.99), (0.91, 0.03), rival=(0.1, 0.1))
+    elsewhere = networks_of((1.0, 0.99), (0.91, 0.03), p_gen=0.6)
+    for f in (broken_rival, elsewhere):
+        assert {verdict(c, f) for c in TABLE3[-2:]} == {"undecided"}
+    named = localization_verdicts("localization_dropout", broken_rival, RHO)
+    rows = named.filter(pl.col("statement").str.contains("forgets more"))
+    assert rows["definition"].str.contains("broken, so not counted: ", literal=True).all()
 
 
 def test_rows_of_tables_2_and_3_name_the_broken_networks():
@@ -702,7 +795,10 @@ def test_rows_of_tables_2_and_3_name_the_broken_networks():
         for seed, a in enumerate((0.4, 0.6))
     ]
     f = pl.concat([f, pl.DataFrame(others)], how="diagonal_relaxed")
-    assert broken(f, "grid") == "p_mem 0.2, p_gen 0.1 (clean accuracy 0.40 in 1 of 1 seeds)"
+    assert broken(f, "grid") == (
+        "p_mem 0.1, p_gen 0.3 (clean accuracy 0.10 in 1 of 1 seeds); "
+        "p_mem 0.2, p_gen 0.1 (clean accuracy 0.40 in 1 of 1 seeds)"
+    )
     which = "Standard dropout (40% kept) (clean accuracy 0.40 in 1 of 2 seeds)"
     assert broken(f, "dropout, 0.4 kept") == which
     assert broken(f, "sparse, 0.4 kept") == ""
@@ -711,7 +807,7 @@ def test_rows_of_tables_2_and_3_name_the_broken_networks():
     table3, *table2 = named["definition"].to_list()
     assert which in table3
     assert len(table2) == len(TABLE2)
-    assert all("counted: p_mem 0.2, p_gen 0.1 (" in text for text in table2)
+    assert all("counted: p_mem 0.1, p_gen 0.3 (" in text for text in table2)
 
 
 def test_rows_about_units_say_how_these_were_searched_for():

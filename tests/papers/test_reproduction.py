@@ -200,6 +200,8 @@ def test_the_line_about_a_preset_says_what_was_given_in_place_of_its_values():
         (dict(parameters="seed=5"), "line 3 .*the seed stands in `seeds`, and in `parameters`"),
         (dict(seeds="x"), "line 3 .*seeds='x' must be whole numbers, as 0:3"),
         (dict(data="/srv/mnist.npz"), "line 3 .*data '/srv/mnist.npz' must be named from the"),
+        (dict(data="**x"), r"line 3 .*data '\*\*x' must be named from the data root, without"),
+        (dict(parameters="rho=0.1", shows="Fig. 9"), "line 3 .*it runs what line 2 runs; give"),
         (dict(cpu_hours=""), "line 3 .*cpu_hours must be above 0"),
         (dict(cpu_hours="long"), "line 3 .*cpu_hours='long' must be a number, 0 or more"),
         (dict(memory_gb="-1"), "line 3 .*memory_gb='-1' must be a number"),
@@ -232,6 +234,9 @@ def test_no_table(tmp_path):
         read_reproduction(tmp_path / "none.csv")
     (tmp_path / "t.csv").write_text("paper,shows\n")
     with pytest.raises(ValueError, match="lacks the columns notebook, parameters"):
+        read_reproduction(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_bytes(b"paper,\xff\n")
+    with pytest.raises(ValueError, match="t.csv is no text in UTF-8"):
         read_reproduction(tmp_path / "t.csv")
 
 
@@ -555,6 +560,13 @@ def test_a_damaged_table_of_claims_is_named(tiny, tmp_path, count, capsys, monke
     monkeypatch.setattr(stored_claims, "update_claims", judge)
     (tmp_path / "claims.csv").write_bytes(bytes(range(256)))
     run(write(tmp_path, row()))
+    assert "claims.csv cannot be read as a table of claims" in capsys.readouterr().out
+
+
+def test_a_damaged_table_of_claims_is_named_before_any_work(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MEMNB_DATA", str(tmp_path))
+    (tmp_path / "claims.csv").write_bytes(bytes(range(256)))
+    assert states(run(write(tmp_path, row(data="nosuch")))) == ["needs nosuch"] * 2
     assert "claims.csv cannot be read as a table of claims" in capsys.readouterr().out
 
 
