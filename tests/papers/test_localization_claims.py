@@ -778,6 +778,19 @@ def test_a_network_that_learnt_nothing_or_is_broken_forgets_nothing(own, drop):
     assert verdict(TIED_CLAIMS[2], f) != "holds" or own[0] == 1.0
 
 
+@pytest.mark.parametrize("clean, verdict_of_gap", [(0.9, "holds"), (0.1, "undecided")])
+def test_a_broken_network_has_no_generalization_gap_to_narrow(clean, verdict_of_gap):
+    modes = dict(own=(1.0, None), scaled=(None, 0.8), drop=(clean, 0.75 if clean > 0.5 else 0.1))
+    rows = [
+        dict(cell="main", mode=mode, group=group, accuracy=a)
+        for mode, values in modes.items()
+        for group, a in zip(("clean", "test"), values, strict=True)
+        if a is not None
+    ]
+    f = pl.DataFrame(rows).with_columns(rho=RHO, seed=0)
+    assert verdict(TIED_CLAIMS[-1], f) == verdict_of_gap
+
+
 def test_table_3_compares_networks_that_work_at_one_share_of_channels():
     broken_rival = networks_of((1.0, 0.99), (0.91, 0.03), rival=(0.1, 0.1))
     elsewhere = networks_of((1.0, 0.99), (0.91, 0.03), p_gen=0.6)
