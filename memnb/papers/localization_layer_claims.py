@@ -16,7 +16,7 @@ import polars as pl
 from ..lab.claims import Claim, largest, smallest
 from memnb.papers.localization_measures import (
     LEARNT,
-    at_end,
+    accuracy_at_end,
     last_layer,
     layers_of,
     ratio,
@@ -215,7 +215,7 @@ REWINDING = [
 def _anew(f: pl.DataFrame, which: str) -> dict[str, float]:
     "Layer -> its best or final accuracy; empty where the network itself had not learnt the noise."
     own = f.filter(pl.col("layer").is_null(), group="noisy", target="given")
-    return retrained(f, which) if at_end(own) >= LEARNT else {}
+    return retrained(f, which) if accuracy_at_end(own) >= LEARNT else {}
 
 
 def _given_back(f: pl.DataFrame) -> float:
@@ -270,7 +270,7 @@ RETRAINING = [
 def _atypical_anew(f: pl.DataFrame, which: str) -> list[float]:
     "The layers' best or final accuracies; empty where the network had not learnt the examples."
     itself = f.filter(analysis="rewinding", group="noisy")  # all layers as at the end
-    known = at_end(itself) >= LEARNT
+    known = accuracy_at_end(itself) >= LEARNT
     return list(retrained(f.filter(analysis="retraining"), which).values()) if known else []
 
 
