@@ -337,6 +337,14 @@ def long(k=30, n=2000):
     return pl.concat([pl.DataFrame(p) for p in parts])
 
 
+def test_a_curve_of_one_point_is_seen():
+    def drawn(accuracy):
+        f = pl.DataFrame(dict(epoch=[5.0], group=["clean"], accuracy=[accuracy]))
+        return np.asarray(picture(accuracies(f, "title")))
+
+    assert (drawn(0.2) != drawn(0.8)).any()
+
+
 @pytest.mark.parametrize("k", [1, 13, 54, 200])
 def test_many_long_curves_can_be_shown_and_keep_their_extremes(k):
     f = long(k)
