@@ -377,7 +377,7 @@ def curves(
     base = alt.Chart(frame).encode(across, color=looks["color"])
     upward = _vertical(y_title, log_y, domain)
     tips = _tips(x, x_title, y, y_title, color, several=several)
-    lone = bool(frame[color].is_unique().any())  # a line through one point cannot be seen
+    lone = frame[color].is_unique().all()  # lines through one point each cannot be seen
     line = base.mark_line(opacity=1, point=lone).encode(alt.Y(f"{y}:Q", **upward), **looks)
     band = base.mark_area(opacity=0.2).encode(alt.Y("lowest:Q", **upward), alt.Y2("highest:Q"))
     layers = _filtered(line, [band] if several else [], color, frame)
