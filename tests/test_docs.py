@@ -426,6 +426,7 @@ def test_a_size_that_is_not_the_papers_says_what_it_is():
     made = reproduction.pages(ROOT, lines, {})["reproduction-localization.md"][1]
     assert any(row["preset"] == "overnight" for row in stored)
     assert "Preset overnight: the paper&#x27;s data and epochs, with a quarter of its" in made
+    assert "what two cores do overnight. Here width=0.125.</p>" in made
 
 
 def test_each_setting_that_is_stored_has_a_line_that_runs_it():

@@ -218,11 +218,12 @@ def _setting_in_words(rows: list[dict]) -> str:
     return html.escape(", ".join(w for w in (f"preset {first['preset']}", *words) if w))
 
 
-def _note(name: str, preset: str) -> str:
-    "What a preset is beside the paper's set-up; empty where nothing is said."
+def _note(name: str, preset: str, changed: str) -> str:
+    "What a preset is beside the paper's set-up, and what was changed; empty if nothing is said."
     notes = _of_figure(name)[1].notes
     note = notes.get(f"{name} {preset}", notes.get(preset))
-    return f"<p>Preset {preset}: {html.escape(note)}</p>" if note else ""
+    here = f" Here {changed}." if changed else ""
+    return f"<p>Preset {preset}: {html.escape(note + here)}</p>" if note else ""
 
 
 def _size(setting: tuple) -> int:
@@ -239,7 +240,7 @@ def found(claims: list[dict]) -> str:
     parts = []
     for setting in sorted(settings, key=_size):
         words = _setting_in_words(settings[setting])
-        table = _note(*setting[:2]) + claims_table(settings[setting])
+        table = _note(*setting[:2], setting[4]) + claims_table(settings[setting])
         if parts:
             parts.append(f"<details><summary>{words}</summary>{table}</details>")
         else:
