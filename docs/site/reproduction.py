@@ -209,7 +209,8 @@ def _setting_in_words(rows: list[dict]) -> str:
     words = [first.get(k) for k in ("dataset", "model", "changed")]
     over = sorted({_over(row) for row in rows if row.get("seeds")})
     if over:
-        words.append(f"{' to '.join(map(str, over[:1] + over[1:][-1:]))} seed{'s' * (over != [1])}")
+        span = str(over[0]) if len(over) == 1 else f"{over[0]} to {over[-1]}"
+        words.append(f"{span} seed{'' if over == [1] else 's'}")
     words += [f"{n} epochs" for n in dict.fromkeys(row.get("epochs") for row in rows) if n]
     made = [", ".join(row[k] for k in ("date", "version") if row.get(k)) for row in rows]
     words += sorted(set(filter(None, made)))

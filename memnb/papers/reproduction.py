@@ -154,7 +154,7 @@ def _judge(claims: str | Path, folder: Path):
 
 
 def _stored(claims: str | Path) -> pl.DataFrame | None:
-    "The table of claims; None where there is none, or, said aloud, none that can be read."
+    "The table of claims; None without one, and, saying so, where it cannot be read."
     from memnb.papers.stored_claims import read_claims
 
     try:
